@@ -1,0 +1,261 @@
+/**
+ * Every error that UniFluid raises on purpose. Each has a stable `code` to branch on, a class for `instanceof`,
+ * and a message that says what was found, what was expected, and where.
+ *
+ * Programs should compare `code`: it survives bundlers and a second copy of the package; classes do not.
+ */
+
+export interface UniFluidErrorOptions {
+  /** What made this happen, where another error did. */
+  cause?: unknown;
+}
+
+/** Base of all errors of this package. */
+export class UniFluidError<Code extends string = string> extends Error {
+  /** Stable name of what went wrong; one of {@link ErrorCode}. */
+  readonly code: Code;
+
+  constructor(code: Code, message: string, options?: UniFluidErrorOptions) {
+    super(message, options);
+    this.name = new.target.name;
+    this.code = code;
+  }
+}
+
+/** There is no checkpoint, or no part of it that is needed, where one was looked for. */
+export class CheckpointNotFoundError extends UniFluidError<"CHECKPOINT_NOT_FOUND"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("CHECKPOINT_NOT_FOUND", message, options);
+  }
+}
+
+/** The parts of a checkpoint contradict each other. */
+export class InvalidCheckpointError extends UniFluidError<"INVALID_CHECKPOINT"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("INVALID_CHECKPOINT", message, options);
+  }
+}
+
+export type SafetensorsErrorCode =
+  /** The file is shorter than its header says. */
+  | "SAFETENSORS_TRUNCATED"
+  /** The header's length is beyond the file or above the limit. */
+  | "SAFETENSORS_HEADER_TOO_LONG"
+  /** The header is not JSON, or not of the form of a safetensors header. */
+  | "SAFETENSORS_INVALID_HEADER"
+  /** Offsets overlap, leave gaps, are out of range, or do not fit shape and type. */
+  | "SAFETENSORS_INVALID_OFFSETS"
+  /** A type that the format does not have, or that weights cannot have. */
+  | "SAFETENSORS_UNKNOWN_DTYPE"
+  /** `model.safetensors.index.json` is malformed or does not agree with the shards. */
+  | "SAFETENSORS_INVALID_INDEX";
+
+/** A safetensors file or the index of its shards breaks the format. */
+export class InvalidSafetensorsError extends UniFluidError<SafetensorsErrorCode> {}
+
+/** A tensor that the configuration asks for is not there. */
+export class MissingTensorError extends UniFluidError<"MISSING_TENSOR"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("MISSING_TENSOR", message, options);
+  }
+}
+
+/** A tensor is there that the configuration has no place for. */
+export class UnexpectedTensorError extends UniFluidError<"UNEXPECTED_TENSOR"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("UNEXPECTED_TENSOR", message, options);
+  }
+}
+
+/** A tensor has another shape than the configuration says. */
+export class TensorShapeError extends UniFluidError<"TENSOR_SHAPE"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("TENSOR_SHAPE", message, options);
+  }
+}
+
+/** A weight is NaN or infinite. */
+export class NonFiniteWeightError extends UniFluidError<"NON_FINITE_WEIGHT"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("NON_FINITE_WEIGHT", message, options);
+  }
+}
+
+/** A field of one of the checkpoint's JSON files is missing, of the wrong type, out of range or unsupported. */
+export class InvalidConfigError extends UniFluidError<"INVALID_CONFIG"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("INVALID_CONFIG", message, options);
+  }
+}
+
+/** The tokenizer is malformed, or has ids that the model's vocabulary lacks. */
+export class TokenizerMismatchError extends UniFluidError<"TOKENIZER_MISMATCH"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("TOKENIZER_MISMATCH", message, options);
+  }
+}
+
+export type ImageErrorCode =
+  /** No bytes. */
+  | "IMAGE_EMPTY"
+  /** There is no such file, or it cannot be read. */
+  | "IMAGE_NOT_FOUND"
+  /** Not an image, a damaged one, or one of an unknown format. */
+  | "IMAGE_UNDECODABLE"
+  /** More pixels than allowed. */
+  | "IMAGE_TOO_LARGE"
+  /** Not a kind of value that an image can be given as, or pixels that do not fit width and height. */
+  | "IMAGE_UNSUPPORTED_INPUT";
+
+/** An image that was given cannot be used. */
+export class InvalidImageError extends UniFluidError<ImageErrorCode> {}
+
+/** Prompt and answer do not fit the model's longest sequence. */
+export class PromptTooLongError extends UniFluidError<"PROMPT_TOO_LONG"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("PROMPT_TOO_LONG", message, options);
+  }
+}
+
+/** An argument is of the wrong type or out of range: "expected X for Y but received Z". */
+export class InvalidOptionError extends UniFluidError<"INVALID_OPTION"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("INVALID_OPTION", message, options);
+  }
+}
+
+/** The weights cannot do this task; the message names the part that is missing. */
+export class UnsupportedTaskError extends UniFluidError<"UNSUPPORTED_TASK"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("UNSUPPORTED_TASK", message, options);
+  }
+}
+
+/** The model, or one more sequence, does not fit the memory that is free or allowed. */
+export class InsufficientMemoryError extends UniFluidError<"INSUFFICIENT_MEMORY"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("INSUFFICIENT_MEMORY", message, options);
+  }
+}
+
+/** The model was disposed. */
+export class DisposedError extends UniFluidError<"DISPOSED"> {
+  constructor(message = "this model was disposed", options?: UniFluidErrorOptions) {
+    super("DISPOSED", message, options);
+  }
+}
+
+/** A request was given up without an `AbortSignal` having asked for it. */
+export class CancelledError extends UniFluidError<"CANCELLED"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("CANCELLED", message, options);
+  }
+}
+
+/** A computation left the finite numbers: broken weights or settings far off. */
+export class NumericalError extends UniFluidError<"NUMERICAL_ERROR"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("NUMERICAL_ERROR", message, options);
+  }
+}
+
+export type DeviceErrorCode =
+  /** The device failed while it computed. */
+  | "DEVICE_ERROR"
+  /** This build or this machine lacks the device or instruction set that was asked for. */
+  | "DEVICE_UNAVAILABLE";
+
+/** A device cannot be used. */
+export class DeviceError extends UniFluidError<DeviceErrorCode> {}
+
+export type NativeLoadErrorCode =
+  /** No compiled addon was found for this machine. */
+  | "NATIVE_NOT_FOUND"
+  /** An addon was found and does not load here. */
+  | "NATIVE_LOAD_FAILED";
+
+/** The compiled part of this package cannot be loaded; the message says what to do. */
+export class NativeLoadError extends UniFluidError<NativeLoadErrorCode> {}
+
+/** A defect of this package: please report it with the message. */
+export class InternalError extends UniFluidError<"INTERNAL"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("INTERNAL", message, options);
+  }
+}
+
+/** Makes the error for each code; this is also the list of all codes. */
+const ERRORS = {
+  CHECKPOINT_NOT_FOUND: CheckpointNotFoundError,
+  INVALID_CHECKPOINT: InvalidCheckpointError,
+  SAFETENSORS_TRUNCATED: InvalidSafetensorsError,
+  SAFETENSORS_HEADER_TOO_LONG: InvalidSafetensorsError,
+  SAFETENSORS_INVALID_HEADER: InvalidSafetensorsError,
+  SAFETENSORS_INVALID_OFFSETS: InvalidSafetensorsError,
+  SAFETENSORS_UNKNOWN_DTYPE: InvalidSafetensorsError,
+  SAFETENSORS_INVALID_INDEX: InvalidSafetensorsError,
+  MISSING_TENSOR: MissingTensorError,
+  UNEXPECTED_TENSOR: UnexpectedTensorError,
+  TENSOR_SHAPE: TensorShapeError,
+  NON_FINITE_WEIGHT: NonFiniteWeightError,
+  INVALID_CONFIG: InvalidConfigError,
+  TOKENIZER_MISMATCH: TokenizerMismatchError,
+  IMAGE_EMPTY: InvalidImageError,
+  IMAGE_NOT_FOUND: InvalidImageError,
+  IMAGE_UNDECODABLE: InvalidImageError,
+  IMAGE_TOO_LARGE: InvalidImageError,
+  IMAGE_UNSUPPORTED_INPUT: InvalidImageError,
+  PROMPT_TOO_LONG: PromptTooLongError,
+  INVALID_OPTION: InvalidOptionError,
+  UNSUPPORTED_TASK: UnsupportedTaskError,
+  INSUFFICIENT_MEMORY: InsufficientMemoryError,
+  DISPOSED: DisposedError,
+  CANCELLED: CancelledError,
+  NUMERICAL_ERROR: NumericalError,
+  DEVICE_ERROR: DeviceError,
+  DEVICE_UNAVAILABLE: DeviceError,
+  NATIVE_NOT_FOUND: NativeLoadError,
+  NATIVE_LOAD_FAILED: NativeLoadError,
+  INTERNAL: InternalError,
+} as const;
+
+/** Every code an error of this package can have. */
+export type ErrorCode = keyof typeof ERRORS;
+
+/** Every code with the name of its class, for documentation and tests. */
+export const errorCodes: readonly ErrorCode[] = Object.freeze(Object.keys(ERRORS) as ErrorCode[]);
+
+/** The class of errors with a code. */
+export function errorClass(code: ErrorCode): abstract new (...args: never[]) => UniFluidError {
+  return ERRORS[code];
+}
+
+type NativeFailure = (message: string, options: UniFluidErrorOptions) => UniFluidError;
+
+/** The error for each code of core/error.h. */
+const FROM_NATIVE: Readonly<Record<string, NativeFailure>> = {
+  INSUFFICIENT_MEMORY: (message, options) => new InsufficientMemoryError(message, options),
+  INVALID_ARGUMENT: (message, options) => new InvalidOptionError(message, options),
+  INVALID_CHECKPOINT: (message, options) => new InvalidCheckpointError(message, options),
+  UNSUPPORTED_TASK: (message, options) => new UnsupportedTaskError(message, options),
+  DISPOSED: (message, options) => new DisposedError(message, options),
+  CANCELLED: (message, options) => new CancelledError(message, options),
+  NUMERICAL_ERROR: (message, options) => new NumericalError(message, options),
+  DEVICE_ERROR: (message, options) => new DeviceError("DEVICE_ERROR", message, options),
+  INTERNAL: (message, options) => new InternalError(message, options),
+};
+
+/**
+ * The error for a failure that the addon reported as `{ code, message }`. Anything else that came out of the
+ * addon is a defect and becomes an `InternalError`.
+ */
+export function fromNative(failure: unknown): UniFluidError {
+  if (failure instanceof UniFluidError) return failure;
+  const { code, message } = (typeof failure === "object" && failure !== null ? failure : {}) as Record<string, unknown>;
+  const options = { cause: failure };
+  if (typeof code !== "string" || typeof message !== "string") {
+    return new InternalError(`the native part failed: ${String(failure)}`, options);
+  }
+  const make = Object.hasOwn(FROM_NATIVE, code) ? FROM_NATIVE[code] : undefined;
+  return make ? make(message, options) : new InternalError(`${code}: ${message}`, options);
+}
