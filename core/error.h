@@ -1,0 +1,37 @@
+// Errors of the native side: a stable code and a message that names the thing and what was expected.
+// They are thrown within core/, cpu/ and binding/, and caught at the edge of the addon, which hands
+// (code, message) to TypeScript; the classes people see are made in lib/errors.ts.
+#pragma once
+
+#include <exception>
+#include <string>
+#include <utility>
+
+namespace unifluid {
+
+// Codes are strings so that a new one needs no table on this side; lib/errors.ts lists them all.
+class Error : public std::exception {
+ public:
+  Error(const char* code, std::string message) : code_(code), message_(std::move(message)) {}
+  const char* code() const noexcept { return code_; }
+  const std::string& message() const noexcept { return message_; }
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  const char* code_;  // a string literal
+  std::string message_;
+};
+
+namespace error_code {
+inline constexpr char kInsufficientMemory[] = "INSUFFICIENT_MEMORY";
+inline constexpr char kInvalidArgument[] = "INVALID_ARGUMENT";
+inline constexpr char kInvalidCheckpoint[] = "INVALID_CHECKPOINT";
+inline constexpr char kUnsupportedTask[] = "UNSUPPORTED_TASK";
+inline constexpr char kDisposed[] = "DISPOSED";
+inline constexpr char kCancelled[] = "CANCELLED";
+inline constexpr char kNumerical[] = "NUMERICAL_ERROR";
+inline constexpr char kDevice[] = "DEVICE_ERROR";
+inline constexpr char kInternal[] = "INTERNAL";
+}  // namespace error_code
+
+}  // namespace unifluid

@@ -1,0 +1,42 @@
+// The operations of core/backend.h for one instruction set: a table of functions that cpu/backend.cpp
+// calls. Each has the contract of the method of the same name; tensors are float32 but for weights.
+#pragma once
+
+#include "core/backend.h"
+#include "cpu/parallel.h"
+
+namespace unifluid::cpu {
+
+// An operation on float32 activations in host memory. Only `sample_text` fails: by returning false
+// when a row of logits is not finite.
+struct Kernels {
+  void (*linear)(const LinearArgs&, Parallel&);
+  void (*gated_linear)(const GatedLinearArgs&, Parallel&);
+  void (*rms_norm)(const RmsNormArgs&, Parallel&);
+  void (*layer_norm)(const LayerNormArgs&, Parallel&);
+  void (*attention)(const AttentionArgs&, Parallel&);
+  void (*embed_tokens)(const EmbedTokensArgs&, Parallel&);
+  void (*image_embed)(const ImageEmbedArgs&, Parallel&);
+  void (*add_rows)(const AddRowsArgs&, Parallel&);
+  void (*soft_cap)(const SoftCapArgs&, Parallel&);
+  bool (*sample_text)(const SampleTextArgs&, Parallel&);
+  void (*diffusion_head)(const DiffusionHeadArgs&, Parallel&);
+  void (*diffusion_sample)(const DiffusionSampleArgs&, Parallel&);
+  void (*convolution)(const ConvolutionArgs&, Parallel&);
+  void (*group_norm)(const GroupNormArgs&, Parallel&);
+};
+
+struct InstructionSet {
+  const char* name;
+  bool supported;          // this processor and operating system have it
+  const Kernels* kernels;
+};
+
+// Those compiled in, from the plainest to the best.
+struct InstructionSets {
+  const InstructionSet* begin;
+  int count;
+};
+InstructionSets instruction_sets();
+
+}  // namespace unifluid::cpu

@@ -1,0 +1,257 @@
+/**
+ * Everything the addon offers, typed in one place. Nothing else in `lib` knows the addon's shape.
+ *
+ * The addon computes; it reads no JSON, tokenizes nothing and makes no error objects. A call that fails at
+ * once throws, and a promise that fails rejects, with an object `{ code, message }`; `lib/errors.ts` turns
+ * it into a class.
+ */
+
+export type StoredType = "F32" | "F16" | "BF16";
+
+/** One tensor of the checkpoint under its canonical name (`lib/tensor-names.ts`). */
+export interface NativeTensor {
+  name: string;
+  dtype: StoredType;
+  shape: number[];
+  /** Index into `NativeModelSpec.files`. */
+  file: number;
+  /** Bytes from the start of the file. */
+  offset: number;
+}
+
+export interface NativeTextConfig {
+  /** Gemma 2's four norms a layer, or Gemma 1's two. */
+  gemma2: boolean;
+  vocabSize: number;
+  hiddenSize: number;
+  intermediateSize: number;
+  layers: number;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  rmsNormEps: number;
+  ropeTheta: number;
+  /** Factor of the attention scores: `query_pre_attn_scalar ** -0.5` or `head_dim ** -0.5`. */
+  attentionScale: number;
+  /** 0: none. */
+  attentionSoftCap: number;
+  /** 0: none. */
+  logitSoftCap: number;
+  /** One per layer; 0: full attention. */
+  windows: number[];
+  activation: NativeActivation;
+  /** Rotary position of a sequence's first row: 1 for PaliGemma and UniFluid, 0 for plain Gemma. */
+  firstPosition: 0 | 1;
+  bidirectionalPrefix: boolean;
+  /** `lm_head.weight` is absent: the logits come from the embedding. */
+  tied: boolean;
+}
+
+export interface NativeVisionConfig {
+  hiddenSize: number;
+  intermediateSize: number;
+  layers: number;
+  heads: number;
+  imageSize: number;
+  patchSize: number;
+  layerNormEps: number;
+  activation: NativeActivation;
+}
+
+export type NativeActivation = "silu" | "gelu_tanh" | "gelu_erf";
+
+export interface NativeVaeConfig {
+  inChannels: number;
+  outChannels: number;
+  blockOutChannels: number[];
+  layersPerBlock: number;
+  latentChannels: number;
+  normGroups: number;
+  scalingFactor: number;
+  shiftFactor: number;
+  midBlockAttention: boolean;
+  quantConv: boolean;
+  postQuantConv: boolean;
+}
+
+export interface NativeImageConfig {
+  grid: number;
+  latentPatch: number;
+  tokenChannels: number;
+  headWidth: number;
+  headDepth: number;
+  timesteps: number;
+  flow: boolean;
+  /** An edit's prefix also holds the source image's latent tokens. */
+  editSourceLatents: boolean;
+}
+
+export interface NativeModelSpec {
+  files: string[];
+  tensors: NativeTensor[];
+  text?: NativeTextConfig;
+  vision?: NativeVisionConfig;
+  vae?: NativeVaeConfig;
+  image?: NativeImageConfig;
+}
+
+export interface NativeLoadOptions {
+  threads: number;
+  /** Name of an instruction set of `instructionSets()`; absent: the best that this processor has. */
+  isa?: string;
+  /** Bytes that weights copied, caches and activations may take together; 0: what the system has free. */
+  maxMemory: number;
+  /** Sequences that may run at once; later ones wait. A guided image counts as one. */
+  maxSequences: number;
+}
+
+/** What a sequence starts from: image features, then source latents, then tokens (spec section 5). */
+export interface NativePrefix {
+  /** SigLIP's input, [3, S, S], normalized as the checkpoint's preprocessor says. */
+  visionPixels?: Float32Array;
+  /** The VAE's input in [-1, 1], [3, image size, image size], for `editSourceLatents`. */
+  sourcePixels?: Float32Array;
+  /** Token ids, `<bos>` included. */
+  tokens: Int32Array;
+}
+
+export interface NativeTextRequest {
+  kind: "text";
+  prefix: NativePrefix;
+  maxNewTokens: number;
+  temperature: number;
+  seed: bigint;
+  stopTokens: Int32Array;
+  /** Send a `token` event for each token. */
+  stream: boolean;
+}
+
+/** Logits of the prefix's last row and of every suffix row; a plain Gemma's: of every row. */
+export interface NativeScoreRequest {
+  kind: "score";
+  prefix: NativePrefix;
+  suffix: Int32Array;
+}
+
+export interface NativeDrawRequest {
+  kind: "draw";
+  prefix: NativePrefix;
+  /** The tokens of the same prefix with an empty prompt, for guidance; absent: no guidance. */
+  emptyTokens?: Int32Array;
+  steps: number;
+  guidance: number;
+  /** 1 + (g - 1)(k + 1) / N at token k, instead of g. */
+  linearGuidance: boolean;
+  temperature: number;
+  /** `Infinity`: no bound. */
+  x0Limit: number;
+  randomOrder: boolean;
+  seed: bigint;
+  /** Send a `cell` event for each image token. */
+  stream: boolean;
+  /** Also decode: `done` then carries `pixels`. */
+  decode: boolean;
+}
+
+/** VAE: pixels [3, height, width] in [-1, 1] to tokens of latents. */
+export interface NativeEncodeRequest {
+  kind: "encode";
+  pixels: Float32Array;
+  width: number;
+  height: number;
+}
+
+/** VAE: tokens [rows * columns, channels] of latents to pixels. */
+export interface NativeDecodeRequest {
+  kind: "decode";
+  latents: Float32Array;
+  /** Tokens across and down. */
+  columns: number;
+  rows: number;
+}
+
+export type NativeRequest =
+  | NativeTextRequest
+  | NativeScoreRequest
+  | NativeDrawRequest
+  | NativeEncodeRequest
+  | NativeDecodeRequest;
+
+export type NativeEvent =
+  | { id: number; type: "token"; token: number }
+  /** Image token number `position` (from 0) was drawn at `cell`; `values` [token channels]. */
+  | { id: number; type: "cell"; position: number; cell: number; values: Float32Array }
+  | {
+      id: number;
+      type: "done";
+      /** text: the new tokens without the stop token. */
+      tokens?: Int32Array;
+      /** text: whether a stop token ended it, rather than the limit. */
+      stopped?: boolean;
+      /** score: [rows, vocab]. */
+      logits?: Float32Array;
+      /** draw, encode: [cells, token channels], cells in raster order. */
+      latents?: Float32Array;
+      /** draw with `decode`, decode: RGB bytes, [height, width, 3]. */
+      pixels?: Uint8Array;
+      width?: number;
+      height?: number;
+    }
+  | { id: number; type: "error"; code: string; message: string };
+
+export interface NativeStats {
+  /** Sequences admitted and not finished. */
+  running: number;
+  /** Requests not yet admitted. */
+  waiting: number;
+  /** Bytes of caches and latents of running sequences. */
+  sequenceBytes: number;
+  /** Bytes of memory the model allocated: repacked weights, activations and sequences. */
+  allocatedBytes: number;
+  /** Engine steps taken and rows run through the decoder so far. */
+  steps: number;
+  rows: number;
+}
+
+export interface NativeModel {
+  /** One line: device, instruction set, threads. */
+  description(): string;
+  /** Queues a request; its events carry the id returned. Throws where the request does not fit the model. */
+  submit(request: NativeRequest): number;
+  /** Frees the sequence at the next step; no event follows. Unknown ids are ignored. */
+  cancel(id: number): void;
+  stats(): NativeStats;
+  /** Ends the engine; running requests get an error event with code DISPOSED first. */
+  dispose(): Promise<void>;
+}
+
+export interface NativeInstructionSet {
+  name: string;
+  /** This processor has it. */
+  supported: boolean;
+}
+
+export interface NativeAddon {
+  version: string;
+  /** From the plainest to the best. */
+  instructionSets(): NativeInstructionSet[];
+  /** `onEvents` gets the events of one engine step together, on JavaScript's thread. */
+  loadModel(
+    spec: NativeModelSpec,
+    options: NativeLoadOptions,
+    onEvents: (events: NativeEvent[]) => void,
+  ): Promise<NativeModel>;
+  /** The first NaN or infinite weight in file order, or null. */
+  findNonFinite(spec: NativeModelSpec): Promise<{ name: string; index: number; value: number } | null>;
+  /** Antialiased resampling of RGB bytes as Pillow does it, off the main thread. */
+  resizeImage(
+    pixels: Uint8Array,
+    width: number,
+    height: number,
+    toWidth: number,
+    toHeight: number,
+    filter: "nearest" | "bilinear" | "bicubic" | "lanczos",
+  ): Promise<Uint8Array>;
+  /** Bytes of memory the system can still give, cgroup limits included. */
+  availableMemory(): number;
+}
