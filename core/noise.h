@@ -1,0 +1,18 @@
+// The normal noise of the diffusion sampler (spec section 7): Philox words turned into normals by
+// Box-Muller in float64, rounded to float32 at the end.
+//
+// Compiled once, for the plainest processor, and called by the kernels of every instruction set: the
+// noise is the same on all of them. No standard header may come in here (cpu/simd.h).
+#pragma once
+
+#include <stdint.h>
+
+namespace unifluid {
+
+// The starting noise of the token at `cell`; out [channels].
+void start_noise(uint64_t seed, int32_t cell, int64_t channels, float* out);
+
+// The noise added after sampling step `step`, 0 being the first; out [channels].
+void step_noise(uint64_t seed, int32_t cell, int64_t step, int64_t channels, float* out);
+
+}  // namespace unifluid
