@@ -1,5 +1,6 @@
 #include "core/philox.h"
 
+#include <cstddef>
 #include <utility>
 
 namespace unifluid {
