@@ -1,0 +1,20 @@
+// Writes dist/index.mjs and dist/index.d.mts: the ES module face of the CommonJS build.
+//
+// It re-exports the CommonJS module instead of being a second build, so that a process in which one
+// library says `import` and another `require` has one instance of every class and of the addon.
+import { writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
+
+const dist = new URL("../dist/", import.meta.url);
+const names = Object.keys(createRequire(import.meta.url)(fileURLToPath(new URL("index.js", dist))));
+const invalid = names.filter((name) => !/^[A-Za-z_$][\w$]*$/.test(name) || name === "default");
+if (names.length === 0 || invalid.length > 0) {
+  throw new Error(`cannot re-export ${invalid.join(", ") || "nothing"} from dist/index.js`);
+}
+
+writeFileSync(
+  new URL("index.mjs", dist),
+  `import cjs from "./index.js";\n\nexport const {\n${names.map((name) => `  ${name},\n`).join("")}} = cjs;\n`,
+);
+writeFileSync(new URL("index.d.mts", dist), 'export * from "./index.js";\n');
