@@ -1,0 +1,24 @@
+// The matrix product that linear, convolution and the diffusion head share.
+//
+// Every output is one vector accumulator that runs over k in steps of kLanes with fused multiply-adds,
+// the last partial step filled with zeros, and is then added up by `sum` of cpu/simd.h. That order is
+// the same for one row and for many, for every tile, block and thread, and for weights of any type, so
+// a row's bits never depend on the rows beside it (core/backend.h, "Invariance").
+#pragma once
+
+#include "core/tensor.h"
+#include "cpu/simd.h"
+
+namespace unifluid::cpu::UNIFLUID_ISA {
+
+// Bytes of scratch that a large product works in (a thread's own, aligned to 64).
+inline constexpr size_t kMatmulScratch = size_t{640} << 10;
+
+// out[i * out_stride + j] = sum over c of x[i * x_stride + c] * weight[first + j, c]
+// for i < rows, j < count, c < weight.cols. It runs in the calling thread; to share a product among
+// threads give each its own columns, or its own rows. `out` must not overlap x or weight.
+// `scratch` may be null: the result is the same, but many rows take longer.
+void matmul(const float* x, int64_t x_stride, int64_t rows, const Tensor& weight, int64_t first,
+            int64_t count, float* out, int64_t out_stride, void* scratch);
+
+}  // namespace unifluid::cpu::UNIFLUID_ISA
