@@ -1,0 +1,203 @@
+/** Random input for the operation tests, the stored number formats, and comparison with stated bounds. */
+import type { Matrix, StoredType, Weight } from "./ops";
+
+/** Half a unit in the last place of 1 in float32: the largest relative error of one rounding. */
+export const UNIT_ROUNDOFF = 2 ** -24;
+
+/**
+ * A seeded generator (splitmix32). Without a seed it takes one from the clock; `seed` says which, and
+ * failing tests name it.
+ */
+export class Random {
+  readonly seed: number;
+  private state: number;
+
+  constructor(seed = (Date.now() ^ (process.pid << 16)) >>> 0) {
+    this.seed = seed;
+    this.state = seed;
+  }
+
+  /** A uint32. */
+  bits(): number {
+    this.state = (this.state + 0x9e3779b9) | 0;
+    let t = this.state ^ (this.state >>> 16);
+    t = Math.imul(t, 0x21f0aaad);
+    t ^= t >>> 15;
+    t = Math.imul(t, 0x735a2d97);
+    return (t ^ (t >>> 15)) >>> 0;
+  }
+
+  /** In (0, 1). */
+  uniform(): number {
+    return (this.bits() + 0.5) / 2 ** 32;
+  }
+
+  /** A whole number in [0, below). */
+  integer(below: number): number {
+    return Math.floor(this.uniform() * below);
+  }
+
+  normal(): number {
+    return Math.sqrt(-2 * Math.log(this.uniform())) * Math.cos(2 * Math.PI * this.uniform());
+  }
+
+  /** Normal draws times `scale`, plus `mean`. */
+  floats(count: number, scale = 1, mean = 0): Float32Array {
+    return Float32Array.from({ length: count }, () => mean + scale * this.normal());
+  }
+
+  matrix(rows: number, cols: number, scale = 1, stride?: number): Matrix {
+    const data = this.floats(rows * (stride ?? cols), scale);
+    return stride === undefined ? { data, rows, cols } : { data, rows, cols, stride };
+  }
+
+  weight(type: StoredType, rows: number, cols: number, scale = 1): Weight {
+    return stored(type, this.floats(rows * cols, scale), rows, cols);
+  }
+}
+
+/** Runs a test body with fresh random input, and names the seed where it fails. */
+export function withRandom(body: (random: Random) => void): () => void {
+  return () => {
+    const random = new Random();
+    try {
+      body(random);
+    } catch (error) {
+      if (error instanceof Error) error.message = `random seed ${random.seed}: ${error.message}`;
+      throw error;
+    }
+  };
+}
+
+// ---- stored number formats ----
+
+const floatBits = new Uint32Array(1);
+const floatValue = new Float32Array(floatBits.buffer);
+
+/** Round to nearest even. */
+export function toBFloat16(value: number): number {
+  floatValue[0] = value;
+  const bits = floatBits[0]!;
+  return ((bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16) & 0xffff;
+}
+
+export function fromBFloat16(bits: number): number {
+  floatBits[0] = bits << 16;
+  return floatValue[0]!;
+}
+
+/** Round to nearest even; overflow gives infinity. */
+export function toFloat16(value: number): number {
+  const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0;
+  const a = Math.abs(value);
+  if (a >= 65520) return sign | 0x7c00;
+  const exponent = Math.max(Math.floor(Math.log2(a || 2 ** -30)), -14);
+  const unit = 2 ** (exponent - 10);
+  const exact = a / unit;
+  let whole = Math.floor(exact);
+  const rest = exact - whole;
+  if (rest > 0.5 || (rest === 0.5 && whole % 2 === 1)) whole += 1;
+  // The exponent field adds to the leading bit of normal numbers; a carry moves it up by itself.
+  return sign | (whole + (whole >= 1024 ? (exponent + 14) * 1024 : 0));
+}
+
+export function fromFloat16(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 1023;
+  if (exponent === 31) return fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+  return sign * (exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24);
+}
+
+/** Values rounded to a stored type. */
+export function stored(
+  type: StoredType,
+  values: Float32Array,
+  rows: number,
+  cols = values.length / rows,
+): Weight {
+  if (type === "f32") return { data: values, type, rows, cols };
+  return {
+    data: Uint16Array.from(values, type === "f16" ? toFloat16 : toBFloat16),
+    type,
+    rows,
+    cols,
+  };
+}
+
+/** What a weight's elements are, exactly. */
+export function valuesOf(weight: Weight): Float64Array {
+  const { type, rows, cols } = weight;
+  const bytes = new Uint8Array(weight.data.buffer, weight.data.byteOffset, weight.data.byteLength);
+  const aligned = bytes.slice().buffer;
+  const count = rows * cols;
+  if (type === "f32") return Float64Array.from(new Float32Array(aligned, 0, count));
+  const decode = type === "f16" ? fromFloat16 : fromBFloat16;
+  return Float64Array.from(new Uint16Array(aligned, 0, count), (bits) => decode(bits));
+}
+
+/** The same weight at an odd address, as a mapped safetensors file may have it. */
+export function misaligned(weight: Weight): Weight {
+  const bytes = new Uint8Array(weight.data.buffer, weight.data.byteOffset, weight.data.byteLength);
+  const moved = new Uint8Array(bytes.length + 1).subarray(1);
+  moved.set(bytes);
+  return { ...weight, data: moved };
+}
+
+// ---- matrices ----
+
+/** The elements of a matrix without the gaps between its rows. */
+export function packed(matrix: Matrix): Float64Array {
+  const { data, rows, cols, stride = cols } = matrix;
+  const out = new Float64Array(rows * cols);
+  for (let r = 0; r < rows; r++)
+    for (let c = 0; c < cols; c++) out[r * cols + c] = data[r * stride + c]!;
+  return out;
+}
+
+/** Rows [first, first + count) as a matrix of their own. */
+export function rowsOf(matrix: Matrix, first: number, count: number): Matrix {
+  const { data, cols, stride = cols } = matrix;
+  return { data: data.slice(first * stride, (first + count) * stride), rows: count, cols, stride };
+}
+
+// ---- comparison ----
+
+/**
+ * A bound for the error of a float32 dot product of `k` terms whose magnitudes sum to `magnitude`. In the
+ * worst case every one of k additions errs by a unit roundoff of the whole; errors are independent, so
+ * their sum grows with sqrt(k), and 8 covers the roundings of the terms and the tail of the distribution.
+ */
+export function dotBound(k: number, magnitude: number): number {
+  return UNIT_ROUNDOFF * (Math.sqrt(k) + 8) * magnitude;
+}
+
+/**
+ * Every element within its bound: one number for all, or one per element. Elements that are not numbers
+ * fail.
+ */
+export function expectClose(
+  actual: Float32Array | Float64Array,
+  expected: ArrayLike<number>,
+  bound: number | ArrayLike<number>,
+): void {
+  expect(actual.length).toBe(expected.length);
+  let worst = -1;
+  let worstRatio = 1;
+  for (let i = 0; i < actual.length; i++) {
+    const allowed = typeof bound === "number" ? bound : bound[i]!;
+    const gap = Math.abs(actual[i]! - expected[i]!);
+    const ratio = gap === 0 ? 0 : gap / allowed;
+    if (Number.isNaN(gap) || ratio > worstRatio) {
+      worst = i;
+      if (Number.isNaN(gap)) break;
+      worstRatio = ratio;
+    }
+  }
+  if (worst >= 0) {
+    const allowed = typeof bound === "number" ? bound : bound[worst]!;
+    throw new Error(
+      `element ${worst} of ${actual.length} is ${actual[worst]}, expected ${expected[worst]} within ${allowed}`,
+    );
+  }
+}

@@ -1,0 +1,317 @@
+/**
+ * The operations of `core/backend.h` as the tests call them: the typed surface of the test addon
+ * (`test/addon`), and the backends that every table of cases runs on.
+ */
+import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
+import { resolve } from "node:path";
+
+export type StoredType = "f32" | "f16" | "bf16";
+export type Activation = "none" | "silu" | "gelu_tanh" | "gelu_erf";
+
+/** Activations, row-major; `stride` elements from one row to the next, where that is more than `cols`. */
+export interface Matrix {
+  data: Float32Array;
+  rows: number;
+  cols: number;
+  stride?: number;
+}
+
+/** A weight as a checkpoint stores it. `data` may be the bytes at any address, an odd one included. */
+export interface Weight {
+  data: Float32Array | Uint16Array | Uint8Array;
+  type: StoredType;
+  rows: number;
+  cols: number;
+}
+
+/**
+ * Results are all of the output, gaps between rows included: [rows, outStride], or [rows, cols] without it.
+ * What an operation did not write is NaN.
+ */
+export interface Strided {
+  outStride?: number;
+}
+
+export interface Layer {
+  weight: Weight;
+  bias: Float32Array;
+}
+
+export interface Head {
+  channels: number;
+  condition: number;
+  width: number;
+  depth: number;
+  flow: boolean;
+  inputProj: Layer;
+  condEmbed: Layer;
+  timeMlp0: Layer;
+  timeMlp2: Layer;
+  blocks: {
+    normWeight: Float32Array;
+    normBias: Float32Array;
+    mlp0: Layer;
+    mlp2: Layer;
+    modulation: Layer;
+  }[];
+  finalModulation: Layer;
+  finalLinear: Layer;
+}
+
+export interface DiffusionStep {
+  time: number;
+  recip: number;
+  recipm1: number;
+  coefX0: number;
+  coefX: number;
+  logBeta: number;
+  logTilde: number;
+  tau: number;
+  noise: boolean;
+}
+
+export interface DiffusionToken {
+  z: number;
+  /** -1: no guidance. */
+  zEmpty: number;
+  guidance: number;
+  temperature: number;
+  x0Limit: number;
+  seed: bigint;
+  cell: number;
+}
+
+export interface AttentionSpan {
+  firstRow: number;
+  rows: number;
+  index: number;
+  prefixEnd: number;
+  /** From `createCache`. */
+  cache?: number;
+}
+
+export interface Backend {
+  description(): string;
+  /** Bytes that can still be allocated. */
+  available(): number;
+  /** Allocates pieces of these sizes, releases them all, and returns their addresses modulo 64. */
+  allocateAndRelease(bytes: number[]): number[];
+  createCache(kvHeads: number, capacity: number, headDim: number): number;
+  /** Each [kvHeads, capacity, headDim]; rows that were never appended are NaN. */
+  readCache(cache: number): { keys: Float32Array; values: Float32Array };
+  close(): void;
+
+  /** `inPlace`: the output is `residual`'s memory. */
+  linear(
+    args: Strided & {
+      x: Matrix;
+      weight: Weight;
+      bias?: Float32Array;
+      activation?: Activation;
+      residual?: Matrix;
+      inPlace?: true;
+    },
+  ): Float32Array;
+  gatedLinear(
+    args: Strided & { x: Matrix; gate: Weight; up: Weight; activation?: Activation },
+  ): Float32Array;
+  rmsNorm(
+    args: Strided & {
+      x: Matrix;
+      weight: Float32Array;
+      eps: number;
+      residual?: Matrix;
+      inPlace?: "x" | "residual";
+    },
+  ): Float32Array;
+  layerNorm(
+    args: Strided & {
+      x: Matrix;
+      weight?: Float32Array;
+      bias?: Float32Array;
+      eps: number;
+      inPlace?: true;
+    },
+  ): Float32Array;
+  groupNorm(
+    args: Strided & {
+      x: Matrix;
+      groups: number;
+      weight: Float32Array;
+      bias: Float32Array;
+      eps: number;
+      silu?: boolean;
+      inPlace?: true;
+    },
+  ): Float32Array;
+  /** `weight` as stored: [out, in * kernel * kernel] in the order in, row, column. */
+  convolution(
+    args: Strided & {
+      x: Matrix;
+      height: number;
+      width: number;
+      upsample?: number;
+      kernel: number;
+      stride: number;
+      padBefore: number;
+      padAfter: number;
+      weight: Weight;
+      bias: Float32Array;
+      residual?: Matrix;
+      inPlace?: true;
+    },
+  ): Float32Array;
+  embedTokens(args: Strided & { ids: Int32Array; table: Weight; scale: number }): Float32Array;
+  imageEmbed(
+    args: Strided & {
+      rows: { token?: Float32Array; cell: number; next: number }[];
+      weight: Weight;
+      bias: Float32Array;
+      position: Weight;
+      nextPosition: Weight;
+      begin: Float32Array;
+    },
+  ): Float32Array;
+  addRows(args: { table: Weight; x: Matrix }): Float32Array;
+  softCap(args: { x: Matrix; cap: number }): Float32Array;
+  sampleText(args: {
+    logits: Matrix;
+    temperature: Float32Array;
+    uniform: Float64Array;
+  }): Int32Array;
+  attention(
+    args: Strided & {
+      q: Matrix;
+      k: Matrix;
+      v: Matrix;
+      heads: number;
+      kvHeads: number;
+      headDim: number;
+      scale: number;
+      softCap?: number;
+      window?: number;
+      ropeTheta?: number;
+      firstPosition?: number;
+      spans: AttentionSpan[];
+    },
+  ): Float32Array;
+  diffusionHead(
+    args: Strided & { head: Head; x: Matrix; time: Float32Array; z: Matrix },
+  ): Float32Array;
+  /** -> [tokens, channels] */
+  diffusionSample(args: {
+    head: Head;
+    z: Matrix;
+    steps: DiffusionStep[];
+    tokens: DiffusionToken[];
+  }): Float32Array;
+}
+
+export interface BackendOptions {
+  isa?: string;
+  threads: number;
+  /** Bytes; absent: what the system has. */
+  maxMemory?: number;
+}
+
+export interface TestAddon {
+  TestBackend: new (options: BackendOptions) => Backend;
+  /** From the plainest to the best. */
+  instructionSets(): { name: string; supported: boolean }[];
+  philox(seed: bigint, c0: number, c1: number, c2: number, c3: number): Uint32Array;
+  randomOrder(seed: bigint, n: number): Int32Array;
+  textUniform(seed: bigint, index: number): number;
+  /** Without a step: the starting noise. */
+  noise(seed: bigint, cell: number, channels: number, step?: number): Float32Array;
+  ddpmSteps(total: number, steps: number): DiffusionStep[];
+  flowSteps(timesteps: number, steps: number): DiffusionStep[];
+}
+
+// A sanitizer build, say, lies elsewhere.
+const path =
+  process.env.UNIFLUID_TEST_ADDON ?? resolve(__dirname, "../../build/Release/unifluid_test.node");
+if (!existsSync(path))
+  throw new Error(
+    `${path} is missing: "npm run build:native" makes it, unless UNIFLUID_TESTS is OFF`,
+  );
+export const addon: TestAddon = createRequire(__filename)(path);
+
+export const instructionSets = addon
+  .instructionSets()
+  .filter((set) => set.supported)
+  .map((set) => set.name);
+
+export interface BackendCase {
+  isa: string;
+  threads: number;
+}
+
+/** Every instruction set that this processor has, with one thread and with two. */
+export const backendCases: BackendCase[] = instructionSets.flatMap((isa) => [
+  { isa, threads: 1 },
+  { isa, threads: 2 },
+]);
+
+/** A describe block for each backend; `body` gets a function that returns the open backend within tests. */
+export function describeBackends(
+  name: string,
+  body: (backend: () => Backend, at: BackendCase) => void,
+) {
+  describe.each(backendCases)(`${name}: $isa, $threads thread(s)`, (at) => {
+    let backend: Backend;
+    beforeAll(() => {
+      backend = new addon.TestBackend(at);
+    });
+    afterAll(() => backend.close());
+    body(() => backend, at);
+  });
+}
+
+/** Runs `body` on a backend that is closed afterwards. */
+export function withBackend<T>(options: BackendOptions, body: (backend: Backend) => T): T {
+  const backend = new addon.TestBackend(options);
+  try {
+    return body(backend);
+  } finally {
+    backend.close();
+  }
+}
+
+/**
+ * One result on every backend. Those of one instruction set must have the same bits with any number of
+ * threads; across instruction sets they must agree within `tolerance` of the largest magnitude.
+ */
+export function expectSameEverywhere(
+  compute: (backend: Backend) => Float32Array,
+  tolerance: number,
+): void {
+  let reference: Float32Array | undefined;
+  for (const isa of instructionSets) {
+    const one = withBackend({ isa, threads: 1 }, compute);
+    const two = withBackend({ isa, threads: 2 }, compute);
+    expectSameBits(two, one, `${isa}, 2 threads`);
+    reference ??= one;
+    let scale = 0;
+    for (const value of reference) scale = Math.max(scale, Math.abs(value));
+    for (let i = 0; i < one.length; i++) {
+      const gap = Math.abs(one[i]! - reference[i]!);
+      if (!(gap <= tolerance * scale))
+        throw new Error(
+          `${isa} differs from ${instructionSets[0]} at ${i}: ${one[i]} and ${reference[i]}, more than ${tolerance} of ${scale}`,
+        );
+    }
+  }
+}
+
+/** Bit for bit, NaN equal to itself. */
+export function expectSameBits(actual: Float32Array, expected: Float32Array, what = ""): void {
+  expect(actual.length).toBe(expected.length);
+  const a = new Uint32Array(actual.buffer, actual.byteOffset, actual.length);
+  const b = new Uint32Array(expected.buffer, expected.byteOffset, expected.length);
+  for (let i = 0; i < a.length; i++)
+    if (a[i] !== b[i])
+      throw new Error(
+        `${what}: element ${i} is ${actual[i]} and should have the bits of ${expected[i]}`,
+      );
+}
