@@ -1,0 +1,220 @@
+#include "cpu/backend.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+#include "cpu/kernels.h"
+#include "cpu/system_memory.h"
+#include "cpu/thread_pool.h"
+
+namespace unifluid {
+namespace {
+
+const cpu::InstructionSet& choose_instruction_set(const char* name) {
+  const cpu::InstructionSets sets = cpu::instruction_sets();
+  const cpu::InstructionSet* best = nullptr;
+  std::string names;
+  for (int i = 0; i < sets.count; ++i) {
+    const cpu::InstructionSet& set = sets.begin[i];
+    if (!set.supported) continue;
+    if (!name || std::strcmp(name, set.name) == 0) best = &set;
+    names += (names.empty() ? "" : ", ") + std::string(set.name);
+  }
+  if (!best)
+    throw Error(error_code::kInvalidArgument,
+                "expected an instruction set that this processor has (" + names +
+                    ") but received '" + (name ? name : "") + "'");
+  return *best;
+}
+
+float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Exact. A subnormal half is its 10 bits times 2^-24.
+float half_to_float(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+  const uint32_t exponent = (bits >> 10) & 31;
+  const uint32_t fraction = bits & 1023;
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
+  return bits_to_float(sign | wide << 23 | fraction << 13);
+}
+
+// `from` may be unaligned.
+void convert_to_float(const void* from, DType type, size_t count, float* to) {
+  if (type == DType::f32) {
+    std::memcpy(to, from, count * sizeof(float));
+    return;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, static_cast<const char*>(from) + 2 * i, 2);
+    to[i] = type == DType::bf16 ? bits_to_float(static_cast<uint32_t>(bits) << 16)
+                                : half_to_float(bits);
+  }
+}
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(int threads, const char* isa, size_t max_memory)
+      : set_(choose_instruction_set(isa)),
+        kernels_(*set_.kernels),
+        pool_(threads),
+        description_("cpu " + std::string(set_.name) + ", " + std::to_string(threads) +
+                     (threads == 1 ? " thread" : " threads")),
+        max_memory_(max_memory),
+        free_at_start_(max_memory ? max_memory : cpu::system_available_memory()) {}
+
+  ~CpuBackend() override {
+    for (const auto& [memory, bytes] : weights_) release(memory, bytes);
+  }
+
+  const char* description() const override { return description_.c_str(); }
+  DType activation_type() const override { return DType::f32; }
+  DType cache_type() const override { return DType::f32; }
+
+  void* allocate(size_t bytes) override {
+    const size_t free = available();
+    // Rounded up to whole cache lines, as aligned_alloc demands.
+    const size_t rounded = bytes <= kLargest ? std::max<size_t>(bytes + 63, 64) / 64 * 64 : 0;
+    void* memory = rounded && bytes <= free ? std::aligned_alloc(64, rounded) : nullptr;
+    if (!memory)
+      throw Error(error_code::kInsufficientMemory,
+                  "expected to allocate " + std::to_string(bytes) + " bytes but " +
+                      std::to_string(free) + " are available");
+    allocated_ += bytes;
+    return memory;
+  }
+
+  void release(void* memory, size_t bytes) noexcept override {
+    if (!memory) return;
+    std::free(memory);
+    allocated_ -= bytes;
+  }
+
+  size_t available() const override {
+    const size_t allocated = allocated_;
+    if (max_memory_) return max_memory_ - std::min(max_memory_, allocated);
+    // Memory that we allocated but have not touched yet still counts as free to the system, so what
+    // was free at the start bounds it as well.
+    const size_t now = cpu::system_available_memory();
+    const size_t most = std::max(now, free_at_start_);
+    return std::min(now, most - std::min(most, allocated));
+  }
+
+  Tensor matrix(const StoredTensor& stored) override {
+    return Tensor(const_cast<void*>(stored.data), stored.type, stored.rows, stored.cols);
+  }
+
+  const float* vector(const StoredTensor& stored) override {
+    const size_t count = static_cast<size_t>(stored.rows * stored.cols);
+    float* values = static_cast<float*>(allocate_weight(count * sizeof(float)));
+    convert_to_float(stored.data, stored.type, count, values);
+    return values;
+  }
+
+  Tensor convolution_weight(const StoredTensor& stored, int64_t kernel) override {
+    const int64_t taps = kernel * kernel;
+    const int64_t in = stored.cols / taps;
+    const size_t size = size_of(stored.type);
+    Tensor weight(nullptr, stored.type, stored.rows, stored.cols);
+    weight.data = allocate_weight(weight.bytes());
+    const char* from = static_cast<const char*>(stored.data);
+    char* to = static_cast<char*>(weight.data);
+    for (int64_t out = 0; out < stored.rows; ++out) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t channel = 0; channel < in; ++channel) {
+          std::memcpy(to, from + static_cast<size_t>(channel * taps + tap) * size, size);
+          to += size;
+        }
+      }
+      from += static_cast<size_t>(stored.cols) * size;
+    }
+    return weight;
+  }
+
+  void read(const Tensor& from, float* host) override {
+    for (int64_t i = 0; i < from.rows; ++i)
+      convert_to_float(from.row(i), from.type, static_cast<size_t>(from.cols), host + i * from.cols);
+  }
+
+  void write(const float* host, const Tensor& to) override {
+    for (int64_t i = 0; i < to.rows; ++i)
+      std::memcpy(to.row(i), host + i * to.cols, static_cast<size_t>(to.cols) * sizeof(float));
+  }
+
+  void copy(const Tensor& from, const Tensor& to) override {
+    for (int64_t i = 0; i < from.rows; ++i)
+      std::memmove(to.row(i), from.row(i), static_cast<size_t>(from.cols) * sizeof(float));
+  }
+
+  void synchronize() override {}  // operations end before they return
+
+  void linear(const LinearArgs& args) override { kernels_.linear(args, pool_); }
+  void gated_linear(const GatedLinearArgs& args) override { kernels_.gated_linear(args, pool_); }
+  void rms_norm(const RmsNormArgs& args) override { kernels_.rms_norm(args, pool_); }
+  void layer_norm(const LayerNormArgs& args) override { kernels_.layer_norm(args, pool_); }
+  void attention(const AttentionArgs& args) override { kernels_.attention(args, pool_); }
+  void embed_tokens(const EmbedTokensArgs& args) override { kernels_.embed_tokens(args, pool_); }
+  void image_embed(const ImageEmbedArgs& args) override { kernels_.image_embed(args, pool_); }
+  void add_rows(const AddRowsArgs& args) override { kernels_.add_rows(args, pool_); }
+  void soft_cap(const SoftCapArgs& args) override { kernels_.soft_cap(args, pool_); }
+  void sample_text(const SampleTextArgs& args) override {
+    if (!kernels_.sample_text(args, pool_))
+      throw Error(error_code::kNumerical, "expected finite logits but a row has none to choose from");
+  }
+  void diffusion_head(const DiffusionHeadArgs& args) override {
+    kernels_.diffusion_head(args, pool_);
+  }
+  void diffusion_sample(const DiffusionSampleArgs& args) override {
+    kernels_.diffusion_sample(args, pool_);
+  }
+  void convolution(const ConvolutionArgs& args) override { kernels_.convolution(args, pool_); }
+  void group_norm(const GroupNormArgs& args) override { kernels_.group_norm(args, pool_); }
+
+ private:
+  // No allocation near the end of the address space can succeed, and rounding must not wrap.
+  static constexpr size_t kLargest = std::numeric_limits<size_t>::max() / 2;
+
+  // Memory that lives as long as the backend.
+  void* allocate_weight(size_t bytes) {
+    weights_.emplace_back(nullptr, 0);
+    weights_.back() = {allocate(bytes), bytes};
+    return weights_.back().first;
+  }
+
+  const cpu::InstructionSet set_;
+  const cpu::Kernels& kernels_;
+  cpu::ThreadPool pool_;
+  const std::string description_;
+  const size_t max_memory_;
+  const size_t free_at_start_;
+  std::atomic<size_t> allocated_{0};  // read by statistics from other threads
+  std::vector<std::pair<void*, size_t>> weights_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads, const char* isa, size_t max_memory) {
+  constexpr int kMostThreads = 1024;
+  if (threads < 1 || threads > kMostThreads)
+    throw Error(error_code::kInvalidArgument, "expected 1 to " + std::to_string(kMostThreads) +
+                                                  " threads but received " +
+                                                  std::to_string(threads));
+  return std::make_unique<CpuBackend>(threads, isa, max_memory);
+}
+
+}  // namespace unifluid
