@@ -250,6 +250,8 @@ class Backend {
   virtual void release(void* memory, size_t bytes) noexcept = 0;
   // Bytes that can still be allocated, as far as the system tells.
   virtual size_t available() const = 0;
+  // Bytes allocated now, converted weights included.
+  virtual size_t allocated() const = 0;
 
   // ---- weights ----
   // A matrix in the type it is stored in. The CPU returns the mapped memory itself.

@@ -115,6 +115,8 @@ class CpuBackend final : public Backend {
     return std::min(now, most - std::min(most, allocated));
   }
 
+  size_t allocated() const override { return allocated_; }
+
   Tensor matrix(const StoredTensor& stored) override {
     return Tensor(const_cast<void*>(stored.data), stored.type, stored.rows, stored.cols);
   }

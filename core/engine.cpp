@@ -1,0 +1,478 @@
+#include "core/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "core/error.h"
+#include "core/philox.h"
+
+namespace unifluid {
+
+namespace {
+
+// Rows of prefixes in one step, so that long prompts do not hold up the sequences that are running; a
+// bidirectional prefix longer than this still goes at once.
+constexpr int64_t kPrefillRows = 512;
+// Rows of logits made at a time when a whole sequence is scored: bounds memory at large vocabularies.
+constexpr int64_t kScoreRows = 64;
+// Workspace kept from step to step; more is given back (the VAE at a large size).
+constexpr size_t kWorkspaceKept = size_t{256} << 20;
+
+}  // namespace
+
+Engine::Engine(std::unique_ptr<Model> model, int64_t max_sequences, Sink sink)
+    : model_(std::move(model)),
+      max_sequences_(std::max<int64_t>(max_sequences, 1)),
+      sink_(std::move(sink)),
+      description_(model_->backend->description()),
+      workspace_(std::make_unique<Workspace>(*model_->backend)),
+      thread_([this] { run(); }) {}
+
+Engine::~Engine() { stop(); }
+
+// ---- from other threads ----
+
+uint64_t Engine::submit(Request&& request) {
+  std::lock_guard lock(mutex_);
+  if (stopping_) throw Error(error_code::kDisposed, "the model was disposed of");
+  validate(request, *model_);
+  const uint64_t id = next_id_++;
+  inbox_.push_back({id, std::move(request)});
+  ++stats_.waiting;
+  wake_.notify_one();
+  return id;
+}
+
+void Engine::cancel(uint64_t id) {
+  std::lock_guard lock(mutex_);
+  cancelled_.push_back(id);
+  wake_.notify_one();
+}
+
+void Engine::stop() {
+  std::lock_guard stop_lock(stop_mutex_);
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    wake_.notify_one();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+EngineStats Engine::stats() const {
+  std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+// ---- the engine's thread ----
+
+void Engine::run() {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] {
+        return stopping_ || !inbox_.empty() || !cancelled_.empty() || !running_.empty() ||
+               !waiting_.empty();
+      });
+      if (stopping_) break;
+    }
+    try {
+      take_inbox();
+      admit();
+      if (!running_.empty()) step();
+      workspace_->trim(kWorkspaceKept);
+    } catch (const std::exception& error) {
+      // What failed belongs to the batch, not to one sequence: memory for the step, a device.
+      fail_all(error);
+    }
+    sweep();
+    publish_stats();
+    flush();
+  }
+  take_inbox();
+  const Error disposed(error_code::kDisposed, "the model was disposed of");
+  for (const Waiting& w : waiting_) fail(w.id, disposed);
+  waiting_.clear();
+  fail_all(disposed);
+  sweep();
+  flush();
+  workspace_.reset();
+  std::lock_guard lock(mutex_);
+  model_.reset();
+  stats_ = {};
+}
+
+void Engine::take_inbox() {
+  std::vector<uint64_t> cancelled;
+  {
+    std::lock_guard lock(mutex_);
+    for (Waiting& w : inbox_) waiting_.push_back(std::move(w));
+    inbox_.clear();
+    cancelled.swap(cancelled_);
+  }
+  if (cancelled.empty()) return;
+  const std::unordered_set<uint64_t> gone(cancelled.begin(), cancelled.end());
+  std::erase_if(waiting_, [&](const Waiting& w) { return gone.count(w.id) != 0; });
+  for (uint64_t id : gone) remove(id);
+  sweep();
+}
+
+// First come, first served: a request that must wait for memory holds back those behind it, or a stream
+// of small ones would keep a large one out for good.
+void Engine::admit() {
+  int64_t prefill = 0;
+  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < max_sequences_ &&
+         prefill < kPrefillRows) {
+    Waiting& next = waiting_.front();
+    const uint64_t id = next.id;
+    try {
+      const size_t bytes = sequence_bytes(next.request, *model_);
+      if (bytes > model_->backend->available()) {
+        if (!running_.empty()) return;
+        throw Error(error_code::kInsufficientMemory,
+                    "the sequence needs " + std::to_string(bytes) + " bytes for its cache where " +
+                        std::to_string(model_->backend->available()) + " are available");
+      }
+      std::visit(
+          [&](auto&& request) {
+            using Kind = std::decay_t<decltype(request)>;
+            if constexpr (std::is_same_v<Kind, EncodeRequest>) {
+              emit(id, encode(request));
+              prefill = kPrefillRows;  // enough for one step
+            } else if constexpr (std::is_same_v<Kind, DecodeRequest>) {
+              emit(id, decode(request));
+              prefill = kPrefillRows;
+            } else {
+              running_.push_back(std::make_unique<Sequence>(
+                  make_sequence(id, std::move(request), *model_, *workspace_)));
+              for (const Stream& s : running_.back()->streams) prefill += s.prefix.rows;
+            }
+          },
+          std::move(next.request));
+    } catch (const std::exception& error) {
+      fail(id, error);
+    }
+    waiting_.pop_front();
+  }
+}
+
+// The batch of one step. Its rows are, in this order: a row for each text being written, the rows of each
+// image being drawn (one a stream), and runs of prefix rows.
+struct Engine::Step {
+  struct PrefixRun {
+    Sequence* sequence;
+    Stream* stream;
+    int64_t first_row, rows, index;
+  };
+  std::vector<Sequence*> texts, images;
+  std::vector<int32_t> text_ids;
+  std::vector<ImageRow> image_rows;
+  std::vector<PrefixRun> prefixes;
+  std::vector<DecoderSpan> spans;
+  int64_t rows = 0;
+  Tensor hidden;  // [rows, d], the final norm's outputs
+
+  int64_t first_image_row() const { return static_cast<int64_t>(texts.size()); }
+  void add_span(Stream& s, int64_t count) {
+    spans.push_back({rows, count, s.length, s.prefix_end, s.cache.data(), s.capacity});
+    rows += count;
+  }
+};
+
+void Engine::gather(Step& step) {
+  for (const auto& sequence : running_) {
+    if (sequence->prefilling()) continue;
+    if (auto* text = std::get_if<TextState>(&sequence->state)) {
+      step.texts.push_back(sequence.get());
+      step.text_ids.push_back(text->tokens.back());
+      step.add_span(sequence->streams.front(), 1);
+    }
+  }
+  for (const auto& sequence : running_) {
+    auto* draw = std::get_if<DrawState>(&sequence->state);
+    if (!draw || sequence->prefilling()) continue;
+    step.images.push_back(sequence.get());
+    const int64_t k = draw->drawn, channels = model_->config.image->token_channels;
+    ImageRow row;
+    row.next = draw->order[static_cast<size_t>(k)];
+    if (k > 0) {
+      row.cell = draw->order[static_cast<size_t>(k - 1)];
+      row.token = static_cast<const float*>(draw->latents.data()) + row.cell * channels;
+    }
+    for (Stream& stream : sequence->streams) {
+      step.image_rows.push_back(row);
+      step.add_span(stream, 1);
+    }
+  }
+  int64_t budget = kPrefillRows;
+  for (const auto& sequence : running_) {
+    for (Stream& stream : sequence->streams) {
+      if (!stream.prefilling() || budget <= 0) continue;
+      const int64_t count = stream.next_prefix_rows(budget);
+      step.prefixes.push_back({sequence.get(), &stream, step.rows, count, stream.length});
+      step.add_span(stream, count);
+      budget -= count;
+    }
+  }
+}
+
+void Engine::step() {
+  Workspace::Scope scope(*workspace_);
+  Backend& backend = *model_->backend;
+  Step step;
+  gather(step);
+  const int64_t d = model_->config.text->hidden_size;
+  const Tensor x = workspace_->tensor(step.rows, d);
+  if (!step.text_ids.empty())
+    model_->decoder->embed(step.text_ids.data(),
+                           x.slice(0, static_cast<int64_t>(step.text_ids.size())));
+  if (!step.image_rows.empty())
+    model_->image->embed(step.image_rows, x.slice(step.first_image_row(),
+                                                  static_cast<int64_t>(step.image_rows.size())));
+  for (const Step::PrefixRun& run : step.prefixes)
+    backend.copy(run.stream->prefix.slice(run.index, run.rows), x.slice(run.first_row, run.rows));
+
+  step.hidden = workspace_->tensor(step.rows, d);
+  model_->decoder->forward(x, step.spans, *workspace_, step.hidden);
+  for (Sequence* s : step.texts) ++s->streams.front().length;
+  for (Sequence* s : step.images)
+    for (Stream& stream : s->streams) ++stream.length;
+  for (const Step::PrefixRun& run : step.prefixes) run.stream->length += run.rows;
+
+  finish_text(step);
+  finish_scores(step);
+  finish_drawings(step);
+  for (const Step::PrefixRun& run : step.prefixes) {
+    if (run.stream->prefilling()) continue;
+    run.stream->prefix = Tensor();
+    run.stream->prefix_memory.reset();
+  }
+  ++steps_;
+  rows_ += step.rows;
+}
+
+// Samples a token for every text that has one more row behind it: those being written, and those whose
+// prefix has just ended.
+void Engine::finish_text(Step& step) {
+  std::vector<Sequence*> sequences = step.texts;
+  std::vector<int64_t> rows(step.texts.size());
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
+  for (const Step::PrefixRun& run : step.prefixes) {
+    if (run.stream->prefilling() || !std::holds_alternative<TextState>(run.sequence->state))
+      continue;
+    sequences.push_back(run.sequence);
+    rows.push_back(run.first_row + run.rows - 1);
+  }
+  const int64_t n = static_cast<int64_t>(sequences.size());
+  if (n == 0) return;
+
+  Workspace::Scope scope(*workspace_);
+  const TextConfig& config = model_->config.text.value();
+  const Tensor hidden = workspace_->tensor(n, config.hidden_size);
+  const Tensor logits = workspace_->tensor(n, config.vocab_size);
+  std::vector<float> temperature(sequences.size());
+  std::vector<double> uniforms(sequences.size());
+  for (int64_t i = 0; i < n; ++i) {
+    const size_t at = static_cast<size_t>(i);
+    model_->backend->copy(step.hidden.slice(rows[at], 1), hidden.slice(i, 1));
+    const TextState& text = std::get<TextState>(sequences[at]->state);
+    temperature[at] = text.request.temperature;
+    uniforms[at] = text_uniform(text.request.seed, static_cast<uint32_t>(text.tokens.size()));
+  }
+  model_->decoder->logits(hidden, logits);
+  // One text at a time where one fails, so that a row that is not finite costs only its own sequence.
+  std::vector<int32_t> ids(sequences.size());
+  try {
+    model_->backend->sample_text({logits, temperature.data(), uniforms.data(), ids.data()});
+  } catch (const Error&) {
+    for (int64_t i = 0; i < n; ++i) {
+      const size_t at = static_cast<size_t>(i);
+      try {
+        model_->backend->sample_text(
+            {logits.slice(i, 1), &temperature[at], &uniforms[at], &ids[at]});
+      } catch (const Error& error) {
+        fail(sequences[at]->id, error);
+        sequences[at] = nullptr;
+      }
+    }
+  }
+  for (size_t i = 0; i < sequences.size(); ++i)
+    if (sequences[i]) add_token(*sequences[i], ids[i]);
+}
+
+void Engine::add_token(Sequence& sequence, int32_t token) {
+  TextState& text = std::get<TextState>(sequence.state);
+  const std::vector<int32_t>& stops = text.request.stop_tokens;
+  const bool stopped = std::find(stops.begin(), stops.end(), token) != stops.end();
+  if (!stopped) {
+    text.tokens.push_back(token);
+    if (text.request.stream) emit(sequence.id, TokenEvent{token});
+  }
+  if (!stopped && static_cast<int64_t>(text.tokens.size()) < text.request.max_new_tokens) return;
+  DoneEvent done;
+  done.text = true;
+  done.tokens = std::move(text.tokens);
+  done.stopped = stopped;
+  emit(sequence.id, std::move(done));
+  remove(sequence.id);
+}
+
+void Engine::finish_scores(Step& step) {
+  const int64_t vocab = model_->config.text->vocab_size;
+  for (const Step::PrefixRun& run : step.prefixes) {
+    auto* score = std::get_if<ScoreState>(&run.sequence->state);
+    if (!score) continue;
+    Workspace::Scope scope(*workspace_);
+    const int64_t skip = std::max<int64_t>(0, score->first_row - run.index);
+    for (int64_t first = skip; first < run.rows; first += kScoreRows) {
+      Workspace::Scope inner(*workspace_);
+      const int64_t count = std::min(kScoreRows, run.rows - first);
+      const Tensor logits = workspace_->tensor(count, vocab);
+      model_->decoder->logits(step.hidden.slice(run.first_row + first, count), logits);
+      const size_t before = score->logits.size();
+      score->logits.resize(before + static_cast<size_t>(count * vocab));
+      model_->backend->read(logits, score->logits.data() + before);
+    }
+    if (run.stream->prefilling()) continue;
+    DoneEvent done;
+    done.logits = std::move(score->logits);
+    emit(run.sequence->id, std::move(done));
+    remove(run.sequence->id);
+  }
+}
+
+void Engine::finish_drawings(Step& step) {
+  const int64_t channels = model_->config.image ? model_->config.image->token_channels : 0;
+  // Tokens at the same number of sampling steps go through the diffusion head together.
+  std::map<int64_t, std::vector<DiffusionToken>> groups;
+  int64_t row = step.first_image_row();
+  for (Sequence* sequence : step.images) {
+    DrawState& draw = std::get<DrawState>(sequence->state);
+    const DrawRequest& r = draw.request;
+    const int32_t cell = draw.order[static_cast<size_t>(draw.drawn)];
+    const bool guided = sequence->streams.size() > 1;
+    groups[r.steps].push_back({row, guided ? row + 1 : -1, draw.guidance_at(draw.drawn),
+                               r.temperature, r.x0_limit, r.seed, cell,
+                               static_cast<float*>(draw.latents.data()) + cell * channels});
+    row += guided ? 2 : 1;
+  }
+  for (const auto& [steps, tokens] : groups) model_->image->sample(step.hidden, steps, tokens);
+  for (Sequence* sequence : step.images) {
+    DrawState& draw = std::get<DrawState>(sequence->state);
+    if (draw.request.stream) {
+      const int32_t cell = draw.order[static_cast<size_t>(draw.drawn)];
+      CellEvent event{draw.drawn, cell, std::vector<float>(static_cast<size_t>(channels))};
+      float* latents = static_cast<float*>(draw.latents.data());
+      model_->backend->read(Tensor(latents + cell * channels, DType::f32, 1, channels),
+                            event.values.data());
+      emit(sequence->id, std::move(event));
+    }
+    if (++draw.drawn == static_cast<int64_t>(draw.order.size())) complete_drawing(*sequence);
+  }
+}
+
+void Engine::complete_drawing(Sequence& sequence) {
+  try {
+    const DrawState& draw = std::get<DrawState>(sequence.state);
+    const ImageConfig& image = *model_->config.image;
+    DoneEvent done;
+    done.latents.resize(static_cast<size_t>(image.cells() * image.token_channels));
+    model_->backend->read(
+        Tensor(draw.latents.data(), DType::f32, image.cells(), image.token_channels),
+        done.latents.data());
+    for (float value : done.latents)
+      if (!std::isfinite(value))
+        throw Error(error_code::kNumerical,
+                    "the drawing holds values that are not finite: a weight is NaN or infinite, or "
+                    "the sampler needs an x0 limit");
+    if (draw.request.decode) decode_pixels(done.latents.data(), image.grid, image.grid, done);
+    emit(sequence.id, std::move(done));
+  } catch (const std::exception& error) {
+    fail(sequence.id, error);
+  }
+  remove(sequence.id);
+}
+
+// ---- the autoencoder alone ----
+
+DoneEvent Engine::encode(const EncodeRequest& r) {
+  const VaeConfig& vae = *model_->config.vae;
+  const int64_t patch = model_->config.image ? model_->config.image->latent_patch : 1;
+  const int64_t unit = vae.factor() * patch;
+  const std::vector<float> latents =
+      model_->vae->encode(r.pixels.data(), r.height, r.width, *workspace_);
+  DoneEvent done;
+  done.latents =
+      patchify(latents.data(), vae.latent_channels, r.height / unit, r.width / unit, patch);
+  return done;
+}
+
+DoneEvent Engine::decode(const DecodeRequest& r) {
+  DoneEvent done;
+  decode_pixels(r.latents.data(), r.columns, r.rows, done);
+  return done;
+}
+
+void Engine::decode_pixels(const float* tokens, int64_t columns, int64_t rows, DoneEvent& done) {
+  const VaeConfig& vae = *model_->config.vae;
+  const int64_t patch = model_->config.image ? model_->config.image->latent_patch : 1;
+  const std::vector<float> latents =
+      unpatchify(tokens, vae.latent_channels, rows, columns, patch);
+  const std::vector<float> pixels =
+      model_->vae->decode(latents.data(), rows * patch, columns * patch, *workspace_);
+  done.width = columns * patch * vae.factor();
+  done.height = rows * patch * vae.factor();
+  done.pixels.resize(pixels.size());
+  for (size_t i = 0; i < pixels.size(); ++i) {
+    if (!std::isfinite(pixels[i]))
+      throw Error(error_code::kNumerical, "the autoencoder gave a pixel that is not finite");
+    done.pixels[i] = static_cast<uint8_t>(
+        std::nearbyint((std::clamp(pixels[i], -1.0f, 1.0f) + 1.0f) * 127.5f));
+  }
+}
+
+// ---- endings ----
+
+void Engine::fail(uint64_t id, const std::exception& error) {
+  if (const auto* known = dynamic_cast<const Error*>(&error))
+    emit(id, ErrorEvent{known->code(), known->message()});
+  else if (dynamic_cast<const std::bad_alloc*>(&error))
+    emit(id, ErrorEvent{error_code::kInsufficientMemory, "the system has no more memory"});
+  else
+    emit(id, ErrorEvent{error_code::kInternal, error.what()});
+  remove(id);
+}
+
+void Engine::fail_all(const std::exception& error) {
+  for (const auto& sequence : running_)
+    if (finished_.count(sequence->id) == 0) fail(sequence->id, error);
+}
+
+void Engine::sweep() {
+  if (finished_.empty()) return;
+  std::erase_if(running_, [&](const auto& s) { return finished_.count(s->id) != 0; });
+  finished_.clear();
+}
+
+void Engine::publish_stats() {
+  size_t bytes = 0;
+  for (const auto& sequence : running_) bytes += sequence->bytes();
+  std::lock_guard lock(mutex_);
+  stats_.running = static_cast<int64_t>(running_.size());
+  stats_.waiting = static_cast<int64_t>(waiting_.size() + inbox_.size());
+  stats_.sequence_bytes = bytes;
+  stats_.allocated_bytes = model_->backend->allocated();
+  stats_.steps = steps_;
+  stats_.rows = rows_;
+}
+
+void Engine::flush() {
+  if (events_.empty()) return;
+  sink_(std::exchange(events_, {}));
+}
+
+}  // namespace unifluid

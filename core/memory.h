@@ -1,0 +1,85 @@
+// Memory of a backend with an owner: single blocks, and a workspace for the tensors of one step.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/backend.h"
+
+namespace unifluid {
+
+// One block, released with its owner.
+class Block {
+ public:
+  Block() = default;
+  Block(Backend& backend, size_t bytes)
+      : backend_(&backend), data_(backend.allocate(bytes)), bytes_(bytes) {}
+  ~Block() { reset(); }
+  Block(Block&& other) noexcept { *this = std::move(other); }
+  Block& operator=(Block&& other) noexcept {
+    if (this != &other) {
+      reset();
+      backend_ = std::exchange(other.backend_, nullptr);
+      data_ = std::exchange(other.data_, nullptr);
+      bytes_ = std::exchange(other.bytes_, 0);
+    }
+    return *this;
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  void reset() noexcept {
+    if (data_) backend_->release(data_, bytes_);
+    data_ = nullptr;
+    bytes_ = 0;
+  }
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  Backend* backend_ = nullptr;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Tensors that live until the scope they were made in ends: a stack over a few large blocks. What a
+// step needed stays allocated for the next one, as a single block.
+class Workspace {
+ public:
+  explicit Workspace(Backend& backend) : backend_(backend) {}
+
+  // Uninitialized, in the backend's activation type.
+  Tensor tensor(int64_t rows, int64_t cols) { return tensor(rows, cols, backend_.activation_type()); }
+  Tensor tensor(int64_t rows, int64_t cols, DType type);
+
+  // Everything made since is given back when this is destroyed.
+  class Scope {
+   public:
+    explicit Scope(Workspace& workspace)
+        : workspace_(workspace), block_(workspace.block_), used_(workspace.used_) {}
+    ~Scope() { workspace_.rewind(block_, used_); }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Workspace& workspace_;
+    size_t block_, used_;
+  };
+
+  // Gives blocks back to the backend if they exceed `keep` bytes. No scope may be open.
+  void trim(size_t keep);
+  size_t bytes() const;
+
+ private:
+  friend class Scope;
+  void rewind(size_t block, size_t used);
+
+  Backend& backend_;
+  std::vector<Block> blocks_;
+  size_t block_ = 0;  // the one in use
+  size_t used_ = 0;   // bytes of it
+};
+
+}  // namespace unifluid

@@ -1,0 +1,183 @@
+#include "core/sequence.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "core/philox.h"
+
+namespace unifluid {
+
+int64_t Stream::next_prefix_rows(int64_t budget) const {
+  const int64_t left = prefix.rows - length;
+  const int64_t together = length < prefix_end ? prefix_end - length : 0;
+  return std::min(left, std::max(together, budget));
+}
+
+float DrawState::guidance_at(int64_t k) const {
+  if (!request.linear_guidance) return static_cast<float>(request.guidance);
+  const double share = static_cast<double>(k + 1) / static_cast<double>(order.size());
+  return static_cast<float>(1 + (request.guidance - 1) * share);
+}
+
+size_t Sequence::bytes() const {
+  size_t total = 0;
+  for (const Stream& s : streams) total += s.cache.bytes() + s.prefix_memory.bytes();
+  if (const auto* draw = std::get_if<DrawState>(&state)) total += draw->latents.bytes();
+  return total;
+}
+
+namespace {
+
+// What comes before the tokens of a prefix: image features, then source latents (spec section 5).
+struct ImageRows {
+  Block memory;
+  Tensor rows;  // [F + N, d]; empty without an image
+};
+
+ImageRows image_rows(const Prefix& prefix, Model& model, Workspace& workspace) {
+  const int64_t features = prefix.vision_pixels.empty() ? 0 : model.config.vision->features();
+  const int64_t source = prefix.source_pixels.empty() ? 0 : model.config.image->cells();
+  const int64_t d = model.config.text->hidden_size;
+  ImageRows out;
+  if (features + source == 0) return out;
+  Backend& backend = *model.backend;
+  const DType type = backend.activation_type();
+  out.memory = Block(backend, static_cast<size_t>((features + source) * d) * size_of(type));
+  out.rows = Tensor(out.memory.data(), type, features + source, d);
+  if (features > 0)
+    model.vision->forward(prefix.vision_pixels.data(), workspace, out.rows.slice(0, features));
+  if (source > 0) {
+    const ImageConfig& image = *model.config.image;
+    const VaeConfig& vae = *model.config.vae;
+    const int64_t cells = image.grid * image.latent_patch, side = cells * vae.factor();
+    const std::vector<float> latents =
+        model.vae->encode(prefix.source_pixels.data(), side, side, workspace);
+    const std::vector<float> tokens = patchify(latents.data(), vae.latent_channels, image.grid,
+                                               image.grid, image.latent_patch);
+    Workspace::Scope scope(workspace);
+    const Tensor clean = workspace.tensor(source, image.token_channels, DType::f32);
+    backend.write(tokens.data(), clean);
+    std::vector<ImageRow> rows(static_cast<size_t>(source));
+    for (int64_t g = 0; g < source; ++g)
+      rows[static_cast<size_t>(g)] = {static_cast<const float*>(clean.row(g)),
+                                      static_cast<int32_t>(g), -1};
+    model.image->embed(rows, out.rows.slice(features, source));
+    backend.synchronize();  // the clean tokens lie in the workspace
+  }
+  return out;
+}
+
+// A stream that starts with the image rows and the embedded tokens, and can take `suffix` rows more.
+// Of the tokens, the last `causal` belong to the suffix already.
+Stream make_stream(const Tensor& image, const std::vector<int32_t>& tokens, int64_t causal,
+                   int64_t suffix, Model& model) {
+  Backend& backend = *model.backend;
+  const TextConfig& text = *model.config.text;
+  const int64_t text_rows = static_cast<int64_t>(tokens.size());
+  const int64_t rows = image.rows + text_rows;
+  Stream s;
+  s.capacity = rows + suffix;
+  s.cache = Block(backend, model.decoder->cache_bytes(s.capacity));
+  const DType type = backend.activation_type();
+  s.prefix_memory = Block(backend, static_cast<size_t>(rows * text.hidden_size) * size_of(type));
+  s.prefix = Tensor(s.prefix_memory.data(), type, rows, text.hidden_size);
+  s.prefix_end = text.bidirectional_prefix ? rows - causal : 0;
+  if (image) backend.copy(image, s.prefix.slice(0, image.rows));
+  model.decoder->embed(tokens.data(), s.prefix.slice(image.rows, text_rows));
+  return s;
+}
+
+// Rows of a prefix that come from its image.
+int64_t image_row_count(const Prefix& prefix, const Model& model) {
+  return (prefix.vision_pixels.empty() ? 0 : model.config.vision->features()) +
+         (prefix.source_pixels.empty() ? 0 : model.config.image->cells());
+}
+
+// As make_stream reserves for so many rows of prefix and suffix.
+size_t stream_bytes(int64_t prefix, int64_t suffix, const Model& model) {
+  return model.decoder->cache_bytes(prefix + suffix) +
+         static_cast<size_t>(prefix * model.config.text->hidden_size) *
+             size_of(model.backend->activation_type());
+}
+
+int64_t size_of_tokens(const std::vector<int32_t>& tokens) {
+  return static_cast<int64_t>(tokens.size());
+}
+
+struct BytesNeeded {
+  const Model& model;
+
+  size_t operator()(const TextRequest& r) const {
+    const int64_t rows = image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens);
+    return stream_bytes(rows, r.max_new_tokens - 1, model);
+  }
+  size_t operator()(const ScoreRequest& r) const {
+    const int64_t rows = image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens) +
+                         size_of_tokens(r.suffix);
+    return stream_bytes(rows, 0, model);
+  }
+  size_t operator()(const DrawRequest& r) const {
+    const int64_t image = image_row_count(r.prefix, model), n = model.config.image->cells();
+    size_t bytes = stream_bytes(image + size_of_tokens(r.prefix.tokens), n, model);
+    if (!r.empty_tokens.empty())
+      bytes += stream_bytes(image + size_of_tokens(r.empty_tokens), n, model);
+    return bytes + static_cast<size_t>(n * model.config.image->token_channels) * sizeof(float);
+  }
+  size_t operator()(const EncodeRequest&) const { return 0; }
+  size_t operator()(const DecodeRequest&) const { return 0; }
+};
+
+}  // namespace
+
+size_t sequence_bytes(const Request& request, const Model& model) {
+  return std::visit(BytesNeeded{model}, request);
+}
+
+Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& workspace) {
+  const ImageRows image = image_rows(r.prefix, model, workspace);
+  Sequence s{id, {}, TextState{}};
+  // The last token is returned, not fed.
+  s.streams.push_back(make_stream(image.rows, r.prefix.tokens, 0, r.max_new_tokens - 1, model));
+  s.state = TextState{std::move(r), {}};
+  model.backend->synchronize();  // the rows of the image are about to go
+  return s;
+}
+
+Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& workspace) {
+  const ImageRows image = image_rows(r.prefix, model, workspace);
+  std::vector<int32_t> tokens = std::move(r.prefix.tokens);
+  const int64_t last_of_prefix = image.rows.rows + size_of_tokens(tokens) - 1;
+  tokens.insert(tokens.end(), r.suffix.begin(), r.suffix.end());
+  // A plain language model has no prefix: every row predicts a token.
+  const bool plain = model.config.text->first_position == 0;
+  Sequence s{id, {}, ScoreState{plain ? 0 : last_of_prefix, {}}};
+  s.streams.push_back(make_stream(image.rows, tokens, size_of_tokens(r.suffix), 0, model));
+  model.backend->synchronize();
+  return s;
+}
+
+Sequence make_sequence(uint64_t id, DrawRequest&& r, Model& model, Workspace& workspace) {
+  const ImageRows image = image_rows(r.prefix, model, workspace);
+  const ImageConfig& config = *model.config.image;
+  const int64_t n = config.cells();
+  DrawState state;
+  state.latents =
+      Block(*model.backend, static_cast<size_t>(n * config.token_channels) * sizeof(float));
+  if (r.random_order) {
+    state.order = random_order(r.seed, static_cast<int32_t>(n));
+  } else {
+    state.order.resize(static_cast<size_t>(n));
+    std::iota(state.order.begin(), state.order.end(), 0);
+  }
+  Sequence s{id, {}, ScoreState{}};
+  s.streams.push_back(make_stream(image.rows, r.prefix.tokens, 0, n, model));
+  if (!r.empty_tokens.empty())
+    s.streams.push_back(make_stream(image.rows, r.empty_tokens, 0, n, model));
+  state.request = std::move(r);
+  s.state = std::move(state);
+  model.backend->synchronize();
+  return s;
+}
+
+}  // namespace unifluid

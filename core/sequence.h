@@ -1,0 +1,68 @@
+// A sequence: one unit of work in the decoder. A prefix, a suffix being produced, a cache and a state.
+// Text, scores and images are three kinds; guidance gives an image sequence a second stream.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+#include <vector>
+
+#include "core/memory.h"
+#include "core/model.h"
+#include "core/request.h"
+
+namespace unifluid {
+
+// Rows of one decoder sequence and their cache, one contiguous piece reserved at admission.
+struct Stream {
+  Block cache;
+  int64_t capacity = 0;  // rows
+  Block prefix_memory;
+  Tensor prefix;           // [P, d] input rows, until they have been run
+  int64_t prefix_end = 0;  // rows that see each other in both directions
+  int64_t length = 0;      // rows run so far
+
+  bool prefilling() const { return prefix && length < prefix.rows; }
+  // Rows of the prefix for the next step, when at most `budget` may run: a bidirectional part goes at
+  // once, since its rows need each other's keys in every layer.
+  int64_t next_prefix_rows(int64_t budget) const;
+};
+
+struct TextState {
+  TextRequest request;
+  std::vector<int32_t> tokens;
+};
+
+struct ScoreState {
+  int64_t first_row;  // the first row whose logits are wanted
+  std::vector<float> logits;
+};
+
+struct DrawState {
+  DrawRequest request;
+  std::vector<int32_t> order;  // cells, [N]
+  int64_t drawn = 0;
+  Block latents;  // float32 [N, C], by cell
+
+  // The guidance scale of token k (spec section 6).
+  float guidance_at(int64_t k) const;
+};
+
+struct Sequence {
+  uint64_t id;
+  std::vector<Stream> streams;  // one; two under guidance: the prompt's, then the empty prompt's
+  std::variant<TextState, ScoreState, DrawState> state;
+
+  bool prefilling() const { return streams.front().prefilling() || streams.back().prefilling(); }
+  size_t bytes() const;
+};
+
+// Bytes that make_sequence will reserve for a request; 0 for those that are no sequences.
+size_t sequence_bytes(const Request& request, const Model& model);
+
+// Reserves the memory of a sequence and computes the rows of its prefix. Throws INSUFFICIENT_MEMORY
+// before anything runs.
+Sequence make_sequence(uint64_t id, TextRequest&& request, Model& model, Workspace& workspace);
+Sequence make_sequence(uint64_t id, ScoreRequest&& request, Model& model, Workspace& workspace);
+Sequence make_sequence(uint64_t id, DrawRequest&& request, Model& model, Workspace& workspace);
+
+}  // namespace unifluid
