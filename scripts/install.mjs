@@ -37,7 +37,7 @@ function build() {
   if (!existsSync(join(root, "CMakeLists.txt")))
     fail("CMakeLists.txt is not here: nothing to compile");
   const missing = [];
-  if (!onPath("cmake")) missing.push("cmake (3.20 or later)");
+  if (!onPath("cmake")) missing.push("cmake (3.15 or later)");
   if (process.platform !== "win32") {
     if (!onPath("make") && !onPath("ninja")) missing.push("make");
     if (!process.env.CXX && !["c++", "g++", "clang++"].some(onPath)) {
@@ -72,7 +72,7 @@ function build() {
   if (error) fail(`cmake-js did not start: ${error.message}`);
   if (status !== 0) {
     fail(
-      "the addon did not compile; the compiler's message is above. It needs g++ 12 or later and CMake 3.20 or later.",
+      "the addon did not compile; the compiler's message is above. It needs g++ 12 or later and CMake 3.15 or later.",
     );
   }
   if (!existsSync(join(root, "build", "Release", "unifluid.node"))) {

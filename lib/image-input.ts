@@ -1,0 +1,280 @@
+/** Whatever an image can be given as, decoded to RGB bytes. */
+
+import { type FileHandle, open } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
+import { types } from "node:util";
+import sharp from "sharp";
+import { InvalidImageError } from "./errors.js";
+import { asBuffer, type Image } from "./image.js";
+
+/** Pixels in memory: [height, width, 3] RGB or [height, width, 4] RGBA bytes. */
+export interface RawPixels {
+  pixels: Uint8Array | Uint8ClampedArray;
+  width: number;
+  height: number;
+}
+
+/**
+ * A path, a `file:` URL (as a string or a `URL`), a data URI, the bytes of an image file, an `Image`, or
+ * pixels.
+ */
+export type ImageInput = string | URL | ArrayBufferView | ArrayBuffer | Image | RawPixels;
+
+/** RGB bytes, [height, width, 3]. They may be the caller's own: not to be written to. */
+export interface DecodedImage {
+  pixels: Uint8Array;
+  width: number;
+  height: number;
+}
+
+export interface DecodeOptions {
+  /** Images with more pixels are refused before they are decoded. Default: 64 million. */
+  maxPixels?: number;
+  signal?: AbortSignal;
+}
+
+const MAX_PIXELS = 64_000_000;
+
+/** A file beyond this cannot be a picture of fewer pixels than allowed, but could fill the memory. */
+const MAX_FILE_BYTES = 512 * 1024 * 1024;
+
+/**
+ * Decodes an image: JPEG, PNG, WebP, GIF, TIFF, AVIF or SVG; of an animation, the first frame. It is turned
+ * as its EXIF orientation says, converted to 8-bit sRGB, and laid on white where it is transparent.
+ *
+ * Throws `InvalidImageError`, or the signal's reason.
+ */
+export async function decodeImage(
+  input: ImageInput,
+  options: DecodeOptions = {},
+): Promise<DecodedImage> {
+  const { maxPixels = MAX_PIXELS, signal } = options;
+  signal?.throwIfAborted();
+  if (isRawPixels(input)) return fromRawPixels(input, maxPixels);
+  const { bytes, name } = await readInput(input, signal);
+  if (bytes.length === 0) throw new InvalidImageError("IMAGE_EMPTY", `${name} is empty`);
+  return decodeBytes(bytes, name, maxPixels, signal);
+}
+
+interface NamedBytes {
+  bytes: Uint8Array;
+  /** What messages call it. */
+  name: string;
+}
+
+async function readInput(input: unknown, signal: AbortSignal | undefined): Promise<NamedBytes> {
+  if (ArrayBuffer.isView(input)) {
+    const bytes = new Uint8Array(input.buffer, input.byteOffset, input.byteLength);
+    return { bytes, name: `the image (${bytes.length} bytes)` };
+  }
+  if (types.isAnyArrayBuffer(input)) {
+    const bytes = new Uint8Array(input);
+    return { bytes, name: `the image (${bytes.length} bytes)` };
+  }
+  const text = typeof input === "string" ? input : isUrl(input) ? input.href : undefined;
+  if (text === undefined || text === "") throw unsupported(input);
+  if (/^data:/i.test(text)) return readDataUri(text);
+  if (/^file:/i.test(text)) return readFileBytes(pathOfUrl(text), signal);
+  if (typeof input !== "string" || /^[a-z][a-z0-9+.-]*:\/\//i.test(text)) {
+    throw new InvalidImageError(
+      "IMAGE_UNSUPPORTED_INPUT",
+      `images are not fetched over the network: fetch ${shorten(text)} and give its bytes`,
+    );
+  }
+  return readFileBytes(text, signal);
+}
+
+function unsupported(input: unknown): InvalidImageError {
+  const found =
+    input === null
+      ? "null"
+      : typeof input === "object"
+        ? `an object (${Object.prototype.toString.call(input)})`
+        : input === ""
+          ? "an empty string"
+          : `a value of type ${typeof input}`;
+  return new InvalidImageError(
+    "IMAGE_UNSUPPORTED_INPUT",
+    "expected a path, a file URL, a data URI, the bytes of an image, an Image or { pixels, width, height } " +
+      `for an image but received ${found}`,
+  );
+}
+
+function shorten(text: string): string {
+  return text.length > 100 ? `${text.slice(0, 97)}...` : text;
+}
+
+/** A `URL`, also one of another realm. */
+function isUrl(value: unknown): value is URL {
+  return Object.prototype.toString.call(value) === "[object URL]";
+}
+
+function pathOfUrl(url: string): string {
+  try {
+    return fileURLToPath(url);
+  } catch (cause) {
+    throw new InvalidImageError(
+      "IMAGE_UNSUPPORTED_INPUT",
+      `${shorten(url)} is not the URL of a local file: ${(cause as Error).message}`,
+      { cause },
+    );
+  }
+}
+
+/** `data:[<type>][;base64],<data>` */
+function readDataUri(uri: string): NamedBytes {
+  const comma = uri.indexOf(",");
+  const header = uri.slice(0, Math.max(comma, 0));
+  const body = uri.slice(comma + 1);
+  const name = `the data URI ${shorten(header)}`;
+  const undecodable = (reason: string, cause?: unknown) =>
+    new InvalidImageError("IMAGE_UNDECODABLE", `${name} ${reason}`, { cause });
+  if (comma < 0) throw undecodable("has no comma before its data");
+  let data: Uint8Array;
+  try {
+    data = percentDecode(body);
+  } catch (cause) {
+    throw undecodable("is not percent-encoded as it should be", cause);
+  }
+  if (!/;\s*base64\s*$/i.test(header)) return { bytes: data, name };
+  // Buffer skips what is not base64; a damaged URI must not become a shorter file.
+  const text = asBuffer(data).toString("latin1").replace(/\s+/g, "");
+  if (!/^[A-Za-z0-9+/_-]*={0,2}$/.test(text)) throw undecodable("is not base64");
+  return { bytes: Buffer.from(text, "base64"), name };
+}
+
+function percentDecode(text: string): Uint8Array {
+  return Buffer.from(
+    text.replace(/%([0-9a-f]{2})|%/gi, (_, hex) => {
+      if (hex === undefined) throw new URIError("% without two hexadecimal digits");
+      return String.fromCharCode(Number.parseInt(hex, 16));
+    }),
+    "latin1",
+  );
+}
+
+async function readFileBytes(path: string, signal: AbortSignal | undefined): Promise<NamedBytes> {
+  let file: FileHandle | undefined;
+  try {
+    file = await open(path, "r");
+    const stat = await file.stat();
+    if (stat.isDirectory()) {
+      throw new InvalidImageError("IMAGE_NOT_FOUND", `${path} is a directory, not an image`);
+    }
+    if (stat.size > MAX_FILE_BYTES) {
+      throw new InvalidImageError(
+        "IMAGE_TOO_LARGE",
+        `${path} has ${stat.size} bytes; at most ${MAX_FILE_BYTES} are read`,
+      );
+    }
+    return { bytes: await file.readFile({ signal }), name: path };
+  } catch (cause) {
+    if (cause instanceof InvalidImageError) throw cause;
+    signal?.throwIfAborted();
+    const { code, message } = cause as NodeJS.ErrnoException;
+    const reason =
+      code === "ENOENT" ? `there is no file ${path}` : `cannot read ${path}: ${message}`;
+    throw new InvalidImageError("IMAGE_NOT_FOUND", reason, { cause });
+  } finally {
+    await file?.close();
+  }
+}
+
+async function decodeBytes(
+  bytes: Uint8Array,
+  name: string,
+  maxPixels: number,
+  signal: AbortSignal | undefined,
+): Promise<DecodedImage> {
+  const undecodable = (cause: unknown) =>
+    new InvalidImageError(
+      "IMAGE_UNDECODABLE",
+      `cannot decode ${name}: ${firstLine((cause as Error).message)}`,
+      { cause },
+    );
+
+  // The header is enough to refuse a picture that would not fit the memory.
+  const file = asBuffer(bytes);
+  const header = await sharp(file, { limitInputPixels: false })
+    .metadata()
+    .catch((cause) => {
+      throw undecodable(cause);
+    });
+  signal?.throwIfAborted();
+  const pixelCount = header.width * header.height;
+  if (pixelCount > maxPixels) throw tooLarge(name, header.width, header.height, maxPixels);
+
+  // failOn: a truncated file must not become a picture that is grey from there on. Warnings are let pass:
+  // many cameras and programs write files that cause some.
+  const image = sharp(file, { failOn: "error", limitInputPixels: maxPixels, autoOrient: true })
+    .flatten({ background: "#ffffff" })
+    .toColourspace("srgb");
+  const { data, info } = await image
+    .raw({ depth: "uchar" })
+    .toBuffer({ resolveWithObject: true })
+    .catch((cause) => {
+      throw undecodable(cause);
+    });
+  signal?.throwIfAborted();
+  const { width, height, channels } = info;
+  return { pixels: toRgb(data, width * height, channels), width, height };
+}
+
+function firstLine(text: string): string {
+  return text.split("\n", 1)[0] ?? text;
+}
+
+function tooLarge(name: string, width: number, height: number, maxPixels: number) {
+  return new InvalidImageError(
+    "IMAGE_TOO_LARGE",
+    `${name} has ${width} x ${height} pixels; at most ${maxPixels} are decoded`,
+  );
+}
+
+/** Pixels of 1 (gray), 3 (RGB) or 4 (RGBA, laid on white) bytes as RGB. */
+function toRgb(pixels: Uint8Array, count: number, channels: number): Uint8Array {
+  if (channels === 3) return pixels;
+  const rgb = new Uint8Array(count * 3);
+  if (channels === 4) {
+    for (let from = 0, to = 0; to < rgb.length; from += 4) {
+      const alpha = pixels[from + 3]!;
+      const white = 255 * (255 - alpha);
+      for (let c = 0; c < 3; c++) rgb[to++] = Math.round((pixels[from + c]! * alpha + white) / 255);
+    }
+  } else {
+    for (let from = 0, to = 0; to < rgb.length; from += channels) {
+      for (let c = 0; c < 3; c++) rgb[to++] = pixels[from]!;
+    }
+  }
+  return rgb;
+}
+
+function isRawPixels(input: unknown): input is RawPixels {
+  return typeof input === "object" && input !== null && "pixels" in input;
+}
+
+function fromRawPixels({ pixels, width, height }: RawPixels, maxPixels: number): DecodedImage {
+  const unsuitable = (message: string) => new InvalidImageError("IMAGE_UNSUPPORTED_INPUT", message);
+  if (![width, height].every((side) => Number.isSafeInteger(side) && side >= 0)) {
+    throw unsuitable(
+      `expected whole numbers for width and height but received ${width}, ${height}`,
+    );
+  }
+  if (!types.isUint8Array(pixels) && !types.isUint8ClampedArray(pixels)) {
+    throw unsuitable("expected a Uint8Array or Uint8ClampedArray for the pixels of an image");
+  }
+  const count = width * height;
+  if (count === 0) {
+    throw new InvalidImageError("IMAGE_EMPTY", `an image of ${width} x ${height} pixels is empty`);
+  }
+  if (count > maxPixels) throw tooLarge("the image", width, height, maxPixels);
+  const channels = pixels.length / count;
+  if (channels !== 3 && channels !== 4) {
+    throw unsuitable(
+      `expected ${count * 3} (RGB) or ${count * 4} (RGBA) bytes for ${width} x ${height} pixels ` +
+        `but received ${pixels.length}`,
+    );
+  }
+  const bytes = new Uint8Array(pixels.buffer, pixels.byteOffset, pixels.length);
+  return { pixels: toRgb(bytes, count, channels), width, height };
+}

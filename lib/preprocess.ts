@@ -1,0 +1,160 @@
+/** From RGB bytes to what SigLIP and the autoencoder take: resized, scaled, one plane a channel. */
+
+import { Fields, isObject, show } from "./checkpoint/fields.js";
+import { InvalidImageError } from "./errors.js";
+import type { DecodedImage } from "./image-input.js";
+import type { NativeAddon } from "./native.js";
+
+/** The only part of the addon that is needed here. */
+export type Resizer = Pick<NativeAddon, "resizeImage">;
+
+export type ResizeFilter = Parameters<NativeAddon["resizeImage"]>[5];
+
+/** Pillow's numbers for the filters that the addon has. */
+const FILTERS: readonly ResizeFilter[] = ["nearest", "lanczos", "bilinear", "bicubic"];
+
+/** `preprocessor_config.json` of a `SiglipImageProcessor`. */
+export interface PreprocessorConfig {
+  /** False: images must have the model's size already. */
+  resize: boolean;
+  width: number;
+  height: number;
+  filter: ResizeFilter;
+  /** Factor of the bytes; 1: they stay 0 to 255. */
+  rescaleFactor: number;
+  /** Per channel: (value - mean) / std. */
+  mean: readonly [number, number, number];
+  std: readonly [number, number, number];
+}
+
+/**
+ * Checks parsed JSON; an absent field has the default of transformers' `SiglipImageProcessor`.
+ * Throws `InvalidConfigError`.
+ *
+ * @param where What to call the file in messages.
+ */
+export function parsePreprocessorConfig(
+  json: unknown,
+  where = "preprocessor_config.json",
+): PreprocessorConfig {
+  const fields: Fields = Fields.of(json, where);
+  const resample = fields.integer("resample", { default: 3 });
+  const filter = FILTERS[resample];
+  if (!filter) fields.fail("resample", "0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)");
+  const normalize = fields.boolean("do_normalize", { default: true });
+  return {
+    resize: fields.boolean("do_resize", { default: true }),
+    ...parseSize(fields),
+    filter,
+    rescaleFactor: fields.boolean("do_rescale", { default: true })
+      ? fields.number("rescale_factor", { default: 1 / 255, min: 0, open: true })
+      : 1,
+    mean: normalize ? parseTriple(fields, "image_mean", 0.5) : [0, 0, 0],
+    std: normalize ? parseTriple(fields, "image_std", 0.5) : [1, 1, 1],
+  };
+}
+
+const MAX_SIDE = 16384;
+
+/** `{ "height", "width" }`, or a number for a square. */
+function parseSize(fields: Fields): { width: number; height: number } {
+  const size = fields.raw("size");
+  if (size === undefined) return { width: 224, height: 224 };
+  if (isObject(size)) {
+    const child = fields.child("size");
+    const range = { min: 1, max: MAX_SIDE };
+    return { width: child.integer("width", range), height: child.integer("height", range) };
+  }
+  const side = fields.integer("size", { min: 1, max: MAX_SIDE });
+  return { width: side, height: side };
+}
+
+/** Three numbers, or one for all three. Those of `image_std` divide. */
+function parseTriple(fields: Fields, name: string, fallback: number): [number, number, number] {
+  const value = fields.raw(name) ?? fallback;
+  const list = Array.isArray(value) ? value : [value, value, value];
+  const valid =
+    list.length === 3 &&
+    list.every(
+      (v) => typeof v === "number" && Number.isFinite(v) && (name !== "image_std" || v > 0),
+    );
+  if (!valid) {
+    fields.fail(
+      name,
+      name === "image_std" ? "three positive numbers" : "three numbers",
+      show(value),
+    );
+  }
+  return list as [number, number, number];
+}
+
+/**
+ * SigLIP's input, [3, imageSize, imageSize], as the preprocessor of transformers computes it.
+ *
+ * Throws `IMAGE_UNSUPPORTED_INPUT` where the configuration forbids resizing and the image needs it.
+ */
+export async function toVisionPixels(
+  image: DecodedImage,
+  config: PreprocessorConfig,
+  addon: Resizer,
+  imageSize: number,
+): Promise<Float32Array> {
+  const fits = image.width === imageSize && image.height === imageSize;
+  if (!config.resize && !fits) {
+    throw new InvalidImageError(
+      "IMAGE_UNSUPPORTED_INPUT",
+      `this checkpoint does not resize images (do_resize is false): expected ${imageSize} x ${imageSize} ` +
+        `pixels but received ${image.width} x ${image.height}`,
+    );
+  }
+  const { pixels } = await resize(image, imageSize, imageSize, config.filter, addon);
+  // Rescaling and normalization round to float32 one after the other, as they do in numpy.
+  const tables = config.mean.map((mean, c) =>
+    byteTable((byte) => {
+      const rescaled = Math.fround(byte * config.rescaleFactor);
+      return Math.fround(rescaled - Math.fround(mean)) / Math.fround(config.std[c]!);
+    }),
+  );
+  return toPlanes(pixels, tables);
+}
+
+/** The autoencoder's input, [3, height, width] in [-1, 1]. */
+export async function toVaePixels(
+  image: DecodedImage,
+  width: number,
+  height: number,
+  addon: Resizer,
+  filter: ResizeFilter = "bicubic",
+): Promise<Float32Array> {
+  const { pixels } = await resize(image, width, height, filter, addon);
+  const table = byteTable((byte) => Math.fround(byte / 127.5) - 1);
+  return toPlanes(pixels, [table, table, table]);
+}
+
+async function resize(
+  image: DecodedImage,
+  width: number,
+  height: number,
+  filter: ResizeFilter,
+  addon: Resizer,
+): Promise<DecodedImage> {
+  if (image.width === width && image.height === height) return image;
+  const { pixels } = image;
+  const resized = await addon.resizeImage(pixels, image.width, image.height, width, height, filter);
+  return { pixels: resized, width, height };
+}
+
+function byteTable(value: (byte: number) => number): Float32Array {
+  return Float32Array.from({ length: 256 }, (_, byte) => value(byte));
+}
+
+/** [pixels, 3] bytes to [3, pixels] numbers, each channel through its table. */
+function toPlanes(pixels: Uint8Array, tables: Float32Array[]): Float32Array {
+  const count = pixels.length / 3;
+  const planes = new Float32Array(pixels.length);
+  tables.forEach((table, c) => {
+    const plane = planes.subarray(c * count, (c + 1) * count);
+    for (let i = 0, from = c; i < count; i++, from += 3) plane[i] = table[pixels[from]!]!;
+  });
+  return planes;
+}

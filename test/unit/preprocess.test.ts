@@ -1,0 +1,180 @@
+/** What SigLIP and the autoencoder are given. Resampling itself: image-resize.test.ts. */
+
+import {
+  type PreprocessorConfig,
+  parsePreprocessorConfig,
+  type Resizer,
+  toVaePixels,
+  toVisionPixels,
+} from "../../lib/preprocess.js";
+
+const bytes = Uint8Array.from({ length: 256 * 3 }, (_, i) => i % 256);
+const image = { pixels: bytes, width: 16, height: 16 };
+
+/** Stands in for the addon: it notes what it is asked for and returns the source's first bytes. */
+function recorder() {
+  const calls: unknown[][] = [];
+  const resizer: Resizer = {
+    async resizeImage(pixels, ...rest) {
+      calls.push(rest);
+      const [, , toWidth, toHeight] = rest;
+      return pixels.subarray(0, toWidth * toHeight * 3);
+    },
+  };
+  return { calls, resizer };
+}
+
+const siglip = {
+  size: { height: 16, width: 16 },
+  image_mean: [0.5, 0.5, 0.5],
+  image_std: [0.5, 0.5, 0.5],
+};
+
+describe("preprocessor_config.json", () => {
+  test("an empty one has the defaults of SiglipImageProcessor", () => {
+    expect(parsePreprocessorConfig({})).toEqual<PreprocessorConfig>({
+      resize: true,
+      width: 224,
+      height: 224,
+      filter: "bicubic",
+      rescaleFactor: 1 / 255,
+      mean: [0.5, 0.5, 0.5],
+      std: [0.5, 0.5, 0.5],
+    });
+  });
+
+  test("every field is read", () => {
+    const json = {
+      do_resize: false,
+      size: { height: 3, width: 5 },
+      resample: 2,
+      do_rescale: true,
+      rescale_factor: 0.01,
+      image_mean: [0.1, 0.2, 0.3],
+      image_std: 0.25,
+    };
+    expect(parsePreprocessorConfig(json)).toEqual<PreprocessorConfig>({
+      resize: false,
+      width: 5,
+      height: 3,
+      filter: "bilinear",
+      rescaleFactor: 0.01,
+      mean: [0.1, 0.2, 0.3],
+      std: [0.25, 0.25, 0.25],
+    });
+  });
+
+  test("steps that are turned off", () => {
+    const config = parsePreprocessorConfig({
+      ...siglip,
+      do_rescale: false,
+      do_normalize: false,
+      size: 32,
+    });
+    expect(config).toMatchObject({
+      rescaleFactor: 1,
+      mean: [0, 0, 0],
+      std: [1, 1, 1],
+      width: 32,
+      height: 32,
+    });
+  });
+
+  test.each<[string, unknown]>([
+    ["resample", 4],
+    ["resample", "bicubic"],
+    ["resample", -1],
+    ["size", { shortest_edge: 224 }],
+    ["size", { height: 0, width: 5 }],
+    ["size", { height: 5, width: 1e9 }],
+    ["size", "224"],
+    ["rescale_factor", 0],
+    ["rescale_factor", "x"],
+    ["do_resize", 1],
+    ["image_mean", [0.5, 0.5]],
+    ["image_mean", [0.5, 0.5, "0.5"]],
+    ["image_std", [0.5, 0, 0.5]],
+    ["image_std", {}],
+  ])("refuses %s: %p", (name, value) => {
+    const parse = () => parsePreprocessorConfig({ ...siglip, [name]: value }, "some/file.json");
+    expect(parse).toThrow(
+      expect.objectContaining({
+        code: "INVALID_CONFIG",
+        message: expect.stringContaining("some/file.json"),
+      }),
+    );
+  });
+
+  test.each([null, [], "text", 7])("refuses %p as a whole", (json) => {
+    expect(() => parsePreprocessorConfig(json)).toThrow(
+      expect.objectContaining({ code: "INVALID_CONFIG" }),
+    );
+  });
+});
+
+describe("SigLIP's input", () => {
+  test("is planar and normalized in float32", async () => {
+    const { calls, resizer } = recorder();
+    const config = parsePreprocessorConfig({
+      ...siglip,
+      image_mean: [0.5, 0.4, 0],
+      image_std: [0.5, 0.3, 2],
+    });
+    const planes = await toVisionPixels(image, config, resizer, 16);
+    expect(calls).toEqual([]);
+    expect(planes.length).toBe(3 * 256);
+    for (const place of [0, 1, 17, 255]) {
+      for (let c = 0; c < 3; c++) {
+        const value = (bytes[place * 3 + c]! / 255 - config.mean[c]!) / config.std[c]!;
+        expect(planes[c * 256 + place]).toBeCloseTo(value, 6);
+      }
+    }
+    expect(planes[0]).toBe(-1);
+  });
+
+  test("asks for the model's size and the configured filter", async () => {
+    const { calls, resizer } = recorder();
+    const planes = await toVisionPixels(
+      image,
+      parsePreprocessorConfig({ resample: 1 }),
+      resizer,
+      8,
+    );
+    expect(calls).toEqual([[16, 16, 8, 8, "lanczos"]]);
+    expect(planes.length).toBe(3 * 64);
+  });
+
+  test("without do_resize only the model's size passes", async () => {
+    const { calls, resizer } = recorder();
+    const config = parsePreprocessorConfig({ ...siglip, do_resize: false });
+    await expect(toVisionPixels(image, config, resizer, 16)).resolves.toBeDefined();
+    await expect(toVisionPixels(image, config, resizer, 8)).rejects.toMatchObject({
+      code: "IMAGE_UNSUPPORTED_INPUT",
+      message: expect.stringContaining("16 x 16"),
+    });
+    expect(calls).toEqual([]);
+  });
+});
+
+describe("the autoencoder's input", () => {
+  test("is v / 127.5 - 1", async () => {
+    const planes = await toVaePixels(image, 16, 16, recorder().resizer);
+    for (const place of [0, 1, 85, 255]) {
+      for (let c = 0; c < 3; c++) {
+        expect(planes[c * 256 + place]).toBeCloseTo(bytes[place * 3 + c]! / 127.5 - 1, 6);
+      }
+    }
+    expect(Math.min(...planes)).toBe(-1);
+    expect(Math.max(...planes)).toBe(1);
+  });
+
+  test("asks for the size wanted, bicubic where nothing else is said", async () => {
+    const { calls, resizer } = recorder();
+    await toVaePixels(image, 8, 4, resizer);
+    await toVaePixels(image, 4, 8, resizer, "nearest");
+    expect(calls).toEqual([
+      [16, 16, 8, 4, "bicubic"],
+      [16, 16, 4, 8, "nearest"],
+    ]);
+  });
+});
