@@ -1,0 +1,136 @@
+// The addon's module: lib/native.ts types what it exports.
+#include <napi.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "binding/convert.h"
+#include "binding/model_handle.h"
+#include "binding/task.h"
+#include "core/image_resize.h"
+#include "cpu/kernels.h"
+#include "cpu/system_memory.h"
+
+#ifndef UNIFLUID_VERSION
+#define UNIFLUID_VERSION "0.0.0"
+#endif
+
+namespace unifluid::binding {
+
+namespace {
+
+Napi::Value instruction_sets(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const cpu::InstructionSets sets = cpu::instruction_sets();
+  Napi::Array out = Napi::Array::New(env, static_cast<size_t>(sets.count));
+  for (int i = 0; i < sets.count; ++i) {
+    Napi::Object o = Napi::Object::New(env);
+    o.Set("name", sets.begin[i].name);
+    o.Set("supported", sets.begin[i].supported);
+    out.Set(static_cast<uint32_t>(i), o);
+  }
+  return out;
+}
+
+Napi::Value find_non_finite(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    auto spec = std::make_shared<ModelSpec>(model_spec(info[0]));
+    auto found = std::make_shared<Weights::NonFinite>();
+    auto any = std::make_shared<bool>(false);
+    return Task::start(
+        env,
+        [=] { *any = Weights(spec->files, std::move(spec->records)).find_non_finite(found.get()); },
+        [=](Napi::Env env) -> Napi::Value {
+          if (!*any) return env.Null();
+          Napi::Object o = Napi::Object::New(env);
+          o.Set("name", found->name);
+          o.Set("index", static_cast<double>(found->index));
+          o.Set("value", found->value);
+          return o;
+        });
+  });
+}
+
+ResizeFilter resize_filter(const std::string& name) {
+  if (name == "nearest") return ResizeFilter::nearest;
+  if (name == "bilinear") return ResizeFilter::bilinear;
+  if (name == "bicubic") return ResizeFilter::bicubic;
+  if (name == "lanczos") return ResizeFilter::lanczos;
+  throw Error(error_code::kInvalidArgument,
+              "expected nearest, bilinear, bicubic or lanczos for the filter");
+}
+
+// resizeImage(pixels, width, height, toWidth, toHeight, filter)
+Napi::Value resize_image(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    int64_t sizes[4];
+    for (size_t i = 0; i < 4; ++i) {
+      if (!info[i + 1].IsNumber())
+        throw Error(error_code::kInvalidArgument, "expected numbers for the sizes");
+      sizes[i] = info[i + 1].As<Napi::Number>().Int64Value();
+      if (sizes[i] < 1 || sizes[i] > kMaxResizeSide)
+        throw Error(error_code::kInvalidArgument,
+                    "expected sizes from 1 to " + std::to_string(kMaxResizeSide));
+    }
+    if (!info[0].IsTypedArray() ||
+        info[0].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+      throw Error(error_code::kInvalidArgument, "expected a Uint8Array for the pixels");
+    const auto [width, height, to_width, to_height] = sizes;
+    const Napi::Uint8Array pixels = info[0].As<Napi::Uint8Array>();
+    if (pixels.ElementLength() != static_cast<size_t>(width * height * 3))
+      throw Error(error_code::kInvalidArgument, "the pixels do not fit the sizes");
+    if (!info[5].IsString())
+      throw Error(error_code::kInvalidArgument, "expected a string for the filter");
+    const ResizeFilter filter = resize_filter(info[5].As<Napi::String>().Utf8Value());
+    // Copied: JavaScript may change or detach its buffer while the work goes on.
+    auto source = std::make_shared<std::vector<uint8_t>>(
+        pixels.Data(), pixels.Data() + pixels.ElementLength());
+    auto target = std::make_shared<std::vector<uint8_t>>();
+    return Task::start(
+        env,
+        [=, width = width, height = height, to_width = to_width, to_height = to_height] {
+          target->resize(static_cast<size_t>(to_width * to_height * 3));
+          resize_rgb(source->data(), width, height, target->data(), to_width, to_height, filter);
+        },
+        [=](Napi::Env env) -> Napi::Value {
+          Napi::Uint8Array out = Napi::Uint8Array::New(env, target->size());
+          std::memcpy(out.Data(), target->data(), target->size());
+          return out;
+        });
+  });
+}
+
+Napi::Value available_memory(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(cpu::system_available_memory()));
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto* environment = new EnvironmentPointer(std::make_shared<Environment>());
+  (*environment)->model_class = Napi::Persistent(ModelHandle::define(env));
+  (*environment)->model_class.SuppressDestruct();  // the environment may end before the last handle
+  env.SetInstanceData(environment);
+  // A worker or the process may end with models at work: their threads must not outlive this module.
+  env.AddCleanupHook(
+      [](EnvironmentPointer* environment) {
+        for (ModelHandle* model : (*environment)->models) model->stop();
+        delete environment;
+      },
+      new EnvironmentPointer(*environment));
+  exports.Set("version", UNIFLUID_VERSION);
+  exports.Set("instructionSets", Napi::Function::New(env, instruction_sets));
+  exports.Set("loadModel", Napi::Function::New(env, ModelHandle::load));
+  exports.Set("findNonFinite", Napi::Function::New(env, find_non_finite));
+  exports.Set("resizeImage", Napi::Function::New(env, resize_image));
+  exports.Set("availableMemory", Napi::Function::New(env, available_memory));
+  return exports;
+}
+
+NODE_API_MODULE(unifluid, init)
+
+}  // namespace
+
+}  // namespace unifluid::binding

@@ -1,0 +1,360 @@
+#include "binding/convert.h"
+
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+namespace unifluid::binding {
+
+namespace {
+
+[[noreturn]] void wrong(const char* field, const char* expected) {
+  throw Error(error_code::kInvalidArgument,
+              std::string("expected ") + expected + " for " + field);
+}
+
+bool present(const Napi::Object& o, const char* field) {
+  const Napi::Value v = o.Get(field);
+  return !v.IsUndefined() && !v.IsNull();
+}
+
+bool boolean(const Napi::Object& o, const char* field) {
+  const Napi::Value v = o.Get(field);
+  if (!v.IsBoolean()) wrong(field, "a boolean");
+  return v.As<Napi::Boolean>();
+}
+
+float real(const Napi::Object& o, const char* field) {
+  return static_cast<float>(number(o, field));
+}
+
+uint64_t seed(const Napi::Object& o, const char* field) {
+  const Napi::Value v = o.Get(field);
+  if (!v.IsBigInt()) wrong(field, "a bigint");
+  bool lossless = false;
+  const uint64_t value = v.As<Napi::BigInt>().Uint64Value(&lossless);
+  if (!lossless) wrong(field, "an unsigned 64-bit integer");
+  return value;
+}
+
+Napi::Array array(const Napi::Object& o, const char* field) {
+  const Napi::Value v = o.Get(field);
+  if (!v.IsArray()) wrong(field, "an array");
+  return v.As<Napi::Array>();
+}
+
+// Copies a typed array; the caller may change its own at once.
+template <class T>
+std::vector<T> typed(const Napi::Object& o, const char* field, napi_typedarray_type type,
+                     const char* expected) {
+  const Napi::Value v = o.Get(field);
+  if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != type)
+    wrong(field, expected);
+  const Napi::TypedArray a = v.As<Napi::TypedArray>();
+  std::vector<T> out(a.ElementLength());
+  if (!out.empty())
+    std::memcpy(out.data(),
+                static_cast<const char*>(a.ArrayBuffer().Data()) + a.ByteOffset(),
+                out.size() * sizeof(T));
+  return out;
+}
+
+std::vector<float> floats(const Napi::Object& o, const char* field) {
+  return typed<float>(o, field, napi_float32_array, "a Float32Array");
+}
+
+std::vector<int32_t> tokens(const Napi::Object& o, const char* field) {
+  return typed<int32_t>(o, field, napi_int32_array, "an Int32Array");
+}
+
+std::vector<int64_t> integers(const Napi::Object& o, const char* field) {
+  const Napi::Array a = array(o, field);
+  std::vector<int64_t> out(a.Length());
+  for (uint32_t i = 0; i < a.Length(); ++i) {
+    const Napi::Value v = a.Get(i);
+    if (!v.IsNumber()) wrong(field, "numbers");
+    out[i] = v.As<Napi::Number>().Int64Value();
+  }
+  return out;
+}
+
+Activation activation(const Napi::Object& o, const char* field) {
+  const std::string name = text(o, field);
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "gelu_erf") return Activation::gelu_erf;
+  wrong(field, "silu, gelu_tanh or gelu_erf");
+}
+
+DType stored_type(const Napi::Object& o, const char* field) {
+  const std::string name = text(o, field);
+  if (name == "F32") return DType::f32;
+  if (name == "F16") return DType::f16;
+  if (name == "BF16") return DType::bf16;
+  wrong(field, "F32, F16 or BF16");
+}
+
+TextConfig text_config(const Napi::Object& o) {
+  TextConfig c;
+  c.gemma2 = boolean(o, "gemma2");
+  c.vocab_size = integer(o, "vocabSize");
+  c.hidden_size = integer(o, "hiddenSize");
+  c.intermediate_size = integer(o, "intermediateSize");
+  c.layers = integer(o, "layers");
+  c.heads = integer(o, "heads");
+  c.kv_heads = integer(o, "kvHeads");
+  c.head_dim = integer(o, "headDim");
+  c.rms_norm_eps = real(o, "rmsNormEps");
+  c.rope_theta = real(o, "ropeTheta");
+  c.attention_scale = real(o, "attentionScale");
+  c.attention_soft_cap = real(o, "attentionSoftCap");
+  c.logit_soft_cap = real(o, "logitSoftCap");
+  c.windows = integers(o, "windows");
+  c.activation = activation(o, "activation");
+  c.first_position = integer(o, "firstPosition");
+  c.bidirectional_prefix = boolean(o, "bidirectionalPrefix");
+  c.tied = boolean(o, "tied");
+  return c;
+}
+
+VisionConfig vision_config(const Napi::Object& o) {
+  VisionConfig c;
+  c.hidden_size = integer(o, "hiddenSize");
+  c.intermediate_size = integer(o, "intermediateSize");
+  c.layers = integer(o, "layers");
+  c.heads = integer(o, "heads");
+  c.image_size = integer(o, "imageSize");
+  c.patch_size = integer(o, "patchSize");
+  c.layer_norm_eps = real(o, "layerNormEps");
+  c.activation = activation(o, "activation");
+  return c;
+}
+
+VaeConfig vae_config(const Napi::Object& o) {
+  VaeConfig c;
+  c.in_channels = integer(o, "inChannels");
+  c.out_channels = integer(o, "outChannels");
+  c.block_out_channels = integers(o, "blockOutChannels");
+  c.layers_per_block = integer(o, "layersPerBlock");
+  c.latent_channels = integer(o, "latentChannels");
+  c.norm_groups = integer(o, "normGroups");
+  c.scaling_factor = real(o, "scalingFactor");
+  c.shift_factor = real(o, "shiftFactor");
+  c.mid_block_attention = boolean(o, "midBlockAttention");
+  c.quant_conv = boolean(o, "quantConv");
+  c.post_quant_conv = boolean(o, "postQuantConv");
+  return c;
+}
+
+ImageConfig image_config(const Napi::Object& o) {
+  ImageConfig c;
+  c.grid = integer(o, "grid");
+  c.latent_patch = integer(o, "latentPatch");
+  c.token_channels = integer(o, "tokenChannels");
+  c.head_width = integer(o, "headWidth");
+  c.head_depth = integer(o, "headDepth");
+  c.timesteps = integer(o, "timesteps");
+  c.flow = boolean(o, "flow");
+  c.edit_source_latents = boolean(o, "editSourceLatents");
+  return c;
+}
+
+Prefix prefix(const Napi::Object& parent) {
+  const Napi::Object o = object(parent.Get("prefix"), "prefix");
+  Prefix p;
+  if (present(o, "visionPixels")) p.vision_pixels = floats(o, "visionPixels");
+  if (present(o, "sourcePixels")) p.source_pixels = floats(o, "sourcePixels");
+  p.tokens = tokens(o, "tokens");
+  return p;
+}
+
+template <class T, class Array>
+Array typed_array(Napi::Env env, const std::vector<T>& values) {
+  // Copied: buffers with foreign memory are not allowed everywhere (Electron).
+  Array a = Array::New(env, values.size());
+  if (!values.empty()) std::memcpy(a.Data(), values.data(), values.size() * sizeof(T));
+  return a;
+}
+
+}  // namespace
+
+Napi::Object object(const Napi::Value& value, const char* what) {
+  if (!value.IsObject()) wrong(what, "an object");
+  return value.As<Napi::Object>();
+}
+
+double number(const Napi::Object& o, const char* field) {
+  const Napi::Value v = o.Get(field);
+  if (!v.IsNumber()) wrong(field, "a number");
+  return v.As<Napi::Number>().DoubleValue();
+}
+
+int64_t integer(const Napi::Object& o, const char* field) {
+  const double value = number(o, field);
+  if (!(std::abs(value) <= 9007199254740991.0) || value != std::floor(value))
+    wrong(field, "an integer");
+  return static_cast<int64_t>(value);
+}
+
+std::string text(const Napi::Object& o, const char* field) {
+  const Napi::Value v = o.Get(field);
+  if (!v.IsString()) wrong(field, "a string");
+  return v.As<Napi::String>().Utf8Value();
+}
+
+ModelSpec model_spec(const Napi::Value& value) {
+  const Napi::Object o = object(value, "the model");
+  ModelSpec spec;
+  const Napi::Array files = array(o, "files");
+  for (uint32_t i = 0; i < files.Length(); ++i) {
+    const Napi::Value file = files.Get(i);
+    if (!file.IsString()) wrong("files", "strings");
+    spec.files.push_back(file.As<Napi::String>().Utf8Value());
+  }
+  const Napi::Array tensors = array(o, "tensors");
+  for (uint32_t i = 0; i < tensors.Length(); ++i) {
+    const Napi::HandleScope scope(value.Env());
+    const Napi::Object t = object(tensors.Get(i), "a tensor");
+    const int64_t offset = integer(t, "offset");
+    if (offset < 0) wrong("offset", "a positive integer");
+    spec.records.push_back({text(t, "name"), stored_type(t, "dtype"), integers(t, "shape"),
+                            integer(t, "file"), static_cast<uint64_t>(offset)});
+  }
+  if (present(o, "text")) spec.config.text = text_config(object(o.Get("text"), "text"));
+  if (present(o, "vision")) spec.config.vision = vision_config(object(o.Get("vision"), "vision"));
+  if (present(o, "vae")) spec.config.vae = vae_config(object(o.Get("vae"), "vae"));
+  if (present(o, "image")) spec.config.image = image_config(object(o.Get("image"), "image"));
+  return spec;
+}
+
+LoadOptions load_options(const Napi::Value& value) {
+  const Napi::Object o = object(value, "the options");
+  LoadOptions options{};
+  const int64_t threads = integer(o, "threads");
+  if (threads < 1 || threads > 1024) wrong("threads", "an integer from 1 to 1024");
+  options.threads = static_cast<int>(threads);
+  if (present(o, "isa")) options.isa = text(o, "isa");
+  const int64_t memory = integer(o, "maxMemory");
+  if (memory < 0) wrong("maxMemory", "a positive integer");
+  options.max_memory = static_cast<size_t>(memory);
+  options.max_sequences = integer(o, "maxSequences");
+  if (options.max_sequences < 1) wrong("maxSequences", "a positive integer");
+  return options;
+}
+
+Request request(const Napi::Value& value) {
+  const Napi::Object o = object(value, "the request");
+  const std::string kind = text(o, "kind");
+  if (kind == "text") {
+    TextRequest r{};
+    r.prefix = prefix(o);
+    r.max_new_tokens = integer(o, "maxNewTokens");
+    r.temperature = real(o, "temperature");
+    r.seed = seed(o, "seed");
+    r.stop_tokens = tokens(o, "stopTokens");
+    r.stream = boolean(o, "stream");
+    return r;
+  }
+  if (kind == "score") return ScoreRequest{prefix(o), tokens(o, "suffix")};
+  if (kind == "draw") {
+    DrawRequest r{};
+    r.prefix = prefix(o);
+    if (present(o, "emptyTokens")) r.empty_tokens = tokens(o, "emptyTokens");
+    r.steps = integer(o, "steps");
+    r.guidance = number(o, "guidance");
+    r.linear_guidance = boolean(o, "linearGuidance");
+    r.temperature = real(o, "temperature");
+    r.x0_limit = real(o, "x0Limit");
+    r.random_order = boolean(o, "randomOrder");
+    r.seed = seed(o, "seed");
+    r.stream = boolean(o, "stream");
+    r.decode = boolean(o, "decode");
+    return r;
+  }
+  if (kind == "encode") return EncodeRequest{floats(o, "pixels"), integer(o, "width"), integer(o, "height")};
+  if (kind == "decode")
+    return DecodeRequest{floats(o, "latents"), integer(o, "columns"), integer(o, "rows")};
+  wrong("kind", "text, score, draw, encode or decode");
+}
+
+namespace {
+
+struct FillEvent {
+  Napi::Env env;
+  Napi::Object o;
+
+  void operator()(const TokenEvent& e) {
+    o.Set("type", "token");
+    o.Set("token", e.token);
+  }
+  void operator()(const CellEvent& e) {
+    o.Set("type", "cell");
+    o.Set("position", static_cast<double>(e.position));
+    o.Set("cell", e.cell);
+    o.Set("values", typed_array<float, Napi::Float32Array>(env, e.values));
+  }
+  void operator()(const DoneEvent& e) {
+    o.Set("type", "done");
+    if (e.text) {
+      o.Set("tokens", typed_array<int32_t, Napi::Int32Array>(env, e.tokens));
+      o.Set("stopped", e.stopped);
+    }
+    if (!e.logits.empty()) o.Set("logits", typed_array<float, Napi::Float32Array>(env, e.logits));
+    if (!e.latents.empty())
+      o.Set("latents", typed_array<float, Napi::Float32Array>(env, e.latents));
+    if (!e.pixels.empty()) {
+      o.Set("pixels", typed_array<uint8_t, Napi::Uint8Array>(env, e.pixels));
+      o.Set("width", static_cast<double>(e.width));
+      o.Set("height", static_cast<double>(e.height));
+    }
+  }
+  void operator()(const ErrorEvent& e) {
+    o.Set("type", "error");
+    o.Set("code", e.code);
+    o.Set("message", e.message);
+  }
+};
+
+}  // namespace
+
+Napi::Value to_js(Napi::Env env, const std::vector<Event>& events) {
+  Napi::Array out = Napi::Array::New(env, events.size());
+  for (size_t i = 0; i < events.size(); ++i) {
+    const Napi::HandleScope scope(env);
+    Napi::Object o = Napi::Object::New(env);
+    o.Set("id", static_cast<double>(events[i].id));
+    std::visit(FillEvent{env, o}, events[i].what);
+    out.Set(static_cast<uint32_t>(i), o);
+  }
+  return out;
+}
+
+Napi::Value to_js(Napi::Env env, const EngineStats& s) {
+  Napi::Object o = Napi::Object::New(env);
+  o.Set("running", static_cast<double>(s.running));
+  o.Set("waiting", static_cast<double>(s.waiting));
+  o.Set("sequenceBytes", static_cast<double>(s.sequence_bytes));
+  o.Set("allocatedBytes", static_cast<double>(s.allocated_bytes));
+  o.Set("steps", static_cast<double>(s.steps));
+  o.Set("rows", static_cast<double>(s.rows));
+  return o;
+}
+
+Napi::Object error_object(Napi::Env env, const std::string& code, const std::string& message) {
+  Napi::Object o = Napi::Object::New(env);
+  o.Set("code", code);
+  o.Set("message", message);
+  return o;
+}
+
+Napi::Object error_object(Napi::Env env, const std::exception& error) {
+  if (const auto* known = dynamic_cast<const Error*>(&error))
+    return error_object(env, known->code(), known->message());
+  if (dynamic_cast<const std::bad_alloc*>(&error))
+    return error_object(env, error_code::kInsufficientMemory, "the system has no more memory");
+  return error_object(env, error_code::kInternal, error.what());
+}
+
+}  // namespace unifluid::binding

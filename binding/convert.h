@@ -1,0 +1,61 @@
+// JavaScript values to the core's structs and back. The shapes are those of lib/native.ts; a value of
+// another type throws INVALID_ARGUMENT with the name of the field.
+#pragma once
+
+#include <napi.h>
+
+#include <string>
+#include <vector>
+
+#include "core/config.h"
+#include "core/engine.h"
+#include "core/error.h"
+#include "core/request.h"
+#include "core/weights.h"
+
+namespace unifluid::binding {
+
+struct ModelSpec {
+  std::vector<std::string> files;
+  std::vector<TensorRecord> records;
+  ModelConfig config;
+};
+
+struct LoadOptions {
+  int threads;
+  std::string isa;  // empty: the best
+  size_t max_memory;
+  int64_t max_sequences;
+};
+
+ModelSpec model_spec(const Napi::Value& value);
+LoadOptions load_options(const Napi::Value& value);
+Request request(const Napi::Value& value);
+
+Napi::Value to_js(Napi::Env env, const std::vector<Event>& events);
+Napi::Value to_js(Napi::Env env, const EngineStats& stats);
+
+// What the addon throws or rejects with; lib/errors.ts makes the class.
+Napi::Object error_object(Napi::Env env, const std::string& code, const std::string& message);
+Napi::Object error_object(Napi::Env env, const std::exception& error);
+
+// Fields of an object, checked.
+Napi::Object object(const Napi::Value& value, const char* what);
+double number(const Napi::Object& object, const char* field);
+int64_t integer(const Napi::Object& object, const char* field);
+std::string text(const Napi::Object& object, const char* field);
+
+// Calls f and turns what it throws into a JavaScript exception.
+template <class F>
+Napi::Value guarded(Napi::Env env, F f) {
+  try {
+    return f();
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    napi_throw(env, error_object(env, error));
+    return env.Undefined();
+  }
+}
+
+}  // namespace unifluid::binding
