@@ -251,7 +251,9 @@ const FROM_NATIVE: Readonly<Record<string, NativeFailure>> = {
  */
 export function fromNative(failure: unknown): UniFluidError {
   if (failure instanceof UniFluidError) return failure;
-  const { code, message } = (typeof failure === "object" && failure !== null ? failure : {}) as Record<string, unknown>;
+  const { code, message } = (
+    typeof failure === "object" && failure !== null ? failure : {}
+  ) as Record<string, unknown>;
   const options = { cause: failure };
   if (typeof code !== "string" || typeof message !== "string") {
     return new InternalError(`the native part failed: ${String(failure)}`, options);

@@ -1,0 +1,107 @@
+/** Finds and loads the compiled part. */
+
+import { existsSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { NativeLoadError } from "./errors.js";
+import type { NativeAddon } from "./native.js";
+
+/** Where an addon may lie. The paths are literal, so that bundlers see what to take along. */
+interface Candidate {
+  path: string;
+  load: () => unknown;
+}
+
+const PREBUILT: Readonly<Record<string, () => unknown>> = {
+  "linux-x64": () => require("../prebuilds/linux-x64/unifluid.node"),
+  "linux-arm64": () => require("../prebuilds/linux-arm64/unifluid.node"),
+  "darwin-x64": () => require("../prebuilds/darwin-x64/unifluid.node"),
+  "darwin-arm64": () => require("../prebuilds/darwin-arm64/unifluid.node"),
+  "win32-x64": () => require("../prebuilds/win32-x64/unifluid.node"),
+};
+
+export interface LoadedAddon {
+  addon: NativeAddon;
+  /** The file it came from. */
+  path: string;
+}
+
+let loaded: LoadedAddon | undefined;
+
+/** The addon. Throws `NativeLoadError` with what was tried and what to do. */
+export function loadAddon(): NativeAddon {
+  return findAddon().addon;
+}
+
+/** The addon and where it was found; loaded once. */
+export function findAddon(): LoadedAddon {
+  loaded ??= loadFrom(candidates(process.env.UNIFLUID_NATIVE));
+  return loaded;
+}
+
+/** @internal */
+export function candidates(explicit: string | undefined): Candidate[] {
+  if (explicit) {
+    const path = resolve(explicit);
+    return [{ path, load: () => require(path) }];
+  }
+  const root = join(__dirname, "..");
+  const target = `${process.platform}-${process.arch}`;
+  const prebuilt = Object.hasOwn(PREBUILT, target) ? PREBUILT[target] : undefined;
+  return [
+    ...(prebuilt
+      ? [{ path: join(root, "prebuilds", target, "unifluid.node"), load: prebuilt }]
+      : []),
+    {
+      path: join(root, "build", "Release", "unifluid.node"),
+      load: () => require("../build/Release/unifluid.node"),
+    },
+  ];
+}
+
+/** Loads the first candidate that is there and works. @internal */
+export function loadFrom(list: readonly Candidate[]): LoadedAddon {
+  const failures: string[] = [];
+  let cause: unknown;
+  for (const { path, load } of list) {
+    if (!existsSync(path)) {
+      failures.push(`${path}: not there`);
+      continue;
+    }
+    try {
+      const addon = load() as NativeAddon;
+      if (typeof addon?.loadModel !== "function") throw new Error("not this package's addon");
+      return { addon, path };
+    } catch (error) {
+      cause ??= error;
+      failures.push(`${path}: ${(error as Error).message}`);
+    }
+  }
+  const advice = process.env.UNIFLUID_NATIVE
+    ? "UNIFLUID_NATIVE names the file to load: correct or unset it."
+    : "To compile it here: npx unifluid build (it needs g++ 12 or later, cmake and make). " +
+      "If node_modules came from another machine, install the package again on this one.";
+  throw new NativeLoadError(
+    cause === undefined ? "NATIVE_NOT_FOUND" : "NATIVE_LOAD_FAILED",
+    `the compiled part of unifluid ${cause === undefined ? "is not there" : "does not load"} ` +
+      `on this machine (${describeMachine()}). Tried:\n${failures.map((line) => `  ${line}`).join("\n")}\n${advice}`,
+    { cause },
+  );
+}
+
+/** Platform, architecture, C library and Node version, in words. */
+export function describeMachine(): string {
+  const { platform, arch, version } = process;
+  return [`${platform}-${arch}`, libc(), `Node ${version}`].filter(Boolean).join(", ");
+}
+
+function libc(): string | undefined {
+  if (process.platform !== "linux" || !process.report) return undefined;
+  // Without this the report resolves the names of all open connections.
+  const { report } = process as unknown as { report: { excludeNetwork?: boolean } };
+  const before = report.excludeNetwork;
+  report.excludeNetwork = true;
+  const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } };
+  report.excludeNetwork = before;
+  const glibc = header?.glibcVersionRuntime;
+  return glibc ? `glibc ${glibc}` : "no glibc (musl?)";
+}

@@ -1,0 +1,51 @@
+/**
+ * Tensor names: from the spellings that checkpoints use to the one that the native side knows (spec
+ * section 3). Canonical names are transformers' module names without `model.` and `vision_model.`, and the
+ * autoencoder's diffusers names under `vae.`.
+ */
+
+import type { CheckpointKind } from "./config.js";
+
+/** The canonical name of a tensor of `model.safetensors`. */
+export function canonicalName(stored: string, kind: CheckpointKind): string {
+  if (kind === "gemma" || kind === "gemma2") {
+    return replacePrefix(stored, "model.", "language_model.");
+  }
+  let name = replacePrefix(stored, "model.", "");
+  name = replacePrefix(name, "language_model.model.", "language_model.");
+  name = replacePrefix(name, "language_model.lm_head.", "lm_head.");
+  return replacePrefix(name, "vision_tower.vision_model.", "vision_tower.");
+}
+
+/** Attention names of diffusers' first releases. */
+const OLD_VAE_ATTENTION: readonly (readonly [string, string])[] = [
+  [".query.", ".to_q."],
+  [".key.", ".to_k."],
+  [".value.", ".to_v."],
+  [".proj_attn.", ".to_out.0."],
+];
+
+/** The canonical name of a tensor of the autoencoder's file. */
+export function canonicalVaeName(stored: string): string {
+  let name = stored;
+  if (name.includes(".attentions.")) {
+    for (const [old, current] of OLD_VAE_ATTENTION) name = name.replace(old, current);
+  }
+  return `vae.${name}`;
+}
+
+function replacePrefix(name: string, prefix: string, by: string): string {
+  return name.startsWith(prefix) ? by + name.slice(prefix.length) : name;
+}
+
+/**
+ * Tensors that published files carry and no computation of ours reads: SigLIP's pooling head, which
+ * PaliGemma does not use, and tables that are recomputed.
+ */
+export function isIgnored(canonical: string): boolean {
+  return (
+    canonical.startsWith("vision_tower.head.") ||
+    canonical === "vision_tower.embeddings.position_ids" ||
+    canonical.endsWith(".rotary_emb.inv_freq")
+  );
+}

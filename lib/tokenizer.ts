@@ -1,0 +1,240 @@
+/**
+ * Text to token ids and back, as `tokenizer.json` says. The tokenizers library does the work; what it does
+ * differently from the reference implementation, whose ids and texts models were trained with, is put
+ * right here.
+ */
+
+import { readFile } from "node:fs/promises";
+import {
+  ByteFallbackDecoder,
+  Tokenizer as LibraryTokenizer,
+  SequenceDecoder,
+} from "@huggingface/tokenizers";
+import { type AddedToken, AddedTokenSplitter } from "./added-tokens.js";
+import { isObject, show } from "./checkpoint/fields.js";
+import { CheckpointNotFoundError, TokenizerMismatchError } from "./errors.js";
+
+const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2})>$/;
+
+/** The byte that a byte-fallback token stands for. */
+function byteOf(token: string): number | undefined {
+  const hex = BYTE_TOKEN.exec(token)?.[1];
+  return hex === undefined ? undefined : Number.parseInt(hex, 16);
+}
+
+/**
+ * Byte tokens to text as the reference does it: a run of them is the character string it spells in UTF-8, or
+ * one U+FFFD for each byte where the run as a whole is not UTF-8. (The library replaces only the bad parts,
+ * and drops a leading byte order mark.)
+ */
+class ByteRunDecoder extends ByteFallbackDecoder {
+  private readonly strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+  override decode_chain(tokens: string[]): string[] {
+    const out: string[] = [];
+    let run: number[] = [];
+    const close = () => {
+      if (run.length > 0) out.push(this.textOf(run));
+      run = [];
+    };
+    for (const token of tokens) {
+      const byte = byteOf(token);
+      if (byte !== undefined) {
+        run.push(byte);
+      } else {
+        close();
+        out.push(token);
+      }
+    }
+    close();
+    return out;
+  }
+
+  private textOf(run: number[]): string {
+    try {
+      return this.strict.decode(Uint8Array.from(run));
+    } catch {
+      return "\ufffd".repeat(run.length);
+    }
+  }
+}
+
+/** An entry of `added_tokens`. */
+interface AddedTokenJson extends AddedToken {
+  special?: boolean;
+  /** It is looked for in normalized text; absent: unless it is special. */
+  normalized?: boolean;
+}
+
+export class Tokenizer {
+  private readonly special: ReadonlySet<number>;
+  /** Of the text as it was given, and of normalized text. */
+  private readonly rawSplitter: AddedTokenSplitter;
+  private readonly normalizedSplitter: AddedTokenSplitter;
+
+  private constructor(
+    private readonly library: LibraryTokenizer,
+    added: readonly AddedTokenJson[],
+  ) {
+    const { decoder, normalizer } = library;
+    this.special = new Set(added.filter((token) => token.special).map((token) => token.id));
+    const isRaw = (token: AddedTokenJson) => !(token.normalized ?? !token.special);
+    this.rawSplitter = new AddedTokenSplitter(added.filter(isRaw));
+    this.normalizedSplitter = new AddedTokenSplitter(
+      added
+        .filter((token) => !isRaw(token))
+        .map((token) => ({ ...token, content: normalizer?.(token.content) ?? token.content })),
+    );
+    if (decoder instanceof SequenceDecoder) {
+      decoder.decoders = decoder.decoders.map((part) =>
+        part instanceof ByteFallbackDecoder ? new ByteRunDecoder({ type: "ByteFallback" }) : part,
+      );
+    } else if (decoder instanceof ByteFallbackDecoder) {
+      library.decoder = new ByteRunDecoder({ type: "ByteFallback" });
+    }
+  }
+
+  /** Reads a `tokenizer.json` whose ids must be below `vocabSize`. */
+  static async load(path: string, vocabSize: number): Promise<Tokenizer> {
+    let text: string;
+    try {
+      text = await readFile(path, "utf8");
+    } catch (cause) {
+      throw new CheckpointNotFoundError(`cannot read ${path}: ${(cause as Error).message}`, {
+        cause,
+      });
+    }
+    let json: unknown;
+    try {
+      json = JSON.parse(text);
+    } catch (cause) {
+      throw new TokenizerMismatchError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
+    }
+    return Tokenizer.parse(json, path, vocabSize);
+  }
+
+  /** The tokenizer that parsed JSON describes; `where` names it in errors. */
+  static parse(json: unknown, where: string, vocabSize: number): Tokenizer {
+    checkIds(json, where, vocabSize);
+    try {
+      // The settings of tokenizer_config.json would change texts in ways the reference does not.
+      const library = new LibraryTokenizer(json as object, { clean_up_tokenization_spaces: false });
+      return new Tokenizer(library, (json as { added_tokens: AddedTokenJson[] }).added_tokens);
+    } catch (cause) {
+      const reason = (cause as Error).message;
+      throw new TokenizerMismatchError(`${where}: cannot be used: ${reason}`, { cause });
+    }
+  }
+
+  /**
+   * Token ids of a text, without special tokens around it. The library's parts are put together here: its
+   * own way takes text that only normalization made equal to an added token for that token.
+   */
+  encode(text: string): number[] {
+    const { normalizer } = this.library;
+    return this.rawSplitter.split(text).flatMap((section, index) => {
+      if ("token" in section) return section.token.id;
+      const normalized = normalizer ? normalizer(section.text) : section.text;
+      return this.normalizedSplitter
+        .split(normalized)
+        .flatMap((part) => ("token" in part ? part.token.id : this.encodePlain(part.text, index)));
+    });
+  }
+
+  private encodePlain(text: string, section: number): number[] {
+    const { model, pre_tokenizer } = this.library;
+    const words = pre_tokenizer ? pre_tokenizer(text, { section_index: section }) : [text];
+    const ids = model(words).map((token) => model.tokens_to_ids.get(token) ?? model.unk_token_id);
+    return ids.filter((id) => id !== undefined); // no unknown token: what it would stand for is dropped
+  }
+
+  /** The text of token ids, special tokens left out. */
+  decode(ids: Iterable<number>): string {
+    const tokens: string[] = [];
+    for (const id of ids) {
+      const token = this.special.has(id) ? undefined : this.library.id_to_token(id);
+      if (token !== undefined) tokens.push(token);
+    }
+    if (tokens.length === 0) return "";
+    const { decoder } = this.library;
+    return decoder ? decoder.decode(tokens) : tokens.join(" ");
+  }
+
+  /** Decodes tokens as they come. */
+  stream(): TokenStream {
+    return new TokenStream(this, (id) => {
+      if (this.special.has(id)) return "nothing";
+      const token = this.library.id_to_token(id);
+      if (token === undefined) return "nothing";
+      return byteOf(token) === undefined ? "text" : "byte";
+    });
+  }
+}
+
+/**
+ * Text of tokens that come one by one. The pieces joined are what `decode` makes of all tokens: a run of byte
+ * tokens is held back until it has ended, since only then is it known what it spells.
+ */
+export class TokenStream {
+  // Tokens whose text is not out yet, behind the last one whose text is: a decoder may treat the first
+  // token of a text unlike the others.
+  private window: number[] = [];
+  private emitted = 0;
+
+  constructor(
+    private readonly tokenizer: Tokenizer,
+    private readonly kind: (id: number) => "text" | "byte" | "nothing",
+  ) {}
+
+  /** The text that the token settles; may be empty. */
+  push(id: number): string {
+    const kind = this.kind(id);
+    if (kind === "nothing") return "";
+    this.window.push(id);
+    if (kind === "byte") return "";
+    const piece = this.end();
+    this.window = [id];
+    this.emitted = this.tokenizer.decode(this.window).length;
+    return piece;
+  }
+
+  /** The text held back. */
+  end(): string {
+    return this.tokenizer.decode(this.window).slice(this.emitted);
+  }
+}
+
+/** Every id of the file must be one of the vocabulary. */
+function checkIds(json: unknown, where: string, vocabSize: number): void {
+  const mismatch = (reason: string) => new TokenizerMismatchError(`${where}: ${reason}`);
+  const wrong = (expected: string, name: string, found: unknown) =>
+    mismatch(`expected ${expected} for ${name} but found ${show(found)}`);
+  const check = (token: unknown, id: unknown) => {
+    if (typeof id !== "number" || !Number.isSafeInteger(id) || id < 0) {
+      throw wrong("an integer of at least 0", `the id of ${show(token)}`, id);
+    }
+    if (id >= vocabSize) {
+      throw mismatch(
+        `token ${show(token)} has id ${id} but the model's vocabulary has ${vocabSize} ids`,
+      );
+    }
+  };
+  if (!isObject(json)) throw wrong("an object", "the file", json);
+  const { model, added_tokens: added } = json;
+  if (!isObject(model)) throw wrong("an object", "model", model);
+  const { vocab } = model;
+  if (Array.isArray(vocab)) {
+    for (const [id, entry] of vocab.entries()) check(Array.isArray(entry) ? entry[0] : entry, id);
+  } else if (isObject(vocab)) {
+    for (const [token, id] of Object.entries(vocab)) check(token, id);
+  } else {
+    throw wrong("an object", "model.vocab", vocab);
+  }
+  if (!Array.isArray(added)) throw wrong("a list", "added_tokens", added);
+  for (const token of added) {
+    if (!isObject(token) || typeof token.content !== "string" || token.content === "") {
+      throw wrong("objects with content", "added_tokens", token);
+    }
+    check(token.content, token.id);
+  }
+}

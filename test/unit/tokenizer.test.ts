@@ -1,0 +1,99 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { Tokenizer } from "../../lib/tokenizer";
+
+const fixtures = join(__dirname, "../fixtures");
+const readJson = (path: string) => JSON.parse(readFileSync(join(fixtures, path), "utf8"));
+
+interface Cases {
+  file: string;
+  vocab: number;
+  encode: { text: string; ids: number[] }[];
+  decode: { ids: number[]; text: string }[];
+}
+
+/** Made with the reference tokenizer; see test/fixtures/README.md. */
+const cases: Record<string, Cases> = readJson("tokenizer/cases.json");
+
+describe.each(Object.entries(cases))("%s", (_name, { file, vocab, encode, decode }) => {
+  const tokenizer = Tokenizer.parse(readJson(file), file, vocab);
+
+  test("ids are the reference's, on texts of many scripts", () => {
+    for (const { text, ids } of encode) {
+      expect({ text, ids: tokenizer.encode(text) }).toEqual({ text, ids });
+    }
+  });
+
+  test("texts are the reference's, on any ids", () => {
+    for (const { ids, text } of decode) {
+      expect({ ids, text: tokenizer.decode(ids) }).toEqual({ ids, text });
+    }
+  });
+
+  test("a stream's pieces join to the text and never show half a character", () => {
+    for (const { ids, text } of [
+      ...decode,
+      ...encode.map(({ ids }) => ({ ids, text: undefined })),
+    ]) {
+      const whole = text ?? tokenizer.decode(ids);
+      const stream = tokenizer.stream();
+      const pieces = [...ids.map((id) => stream.push(id)), stream.end()];
+      expect(pieces.join("")).toBe(whole);
+      if (!whole.includes("\ufffd")) expect(pieces.join("|")).not.toContain("\ufffd");
+      for (const piece of pieces) expect(piece).not.toMatch(/\p{Surrogate}/u);
+    }
+  });
+});
+
+test("a stream gives each word as it comes", () => {
+  const { file, vocab } = cases["gemma-tiny"]!;
+  const tokenizer = Tokenizer.parse(readJson(file), file, vocab);
+  const stream = tokenizer.stream();
+  const pieces = tokenizer.encode("a red circle").map((id) => stream.push(id));
+  expect(pieces.every((piece) => piece.length > 0)).toBe(true);
+  expect(pieces.join("") + stream.end()).toBe("a red circle");
+});
+
+describe("what does not fit is refused", () => {
+  const good = readJson("gemma-tiny/tokenizer.json");
+  const code = (json: unknown, vocab = 352): string | undefined => {
+    try {
+      Tokenizer.parse(json, "tokenizer.json", vocab);
+    } catch (error) {
+      return (error as { code?: string }).code;
+    }
+    return undefined;
+  };
+
+  test("ids beyond the vocabulary", () => {
+    expect(code(good)).toBeUndefined();
+    expect(code(good, 351)).toBe("TOKENIZER_MISMATCH");
+    const added = { ...good, added_tokens: [...good.added_tokens, { id: 999, content: "x" }] };
+    expect(code(added)).toBe("TOKENIZER_MISMATCH");
+    expect(() => Tokenizer.parse(good, "f.json", 300)).toThrow(
+      /f\.json: token ".*" has id 3\d\d but/,
+    );
+  });
+
+  test.each([
+    ["nothing", null],
+    ["a list", []],
+    ["no model", { added_tokens: [] }],
+    ["no vocabulary", { ...good, model: { type: "BPE" } }],
+    ["a broken id", { ...good, model: { ...good.model, vocab: { a: -1 } } }],
+    ["no merges", { ...good, model: { ...good.model, merges: undefined } }],
+    ["merges of the wrong kind", { ...good, model: { ...good.model, merges: 3 } }],
+    ["no added tokens", { ...good, added_tokens: undefined }],
+    ["an empty added token", { ...good, added_tokens: [{ id: 1, content: "" }] }],
+    ["an unknown normalizer", { ...good, normalizer: { type: "Nonsense" } }],
+    ["an unknown decoder", { ...good, decoder: { type: "Nonsense" } }],
+  ])("%s", (_name, json) => {
+    expect(code(json)).toBe("TOKENIZER_MISMATCH");
+  });
+
+  test("a missing file", async () => {
+    await expect(Tokenizer.load(join(fixtures, "none.json"), 1)).rejects.toMatchObject({
+      code: "CHECKPOINT_NOT_FOUND",
+    });
+  });
+});
