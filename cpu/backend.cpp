@@ -169,7 +169,9 @@ class CpuBackend final : public Backend {
   void gated_linear(const GatedLinearArgs& args) override { kernels_.gated_linear(args, pool_); }
   void rms_norm(const RmsNormArgs& args) override { kernels_.rms_norm(args, pool_); }
   void layer_norm(const LayerNormArgs& args) override { kernels_.layer_norm(args, pool_); }
-  void attention(const AttentionArgs& args) override { kernels_.attention(args, pool_); }
+  void attention(const AttentionArgs& args) override {
+    expect_scratch(kernels_.attention(args, pool_));
+  }
   void embed_tokens(const EmbedTokensArgs& args) override { kernels_.embed_tokens(args, pool_); }
   void image_embed(const ImageEmbedArgs& args) override { kernels_.image_embed(args, pool_); }
   void add_rows(const AddRowsArgs& args) override { kernels_.add_rows(args, pool_); }
@@ -179,10 +181,10 @@ class CpuBackend final : public Backend {
       throw Error(error_code::kNumerical, "expected finite logits but a row has none to choose from");
   }
   void diffusion_head(const DiffusionHeadArgs& args) override {
-    kernels_.diffusion_head(args, pool_);
+    expect_scratch(kernels_.diffusion_head(args, pool_));
   }
   void diffusion_sample(const DiffusionSampleArgs& args) override {
-    kernels_.diffusion_sample(args, pool_);
+    expect_scratch(kernels_.diffusion_sample(args, pool_));
   }
   void convolution(const ConvolutionArgs& args) override { kernels_.convolution(args, pool_); }
   void group_norm(const GroupNormArgs& args) override { kernels_.group_norm(args, pool_); }
@@ -190,6 +192,12 @@ class CpuBackend final : public Backend {
  private:
   // No allocation near the end of the address space can succeed, and rounding must not wrap.
   static constexpr size_t kLargest = std::numeric_limits<size_t>::max() / 2;
+
+  static void expect_scratch(bool had_it) {
+    if (!had_it)
+      throw Error(error_code::kInsufficientMemory,
+                  "expected memory for an operation's scratch but the system gave none");
+  }
 
   // Memory that lives as long as the backend.
   void* allocate_weight(size_t bytes) {

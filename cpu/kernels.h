@@ -7,21 +7,21 @@
 
 namespace unifluid::cpu {
 
-// An operation on float32 activations in host memory. Only `sample_text` fails: by returning false
-// when a row of logits is not finite.
+// Operations on float32 activations in host memory. Those that can fail return false when they did:
+// `sample_text` where a row of logits is not finite, the others where scratch memory is short.
 struct Kernels {
   void (*linear)(const LinearArgs&, Parallel&);
   void (*gated_linear)(const GatedLinearArgs&, Parallel&);
   void (*rms_norm)(const RmsNormArgs&, Parallel&);
   void (*layer_norm)(const LayerNormArgs&, Parallel&);
-  void (*attention)(const AttentionArgs&, Parallel&);
+  bool (*attention)(const AttentionArgs&, Parallel&);
   void (*embed_tokens)(const EmbedTokensArgs&, Parallel&);
   void (*image_embed)(const ImageEmbedArgs&, Parallel&);
   void (*add_rows)(const AddRowsArgs&, Parallel&);
   void (*soft_cap)(const SoftCapArgs&, Parallel&);
   bool (*sample_text)(const SampleTextArgs&, Parallel&);
-  void (*diffusion_head)(const DiffusionHeadArgs&, Parallel&);
-  void (*diffusion_sample)(const DiffusionSampleArgs&, Parallel&);
+  bool (*diffusion_head)(const DiffusionHeadArgs&, Parallel&);
+  bool (*diffusion_sample)(const DiffusionSampleArgs&, Parallel&);
   void (*convolution)(const ConvolutionArgs&, Parallel&);
   void (*group_norm)(const GroupNormArgs&, Parallel&);
 };

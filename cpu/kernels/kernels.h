@@ -14,7 +14,7 @@ void rms_norm(const RmsNormArgs&, Parallel&);
 void layer_norm(const LayerNormArgs&, Parallel&);
 void group_norm(const GroupNormArgs&, Parallel&);
 // attention.cpp
-void attention(const AttentionArgs&, Parallel&);
+bool attention(const AttentionArgs&, Parallel&);
 // embedding.cpp
 void embed_tokens(const EmbedTokensArgs&, Parallel&);
 void image_embed(const ImageEmbedArgs&, Parallel&);
@@ -23,8 +23,8 @@ void add_rows(const AddRowsArgs&, Parallel&);
 void soft_cap(const SoftCapArgs&, Parallel&);
 bool sample_text(const SampleTextArgs&, Parallel&);
 // diffusion.cpp
-void diffusion_head(const DiffusionHeadArgs&, Parallel&);
-void diffusion_sample(const DiffusionSampleArgs&, Parallel&);
+bool diffusion_head(const DiffusionHeadArgs&, Parallel&);
+bool diffusion_sample(const DiffusionSampleArgs&, Parallel&);
 // convolution.cpp
 void convolution(const ConvolutionArgs&, Parallel&);
 
