@@ -186,7 +186,9 @@ class CpuBackend final : public Backend {
   void diffusion_sample(const DiffusionSampleArgs& args) override {
     expect_scratch(kernels_.diffusion_sample(args, pool_));
   }
-  void convolution(const ConvolutionArgs& args) override { kernels_.convolution(args, pool_); }
+  void convolution(const ConvolutionArgs& args) override {
+    expect_scratch(kernels_.convolution(args, pool_));
+  }
   void group_norm(const GroupNormArgs& args) override { kernels_.group_norm(args, pool_); }
 
  private:

@@ -22,7 +22,7 @@ struct Kernels {
   bool (*sample_text)(const SampleTextArgs&, Parallel&);
   bool (*diffusion_head)(const DiffusionHeadArgs&, Parallel&);
   bool (*diffusion_sample)(const DiffusionSampleArgs&, Parallel&);
-  void (*convolution)(const ConvolutionArgs&, Parallel&);
+  bool (*convolution)(const ConvolutionArgs&, Parallel&);
   void (*group_norm)(const GroupNormArgs&, Parallel&);
 };
 

@@ -26,6 +26,6 @@ bool sample_text(const SampleTextArgs&, Parallel&);
 bool diffusion_head(const DiffusionHeadArgs&, Parallel&);
 bool diffusion_sample(const DiffusionSampleArgs&, Parallel&);
 // convolution.cpp
-void convolution(const ConvolutionArgs&, Parallel&);
+bool convolution(const ConvolutionArgs&, Parallel&);
 
 }  // namespace unifluid::cpu::UNIFLUID_ISA
