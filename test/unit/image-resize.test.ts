@@ -35,7 +35,7 @@ function noise(seed: number, length: number, binary: boolean): Uint8Array {
   return bytes;
 }
 
-const { addon } = loadAddon();
+const addon = loadAddon();
 
 test.each(cases)(
   "$width x $height to $toWidth x $toHeight, $filter",
