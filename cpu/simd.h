@@ -98,6 +98,24 @@ UNIFLUID_INLINE Vec copy_sign(Vec a, Vec s) {
 UNIFLUID_INLINE Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 // m ? a : b
 UNIFLUID_INLINE Vec select(Mask m, Vec a, Vec b) { return _mm512_mask_blend_ps(m, b, a); }
+UNIFLUID_INLINE __m128 fold_to_4(Vec v) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+}
+// Each of these adds the halves of runs of 16, 8, 4 or 2 lanes, of a in the low or even places of the
+// result and of b in the others.
+UNIFLUID_INLINE Vec fold16(Vec a, Vec b) {
+  return add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+UNIFLUID_INLINE Vec fold8(Vec a, Vec b) {
+  return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+UNIFLUID_INLINE Vec fold4(Vec a, Vec b) {
+  return add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+UNIFLUID_INLINE Vec fold2(Vec a, Vec b) {
+  return add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
 
 #elif UNIFLUID_SIMD_AVX2
 
@@ -145,6 +163,18 @@ UNIFLUID_INLINE Vec copy_sign(Vec a, Vec s) {
 }
 UNIFLUID_INLINE Mask less(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 UNIFLUID_INLINE Vec select(Mask m, Vec a, Vec b) { return _mm256_blendv_ps(b, a, m); }
+UNIFLUID_INLINE __m128 fold_to_4(Vec v) {
+  return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+}
+UNIFLUID_INLINE Vec fold8(Vec a, Vec b) {
+  return add(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+UNIFLUID_INLINE Vec fold4(Vec a, Vec b) {
+  return add(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+}
+UNIFLUID_INLINE Vec fold2(Vec a, Vec b) {
+  return add(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+}
 
 #elif UNIFLUID_SIMD_SSE2
 
@@ -157,12 +187,14 @@ UNIFLUID_INLINE Vec zero() { return _mm_setzero_ps(); }
 UNIFLUID_INLINE Vec set1(float x) { return _mm_set1_ps(x); }
 UNIFLUID_INLINE Vec load(const float* p) { return _mm_loadu_ps(p); }
 UNIFLUID_INLINE Vec load_n(const float* p, int n) {
+  if (n == kLanes) return load(p);
   float t[4] = {0, 0, 0, 0};
   for (int i = 0; i < n; ++i) __builtin_memcpy(t + i, p + i, 4);
   return _mm_loadu_ps(t);
 }
 UNIFLUID_INLINE void store(float* p, Vec v) { _mm_storeu_ps(p, v); }
 UNIFLUID_INLINE void store_n(float* p, Vec v, int n) {
+  if (n == kLanes) return store(p, v);
   float t[4];
   _mm_storeu_ps(t, v);
   for (int i = 0; i < n; ++i) p[i] = t[i];
@@ -207,6 +239,13 @@ UNIFLUID_INLINE Mask less(Vec a, Vec b) { return _mm_cmplt_ps(a, b); }
 UNIFLUID_INLINE Vec select(Mask m, Vec a, Vec b) {
   return _mm_or_ps(_mm_and_ps(m, a), _mm_andnot_ps(m, b));
 }
+UNIFLUID_INLINE __m128 fold_to_4(Vec v) { return v; }
+UNIFLUID_INLINE Vec fold4(Vec a, Vec b) {
+  return add(_mm_shuffle_ps(a, b, 0x44), _mm_shuffle_ps(a, b, 0xee));
+}
+UNIFLUID_INLINE Vec fold2(Vec a, Vec b) {
+  return add(_mm_shuffle_ps(a, b, 0x88), _mm_shuffle_ps(a, b, 0xdd));
+}
 
 #elif UNIFLUID_SIMD_NEON
 
@@ -219,12 +258,14 @@ UNIFLUID_INLINE Vec zero() { return vdupq_n_f32(0); }
 UNIFLUID_INLINE Vec set1(float x) { return vdupq_n_f32(x); }
 UNIFLUID_INLINE Vec load(const float* p) { return vld1q_f32(p); }
 UNIFLUID_INLINE Vec load_n(const float* p, int n) {
+  if (n == kLanes) return load(p);
   float t[4] = {0, 0, 0, 0};
   for (int i = 0; i < n; ++i) __builtin_memcpy(t + i, p + i, 4);
   return vld1q_f32(t);
 }
 UNIFLUID_INLINE void store(float* p, Vec v) { vst1q_f32(p, v); }
 UNIFLUID_INLINE void store_n(float* p, Vec v, int n) {
+  if (n == kLanes) return store(p, v);
   float t[4];
   vst1q_f32(t, v);
   for (int i = 0; i < n; ++i) p[i] = t[i];
@@ -254,6 +295,11 @@ UNIFLUID_INLINE Vec copy_sign(Vec a, Vec s) {
 }
 UNIFLUID_INLINE Mask less(Vec a, Vec b) { return vcltq_f32(a, b); }
 UNIFLUID_INLINE Vec select(Mask m, Vec a, Vec b) { return vbslq_f32(m, a, b); }
+UNIFLUID_INLINE Vec fold4(Vec a, Vec b) {
+  return add(vcombine_f32(vget_low_f32(a), vget_low_f32(b)),
+             vcombine_f32(vget_high_f32(a), vget_high_f32(b)));
+}
+UNIFLUID_INLINE Vec fold2(Vec a, Vec b) { return vpaddq_f32(a, b); }
 
 #endif
 
@@ -268,13 +314,30 @@ UNIFLUID_INLINE Vec load_half_n(const T* p, int n) {
 UNIFLUID_INLINE Vec load_n(const BFloat16* p, int n) { return load_half_n(p, n); }
 UNIFLUID_INLINE Vec load_n(const Float16* p, int n) { return load_half_n(p, n); }
 
-// Halves are added pairwise, so that the order is the same whatever the compiler does.
+// The upper half of the lanes is added to the lower half until one is left. Every sum over lanes has
+// this order.
 UNIFLUID_INLINE float sum(Vec v) {
-  float t[kLanes];
-  store(t, v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) t[i] += t[i + width];
-  return t[0];
+#if UNIFLUID_SIMD_NEON
+  const float32x2_t pair = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+  return vget_lane_f32(pair, 0) + vget_lane_f32(pair, 1);
+#else
+  const __m128 four = fold_to_4(v);
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#endif
+}
+// Lane i of the result is sum(v[i]), for i < kLanes, bit for bit.
+UNIFLUID_INLINE Vec sums(const Vec* v) {
+  Vec t[kLanes] = {v[0], v[1], v[2], v[3]};
+#if UNIFLUID_SIMD_AVX512
+  // Lane 8 i + 4 j + 2 k + l of the result comes from v[8 i + 4 j + 2 k + l]: i is chosen by fold8, j
+  // by fold16, k by fold2 and l by fold4.
+  for (int i = 0; i < 8; ++i) t[i] = fold16(v[i % 4 + i / 4 * 8], v[i % 4 + i / 4 * 8 + 4]);
+  for (int i = 0; i < 4; ++i) t[i] = fold8(t[i], t[i + 4]);
+#elif UNIFLUID_SIMD_AVX2
+  for (int i = 0; i < 4; ++i) t[i] = fold8(v[i], v[i + 4]);
+#endif
+  return fold2(fold4(t[0], t[1]), fold4(t[2], t[3]));
 }
 UNIFLUID_INLINE float max_of(Vec v) {
   float t[kLanes];

@@ -11,8 +11,14 @@
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 
-// Bytes of scratch that a large product works in (a thread's own, aligned to 64).
-inline constexpr size_t kMatmulScratch = size_t{640} << 10;
+// A large product is worked off in blocks of so many rows and outputs: those whose accumulators, with
+// the rows and weights that they need at a time, fit a core's second-level cache. Callers that divide a
+// product among threads do best to cut it along these. kBlockOutputs is a multiple of every tile's width.
+inline constexpr int64_t kBlockRows = 64;
+inline constexpr int64_t kBlockOutputs = 48;
+
+// Bytes of scratch that a large product keeps a block's accumulators in (a thread's own, aligned to 64).
+inline constexpr size_t kMatmulScratch = size_t{kBlockRows * kBlockOutputs} * sizeof(Vec);
 
 // out[i * out_stride + j] = sum over c of x[i * x_stride + c] * weight[first + j, c]
 // for i < rows, j < count, c < weight.cols. It runs in the calling thread; to share a product among
