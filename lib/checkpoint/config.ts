@@ -25,9 +25,10 @@ export interface ImageConfig extends NativeImageConfig {
   imageSize: number;
 }
 
+/** A model's `config.json`; a directory with only an autoencoder has none. */
 export interface ModelConfig {
-  kind: CheckpointKind;
-  text?: TextConfig;
+  kind: Exclude<CheckpointKind, "vae">;
+  text: TextConfig;
   vision?: NativeVisionConfig;
   image?: ImageConfig;
   templates: Templates;

@@ -37,7 +37,8 @@ export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-function describeRange({ min, max, open }: NumberRange): string {
+/** A range in words, after "a number". */
+export function rangeText({ min, max, open }: NumberRange): string {
   const [above, below] = open ? ["above", "below"] : ["of at least", "of at most"];
   if (min !== undefined && max !== undefined) {
     return open ? ` between ${min} and ${max}` : ` from ${min} to ${max}`;
@@ -100,13 +101,13 @@ export class Fields {
   integer(name: string, range: NumberRange & FieldDefault<number> = {}): number {
     const accepts = (v: unknown): v is number =>
       typeof v === "number" && Number.isSafeInteger(v) && inRange(v, range);
-    return this.read(name, `an integer${describeRange(range)}`, accepts, range.default);
+    return this.read(name, `an integer${rangeText(range)}`, accepts, range.default);
   }
 
   number(name: string, range: NumberRange & FieldDefault<number> = {}): number {
     const accepts = (v: unknown): v is number =>
       typeof v === "number" && Number.isFinite(v) && inRange(v, range);
-    return this.read(name, `a number${describeRange(range)}`, accepts, range.default);
+    return this.read(name, `a number${rangeText(range)}`, accepts, range.default);
   }
 
   boolean(name: string, options: FieldDefault<boolean> = {}): boolean {
@@ -136,7 +137,7 @@ export class Fields {
       v.length > 0 &&
       v.length <= maxLength &&
       v.every((n) => typeof n === "number" && Number.isSafeInteger(n) && inRange(n, range));
-    const expected = `a list of 1 to ${maxLength} integers${describeRange(range)}`;
+    const expected = `a list of 1 to ${maxLength} integers${rangeText(range)}`;
     return this.read(name, expected, accepts, range.default);
   }
 

@@ -4,10 +4,10 @@
  * autoencoder's diffusers names under `vae.`.
  */
 
-import type { CheckpointKind } from "./config.js";
+import type { ModelConfig } from "./config.js";
 
 /** The canonical name of a tensor of `model.safetensors`. */
-export function canonicalName(stored: string, kind: CheckpointKind): string {
+export function canonicalName(stored: string, kind: ModelConfig["kind"]): string {
   if (kind === "gemma" || kind === "gemma2") {
     return replacePrefix(stored, "model.", "language_model.");
   }

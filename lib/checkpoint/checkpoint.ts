@@ -1,0 +1,162 @@
+/**
+ * A checkpoint directory, read and checked (spec section 1): configuration, names and shapes of all
+ * weights, tokenizer, image preprocessing, default settings. Nothing native takes part.
+ */
+
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { CheckpointNotFoundError, InvalidConfigError } from "../errors.js";
+import { type GenerationConfig, parseGenerationConfig } from "../generation-config.js";
+import type { NativeModelSpec, NativeVaeConfig } from "../native.js";
+import { type PreprocessorConfig, parsePreprocessorConfig } from "../preprocess.js";
+import { Tokenizer } from "../tokenizer.js";
+import {
+  type CheckpointKind,
+  checkImageAgainstVae,
+  type ModelConfig,
+  parseModelConfig,
+} from "./config.js";
+import { Fields } from "./fields.js";
+import { readWeightFiles } from "./shards.js";
+import { canonicalName, canonicalVaeName, isIgnored } from "./tensor-names.js";
+import {
+  type ExpectedTensor,
+  matchTensors,
+  modelTensors,
+  type NamedTensor,
+  vaeTensors,
+} from "./tensor-table.js";
+import { eosTokens } from "./text-config.js";
+import { parseVaeConfig } from "./vae-config.js";
+
+export interface Checkpoint {
+  directory: string;
+  kind: CheckpointKind;
+  /** Absent where the directory holds only an autoencoder. */
+  config?: ModelConfig;
+  /** The autoencoder, if there is one. */
+  vae?: NativeVaeConfig;
+  generation: GenerationConfig;
+  preprocessor?: PreprocessorConfig;
+  /** Absent where the directory holds only an autoencoder. */
+  tokenizer?: Tokenizer;
+  /** What the native side loads. */
+  spec: NativeModelSpec;
+}
+
+/** Reads and checks a checkpoint directory. */
+export async function readCheckpoint(directory: string, signal?: AbortSignal): Promise<Checkpoint> {
+  const configPath = join(directory, "config.json");
+  const vaeDirectory = join(directory, "vae");
+  const hasVae = await exists(join(vaeDirectory, "config.json"));
+  if (!(await exists(configPath))) {
+    if (hasVae) return readVaeOnly(directory, vaeDirectory);
+    throw new CheckpointNotFoundError(
+      `${directory} is no checkpoint: it has neither config.json nor vae/config.json`,
+    );
+  }
+  const config = parseModelConfig(await readJson(configPath), configPath);
+  signal?.throwIfAborted();
+  const spec: NativeModelSpec = { files: [], tensors: [] };
+  const weights = await addTensors(spec, directory, "model", modelTensors(config), (name) =>
+    canonicalName(name, config.kind),
+  );
+  signal?.throwIfAborted();
+  spec.text = { ...config.text, tied: !weights.has("lm_head.weight") };
+  spec.vision = config.vision;
+  spec.image = config.image;
+
+  // Only a UniFluid model computes with an autoencoder.
+  if (hasVae && config.image) {
+    spec.vae = await addVae(spec, vaeDirectory);
+    checkImageAgainstVae(config.image, spec.vae, configPath);
+  }
+  signal?.throwIfAborted();
+  const generationPath = join(directory, "generation_config.json");
+  const generation = Fields.of(await readJson(generationPath, {}), generationPath);
+  // transformers lets this file's list of end tokens stand above config.json's.
+  const stops = eosTokens(generation, spec.text.vocabSize);
+  return {
+    directory,
+    kind: config.kind,
+    config: stops ? { ...config, eosTokens: stops } : config,
+    vae: spec.vae,
+    generation: parseGenerationConfig(generation, config.image?.timesteps ?? 1000),
+    preprocessor: config.vision && (await readPreprocessor(directory, config.vision.imageSize)),
+    tokenizer: await Tokenizer.load(join(directory, "tokenizer.json"), spec.text.vocabSize),
+    spec,
+  };
+}
+
+async function readVaeOnly(directory: string, vaeDirectory: string): Promise<Checkpoint> {
+  const spec: NativeModelSpec = { files: [], tensors: [] };
+  spec.vae = await addVae(spec, vaeDirectory);
+  return {
+    directory,
+    kind: "vae",
+    vae: spec.vae,
+    generation: parseGenerationConfig(Fields.of({}, directory), 1000),
+    spec,
+  };
+}
+
+async function addVae(spec: NativeModelSpec, directory: string): Promise<NativeVaeConfig> {
+  const path = join(directory, "config.json");
+  const vae = parseVaeConfig(Fields.of(await readJson(path), path));
+  await addTensors(spec, directory, "diffusion_pytorch_model", vaeTensors(vae), canonicalVaeName);
+  return vae;
+}
+
+/** Finds the expected tensors in a directory's weight files and adds them; the names found. */
+async function addTensors(
+  spec: NativeModelSpec,
+  directory: string,
+  name: string,
+  expected: ExpectedTensor[],
+  canonical: (stored: string) => string,
+): Promise<Set<string>> {
+  const { files, tensors } = await readWeightFiles(directory, name);
+  const named: NamedTensor[] = tensors
+    .map((stored) => ({ name: canonical(stored.name), stored, path: files[stored.file]! }))
+    .filter((tensor) => !isIgnored(tensor.name));
+  const matched = matchTensors(expected, named, spec.files.length);
+  spec.files.push(...files);
+  spec.tensors.push(...matched);
+  return new Set(matched.map((tensor) => tensor.name));
+}
+
+async function readPreprocessor(directory: string, imageSize: number): Promise<PreprocessorConfig> {
+  const path = join(directory, "preprocessor_config.json");
+  const absent = { size: { height: imageSize, width: imageSize } };
+  const config = parsePreprocessorConfig(await readJson(path, absent), path);
+  if (config.width !== imageSize || config.height !== imageSize) {
+    throw new InvalidConfigError(
+      `${path}: expected vision_config.image_size (${imageSize}) for size but found ${config.width} x ${config.height}`,
+    );
+  }
+  return config;
+}
+
+const exists = (path: string): Promise<boolean> =>
+  stat(path).then(
+    () => true,
+    () => false,
+  );
+
+/** Parses a JSON file; `absent` is the answer where there is none. */
+async function readJson(path: string, absent?: unknown): Promise<unknown> {
+  let text: string;
+  try {
+    text = await readFile(path, "utf8");
+  } catch (cause) {
+    if (absent !== undefined && (cause as NodeJS.ErrnoException).code === "ENOENT") return absent;
+    throw new CheckpointNotFoundError(`cannot read ${path}: ${(cause as Error).message}`, {
+      cause,
+    });
+  }
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new InvalidConfigError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
+  }
+}

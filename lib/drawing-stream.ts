@@ -1,0 +1,80 @@
+/** An image as it is drawn: one step for each image token. */
+
+import type { Image } from "./image.js";
+import type { DoneEvent, StreamEvent } from "./requests.js";
+
+interface DrawnCell {
+  cell: number;
+  /** The token, [token channels]. */
+  values: Float32Array;
+}
+
+/** How far a drawing has come. */
+export class DrawingProgress {
+  /** Image tokens drawn. */
+  readonly done: number;
+  /** Image tokens of the whole image. */
+  readonly total: number;
+  /** The whole image; on the last step only. */
+  readonly image: Image | undefined;
+
+  /** @internal */
+  constructor(
+    private readonly drawn: readonly DrawnCell[],
+    done: number,
+    total: number,
+    image: Image | undefined,
+    private readonly decode: (latents: Float32Array) => Promise<Image>,
+  ) {
+    this.done = done;
+    this.total = total;
+    this.image = image;
+  }
+
+  /** The cells drawn so far, numbered in raster order, in the order in which they were drawn. */
+  get cells(): number[] {
+    return this.drawn.slice(0, this.done).map(({ cell }) => cell);
+  }
+
+  /** The cell drawn last. */
+  get cell(): number {
+    return this.drawn[this.done - 1]!.cell;
+  }
+
+  /** Latents so far, [total, token channels]; zeros where nothing is drawn yet. */
+  get latents(): Float32Array {
+    const channels = this.drawn[0]!.values.length;
+    const latents = new Float32Array(this.total * channels);
+    for (const { cell, values } of this.drawn.slice(0, this.done)) {
+      latents.set(values, cell * channels);
+    }
+    return latents;
+  }
+
+  /** The picture as it stands at this step; it takes one run of the autoencoder, but none at the last. */
+  async preview(): Promise<Image> {
+    return this.image ?? this.decode(this.latents);
+  }
+}
+
+/**
+ * Steps of a drawing's events. The last step waits for the picture, so that it carries it.
+ */
+export async function* drawingSteps(
+  events: AsyncGenerator<StreamEvent>,
+  total: number,
+  toImage: (done: DoneEvent) => Image,
+  decode: (latents: Float32Array) => Promise<Image>,
+): AsyncGenerator<DrawingProgress, void, undefined> {
+  const drawn: DrawnCell[] = [];
+  for await (const event of events) {
+    if (event.type === "cell") {
+      drawn.push({ cell: event.cell, values: event.values });
+      if (drawn.length < total) {
+        yield new DrawingProgress(drawn, drawn.length, total, undefined, decode);
+      }
+    } else if (event.type === "done") {
+      yield new DrawingProgress(drawn, total, total, toImage(event), decode);
+    }
+  }
+}

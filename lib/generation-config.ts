@@ -1,0 +1,122 @@
+/** Settings of sampling: the defaults of `generation_config.json`, and what a call sets instead. */
+
+import type { Fields } from "./checkpoint/fields.js";
+import { choiceOption, integerOption, numberOption } from "./options.js";
+
+/** "linear": from almost none at the first image token to all of it at the last (spec section 6). */
+export type GuidanceSchedule = "constant" | "linear";
+
+/** In which order the cells of an image are drawn. */
+export type CellOrder = "random" | "raster";
+
+export interface ImageSettings {
+  /** Sampling steps of the diffusion head for each image token, up to the model's timesteps. */
+  steps: number;
+  /** How strongly the prompt decides; 1: no guidance, half the work. */
+  guidance: number;
+  guidanceSchedule: GuidanceSchedule;
+  /** Factor of the sampling noise; 0: the most likely way. */
+  temperature: number;
+  order: CellOrder;
+  /** Bound of the predicted clean latents; `Infinity`: none. */
+  x0Limit: number;
+}
+
+export interface TextSettings {
+  maxNewTokens: number;
+  /** 0: always the most likely token. */
+  temperature: number;
+}
+
+export interface GenerationConfig {
+  image: ImageSettings;
+  text: TextSettings;
+}
+
+export const DEFAULT_GENERATION: GenerationConfig = {
+  image: {
+    steps: 50,
+    guidance: 3,
+    guidanceSchedule: "linear",
+    temperature: 1,
+    order: "random",
+    x0Limit: Infinity,
+  },
+  text: { maxNewTokens: 64, temperature: 0 },
+};
+
+const SCHEDULES = ["constant", "linear"] as const;
+const ORDERS = ["random", "raster"] as const;
+// Far beyond sense, and far within what float32 holds.
+const GUIDANCE = { min: 0, max: 1e4 };
+const TEMPERATURE = { min: 0, max: 1e4 };
+const X0_LIMIT = { min: 0, max: 1e30, open: true };
+const NEW_TOKENS = { min: 1, max: 1 << 24 };
+
+/** Reads `generation_config.json`; what it leaves out has the spec's defaults. */
+export function parseGenerationConfig(fields: Fields, timesteps: number): GenerationConfig {
+  const [image, text] = [fields.child("image"), fields.child("text")];
+  const defaults = DEFAULT_GENERATION;
+  return {
+    image: {
+      steps: image.integer("steps", {
+        min: 1,
+        max: timesteps,
+        default: Math.min(defaults.image.steps, timesteps),
+      }),
+      guidance: image.number("guidance", { ...GUIDANCE, default: defaults.image.guidance }),
+      guidanceSchedule: image.oneOf("guidance_schedule", SCHEDULES, {
+        default: defaults.image.guidanceSchedule,
+      }),
+      temperature: image.number("temperature", {
+        ...TEMPERATURE,
+        default: defaults.image.temperature,
+      }),
+      order: image.oneOf("order", ORDERS, { default: defaults.image.order }),
+      x0Limit: image.has("x0_limit") ? image.number("x0_limit", X0_LIMIT) : Infinity,
+    },
+    text: {
+      maxNewTokens: text.integer("max_new_tokens", {
+        ...NEW_TOKENS,
+        default: defaults.text.maxNewTokens,
+      }),
+      temperature: text.number("temperature", {
+        ...TEMPERATURE,
+        default: defaults.text.temperature,
+      }),
+    },
+  };
+}
+
+/** The defaults with a call's own settings over them, checked. */
+export function imageSettings(
+  defaults: ImageSettings,
+  options: Partial<ImageSettings>,
+  timesteps: number,
+): ImageSettings {
+  const s = { ...defaults, ...defined(options) };
+  return {
+    steps: integerOption("steps", s.steps, { min: 1, max: timesteps }),
+    guidance: numberOption("guidance", s.guidance, GUIDANCE),
+    guidanceSchedule: choiceOption("guidanceSchedule", s.guidanceSchedule, SCHEDULES),
+    temperature: numberOption("temperature", s.temperature, TEMPERATURE),
+    order: choiceOption("order", s.order, ORDERS),
+    x0Limit: s.x0Limit === Infinity ? Infinity : numberOption("x0Limit", s.x0Limit, X0_LIMIT),
+  };
+}
+
+/** The same for text. */
+export function textSettings(defaults: TextSettings, options: Partial<TextSettings>): TextSettings {
+  const s = { ...defaults, ...defined(options) };
+  return {
+    maxNewTokens: integerOption("maxNewTokens", s.maxNewTokens, NEW_TOKENS),
+    temperature: numberOption("temperature", s.temperature, TEMPERATURE),
+  };
+}
+
+/** The entries that are set. */
+function defined<T extends object>(options: T): Partial<T> {
+  return Object.fromEntries(
+    Object.entries(options).filter(([, value]) => value !== undefined),
+  ) as Partial<T>;
+}

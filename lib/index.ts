@@ -1,0 +1,58 @@
+/**
+ * UniFluid for Node.js: one model that draws, edits and describes images.
+ *
+ * @packageDocumentation
+ */
+
+export { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
+export type { CheckpointKind } from "./checkpoint/config.js";
+export { locateCheckpoint, shippedModels } from "./checkpoint/locate.js";
+export { DrawingProgress } from "./drawing-stream.js";
+export {
+  CancelledError,
+  CheckpointNotFoundError,
+  DeviceError,
+  DisposedError,
+  type ErrorCode,
+  errorCodes,
+  InsufficientMemoryError,
+  InternalError,
+  InvalidCheckpointError,
+  InvalidConfigError,
+  InvalidImageError,
+  InvalidOptionError,
+  InvalidSafetensorsError,
+  MissingTensorError,
+  NativeLoadError,
+  NonFiniteWeightError,
+  NumericalError,
+  PromptTooLongError,
+  TensorShapeError,
+  TokenizerMismatchError,
+  UnexpectedTensorError,
+  UniFluidError,
+  UnsupportedTaskError,
+} from "./errors.js";
+export type {
+  CellOrder,
+  GenerationConfig,
+  GuidanceSchedule,
+  ImageSettings,
+  TextSettings,
+} from "./generation-config.js";
+export { Image, type ImageFormat } from "./image.js";
+export type { ImageInput, RawPixels } from "./image-input.js";
+export type { LoadOptions } from "./load-options.js";
+export { countParameters, estimateMemory, type MemoryEstimate } from "./memory.js";
+export {
+  type CallOptions,
+  type DecodeLatentsOptions,
+  type DrawOptions,
+  type LogitsOptions,
+  type ModelInfo,
+  UniFluid,
+  type WriteOptions,
+} from "./model.js";
+export type { NativeStats as ModelStats } from "./native.js";
+export type { Seed } from "./seed.js";
+export type { Task } from "./tasks.js";

@@ -1,0 +1,629 @@
+/** The model as people use it. */
+
+import { loadAddon } from "./addon.js";
+import { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
+import type { CheckpointKind } from "./checkpoint/config.js";
+import { locateCheckpoint } from "./checkpoint/locate.js";
+import { vaeFactor } from "./checkpoint/vae-config.js";
+import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
+import { fromNative, InvalidImageError } from "./errors.js";
+import {
+  type GenerationConfig,
+  type ImageSettings,
+  imageSettings,
+  type TextSettings,
+  textSettings,
+} from "./generation-config.js";
+import { Image } from "./image.js";
+import { decodeImage, type ImageInput } from "./image-input.js";
+import { type LoadOptions, parseLoadOptions } from "./load-options.js";
+import { checkMemory } from "./memory.js";
+import type { NativeAddon, NativeDrawRequest, NativeStats, NativeTextRequest } from "./native.js";
+import {
+  choiceOption,
+  floatsOption,
+  integerOption,
+  invalidOption,
+  optionsObject,
+  signalOption,
+  stringOption,
+  tokensOption,
+} from "./options.js";
+import { type Prefix, PrefixBuilder } from "./prefixes.js";
+import { toVaePixels } from "./preprocess.js";
+import { type DoneEvent, Requests } from "./requests.js";
+import { parseSeed, type Seed, seedOfItem } from "./seed.js";
+import { requireAbility, type Task, tasksOf } from "./tasks.js";
+import { strip, textPieces } from "./text-stream.js";
+import type { Tokenizer } from "./tokenizer.js";
+
+/** Options of every call. */
+export interface CallOptions {
+  /** Rejects with the signal's reason, and frees the sequence at its next step. */
+  signal?: AbortSignal;
+}
+
+/** Options of drawing; what is left out is as `generation_config.json` says. */
+export interface DrawOptions extends CallOptions, Partial<ImageSettings> {
+  /** One seed, one image. Image `i` of several has `seed + i`. Default: a random one, told by `image.seed`. */
+  seed?: Seed;
+}
+
+/** Options of writing; what is left out is as `generation_config.json` says. */
+export interface WriteOptions extends CallOptions, Partial<TextSettings> {
+  /** Decides what is sampled at a temperature above 0. */
+  seed?: Seed;
+}
+
+/** Which logits are asked for: of plain text, or of an answer that a text would give. */
+export type LogitsOptions = CallOptions &
+  (
+    | {
+        /** Token ids of a plain text, `<bos>` included. */
+        tokens: ArrayLike<number>;
+      }
+    | {
+        image: ImageInput;
+        task: "caption" | "answer";
+        /** For "answer". */
+        question?: string;
+        /** Token ids that follow the prompt. */
+        suffix?: ArrayLike<number>;
+      }
+  );
+
+/** Options of `decodeLatents`. */
+export interface DecodeLatentsOptions extends CallOptions {
+  /** Pixels; default: the latents make a square. */
+  width?: number;
+  height?: number;
+}
+
+/** What a loaded model is. */
+export interface ModelInfo {
+  /** Where it was loaded from. */
+  directory: string;
+  kind: CheckpointKind;
+  /** What its weights can do. */
+  tasks: Task[];
+  /** The device: kind, instruction set, threads. */
+  device: string;
+  /** Rows that one sequence may have: tokens and what images take together. */
+  maxPositions?: number;
+  vocabSize?: number;
+  /** What it draws. */
+  image?: { size: number; grid: number; tokenChannels: number; timesteps: number };
+  /** Default settings. */
+  generation: GenerationConfig;
+}
+
+const DRAW_OPTIONS = [
+  "seed",
+  "signal",
+  "steps",
+  "guidance",
+  "guidanceSchedule",
+  "temperature",
+  "order",
+  "x0Limit",
+] as const;
+const WRITE_OPTIONS = ["seed", "signal", "maxNewTokens", "temperature"] as const;
+
+/** A loaded model. Calls may run at the same time; the engine works on them together. */
+export class UniFluid implements AsyncDisposable {
+  private readonly prefixes: PrefixBuilder;
+
+  private constructor(
+    private readonly checkpoint: Checkpoint,
+    private readonly addon: NativeAddon,
+    private readonly requests: Requests,
+    /** What was loaded, and what it can do. */
+    readonly info: ModelInfo,
+  ) {
+    this.prefixes = new PrefixBuilder(checkpoint, addon);
+  }
+
+  /**
+   * Loads a checkpoint directory by its path or file URL, or a model that this package ships by its name.
+   * The weights are mapped into memory, not copied.
+   */
+  static async load(model: string | URL, options?: LoadOptions): Promise<UniFluid> {
+    const addon = loadAddon();
+    const { native: nativeOptions, signal } = parseLoadOptions(options, addon);
+    signal?.throwIfAborted();
+    const checkpoint = await readCheckpoint(await locateCheckpoint(model), signal);
+    signal?.throwIfAborted();
+    checkMemory(checkpoint, nativeOptions.maxMemory || addon.availableMemory());
+    const requests = new Requests();
+    const native = await addon
+      .loadModel(checkpoint.spec, nativeOptions, requests.onEvents)
+      .catch((failure) => {
+        throw fromNative(failure);
+      });
+    requests.attach(native);
+    if (signal?.aborted) {
+      await requests.dispose();
+      throw signal.reason;
+    }
+    return new UniFluid(checkpoint, addon, requests, describe(checkpoint, native.description()));
+  }
+
+  /** The tasks that the weights can do. */
+  get tasks(): readonly Task[] {
+    return this.info.tasks;
+  }
+
+  // ---- images out ----
+
+  /** Draws a prompt, or several together. */
+  generate(prompt: string, options?: DrawOptions): Promise<Image>;
+  generate(prompts: readonly string[], options?: DrawOptions): Promise<Image[]>;
+  async generate(
+    prompts: string | readonly string[],
+    options?: DrawOptions,
+  ): Promise<Image | Image[]> {
+    requireAbility(this.checkpoint, "generate");
+    const list = listOf(prompts, "prompt");
+    const images = await this.draw(this.generatePrefixes(list), options, true, toImage);
+    return Array.isArray(prompts) ? images : images[0]!;
+  }
+
+  /** Draws a prompt and tells of every image token; the last step has the `image`. */
+  async *generateStream(
+    prompt: string,
+    options?: DrawOptions,
+  ): AsyncGenerator<DrawingProgress, void, undefined> {
+    requireAbility(this.checkpoint, "generate");
+    yield* this.drawStream(this.generatePrefixes([stringOption("prompt", prompt)]), options);
+  }
+
+  /** The latents of a drawing, [grid * grid, token channels], cells in raster order. */
+  async generateLatents(prompt: string, options?: DrawOptions): Promise<Float32Array> {
+    requireAbility(this.checkpoint, "generateLatents");
+    const prefixes = this.generatePrefixes([stringOption("prompt", prompt)]);
+    const [latents] = await this.draw(prefixes, options, false, (done) => done.latents!);
+    return latents!;
+  }
+
+  /**
+   * Draws an image anew as an instruction says. Of several images and one instruction, or of one image and
+   * several instructions, every pair is drawn; two lists are taken pair by pair.
+   */
+  edit(image: ImageInput, instruction: string, options?: DrawOptions): Promise<Image>;
+  edit(
+    images: ImageInput | readonly ImageInput[],
+    instructions: string | readonly string[],
+    options?: DrawOptions,
+  ): Promise<Image[]>;
+  async edit(
+    images: ImageInput | readonly ImageInput[],
+    instructions: string | readonly string[],
+    options?: DrawOptions,
+  ): Promise<Image | Image[]> {
+    requireAbility(this.checkpoint, "edit");
+    const pairs = pairsOf(images, instructions, "instruction");
+    const edited = await this.draw(this.editPrefixes(pairs), options, true, toImage);
+    return Array.isArray(images) || Array.isArray(instructions) ? edited : edited[0]!;
+  }
+
+  /** Edits an image and tells of every image token; the last step has the `image`. */
+  async *editStream(
+    image: ImageInput,
+    instruction: string,
+    options?: DrawOptions,
+  ): AsyncGenerator<DrawingProgress, void, undefined> {
+    requireAbility(this.checkpoint, "edit");
+    const pair = [image, stringOption("instruction", instruction)] as const;
+    yield* this.drawStream(this.editPrefixes([pair]), options);
+  }
+
+  /** The latents of an edited image, [grid * grid, token channels], cells in raster order. */
+  async editLatents(
+    image: ImageInput,
+    instruction: string,
+    options?: DrawOptions,
+  ): Promise<Float32Array> {
+    requireAbility(this.checkpoint, "editLatents");
+    const pair = [image, stringOption("instruction", instruction)] as const;
+    const prefixes = this.editPrefixes([pair]);
+    const [latents] = await this.draw(prefixes, options, false, (done) => done.latents!);
+    return latents!;
+  }
+
+  // ---- text out ----
+
+  /** Describes an image, or several together. */
+  caption(image: ImageInput, options?: WriteOptions): Promise<string>;
+  caption(images: readonly ImageInput[], options?: WriteOptions): Promise<string[]>;
+  async caption(
+    images: ImageInput | readonly ImageInput[],
+    options?: WriteOptions,
+  ): Promise<string | string[]> {
+    requireAbility(this.checkpoint, "caption");
+    const pairs = pairsOf(images, "", "caption");
+    const texts = await this.write(
+      (signal) => this.readPrefixes("caption", pairs, signal),
+      options,
+    );
+    return Array.isArray(images) ? texts.map(strip) : strip(texts[0]!);
+  }
+
+  /** Pieces of a caption as it is written. */
+  async *captionStream(
+    image: ImageInput,
+    options?: WriteOptions,
+  ): AsyncGenerator<string, void, undefined> {
+    requireAbility(this.checkpoint, "caption");
+    yield* this.writeStream(
+      (signal) => this.readPrefixes("caption", [[image, ""]], signal),
+      options,
+      true,
+    );
+  }
+
+  /**
+   * Answers a question about an image. Of several images and one question, or of one image and several
+   * questions, every pair is answered; two lists are taken pair by pair.
+   */
+  answer(image: ImageInput, question: string, options?: WriteOptions): Promise<string>;
+  answer(
+    images: ImageInput | readonly ImageInput[],
+    questions: string | readonly string[],
+    options?: WriteOptions,
+  ): Promise<string[]>;
+  async answer(
+    images: ImageInput | readonly ImageInput[],
+    questions: string | readonly string[],
+    options?: WriteOptions,
+  ): Promise<string | string[]> {
+    requireAbility(this.checkpoint, "answer");
+    const pairs = pairsOf(images, questions, "question");
+    const texts = await this.write((signal) => this.readPrefixes("answer", pairs, signal), options);
+    const many = Array.isArray(images) || Array.isArray(questions);
+    return many ? texts.map(strip) : strip(texts[0]!);
+  }
+
+  /** Pieces of an answer as it is written. */
+  async *answerStream(
+    image: ImageInput,
+    question: string,
+    options?: WriteOptions,
+  ): AsyncGenerator<string, void, undefined> {
+    requireAbility(this.checkpoint, "answer");
+    const pair = [image, stringOption("question", question)] as const;
+    yield* this.writeStream((signal) => this.readPrefixes("answer", [pair], signal), options, true);
+  }
+
+  /** Continues a text, or several together; what comes back is the continuation alone. */
+  complete(text: string, options?: WriteOptions): Promise<string>;
+  complete(texts: readonly string[], options?: WriteOptions): Promise<string[]>;
+  async complete(
+    texts: string | readonly string[],
+    options?: WriteOptions,
+  ): Promise<string | string[]> {
+    requireAbility(this.checkpoint, "complete");
+    const list = listOf(texts, "text");
+    const written = await this.write(async () => list.map((t) => this.prefixes.plain(t)), options);
+    return Array.isArray(texts) ? written : written[0]!;
+  }
+
+  /** Pieces of a continuation as it is written. */
+  async *completeStream(
+    text: string,
+    options?: WriteOptions,
+  ): AsyncGenerator<string, void, undefined> {
+    requireAbility(this.checkpoint, "complete");
+    const prefix = this.prefixes.plain(stringOption("text", text));
+    yield* this.writeStream(async () => [prefix], options, false);
+  }
+
+  // ---- numbers ----
+
+  /**
+   * Logits, row-major. Of plain text: [tokens, vocabulary]. After an image: [suffix + 1, vocabulary], where
+   * row 0 predicts the first token of the suffix.
+   */
+  async logits(options: LogitsOptions): Promise<Float32Array> {
+    const o = optionsObject(options as object as Record<string, unknown>, [
+      "tokens",
+      "image",
+      "task",
+      "question",
+      "suffix",
+      "signal",
+    ]);
+    const signal = signalOption(o.signal);
+    const plain = o.tokens !== undefined;
+    requireAbility(this.checkpoint, plain ? "complete" : "answer");
+    this.requests.model();
+    const { vocabSize } = this.checkpoint.spec.text!;
+    let prefix: Prefix;
+    if (plain) {
+      const tokens = tokensOption("tokens", o.tokens, vocabSize);
+      prefix = { native: { tokens }, emptyTokens: tokens, rows: tokens.length };
+    } else {
+      const task = choiceOption("task", o.task, ["caption", "answer"]);
+      const question = task === "answer" ? stringOption("question", o.question) : "";
+      prefix = await this.prefixes.build(task, question, o.image as ImageInput, signal);
+    }
+    const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
+    this.prefixes.checkLength(prefix.rows, suffix.length);
+    const request = { kind: "score", prefix: prefix.native, suffix } as const;
+    return (await this.requests.run(request, signal)).logits!;
+  }
+
+  /**
+   * The autoencoder's latents of an image, [grid * grid, token channels]: the mean of what it could be,
+   * shifted and scaled as the model draws them and `decodeLatents` takes them. The image is brought to the
+   * model's size; an autoencoder alone takes any whose sides are multiples of its factor, and gives one row
+   * for each latent cell.
+   */
+  async encodeImage(image: ImageInput, options?: CallOptions): Promise<Float32Array> {
+    requireAbility(this.checkpoint, "encode");
+    const { signal } = callOptions(options);
+    this.requests.model();
+    const decoded = await decodeImage(image, { signal });
+    const [width, height] = this.encodedSize(decoded);
+    const pixels = await toVaePixels(decoded, width, height, this.addon);
+    const done = await this.requests.run({ kind: "encode", pixels, width, height }, signal);
+    return done.latents!;
+  }
+
+  private encodedSize(image: { width: number; height: number }): [number, number] {
+    const side = this.checkpoint.config?.image?.imageSize;
+    if (side !== undefined) return [side, side];
+    const unit = this.latentUnit();
+    if (image.width % unit !== 0 || image.height % unit !== 0) {
+      throw new InvalidImageError(
+        "IMAGE_UNSUPPORTED_INPUT",
+        `expected an image whose sides are multiples of ${unit} but received ${image.width} x ${image.height}`,
+      );
+    }
+    return [image.width, image.height];
+  }
+
+  /** Pixels across one row of latents. */
+  private latentUnit(): number {
+    const { spec } = this.checkpoint;
+    return vaeFactor(spec.vae!) * (spec.image?.latentPatch ?? 1);
+  }
+
+  /** The picture that latents [cells, token channels], cells in raster order, stand for. */
+  async decodeLatents(latents: Float32Array, options?: DecodeLatentsOptions): Promise<Image> {
+    requireAbility(this.checkpoint, "decode");
+    const o = optionsObject(options, ["width", "height", "signal"]);
+    const signal = signalOption(o.signal);
+    const values = floatsOption("latents", latents);
+    const [columns, rows] = this.latentGrid(values.length, o.width, o.height);
+    const request = { kind: "decode", latents: values, columns, rows } as const;
+    return toImage(await this.requests.run(request, signal));
+  }
+
+  private latentGrid(values: number, width?: number, height?: number): [number, number] {
+    const { spec } = this.checkpoint;
+    const channels = spec.image?.tokenChannels ?? spec.vae!.latentChannels;
+    const unit = this.latentUnit();
+    if (width === undefined && height === undefined) {
+      const side = Math.sqrt(values / channels);
+      if (Number.isInteger(side) && side > 0) return [side, side];
+      const expected = `latents of a square of cells with ${channels} channels, or width and height,`;
+      throw invalidOption(expected, "latents", `${values} values`);
+    }
+    const [columns, rows] = Object.entries({ width, height }).map(([name, side]) => {
+      const pixels = integerOption(name, side, { min: unit, max: 1 << 15 });
+      if (pixels % unit === 0) return pixels / unit;
+      throw invalidOption(`a multiple of ${unit}`, name, side);
+    }) as [number, number];
+    if (columns * rows * channels !== values) {
+      throw invalidOption(`${columns * rows} x ${channels} values`, "latents", `${values} values`);
+    }
+    return [columns, rows];
+  }
+
+  /** Token ids of a text, without special tokens added. */
+  tokenize(text: string): number[] {
+    return this.tokenizer().encode(stringOption("text", text));
+  }
+
+  /** The text of token ids, without special tokens. */
+  detokenize(tokens: ArrayLike<number>): string {
+    const tokenizer = this.tokenizer();
+    const { vocabSize } = this.checkpoint.spec.text!;
+    return tokenizer.decode(tokensOption("tokens", tokens, vocabSize, { empty: true }));
+  }
+
+  private tokenizer(): Tokenizer {
+    this.requests.model();
+    requireAbility(this.checkpoint, "tokenize");
+    return this.checkpoint.tokenizer!;
+  }
+
+  /** What the engine is doing, and the memory it holds. */
+  stats(): NativeStats {
+    return this.requests.model().stats();
+  }
+
+  // ---- the end ----
+
+  /** Frees the model. What still runs, and every call after this, rejects with code `DISPOSED`. */
+  dispose(): Promise<void> {
+    return this.requests.dispose();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  // ---- how ----
+
+  private generatePrefixes(prompts: readonly string[]) {
+    return () => Promise.all(prompts.map((prompt) => this.prefixes.build("generate", prompt)));
+  }
+
+  private editPrefixes(pairs: readonly (readonly [ImageInput, string])[]) {
+    return (signal?: AbortSignal) =>
+      Promise.all(pairs.map(([image, text]) => this.prefixes.build("edit", text, image, signal)));
+  }
+
+  private readPrefixes(
+    task: "caption" | "answer",
+    pairs: readonly (readonly [ImageInput, string])[],
+    signal?: AbortSignal,
+  ): Promise<Prefix[]> {
+    return Promise.all(
+      pairs.map(([image, text]) => this.prefixes.build(task, text, image, signal)),
+    );
+  }
+
+  private async draw<T>(
+    makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
+    options: DrawOptions | undefined,
+    decode: boolean,
+    result: (done: DoneEvent, seed: bigint) => T,
+  ): Promise<T[]> {
+    const { request, signal, seed } = this.drawing(options);
+    const prefixes = await makePrefixes(signal);
+    const requests = prefixes.map((prefix, i) => request(prefix, seedOfItem(seed, i), decode));
+    const done = await this.requests.runAll(requests, signal);
+    return done.map((event, i) => result(event, seedOfItem(seed, i)));
+  }
+
+  private async *drawStream(
+    makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
+    options: DrawOptions | undefined,
+  ): AsyncGenerator<DrawingProgress, void, undefined> {
+    const { request, signal, seed } = this.drawing(options);
+    const [prefix] = await makePrefixes(signal);
+    const events = this.requests.stream({ ...request(prefix!, seed, true), stream: true }, signal);
+    yield* drawingSteps(
+      events,
+      this.checkpoint.spec.image!.grid ** 2,
+      (done) => toImage(done, seed),
+      (latents) => this.decodeLatents(latents, { signal }),
+    );
+  }
+
+  /** The settings of a drawing, as a maker of requests. */
+  private drawing(given: DrawOptions | undefined) {
+    const { seed, signal, ...settings } = optionsObject(given, DRAW_OPTIONS);
+    const image = this.checkpoint.spec.image!;
+    const s = imageSettings(this.checkpoint.generation.image, settings, image.timesteps);
+    this.requests.model();
+    const request = (prefix: Prefix, itemSeed: bigint, decode: boolean): NativeDrawRequest => {
+      this.prefixes.checkLength(prefix.rows, image.grid ** 2);
+      return {
+        kind: "draw",
+        prefix: prefix.native,
+        ...(s.guidance === 1 ? {} : { emptyTokens: prefix.emptyTokens }),
+        steps: s.steps,
+        guidance: s.guidance,
+        linearGuidance: s.guidanceSchedule === "linear",
+        temperature: s.temperature,
+        x0Limit: s.x0Limit,
+        randomOrder: s.order === "random",
+        seed: itemSeed,
+        stream: false,
+        decode,
+      };
+    };
+    return { request, signal: signalOption(signal), seed: parseSeed(seed) };
+  }
+
+  private async write(
+    makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
+    options: WriteOptions | undefined,
+  ): Promise<string[]> {
+    const { request, signal, seed } = this.writing(options);
+    const prefixes = await makePrefixes(signal);
+    const requests = prefixes.map((prefix, i) => request(prefix, seedOfItem(seed, i)));
+    const done = await this.requests.runAll(requests, signal);
+    return done.map(({ tokens }) => this.checkpoint.tokenizer!.decode(tokens!));
+  }
+
+  private async *writeStream(
+    makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
+    options: WriteOptions | undefined,
+    stripped: boolean,
+  ): AsyncGenerator<string, void, undefined> {
+    const { request, signal, seed } = this.writing(options);
+    const [prefix] = await makePrefixes(signal);
+    const events = this.requests.stream({ ...request(prefix!, seed), stream: true }, signal);
+    yield* textPieces(events, this.checkpoint.tokenizer!, stripped);
+  }
+
+  /** The settings of a text, as a maker of requests. */
+  private writing(given: WriteOptions | undefined) {
+    const { seed, signal, ...settings } = optionsObject(given, WRITE_OPTIONS);
+    const s = textSettings(this.checkpoint.generation.text, settings);
+    this.requests.model();
+    const request = (prefix: Prefix, itemSeed: bigint): NativeTextRequest => {
+      // A limit that was asked for must fit; the default one gives way to the prompt.
+      if (settings.maxNewTokens !== undefined) {
+        this.prefixes.checkLength(prefix.rows, s.maxNewTokens);
+      }
+      return {
+        kind: "text",
+        prefix: prefix.native,
+        maxNewTokens: Math.min(s.maxNewTokens, this.prefixes.room(prefix.rows)),
+        temperature: s.temperature,
+        seed: itemSeed,
+        stopTokens: Int32Array.from(this.checkpoint.config!.eosTokens),
+        stream: false,
+      };
+    };
+    return { request, signal: signalOption(signal), seed: parseSeed(seed) };
+  }
+}
+
+function toImage({ pixels, width, height }: DoneEvent, seed?: bigint): Image {
+  return Image.fromPixels(pixels!, width!, height!, seed === undefined ? {} : { seed });
+}
+
+function callOptions(options: CallOptions | undefined): CallOptions {
+  return { signal: signalOption(optionsObject(options, ["signal"]).signal) };
+}
+
+/** One text or a list of them, as a list. */
+function listOf(texts: string | readonly string[], name: string): readonly string[] {
+  const list = Array.isArray(texts) ? texts : [texts];
+  return list.map((text, i) => stringOption(Array.isArray(texts) ? `${name} ${i}` : name, text));
+}
+
+/** Images and texts that belong together; a single one goes with all of the other side. */
+function pairsOf(
+  images: ImageInput | readonly ImageInput[],
+  texts: string | readonly string[],
+  name: string,
+): (readonly [ImageInput, string])[] {
+  const strings = listOf(texts, name);
+  if (!Array.isArray(images)) return strings.map((text) => [images as ImageInput, text] as const);
+  if (!Array.isArray(texts)) return images.map((image) => [image, texts as string] as const);
+  if (images.length !== strings.length) {
+    throw invalidOption(
+      `as many ${name}s as images (${images.length})`,
+      `${name}s`,
+      strings.length,
+    );
+  }
+  return images.map((image, i) => [image, strings[i]!] as const);
+}
+
+function describe(checkpoint: Checkpoint, device: string): ModelInfo {
+  const { directory, kind, config, generation } = checkpoint;
+  const image = config?.image;
+  return {
+    directory,
+    kind,
+    tasks: tasksOf(checkpoint),
+    device,
+    maxPositions: config?.text.maxPositions,
+    vocabSize: config?.text.vocabSize,
+    image: image && {
+      size: image.imageSize,
+      grid: image.grid,
+      tokenChannels: image.tokenChannels,
+      timesteps: image.timesteps,
+    },
+    generation: structuredClone(generation),
+  };
+}

@@ -1,0 +1,104 @@
+/** Checks of what callers pass: "expected X for Y but received Z". */
+
+import { isObject, type NumberRange, rangeText, show } from "./checkpoint/fields.js";
+import { InvalidOptionError } from "./errors.js";
+
+export function invalidOption(
+  expected: string,
+  name: string,
+  received: unknown,
+): InvalidOptionError {
+  const what =
+    typeof received === "number" || typeof received === "bigint" ? `${received}` : show(received);
+  return new InvalidOptionError(`expected ${expected} for ${name} but received ${what}`);
+}
+
+export function integerOption(name: string, value: unknown, range: NumberRange): number {
+  const { min = -Infinity, max = Infinity } = range;
+  if (Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max) {
+    return value as number;
+  }
+  throw invalidOption(`an integer${rangeText(range)}`, name, value);
+}
+
+export function numberOption(name: string, value: unknown, range: NumberRange): number {
+  const { min = -Infinity, max = Infinity, open } = range;
+  const fits = (n: number) => (open ? n > min && n < max : n >= min && n <= max);
+  if (typeof value === "number" && Number.isFinite(value) && fits(value)) return value;
+  throw invalidOption(`a number${rangeText(range)}`, name, value);
+}
+
+export function choiceOption<T extends string>(
+  name: string,
+  value: unknown,
+  choices: readonly T[],
+): T {
+  if (choices.includes(value as T)) return value as T;
+  throw invalidOption(choices.map((c) => JSON.stringify(c)).join(" or "), name, value);
+}
+
+export function stringOption(name: string, value: unknown): string {
+  if (typeof value === "string") return value;
+  throw invalidOption("a string", name, value);
+}
+
+/** A non-empty list of token ids below `vocabSize`. */
+export function tokensOption(
+  name: string,
+  value: unknown,
+  vocabSize: number,
+  { empty = false } = {},
+): Int32Array {
+  if (!Array.isArray(value) && !(value instanceof Int32Array) && !isInt32Array(value)) {
+    throw invalidOption("an array of token ids", name, value);
+  }
+  if (value.length === 0 && !empty) throw invalidOption("at least one token id", name, value);
+  const ids = value as ArrayLike<unknown>;
+  return Int32Array.from(ids, (id, i) =>
+    integerOption(`${name}[${i}]`, id, { min: 0, max: vocabSize - 1 }),
+  );
+}
+
+/** An `Int32Array`, also one of another realm. */
+function isInt32Array(value: unknown): value is Int32Array {
+  return Object.prototype.toString.call(value) === "[object Int32Array]";
+}
+
+/** Floats of a given count; copied, unless they are float32 already. */
+export function floatsOption(name: string, value: unknown): Float32Array {
+  if (Object.prototype.toString.call(value) === "[object Float32Array]") {
+    return value as Float32Array;
+  }
+  if (Array.isArray(value) && value.every((v) => typeof v === "number")) {
+    return Float32Array.from(value);
+  }
+  throw invalidOption("a Float32Array", name, value);
+}
+
+/**
+ * An object of options with no other names than those listed: a misspelt option must not be silence.
+ * `undefined` is an empty one.
+ */
+export function optionsObject<T extends object>(
+  value: T | undefined,
+  names: readonly (keyof T & string)[],
+  what = "options",
+): T {
+  if (value === undefined) return {} as T;
+  if (!isObject(value)) throw invalidOption("an object", what, value);
+  for (const name of Object.keys(value)) {
+    if (!(names as readonly string[]).includes(name)) {
+      throw new InvalidOptionError(
+        `expected no option but ${names.join(", ")} but received ${JSON.stringify(name)}`,
+      );
+    }
+  }
+  return value;
+}
+
+export function signalOption(value: unknown): AbortSignal | undefined {
+  if (value === undefined) return undefined;
+  const signal = value as AbortSignal;
+  if (typeof signal === "object" && typeof signal?.addEventListener === "function") return signal;
+  throw invalidOption("an AbortSignal", "signal", value);
+}

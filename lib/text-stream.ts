@@ -1,0 +1,48 @@
+/** Text as it is written: tokens to pieces of text. */
+
+import type { StreamEvent } from "./requests.js";
+import type { Tokenizer } from "./tokenizer.js";
+
+// Unicode's white space and the four information separators: what the reference strips.
+const SPACE = `[\\p{White_Space}${String.fromCharCode(0x1c)}-${String.fromCharCode(0x1f)}]`;
+const LEADING = new RegExp(`^${SPACE}+`, "u");
+const TRAILING = new RegExp(`${SPACE}+$`, "u");
+
+/** A text without white space around it. */
+export function strip(text: string): string {
+  return text.replace(LEADING, "").replace(TRAILING, "");
+}
+
+/** Strips a text that comes in pieces. */
+class StreamStripper {
+  private started = false;
+  private held = "";
+
+  /** What of the text so far surely stays. */
+  push(piece: string): string {
+    let text = this.held + piece;
+    if (!this.started) text = text.replace(LEADING, "");
+    this.started ||= text !== "";
+    const kept = text.replace(TRAILING, "");
+    this.held = text.slice(kept.length);
+    return kept;
+  }
+}
+
+/** Pieces of the text of a request's token events; joined they are the whole text. */
+export async function* textPieces(
+  events: AsyncGenerator<StreamEvent>,
+  tokenizer: Tokenizer,
+  stripped: boolean,
+): AsyncGenerator<string, void, undefined> {
+  const tokens = tokenizer.stream();
+  const stripper = new StreamStripper();
+  const settle = (text: string) => (stripped ? stripper.push(text) : text);
+  for await (const event of events) {
+    if (event.type !== "token") continue;
+    const piece = settle(tokens.push(event.token));
+    if (piece) yield piece;
+  }
+  const last = settle(tokens.end());
+  if (last) yield last;
+}
