@@ -92,6 +92,7 @@ Napi::Value diffusion_head(Call&);
 Napi::Value diffusion_sample(Call&);
 
 // Functions without a backend: draws and schedules.
+void export_bandwidth(Napi::Env env, Napi::Object exports);
 void export_randomness(Napi::Env env, Napi::Object exports);
 
 }  // namespace unifluid::test

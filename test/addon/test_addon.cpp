@@ -202,6 +202,7 @@ Napi::Value list_instruction_sets(const Napi::CallbackInfo& info) {
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   TestBackend::define(env, exports);
   export_randomness(env, exports);
+  export_bandwidth(env, exports);
   exports.Set("instructionSets", Napi::Function::New(env, list_instruction_sets));
   return exports;
 }
