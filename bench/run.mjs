@@ -218,7 +218,7 @@ for (const name of names) {
   }
 }
 const probe = await load("shapes-64");
-print(`Commit ${commit()}, ${cpus()[0].model}, ${probe.description}; medians of ${rounds} rounds.`);
+print(`Commit ${commit()}, ${cpus()[0].model}, ${probe.info.device}; medians of ${rounds} rounds.`);
 await probe.dispose();
 print("");
 print("| what | ours | PyTorch, same threads | ratio | |");
