@@ -11,6 +11,7 @@
 // keys. A key that a row does not see has weight exactly 0 in it, and a block of which it sees nothing
 // changes nothing. So a row's result does not depend on the rows beside it.
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/trigonometry.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
@@ -79,10 +80,12 @@ UNIFLUID_INLINE void rotate(const float* x, const float* rotation, int64_t head_
 // The angles as transformers has them: float32 frequencies times float32 positions.
 void compute_rotation(const Plan& plan, int64_t position, float* rotation) {
   const int64_t half = plan.args->head_dim / 2;
-  for (int64_t c = 0; c < half; ++c) {
-    const float angle = static_cast<float>(position) * plan.frequencies[c];
-    rotation[c] = __builtin_cosf(angle);
-    rotation[half + c] = __builtin_sinf(angle);
+  const Vec at = set1(static_cast<float>(position));
+  for (int64_t c = 0; c < half; c += kLanes) {
+    const int n = static_cast<int>(smaller(half - c, kLanes));
+    const SinCos turned = sin_cos(mul(at, load_n(plan.frequencies + c, n)));
+    store_n(rotation + c, turned.cos, n);
+    store_n(rotation + half + c, turned.sin, n);
   }
 }
 

@@ -1,484 +1,555 @@
-// The diffusion head (spec section 6): its network, and all sampling steps for many tokens.
+// The diffusion head (spec section 6, MAR's SimpleMLPAdaLN) and its sampler.
 //
-// The modulation of every block depends on the condition and the timestep, not on x. So for a group of
-// tokens the modulations of all steps are made ahead, as large matrix products; what remains of a step is
-// 2 W^2 a block. That part runs as one team: every thread takes some outputs of each layer, and a barrier
-// stands between the layers.
+// The modulations depend on condition and timestep, not on x, so those of many steps are one matrix
+// product, taken ahead; what remains sequential is 2 W^2 multiplications per block and row. A call is
+// one run of the pool in which all threads keep step by barriers:
+//
+//   conditions and timesteps -> [ y and noise -> modulations -> sampling steps ] per chunk of steps
+//
+// In the sampling steps threads form teams. A team has its own tokens; its members divide the outputs
+// of the square linears, so that each keeps its part of the weights in its own cache, and do the rest,
+// which is small, each for themselves. No team's result depends on what other teams have.
+//
+// "Row": an input of the network. A guided token has two, with the prompt's condition and with the
+// empty prompt's; another token one.
 #include "core/noise.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/matmul.h"
+#include "cpu/kernels/trigonometry.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
 constexpr int64_t kTimeFeatures = 256;
 constexpr float kNormEps = 1e-6f;
-// Modulations held at a time; more tokens than fit go in groups.
-constexpr int64_t kModulationBytes = int64_t{48} << 20;
-// Multiply-adds of one layer of a step below which a second thread costs more than it brings.
-constexpr int64_t kTeamWork = int64_t{24} << 10;
+// Modulations held at a time, those of a chunk of steps (32 MiB): for a head of UniFluid's size (W 1280,
+// depth 8) still 250 rows, so that reading the weights once for them is cheap.
+constexpr int64_t kModulationFloats = int64_t{8} << 20;
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-template <class F>
-UNIFLUID_INLINE void each_vector(int64_t count, F f) {
-  for (int64_t c = 0; c < count; c += kLanes) f(c, static_cast<int>(least(kLanes, count - c)));
-}
+// ---- memory ----
 
-// Memory of the whole call lies in thread 0's scratch, behind what a matrix product there needs; the
-// other threads have only the latter.
-struct Memory {
+// Hands out pieces of one block; with a null base it only counts.
+struct Arena {
+  char* base;
+  size_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    char* piece = base ? base + used : nullptr;
+    used += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(piece);
+  }
+};
+
+// What a thread works in, for the rows of its team.
+struct Own {
+  float* state;   // [tokens, C]
+  float* input;   // [rows, C]
+  float* hidden;  // [rows, W]
+  float* normed;  // [rows, W]
+  float* out;     // [rows, outputs]
+  void* matmul;
+};
+
+struct Range {
+  int64_t first, count;
+};
+
+// What the threads of a run share.
+struct Job {
+  const DiffusionHeadWeights* head;
   Parallel* parallel;
-  char* base;  // thread 0's scratch
+  int threads, teams, members;
 
-  void* product(int thread) const {
-    return thread == 0 ? base : parallel->scratch(thread, kMatmulScratch);
-  }
-};
-
-bool reserve(Parallel& parallel, int64_t floats, Memory& memory) {
-  for (int t = 1; t < parallel.threads(); ++t)
-    if (!parallel.scratch(t, kMatmulScratch)) return false;
-  memory.parallel = &parallel;
-  memory.base = static_cast<char*>(parallel.scratch(
-      0, kMatmulScratch + static_cast<size_t>(floats) * sizeof(float)));
-  return memory.base != nullptr;
-}
-
-// Hands out runs of floats, each starting on a cache line.
-struct Bump {
-  float* next;
-  static int64_t rounded(int64_t count) { return divide_up(count, 16) * 16; }
-  float* take(int64_t count) {
-    float* out = next;
-    next += rounded(count);
-    return out;
-  }
-};
-
-// ---- a layer over many rows, shared among the threads ----
-
-struct Layer {
-  const Memory* memory;
-  const float* x;
-  int64_t x_stride, rows;
-  const Tensor* weight;
-  const float* bias;
-  bool silu;
-  float* out;
-  int64_t out_stride;
-  int64_t row_blocks;
-};
-
-void layer_task(void* context, int64_t index, int thread) {
-  const Layer& l = *static_cast<const Layer*>(context);
-  const int64_t row = index % l.row_blocks * kBlockRows;
-  const int64_t first = index / l.row_blocks * kBlockOutputs;
-  const int64_t rows = least(kBlockRows, l.rows - row);
-  const int64_t count = least(kBlockOutputs, l.weight->rows - first);
-  float* out = l.out + row * l.out_stride + first;
-  matmul(l.x + row * l.x_stride, l.x_stride, rows, *l.weight, first, count, out, l.out_stride,
-         l.memory->product(thread));
-  for (int64_t i = 0; i < rows; ++i, out += l.out_stride)
-    each_vector(count, [&](int64_t c, int n) {
-      const Vec v = add(load_n(out + c, n), load_n(l.bias + first + c, n));
-      store_n(out + c, l.silu ? silu(v) : v, n);
-    });
-}
-
-void layer(const Memory& memory, const float* x, int64_t x_stride, int64_t rows,
-           const Tensor& weight, const float* bias, bool with_silu, float* out,
-           int64_t out_stride) {
-  Layer l{&memory, x, x_stride, rows, &weight, bias, with_silu, out, out_stride,
-          divide_up(rows, kBlockRows)};
-  memory.parallel->run(l.row_blocks * divide_up(weight.rows, kBlockOutputs), layer_task, &l);
-}
-
-// The sinusoidal features of a timestep: 128 cosines, then 128 sines, of time * 10000^(-i / 128).
-void time_features(float time, float* out) {
-  const int64_t half = kTimeFeatures / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const float angle =
-        time * __builtin_expf(-9.210340371976184f * static_cast<float>(i) / static_cast<float>(half));
-    out[i] = __builtin_cosf(angle);
-    out[half + i] = __builtin_sinf(angle);
-  }
-}
-
-// out [count, W] = time_embed(times); features [count, 256] and hidden [count, W] are overwritten.
-void embed_times(const Memory& memory, const DiffusionHeadWeights& h, int64_t count,
-                 float* features, float* hidden, float* out) {
-  layer(memory, features, kTimeFeatures, count, h.time_mlp0, h.time_mlp0_bias, true, hidden,
-        h.width);
-  layer(memory, hidden, h.width, count, h.time_mlp2, h.time_mlp2_bias, false, out, h.width);
-}
-
-int64_t modulation_width(const DiffusionHeadWeights& h) { return (3 * h.depth + 2) * h.width; }
-
-// All modulations of rows y [rows, W] = SiLU(time + condition): out [rows, (3 depth + 2) W], the blocks'
-// shift, scale and gate one after another, then the final layer's shift and scale.
-void modulate(const Memory& memory, const DiffusionHeadWeights& h, const float* y, int64_t rows,
-              float* out) {
-  const int64_t stride = modulation_width(h);
-  for (int64_t i = 0; i < h.depth; ++i)
-    layer(memory, y, h.width, rows, h.blocks[i].modulation, h.blocks[i].modulation_bias, false,
-          out + 3 * i * h.width, stride);
-  layer(memory, y, h.width, rows, h.final_modulation, h.final_modulation_bias, false,
-        out + 3 * h.depth * h.width, stride);
-}
-
-// ---- the network, by a team ----
-
-struct Team {
-  Parallel* parallel;
-  int size;    // threads in it; 1: no barriers
-  int thread;
-  void* scratch;
-
-  void wait() const {
-    if (size > 1) parallel->barrier();
-  }
-  // This thread's share of `count` things, in units of `unit`.
-  void share(int64_t count, int64_t unit, int64_t& begin, int64_t& end) const {
-    const int64_t each = divide_up(divide_up(count, unit), size) * unit;
-    begin = least(thread * each, count);
-    end = least(begin + each, count);
-  }
-};
-
-// Outputs of a layer that a thread takes at least.
-constexpr int64_t kTeamOutputs = 8;
-
-struct Buffers {
-  float *state, *normed, *hidden;  // [rows, W]
-};
-
-// out = (x - mean) / sqrt(variance + eps) [* weight + bias] * (1 + scale) + shift, one row
-void modulated_norm(const float* x, int64_t n, const float* weight, const float* bias,
-                    const float* shift, const float* scale, float* out) {
-  Vec total = zero();
-  each_vector(n, [&](int64_t c, int k) { total = add(total, load_n(x + c, k)); });
-  const Vec center = set1(sum(total) / static_cast<float>(n));
-  Vec squares = zero();
-  each_vector(n, [&](int64_t c, int k) {
-    Vec d = sub(load_n(x + c, k), center);
-    if (k < kLanes) {  // the lanes past the end hold -mean
-      alignas(64) float t[kLanes] = {};
-      store_n(t, d, k);
-      d = load(t);
-    }
-    squares = fma(d, d, squares);
-  });
-  const Vec factor =
-      set1(1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(n) + kNormEps));
-  each_vector(n, [&](int64_t c, int k) {
-    Vec v = mul(sub(load_n(x + c, k), center), factor);
-    if (weight) v = fma(v, load_n(weight + c, k), load_n(bias + c, k));
-    const Vec gain = add(set1(1.0f), load_n(scale + c, k));
-    store_n(out + c, fma(v, gain, load_n(shift + c, k)), k);
-  });
-}
-
-// `state` holds input_proj(x) for every row; out [rows, outputs] gets the network's outputs. Row i's
-// modulations begin at modulation + i * modulation_stride. Ends with a barrier.
-void network(const Team& team, const DiffusionHeadWeights& h, int64_t rows,
-             const float* modulation, int64_t modulation_stride, const Buffers& b, float* out) {
-  const int64_t w = h.width, outputs = h.final_linear.rows;
-  int64_t first_row, last_row, begin, end;
-  team.share(rows, 1, first_row, last_row);
-  team.share(w, kTeamOutputs, begin, end);
-  for (int64_t k = 0; k < h.depth; ++k) {
-    const DiffusionHeadWeights::Block& block = h.blocks[k];
-    const float* at = modulation + 3 * k * w;
-    for (int64_t i = first_row; i < last_row; ++i)
-      modulated_norm(b.state + i * w, w, block.norm_weight, block.norm_bias,
-                     at + i * modulation_stride, at + i * modulation_stride + w, b.normed + i * w);
-    team.wait();
-    if (end > begin)
-      matmul(b.normed, w, rows, block.mlp0, begin, end - begin, b.hidden + begin, w, team.scratch);
-    for (int64_t i = 0; i < rows; ++i)
-      each_vector(end - begin, [&](int64_t c, int n) {
-        float* to = b.hidden + i * w + begin + c;
-        store_n(to, silu(add(load_n(to, n), load_n(block.mlp0_bias + begin + c, n))), n);
-      });
-    team.wait();
-    // `normed` is free again, and takes the second layer's outputs.
-    if (end > begin)
-      matmul(b.hidden, w, rows, block.mlp2, begin, end - begin, b.normed + begin, w, team.scratch);
-    for (int64_t i = 0; i < rows; ++i) {
-      const float* gate = at + i * modulation_stride + 2 * w;
-      each_vector(end - begin, [&](int64_t c, int n) {
-        const int64_t column = begin + c;
-        const Vec v =
-            add(load_n(b.normed + i * w + column, n), load_n(block.mlp2_bias + column, n));
-        float* state = b.state + i * w + column;
-        store_n(state, fma(load_n(gate + column, n), v, load_n(state, n)), n);
-      });
-    }
-    team.wait();
-  }
-  const float* at = modulation + 3 * h.depth * w;
-  for (int64_t i = first_row; i < last_row; ++i)
-    modulated_norm(b.state + i * w, w, nullptr, nullptr, at + i * modulation_stride,
-                   at + i * modulation_stride + w, b.normed + i * w);
-  team.wait();
-  team.share(outputs, kTeamOutputs, begin, end);
-  if (end > begin)
-    matmul(b.normed, w, rows, h.final_linear, begin, end - begin, out + begin, outputs,
-           team.scratch);
-  for (int64_t i = 0; i < rows; ++i)
-    each_vector(end - begin, [&](int64_t c, int n) {
-      float* to = out + i * outputs + begin + c;
-      store_n(to, add(load_n(to, n), load_n(h.final_linear_bias + begin + c, n)), n);
-    });
-  team.wait();
-}
-
-int team_size(const DiffusionHeadWeights& h, int64_t rows, Parallel& parallel) {
-  return rows * h.width * h.width < kTeamWork ? 1 : parallel.threads();
-}
-
-// ---- diffusion_head ----
-
-struct HeadRun {
-  const DiffusionHeadArgs* args;
-  const Memory* memory;
-  int team;
-  Buffers buffers;
-  const float* modulation;
-  float* out;  // [m, outputs]
-};
-
-void head_task(void* context, int64_t, int thread) {
-  const HeadRun& run = *static_cast<const HeadRun*>(context);
-  const Team team{run.memory->parallel, run.team, thread, run.memory->product(thread)};
-  network(team, *run.args->head, run.args->x.rows, run.modulation,
-          modulation_width(*run.args->head), run.buffers, run.out);
-}
-
-// ---- diffusion_sample ----
-
-// A group of tokens whose modulations are made together. The rows of the network are the conditioned ones
-// of all tokens, then the empty prompt's of those that are guided.
-struct SampleRun {
-  const DiffusionSampleArgs* args;
-  const Memory* memory;
+  // diffusion_sample: the tokens of this run, and its arguments
+  const DiffusionSampleArgs* sample;
   const DiffusionToken* tokens;
-  int64_t count, rows;
-  int team;
-  Buffers buffers;
-  const float* modulation;   // [steps, rows, (3 depth + 2) W]
-  const int64_t* empty_row;  // [count]: the token's second row, or -1
-  float *x, *noise;          // [count, C]
-  float* out;                // [rows, outputs]
+  // diffusion_head: its arguments
+  const DiffusionHeadArgs* network;
+
+  int64_t units;          // tokens; rows for diffusion_head
+  int64_t rows;
+  int64_t times;          // timesteps: steps, or rows for diffusion_head
+  int64_t chunk;          // steps of a chunk
+  int64_t outputs;        // of the network
+  int64_t modulation_width;  // (3 depth + 2) W
+
+  int64_t* unit_rows;     // [units + 1], the first row of each unit
+  float* features;        // [times, 256]
+  float* time_hidden;     // [times, W]
+  float* time_embed;      // [times, W]
+  float* z;               // [rows, d]
+  float* condition;       // [rows, W]
+  float* y;               // [chunk * rows, W], silu of condition + timestep
+  float* modulation;      // [chunk * rows, modulation_width]
+  float* noise;           // [chunk * units, C]
+  float* inner;           // [rows, W], a block's first linear
+  float* delta;           // [rows, W], what a block adds
+  char* own_base;         // thread 0's own memory lies behind what is shared
+  size_t own_bytes;
 };
 
-// x after one step, for one token (spec section 6).
-void advance(const SampleRun& run, int64_t step, int64_t i) {
-  const DiffusionHeadWeights& h = *run.args->head;
-  const DiffusionToken& token = run.tokens[i];
-  const DiffusionStep& s = run.args->steps[step];
-  const int64_t c = h.channels, outputs = h.final_linear.rows;
-  const float* conditioned = run.out + i * outputs;
-  const float* empty = run.empty_row[i] < 0 ? nullptr : run.out + run.empty_row[i] * outputs;
-  float* x = run.x + i * c;
-  float* noise = run.noise + i * c;
-  const bool noisy = !h.flow && s.noise;
-  if (noisy) step_noise(token.seed, token.cell, step, c, noise);
-  const bool bounded = token.x0_limit < __builtin_inff();
-  const Vec low = set1(-token.x0_limit), high = set1(token.x0_limit);
-  each_vector(c, [&](int64_t at, int n) {
-    Vec predicted = load_n(conditioned + at, n);
-    if (empty) {
-      const Vec base = load_n(empty + at, n);
-      predicted = fma(set1(token.guidance), sub(predicted, base), base);
-    }
-    const Vec now = load_n(x + at, n);
-    if (h.flow) {
-      if (bounded) {
-        const Vec tau = set1(s.tau);
-        const Vec clean = min(max(fnma(tau, predicted, now), low), high);
-        predicted = div(sub(now, clean), tau);
-      }
-      const Vec steps = set1(static_cast<float>(run.args->step_count));
-      store_n(x + at, sub(now, div(predicted, steps)), n);
-      return;
-    }
-    Vec clean = fnma(set1(s.recipm1), predicted, mul(set1(s.recip), now));
-    if (bounded) clean = min(max(clean, low), high);
-    Vec next = fma(set1(s.coef_x0), clean, mul(set1(s.coef_x), now));
-    if (noisy) {
-      const Vec share = mul(set1(0.5f), add(load_n(conditioned + c + at, n), set1(1.0f)));
-      const Vec log_variance =
-          fma(share, set1(s.log_beta), mul(sub(set1(1.0f), share), set1(s.log_tilde)));
-      const Vec spread = mul(set1(token.temperature), exp(mul(set1(0.5f), log_variance)));
-      next = fma(spread, load_n(noise + at, n), next);
-    }
-    store_n(x + at, next, n);
+void carve_shared(Job& job, Arena& arena) {
+  const DiffusionHeadWeights& head = *job.head;
+  const int64_t width = head.width;
+  job.unit_rows = arena.take<int64_t>(job.units + 1);
+  job.features = arena.take<float>(job.times * kTimeFeatures);
+  job.time_hidden = arena.take<float>(job.times * width);
+  job.time_embed = arena.take<float>(job.times * width);
+  job.z = arena.take<float>(job.rows * head.condition);
+  job.condition = arena.take<float>(job.rows * width);
+  job.y = arena.take<float>(job.chunk * job.rows * width);
+  job.modulation = arena.take<float>(job.chunk * job.rows * job.modulation_width);
+  job.noise = arena.take<float>(job.chunk * job.units * head.channels);
+  job.inner = arena.take<float>(job.rows * width);
+  job.delta = arena.take<float>(job.rows * width);
+}
+
+Own carve_own(const Job& job, Arena& arena) {
+  const DiffusionHeadWeights& head = *job.head;
+  Own own;
+  own.state = arena.take<float>(job.units * head.channels);
+  own.input = arena.take<float>(job.rows * head.channels);
+  own.hidden = arena.take<float>(job.rows * head.width);
+  own.normed = arena.take<float>(job.rows * head.width);
+  own.out = arena.take<float>(job.rows * job.outputs);
+  own.matmul = arena.take<char>(static_cast<int64_t>(kMatmulScratch));
+  return own;
+}
+
+// Part `index` of `parts` of n things, cut at multiples of `grain`.
+Range part_of(int64_t n, int64_t index, int64_t parts, int64_t grain) {
+  const int64_t grains = (n + grain - 1) / grain;
+  const int64_t first = smaller(n, grains * index / parts * grain);
+  return {first, smaller(n, grains * (index + 1) / parts * grain) - first};
+}
+
+// Outputs of a linear are cut between whole tiles of the product.
+constexpr int64_t kOutputGrain = 16;
+
+// ---- element-wise passes ----
+
+// out[c] = f(c, lanes) for c < n in steps of a vector; f loads with `lanes` elements.
+template <class F>
+UNIFLUID_INLINE void each(float* out, int64_t n, F f) {
+  for (int64_t c = 0; c < n; c += kLanes) {
+    const int lanes = static_cast<int>(smaller(n - c, kLanes));
+    if (lanes == kLanes)
+      store(out + c, f(c, kLanes));
+    else
+      store_n(out + c, f(c, lanes), lanes);
+  }
+}
+UNIFLUID_INLINE Vec get(const float* p, int lanes) {
+  return lanes == kLanes ? load(p) : load_n(p, lanes);
+}
+
+enum class After : uint8_t { nothing, silu };
+
+// out[:, first..] = after(x weight^T + bias) for some of the outputs
+void linear_part(const float* x, int64_t x_stride, int64_t rows, const Tensor& weight,
+                 const float* bias, Range outputs, After after, float* out, int64_t out_stride,
+                 void* scratch) {
+  if (rows == 0 || outputs.count == 0) return;
+  matmul(x, x_stride, rows, weight, outputs.first, outputs.count, out + outputs.first, out_stride,
+         scratch);
+  const float* b = bias + outputs.first;
+  for (int64_t i = 0; i < rows; ++i) {
+    float* row = out + i * out_stride + outputs.first;
+    if (after == After::silu)
+      each(row, outputs.count,
+           [=](int64_t c, int n) { return silu(add(get(row + c, n), get(b + c, n))); });
+    else
+      each(row, outputs.count, [=](int64_t c, int n) { return add(get(row + c, n), get(b + c, n)); });
+  }
+}
+
+// out = norm(x) * (1 + scale) + shift, where norm is layer norm, with weight and bias unless null.
+void normalize_row(const float* x, const float* weight, const float* bias, const float* shift,
+                   const float* scale, int64_t width, float* out) {
+  Vec total = zero();
+  for (int64_t c = 0; c < width; c += kLanes)
+    total = add(total, get(x + c, static_cast<int>(smaller(width - c, kLanes))));
+  const Vec mean = set1(sum(total) / static_cast<float>(width));
+  Vec squares = zero();
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) {
+    const Vec d = sub(load(x + c), mean);
+    squares = fma(d, d, squares);
+  }
+  if (c < width) {
+    // The lanes behind the end must count as 0, not as the mean.
+    const int rest = static_cast<int>(width - c);
+    float edge[kLanes] = {};
+    store_n(edge, sub(load_n(x + c, rest), mean), rest);
+    const Vec d = load(edge);
+    squares = fma(d, d, squares);
+  }
+  const float variance = sum(squares) / static_cast<float>(width);
+  const Vec inverse = div(set1(1.0f), sqrt(set1(variance + kNormEps)));
+  const Vec one = set1(1.0f);
+  each(out, width, [=](int64_t at, int n) {
+    Vec v = mul(sub(get(x + at, n), mean), inverse);
+    if (weight) v = fma(v, get(weight + at, n), get(bias + at, n));
+    return fma(v, add(one, get(scale + at, n)), get(shift + at, n));
   });
+}
+
+// ---- ahead of the steps ----
+
+void barrier(const Job& job) {
+  if (job.threads > 1) job.parallel->barrier();
+}
+
+// A 256-wide sinusoid, cosines first, period 10000.
+void time_features(float time, float* out) {
+  constexpr int64_t kHalf = kTimeFeatures / 2;
+  float lane[kLanes];
+  for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(i);
+  for (int64_t c = 0; c < kHalf; c += kLanes) {
+    const Vec index = add(load(lane), set1(static_cast<float>(c)));
+    // ln 10000
+    const Vec frequency = exp(div(mul(set1(-9.210340371976184f), index), set1(float{kHalf})));
+    const SinCos turned = sin_cos(mul(set1(time), frequency));
+    store(out + c, turned.cos);
+    store(out + kHalf + c, turned.sin);
+  }
+}
+
+float time_of(const Job& job, int64_t index) {
+  return job.network ? job.network->time[index] : job.sample->steps[index].time;
+}
+
+// The row of z that conditions a row of the network.
+const float* z_of(const Job& job, int64_t unit, bool empty) {
+  const Tensor& z = job.network ? job.network->z : job.sample->z;
+  const int64_t index = job.network ? unit : empty ? job.tokens[unit].z_empty : job.tokens[unit].z;
+  return static_cast<const float*>(z.data) + index * z.stride;
+}
+
+// time_embed and condition
+void embed_conditions(const Job& job, int thread, const Own& own) {
+  const DiffusionHeadWeights& head = *job.head;
+  const int64_t width = head.width;
+  const Range times = part_of(job.times, thread, job.threads, 1);
+  for (int64_t i = times.first; i < times.first + times.count; ++i)
+    time_features(time_of(job, i), job.features + i * kTimeFeatures);
+  const Range units = part_of(job.units, thread, job.threads, 1);
+  for (int64_t u = units.first; u < units.first + units.count; ++u)
+    for (int64_t r = job.unit_rows[u]; r < job.unit_rows[u + 1]; ++r)
+      __builtin_memcpy(job.z + r * head.condition, z_of(job, u, r > job.unit_rows[u]),
+                       static_cast<size_t>(head.condition) * sizeof(float));
+  barrier(job);
+  const Range outputs = part_of(width, thread, job.threads, kOutputGrain);
+  linear_part(job.features, kTimeFeatures, job.times, head.time_mlp0, head.time_mlp0_bias, outputs,
+              After::silu, job.time_hidden, width, own.matmul);
+  linear_part(job.z, head.condition, job.rows, head.cond_embed, head.cond_embed_bias, outputs,
+              After::nothing, job.condition, width, own.matmul);
+  barrier(job);
+  linear_part(job.time_hidden, width, job.times, head.time_mlp2, head.time_mlp2_bias, outputs,
+              After::nothing, job.time_embed, width, own.matmul);
+  barrier(job);
+}
+
+// y, noise and modulations of steps first_step .. first_step + steps - 1
+void prepare_steps(const Job& job, int thread, const Own& own, int64_t first_step, int64_t steps) {
+  const DiffusionHeadWeights& head = *job.head;
+  const int64_t width = head.width;
+  const Range rows = part_of(steps * job.rows, thread, job.threads, 1);
+  for (int64_t i = rows.first; i < rows.first + rows.count; ++i) {
+    const int64_t row = i % job.rows;
+    const int64_t time = job.network ? row : first_step + i / job.rows;
+    const float *a = job.time_embed + time * width, *b = job.condition + row * width;
+    each(job.y + i * width, width,
+         [=](int64_t c, int n) { return silu(add(get(a + c, n), get(b + c, n))); });
+  }
+  // From here on all threads have left the steps before these, and what those read may be overwritten.
+  barrier(job);
+  if (job.sample && !head.flow) {
+    const Range draws = part_of(steps * job.units, thread, job.threads, 1);
+    for (int64_t i = draws.first; i < draws.first + draws.count; ++i) {
+      const int64_t step = first_step + i / job.units;
+      const DiffusionToken& token = job.tokens[i % job.units];
+      if (job.sample->steps[step].noise)
+        step_noise(token.seed, token.cell, step, head.channels, job.noise + i * head.channels);
+    }
+  }
+  // A thread has a run of the columns of all modulations side by side.
+  const Range columns = part_of(job.modulation_width, thread, job.threads, kOutputGrain);
+  for (int64_t b = 0; b <= head.depth; ++b) {
+    const bool last = b == head.depth;
+    const int64_t begin = b * 3 * width, count = last ? 2 * width : 3 * width;
+    const int64_t first = larger(columns.first - begin, 0);
+    const int64_t end = smaller(columns.first + columns.count - begin, count);
+    if (first >= end) continue;
+    linear_part(job.y, width, steps * job.rows,
+                last ? head.final_modulation : head.blocks[b].modulation,
+                last ? head.final_modulation_bias : head.blocks[b].modulation_bias,
+                {first, end - first}, After::nothing, job.modulation + begin, job.modulation_width,
+                own.matmul);
+  }
+  barrier(job);
+}
+
+// ---- the network ----
+
+// A thread's place in its team.
+struct Place {
+  Range units;    // of the team
+  int64_t row;    // the team's first row
+  int64_t rows;
+  Range outputs;  // of the square linears
+  bool speaks;    // the one member that writes results
+};
+
+Place place_of(const Job& job, int thread) {
+  const int team = thread / job.members, member = thread % job.members;
+  if (team >= job.teams) return {{0, 0}, 0, 0, {0, 0}, false};
+  Place place;
+  place.units = part_of(job.units, team, job.teams, 1);
+  place.row = job.unit_rows[place.units.first];
+  place.rows = job.unit_rows[place.units.first + place.units.count] - place.row;
+  place.outputs = part_of(job.head->width, member, job.members, kOutputGrain);
+  place.speaks = member == 0;
+  return place;
+}
+
+// own.out = f(own.input) for the rows of a team; `modulation` is that of its first row.
+void run_network(const Job& job, const Place& place, const Own& own, const float* modulation) {
+  const DiffusionHeadWeights& head = *job.head;
+  const int64_t width = head.width, rows = place.rows;
+  const Range mine = place.outputs;
+  float* const inner = job.inner + place.row * width;
+  float* const delta = job.delta + place.row * width;
+  linear_part(own.input, head.channels, rows, head.input_proj, head.input_proj_bias, {0, width},
+              After::nothing, own.hidden, width, own.matmul);
+  for (int64_t b = 0; b < head.depth; ++b) {
+    const DiffusionHeadWeights::Block& block = head.blocks[b];
+    const float* shift = modulation + b * 3 * width;
+    for (int64_t i = 0; i < rows; ++i) {
+      const float* m = shift + i * job.modulation_width;
+      normalize_row(own.hidden + i * width, block.norm_weight, block.norm_bias, m, m + width, width,
+                    own.normed + i * width);
+    }
+    linear_part(own.normed, width, rows, block.mlp0, block.mlp0_bias, mine, After::silu, inner,
+                width, own.matmul);
+    if (job.members > 1) barrier(job);
+    linear_part(inner, width, rows, block.mlp2, block.mlp2_bias, mine, After::nothing, delta, width,
+                own.matmul);
+    if (job.members > 1) barrier(job);
+    // The next writes to `delta` come after the next barrier, when all have read it.
+    for (int64_t i = 0; i < rows; ++i) {
+      float* x = own.hidden + i * width;
+      const float *d = delta + i * width, *gate = shift + i * job.modulation_width + 2 * width;
+      each(x, width,
+           [=](int64_t c, int n) { return fma(get(gate + c, n), get(d + c, n), get(x + c, n)); });
+    }
+  }
+  const float* shift = modulation + head.depth * 3 * width;
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* m = shift + i * job.modulation_width;
+    normalize_row(own.hidden + i * width, nullptr, nullptr, m, m + width, width,
+                  own.normed + i * width);
+  }
+  linear_part(own.normed, width, rows, head.final_linear, head.final_linear_bias,
+              {0, job.outputs}, After::nothing, own.out, job.outputs, own.matmul);
+}
+
+// ---- the sampler ----
+
+UNIFLUID_INLINE Vec clamp(Vec x, Vec limit) { return min(max(x, sub(zero(), limit)), limit); }
+
+// x after one step. out [1 or 2 rows, outputs]: the network's, of the prompt and of the empty prompt.
+void update(const DiffusionHeadWeights& head, const DiffusionToken& token, const DiffusionStep& step,
+            int64_t step_count, const float* out, int64_t outputs, const float* noise, float* x) {
+  const int64_t channels = head.channels;
+  const bool guided = token.z_empty >= 0;
+  const bool limited = token.x0_limit < __builtin_inff();
+  const float* empty = out + outputs;
+  const Vec guidance = set1(token.guidance), limit = set1(token.x0_limit);
+  const auto predicted = [=](int64_t c, int n) {
+    const Vec p = get(out + c, n);
+    if (!guided) return p;
+    const Vec u = get(empty + c, n);
+    return add(u, mul(guidance, sub(p, u)));
+  };
+  if (head.flow) {
+    const Vec tau = set1(step.tau), steps = set1(static_cast<float>(step_count));
+    each(x, channels, [=](int64_t c, int n) {
+      const Vec at = get(x + c, n);
+      Vec v = predicted(c, n);
+      if (limited) v = div(sub(at, clamp(sub(at, mul(tau, v)), limit)), tau);
+      return sub(at, div(v, steps));
+    });
+    return;
+  }
+  const Vec recip = set1(step.recip), recipm1 = set1(step.recipm1);
+  const Vec coef_x0 = set1(step.coef_x0), coef_x = set1(step.coef_x);
+  const Vec log_beta = set1(step.log_beta), log_tilde = set1(step.log_tilde);
+  const Vec half = set1(0.5f), one = set1(1.0f), temperature = set1(token.temperature);
+  each(x, channels, [=](int64_t c, int n) {
+    const Vec at = get(x + c, n);
+    Vec x0 = sub(mul(recip, at), mul(recipm1, predicted(c, n)));
+    if (limited) x0 = clamp(x0, limit);
+    const Vec mean = add(mul(coef_x0, x0), mul(coef_x, at));
+    if (!step.noise) return mean;
+    const Vec f = mul(half, add(get(out + channels + c, n), one));
+    const Vec log_variance = add(mul(f, log_beta), mul(sub(one, f), log_tilde));
+    const Vec deviation = mul(temperature, exp(mul(half, log_variance)));
+    return add(mean, mul(deviation, get(noise + c, n)));
+  });
+}
+
+void sample_steps(const Job& job, const Place& place, const Own& own, int64_t first_step,
+                  int64_t steps) {
+  const DiffusionHeadWeights& head = *job.head;
+  const int64_t channels = head.channels;
+  const size_t token_bytes = static_cast<size_t>(channels) * sizeof(float);
+  for (int64_t s = 0; s < steps; ++s) {
+    for (int64_t u = 0; u < place.units.count; ++u) {
+      const int64_t unit = place.units.first + u;
+      for (int64_t r = job.unit_rows[unit]; r < job.unit_rows[unit + 1]; ++r)
+        __builtin_memcpy(own.input + (r - place.row) * channels, own.state + u * channels,
+                         token_bytes);
+    }
+    run_network(job, place, own,
+                job.modulation + (s * job.rows + place.row) * job.modulation_width);
+    for (int64_t u = 0; u < place.units.count; ++u) {
+      const int64_t unit = place.units.first + u;
+      update(head, job.tokens[unit], job.sample->steps[first_step + s], job.sample->step_count,
+             own.out + (job.unit_rows[unit] - place.row) * job.outputs, job.outputs,
+             job.noise + (s * job.units + unit) * channels, own.state + u * channels);
+    }
+  }
+}
+
+Own own_of(const Job& job, int thread) {
+  char* memory = thread == 0 ? job.own_base
+                             : static_cast<char*>(job.parallel->scratch(thread, job.own_bytes));
+  Arena arena{memory};
+  return carve_own(job, arena);
 }
 
 void sample_task(void* context, int64_t, int thread) {
-  const SampleRun& run = *static_cast<const SampleRun*>(context);
-  const DiffusionHeadWeights& h = *run.args->head;
-  const Team team{run.memory->parallel, run.team, thread, run.memory->product(thread)};
-  const int64_t c = h.channels, w = h.width, stride = modulation_width(h);
-  int64_t first, last, begin, end;
-  team.share(run.count, 1, first, last);
-  for (int64_t i = first; i < last; ++i) {
-    const DiffusionToken& token = run.tokens[i];
-    float* x = run.x + i * c;
-    start_noise(token.seed, token.cell, c, x);
-    if (h.flow)
-      each_vector(c, [&](int64_t at, int n) {
-        store_n(x + at, mul(set1(token.temperature), load_n(x + at, n)), n);
-      });
+  const Job& job = *static_cast<const Job*>(context);
+  const Own own = own_of(job, thread);
+  const Place place = place_of(job, thread);
+  const int64_t channels = job.head->channels;
+  embed_conditions(job, thread, own);
+  for (int64_t u = 0; u < place.units.count; ++u) {
+    const DiffusionToken& token = job.tokens[place.units.first + u];
+    float* x = own.state + u * channels;
+    start_noise(token.seed, token.cell, channels, x);
+    if (job.head->flow)
+      for (int64_t c = 0; c < channels; ++c) x[c] *= token.temperature;
   }
-  team.wait();
-  for (int64_t s = 0; s < run.args->step_count; ++s) {
-    // Both rows of a token begin with the same x.
-    team.share(w, kTeamOutputs, begin, end);
-    if (end > begin)
-      matmul(run.x, c, run.count, h.input_proj, begin, end - begin, run.buffers.state + begin, w,
-             team.scratch);
-    for (int64_t i = 0; i < run.count; ++i)
-      each_vector(end - begin, [&](int64_t at, int n) {
-        float* to = run.buffers.state + i * w + begin + at;
-        const Vec v = add(load_n(to, n), load_n(h.input_proj_bias + begin + at, n));
-        store_n(to, v, n);
-        if (run.empty_row[i] >= 0)
-          store_n(run.buffers.state + run.empty_row[i] * w + begin + at, v, n);
-      });
-    team.wait();
-    network(team, h, run.rows, run.modulation + s * run.rows * stride, stride, run.buffers,
-            run.out);
-    for (int64_t i = first; i < last; ++i) advance(run, s, i);
-    team.wait();
+  const int64_t count = job.sample->step_count;
+  for (int64_t first = 0; first < count; first += job.chunk) {
+    const int64_t steps = smaller(job.chunk, count - first);
+    prepare_steps(job, thread, own, first, steps);
+    sample_steps(job, place, own, first, steps);
   }
-  for (int64_t i = first; i < last; ++i)
-    __builtin_memcpy(run.tokens[i].out, run.x + i * c, static_cast<size_t>(c) * sizeof(float));
+  if (!place.speaks) return;
+  for (int64_t u = 0; u < place.units.count; ++u)
+    __builtin_memcpy(job.tokens[place.units.first + u].out, own.state + u * channels,
+                     static_cast<size_t>(channels) * sizeof(float));
 }
 
-const float* condition_row(const Tensor& z, int64_t row) {
-  return static_cast<const float*>(z.data) + row * z.stride;
+void network_task(void* context, int64_t, int thread) {
+  const Job& job = *static_cast<const Job*>(context);
+  const DiffusionHeadArgs& args = *job.network;
+  const Own own = own_of(job, thread);
+  const Place place = place_of(job, thread);
+  const int64_t channels = job.head->channels;
+  embed_conditions(job, thread, own);
+  prepare_steps(job, thread, own, 0, 1);
+  for (int64_t i = 0; i < place.rows; ++i)
+    __builtin_memcpy(own.input + i * channels,
+                     static_cast<const float*>(args.x.data) + (place.row + i) * args.x.stride,
+                     static_cast<size_t>(channels) * sizeof(float));
+  run_network(job, place, own, job.modulation + place.row * job.modulation_width);
+  if (!place.speaks) return;
+  for (int64_t i = 0; i < place.rows; ++i)
+    __builtin_memcpy(static_cast<float*>(args.out.data) + (place.row + i) * args.out.stride,
+                     own.out + i * job.outputs, static_cast<size_t>(job.outputs) * sizeof(float));
 }
 
-// y [steps, rows, W] = SiLU(time[step] + condition[row])
-struct Combine {
-  const float *time, *condition;
-  int64_t rows, width;
-  float* y;
-};
+// Fills in what follows from head, units and rows, takes memory, and runs `task` on every thread.
+bool run_job(Job& job, const DiffusionHeadWeights& head, Parallel& parallel, Parallel::Task task) {
+  job.head = &head;
+  job.parallel = &parallel;
+  job.threads = parallel.threads();
+  // With several tokens to a thread nobody needs to wait for anybody; else all work together.
+  job.members = job.units >= 4 * job.threads ? 1 : job.threads;
+  job.teams = job.threads / job.members;
+  job.outputs = head.flow ? head.channels : 2 * head.channels;
+  job.modulation_width = (3 * head.depth + 2) * head.width;
+  job.chunk = job.network ? 1
+                          : smaller(job.sample->step_count,
+                                    larger(1, kModulationFloats / (job.rows * job.modulation_width)));
+  Arena shared{nullptr};
+  carve_shared(job, shared);
+  Arena own{nullptr};
+  carve_own(job, own);
+  job.own_bytes = own.used;
+  for (int t = job.threads - 1; t > 0; --t)
+    if (!parallel.scratch(t, job.own_bytes)) return false;
+  char* memory = static_cast<char*>(parallel.scratch(0, shared.used + job.own_bytes));
+  if (!memory) return false;
+  Arena real{memory};
+  carve_shared(job, real);
+  job.own_base = memory + real.used;
+  job.unit_rows[0] = 0;
+  for (int64_t u = 0; u < job.units; ++u)
+    job.unit_rows[u + 1] = job.unit_rows[u] + (job.sample && job.tokens[u].z_empty >= 0 ? 2 : 1);
+  parallel.run(job.threads, task, &job);
+  return true;
+}
 
-void combine_task(void* context, int64_t step, int) {
-  const Combine& c = *static_cast<const Combine*>(context);
-  for (int64_t i = 0; i < c.rows; ++i)
-    each_vector(c.width, [&](int64_t at, int n) {
-      const Vec v = add(load_n(c.time + step * c.width + at, n),
-                        load_n(c.condition + i * c.width + at, n));
-      store_n(c.y + (step * c.rows + i) * c.width + at, silu(v), n);
-    });
+// Rows whose modulations for one step stay within bounds.
+int64_t most_rows(const DiffusionHeadWeights& head) {
+  return larger(2, kModulationFloats / ((3 * head.depth + 2) * head.width));
 }
 
 }  // namespace
 
-bool diffusion_head(const DiffusionHeadArgs& args, Parallel& parallel) {
-  const DiffusionHeadWeights& h = *args.head;
-  const int64_t m = args.x.rows, w = h.width, outputs = h.final_linear.rows;
-  const int64_t sizes[] = {m * kTimeFeatures, m * w, m * w, m * w, m * w, m * w, m * w, m * w,
-                           m * modulation_width(h), m * outputs, m * h.condition, m * h.channels};
-  int64_t floats = 0;
-  for (int64_t size : sizes) floats += Bump::rounded(size);
-  Memory memory{};
-  if (!reserve(parallel, floats, memory)) return false;
-  Bump bump{reinterpret_cast<float*>(memory.base + kMatmulScratch)};
-  float* features = bump.take(m * kTimeFeatures);
-  float* hidden = bump.take(m * w);
-  float* time = bump.take(m * w);
-  float* condition = bump.take(m * w);
-  float* y = bump.take(m * w);
-  const Buffers buffers{bump.take(m * w), bump.take(m * w), bump.take(m * w)};
-  float* modulation = bump.take(m * modulation_width(h));
-  float* out = bump.take(m * outputs);
-
-  for (int64_t i = 0; i < m; ++i) time_features(args.time[i], features + i * kTimeFeatures);
-  embed_times(memory, h, m, features, hidden, time);
-  layer(memory, condition_row(args.z, 0), args.z.stride, m, h.cond_embed, h.cond_embed_bias, false,
-        condition, w);
-  for (int64_t i = 0; i < m * w; i += w)
-    each_vector(w, [&](int64_t c, int n) {
-      store_n(y + i + c, silu(add(load_n(time + i + c, n), load_n(condition + i + c, n))), n);
-    });
-  modulate(memory, h, y, m, modulation);
-  layer(memory, static_cast<const float*>(args.x.data), args.x.stride, m, h.input_proj,
-        h.input_proj_bias, false, buffers.state, w);
-  HeadRun run{&args, &memory, team_size(h, m, parallel), buffers, modulation, out};
-  parallel.run(run.team, head_task, &run);
-  for (int64_t i = 0; i < m; ++i)
-    __builtin_memcpy(static_cast<float*>(args.out.data) + i * args.out.stride, out + i * outputs,
-                     static_cast<size_t>(outputs) * sizeof(float));
+bool diffusion_sample(const DiffusionSampleArgs& args, Parallel& parallel) {
+  const int64_t most = most_rows(*args.head);
+  for (int64_t first = 0; first < args.token_count;) {
+    Job job{};
+    job.sample = &args;
+    job.tokens = args.tokens + first;
+    job.times = args.step_count;
+    while (first < args.token_count && job.rows + 2 <= most) {
+      job.rows += args.tokens[first].z_empty >= 0 ? 2 : 1;
+      ++job.units;
+      ++first;
+    }
+    if (!run_job(job, *args.head, parallel, sample_task)) return false;
+  }
   return true;
 }
 
-bool diffusion_sample(const DiffusionSampleArgs& args, Parallel& parallel) {
-  const DiffusionHeadWeights& h = *args.head;
-  const int64_t w = h.width, c = h.channels, outputs = h.final_linear.rows;
-  const int64_t steps = args.step_count, stride = modulation_width(h);
-  if (args.token_count == 0 || steps == 0) return true;
-
-  const int64_t token_bytes = 2 * steps * stride * static_cast<int64_t>(sizeof(float));
-  const int64_t group = least(args.token_count,
-                              kModulationBytes > token_bytes ? kModulationBytes / token_bytes : 1);
-  const int64_t most = 2 * group;  // rows
-  const int64_t sizes[] = {steps * kTimeFeatures, steps * w, steps * w, most * h.condition,
-                           most * w, steps * most * w, steps * most * stride, most * w, most * w,
-                           most * w, most * outputs, group * c, group * c,
-                           2 * group};  // the last holds int64
-  int64_t floats = 0;
-  for (int64_t size : sizes) floats += Bump::rounded(size);
-  Memory memory{};
-  if (!reserve(parallel, floats, memory)) return false;
-  Bump bump{reinterpret_cast<float*>(memory.base + kMatmulScratch)};
-  float* features = bump.take(steps * kTimeFeatures);
-  float* hidden = bump.take(steps * w);
-  float* time = bump.take(steps * w);
-  float* z = bump.take(most * h.condition);
-  float* condition = bump.take(most * w);
-  float* y = bump.take(steps * most * w);
-  float* modulation = bump.take(steps * most * stride);
-  const Buffers buffers{bump.take(most * w), bump.take(most * w), bump.take(most * w)};
-  float* out = bump.take(most * outputs);
-  float* x = bump.take(group * c);
-  float* noise = bump.take(group * c);
-  int64_t* empty_row = reinterpret_cast<int64_t*>(bump.take(2 * group));
-
-  for (int64_t s = 0; s < steps; ++s)
-    time_features(args.steps[s].time, features + s * kTimeFeatures);
-  embed_times(memory, h, steps, features, hidden, time);
-
-  for (int64_t first = 0; first < args.token_count; first += group) {
-    const DiffusionToken* tokens = args.tokens + first;
-    const int64_t count = least(group, args.token_count - first);
-    int64_t rows = count;
-    const auto take_row = [&](int64_t row, int64_t of_z) {
-      __builtin_memcpy(z + row * h.condition, condition_row(args.z, of_z),
-                       static_cast<size_t>(h.condition) * sizeof(float));
+bool diffusion_head(const DiffusionHeadArgs& args, Parallel& parallel) {
+  const int64_t most = most_rows(*args.head);
+  for (int64_t first = 0; first < args.x.rows; first += most) {
+    const int64_t rows = smaller(most, args.x.rows - first);
+    DiffusionHeadArgs piece = args;
+    const auto rows_from = [&](Tensor& t) {
+      t.data = static_cast<float*>(t.data) + first * t.stride;
+      t.rows = rows;
     };
-    for (int64_t i = 0; i < count; ++i) {
-      take_row(i, tokens[i].z);
-      empty_row[i] = -1;
-      if (tokens[i].z_empty < 0) continue;
-      empty_row[i] = rows;
-      take_row(rows++, tokens[i].z_empty);
-    }
-    layer(memory, z, h.condition, rows, h.cond_embed, h.cond_embed_bias, false, condition, w);
-    Combine combine{time, condition, rows, w, y};
-    parallel.run(steps, combine_task, &combine);
-    modulate(memory, h, y, steps * rows, modulation);
-    SampleRun run{&args, &memory, tokens, count, rows, team_size(h, rows, parallel), buffers,
-                  modulation, empty_row, x, noise, out};
-    parallel.run(run.team, sample_task, &run);
+    rows_from(piece.x);
+    rows_from(piece.z);
+    rows_from(piece.out);
+    piece.time += first;
+    Job job{};
+    job.network = &piece;
+    job.units = job.rows = job.times = rows;
+    if (!run_job(job, *args.head, parallel, network_task)) return false;
   }
   return true;
 }
