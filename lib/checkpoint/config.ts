@@ -81,6 +81,7 @@ function parseText(fields: Fields, kind: Exclude<CheckpointKind, "vae">): TextCo
     kind === "paligemma"
       ? text.oneOf("model_type", ["gemma", "gemma2"], { default: "gemma" })
       : text.oneOf("model_type", ["gemma", "gemma2"]);
+  if (kind === "paligemma") text.only("use_bidirectional_attention", true);
   const attention = fields.oneOf("prefix_attention", ["bidirectional", "causal"], {
     default: "bidirectional",
   });

@@ -159,7 +159,7 @@ export function parseTextConfig(
     fields.fail("head_dim", "an even number (rotary embedding turns pairs)", headDim);
   }
   fields.only("attention_bias", false);
-  fields.only("use_bidirectional_attention", ...(use.alone ? [false] : [true]));
+  if (use.alone) fields.only("use_bidirectional_attention", false);
 
   return {
     gemma2,
