@@ -24,9 +24,14 @@ def generate(a):
 
 
 def prefill(a):
-    from transformers import AutoModelForCausalLM
+    from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(a.checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+    with open(os.path.join(a.checkpoint, "config.json")) as f:
+        fields = json.load(f)
+    fields.pop("model_type")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping", "rope_theta"):
+        fields[name] = float(fields[name])                  # JavaScript writes 30.0 as 30
+    model = Gemma2ForCausalLM(Gemma2Config(**fields, attn_implementation="eager")).eval()
     ids = torch.arange(a.rows)[None] % 500 + 4
     return lambda: model(ids, use_cache=False)
 

@@ -71,17 +71,20 @@ describe.each([
       expect(bits(await draw(1)).equals(bits(await draw(2)))).toBe(true);
     });
   });
+});
 
-  test("instruction sets agree within 1e-4 of the largest value", async () => {
-    const drawn: Float32Array[] = [];
-    for (const { name } of isas) {
-      drawn.push(
-        await withModel(path, { isa: name }, (model) => model.generateLatents(prompt, options)),
-      );
-    }
-    for (const other of drawn.slice(1)) {
-      expect(largestGap(other, drawn[0] as Float32Array)).toBeLessThan(1e-4);
-    }
+// At the settings of the checkpoints: rounding is amplified by a "ddpm" head in its first steps, where the
+// network's error is divided by the square root of alpha bar, and more so with few steps.
+describe.each([
+  ["ddpm", tiny, 1099511627787],
+  ["flow", flow, 1099511627787],
+  ["the shipped model", "shapes-64", 12],
+])("instruction sets agree within 1e-4 of the largest value: %s", (_, path, seed) => {
+  test.each(isas.slice(1).map((set) => set.name))("%s", async (isa) => {
+    const draw = (name: string) =>
+      withModel(path, { isa: name }, (model) => model.generateLatents("two small stars", { seed }));
+    const plainest = await draw((isas[0] as (typeof isas)[0]).name);
+    expect(largestGap(await draw(isa), plainest)).toBeLessThan(1e-4);
   });
 });
 
