@@ -1,5 +1,5 @@
 import { existsSync, mkdirSync, readFileSync, renameSync } from "node:fs";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { pathToFileURL } from "node:url";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { locateCheckpoint, shippedModels } from "../../lib/checkpoint/locate";
@@ -417,7 +417,6 @@ describe("finding a model", () => {
     expect(await locateCheckpoint(path)).toBe(path);
     expect(await locateCheckpoint(pathToFileURL(path))).toBe(path);
     expect(await locateCheckpoint(pathToFileURL(path).href)).toBe(path);
-    const { relative } = await import("node:path");
     expect(await locateCheckpoint(relative(process.cwd(), path))).toBe(path);
   });
 

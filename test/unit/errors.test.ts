@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import * as errors from "../../lib/errors";
 import { errorClass, errorCodes, fromNative, InternalError, UniFluidError } from "../../lib/errors";
 
@@ -59,8 +60,7 @@ describe("failures of the native side", () => {
     expect(fromNative(error)).toBe(error);
   });
 
-  test("the codes are those of core/error.h", async () => {
-    const { readFileSync } = await import("node:fs");
+  test("the codes are those of core/error.h", () => {
     const header = readFileSync(require.resolve("../../core/error.h"), "utf8");
     const codes = [...header.matchAll(/= "([A-Z_]+)";/g)].map((match) => match[1]!);
     expect(codes.length).toBeGreaterThan(5);
