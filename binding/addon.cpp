@@ -87,8 +87,8 @@ Napi::Value resize_image(const Napi::CallbackInfo& info) {
       throw Error(error_code::kInvalidArgument, "expected a string for the filter");
     const ResizeFilter filter = resize_filter(info[5].As<Napi::String>().Utf8Value());
     // Copied: JavaScript may change or detach its buffer while the work goes on.
-    auto source = std::make_shared<std::vector<uint8_t>>(
-        pixels.Data(), pixels.Data() + pixels.ElementLength());
+    auto source = std::make_shared<std::vector<uint8_t>>(pixels.Data(),
+                                                         pixels.Data() + pixels.ElementLength());
     auto target = std::make_shared<std::vector<uint8_t>>();
     return Task::start(
         env,
@@ -113,7 +113,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   (*environment)->model_class = Napi::Persistent(ModelHandle::define(env));
   (*environment)->model_class.SuppressDestruct();  // the environment may end before the last handle
   env.SetInstanceData(environment);
-  // A worker or the process may end with models at work: their threads must not outlive this module.
+  // A worker or the process may end with models at work: their threads must not outlive this
+  // module.
   env.AddCleanupHook(
       [](EnvironmentPointer* environment) {
         for (ModelHandle* model : (*environment)->models) model->stop();

@@ -11,8 +11,7 @@ namespace unifluid::binding {
 namespace {
 
 [[noreturn]] void wrong(const char* field, const char* expected) {
-  throw Error(error_code::kInvalidArgument,
-              std::string("expected ") + expected + " for " + field);
+  throw Error(error_code::kInvalidArgument, std::string("expected ") + expected + " for " + field);
 }
 
 bool present(const Napi::Object& o, const char* field) {
@@ -55,8 +54,7 @@ std::vector<T> typed(const Napi::Object& o, const char* field, napi_typedarray_t
   const Napi::TypedArray a = v.As<Napi::TypedArray>();
   std::vector<T> out(a.ElementLength());
   if (!out.empty())
-    std::memcpy(out.data(),
-                static_cast<const char*>(a.ArrayBuffer().Data()) + a.ByteOffset(),
+    std::memcpy(out.data(), static_cast<const char*>(a.ArrayBuffer().Data()) + a.ByteOffset(),
                 out.size() * sizeof(T));
   return out;
 }
@@ -273,7 +271,8 @@ Request request(const Napi::Value& value) {
     r.decode = boolean(o, "decode");
     return r;
   }
-  if (kind == "encode") return EncodeRequest{floats(o, "pixels"), integer(o, "width"), integer(o, "height")};
+  if (kind == "encode")
+    return EncodeRequest{floats(o, "pixels"), integer(o, "width"), integer(o, "height")};
   if (kind == "decode")
     return DecodeRequest{floats(o, "latents"), integer(o, "columns"), integer(o, "rows")};
   wrong("kind", "text, score, draw, encode or decode");

@@ -1,5 +1,5 @@
-// JavaScript values to the core's structs and back. The shapes are those of lib/native.ts; a value of
-// another type throws INVALID_ARGUMENT with the name of the field.
+// JavaScript values to the core's structs and back. The shapes are those of lib/native.ts; a value
+// of another type throws INVALID_ARGUMENT with the name of the field.
 #pragma once
 
 #include <napi.h>

@@ -41,12 +41,12 @@ bool ends(const Event& event) {
 }  // namespace
 
 Napi::Function ModelHandle::define(Napi::Env env) {
-  return DefineClass(env, "NativeModel",
-                     {InstanceMethod("description", &ModelHandle::description),
-                      InstanceMethod("submit", &ModelHandle::submit),
-                      InstanceMethod("cancel", &ModelHandle::cancel),
-                      InstanceMethod("stats", &ModelHandle::stats),
-                      InstanceMethod("dispose", &ModelHandle::dispose)});
+  return DefineClass(
+      env, "NativeModel",
+      {InstanceMethod("description", &ModelHandle::description),
+       InstanceMethod("submit", &ModelHandle::submit),
+       InstanceMethod("cancel", &ModelHandle::cancel), InstanceMethod("stats", &ModelHandle::stats),
+       InstanceMethod("dispose", &ModelHandle::dispose)});
 }
 
 Napi::Value ModelHandle::load(const Napi::CallbackInfo& info) {
@@ -57,8 +57,8 @@ Napi::Value ModelHandle::load(const Napi::CallbackInfo& info) {
     if (!info[2].IsFunction())
       throw Error(error_code::kInvalidArgument, "expected a function for the events");
     auto channel = std::make_shared<Channel>();
-    channel->function = Napi::ThreadSafeFunction::New(env, info[2].As<Napi::Function>(),
-                                                      "unifluid events", 0, 1);
+    channel->function =
+        Napi::ThreadSafeFunction::New(env, info[2].As<Napi::Function>(), "unifluid events", 0, 1);
     channel->function.Unref(env);
 
     auto deliver = [channel = std::weak_ptr(channel)](Napi::Env env, Napi::Function callback,
@@ -80,9 +80,9 @@ Napi::Value ModelHandle::load(const Napi::CallbackInfo& info) {
         env,
         [=] {
           try {
-            auto backend =
-                make_cpu_backend(options.threads, options.isa.empty() ? nullptr : options.isa.c_str(),
-                                 options.max_memory);
+            auto backend = make_cpu_backend(options.threads,
+                                            options.isa.empty() ? nullptr : options.isa.c_str(),
+                                            options.max_memory);
             auto model = std::make_unique<Model>(spec->config, spec->files,
                                                  std::move(spec->records), std::move(backend));
             *engine = std::make_shared<Engine>(std::move(model), options.max_sequences, sink);
@@ -94,8 +94,8 @@ Napi::Value ModelHandle::load(const Napi::CallbackInfo& info) {
         [=](Napi::Env env) -> Napi::Value {
           Loaded loaded{channel, *engine};
           engine->reset();
-          return (*env.GetInstanceData<EnvironmentPointer>())->model_class.New(
-              {Napi::External<Loaded>::New(env, &loaded)});
+          return (*env.GetInstanceData<EnvironmentPointer>())
+              ->model_class.New({Napi::External<Loaded>::New(env, &loaded)});
         });
   });
 }
@@ -164,8 +164,8 @@ Napi::Value ModelHandle::stats(const Napi::CallbackInfo& info) {
 Napi::Value ModelHandle::dispose(const Napi::CallbackInfo& info) {
   const std::shared_ptr<Engine> engine = engine_;
   // The object must outlive the task: its destructor would stop the engine on JavaScript's thread.
-  auto self = std::make_shared<Napi::ObjectReference>(
-      Napi::Persistent(info.This().As<Napi::Object>()));
+  auto self =
+      std::make_shared<Napi::ObjectReference>(Napi::Persistent(info.This().As<Napi::Object>()));
   return Task::start(
       info.Env(),
       [engine] {

@@ -13,8 +13,8 @@ namespace unifluid::binding {
 
 class ModelHandle;
 
-// What one JavaScript environment (the main thread, or a worker) keeps of this addon. The handles share
-// it, because at the end of an environment nothing says which of them goes first.
+// What one JavaScript environment (the main thread, or a worker) keeps of this addon. The handles
+// share it, because at the end of an environment nothing says which of them goes first.
 struct Environment {
   Napi::FunctionReference model_class;
   std::unordered_set<ModelHandle*> models;

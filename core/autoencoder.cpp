@@ -36,8 +36,8 @@ class Autoencoder::Loader {
             weights_.vector(backend_, name + ".bias", channels)};
   }
   Resnet resnet(const std::string& name, int64_t in, int64_t out) const {
-    Resnet r{norm(name + ".norm1", in), norm(name + ".norm2", out), conv(name + ".conv1", out, in, 3),
-             conv(name + ".conv2", out, out, 3), std::nullopt};
+    Resnet r{norm(name + ".norm1", in), norm(name + ".norm2", out),
+             conv(name + ".conv1", out, in, 3), conv(name + ".conv2", out, out, 3), std::nullopt};
     if (in != out) r.shortcut = conv(name + ".conv_shortcut", out, in, 1);
     return r;
   }
@@ -46,11 +46,10 @@ class Autoencoder::Loader {
           resnet(name + ".resnets.1", channels, channels)};
     if (config_.mid_block_attention) {
       const std::string at = name + ".attentions.0.";
-      m.attention = Attention{norm(at + "group_norm", channels),
-                              conv(at + "to_q", channels, channels, 1),
-                              conv(at + "to_k", channels, channels, 1),
-                              conv(at + "to_v", channels, channels, 1),
-                              conv(at + "to_out.0", channels, channels, 1)};
+      m.attention = Attention{
+          norm(at + "group_norm", channels), conv(at + "to_q", channels, channels, 1),
+          conv(at + "to_k", channels, channels, 1), conv(at + "to_v", channels, channels, 1),
+          conv(at + "to_out.0", channels, channels, 1)};
     }
     return m;
   }
@@ -65,8 +64,7 @@ class Autoencoder::Loader {
       const std::string at = root + blocks + "." + std::to_string(i) + ".";
       Level level;
       for (int64_t j = 0; j < resnets; ++j) {
-        level.resnets.push_back(
-            resnet(at + "resnets." + std::to_string(j), current, channels[i]));
+        level.resnets.push_back(resnet(at + "resnets." + std::to_string(j), current, channels[i]));
         current = channels[i];
       }
       if (i + 1 < channels.size())
@@ -160,7 +158,8 @@ Autoencoder::Map Autoencoder::attention(const Attention& block, const Map& in,
   const Map out{workspace.tensor(m, c), in.height, in.width};
   Workspace::Scope scope(workspace);
   const Tensor normed = workspace.tensor(m, c), q = workspace.tensor(m, c);
-  const Tensor k = workspace.tensor(m, c), v = workspace.tensor(m, c), mixed = workspace.tensor(m, c);
+  const Tensor k = workspace.tensor(m, c), v = workspace.tensor(m, c),
+               mixed = workspace.tensor(m, c);
   group_norm(block.norm, in.x, false, normed);
   backend_.linear({normed, block.q.weight, block.q.bias, Activation::none, {}, q});
   backend_.linear({normed, block.k.weight, block.k.bias, Activation::none, {}, k});

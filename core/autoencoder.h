@@ -1,4 +1,5 @@
-// AutoencoderKL (2112.10752) with the tensor names of the diffusers library: pixels to latents and back.
+// AutoencoderKL (2112.10752) with the tensor names of the diffusers library: pixels to latents and
+// back.
 #pragma once
 
 #include <optional>
@@ -19,12 +20,13 @@ class Autoencoder {
   const VaeConfig& config() const { return config_; }
 
   // pixels: host, RGB in [-1, 1], [3, height, width], sides multiples of factor() ->
-  // the posterior's mean, (mean - shift) * scale, [latent channels, height / factor, width / factor].
+  // the posterior's mean, (mean - shift) * scale, [latent channels, height / factor, width /
+  // factor].
   std::vector<float> encode(const float* pixels, int64_t height, int64_t width,
                             Workspace& workspace) const;
 
-  // latents: host, [latent channels, height, width], scaled as encode's -> RGB in [-1, 1], unclipped,
-  // channels last: [height * factor, width * factor, 3].
+  // latents: host, [latent channels, height, width], scaled as encode's -> RGB in [-1, 1],
+  // unclipped, channels last: [height * factor, width * factor, 3].
   std::vector<float> decode(const float* latents, int64_t height, int64_t width,
                             Workspace& workspace) const;
 

@@ -1,13 +1,13 @@
 // The lower edge of core/: every operation the model needs, with its shapes and meaning.
 //
-// A backend runs on one device. Tensors given to it lie in its memory, in its activation type unless
-// an argument says otherwise; vectors (`const float*`) are float32 in its memory, made by `vector`.
-// Host pointers are named so. Operations are issued from one thread at a time; they may run later,
-// and `synchronize` or `read` waits for them. All matrices are row-major.
+// A backend runs on one device. Tensors given to it lie in its memory, in its activation type
+// unless an argument says otherwise; vectors (`const float*`) are float32 in its memory, made by
+// `vector`. Host pointers are named so. Operations are issued from one thread at a time; they may
+// run later, and `synchronize` or `read` waits for them. All matrices are row-major.
 //
 // Invariance: every operation computes each output row from that row's own inputs in an order that
-// does not depend on how many rows, spans or threads the call has. One row alone gives the same bits
-// as that row among a thousand. "One seed, one image" (spec section 7) rests on this.
+// does not depend on how many rows, spans or threads the call has. One row alone gives the same
+// bits as that row among a thousand. "One seed, one image" (spec section 7) rests on this.
 //
 // Rows that the model computes are finite unless weights are not; operations do not check.
 #pragma once
@@ -67,11 +67,12 @@ struct KvCache {
 
 // Consecutive rows of one sequence within a ragged batch.
 struct AttentionSpan {
-  int64_t first_row;   // in q, k, v and out
-  int64_t rows;        // new rows
-  int64_t index;       // index of the first new row in its sequence: so many rows are cached already
-  int64_t prefix_end;  // rows with an index below it see each other in both directions; 0: all causal
-  KvCache cache;       // empty: the span is its own sequence (index 0), nothing is kept
+  int64_t first_row;  // in q, k, v and out
+  int64_t rows;       // new rows
+  int64_t index;      // index of the first new row in its sequence: so many rows are cached already
+  int64_t
+      prefix_end;  // rows with an index below it see each other in both directions; 0: all causal
+  KvCache cache;   // empty: the span is its own sequence (index 0), nothing is kept
 };
 
 // Attention over ragged spans: rotary embedding of q and k, append of k and v to the caches, and
@@ -84,10 +85,10 @@ struct AttentionArgs {
   Tensor k, v;  // [m, kv_heads * head_dim]
   int64_t heads, kv_heads, head_dim;
   float scale;
-  float soft_cap = 0;      // 0: none; else cap * tanh(s / cap)
-  int64_t window = 0;      // 0: none
-  float rope_theta = 0;    // 0: no rotary embedding; else on the two halves of each head
-  int64_t first_position;  // the rotary position of a sequence's row 0
+  float soft_cap = 0;          // 0: none; else cap * tanh(s / cap)
+  int64_t window = 0;          // 0: none
+  float rope_theta = 0;        // 0: no rotary embedding; else on the two halves of each head
+  int64_t first_position;      // the rotary position of a sequence's row 0
   const AttentionSpan* spans;  // host, [span_count]
   int64_t span_count;
   Tensor out;  // [m, heads * head_dim]
@@ -102,7 +103,8 @@ struct EmbedTokensArgs {
 };
 
 // One input row made of image tokens (spec section 5):
-//   (token ? image_in(token) + image_position[cell] : image_begin) + (next >= 0 ? image_next_position[next] : 0)
+//   (token ? image_in(token) + image_position[cell] : image_begin) + (next >= 0 ?
+//   image_next_position[next] : 0)
 struct ImageRow {
   const float* token = nullptr;  // [C] float32 in the backend's memory, or null
   int32_t cell = -1;             // where the token lies; -1 with no token
@@ -142,12 +144,12 @@ struct SampleTextArgs {
 // The diffusion head (spec section 6): MAR's SimpleMLPAdaLN.
 struct DiffusionHeadWeights {
   int64_t channels, condition, width, depth;
-  bool flow;                      // objective "flow": outputs are [C] wide, else [2C]
-  Tensor input_proj;              // [W, C]
-  const float* input_proj_bias;   // [W]
-  Tensor cond_embed;              // [W, d]
-  const float* cond_embed_bias;   // [W]
-  Tensor time_mlp0, time_mlp2;    // [W, 256], [W, W]
+  bool flow;                     // objective "flow": outputs are [C] wide, else [2C]
+  Tensor input_proj;             // [W, C]
+  const float* input_proj_bias;  // [W]
+  Tensor cond_embed;             // [W, d]
+  const float* cond_embed_bias;  // [W]
+  Tensor time_mlp0, time_mlp2;   // [W, 256], [W, W]
   const float *time_mlp0_bias, *time_mlp2_bias;  // [W]
   struct Block {
     const float *norm_weight, *norm_bias;  // [W]
@@ -156,32 +158,32 @@ struct DiffusionHeadWeights {
     Tensor modulation;                     // [3W, W]: shift, scale, gate
     const float* modulation_bias;          // [3W]
   };
-  const Block* blocks;            // host, [depth]
-  Tensor final_modulation;        // [2W, W]: shift, scale
+  const Block* blocks;                 // host, [depth]
+  Tensor final_modulation;             // [2W, W]: shift, scale
   const float* final_modulation_bias;  // [2W]
-  Tensor final_linear;            // [2C or C, W]
+  Tensor final_linear;                 // [2C or C, W]
   const float* final_linear_bias;
 };
 
 // One sampling step; for "flow" only `time` and `tau` count. Float64 tables rounded once.
 struct DiffusionStep {
-  float time;           // what the network sees, 0..1000
-  float recip, recipm1;           // x0 = recip * x - recipm1 * eps
-  float coef_x0, coef_x;          // posterior mean = coef_x0 * x0 + coef_x * x
-  float log_beta, log_tilde;      // the two ends of the log variance
-  float tau;                      // flow: share of noise, 1 at the first step
-  bool noise;                     // ddpm: noise is added after this step (all but the last)
+  float time;                 // what the network sees, 0..1000
+  float recip, recipm1;       // x0 = recip * x - recipm1 * eps
+  float coef_x0, coef_x;      // posterior mean = coef_x0 * x0 + coef_x * x
+  float log_beta, log_tilde;  // the two ends of the log variance
+  float tau;                  // flow: share of noise, 1 at the first step
+  bool noise;                 // ddpm: noise is added after this step (all but the last)
 };
 
 struct DiffusionToken {
-  int64_t z;          // row of `z` with the prompt's condition
-  int64_t z_empty;    // row of `z` with the empty prompt's; -1: no guidance
-  float guidance;     // g of this token
+  int64_t z;        // row of `z` with the prompt's condition
+  int64_t z_empty;  // row of `z` with the empty prompt's; -1: no guidance
+  float guidance;   // g of this token
   float temperature;
-  float x0_limit;     // infinity: none
+  float x0_limit;  // infinity: none
   uint64_t seed;
   int32_t cell;
-  float* out;         // [C] float32 in the backend's memory
+  float* out;  // [C] float32 in the backend's memory
 };
 
 // All sampling steps for many tokens. Starting and step noise are Philox draws named by
@@ -191,7 +193,7 @@ struct DiffusionSampleArgs {
   Tensor z;                          // [rows, d], the decoder's final-norm outputs
   const DiffusionStep* steps;        // host, [step_count], first step first
   int64_t step_count;
-  const DiffusionToken* tokens;      // host, [token_count]
+  const DiffusionToken* tokens;  // host, [token_count]
   int64_t token_count;
 };
 
@@ -205,17 +207,17 @@ struct DiffusionHeadArgs {
 };
 
 // Convolution on channels-last images: x [height * width, in], out [out_height * out_width, out].
-// The input is first enlarged `upsample` times by repeating pixels (1: not), then padded with zeros.
-// out = residual + conv(x) + bias.
+// The input is first enlarged `upsample` times by repeating pixels (1: not), then padded with
+// zeros. out = residual + conv(x) + bias.
 struct ConvolutionArgs {
   Tensor x;
-  int64_t height, width;   // of x, before `upsample`
-  int64_t upsample = 1;    // 1 or 2
-  int64_t kernel, stride;  // square
+  int64_t height, width;          // of x, before `upsample`
+  int64_t upsample = 1;           // 1 or 2
+  int64_t kernel, stride;         // square
   int64_t pad_before, pad_after;  // zeros above and left, below and right
-  Tensor weight;           // as `convolution_weight` made it
-  const float* bias;       // [out]
-  Tensor residual;         // as out, or empty; may be `out`
+  Tensor weight;                  // as `convolution_weight` made it
+  const float* bias;              // [out]
+  Tensor residual;                // as out, or empty; may be `out`
   Tensor out;
 };
 
@@ -258,12 +260,12 @@ class Backend {
   virtual Tensor matrix(const StoredTensor& stored) = 0;
   // A vector as float32.
   virtual const float* vector(const StoredTensor& stored) = 0;
-  // stored [out, in * kernel * kernel] in the order in, row, column -> [out, kernel * kernel * in], in
-  // the order row, column, in.
+  // stored [out, in * kernel * kernel] in the order in, row, column -> [out, kernel * kernel * in],
+  // in the order row, column, in.
   virtual Tensor convolution_weight(const StoredTensor& stored, int64_t kernel) = 0;
 
   // ---- transfers ----
-  virtual void read(const Tensor& from, float* host) = 0;   // packed rows, as float32; waits
+  virtual void read(const Tensor& from, float* host) = 0;  // packed rows, as float32; waits
   virtual void write(const float* host, const Tensor& to) = 0;
   virtual void copy(const Tensor& from, const Tensor& to) = 0;  // same shape, both activations
   virtual void synchronize() = 0;

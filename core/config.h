@@ -1,5 +1,5 @@
-// What a model is made of: the fields of config.json that the computation needs, read and checked by
-// lib/checkpoint. Names follow lib/native.ts.
+// What a model is made of: the fields of config.json that the computation needs, read and checked
+// by lib/checkpoint. Names follow lib/native.ts.
 #pragma once
 
 #include <cstdint>

@@ -11,7 +11,8 @@ Decoder::Decoder(const TextConfig& config, const Weights& weights, Backend& back
   const int64_t q = config.heads * config.head_dim, kv = config.kv_heads * config.head_dim;
   const std::string root = "language_model.";
   embedding_ = weights.matrix(backend, root + "embed_tokens.weight", config.vocab_size, d);
-  head_ = config.tied ? embedding_ : weights.matrix(backend, "lm_head.weight", config.vocab_size, d);
+  head_ =
+      config.tied ? embedding_ : weights.matrix(backend, "lm_head.weight", config.vocab_size, d);
   final_norm_ = weights.vector(backend, root + "norm.weight", d);
   for (int64_t i = 0; i < config.layers; ++i) {
     const std::string at = root + "layers." + std::to_string(i) + ".";
@@ -71,8 +72,8 @@ void Decoder::forward(const Tensor& x, const std::vector<DecoderSpan>& spans, Wo
     backend_.linear({.x = normed, .weight = layer.v, .residual = {}, .out = v});
     for (size_t s = 0; s < spans.size(); ++s) {
       const DecoderSpan& span = spans[s];
-      const size_t half = static_cast<size_t>(layer_elements * span.capacity) *
-                          size_of(backend_.cache_type());
+      const size_t half =
+          static_cast<size_t>(layer_elements * span.capacity) * size_of(backend_.cache_type());
       char* base = static_cast<char*>(span.cache) + 2 * i * half;
       attention_spans[s] = {span.first_row, span.rows, span.index, span.prefix_end,
                             KvCache{base, base + half, span.capacity}};

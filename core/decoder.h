@@ -1,4 +1,5 @@
-// The Gemma decoder (spec section 4): Gemma 1 and Gemma 2 as the transformers library computes them.
+// The Gemma decoder (spec section 4): Gemma 1 and Gemma 2 as the transformers library computes
+// them.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,7 @@ namespace unifluid {
 
 // Consecutive new rows of one sequence in a batch, and where the sequence keeps its cache.
 struct DecoderSpan {
-  int64_t first_row;   // in the batch
+  int64_t first_row;  // in the batch
   int64_t rows;
   int64_t index;       // of the first new row in its sequence
   int64_t prefix_end;  // rows below it see each other in both directions
@@ -32,8 +33,8 @@ class Decoder {
   // Token embeddings times sqrt(d). ids: host, [m]; out [m, d].
   void embed(const int32_t* ids, const Tensor& out) const;
 
-  // rows [m, d] are the inputs, and are overwritten; out [m, d] gets the final norm's outputs. Appends
-  // to the caches of the spans.
+  // rows [m, d] are the inputs, and are overwritten; out [m, d] gets the final norm's outputs.
+  // Appends to the caches of the spans.
   void forward(const Tensor& rows, const std::vector<DecoderSpan>& spans, Workspace& workspace,
                const Tensor& out) const;
 
@@ -42,7 +43,8 @@ class Decoder {
 
  private:
   struct Layer {
-    const float *input_norm, *post_attention_norm, *pre_mlp_norm, *post_mlp_norm;  // the last two: Gemma 2
+    const float *input_norm, *post_attention_norm, *pre_mlp_norm,
+        *post_mlp_norm;  // the last two: Gemma 2
     Tensor q, k, v, o;
     Tensor gate, up, down;
   };

@@ -14,10 +14,11 @@ namespace unifluid {
 
 namespace {
 
-// Rows of prefixes in one step, so that long prompts do not hold up the sequences that are running; a
-// bidirectional prefix longer than this still goes at once.
+// Rows of prefixes in one step, so that long prompts do not hold up the sequences that are running;
+// a bidirectional prefix longer than this still goes at once.
 constexpr int64_t kPrefillRows = 512;
-// Rows of logits made at a time when a whole sequence is scored: bounds memory at large vocabularies.
+// Rows of logits made at a time when a whole sequence is scored: bounds memory at large
+// vocabularies.
 constexpr int64_t kScoreRows = 64;
 // Workspace kept from step to step; more is given back (the VAE at a large size).
 constexpr size_t kWorkspaceKept = size_t{256} << 20;
@@ -121,8 +122,8 @@ void Engine::take_inbox() {
   sweep();
 }
 
-// First come, first served: a request that must wait for memory holds back those behind it, or a stream
-// of small ones would keep a large one out for good.
+// First come, first served: a request that must wait for memory holds back those behind it, or a
+// stream of small ones would keep a large one out for good.
 void Engine::admit() {
   int64_t prefill = 0;
   while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < max_sequences_ &&
@@ -160,8 +161,8 @@ void Engine::admit() {
   }
 }
 
-// The batch of one step. Its rows are, in this order: a row for each text being written, the rows of each
-// image being drawn (one a stream), and runs of prefix rows.
+// The batch of one step. Its rows are, in this order: a row for each text being written, the rows
+// of each image being drawn (one a stream), and runs of prefix rows.
 struct Engine::Step {
   struct PrefixRun {
     Sequence* sequence;
@@ -255,8 +256,8 @@ void Engine::step() {
   rows_ += step.rows;
 }
 
-// Samples a token for every text that has one more row behind it: those being written, and those whose
-// prefix has just ended.
+// Samples a token for every text that has one more row behind it: those being written, and those
+// whose prefix has just ended.
 void Engine::finish_text(Step& step) {
   std::vector<Sequence*> sequences = step.texts;
   std::vector<int64_t> rows(step.texts.size());
@@ -284,7 +285,8 @@ void Engine::finish_text(Step& step) {
     uniforms[at] = text_uniform(text.request.seed, static_cast<uint32_t>(text.tokens.size()));
   }
   model_->decoder->logits(hidden, logits);
-  // One text at a time where one fails, so that a row that is not finite costs only its own sequence.
+  // One text at a time where one fails, so that a row that is not finite costs only its own
+  // sequence.
   std::vector<int32_t> ids(sequences.size());
   try {
     model_->backend->sample_text({logits, temperature.data(), uniforms.data(), ids.data()});
@@ -420,8 +422,7 @@ DoneEvent Engine::decode(const DecodeRequest& r) {
 void Engine::decode_pixels(const float* tokens, int64_t columns, int64_t rows, DoneEvent& done) {
   const VaeConfig& vae = *model_->config.vae;
   const int64_t patch = model_->config.image ? model_->config.image->latent_patch : 1;
-  const std::vector<float> latents =
-      unpatchify(tokens, vae.latent_channels, rows, columns, patch);
+  const std::vector<float> latents = unpatchify(tokens, vae.latent_channels, rows, columns, patch);
   const std::vector<float> pixels =
       model_->vae->decode(latents.data(), rows * patch, columns * patch, *workspace_);
   done.width = columns * patch * vae.factor();
@@ -430,8 +431,8 @@ void Engine::decode_pixels(const float* tokens, int64_t columns, int64_t rows, D
   for (size_t i = 0; i < pixels.size(); ++i) {
     if (!std::isfinite(pixels[i]))
       throw Error(error_code::kNumerical, "the autoencoder gave a pixel that is not finite");
-    done.pixels[i] = static_cast<uint8_t>(
-        std::nearbyint((std::clamp(pixels[i], -1.0f, 1.0f) + 1.0f) * 127.5f));
+    done.pixels[i] =
+        static_cast<uint8_t>(std::nearbyint((std::clamp(pixels[i], -1.0f, 1.0f) + 1.0f) * 127.5f));
   }
 }
 

@@ -1,9 +1,9 @@
 // The engine: one thread per loaded model that runs many sequences together (continuous batching).
 //
-// Each step gathers the next rows of all running sequences, text and image alike, into one ragged batch,
-// runs the decoder once, hands text rows to the sampler and image rows to the diffusion head, and tells
-// what came of it. Sequences join and leave between steps. A sequence's results do not depend on its
-// company (core/backend.h, "Invariance").
+// Each step gathers the next rows of all running sequences, text and image alike, into one ragged
+// batch, runs the decoder once, hands text rows to the sampler and image rows to the diffusion
+// head, and tells what came of it. Sequences join and leave between steps. A sequence's results do
+// not depend on its company (core/backend.h, "Invariance").
 #pragma once
 
 #include <atomic>
@@ -31,7 +31,7 @@ struct EngineStats {
   size_t sequence_bytes = 0;  // caches and latents of the running ones
   size_t allocated_bytes = 0;
   int64_t steps = 0;
-  int64_t rows = 0;           // rows run through the decoder
+  int64_t rows = 0;  // rows run through the decoder
 };
 
 class Engine {
@@ -48,8 +48,8 @@ class Engine {
   uint64_t submit(Request&& request);
   // Any thread. The sequence is freed before the next step; no event follows.
   void cancel(uint64_t id);
-  // Any thread. Ends the engine after the step it is in: what runs and waits gets a DISPOSED error. Frees
-  // the model. Waits; calling again does nothing.
+  // Any thread. Ends the engine after the step it is in: what runs and waits gets a DISPOSED error.
+  // Frees the model. Waits; calling again does nothing.
   void stop();
   EngineStats stats() const;
   // The backend's line about itself.

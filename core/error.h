@@ -1,6 +1,6 @@
-// Errors of the native side: a stable code and a message that names the thing and what was expected.
-// They are thrown within core/, cpu/ and binding/, and caught at the edge of the addon, which hands
-// (code, message) to TypeScript; the classes people see are made in lib/errors.ts.
+// Errors of the native side: a stable code and a message that names the thing and what was
+// expected. They are thrown within core/, cpu/ and binding/, and caught at the edge of the addon,
+// which hands (code, message) to TypeScript; the classes people see are made in lib/errors.ts.
 #pragma once
 
 #include <exception>

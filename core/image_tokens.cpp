@@ -91,8 +91,7 @@ ImageTokens::ImageTokens(const ImageConfig& config, int64_t width, const Weights
 }
 
 void ImageTokens::embed(const std::vector<ImageRow>& rows, const Tensor& out) const {
-  backend_.image_embed(
-      {rows.data(), in_, in_bias_, position_, next_position_, begin_, out});
+  backend_.image_embed({rows.data(), in_, in_bias_, position_, next_position_, begin_, out});
 }
 
 void ImageTokens::sample(const Tensor& z, int64_t steps,

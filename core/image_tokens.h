@@ -12,8 +12,8 @@
 
 namespace unifluid {
 
-// Latents [c, grid * p, grid * p] to tokens [grid * grid, c * p * p]: cells in raster order, values in the
-// order channel, patch row, patch column. All host, packed.
+// Latents [c, grid * p, grid * p] to tokens [grid * grid, c * p * p]: cells in raster order, values
+// in the order channel, patch row, patch column. All host, packed.
 std::vector<float> patchify(const float* latents, int64_t channels, int64_t rows, int64_t columns,
                             int64_t patch);
 std::vector<float> unpatchify(const float* tokens, int64_t channels, int64_t rows, int64_t columns,

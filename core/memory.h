@@ -51,7 +51,9 @@ class Workspace {
   explicit Workspace(Backend& backend) : backend_(backend) {}
 
   // Uninitialized, in the backend's activation type.
-  Tensor tensor(int64_t rows, int64_t cols) { return tensor(rows, cols, backend_.activation_type()); }
+  Tensor tensor(int64_t rows, int64_t cols) {
+    return tensor(rows, cols, backend_.activation_type());
+  }
   Tensor tensor(int64_t rows, int64_t cols, DType type);
 
   // Everything made since is given back when this is destroyed.

@@ -64,9 +64,7 @@ const ModelConfig& checked(const ModelConfig& config) {
 
 Model::Model(const ModelConfig& config_, const std::vector<std::string>& files,
              std::vector<TensorRecord> records, std::unique_ptr<Backend> backend_)
-    : config(checked(config_)),
-      backend(std::move(backend_)),
-      weights(files, std::move(records)) {
+    : config(checked(config_)), backend(std::move(backend_)), weights(files, std::move(records)) {
   if (config.text) decoder.emplace(*config.text, weights, *backend);
   if (config.vision) vision.emplace(*config.vision, config.text->hidden_size, weights, *backend);
   if (config.image) image.emplace(*config.image, config.text->hidden_size, weights, *backend);

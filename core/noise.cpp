@@ -31,7 +31,8 @@ void start_noise(uint64_t seed, int32_t cell, int64_t channels, float* out) {
 }
 
 void step_noise(uint64_t seed, int32_t cell, int64_t step, int64_t channels, float* out) {
-  normals(seed, static_cast<uint32_t>(cell), static_cast<uint32_t>(step), Draw::step_noise, channels, out);
+  normals(seed, static_cast<uint32_t>(cell), static_cast<uint32_t>(step), Draw::step_noise,
+          channels, out);
 }
 
 }  // namespace unifluid

@@ -1,8 +1,8 @@
 // The normal noise of the diffusion sampler (spec section 7): Philox words turned into normals by
 // Box-Muller in float64, rounded to float32 at the end.
 //
-// Compiled once, for the plainest processor, and called by the kernels of every instruction set: the
-// noise is the same on all of them. No standard header may come in here (cpu/simd.h).
+// Compiled once, for the plainest processor, and called by the kernels of every instruction set:
+// the noise is the same on all of them. No standard header may come in here (cpu/simd.h).
 #pragma once
 
 #include <stdint.h>

@@ -26,8 +26,7 @@ std::vector<int32_t> random_order(uint64_t seed, int32_t n) {
   for (int32_t i = 0; i < n; ++i) order[i] = i;
   PhiloxWords words{};
   for (int32_t i = n - 1, draw = 0; i > 0; --i, ++draw) {
-    if (draw % 4 == 0)
-      words = philox4x32(seed, draw / 4, 0, 0, static_cast<uint32_t>(Draw::order));
+    if (draw % 4 == 0) words = philox4x32(seed, draw / 4, 0, 0, static_cast<uint32_t>(Draw::order));
     const uint64_t j = (uint64_t{words.word[draw % 4]} * static_cast<uint64_t>(i + 1)) >> 32;
     std::swap(order[i], order[j]);
   }

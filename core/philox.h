@@ -1,5 +1,5 @@
-// Counter-based randomness (spec section 7): every number is named by a seed and what it is for, so one
-// seed gives one image whatever the device, the batch and its neighbours.
+// Counter-based randomness (spec section 7): every number is named by a seed and what it is for, so
+// one seed gives one image whatever the device, the batch and its neighbours.
 //
 // Philox4x32-10 of "Parallel random numbers: as easy as 1, 2, 3" (Salmon et al., 2011).
 // Kernels use core/noise.h, which includes no standard header.

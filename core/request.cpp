@@ -96,8 +96,8 @@ struct Check {
     require_part(model.vae.has_value(), "this checkpoint has no autoencoder");
     require(r.columns > 0 && r.rows > 0 && r.columns <= kLargestSide && r.rows <= kLargestSide,
             "the grid of latents must be positive");
-    const int64_t channels = model.config.image ? model.config.image->token_channels
-                                                : model.config.vae->latent_channels;
+    const int64_t channels =
+        model.config.image ? model.config.image->token_channels : model.config.vae->latent_channels;
     check_size("the latents", r.latents.size(), r.rows * r.columns * channels);
     for (float value : r.latents)
       require(std::isfinite(value), "the latents hold a value that is not finite");

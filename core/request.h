@@ -84,8 +84,8 @@ struct Event {
 
 struct Model;
 
-// Throws INVALID_ARGUMENT or UNSUPPORTED_TASK where the model cannot do what is asked. lib/ has told
-// people in their words what is wrong; this guards the native side.
+// Throws INVALID_ARGUMENT or UNSUPPORTED_TASK where the model cannot do what is asked. lib/ has
+// told people in their words what is wrong; this guards the native side.
 void validate(const Request& request, const Model& model);
 
 }  // namespace unifluid

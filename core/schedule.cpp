@@ -31,7 +31,8 @@ std::vector<double> cosine_bars(int64_t total) {
 // The timesteps that are kept, evenly from the first to the last; halves round to even.
 std::vector<int64_t> respace(int64_t total, int64_t steps) {
   std::vector<int64_t> kept(static_cast<size_t>(steps));
-  const double stride = steps > 1 ? static_cast<double>(total - 1) / static_cast<double>(steps - 1) : 1;
+  const double stride =
+      steps > 1 ? static_cast<double>(total - 1) / static_cast<double>(steps - 1) : 1;
   double at = 0;
   for (int64_t i = 0; i < steps; ++i, at += stride)
     kept[i] = static_cast<int64_t>(std::nearbyint(at));
@@ -44,8 +45,8 @@ std::vector<DiffusionStep> ddpm_steps(int64_t total, int64_t steps) {
   const std::vector<double> bars = cosine_bars(total);
   const std::vector<int64_t> times = respace(total, steps);
 
-  // Betas of the kept timesteps, and the log of the posterior's variance, which would be log 0 at the
-  // last step: it takes the one's before it.
+  // Betas of the kept timesteps, and the log of the posterior's variance, which would be log 0 at
+  // the last step: it takes the one's before it.
   std::vector<double> betas(times.size()), log_tilde(times.size());
   for (size_t i = 0; i < times.size(); ++i) {
     const double bar = bars[times[i]], before = i > 0 ? bars[times[i - 1]] : 1;

@@ -12,8 +12,8 @@ namespace unifluid {
 // (2102.09672) does; the noisiest step first. 1 <= steps <= total.
 std::vector<DiffusionStep> ddpm_steps(int64_t total, int64_t steps);
 
-// Equal Euler steps of a rectified flow (2209.03003) from tau = 1 down to 1 / steps; the network sees
-// timesteps * tau. steps >= 1.
+// Equal Euler steps of a rectified flow (2209.03003) from tau = 1 down to 1 / steps; the network
+// sees timesteps * tau. steps >= 1.
 std::vector<DiffusionStep> flow_steps(int64_t timesteps, int64_t steps);
 
 }  // namespace unifluid

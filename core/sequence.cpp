@@ -53,8 +53,8 @@ ImageRows image_rows(const Prefix& prefix, Model& model, Workspace& workspace) {
     const int64_t cells = image.grid * image.latent_patch, side = cells * vae.factor();
     const std::vector<float> latents =
         model.vae->encode(prefix.source_pixels.data(), side, side, workspace);
-    const std::vector<float> tokens = patchify(latents.data(), vae.latent_channels, image.grid,
-                                               image.grid, image.latent_patch);
+    const std::vector<float> tokens =
+        patchify(latents.data(), vae.latent_channels, image.grid, image.grid, image.latent_patch);
     Workspace::Scope scope(workspace);
     const Tensor clean = workspace.tensor(source, image.token_channels, DType::f32);
     backend.write(tokens.data(), clean);
@@ -68,8 +68,8 @@ ImageRows image_rows(const Prefix& prefix, Model& model, Workspace& workspace) {
   return out;
 }
 
-// A stream that starts with the image rows and the embedded tokens, and can take `suffix` rows more.
-// Of the tokens, the last `causal` belong to the suffix already.
+// A stream that starts with the image rows and the embedded tokens, and can take `suffix` rows
+// more. Of the tokens, the last `causal` belong to the suffix already.
 Stream make_stream(const Tensor& image, const std::vector<int32_t>& tokens, int64_t causal,
                    int64_t suffix, Model& model) {
   Backend& backend = *model.backend;

@@ -1,5 +1,5 @@
-// A sequence: one unit of work in the decoder. A prefix, a suffix being produced, a cache and a state.
-// Text, scores and images are three kinds; guidance gives an image sequence a second stream.
+// A sequence: one unit of work in the decoder. A prefix, a suffix being produced, a cache and a
+// state. Text, scores and images are three kinds; guidance gives an image sequence a second stream.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ struct Stream {
   int64_t length = 0;      // rows run so far
 
   bool prefilling() const { return prefix && length < prefix.rows; }
-  // Rows of the prefix for the next step, when at most `budget` may run: a bidirectional part goes at
-  // once, since its rows need each other's keys in every layer.
+  // Rows of the prefix for the next step, when at most `budget` may run: a bidirectional part goes
+  // at once, since its rows need each other's keys in every layer.
   int64_t next_prefix_rows(int64_t budget) const;
 };
 

@@ -19,9 +19,10 @@ VisionTower::VisionTower(const VisionConfig& config, int64_t width, const Weight
                 weights.vector(backend, name + ".bias", h)};
   };
   const std::string root = "vision_tower.";
-  patch_ = linear(root + "embeddings.patch_embedding", h, 3 * config.patch_size * config.patch_size);
-  positions_ = weights.matrix(backend, root + "embeddings.position_embedding.weight",
-                              config.features(), h);
+  patch_ =
+      linear(root + "embeddings.patch_embedding", h, 3 * config.patch_size * config.patch_size);
+  positions_ =
+      weights.matrix(backend, root + "embeddings.position_embedding.weight", config.features(), h);
   for (int64_t i = 0; i < config.layers; ++i) {
     const std::string at = root + "encoder.layers." + std::to_string(i) + ".";
     layers_.push_back({norm(at + "layer_norm1"), norm(at + "layer_norm2"),

@@ -36,9 +36,9 @@ Weights::Weights(const std::vector<std::string>& files, std::vector<TensorRecord
   for (const std::string& file : files) files_.emplace_back(file);
   for (TensorRecord& record : records) {
     if (record.file < 0 || record.file >= static_cast<int64_t>(files_.size()))
-      throw Error(error_code::kInvalidCheckpoint,
-                  "tensor " + record.name + " names file " + std::to_string(record.file) + " of " +
-                      std::to_string(files_.size()));
+      throw Error(error_code::kInvalidCheckpoint, "tensor " + record.name + " names file " +
+                                                      std::to_string(record.file) + " of " +
+                                                      std::to_string(files_.size()));
     const MappedFile& file = files_[static_cast<size_t>(record.file)];
     const uint64_t bytes = count(record) * size_of(record.type);
     if (record.offset > file.size() || bytes > file.size() - record.offset)
@@ -58,9 +58,9 @@ StoredTensor Weights::stored(const std::string& name, int64_t rows, int64_t cols
   const uint64_t wanted = static_cast<uint64_t>(rows) * static_cast<uint64_t>(cols);
   const bool leading_fits = rows == 1 || (!r.shape.empty() && r.shape[0] == rows);
   if (count(r) != wanted || !leading_fits)
-    throw Error(error_code::kInvalidCheckpoint,
-                "tensor " + name + " has shape " + shape_text(r.shape) + " where " +
-                    shape_text({rows, cols}) + " is needed");
+    throw Error(error_code::kInvalidCheckpoint, "tensor " + name + " has shape " +
+                                                    shape_text(r.shape) + " where " +
+                                                    shape_text({rows, cols}) + " is needed");
   return {files_[static_cast<size_t>(r.file)].data() + r.offset, r.type, rows, cols};
 }
 

@@ -1,4 +1,5 @@
-// The tensors of a checkpoint by name. Files are mapped; a backend makes of each what it computes with.
+// The tensors of a checkpoint by name. Files are mapped; a backend makes of each what it computes
+// with.
 #pragma once
 
 #include <cstdint>

@@ -8,11 +8,11 @@
 
 namespace unifluid {
 
-// `threads`: at least 1, the calling thread included; above the processor's count it only wastes time.
-// `isa`: a name of cpu::instruction_sets(), or null for the best that this processor has.
-// `max_memory`: bytes that may be allocated together (allocate, vector, convolution_weight); 0: what
-// the system has free when asked. Throws INVALID_ARGUMENT for an instruction set that is unknown, or
-// that this processor lacks, and for fewer than one thread.
+// `threads`: at least 1, the calling thread included; above the processor's count it only wastes
+// time. `isa`: a name of cpu::instruction_sets(), or null for the best that this processor has.
+// `max_memory`: bytes that may be allocated together (allocate, vector, convolution_weight); 0:
+// what the system has free when asked. Throws INVALID_ARGUMENT for an instruction set that is
+// unknown, or that this processor lacks, and for fewer than one thread.
 std::unique_ptr<Backend> make_cpu_backend(int threads, const char* isa, size_t max_memory);
 
 }  // namespace unifluid

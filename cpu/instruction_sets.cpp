@@ -3,8 +3,8 @@
 
 namespace unifluid::cpu {
 
-#define UNIFLUID_DECLARE(isa) \
-  namespace isa {             \
+#define UNIFLUID_DECLARE(isa)    \
+  namespace isa {                \
   extern const Kernels kKernels; \
   }
 

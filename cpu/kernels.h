@@ -1,5 +1,6 @@
-// The operations of core/backend.h for one instruction set: a table of functions that cpu/backend.cpp
-// calls. Each has the contract of the method of the same name; tensors are float32 but for weights.
+// The operations of core/backend.h for one instruction set: a table of functions that
+// cpu/backend.cpp calls. Each has the contract of the method of the same name; tensors are float32
+// but for weights.
 #pragma once
 
 #include "core/backend.h"
@@ -28,7 +29,7 @@ struct Kernels {
 
 struct InstructionSet {
   const char* name;
-  bool supported;          // this processor and operating system have it
+  bool supported;  // this processor and operating system have it
   const Kernels* kernels;
 };
 

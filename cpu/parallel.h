@@ -19,8 +19,8 @@ class Parallel {
   // Waits until all threads() threads of the running call have arrived; only within a `run` whose
   // count is threads(), in which case every thread runs exactly one task.
   virtual void barrier() = 0;
-  // Scratch memory of a thread, at least `bytes`, aligned to 64, its contents undefined at the start of
-  // each task; it grows and stays. Null where memory is short.
+  // Scratch memory of a thread, at least `bytes`, aligned to 64, its contents undefined at the
+  // start of each task; it grows and stays. Null where memory is short.
   virtual void* scratch(int thread, size_t bytes) = 0;
 
  protected:

@@ -1,6 +1,7 @@
 // Convolution on channels-last images as an implicit matrix product: the windows of a run of output
-// pixels are gathered into rows [kernel * kernel * in], which the matrix product takes as its x. Padding,
-// stride and enlargement are resolved in the gather; nothing of the size of the image is made.
+// pixels are gathered into rows [kernel * kernel * in], which the matrix product takes as its x.
+// Padding, stride and enlargement are resolved in the gather; nothing of the size of the image is
+// made.
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/matmul.h"
 
@@ -17,8 +18,8 @@ struct Plan {
   const ConvolutionArgs* args;
   Parallel* parallel;
   int64_t out_width;
-  int64_t window;  // kernel * kernel * in
-  int64_t pixels;  // output pixels of a task, at most kBlockRows
+  int64_t window;                 // kernel * kernel * in
+  int64_t pixels;                 // output pixels of a task, at most kBlockRows
   int64_t output_parts, outputs;  // parts the output channels are cut into, and channels of a part
   size_t gathered_bytes;
   bool in_place;  // 1x1: the rows of x are the windows
@@ -66,8 +67,8 @@ void convolution_task(void* context, int64_t index, int thread) {
   const int64_t begin = index % plan.output_parts * plan.outputs;
   const int64_t end = least(begin + plan.outputs, a.out.cols);
 
-  char* memory = static_cast<char*>(
-      plan.parallel->scratch(thread, plan.gathered_bytes + kMatmulScratch));
+  char* memory =
+      static_cast<char*>(plan.parallel->scratch(thread, plan.gathered_bytes + kMatmulScratch));
   const float* windows = static_cast<const float*>(a.x.data) + first * a.x.stride;
   int64_t stride = a.x.stride;
   if (!plan.in_place) {
@@ -83,10 +84,9 @@ void convolution_task(void* context, int64_t index, int thread) {
     for (int64_t i = 0; i < rows; ++i) {
       const float* from = product + i * kBlockOutputs;
       float* to = static_cast<float*>(a.out.data) + (first + i) * a.out.stride + o;
-      const float* residual =
-          a.residual
-              ? static_cast<const float*>(a.residual.data) + (first + i) * a.residual.stride + o
-              : nullptr;
+      const float* residual = a.residual ? static_cast<const float*>(a.residual.data) +
+                                               (first + i) * a.residual.stride + o
+                                         : nullptr;
       for (int64_t c = 0; c < count; c += kLanes) {
         const int n = static_cast<int>(least(kLanes, count - c));
         Vec v = add(load_n(from + c, n), load_n(a.bias + o + c, n));

@@ -1,5 +1,5 @@
-// Normalizations. Statistics are sums in an order that depends on the row or the image alone, never on
-// how the work is shared.
+// Normalizations. Statistics are sums in an order that depends on the row or the image alone, never
+// on how the work is shared.
 #include "cpu/kernels/kernels.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
@@ -114,7 +114,8 @@ UNIFLUID_INLINE void column_sums(const Tensor& x, int64_t channel, int lanes, F 
   for (int64_t first = 0; first < x.rows; first += kRun) {
     const int64_t end = least(first + kRun, x.rows);
     Vec part = zero();
-    for (int64_t p = first; p < end; ++p) part = add(part, f(load_n(row_of(x, p) + channel, lanes)));
+    for (int64_t p = first; p < end; ++p)
+      part = add(part, f(load_n(row_of(x, p) + channel, lanes)));
     float t[kLanes];
     store(t, part);
     for (int i = 0; i < lanes; ++i) sums[i] += t[i];
@@ -138,7 +139,8 @@ void group_norm_task(void* context, int64_t index, int) {
   double total[kLanes] = {}, squares[kLanes] = {};
   double sums[kLanes];
   each_vector(width, [&](int64_t c, int k) {
-    column_sums(a.x, begin + c, k, [](Vec v) { return v; }, sums);
+    column_sums(
+        a.x, begin + c, k, [](Vec v) { return v; }, sums);
     add_to_groups(sums, k, c, plan.channels, total);
   });
   float mean[kLanes], scale[kLanes];
@@ -178,7 +180,9 @@ void group_norm_task(void* context, int64_t index, int) {
 
 }  // namespace
 
-void rms_norm(const RmsNormArgs& args, Parallel& parallel) { each_row(args, rms_norm_row, parallel); }
+void rms_norm(const RmsNormArgs& args, Parallel& parallel) {
+  each_row(args, rms_norm_row, parallel);
+}
 
 void layer_norm(const LayerNormArgs& args, Parallel& parallel) {
   each_row(args, layer_norm_row, parallel);

@@ -1,5 +1,5 @@
-// readBandwidth(bytes, threads, repeats): the best rate, in bytes per second, at which so many threads read
-// memory that fits no cache. The benchmarks hold the speed of decoding against it.
+// readBandwidth(bytes, threads, repeats): the best rate, in bytes per second, at which so many
+// threads read memory that fits no cache. The benchmarks hold the speed of decoding against it.
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -25,7 +25,8 @@ Napi::Value read_bandwidth(const Napi::CallbackInfo& info) {
   const size_t bytes = static_cast<size_t>(info[0].ToNumber().Int64Value()) / 64 * 64;
   const size_t threads = static_cast<size_t>(info[1].ToNumber().Int64Value());
   const int repeats = info[2].ToNumber().Int32Value();
-  const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, bytes), std::free);
+  const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, bytes),
+                                                           std::free);
   if (!memory || threads == 0) return info.Env().Null();
   std::memset(memory.get(), 1, bytes);  // pages must be there, or all would be one zero page
   const uint64_t* data = static_cast<const uint64_t*>(memory.get());
