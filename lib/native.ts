@@ -8,7 +8,7 @@
 
 export type StoredType = "F32" | "F16" | "BF16";
 
-/** One tensor of the checkpoint under its canonical name (`lib/tensor-names.ts`). */
+/** One tensor of the checkpoint under its canonical name (`lib/checkpoint/tensor-names.ts`). */
 export interface NativeTensor {
   name: string;
   dtype: StoredType;
@@ -242,7 +242,9 @@ export interface NativeAddon {
     onEvents: (events: NativeEvent[]) => void,
   ): Promise<NativeModel>;
   /** The first NaN or infinite weight in file order, or null. */
-  findNonFinite(spec: NativeModelSpec): Promise<{ name: string; index: number; value: number } | null>;
+  findNonFinite(
+    spec: NativeModelSpec,
+  ): Promise<{ name: string; index: number; value: number } | null>;
   /** Antialiased resampling of RGB bytes as Pillow does it, off the main thread. */
   resizeImage(
     pixels: Uint8Array,

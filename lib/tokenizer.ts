@@ -116,10 +116,15 @@ export class Tokenizer {
   /** The tokenizer that parsed JSON describes; `where` names it in errors. */
   static parse(json: unknown, where: string, vocabSize: number): Tokenizer {
     checkIds(json, where, vocabSize);
+    checkPatterns(json, where);
     try {
       // The settings of tokenizer_config.json would change texts in ways the reference does not.
       const library = new LibraryTokenizer(json as object, { clean_up_tokenization_spaces: false });
-      return new Tokenizer(library, (json as { added_tokens: AddedTokenJson[] }).added_tokens);
+      const { added_tokens: added } = json as { added_tokens: AddedTokenJson[] };
+      const tokenizer = new Tokenizer(library, added);
+      // The library notices some of what it cannot do only when it is to do it.
+      tokenizer.decode([...tokenizer.encode("a b\n\u00e9 \u{1f600}"), 0]);
+      return tokenizer;
     } catch (cause) {
       const reason = (cause as Error).message;
       throw new TokenizerMismatchError(`${where}: cannot be used: ${reason}`, { cause });
@@ -236,5 +241,22 @@ function checkIds(json: unknown, where: string, vocabSize: number): void {
       throw wrong("objects with content", "added_tokens", token);
     }
     check(token.content, token.id);
+  }
+}
+
+/** The library takes a pattern that it does not understand for none, and would tokenize wrongly. */
+function checkPatterns(value: unknown, where: string): void {
+  if (typeof value !== "object" || value === null) return;
+  const { type, pattern } = value as Record<string, unknown>;
+  if (pattern !== undefined || type === "Replace" || type === "Split") {
+    const { String: text, Regex: regex } = isObject(pattern) ? pattern : {};
+    if (typeof (text ?? regex) !== "string") {
+      throw new TokenizerMismatchError(
+        `${where}: expected a string or a regular expression for pattern but found ${show(pattern)}`,
+      );
+    }
+  }
+  for (const [name, child] of Object.entries(value)) {
+    if (name !== "vocab" && name !== "merges") checkPatterns(child, where);
   }
 }

@@ -86,6 +86,11 @@ describe("what does not fit is refused", () => {
     ["no added tokens", { ...good, added_tokens: undefined }],
     ["an empty added token", { ...good, added_tokens: [{ id: 1, content: "" }] }],
     ["an unknown normalizer", { ...good, normalizer: { type: "Nonsense" } }],
+    [
+      "an unknown pattern",
+      { ...good, normalizer: { type: "Replace", pattern: " ", content: "_" } },
+    ],
+    ["a decoder without parts", { ...good, decoder: { type: "Sequence", decoders: [null] } }],
     ["an unknown decoder", { ...good, decoder: { type: "Nonsense" } }],
   ])("%s", (_name, json) => {
     expect(code(json)).toBe("TOKENIZER_MISMATCH");
