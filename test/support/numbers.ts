@@ -126,7 +126,7 @@ export function stored(
 }
 
 /** What a weight's elements are, exactly. */
-export function valuesOf(weight: Weight): Float64Array {
+export function valuesOf(weight: Weight): Float64Array<ArrayBuffer> {
   const { type, rows, cols } = weight;
   const bytes = new Uint8Array(weight.data.buffer, weight.data.byteOffset, weight.data.byteLength);
   const aligned = bytes.slice().buffer;
