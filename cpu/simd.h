@@ -71,6 +71,12 @@ UNIFLUID_INLINE Vec load(const BFloat16* p) {
 UNIFLUID_INLINE Vec load(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+UNIFLUID_INLINE Vec load_n(const BFloat16* p, int n) {
+  return from_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+UNIFLUID_INLINE Vec load_n(const Float16* p, int n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
 UNIFLUID_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 UNIFLUID_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 UNIFLUID_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
@@ -305,6 +311,7 @@ UNIFLUID_INLINE Vec fold2(Vec a, Vec b) { return vpaddq_f32(a, b); }
 
 // ---- the same for every width ----
 
+#if !UNIFLUID_SIMD_AVX512
 template <class T>
 UNIFLUID_INLINE Vec load_half_n(const T* p, int n) {
   T t[kLanes] = {};
@@ -313,6 +320,7 @@ UNIFLUID_INLINE Vec load_half_n(const T* p, int n) {
 }
 UNIFLUID_INLINE Vec load_n(const BFloat16* p, int n) { return load_half_n(p, n); }
 UNIFLUID_INLINE Vec load_n(const Float16* p, int n) { return load_half_n(p, n); }
+#endif
 
 // The upper half of the lanes is added to the lower half until one is left. Every sum over lanes has
 // this order.

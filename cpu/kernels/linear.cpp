@@ -16,20 +16,27 @@ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // in succession because they share the weights.
 struct Split {
   int64_t rows, outputs;              // of the product
-  int64_t block_rows, block_outputs;  // at most kBlockRows, kBlockOutputs
+  int64_t block_rows, block_outputs;  // kBlockRows * kBlockOutputs values at most
   int64_t row_blocks;
   int64_t tasks;
 };
 
 Split split(int64_t rows, int64_t outputs, int threads) {
   Split s{rows, outputs, 0, 0, 0, 0};
+  // Equal blocks of whole tiles.
   s.row_blocks = divide_up(rows, kBlockRows);
-  // Equal blocks; 4 rows make a tile.
   s.block_rows = divide_up(divide_up(rows, s.row_blocks), 4) * 4;
   s.row_blocks = divide_up(rows, s.block_rows);
-  // Narrower blocks where there would be few tasks; 24 is a multiple of every tile's width.
-  s.block_outputs = kBlockOutputs;
-  if (divide_up(outputs, kBlockOutputs) * s.row_blocks < 4 * threads) s.block_outputs = 24;
+  if (rows <= 4) {
+    // The weights are read once and take the time: long runs of them, several for each thread so that
+    // one that is held up does not hold up the others.
+    const int64_t runs = divide_up(outputs, int64_t{8} * threads);
+    s.block_outputs = least(divide_up(runs, 24) * 24, kBlockRows * kBlockOutputs / 4);
+  } else {
+    // Narrower blocks where there would be few tasks; 24 is a multiple of every tile's width.
+    s.block_outputs = kBlockOutputs;
+    if (divide_up(outputs, kBlockOutputs) * s.row_blocks < 4 * threads) s.block_outputs = 24;
+  }
   s.tasks = divide_up(outputs, s.block_outputs) * s.row_blocks;
   return s;
 }
@@ -84,9 +91,9 @@ void linear_task(void* context, int64_t index, int thread) {
   void* scratch = b.rows > 1 ? task.parallel->scratch(thread, kMatmulScratch) : nullptr;
   alignas(64) float product[kBlockRows * kBlockOutputs];
   matmul(row_of(a.x, b.row), a.x.stride, b.rows, a.weight, b.output, b.outputs, product,
-         kBlockOutputs, scratch);
+         b.outputs, scratch);
   for (int64_t i = 0; i < b.rows; ++i) {
-    const float* from = product + i * kBlockOutputs;
+    const float* from = product + i * b.outputs;
     const float* bias = a.bias ? a.bias + b.output : nullptr;
     const float* residual = a.residual ? row_of(a.residual, b.row + i) + b.output : nullptr;
     float* to = mutable_row_of(a.out, b.row + i) + b.output;
@@ -114,10 +121,10 @@ void gated_task(void* context, int64_t index, int thread) {
   alignas(64) float gate[kBlockRows * kBlockOutputs];
   alignas(64) float up[kBlockRows * kBlockOutputs];
   const float* x = row_of(a.x, b.row);
-  matmul(x, a.x.stride, b.rows, a.gate, b.output, b.outputs, gate, kBlockOutputs, scratch);
-  matmul(x, a.x.stride, b.rows, a.up, b.output, b.outputs, up, kBlockOutputs, scratch);
+  matmul(x, a.x.stride, b.rows, a.gate, b.output, b.outputs, gate, b.outputs, scratch);
+  matmul(x, a.x.stride, b.rows, a.up, b.output, b.outputs, up, b.outputs, scratch);
   for (int64_t i = 0; i < b.rows; ++i) {
-    const int64_t from = i * kBlockOutputs;
+    const int64_t from = i * b.outputs;
     float* to = mutable_row_of(a.out, b.row + i) + b.output;
     each_vector(b.outputs, [&](int64_t c, int n) {
       const Vec g = activate(load_n(gate + from + c, n), a.activation);

@@ -22,47 +22,73 @@ static_assert(kBlockRows % kTileRows == 0 && kBlockOutputs % kTileOutputs == 0 &
 // scratch in between. (10 or 7 vectors a step, float32: 40 KiB and 14 KiB.)
 constexpr int64_t kBlockK = kLanes == 16 ? 1024 : 512;
 
+// With few rows a product waits for its weights, which are read once and in order. Tiles of such products
+// fetch what lies so many bytes after the next tile's weights: beyond the reach of the processor's own
+// prefetching, which starts anew with each row and page.
+constexpr int64_t kFetchAhead = int64_t{64} << 10;
+
+// The loops over a tile's rows and outputs have to vanish for its accumulators to be registers.
+#define UNIFLUID_UNROLL _Pragma("GCC unroll 64")
+
 // What is to be done with one tile besides the products of its part of k.
 enum Part { kWhole, kFirst, kMiddle, kLast };
 
 // Products of R rows and N outputs over [0, k) of the given pointers. kFirst and kMiddle leave their
 // accumulators in `saved`, kMiddle and kLast begin with them; kWhole and kLast write sums to `out`.
-// Only with kWhole and kLast may k be other than a multiple of kLanes.
-template <class W, int R, int N>
+// Only with kWhole and kLast may k be other than a multiple of kLanes. kStream: see kFetchAhead.
+template <class W, int R, int N, bool kStream = false>
 UNIFLUID_INLINE void tile(const float* x, int64_t x_stride, const W* w, int64_t w_stride, int64_t k,
                           float* out, int64_t out_stride, Part part, Vec* saved) {
   constexpr int kPadded = (R * N + kLanes - 1) / kLanes * kLanes;
   Vec acc[kPadded];
   if (part == kWhole || part == kFirst) {
+    UNIFLUID_UNROLL
     for (int t = 0; t < R * N; ++t) acc[t] = zero();
   } else {
+    UNIFLUID_UNROLL
     for (int t = 0; t < R * N; ++t) acc[t] = saved[t];
   }
   int64_t c = 0;
   for (; c + kLanes <= k; c += kLanes) {
     Vec rows[R];
+    UNIFLUID_UNROLL
     for (int i = 0; i < R; ++i) rows[i] = load(x + i * x_stride + c);
+    if (kStream) {
+      const char* ahead = reinterpret_cast<const char*>(w + N * w_stride + N * c) + kFetchAhead;
+      UNIFLUID_UNROLL
+      for (int b = 0; b < N * kLanes * static_cast<int>(sizeof(W)); b += 64)
+        __builtin_prefetch(ahead + b, 0, 2);
+    }
+    UNIFLUID_UNROLL
     for (int j = 0; j < N; ++j) {
       const Vec weight = load(w + j * w_stride + c);
+      UNIFLUID_UNROLL
       for (int i = 0; i < R; ++i) acc[i * N + j] = fma(rows[i], weight, acc[i * N + j]);
     }
   }
   if (c < k) {
     const int n = static_cast<int>(k - c);
     Vec rows[R];
+    UNIFLUID_UNROLL
     for (int i = 0; i < R; ++i) rows[i] = load_n(x + i * x_stride + c, n);
+    UNIFLUID_UNROLL
     for (int j = 0; j < N; ++j) {
       const Vec weight = load_n(w + j * w_stride + c, n);
+      UNIFLUID_UNROLL
       for (int i = 0; i < R; ++i) acc[i * N + j] = fma(rows[i], weight, acc[i * N + j]);
     }
   }
   if (part == kFirst || part == kMiddle) {
+    UNIFLUID_UNROLL
     for (int t = 0; t < R * N; ++t) saved[t] = acc[t];
     return;
   }
+  UNIFLUID_UNROLL
   for (int t = R * N; t < kPadded; ++t) acc[t] = zero();
   float total[kPadded];
+  UNIFLUID_UNROLL
   for (int t = 0; t < kPadded; t += kLanes) store(total + t, sums(acc + t));
+  UNIFLUID_UNROLL
   for (int i = 0; i < R; ++i) __builtin_memcpy(out + i * out_stride, total + i * N, N * sizeof(float));
 }
 
@@ -71,9 +97,10 @@ template <class W, int N>
 void tiles(const float* x, int64_t x_stride, int64_t rows, const W* w, int64_t w_stride, int64_t k,
            float* out, int64_t out_stride, Part part, Vec* saved) {
   int64_t i = 0;
-  for (; i + kTileRows <= rows; i += kTileRows, saved += kTileRows * N)
+  for (; i + kTileRows <= rows; i += kTileRows, saved += kTileRows * N) {
     tile<W, kTileRows, N>(x + i * x_stride, x_stride, w, w_stride, k, out + i * out_stride, out_stride,
                           part, saved);
+  }
   x += i * x_stride;
   out += i * out_stride;
   switch (rows - i) {
@@ -102,18 +129,32 @@ void strip(const float* x, int64_t x_stride, int64_t rows, const W* w, int64_t w
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// At most kTileRows rows.
+template <class W, int R, int N>
+void stream(const float* x, int64_t x_stride, const W* w, int64_t w_stride, int64_t k, int64_t count,
+            float* out, int64_t out_stride) {
+  const int64_t row_bytes = w_stride * static_cast<int64_t>(sizeof(W));
+  // The last output from which on a tile would fetch beyond `count`.
+  const int64_t fetching = count - 2 * N - kFetchAhead / row_bytes - 1;
+  int64_t j = 0;
+  for (; j <= fetching; j += N)
+    tile<W, R, N, true>(x, x_stride, w + j * w_stride, w_stride, k, out + j, out_stride, kWhole,
+                        nullptr);
+  for (; j + N <= count; j += N)
+    tile<W, R, N>(x, x_stride, w + j * w_stride, w_stride, k, out + j, out_stride, kWhole, nullptr);
+  for (; j < count; j += kTileOutputs)
+    strip(x, x_stride, R, w + j * w_stride, w_stride, k, least(kTileOutputs, count - j), out + j,
+          out_stride, kWhole, nullptr);
+}
+
 template <class W>
 void multiply(const float* x, int64_t x_stride, int64_t rows, const W* w, int64_t w_stride, int64_t k,
               int64_t count, float* out, int64_t out_stride, Vec* saved) {
-  if (rows == 1) {
-    int64_t j = 0;
-    for (; j + kRowOutputs <= count; j += kRowOutputs)
-      tile<W, 1, kRowOutputs>(x, x_stride, w + j * w_stride, w_stride, k, out + j, out_stride, kWhole,
-                              nullptr);
-    for (; j < count; j += kTileOutputs)
-      strip(x, x_stride, rows, w + j * w_stride, w_stride, k, least(kTileOutputs, count - j), out + j,
-            out_stride, kWhole, saved);
-    return;
+  switch (rows) {
+    case 1: return stream<W, 1, kRowOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
+    case 2: return stream<W, 2, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
+    case 3: return stream<W, 3, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
+    case 4: return stream<W, 4, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
   }
   // Equal blocks, whole vectors each.
   const int64_t blocks = saved && rows > 2 * kTileRows ? (k + kBlockK - 1) / kBlockK : 1;
