@@ -1,0 +1,64 @@
+/**
+ * What the largest step of each kind keeps while it computes, in bytes, from the configuration alone: the
+ * sum of its intermediate results in float32. The program's own allocations follow the same lists
+ * (core/decoder.cpp, core/vision.cpp, core/autoencoder.cpp), in blocks that are somewhat larger.
+ */
+
+import type { Checkpoint } from "./checkpoint/checkpoint.js";
+import { vaeFactor } from "./checkpoint/vae-config.js";
+import { visionRows } from "./checkpoint/vision-config.js";
+import type { NativeTextConfig, NativeVaeConfig, NativeVisionConfig } from "./native.js";
+
+const FLOAT = 4;
+
+/** Rows of prompts that the engine computes in one step, at most. */
+const PREFILL_ROWS = 512;
+
+/** Steps of different kinds follow each other in the same memory: the largest counts. */
+export function estimateActivations({ spec, config }: Checkpoint): number {
+  const { text, vision, vae } = spec;
+  // An autoencoder alone takes images of any size; this is one of 64 x 64 latent cells.
+  const side = config?.image?.imageSize ?? (vae ? 64 * vaeFactor(vae) : 0);
+  return (
+    FLOAT *
+    Math.max(
+      text
+        ? decoderFloats(text, Math.min(PREFILL_ROWS, config?.text.maxPositions ?? PREFILL_ROWS))
+        : 0,
+      vision ? visionFloats(vision) : 0,
+      vae ? vaeFloats(vae, side) : 0,
+    )
+  );
+}
+
+function decoderFloats(c: NativeTextConfig, rows: number): number {
+  const d = c.hiddenSize;
+  const [q, kv] = [c.heads * c.headDim, c.kvHeads * c.headDim];
+  const perRow = (c.gemma2 ? 4 : 3) * d + 2 * q + 2 * kv + c.intermediateSize;
+  return rows * perRow + c.vocabSize;
+}
+
+function visionFloats(c: NativeVisionConfig): number {
+  return visionRows(c) * (7 * c.hiddenSize + c.intermediateSize + 3 * c.patchSize ** 2);
+}
+
+/** Decoding; encoding visits the same resolutions with one residual block less each. */
+function vaeFloats(c: NativeVaeConfig, side: number): number {
+  let resolution = side / vaeFactor(c);
+  let before = c.blockOutChannels.at(-1)!;
+  let kept = (3 + 5) * resolution ** 2 * before;
+  let most = 0;
+  for (let level = c.blockOutChannels.length - 1; level >= 0; level--) {
+    const channels = c.blockOutChannels[level]!;
+    const cells = resolution ** 2;
+    const wide = Math.max(before, channels);
+    if (level > 0) resolution *= 2;
+    const result = resolution ** 2 * channels;
+    kept += result;
+    const blocks = (c.layersPerBlock + 1) * cells * channels;
+    const within = 2 * cells * wide + (wide === channels ? 0 : cells * channels);
+    most = Math.max(most, kept + blocks + within + (level > 0 ? result : 0));
+    before = channels;
+  }
+  return most;
+}

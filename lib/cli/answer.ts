@@ -1,0 +1,34 @@
+/** `unifluid answer`: a picture and a question to an answer. */
+
+import type { Command } from "commander";
+import type { WriteOptions } from "../model.js";
+import { type OutputFlags, runCommand } from "./context.js";
+import { addFlags, MODEL_FLAGS, OUTPUT_FLAGS, WRITE_FLAGS, writeOptions } from "./flags.js";
+import { checkSingleStandardInput, readImage, readText } from "./input.js";
+import { type ModelFlags, withModel } from "./load.js";
+import { writeJson, writePieces } from "./output.js";
+
+export function addAnswer(program: Command): void {
+  const command = program
+    .command("answer")
+    .description("answer a question about an image")
+    .argument("<image>", "image file, file URL or data URI; -: standard input")
+    .argument("<question>", "what to answer, quoted; -: standard input");
+  addFlags(command, ...WRITE_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
+    (name: string, text: string, flags: ModelFlags & OutputFlags & WriteOptions) =>
+      runCommand(flags, async ({ signal, json }) => {
+        checkSingleStandardInput(name, text);
+        const image = await readImage(name, signal);
+        const question = await readText(text, signal);
+        const options = writeOptions(flags, signal);
+        await withModel(flags, signal, async (model) => {
+          if (json) {
+            const answer = await model.answer(image, question, options);
+            await writeJson({ image: name, question, answer });
+          } else {
+            await writePieces(model.answerStream(image, question, options));
+          }
+        });
+      }),
+  );
+}

@@ -1,0 +1,91 @@
+/** `unifluid doctor`: what this machine computes with, and why; one line each. */
+
+import { existsSync } from "node:fs";
+import { availableParallelism, totalmem } from "node:os";
+import type { Command } from "commander";
+import sharp from "sharp";
+import { describeMachine, findAddon, type LoadedAddon } from "../addon.js";
+import { shippedModels } from "../checkpoint/locate.js";
+import { DeviceError, NativeLoadError } from "../errors.js";
+import { type OutputFlags, runCommand } from "./context.js";
+import { addFlags } from "./flags.js";
+import { write, writeJson } from "./output.js";
+import { formatBytes, formatTable } from "./tables.js";
+import { packageVersion } from "./version.js";
+
+export function addDoctor(program: Command): void {
+  const command = program
+    .command("doctor")
+    .description("tell which binary, instruction set and device are used, and why");
+  addFlags(command, "json").action((flags: OutputFlags) =>
+    runCommand(flags, async ({ json }) => {
+      const { addon, failure } = tryAddon();
+      const report: Record<string, string> = {
+        package: `unifluid ${packageVersion()}`,
+        machine: describeMachine(),
+        binary: addon ? describeBinary(addon) : "none",
+        ...(addon ? { "instruction set": describeInstructionSet(addon) } : {}),
+        device: describeDevice(),
+        threads: `${availableParallelism()} by default`,
+        memory: describeMemory(addon),
+        images: `sharp ${sharp.versions.sharp}, libvips ${sharp.versions.vips}`,
+        models: (await shippedModels()).join(", ") || "none shipped",
+      };
+      if (json) await writeJson(report);
+      else await write(formatTable(Object.entries(report)));
+      if (failure) throw failure;
+    }),
+  );
+}
+
+function tryAddon(): { addon?: LoadedAddon; failure?: NativeLoadError } {
+  try {
+    return { addon: findAddon() };
+  } catch (failure) {
+    if (failure instanceof NativeLoadError) return { failure };
+    throw failure;
+  }
+}
+
+function describeBinary({ path }: LoadedAddon): string {
+  const origin = process.env.UNIFLUID_NATIVE
+    ? "UNIFLUID_NATIVE names it"
+    : /[\\/]prebuilds[\\/]/.test(path)
+      ? "it came with the package"
+      : "it was compiled here";
+  return `${path} (${origin})`;
+}
+
+/** The instruction set that loading a model would choose. */
+function describeInstructionSet({ addon }: LoadedAddon): string {
+  const sets = addon.instructionSets();
+  const list = sets.map(({ name, supported }) =>
+    supported ? name : `${name} (not this processor)`,
+  );
+  const known = `of ${list.join(", ")}`;
+  const forced = process.env.UNIFLUID_ISA;
+  if (forced) {
+    const usable = sets.some(({ name, supported }) => name === forced && supported);
+    if (!usable) {
+      throw new DeviceError(
+        "DEVICE_UNAVAILABLE",
+        `UNIFLUID_ISA asks for ${JSON.stringify(forced)}, which cannot be used: ${known}`,
+      );
+    }
+    return `${forced}, as UNIFLUID_ISA says, ${known}`;
+  }
+  const best = sets.filter(({ supported }) => supported).at(-1);
+  return `${best?.name}, the best that this processor has, ${known}`;
+}
+
+function describeDevice(): string {
+  const driver = ["/dev/nvidiactl", "/proc/driver/nvidia/version"].some((path) => existsSync(path));
+  return driver
+    ? "cpu; a GPU driver is here, but this build has no CUDA library"
+    : "cpu; no GPU driver is here, and this build has no CUDA library";
+}
+
+function describeMemory(loaded: LoadedAddon | undefined): string {
+  const total = `${formatBytes(totalmem())} in the machine`;
+  return loaded ? `${formatBytes(loaded.addon.availableMemory())} free of ${total}` : total;
+}

@@ -1,0 +1,34 @@
+/** `unifluid edit`: a picture and an instruction to another picture. */
+
+import type { Command } from "commander";
+import { DRAW_COMMAND_FLAGS, type DrawFlags, runDrawings } from "./draw.js";
+import { addFlags } from "./flags.js";
+import { checkSingleStandardInput, readImage, readText } from "./input.js";
+
+export function addEdit(program: Command): void {
+  const command = program
+    .command("edit")
+    .description("draw an image anew as an instruction says")
+    .argument("<image>", "image file, file URL or data URI; -: standard input")
+    .argument("<instruction>", "what to change, quoted; -: standard input")
+    .option(
+      "-o, --out <file>",
+      "png, webp or jpeg file; several images are numbered; -: standard output",
+      "edited.png",
+    );
+  addFlags(command, ...DRAW_COMMAND_FLAGS).action(
+    (name: string, instruction: string, flags: DrawFlags) =>
+      runDrawings(flags, async ({ signal }) => {
+        checkSingleStandardInput(name, instruction);
+        const image = await readImage(name, signal);
+        const text = await readText(instruction, signal);
+        return [
+          {
+            label: text,
+            describe: { image: name, instruction: text },
+            start: (model, options) => model.editStream(image, text, options),
+          },
+        ];
+      }),
+  );
+}

@@ -1,0 +1,127 @@
+/** Options that several commands share, declared once: what they are called, take and mean. */
+
+import { type Command, InvalidArgumentError, Option } from "commander";
+import type { DrawOptions, WriteOptions } from "../model.js";
+
+function number(text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || Number.isNaN(value))
+    throw new InvalidArgumentError("Expected a number.");
+  return value;
+}
+
+/** A count of this program's own; the library checks the ranges of what it takes. */
+function count(text: string): number {
+  const value = number(text);
+  if (!Number.isSafeInteger(value) || value < 1 || value > 10_000) {
+    throw new InvalidArgumentError("Expected a whole number from 1 to 10000.");
+  }
+  return value;
+}
+
+/** 64 bits do not fit a number. */
+function seed(text: string): number | bigint {
+  if (!/^(\d+|0x[0-9a-f]+)$/i.test(text)) {
+    throw new InvalidArgumentError("Expected a whole number from 0 to 2^64 - 1.");
+  }
+  const value = BigInt(text);
+  return value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
+}
+
+const FLAGS = {
+  model: () =>
+    new Option("-m, --model <model>", "shipped model or checkpoint directory").default("shapes-64"),
+  device: () =>
+    new Option("--device <device>", "device to compute on")
+      .choices(["auto", "cpu", "cuda"])
+      .default("auto"),
+  threads: () => new Option("--threads <n>", "threads (default: all cores)").argParser(number),
+  maxMemory: () =>
+    new Option(
+      "--max-memory <MiB>",
+      "bound of the memory beside the weights (default: what is free)",
+    ).argParser(number),
+  seed: () =>
+    new Option(
+      "-s, --seed <n>",
+      "one seed, one image; several get seed, seed + 1, ... (default: random)",
+    ).argParser(seed),
+  steps: () =>
+    new Option(
+      "--steps <n>",
+      "diffusion steps for each image token (default: the model's)",
+    ).argParser(number),
+  guidance: () =>
+    new Option(
+      "-g, --guidance <scale>",
+      "how strongly the prompt decides; 1: no guidance (default: the model's)",
+    ).argParser(number),
+  guidanceSchedule: () =>
+    new Option(
+      "--guidance-schedule <kind>",
+      "guidance over the image tokens (default: the model's)",
+    ).choices(["constant", "linear"]),
+  temperature: () =>
+    new Option("-t, --temperature <t>", "factor of the noise (default: the model's)").argParser(
+      number,
+    ),
+  textTemperature: () =>
+    new Option(
+      "-t, --temperature <t>",
+      "0: always the most likely token (default: the model's)",
+    ).argParser(number),
+  order: () =>
+    new Option("--order <order>", "order of the image tokens (default: the model's)").choices([
+      "random",
+      "raster",
+    ]),
+  x0Limit: () =>
+    new Option(
+      "--x0-limit <bound>",
+      "bound of the predicted latents; Infinity: none (default: the model's)",
+    ).argParser(number),
+  maxNewTokens: () =>
+    new Option("--max-new-tokens <n>", "most tokens to write (default: the model's)").argParser(
+      number,
+    ),
+  n: () => new Option("-n, --n <count>", "images for each prompt").argParser(count).default(1),
+  format: () =>
+    new Option("--format <format>", "format on standard output; files have their extension's")
+      .choices(["png", "webp", "jpeg"])
+      .default("png"),
+  grid: () => new Option("--grid <file>", "also write all images on one labelled sheet"),
+  json: () => new Option("--json", "one JSON document a result; errors as JSON"),
+  quiet: () => new Option("-q, --quiet", "no progress and no notes on standard error"),
+} satisfies Record<string, () => Option>;
+
+export type Flag = keyof typeof FLAGS;
+
+export const MODEL_FLAGS = ["model", "device", "threads", "maxMemory"] as const;
+export const OUTPUT_FLAGS = ["json", "quiet"] as const;
+export const DRAW_FLAGS = [
+  "seed",
+  "steps",
+  "guidance",
+  "guidanceSchedule",
+  "temperature",
+  "order",
+  "x0Limit",
+] as const;
+export const WRITE_FLAGS = ["seed", "textTemperature", "maxNewTokens"] as const;
+
+export function addFlags(command: Command, ...flags: readonly Flag[]): Command {
+  for (const flag of flags) command.addOption(FLAGS[flag]());
+  return command;
+}
+
+/** The values of DRAW_FLAGS as options of the library; what was not given stays undefined. */
+export function drawOptions(values: DrawOptions, signal: AbortSignal): DrawOptions {
+  const { seed, steps, guidance, guidanceSchedule, temperature, order, x0Limit } = values;
+  return { seed, steps, guidance, guidanceSchedule, temperature, order, x0Limit, signal };
+}
+
+/** The same for WRITE_FLAGS. */
+export function writeOptions(values: WriteOptions, signal: AbortSignal): WriteOptions {
+  const { seed, temperature, maxNewTokens } = values;
+  return { seed, temperature, maxNewTokens, signal };
+}

@@ -1,0 +1,55 @@
+/** Prompts and images from arguments or from standard input. */
+
+import { addAbortSignal } from "node:stream";
+import { InvalidImageError } from "../errors.js";
+import type { ImageInput } from "../image-input.js";
+import { UsageError } from "./exit-codes.js";
+import { STANDARD } from "./output.js";
+
+async function readStandardInput(signal: AbortSignal): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  try {
+    for await (const chunk of addAbortSignal(signal, process.stdin)) chunks.push(chunk as Buffer);
+  } catch (error) {
+    signal.throwIfAborted();
+    throw error;
+  }
+  return Buffer.concat(chunks);
+}
+
+/** Standard input can be read once. */
+export function checkSingleStandardInput(...names: readonly string[]): void {
+  if (names.filter((name) => name === STANDARD).length > 1) {
+    throw new UsageError("- stands for standard input, which can be given once");
+  }
+}
+
+/** An image argument: a path, a URL or data URI, or `-`. */
+export async function readImage(name: string, signal: AbortSignal): Promise<ImageInput> {
+  if (name !== STANDARD) return name;
+  const bytes = await readStandardInput(signal);
+  if (bytes.length === 0) throw new InvalidImageError("IMAGE_EMPTY", "standard input is empty");
+  return bytes;
+}
+
+/** A text argument, or all of standard input without its last line break. */
+export async function readText(text: string, signal: AbortSignal): Promise<string> {
+  if (text !== STANDARD) return text;
+  return (await readStandardInput(signal)).toString("utf8").replace(/\r?\n$/, "");
+}
+
+/** Text arguments; `-` stands for the lines of standard input that are not blank. */
+export async function readLines(texts: readonly string[], signal: AbortSignal): Promise<string[]> {
+  const lines: string[] = [];
+  for (const text of texts) {
+    if (text !== STANDARD) {
+      lines.push(text);
+      continue;
+    }
+    const input = (await readStandardInput(signal)).toString("utf8").split(/\r?\n/);
+    const found = input.filter((line) => line.trim() !== "");
+    if (found.length === 0) throw new UsageError("standard input holds no prompt");
+    lines.push(...found);
+  }
+  return lines;
+}

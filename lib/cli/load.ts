@@ -1,0 +1,26 @@
+/** Loads the model that a command asks for, and frees it afterwards. */
+
+import type { LoadOptions } from "../load-options.js";
+import { UniFluid } from "../model.js";
+
+export interface ModelFlags {
+  model: string;
+  device: NonNullable<LoadOptions["device"]>;
+  threads?: number;
+  /** MiB. */
+  maxMemory?: number;
+}
+
+export async function withModel<T>(
+  { model, device, threads, maxMemory }: ModelFlags,
+  signal: AbortSignal,
+  use: (model: UniFluid) => Promise<T>,
+): Promise<T> {
+  const bytes = maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20);
+  const loaded = await UniFluid.load(model, { device, threads, maxMemory: bytes, signal });
+  try {
+    return await use(loaded);
+  } finally {
+    await loaded.dispose();
+  }
+}

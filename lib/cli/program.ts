@@ -1,0 +1,44 @@
+/** The commands of `unifluid`, one a file, and how they are parsed. */
+
+import { Command, CommanderError } from "commander";
+import { addAnswer } from "./answer.js";
+import { addBuild } from "./build.js";
+import { addCaption } from "./caption.js";
+import { addComplete } from "./complete.js";
+import { addDoctor } from "./doctor.js";
+import { addEdit } from "./edit.js";
+import { EXIT_CODES_HELP, UsageError } from "./exit-codes.js";
+import { addGenerate } from "./generate.js";
+import { addInfo } from "./info.js";
+import { packageVersion } from "./version.js";
+
+/** Parses arguments and runs their command. Throws `UsageError` for arguments that make no command. */
+export async function run(args: readonly string[]): Promise<void> {
+  const program = new Command("unifluid")
+    .description("Draws, edits and describes images with one model.")
+    .version(packageVersion())
+    .addHelpText("after", EXIT_CODES_HELP)
+    // Commander's own messages become errors, to be told as all others are.
+    .exitOverride()
+    .configureOutput({ writeErr: () => {} });
+  addGenerate(program);
+  addEdit(program);
+  addCaption(program);
+  addAnswer(program);
+  addComplete(program);
+  addInfo(program);
+  addDoctor(program);
+  addBuild(program);
+  if (args.length === 0) {
+    program.outputHelp();
+    return;
+  }
+  try {
+    await program.parseAsync(args, { from: "user" });
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    // --help and --version have done their work.
+    if (error.exitCode === 0) return;
+    throw new UsageError(`${error.message.replace(/^error: /, "")} (see unifluid --help)`);
+  }
+}

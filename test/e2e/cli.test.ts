@@ -1,0 +1,341 @@
+/** The program `unifluid` as people run it: child processes and real files. */
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Image } from "../../lib/image.js";
+import { decodeImage } from "../../lib/image-input.js";
+import { UniFluid } from "../../lib/model.js";
+
+const root = join(__dirname, "../..");
+const main = join(root, "dist/cli/main.js");
+const fixtures = join(root, "test/fixtures");
+const photo = join(fixtures, "shapes-64/expected/caption0.png");
+const gemma = join(fixtures, "gemma2-tiny");
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "unifluid-cli-"));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+interface RunOptions {
+  input?: string | Uint8Array;
+  env?: Record<string, string>;
+  /** Gets the child as soon as it is started. */
+  started?: (child: ChildProcess) => void;
+}
+
+interface Result {
+  code: number | null;
+  stdout: Buffer;
+  out: string;
+  err: string;
+}
+
+function run(args: string[], { input, env, started }: RunOptions = {}): Promise<Result> {
+  const child = spawn(process.execPath, [main, ...args], {
+    cwd: folder,
+    env: { ...process.env, ...env },
+  });
+  started?.(child);
+  const chunks: { out: Buffer[]; err: Buffer[] } = { out: [], err: [] };
+  child.stdout.on("data", (chunk: Buffer) => chunks.out.push(chunk));
+  child.stderr.on("data", (chunk: Buffer) => chunks.err.push(chunk));
+  child.stdin.on("error", () => {});
+  child.stdin.end(input ?? "");
+  return new Promise((resolve, reject) => {
+    child.once("error", reject);
+    child.once("close", (code) => {
+      const stdout = Buffer.concat(chunks.out);
+      resolve({ code, stdout, out: stdout.toString(), err: Buffer.concat(chunks.err).toString() });
+    });
+  });
+}
+
+const documents = (text: string) =>
+  text
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+
+const pixelsOf = async (path: string) => (await decodeImage(join(folder, path))).pixels;
+
+/** Few steps: these tests look at the way of the image, not at its content. */
+const quick = ["--steps", "2"];
+
+describe("generate", () => {
+  test("writes the image that the library draws with that seed", async () => {
+    const args = ["generate", "a red circle", "--seed", "7", "--out", "circle.png", ...quick];
+    const { code, out, err } = await run(args);
+    expect([code, out]).toEqual([0, "circle.png\n"]);
+    expect(err).toMatch(/^unifluid: seed 7, [\d.]+ s\n$/);
+    expect(readdirSync(folder)).toEqual(["circle.png"]);
+    await using model = await UniFluid.load("shapes-64");
+    const image = await model.generate("a red circle", { seed: 7, steps: 2 });
+    expect(await pixelsOf("circle.png")).toEqual(image.pixels);
+  });
+
+  test("several prompts and several images: numbers, seeds, a sheet, JSON", async () => {
+    const args = [
+      "a blue star",
+      "a green heart",
+      "--n",
+      "2",
+      "-s",
+      "18446744073709551614",
+      "-o",
+      "o.webp",
+    ];
+    const { code, out, err } = await run([
+      "generate",
+      ...args,
+      "--grid",
+      "sheet.png",
+      "--json",
+      ...quick,
+    ]);
+    expect([code, err]).toEqual([0, ""]);
+    const files = ["o-0001.webp", "o-0002.webp", "o-0003.webp", "o-0004.webp"];
+    expect(readdirSync(folder).sort()).toEqual([...files, "sheet.png"]);
+    const shared = { width: 64, height: 64 };
+    // Seeds count on modulo 2^64.
+    expect(documents(out)).toEqual([
+      { prompt: "a blue star", seed: "18446744073709551614", ...shared, file: files[0] },
+      { prompt: "a blue star", seed: "18446744073709551615", ...shared, file: files[1] },
+      { prompt: "a green heart", seed: 0, ...shared, file: files[2] },
+      { prompt: "a green heart", seed: 1, ...shared, file: files[3] },
+      { grid: "sheet.png" },
+    ]);
+    const sheet = await decodeImage(join(folder, "sheet.png"));
+    expect(sheet.width).toBeGreaterThan(2 * 256);
+  });
+
+  test("reads prompts from standard input, and writes an image to standard output", async () => {
+    const several = await run(["generate", "-", "-o", "x.png", "-q", ...quick], {
+      input: "a red star\n\na blue circle\r\n",
+    });
+    expect([several.code, several.err]).toEqual([0, ""]);
+    expect(several.out).toBe("x-0001.png\nx-0002.png\n");
+    const image = await run(["generate", "-", "-o", "-", "--format", "jpeg", "-q", ...quick], {
+      input: "a red star",
+    });
+    expect([image.code, image.err]).toEqual([0, ""]);
+    expect(image.stdout.subarray(0, 3)).toEqual(Buffer.of(0xff, 0xd8, 0xff));
+    await expect(decodeImage(image.stdout)).resolves.toMatchObject({ width: 64, height: 64 });
+  });
+});
+
+test("edit draws from an image of standard input", async () => {
+  const args = [
+    "edit",
+    "-",
+    "make the circle blue",
+    "-s",
+    "3",
+    "-o",
+    "blue.png",
+    "--json",
+    ...quick,
+  ];
+  const { code, out } = await run(args, { input: readFileSync(photo) });
+  expect(code).toBe(0);
+  expect(documents(out)).toEqual([
+    {
+      image: "-",
+      instruction: "make the circle blue",
+      seed: 3,
+      width: 64,
+      height: 64,
+      file: "blue.png",
+    },
+  ]);
+  await using model = await UniFluid.load("shapes-64");
+  const image = await model.edit(photo, "make the circle blue", { seed: 3, steps: 2 });
+  expect(await pixelsOf("blue.png")).toEqual(image.pixels);
+});
+
+test("caption and answer say what the library says", async () => {
+  const other = join(fixtures, "shapes-64/expected/caption1.png");
+  await using model = await UniFluid.load("shapes-64");
+  const [first, second] = await model.caption([photo, other]);
+  const question = "what color is the background?";
+  const answer = await model.answer(photo, question);
+  const results = await Promise.all([
+    run(["caption", photo]),
+    run(["caption", "-"], { input: readFileSync(photo) }),
+    run(["caption", photo, other]),
+    run(["caption", other, "--json"]),
+    run(["answer", photo, question]),
+    run(["answer", photo, "-", "--json"], { input: `${question}\n` }),
+  ]);
+  expect(results.map(({ code, err }) => [code, err])).toEqual(results.map(() => [0, ""]));
+  const out = results.map((result) => result.out);
+  expect(out.slice(0, 3)).toEqual([
+    `${first}\n`,
+    `${first}\n`,
+    `${photo}\t${first}\n${other}\t${second}\n`,
+  ]);
+  expect(documents(out[3]!)).toEqual([{ image: other, caption: second }]);
+  expect(out[4]).toBe(`${answer}\n`);
+  expect(documents(out[5]!)).toEqual([{ image: photo, question, answer }]);
+});
+
+test("complete continues a text with a Gemma checkpoint", async () => {
+  await using model = await UniFluid.load(gemma);
+  const text = await model.complete("Once upon", { maxNewTokens: 6 });
+  const args = ["-m", gemma, "--max-new-tokens", "6"];
+  const plain = await run(["complete", "Once upon", ...args]);
+  expect([plain.code, plain.out]).toEqual([0, `${text}\n`]);
+  const json = await run(["complete", "-", ...args, "--json"], { input: "Once upon" });
+  expect(documents(json.out)).toEqual([{ prompt: "Once upon", text }]);
+});
+
+describe("info", () => {
+  test("tells what the shipped model is", async () => {
+    const { code, out } = await run(["info"]);
+    expect(code).toBe(0);
+    for (const fact of [
+      "shapes-64",
+      "generate, edit, caption, answer",
+      "5.93 million, BF16",
+      "64 tokens of 16 values",
+    ]) {
+      expect(out).toContain(fact);
+    }
+    const [json] = documents((await run(["info", gemma, "--json"])).out);
+    expect(json).toMatchObject({ kind: "gemma2", tasks: ["complete"], text: { gemma2: true } });
+  });
+
+  test("--check finds a weight that is no number", async () => {
+    const good = await run(["info", "--check", "--json"]);
+    expect([good.code, documents(good.out)[0]!.finite]).toEqual([0, true]);
+    const broken = join(folder, "broken");
+    cpSync(join(root, "models/shapes-64"), broken, { recursive: true });
+    const file = join(broken, "model.safetensors");
+    const bytes = readFileSync(file);
+    bytes.writeUInt16LE(0x7fc0, bytes.length - 2);
+    writeFileSync(file, bytes);
+    expect((await run(["info", broken])).code).toBe(0);
+    const bad = await run(["info", broken, "--check"]);
+    expect([bad.code, bad.out]).toEqual([3, ""]);
+    expect(bad.err).toMatch(/^unifluid: NON_FINITE_WEIGHT: .*NaN\n$/);
+  });
+});
+
+test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async () => {
+  const plain = await run(["doctor"]);
+  expect(plain.code).toBe(0);
+  for (const line of [
+    /^package +unifluid \d/m,
+    /^binary +.*unifluid\.node \(/m,
+    /^device +cpu/m,
+    /^models +.*shapes-64/m,
+  ]) {
+    expect(plain.out).toMatch(line);
+  }
+  const forced = await run(["doctor", "--json"], { env: { UNIFLUID_ISA: "baseline" } });
+  if (process.arch === "x64") {
+    expect(documents(forced.out)[0]!["instruction set"]).toMatch(/^baseline, as UNIFLUID_ISA says/);
+  }
+  const unknown = await run(["doctor"], { env: { UNIFLUID_ISA: "abacus" } });
+  expect([unknown.code, unknown.out]).toEqual([5, ""]);
+});
+
+describe("what goes wrong", () => {
+  const missing = "/nonexistent";
+  test.each<[string, number, string, string[], Record<string, string>?]>([
+    ["an unknown command", 2, "USAGE", ["paint"]],
+    ["an unknown option", 2, "USAGE", ["generate", "x", "--colour", "red"]],
+    ["no prompt", 2, "USAGE", ["generate"]],
+    ["a number that is none", 2, "USAGE", ["generate", "x", "--steps", "many"]],
+    ["a negative seed", 2, "USAGE", ["generate", "x", "--seed=-1"]],
+    [
+      "a seed beyond 64 bits",
+      2,
+      "INVALID_OPTION",
+      ["generate", "x", "--seed", "18446744073709551616"],
+    ],
+    ["no images", 2, "USAGE", ["generate", "x", "--n", "0"]],
+    ["steps out of range", 2, "INVALID_OPTION", ["generate", "x", "--steps", "0"]],
+    ["an unknown extension", 2, "INVALID_OPTION", ["generate", "x", "--out", "x.bmp"]],
+    ["an unknown extension of a sheet", 2, "INVALID_OPTION", ["generate", "x", "--grid", "x.txt"]],
+    ["several images to standard output", 2, "USAGE", ["generate", "x", "y", "--out", "-"]],
+    ["JSON and an image to standard output", 2, "USAGE", ["generate", "x", "--out", "-", "--json"]],
+    ["standard input twice", 2, "USAGE", ["answer", "-", "-"]],
+    ["blank standard input", 2, "USAGE", ["generate", "-"]],
+    ["a model that is not there", 3, "CHECKPOINT_NOT_FOUND", ["generate", "x", "-m", missing]],
+    ["an image that is not there", 3, "IMAGE_NOT_FOUND", ["caption", missing]],
+    ["an image that is none", 3, "IMAGE_UNDECODABLE", ["caption", main]],
+    ["an empty image", 3, "IMAGE_EMPTY", ["caption", "-"]],
+    ["a task that the weights cannot do", 3, "UNSUPPORTED_TASK", ["complete", "x"]],
+    ["a prompt that is too long", 3, "PROMPT_TOO_LONG", ["generate", "word ".repeat(999)]],
+    ["too little memory", 4, "INSUFFICIENT_MEMORY", ["generate", "x", "--max-memory", "0.01"]],
+    ["a device that is not there", 5, "DEVICE_UNAVAILABLE", ["generate", "x", "--device", "cuda"]],
+    ["no native part", 5, "NATIVE_NOT_FOUND", ["generate", "x"], { UNIFLUID_NATIVE: missing }],
+    ["no native part for doctor", 5, "NATIVE_NOT_FOUND", ["doctor"], { UNIFLUID_NATIVE: missing }],
+    ["a file that cannot be written", 6, "OUTPUT", ["generate", "x", "-o", "no/x.png", ...quick]],
+  ])("%s ends with %i and one line", async (_, code, name, args, env) => {
+    const plain = await run(args, { env });
+    expect([plain.code, plain.err.split("\n").length]).toEqual([code, 2]);
+    expect(plain.err).toMatch(new RegExp(`^unifluid: ${name}: .+\n$`));
+    if (name === "USAGE") return;
+    const json = await run([...args, "--json"], { env });
+    expect(json.code).toBe(code);
+    expect(documents(json.err)).toEqual([{ error: { code: name, message: expect.any(String) } }]);
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  test("Ctrl-C ends with 130 and leaves no file", async () => {
+    // Many minutes of work.
+    const args = ["generate", "a red circle", "--n", "64", "--steps", "1000", "-o", "x.png"];
+    const interruptLater = (child: ChildProcess) =>
+      void setTimeout(() => child.kill("SIGINT"), 2500);
+    const started = Date.now();
+    const { code, out, err } = await run(args, { started: interruptLater });
+    expect([code, out, err]).toEqual([130, "", "unifluid: INTERRUPTED: interrupted\n"]);
+    expect(Date.now() - started).toBeLessThan(20_000);
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  test("a reader that goes away is no failure", async () => {
+    const images = Array<string>(40).fill(photo);
+    const { code, err } = await run(["caption", ...images], {
+      started: (child) => child.stdout!.once("data", () => child.stdout!.destroy()),
+    });
+    expect([code, err]).toEqual([0, ""]);
+  });
+});
+
+test("help names every command and exit code", async () => {
+  const { code, out } = await run(["--help"]);
+  expect(code).toBe(0);
+  for (const word of [
+    "generate",
+    "edit",
+    "caption",
+    "answer",
+    "complete",
+    "info",
+    "doctor",
+    "build",
+    "Exit codes",
+  ]) {
+    expect(out).toContain(word);
+  }
+  expect((await run([])).out).toBe(out);
+  const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
+    version: string;
+  };
+  expect((await run(["--version"])).out).toBe(`${version}\n`);
+});
+
+test("an image that exists is only ever replaced as a whole", async () => {
+  await Image.fromPixels(new Uint8Array(3), 1, 1).save(join(folder, "x.png"));
+  const before = readFileSync(join(folder, "x.png"));
+  const args = ["generate", "a red circle", "-o", "x.png", "--steps", "1000", "--n", "1"];
+  await run(args, { started: (child) => void setTimeout(() => child.kill("SIGINT"), 1500) });
+  expect(readdirSync(folder)).toEqual(["x.png"]);
+  expect(readFileSync(join(folder, "x.png")).equals(before)).toBe(true);
+});
