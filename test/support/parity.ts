@@ -32,9 +32,9 @@ export interface Fixture {
   tensor(name: string): FixtureTensor;
 }
 
-/** A fixture of test/fixtures; "shapes-64" is the shipped model with expectations of its own. */
-export function openFixture(name: string): Fixture {
-  const own = join(FIXTURES, name);
+/** A fixture of a folder; "shapes-64" is the shipped model with expectations of its own. */
+export function openFixture(name: string, folder = FIXTURES): Fixture {
+  const own = join(folder, name);
   const shipped = existsSync(join(own, "expected"));
   const expected = shipped ? join(own, "expected") : own;
   const info = JSON.parse(readFileSync(join(expected, "expected.json"), "utf8"));
