@@ -1,6 +1,10 @@
 /** Random input for the operation tests, the stored number formats, and comparison with stated bounds. */
 import type { Matrix, StoredType, Weight } from "./ops";
 
+// Globals are slow to look up inside of a test.
+const { abs, cos, floor, imul, log, log2, max, sqrt } = Math;
+const TWO_PI = 2 * Math.PI;
+
 /** Half a unit in the last place of 1 in float32: the largest relative error of one rounding. */
 export const UNIT_ROUNDOFF = 2 ** -24;
 
@@ -21,9 +25,9 @@ export class Random {
   bits(): number {
     this.state = (this.state + 0x9e3779b9) | 0;
     let t = this.state ^ (this.state >>> 16);
-    t = Math.imul(t, 0x21f0aaad);
+    t = imul(t, 0x21f0aaad);
     t ^= t >>> 15;
-    t = Math.imul(t, 0x735a2d97);
+    t = imul(t, 0x735a2d97);
     return (t ^ (t >>> 15)) >>> 0;
   }
 
@@ -34,11 +38,11 @@ export class Random {
 
   /** A whole number in [0, below). */
   integer(below: number): number {
-    return Math.floor(this.uniform() * below);
+    return floor(this.uniform() * below);
   }
 
   normal(): number {
-    return Math.sqrt(-2 * Math.log(this.uniform())) * Math.cos(2 * Math.PI * this.uniform());
+    return sqrt(-2 * log(this.uniform())) * cos(TWO_PI * this.uniform());
   }
 
   /** Normal draws times `scale`, plus `mean`. */
@@ -89,12 +93,12 @@ export function fromBFloat16(bits: number): number {
 /** Round to nearest even; overflow gives infinity. */
 export function toFloat16(value: number): number {
   const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0;
-  const a = Math.abs(value);
+  const a = abs(value);
   if (a >= 65520) return sign | 0x7c00;
-  const exponent = Math.max(Math.floor(Math.log2(a || 2 ** -30)), -14);
+  const exponent = max(floor(log2(a || 2 ** -30)), -14);
   const unit = 2 ** (exponent - 10);
   const exact = a / unit;
-  let whole = Math.floor(exact);
+  let whole = floor(exact);
   const rest = exact - whole;
   if (rest > 0.5 || (rest === 0.5 && whole % 2 === 1)) whole += 1;
   // The exponent field adds to the leading bit of normal numbers; a carry moves it up by itself.
@@ -169,7 +173,7 @@ export function rowsOf(matrix: Matrix, first: number, count: number): Matrix {
  * their sum grows with sqrt(k), and 8 covers the roundings of the terms and the tail of the distribution.
  */
 export function dotBound(k: number, magnitude: number): number {
-  return UNIT_ROUNDOFF * (Math.sqrt(k) + 8) * magnitude;
+  return UNIT_ROUNDOFF * (sqrt(k) + 8) * magnitude;
 }
 
 /**
@@ -186,7 +190,7 @@ export function expectClose(
   let worstRatio = 1;
   for (let i = 0; i < actual.length; i++) {
     const allowed = typeof bound === "number" ? bound : bound[i]!;
-    const gap = Math.abs(actual[i]! - expected[i]!);
+    const gap = abs(actual[i]! - expected[i]!);
     const ratio = gap === 0 ? 0 : gap / allowed;
     if (Number.isNaN(gap) || ratio > worstRatio) {
       worst = i;
