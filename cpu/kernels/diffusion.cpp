@@ -26,6 +26,9 @@ constexpr float kNormEps = 1e-6f;
 // depth 8) still 250 rows, so that reading the weights once for them is cheap.
 constexpr int64_t kModulationFloats = int64_t{8} << 20;
 
+// Elements of the square linears, above which they come from memory at every step.
+constexpr int64_t kCachedWeights = int64_t{2} << 20;
+
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -482,8 +485,10 @@ bool run_job(Job& job, const DiffusionHeadWeights& head, Parallel& parallel, Par
   job.head = &head;
   job.parallel = &parallel;
   job.threads = parallel.threads();
-  // With several tokens to a thread nobody needs to wait for anybody; else all work together.
-  job.members = job.units >= 4 * job.threads ? 1 : job.threads;
+  // With several tokens to a thread nobody needs to wait for anybody. But weights that no
+  // cache holds are better read once for all tokens than by each thread for its own.
+  const bool small = 2 * head.depth * head.width * head.width <= kCachedWeights;
+  job.members = small && job.units >= 2 * job.threads ? 1 : job.threads;
   job.teams = job.threads / job.members;
   job.outputs = head.flow ? head.channels : 2 * head.channels;
   job.modulation_width = (3 * head.depth + 2) * head.width;
