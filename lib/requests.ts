@@ -3,6 +3,7 @@
  * and a signal, a `break` or `dispose` frees the sequence.
  */
 
+import { setMaxListeners } from "node:events";
 import { DisposedError, fromNative } from "./errors.js";
 import type { NativeEvent, NativeModel, NativeRequest } from "./native.js";
 
@@ -138,7 +139,11 @@ export class Requests {
         if (this.listeners.delete(id)) native.cancel(id);
       },
     };
-    signal?.addEventListener("abort", abort, { once: true });
+    if (signal) {
+      // One signal may stop many requests; Node would take that for a leak.
+      setMaxListeners(0, signal);
+      signal.addEventListener("abort", abort, { once: true });
+    }
     this.listeners.set(id, listener);
     return ticket;
   }
