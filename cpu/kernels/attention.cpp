@@ -1,26 +1,27 @@
 // Attention over ragged spans, with an online softmax over blocks of keys (Milakov & Gimelshein,
 // 1805.02867; blocked as in FlashAttention, 2205.14135).
 //
-// A task is a block of rows of one span for the query heads that share one key head, so that a block of
-// keys, once in the cache, serves all of them. It keeps its queries (rotated and scaled), their running
-// maxima, sums and weighted values in scratch; the scores of one block of keys are all of the score
-// matrix that exists.
+// A task is a block of rows of one span for the query heads that share one key head, so that a
+// block of keys, once in the cache, serves all of them. It keeps its queries (rotated and scaled),
+// their running maxima, sums and weighted values in scratch; the scores of one block of keys are
+// all of the score matrix that exists.
 //
-// Invariance: blocks of keys begin at multiples of kKeys of the key's index in its sequence; a score is
-// one vector accumulator over the head, added up by halves; values are added in the order of their
-// keys. A key that a row does not see has weight exactly 0 in it, and a block of which it sees nothing
-// changes nothing. So a row's result does not depend on the rows beside it.
+// Invariance: blocks of keys begin at multiples of kKeys of the key's index in its sequence; a
+// score is one vector accumulator over the head, added up by halves; values are added in the order
+// of their keys. A key that a row does not see has weight exactly 0 in it, and a block of which it
+// sees nothing changes nothing. So a row's result does not depend on the rows beside it.
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/trigonometry.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
-// Keys in a block: their scores for all queries of a task (8 KiB) stay in the first-level cache, and
-// rescaling the accumulators once a block costs little beside 64 products with values.
+// Keys in a block: their scores for all queries of a task (8 KiB) stay in the first-level cache,
+// and rescaling the accumulators once a block costs little beside 64 products with values.
 constexpr int64_t kKeys = 64;
-// Queries of one task. More would reuse a block of keys more often, but their accumulators and queries,
-// 2 * 32 * 256 floats for a large head, should leave room for the block in the second-level cache.
+// Queries of one task. More would reuse a block of keys more often, but their accumulators and
+// queries, 2 * 32 * 256 floats for a large head, should leave room for the block in the
+// second-level cache.
 constexpr int64_t kQueries = 32;
 // Multiplications below which threads are not worth waking.
 constexpr int64_t kSmallWork = 1 << 17;
@@ -160,8 +161,7 @@ UNIFLUID_INLINE void score_tile(const float* q, int64_t padded, const float* key
     const int rest = static_cast<int>(d - c);
     for (int j = 0; j < K; ++j) {
       const Vec k = load_n(key[j] + c, rest);
-      for (int i = 0; i < Q; ++i)
-        acc[i * K + j] = fma(load(q + i * padded + c), k, acc[i * K + j]);
+      for (int i = 0; i < Q; ++i) acc[i * K + j] = fma(load(q + i * padded + c), k, acc[i * K + j]);
     }
   }
   float out[Q * K];
@@ -174,8 +174,8 @@ UNIFLUID_INLINE void score_tile(const float* q, int64_t padded, const float* key
   }
 }
 
-// Tiles of scores: accumulators enough to hide the latency of a multiplication, few enough to stay in
-// registers. One query against many keys has little reuse, but then memory is what it waits for.
+// Tiles of scores: accumulators enough to hide the latency of a multiplication, few enough to stay
+// in registers. One query against many keys has little reuse, but then memory is what it waits for.
 constexpr int kTileQueries = kRegisters >= 32 ? 4 : 2;
 constexpr int kTileKeys = 4;
 
@@ -254,8 +254,8 @@ void value_block(const float* weights, int64_t queries, const float* values, int
 
 // ---- the softmax of one block ----
 
-// Turns a query's scores of a block into weights e^(score - maximum), and brings its maximum, sum and
-// accumulator up to date. Keys of the block before `first` or after `last` are not seen.
+// Turns a query's scores of a block into weights e^(score - maximum), and brings its maximum, sum
+// and accumulator up to date. Keys of the block before `first` or after `last` are not seen.
 void softmax_block(float* scores, int64_t first, int64_t last, float soft_cap, float* maximum,
                    float* total, float* acc, int64_t padded) {
   for (int64_t j = 0; j < first; ++j) scores[j] = kMasked;
@@ -299,7 +299,8 @@ struct Sight {
   int64_t first, last;
 };
 
-UNIFLUID_INLINE Sight sight_of(const AttentionArgs& args, const AttentionSpan& span, int64_t index) {
+UNIFLUID_INLINE Sight sight_of(const AttentionArgs& args, const AttentionSpan& span,
+                               int64_t index) {
   if (index < span.prefix_end) return {0, span.prefix_end - 1};
   return {args.window > 0 ? larger(0, index - args.window + 1) : 0, index};
 }

@@ -1,14 +1,15 @@
 // The diffusion head (spec section 6, MAR's SimpleMLPAdaLN) and its sampler.
 //
 // The modulations depend on condition and timestep, not on x, so those of many steps are one matrix
-// product, taken ahead; what remains sequential is 2 W^2 multiplications per block and row. A call is
-// one run of the pool in which all threads keep step by barriers:
+// product, taken ahead; what remains sequential is 2 W^2 multiplications per block and row. A call
+// is one run of the pool in which all threads keep step by barriers:
 //
 //   conditions and timesteps -> [ y and noise -> modulations -> sampling steps ] per chunk of steps
 //
-// In the sampling steps threads form teams. A team has its own tokens; its members divide the outputs
-// of the square linears, so that each keeps its part of the weights in its own cache, and do the rest,
-// which is small, each for themselves. No team's result depends on what other teams have.
+// In the sampling steps threads form teams. A team has its own tokens; its members divide the
+// outputs of the square linears, so that each keeps its part of the weights in its own cache, and
+// do the rest, which is small, each for themselves. No team's result depends on what other teams
+// have.
 //
 // "Row": an input of the network. A guided token has two, with the prompt's condition and with the
 // empty prompt's; another token one.
@@ -22,8 +23,8 @@ namespace {
 
 constexpr int64_t kTimeFeatures = 256;
 constexpr float kNormEps = 1e-6f;
-// Modulations held at a time, those of a chunk of steps (32 MiB): for a head of UniFluid's size (W 1280,
-// depth 8) still 250 rows, so that reading the weights once for them is cheap.
+// Modulations held at a time, those of a chunk of steps (32 MiB): for a head of UniFluid's size (W
+// 1280, depth 8) still 250 rows, so that reading the weights once for them is cheap.
 constexpr int64_t kModulationFloats = int64_t{8} << 20;
 
 // Elements of the square linears, above which they come from memory at every step.
@@ -73,25 +74,25 @@ struct Job {
   // diffusion_head: its arguments
   const DiffusionHeadArgs* network;
 
-  int64_t units;          // tokens; rows for diffusion_head
+  int64_t units;  // tokens; rows for diffusion_head
   int64_t rows;
-  int64_t times;          // timesteps: steps, or rows for diffusion_head
-  int64_t chunk;          // steps of a chunk
-  int64_t outputs;        // of the network
+  int64_t times;             // timesteps: steps, or rows for diffusion_head
+  int64_t chunk;             // steps of a chunk
+  int64_t outputs;           // of the network
   int64_t modulation_width;  // (3 depth + 2) W
 
-  int64_t* unit_rows;     // [units + 1], the first row of each unit
-  float* features;        // [times, 256]
-  float* time_hidden;     // [times, W]
-  float* time_embed;      // [times, W]
-  float* z;               // [rows, d]
-  float* condition;       // [rows, W]
-  float* y;               // [chunk * rows, W], silu of condition + timestep
-  float* modulation;      // [chunk * rows, modulation_width]
-  float* noise;           // [chunk * units, C]
-  float* inner;           // [rows, W], a block's first linear
-  float* delta;           // [rows, W], what a block adds
-  char* own_base;         // thread 0's own memory lies behind what is shared
+  int64_t* unit_rows;  // [units + 1], the first row of each unit
+  float* features;     // [times, 256]
+  float* time_hidden;  // [times, W]
+  float* time_embed;   // [times, W]
+  float* z;            // [rows, d]
+  float* condition;    // [rows, W]
+  float* y;            // [chunk * rows, W], silu of condition + timestep
+  float* modulation;   // [chunk * rows, modulation_width]
+  float* noise;        // [chunk * units, C]
+  float* inner;        // [rows, W], a block's first linear
+  float* delta;        // [rows, W], what a block adds
+  char* own_base;      // thread 0's own memory lies behind what is shared
   size_t own_bytes;
 };
 
@@ -166,7 +167,8 @@ void linear_part(const float* x, int64_t x_stride, int64_t rows, const Tensor& w
       each(row, outputs.count,
            [=](int64_t c, int n) { return silu(add(get(row + c, n), get(b + c, n))); });
     else
-      each(row, outputs.count, [=](int64_t c, int n) { return add(get(row + c, n), get(b + c, n)); });
+      each(row, outputs.count,
+           [=](int64_t c, int n) { return add(get(row + c, n), get(b + c, n)); });
   }
 }
 
@@ -269,7 +271,8 @@ void prepare_steps(const Job& job, int thread, const Own& own, int64_t first_ste
     each(job.y + i * width, width,
          [=](int64_t c, int n) { return silu(add(get(a + c, n), get(b + c, n))); });
   }
-  // From here on all threads have left the steps before these, and what those read may be overwritten.
+  // From here on all threads have left the steps before these, and what those read may be
+  // overwritten.
   barrier(job);
   if (job.sample && !head.flow) {
     const Range draws = part_of(steps * job.units, thread, job.threads, 1);
@@ -288,11 +291,10 @@ void prepare_steps(const Job& job, int thread, const Own& own, int64_t first_ste
     const int64_t first = larger(columns.first - begin, 0);
     const int64_t end = smaller(columns.first + columns.count - begin, count);
     if (first >= end) continue;
-    linear_part(job.y, width, steps * job.rows,
-                last ? head.final_modulation : head.blocks[b].modulation,
-                last ? head.final_modulation_bias : head.blocks[b].modulation_bias,
-                {first, end - first}, After::nothing, job.modulation + begin, job.modulation_width,
-                own.matmul);
+    linear_part(
+        job.y, width, steps * job.rows, last ? head.final_modulation : head.blocks[b].modulation,
+        last ? head.final_modulation_bias : head.blocks[b].modulation_bias, {first, end - first},
+        After::nothing, job.modulation + begin, job.modulation_width, own.matmul);
   }
   barrier(job);
 }
@@ -301,8 +303,8 @@ void prepare_steps(const Job& job, int thread, const Own& own, int64_t first_ste
 
 // A thread's place in its team.
 struct Place {
-  Range units;    // of the team
-  int64_t row;    // the team's first row
+  Range units;  // of the team
+  int64_t row;  // the team's first row
   int64_t rows;
   Range outputs;  // of the square linears
   bool speaks;    // the one member that writes results
@@ -357,17 +359,19 @@ void run_network(const Job& job, const Place& place, const Own& own, const float
     normalize_row(own.hidden + i * width, nullptr, nullptr, m, m + width, width,
                   own.normed + i * width);
   }
-  linear_part(own.normed, width, rows, head.final_linear, head.final_linear_bias,
-              {0, job.outputs}, After::nothing, own.out, job.outputs, own.matmul);
+  linear_part(own.normed, width, rows, head.final_linear, head.final_linear_bias, {0, job.outputs},
+              After::nothing, own.out, job.outputs, own.matmul);
 }
 
 // ---- the sampler ----
 
 UNIFLUID_INLINE Vec clamp(Vec x, Vec limit) { return min(max(x, sub(zero(), limit)), limit); }
 
-// x after one step. out [1 or 2 rows, outputs]: the network's, of the prompt and of the empty prompt.
-void update(const DiffusionHeadWeights& head, const DiffusionToken& token, const DiffusionStep& step,
-            int64_t step_count, const float* out, int64_t outputs, const float* noise, float* x) {
+// x after one step. out [1 or 2 rows, outputs]: the network's, of the prompt and of the empty
+// prompt.
+void update(const DiffusionHeadWeights& head, const DiffusionToken& token,
+            const DiffusionStep& step, int64_t step_count, const float* out, int64_t outputs,
+            const float* noise, float* x) {
   const int64_t channels = head.channels;
   const bool guided = token.z_empty >= 0;
   const bool limited = token.x0_limit < __builtin_inff();
@@ -430,8 +434,8 @@ void sample_steps(const Job& job, const Place& place, const Own& own, int64_t fi
 }
 
 Own own_of(const Job& job, int thread) {
-  char* memory = thread == 0 ? job.own_base
-                             : static_cast<char*>(job.parallel->scratch(thread, job.own_bytes));
+  char* memory =
+      thread == 0 ? job.own_base : static_cast<char*>(job.parallel->scratch(thread, job.own_bytes));
   Arena arena{memory};
   return carve_own(job, arena);
 }
@@ -492,9 +496,10 @@ bool run_job(Job& job, const DiffusionHeadWeights& head, Parallel& parallel, Par
   job.teams = job.threads / job.members;
   job.outputs = head.flow ? head.channels : 2 * head.channels;
   job.modulation_width = (3 * head.depth + 2) * head.width;
-  job.chunk = job.network ? 1
-                          : smaller(job.sample->step_count,
-                                    larger(1, kModulationFloats / (job.rows * job.modulation_width)));
+  job.chunk = job.network
+                  ? 1
+                  : smaller(job.sample->step_count,
+                            larger(1, kModulationFloats / (job.rows * job.modulation_width)));
   Arena shared{nullptr};
   carve_shared(job, shared);
   Arena own{nullptr};

@@ -1,5 +1,5 @@
-// What enters the decoder: token embeddings, image rows (spec section 5) and SigLIP's positions. All of
-// it is memory traffic but for `image_in`, whose matrix is a few kilobytes.
+// What enters the decoder: token embeddings, image rows (spec section 5) and SigLIP's positions.
+// All of it is memory traffic but for `image_in`, whose matrix is a few kilobytes.
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/matmul.h"
 

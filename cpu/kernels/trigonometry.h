@@ -9,8 +9,8 @@ struct SinCos {
   Vec sin, cos;
 };
 
-// To about 1e-7 absolute for magnitudes up to 8192: quarter turns are subtracted in three parts whose
-// products with their number are exact, then the polynomials of Cephes' sinf and cosf.
+// To about 1e-7 absolute for magnitudes up to 8192: quarter turns are subtracted in three parts
+// whose products with their number are exact, then the polynomials of Cephes' sinf and cosf.
 UNIFLUID_INLINE SinCos sin_cos_reduced(Vec x) {
   const Vec n = round(mul(x, set1(0.636619772367581343f)));
   Vec r = fnma(n, set1(1.5703125f), x);

@@ -4,7 +4,8 @@
 namespace unifluid::test {
 namespace {
 
-// { channels, condition, width, depth, flow, inputProj: { weight, bias }, condEmbed, timeMlp0, timeMlp2,
+// { channels, condition, width, depth, flow, inputProj: { weight, bias }, condEmbed, timeMlp0,
+// timeMlp2,
 //   blocks: [{ normWeight, normBias, mlp0, mlp2, modulation }], finalModulation, finalLinear }
 struct Head {
   DiffusionHeadWeights weights{};
@@ -12,7 +13,8 @@ struct Head {
 
   Head(Call& call, Napi::Object head) {
     const auto integer = [&](const char* name) { return head.Get(name).ToNumber().Int64Value(); };
-    const auto layer = [&](Napi::Object owner, const char* name, Tensor& weight, const float*& bias) {
+    const auto layer = [&](Napi::Object owner, const char* name, Tensor& weight,
+                           const float*& bias) {
       const auto value = owner.Get(name).As<Napi::Object>();
       weight = call.matrix(value.Get("weight"));
       bias = call.vector(value.Get("bias"));
@@ -63,7 +65,8 @@ Napi::Value diffusion_head(Call& call) {
   return call.result(args.out);
 }
 
-// { head, z, steps: [DiffusionStep], tokens: [{ z, zEmpty, guidance, temperature, x0Limit, seed, cell }] }
+// { head, z, steps: [DiffusionStep], tokens: [{ z, zEmpty, guidance, temperature, x0Limit, seed,
+// cell }] }
 // -> [tokens, channels]
 Napi::Value diffusion_sample(Call& call) {
   const Head head(call, call.arguments.Get("head").As<Napi::Object>());
@@ -73,9 +76,9 @@ Napi::Value diffusion_sample(Call& call) {
   std::vector<DiffusionStep> steps(step_list.Length());
   for (uint32_t i = 0; i < step_list.Length(); ++i) {
     const auto item = step_list.Get(i).As<Napi::Object>();
-    steps[i] = {real(item, "time"),    real(item, "recip"),    real(item, "recipm1"),
-                real(item, "coefX0"),  real(item, "coefX"),    real(item, "logBeta"),
-                real(item, "logTilde"), real(item, "tau"),     item.Get("noise").ToBoolean()};
+    steps[i] = {real(item, "time"),     real(item, "recip"), real(item, "recipm1"),
+                real(item, "coefX0"),   real(item, "coefX"), real(item, "logBeta"),
+                real(item, "logTilde"), real(item, "tau"),   item.Get("noise").ToBoolean()};
   }
 
   const auto token_list = call.arguments.Get("tokens").As<Napi::Array>();

@@ -15,7 +15,8 @@ Napi::Value embed_tokens(Call& call) {
   return call.result(args.out);
 }
 
-// { rows: [{ token?: Float32Array, cell, next }], weight, bias, position, nextPosition, begin, outStride? }
+// { rows: [{ token?: Float32Array, cell, next }], weight, bias, position, nextPosition, begin,
+// outStride? }
 Napi::Value image_embed(Call& call) {
   const auto list = call.arguments.Get("rows").As<Napi::Array>();
   std::vector<ImageRow> rows(list.Length());

@@ -120,8 +120,7 @@ uint64_t seed_of(Napi::Value value) {
 std::vector<double> numbers(Napi::Value value) {
   const auto list = value.As<Napi::Array>();
   std::vector<double> out;
-  for (uint32_t i = 0; i < list.Length(); ++i)
-    out.push_back(list.Get(i).ToNumber().DoubleValue());
+  for (uint32_t i = 0; i < list.Length(); ++i) out.push_back(list.Get(i).ToNumber().DoubleValue());
   return out;
 }
 

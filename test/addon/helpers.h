@@ -1,5 +1,6 @@
-// What the operations of the test addon share: reading JavaScript arguments into tensors of a backend
-// and returning results. The TypeScript side, with the meaning of every field, is test/support/ops.ts.
+// What the operations of the test addon share: reading JavaScript arguments into tensors of a
+// backend and returning results. The TypeScript side, with the meaning of every field, is
+// test/support/ops.ts.
 //
 // Arguments are those of our own tests, so a wrong one only has to fail, not to explain itself.
 #pragma once

@@ -3,7 +3,8 @@
 
 namespace unifluid::test {
 
-// { x, weight, bias?, activation?, residual?, inPlace?, outStride? }: inPlace writes onto `residual`.
+// { x, weight, bias?, activation?, residual?, inPlace?, outStride? }: inPlace writes onto
+// `residual`.
 Napi::Value linear(Call& call) {
   LinearArgs args;
   args.x = call.input("x");

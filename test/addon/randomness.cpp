@@ -20,7 +20,8 @@ Napi::Value philox(const Napi::CallbackInfo& info) {
 
 // (seed, n) -> Int32Array [n]
 Napi::Value order(const Napi::CallbackInfo& info) {
-  const std::vector<int32_t> cells = random_order(seed_of(info[0]), info[1].ToNumber().Int32Value());
+  const std::vector<int32_t> cells =
+      random_order(seed_of(info[0]), info[1].ToNumber().Int32Value());
   auto out = Napi::Int32Array::New(info.Env(), cells.size());
   for (size_t i = 0; i < cells.size(); ++i) out[i] = cells[i];
   return out;
@@ -67,7 +68,8 @@ Napi::Value as_list(Napi::Env env, const std::vector<DiffusionStep>& steps) {
 // (total, steps) -> [DiffusionStep]
 template <std::vector<DiffusionStep> (*make)(int64_t, int64_t)>
 Napi::Value schedule(const Napi::CallbackInfo& info) {
-  return as_list(info.Env(), make(info[0].ToNumber().Int64Value(), info[1].ToNumber().Int64Value()));
+  return as_list(info.Env(),
+                 make(info[0].ToNumber().Int64Value(), info[1].ToNumber().Int64Value()));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// The addon of the tests: every operation of core/backend.h as a synchronous function on typed arrays,
-// and the draws and schedules of core/. Not part of the package. Typed in test/support/ops.ts.
+// The addon of the tests: every operation of core/backend.h as a synchronous function on typed
+// arrays, and the draws and schedules of core/. Not part of the package. Typed in
+// test/support/ops.ts.
 #include <napi.h>
 
 #include <limits>

@@ -289,8 +289,9 @@ export function expectSameEverywhere(
   let reference: Float32Array | undefined;
   for (const isa of instructionSets) {
     const one = withBackend({ isa, threads: 1 }, compute);
-    const two = withBackend({ isa, threads: 2 }, compute);
-    expectSameBits(two, one, `${isa}, 2 threads`);
+    // More threads than processors, and a number that divides little evenly.
+    for (const threads of [2, 5])
+      expectSameBits(withBackend({ isa, threads }, compute), one, `${isa}, ${threads} threads`);
     reference ??= one;
     let scale = 0;
     for (const value of reference) scale = Math.max(scale, Math.abs(value));
