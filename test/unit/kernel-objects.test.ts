@@ -7,10 +7,12 @@ import { execFileSync } from "node:child_process";
 import { existsSync, readdirSync } from "node:fs";
 import { join, resolve } from "node:path";
 
-const build = resolve(__dirname, "../../build/CMakeFiles");
+const root = resolve(__dirname, "../../build");
+const build = join(root, "CMakeFiles");
 
 function objects(): string[] {
-  if (!existsSync(build)) return [];
+  // A build that was broken off has only some of the objects.
+  if (!existsSync(build) || !existsSync(join(root, "Release", "unifluid.node"))) return [];
   return readdirSync(build)
     .filter((name) => /^kernels_\w+\.dir$/.test(name))
     .flatMap((name) =>
