@@ -92,9 +92,9 @@ class CpuBackend final : public Backend {
     const size_t rounded = bytes <= kLargest ? std::max<size_t>(bytes + 63, 64) / 64 * 64 : 0;
     void* memory = rounded && bytes <= free ? std::aligned_alloc(64, rounded) : nullptr;
     if (!memory)
-      throw Error(error_code::kInsufficientMemory,
-                  "expected to allocate " + std::to_string(bytes) + " bytes but " +
-                      std::to_string(free) + " are available");
+      throw Error(error_code::kInsufficientMemory, "expected to allocate " + std::to_string(bytes) +
+                                                       " bytes but " + std::to_string(free) +
+                                                       " are available");
     allocated_ += bytes;
     return memory;
   }
@@ -150,7 +150,8 @@ class CpuBackend final : public Backend {
 
   void read(const Tensor& from, float* host) override {
     for (int64_t i = 0; i < from.rows; ++i)
-      convert_to_float(from.row(i), from.type, static_cast<size_t>(from.cols), host + i * from.cols);
+      convert_to_float(from.row(i), from.type, static_cast<size_t>(from.cols),
+                       host + i * from.cols);
   }
 
   void write(const float* host, const Tensor& to) override {
@@ -178,7 +179,8 @@ class CpuBackend final : public Backend {
   void soft_cap(const SoftCapArgs& args) override { kernels_.soft_cap(args, pool_); }
   void sample_text(const SampleTextArgs& args) override {
     if (!kernels_.sample_text(args, pool_))
-      throw Error(error_code::kNumerical, "expected finite logits but a row has none to choose from");
+      throw Error(error_code::kNumerical,
+                  "expected finite logits but a row has none to choose from");
   }
   void diffusion_head(const DiffusionHeadArgs& args) override {
     expect_scratch(kernels_.diffusion_head(args, pool_));
@@ -189,7 +191,9 @@ class CpuBackend final : public Backend {
   void convolution(const ConvolutionArgs& args) override {
     expect_scratch(kernels_.convolution(args, pool_));
   }
-  void group_norm(const GroupNormArgs& args) override { kernels_.group_norm(args, pool_); }
+  void group_norm(const GroupNormArgs& args) override {
+    expect_scratch(kernels_.group_norm(args, pool_));
+  }
 
  private:
   // No allocation near the end of the address space can succeed, and rounding must not wrap.

@@ -24,7 +24,7 @@ struct Kernels {
   bool (*diffusion_head)(const DiffusionHeadArgs&, Parallel&);
   bool (*diffusion_sample)(const DiffusionSampleArgs&, Parallel&);
   bool (*convolution)(const ConvolutionArgs&, Parallel&);
-  void (*group_norm)(const GroupNormArgs&, Parallel&);
+  bool (*group_norm)(const GroupNormArgs&, Parallel&);
 };
 
 struct InstructionSet {

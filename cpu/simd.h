@@ -3,9 +3,9 @@
 // Every file of cpu/kernels/ is compiled once per instruction set, with UNIFLUID_ISA naming the
 // namespace that its functions live in, so that the variants lie side by side in one addon and the
 // best is chosen at load (cpu/instruction_sets.h). Such files include no header that defines inline
-// functions outside of that namespace (no <vector>, <algorithm>, <cmath>): the linker keeps only one
-// copy of those, and it could be the one compiled for a processor that we are not on. A test checks
-// the objects for such symbols.
+// functions outside of that namespace (no <vector>, <algorithm>, <cmath>): the linker keeps only
+// one copy of those, and it could be the one compiled for a processor that we are not on. A test
+// checks the objects for such symbols.
 #pragma once
 
 #include <stddef.h>
@@ -57,7 +57,9 @@ UNIFLUID_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u
 UNIFLUID_INLINE Vec zero() { return _mm512_setzero_ps(); }
 UNIFLUID_INLINE Vec set1(float x) { return _mm512_set1_ps(x); }
 UNIFLUID_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
-UNIFLUID_INLINE Vec load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+UNIFLUID_INLINE Vec load_n(const float* p, int n) {
+  return _mm512_maskz_loadu_ps(first_lanes(n), p);
+}
 UNIFLUID_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 UNIFLUID_INLINE void store_n(float* p, Vec v, int n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), v);
@@ -108,8 +110,8 @@ UNIFLUID_INLINE __m128 fold_to_4(Vec v) {
   const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
   return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 }
-// Each of these adds the halves of runs of 16, 8, 4 or 2 lanes, of a in the low or even places of the
-// result and of b in the others.
+// Each of these adds the halves of runs of 16, 8, 4 or 2 lanes, of a in the low or even places of
+// the result and of b in the others.
 UNIFLUID_INLINE Vec fold16(Vec a, Vec b) {
   return add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
@@ -209,17 +211,17 @@ UNIFLUID_INLINE Vec load(const BFloat16* p) {
   const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), v));
 }
-// Exact for all values, infinities, NaN and subnormals included, without F16C: the magnitude is moved
-// into float's exponent field and scaled by 2^112, which multiplies subnormals right as well.
+// Exact for all values, infinities, NaN and subnormals included, without F16C: the magnitude is
+// moved into float's exponent field and scaled by 2^112, which multiplies subnormals right as well.
 UNIFLUID_INLINE Vec load(const Float16* p) {
-  const __m128i h = _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)),
-                                       _mm_setzero_si128());
+  const __m128i h =
+      _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
   const __m128i magnitude = _mm_and_si128(h, _mm_set1_epi32(0x7fff));
   const __m128i sign = _mm_slli_epi32(_mm_xor_si128(h, magnitude), 16);
   const __m128 scaled = _mm_mul_ps(_mm_castsi128_ps(_mm_slli_epi32(magnitude, 13)),
                                    _mm_castsi128_ps(_mm_set1_epi32(0x77800000)));
-  const __m128i special = _mm_and_si128(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7bff)),
-                                        _mm_set1_epi32(0x7f800000));
+  const __m128i special =
+      _mm_and_si128(_mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7bff)), _mm_set1_epi32(0x7f800000));
   return _mm_or_ps(_mm_castsi128_ps(_mm_or_si128(sign, special)), scaled);
 }
 UNIFLUID_INLINE Vec add(Vec a, Vec b) { return _mm_add_ps(a, b); }
@@ -234,7 +236,8 @@ UNIFLUID_INLINE Vec sqrt(Vec a) { return _mm_sqrt_ps(a); }
 // For magnitudes below 2^31, which is all that exp asks for.
 UNIFLUID_INLINE Vec round(Vec a) { return _mm_cvtepi32_ps(_mm_cvtps_epi32(a)); }
 UNIFLUID_INLINE Vec pow2(Vec n) {
-  return _mm_castsi128_ps(_mm_slli_epi32(_mm_add_epi32(_mm_cvtps_epi32(n), _mm_set1_epi32(127)), 23));
+  return _mm_castsi128_ps(
+      _mm_slli_epi32(_mm_add_epi32(_mm_cvtps_epi32(n), _mm_set1_epi32(127)), 23));
 }
 UNIFLUID_INLINE Vec abs(Vec a) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), a); }
 UNIFLUID_INLINE Vec copy_sign(Vec a, Vec s) {
@@ -296,9 +299,7 @@ UNIFLUID_INLINE Vec pow2(Vec n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
 UNIFLUID_INLINE Vec abs(Vec a) { return vabsq_f32(a); }
-UNIFLUID_INLINE Vec copy_sign(Vec a, Vec s) {
-  return vbslq_f32(vdupq_n_u32(0x80000000u), s, a);
-}
+UNIFLUID_INLINE Vec copy_sign(Vec a, Vec s) { return vbslq_f32(vdupq_n_u32(0x80000000u), s, a); }
 UNIFLUID_INLINE Mask less(Vec a, Vec b) { return vcltq_f32(a, b); }
 UNIFLUID_INLINE Vec select(Mask m, Vec a, Vec b) { return vbslq_f32(m, a, b); }
 UNIFLUID_INLINE Vec fold4(Vec a, Vec b) {
@@ -322,8 +323,8 @@ UNIFLUID_INLINE Vec load_n(const BFloat16* p, int n) { return load_half_n(p, n);
 UNIFLUID_INLINE Vec load_n(const Float16* p, int n) { return load_half_n(p, n); }
 #endif
 
-// The upper half of the lanes is added to the lower half until one is left. Every sum over lanes has
-// this order.
+// The upper half of the lanes is added to the lower half until one is left. Every sum over lanes
+// has this order.
 UNIFLUID_INLINE float sum(Vec v) {
 #if UNIFLUID_SIMD_NEON
   const float32x2_t pair = vadd_f32(vget_low_f32(v), vget_high_f32(v));
@@ -338,8 +339,8 @@ UNIFLUID_INLINE float sum(Vec v) {
 UNIFLUID_INLINE Vec sums(const Vec* v) {
   Vec t[kLanes] = {v[0], v[1], v[2], v[3]};
 #if UNIFLUID_SIMD_AVX512
-  // Lane 8 i + 4 j + 2 k + l of the result comes from v[8 i + 4 j + 2 k + l]: i is chosen by fold8, j
-  // by fold16, k by fold2 and l by fold4.
+  // Lane 8 i + 4 j + 2 k + l of the result comes from v[8 i + 4 j + 2 k + l]: i is chosen by fold8,
+  // j by fold16, k by fold2 and l by fold4.
   for (int i = 0; i < 8; ++i) t[i] = fold16(v[i % 4 + i / 4 * 8], v[i % 4 + i / 4 * 8 + 4]);
   for (int i = 0; i < 4; ++i) t[i] = fold8(t[i], t[i + 4]);
 #elif UNIFLUID_SIMD_AVX2
@@ -355,8 +356,8 @@ UNIFLUID_INLINE float max_of(Vec v) {
   return t[0];
 }
 
-// e^x to about 2 units in the last place; 0 below -87.3, and held at e^88 above 88 (no caller of ours
-// can use more, and it keeps infinities out). Range reduction by ln 2 in two parts, then the
+// e^x to about 2 units in the last place; 0 below -87.3, and held at e^88 above 88 (no caller of
+// ours can use more, and it keeps infinities out). Range reduction by ln 2 in two parts, then the
 // polynomial of Cephes' expf.
 UNIFLUID_INLINE Vec exp(Vec x) {
   const Vec low = set1(-87.3f);

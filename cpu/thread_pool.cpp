@@ -28,10 +28,10 @@ inline void pause() {
 #endif
 }
 
-// Looks before giving way. What a barrier waits for comes within a microsecond, or else the other thread
-// has no processor: if it waits for ours, every further look is lost time. (Sampling an image token with
-// both threads on one processor beside a busy neighbour: 17 ms at 4096, 2.0 at 256, 1.2 at 64. Alone: 0.37
-// at any of them.)
+// Looks before giving way. What a barrier waits for comes within a microsecond, or else the other
+// thread has no processor: if it waits for ours, every further look is lost time. (Sampling an
+// image token with both threads on one processor beside a busy neighbour: 17 ms at 4096, 2.0 at
+// 256, 1.2 at 64. Alone: 0.37 at any of them.)
 constexpr int kPauses = 64;
 
 // Waits for something that another running thread is about to do; after a while it gives way.

@@ -16,8 +16,8 @@ namespace unifluid::cpu {
 
 class ThreadPool final : public Parallel {
  public:
-  // `threads` counts the calling thread, which is thread 0 of every run. Throws DEVICE_ERROR where the
-  // system gives no more threads.
+  // `threads` counts the calling thread, which is thread 0 of every run. Throws DEVICE_ERROR where
+  // the system gives no more threads.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -48,9 +48,9 @@ class ThreadPool final : public Parallel {
   std::atomic<void*> context_{nullptr};
   std::atomic<int64_t> count_{0};
 
-  // High half: number of the run. Low half: the next task, or kClosed, or kOneEach. A task is taken by
-  // replacing the ticket, which fails for a worker that woke up too late for its run; so a run ends
-  // when its tasks have, and never waits for a sleeper that got none.
+  // High half: number of the run. Low half: the next task, or kClosed, or kOneEach. A task is taken
+  // by replacing the ticket, which fails for a worker that woke up too late for its run; so a run
+  // ends when its tasks have, and never waits for a sleeper that got none.
   alignas(64) std::atomic<uint64_t> ticket_;
   alignas(64) std::atomic<int64_t> finished_{0};
   alignas(64) std::atomic<uint32_t> run_{0};  // what workers wait for; the ticket's high half

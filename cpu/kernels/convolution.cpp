@@ -11,8 +11,10 @@ namespace {
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Gathered windows of one task stay within about half of a core's second-level cache.
-constexpr int64_t kGatheredBytes = int64_t{1} << 19;
+// Gathered windows of one task, at most. They may outgrow the second-level cache: each value that
+// comes back from the third is used for a whole block of outputs, while fewer pixels a task would
+// read the weights more often.
+constexpr int64_t kGatheredBytes = int64_t{1} << 21;
 
 struct Plan {
   const ConvolutionArgs* args;

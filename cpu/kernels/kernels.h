@@ -12,7 +12,7 @@ void gated_linear(const GatedLinearArgs&, Parallel&);
 // norm.cpp
 void rms_norm(const RmsNormArgs&, Parallel&);
 void layer_norm(const LayerNormArgs&, Parallel&);
-void group_norm(const GroupNormArgs&, Parallel&);
+bool group_norm(const GroupNormArgs&, Parallel&);
 // attention.cpp
 bool attention(const AttentionArgs&, Parallel&);
 // embedding.cpp

@@ -1,5 +1,5 @@
-// Linear layers: the matrix product with bias, activation, residual or gate applied to each block while
-// it is in the cache.
+// Linear layers: the matrix product with bias, activation, residual or gate applied to each block
+// while it is in the cache.
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/matmul.h"
 
@@ -12,8 +12,8 @@ constexpr int64_t kSmallProduct = int64_t{96} << 10;
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// How one product is cut into tasks: blocks of rows times blocks of outputs, tasks with the same outputs
-// in succession because they share the weights.
+// How one product is cut into tasks: blocks of rows times blocks of outputs, tasks with the same
+// outputs in succession because they share the weights.
 struct Split {
   int64_t rows, outputs;              // of the product
   int64_t block_rows, block_outputs;  // kBlockRows * kBlockOutputs values at most
@@ -28,8 +28,8 @@ Split split(int64_t rows, int64_t outputs, int threads) {
   s.block_rows = divide_up(divide_up(rows, s.row_blocks), 4) * 4;
   s.row_blocks = divide_up(rows, s.block_rows);
   if (rows <= 4) {
-    // The weights are read once and take the time: long runs of them, several for each thread so that
-    // one that is held up does not hold up the others.
+    // The weights are read once and take the time: long runs of them, several for each thread so
+    // that one that is held up does not hold up the others.
     const int64_t runs = divide_up(outputs, int64_t{8} * threads);
     s.block_outputs = least(divide_up(runs, 24) * 24, kBlockRows * kBlockOutputs / 4);
   } else {
@@ -56,10 +56,14 @@ Block block(const Split& s, int64_t task) {
 
 UNIFLUID_INLINE Vec activate(Vec v, Activation activation) {
   switch (activation) {
-    case Activation::none: return v;
-    case Activation::silu: return silu(v);
-    case Activation::gelu_tanh: return gelu_tanh(v);
-    case Activation::gelu_erf: return gelu_erf(v);
+    case Activation::none:
+      return v;
+    case Activation::silu:
+      return silu(v);
+    case Activation::gelu_tanh:
+      return gelu_tanh(v);
+    case Activation::gelu_erf:
+      return gelu_erf(v);
   }
   return v;
 }
@@ -74,8 +78,7 @@ UNIFLUID_INLINE float* mutable_row_of(const Tensor& t, int64_t row) {
 // Calls f(offset, lanes) for every vector of `count` elements.
 template <class F>
 UNIFLUID_INLINE void each_vector(int64_t count, F f) {
-  for (int64_t c = 0; c < count; c += kLanes)
-    f(c, static_cast<int>(least(kLanes, count - c)));
+  for (int64_t c = 0; c < count; c += kLanes) f(c, static_cast<int>(least(kLanes, count - c)));
 }
 
 struct LinearTask {
@@ -90,8 +93,8 @@ void linear_task(void* context, int64_t index, int thread) {
   const Block b = block(task.split, index);
   void* scratch = b.rows > 1 ? task.parallel->scratch(thread, kMatmulScratch) : nullptr;
   alignas(64) float product[kBlockRows * kBlockOutputs];
-  matmul(row_of(a.x, b.row), a.x.stride, b.rows, a.weight, b.output, b.outputs, product,
-         b.outputs, scratch);
+  matmul(row_of(a.x, b.row), a.x.stride, b.rows, a.weight, b.output, b.outputs, product, b.outputs,
+         scratch);
   for (int64_t i = 0; i < b.rows; ++i) {
     const float* from = product + i * b.outputs;
     const float* bias = a.bias ? a.bias + b.output : nullptr;

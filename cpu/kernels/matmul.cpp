@@ -1,8 +1,9 @@
 // The matrix product of matmul.h: register tiles, and blocks over k that keep them fed.
 //
-// Weights are stored [outputs, k] and used where they lie, so a tile takes dot products: R rows times
-// N outputs, one vector accumulator each, whose lanes are summed at the end. A step over k loads R + N
-// vectors for R * N multiply-adds; bfloat16 and float16 become float32 on the way into the register.
+// Weights are stored [outputs, k] and used where they lie, so a tile takes dot products: R rows
+// times N outputs, one vector accumulator each, whose lanes are summed at the end. A step over k
+// loads R + N vectors for R * N multiply-adds; bfloat16 and float16 become float32 on the way into
+// the register.
 #include "cpu/kernels/matmul.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
@@ -11,7 +12,8 @@ namespace {
 // The largest tile: accumulators, rows and one weight vector fill the registers.
 constexpr int kTileRows = 4;
 constexpr int kTileOutputs = kRegisters >= 32 ? 6 : 3;
-// A single row gets wider tiles, for enough independent multiply-adds in flight to hide their latency.
+// A single row gets wider tiles, for enough independent multiply-adds in flight to hide their
+// latency.
 constexpr int kRowOutputs = 8;
 
 static_assert(kBlockRows % kTileRows == 0 && kBlockOutputs % kTileOutputs == 0 &&
@@ -22,9 +24,9 @@ static_assert(kBlockRows % kTileRows == 0 && kBlockOutputs % kTileOutputs == 0 &
 // scratch in between. (10 or 7 vectors a step, float32: 40 KiB and 14 KiB.)
 constexpr int64_t kBlockK = kLanes == 16 ? 1024 : 512;
 
-// With few rows a product waits for its weights, which are read once and in order. Tiles of such products
-// fetch what lies so many bytes after the next tile's weights: beyond the reach of the processor's own
-// prefetching, which starts anew with each row and page.
+// With few rows a product waits for its weights, which are read once and in order. Tiles of such
+// products fetch what lies so many bytes after the next tile's weights: beyond the reach of the
+// processor's own prefetching, which starts anew with each row and page.
 constexpr int64_t kFetchAhead = int64_t{64} << 10;
 
 // The loops over a tile's rows and outputs have to vanish for its accumulators to be registers.
@@ -33,9 +35,10 @@ constexpr int64_t kFetchAhead = int64_t{64} << 10;
 // What is to be done with one tile besides the products of its part of k.
 enum Part { kWhole, kFirst, kMiddle, kLast };
 
-// Products of R rows and N outputs over [0, k) of the given pointers. kFirst and kMiddle leave their
-// accumulators in `saved`, kMiddle and kLast begin with them; kWhole and kLast write sums to `out`.
-// Only with kWhole and kLast may k be other than a multiple of kLanes. kStream: see kFetchAhead.
+// Products of R rows and N outputs over [0, k) of the given pointers. kFirst and kMiddle leave
+// their accumulators in `saved`, kMiddle and kLast begin with them; kWhole and kLast write sums to
+// `out`. Only with kWhole and kLast may k be other than a multiple of kLanes. kStream: see
+// kFetchAhead.
 template <class W, int R, int N, bool kStream = false>
 UNIFLUID_INLINE void tile(const float* x, int64_t x_stride, const W* w, int64_t w_stride, int64_t k,
                           float* out, int64_t out_stride, Part part, Vec* saved) {
@@ -89,7 +92,8 @@ UNIFLUID_INLINE void tile(const float* x, int64_t x_stride, const W* w, int64_t 
   UNIFLUID_UNROLL
   for (int t = 0; t < kPadded; t += kLanes) store(total + t, sums(acc + t));
   UNIFLUID_UNROLL
-  for (int i = 0; i < R; ++i) __builtin_memcpy(out + i * out_stride, total + i * N, N * sizeof(float));
+  for (int i = 0; i < R; ++i)
+    __builtin_memcpy(out + i * out_stride, total + i * N, N * sizeof(float));
 }
 
 // Tiles down all rows, for N outputs.
@@ -98,15 +102,18 @@ void tiles(const float* x, int64_t x_stride, int64_t rows, const W* w, int64_t w
            float* out, int64_t out_stride, Part part, Vec* saved) {
   int64_t i = 0;
   for (; i + kTileRows <= rows; i += kTileRows, saved += kTileRows * N) {
-    tile<W, kTileRows, N>(x + i * x_stride, x_stride, w, w_stride, k, out + i * out_stride, out_stride,
-                          part, saved);
+    tile<W, kTileRows, N>(x + i * x_stride, x_stride, w, w_stride, k, out + i * out_stride,
+                          out_stride, part, saved);
   }
   x += i * x_stride;
   out += i * out_stride;
   switch (rows - i) {
-    case 1: return tile<W, 1, N>(x, x_stride, w, w_stride, k, out, out_stride, part, saved);
-    case 2: return tile<W, 2, N>(x, x_stride, w, w_stride, k, out, out_stride, part, saved);
-    case 3: return tile<W, 3, N>(x, x_stride, w, w_stride, k, out, out_stride, part, saved);
+    case 1:
+      return tile<W, 1, N>(x, x_stride, w, w_stride, k, out, out_stride, part, saved);
+    case 2:
+      return tile<W, 2, N>(x, x_stride, w, w_stride, k, out, out_stride, part, saved);
+    case 3:
+      return tile<W, 3, N>(x, x_stride, w, w_stride, k, out, out_stride, part, saved);
   }
 }
 
@@ -117,12 +124,18 @@ void strip(const float* x, int64_t x_stride, int64_t rows, const W* w, int64_t w
 #define UNIFLUID_STRIP(n) \
   tiles<W, n>(x, x_stride, rows, w, w_stride, k, out, out_stride, part, saved)
   switch (outputs) {
-    case 1: return UNIFLUID_STRIP(1);
-    case 2: return UNIFLUID_STRIP(2);
-    case 3: return UNIFLUID_STRIP(3);
-    case 4: return UNIFLUID_STRIP(4);
-    case 5: return UNIFLUID_STRIP(5);
-    case 6: return UNIFLUID_STRIP(6);
+    case 1:
+      return UNIFLUID_STRIP(1);
+    case 2:
+      return UNIFLUID_STRIP(2);
+    case 3:
+      return UNIFLUID_STRIP(3);
+    case 4:
+      return UNIFLUID_STRIP(4);
+    case 5:
+      return UNIFLUID_STRIP(5);
+    case 6:
+      return UNIFLUID_STRIP(6);
   }
 #undef UNIFLUID_STRIP
 }
@@ -131,8 +144,8 @@ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // At most kTileRows rows.
 template <class W, int R, int N>
-void stream(const float* x, int64_t x_stride, const W* w, int64_t w_stride, int64_t k, int64_t count,
-            float* out, int64_t out_stride) {
+void stream(const float* x, int64_t x_stride, const W* w, int64_t w_stride, int64_t k,
+            int64_t count, float* out, int64_t out_stride) {
   const int64_t row_bytes = w_stride * static_cast<int64_t>(sizeof(W));
   // The last output from which on a tile would fetch beyond `count`.
   const int64_t fetching = count - 2 * N - kFetchAhead / row_bytes - 1;
@@ -148,13 +161,17 @@ void stream(const float* x, int64_t x_stride, const W* w, int64_t w_stride, int6
 }
 
 template <class W>
-void multiply(const float* x, int64_t x_stride, int64_t rows, const W* w, int64_t w_stride, int64_t k,
-              int64_t count, float* out, int64_t out_stride, Vec* saved) {
+void multiply(const float* x, int64_t x_stride, int64_t rows, const W* w, int64_t w_stride,
+              int64_t k, int64_t count, float* out, int64_t out_stride, Vec* saved) {
   switch (rows) {
-    case 1: return stream<W, 1, kRowOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
-    case 2: return stream<W, 2, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
-    case 3: return stream<W, 3, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
-    case 4: return stream<W, 4, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
+    case 1:
+      return stream<W, 1, kRowOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
+    case 2:
+      return stream<W, 2, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
+    case 3:
+      return stream<W, 3, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
+    case 4:
+      return stream<W, 4, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
   }
   // Equal blocks, whole vectors each.
   const int64_t blocks = saved && rows > 2 * kTileRows ? (k + kBlockK - 1) / kBlockK : 1;
@@ -169,8 +186,8 @@ void multiply(const float* x, int64_t x_stride, int64_t rows, const W* w, int64_
         const Part part = blocks == 1 ? kWhole : b == 0 ? kFirst : b + 1 < blocks ? kMiddle : kLast;
         for (int64_t n = j; n < block_end; n += kTileOutputs)
           strip(x + i * x_stride + first, x_stride, block_rows, w + n * w_stride + first, w_stride,
-                part_k, least(kTileOutputs, block_end - n), out + i * out_stride + n, out_stride, part,
-                saved ? saved + block_rows * (n - j) : nullptr);
+                part_k, least(kTileOutputs, block_end - n), out + i * out_stride + n, out_stride,
+                part, saved ? saved + block_rows * (n - j) : nullptr);
       }
     }
   }

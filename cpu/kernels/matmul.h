@@ -1,9 +1,10 @@
 // The matrix product that linear, convolution and the diffusion head share.
 //
-// Every output is one vector accumulator that runs over k in steps of kLanes with fused multiply-adds,
-// the last partial step filled with zeros, and is then added up by `sum` of cpu/simd.h. That order is
-// the same for one row and for many, for every tile, block and thread, and for weights of any type, so
-// a row's bits never depend on the rows beside it (core/backend.h, "Invariance").
+// Every output is one vector accumulator that runs over k in steps of kLanes with fused
+// multiply-adds, the last partial step filled with zeros, and is then added up by `sum` of
+// cpu/simd.h. That order is the same for one row and for many, for every tile, block and thread,
+// and for weights of any type, so a row's bits never depend on the rows beside it (core/backend.h,
+// "Invariance").
 #pragma once
 
 #include "core/tensor.h"
@@ -11,13 +12,15 @@
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 
-// A large product is worked off in blocks of so many rows and outputs: those whose accumulators, with
-// the rows and weights that they need at a time, fit a core's second-level cache. Callers that divide a
-// product among threads do best to cut it along these. kBlockOutputs is a multiple of every tile's width.
+// A large product is worked off in blocks of so many rows and outputs: those whose accumulators,
+// with the rows and weights that they need at a time, fit a core's second-level cache. Callers that
+// divide a product among threads do best to cut it along these. kBlockOutputs is a multiple of
+// every tile's width.
 inline constexpr int64_t kBlockRows = 64;
 inline constexpr int64_t kBlockOutputs = 48;
 
-// Bytes of scratch that a large product keeps a block's accumulators in (a thread's own, aligned to 64).
+// Bytes of scratch that a large product keeps a block's accumulators in (a thread's own, aligned to
+// 64).
 inline constexpr size_t kMatmulScratch = size_t{kBlockRows * kBlockOutputs} * sizeof(Vec);
 
 // out[i * out_stride + j] = sum over c of x[i * x_stride + c] * weight[first + j, c]

@@ -7,10 +7,9 @@ namespace {
 
 // Elements below which the calling thread is done before another would have begun.
 constexpr int64_t kSmall = int64_t{1} << 14;
-// Pixels that a float32 sum of group norm runs over before it goes into a float64 one.
-constexpr int64_t kRun = 64;
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 UNIFLUID_INLINE const float* row_of(const Tensor& t, int64_t row) {
   return static_cast<const float*>(t.data) + row * t.stride;
@@ -99,83 +98,146 @@ void layer_norm_row(const LayerNormArgs& a, int64_t row) {
 }
 
 // ---- group norm ----
+//
+// Pixels are cut into runs that fit the second-level cache; how, depends on the image alone. For
+// each run and group a mean and the sum of squared deviations from it are taken in two passes, and
+// those of all runs are put together in order, in float64 (Chan, Golub and LeVeque, "Updating
+// formulae and a pairwise algorithm for computing sample variances", 1979). So the image is read
+// once for its statistics and once to be normalized.
 
-struct GroupPlan {
-  const GroupNormArgs* args;
-  int64_t channels;  // of one group
-  int64_t bundle;    // groups a task takes: as many as fill a vector
+constexpr int64_t kRunElements = int64_t{1} << 15;
+
+struct Moments {
+  double mean, squares;  // `squares`: sum of squared deviations
 };
 
-// The sums over all pixels of f(value, lane) in `lanes` channels from `channel` on, in float64.
-template <class F>
-UNIFLUID_INLINE void column_sums(const Tensor& x, int64_t channel, int lanes, F f,
-                                 double (&sums)[kLanes]) {
-  for (int i = 0; i < kLanes; ++i) sums[i] = 0;
-  for (int64_t first = 0; first < x.rows; first += kRun) {
-    const int64_t end = least(first + kRun, x.rows);
-    Vec part = zero();
-    for (int64_t p = first; p < end; ++p)
-      part = add(part, f(load_n(row_of(x, p) + channel, lanes)));
-    float t[kLanes];
-    store(t, part);
-    for (int i = 0; i < lanes; ++i) sums[i] += t[i];
+struct GroupWork {
+  const GroupNormArgs* args;
+  Parallel* parallel;
+  int64_t run;       // pixels of a run
+  Moments* moments;  // [runs][groups]
+  // Of each channel, once the statistics are known: out = (x - center) * factor + bias.
+  float *center, *factor;
+};
+
+// Calls f(value, i) for the vector that lies i vectors after `channel` in each pixel of [first,
+// end), for kColumns vectors side by side.
+constexpr int kColumns = 4;
+template <int kCount, class F>
+UNIFLUID_INLINE void each_in_columns(const Tensor& x, int64_t first, int64_t end, int64_t channel,
+                                     int lanes, F f) {
+  for (int64_t p = first; p < end; ++p) {
+    const float* at = row_of(x, p) + channel;
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) f(load_n(at + i * kLanes, lanes), i);
   }
 }
 
-// Adds each lane's sum to that of its group.
-UNIFLUID_INLINE void add_to_groups(const double (&sums)[kLanes], int lanes, int64_t first,
-                                   int64_t channels, double (&groups)[kLanes]) {
-  for (int i = 0; i < lanes; ++i) groups[(first + i) / channels] += sums[i];
+// sums[c] = the sum over the run's pixels of x[c], or of (x[c] - center[c])^2 with a center, for
+// the channels from `channel` on that kCount vectors hold, the last of which may be cut off.
+template <int kCount>
+void column_sums(const Tensor& x, int64_t first, int64_t end, int64_t channel, int lanes,
+                 const float* center, float* sums) {
+  Vec total[kCount], middle[kCount];
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) {
+    total[i] = zero();
+    middle[i] = center ? load_n(center + channel + i * kLanes, lanes) : zero();
+  }
+  if (center)
+    each_in_columns<kCount>(x, first, end, channel, lanes, [&](Vec v, int i) {
+      const Vec d = sub(v, middle[i]);
+      total[i] = fma(d, d, total[i]);
+    });
+  else
+    each_in_columns<kCount>(x, first, end, channel, lanes,
+                            [&](Vec v, int i) { total[i] = add(total[i], v); });
+#pragma GCC unroll 4
+  for (int i = 0; i < kCount; ++i) store_n(sums + channel + i * kLanes, total[i], lanes);
 }
 
-void group_norm_task(void* context, int64_t index, int) {
-  const GroupPlan& plan = *static_cast<const GroupPlan*>(context);
-  const GroupNormArgs& a = *plan.args;
-  const int64_t first_group = index * plan.bundle;
-  const int64_t groups = least(plan.bundle, a.groups - first_group);
-  const int64_t begin = first_group * plan.channels, width = groups * plan.channels;
-  const double count = static_cast<double>(a.x.rows) * static_cast<double>(plan.channels);
-
-  double total[kLanes] = {}, squares[kLanes] = {};
-  double sums[kLanes];
-  each_vector(width, [&](int64_t c, int k) {
-    column_sums(
-        a.x, begin + c, k, [](Vec v) { return v; }, sums);
-    add_to_groups(sums, k, c, plan.channels, total);
+void channel_sums(const Tensor& x, int64_t first, int64_t end, const float* center, float* sums) {
+  int64_t c = 0;
+  for (; c + kColumns * kLanes <= x.cols; c += kColumns * kLanes)
+    column_sums<kColumns>(x, first, end, c, kLanes, center, sums);
+  each_vector(x.cols - c, [&](int64_t offset, int lanes) {
+    column_sums<1>(x, first, end, c + offset, lanes, center, sums);
   });
-  float mean[kLanes], scale[kLanes];
-  for (int64_t g = 0; g < groups; ++g) mean[g] = static_cast<float>(total[g] / count);
+}
 
-  // The values of one vector's lanes, by channel.
-  const auto spread = [&](const float* of_group, int64_t c, int k) {
-    float t[kLanes] = {};
-    for (int i = 0; i < k; ++i) t[i] = of_group[(c + i) / plan.channels];
-    return load(t);
-  };
-  each_vector(width, [&](int64_t c, int k) {
-    const Vec center = spread(mean, c, k);
-    column_sums(
-        a.x, begin + c, k,
-        [&](Vec v) {
-          const Vec d = sub(v, center);
-          return mul(d, d);
-        },
-        sums);
-    add_to_groups(sums, k, c, plan.channels, squares);
-  });
-  for (int64_t g = 0; g < groups; ++g)
-    scale[g] = inverse_root(static_cast<float>(squares[g] / count) + a.eps);
+// Values of channels: a thread's scratch holds two rows of them, rounded up to whole vectors.
+int64_t scratch_row(const GroupNormArgs& args) {
+  return (args.x.cols + kLanes - 1) / kLanes * kLanes;
+}
 
-  each_vector(width, [&](int64_t c, int k) {
-    const Vec center = spread(mean, c, k);
-    const Vec factor = mul(spread(scale, c, k), load_n(a.weight + begin + c, k));
-    const Vec bias = load_n(a.bias + begin + c, k);
-    for (int64_t p = 0; p < a.x.rows; ++p) {
-      Vec v = fma(sub(load_n(row_of(a.x, p) + begin + c, k), center), factor, bias);
+void moments_task(void* context, int64_t index, int thread) {
+  const GroupWork& work = *static_cast<const GroupWork*>(context);
+  const GroupNormArgs& a = *work.args;
+  const int64_t first = index * work.run, end = least(first + work.run, a.x.rows);
+  const int64_t channels = a.x.cols / a.groups;
+  const double count = static_cast<double>((end - first) * channels);
+  Moments* moments = work.moments + index * a.groups;
+  // Thread 0's scratch begins with the moments of all runs.
+  float* sums = thread == 0 ? work.center
+                            : static_cast<float*>(work.parallel->scratch(
+                                  thread, 2 * sizeof(float) * static_cast<size_t>(scratch_row(a))));
+  float* center = sums + scratch_row(a);
+
+  channel_sums(a.x, first, end, nullptr, sums);
+  for (int64_t g = 0; g < a.groups; ++g) {
+    double total = 0;
+    for (int64_t c = 0; c < channels; ++c) total += sums[g * channels + c];
+    moments[g].mean = total / count;
+    for (int64_t c = 0; c < channels; ++c)
+      center[g * channels + c] = static_cast<float>(moments[g].mean);
+  }
+  channel_sums(a.x, first, end, center, sums);
+  for (int64_t g = 0; g < a.groups; ++g) {
+    double total = 0;
+    for (int64_t c = 0; c < channels; ++c) total += sums[g * channels + c];
+    moments[g].squares = total;
+  }
+}
+
+void normalize_task(void* context, int64_t index, int) {
+  const GroupWork& work = *static_cast<const GroupWork*>(context);
+  const GroupNormArgs& a = *work.args;
+  const int64_t first = index * work.run, end = least(first + work.run, a.x.rows);
+  for (int64_t p = first; p < end; ++p) {
+    const float* x = row_of(a.x, p);
+    float* out = mutable_row_of(a.out, p);
+    each_vector(a.x.cols, [&](int64_t c, int n) {
+      const Vec d = sub(load_n(x + c, n), load_n(work.center + c, n));
+      Vec v = fma(d, load_n(work.factor + c, n), load_n(a.bias + c, n));
       if (a.silu) v = silu(v);
-      store_n(mutable_row_of(a.out, p) + begin + c, v, k);
+      store_n(out + c, v, n);
+    });
+  }
+}
+
+// From the moments of the runs, those of each group over all pixels, and from these `center` and
+// `factor`.
+void finish_moments(const GroupWork& work, int64_t runs) {
+  const GroupNormArgs& a = *work.args;
+  const int64_t channels = a.x.cols / a.groups;
+  for (int64_t g = 0; g < a.groups; ++g) {
+    double count = 0, mean = 0, squares = 0;
+    for (int64_t r = 0; r < runs; ++r) {
+      const Moments& part = work.moments[r * a.groups + g];
+      const double part_count =
+          static_cast<double>(least(work.run, a.x.rows - r * work.run) * channels);
+      const double difference = part.mean - mean;
+      const double together = count + part_count;
+      mean += difference * part_count / together;
+      squares += part.squares + difference * difference * count * part_count / together;
+      count = together;
     }
-  });
+    const float scale = inverse_root(static_cast<float>(squares / count) + a.eps);
+    for (int64_t c = g * channels; c < (g + 1) * channels; ++c) {
+      work.center[c] = static_cast<float>(mean);
+      work.factor[c] = scale * a.weight[c];
+    }
+  }
 }
 
 }  // namespace
@@ -188,15 +250,22 @@ void layer_norm(const LayerNormArgs& args, Parallel& parallel) {
   each_row(args, layer_norm_row, parallel);
 }
 
-void group_norm(const GroupNormArgs& args, Parallel& parallel) {
-  const int64_t channels = args.x.cols / args.groups;
-  GroupPlan plan{&args, channels, channels < kLanes ? kLanes / channels : 1};
-  const int64_t tasks = (args.groups + plan.bundle - 1) / plan.bundle;
-  if (args.x.size() < kSmall) {
-    for (int64_t i = 0; i < tasks; ++i) group_norm_task(&plan, i, 0);
-  } else {
-    parallel.run(tasks, group_norm_task, &plan);
-  }
+bool group_norm(const GroupNormArgs& args, Parallel& parallel) {
+  const int64_t run = most(kRunElements / args.x.cols, 1);
+  const int64_t runs = (args.x.rows + run - 1) / run;
+  const size_t moments = (sizeof(Moments) * static_cast<size_t>(runs * args.groups) + 63) / 64 * 64;
+  const size_t rows = 2 * sizeof(float) * static_cast<size_t>(scratch_row(args));
+  for (int t = 0; t < parallel.threads(); ++t)
+    if (!parallel.scratch(t, t == 0 ? moments + rows : rows)) return false;
+  char* memory = static_cast<char*>(parallel.scratch(0, moments + rows));
+
+  GroupWork work{&args, &parallel, run, reinterpret_cast<Moments*>(memory), nullptr, nullptr};
+  work.center = reinterpret_cast<float*>(memory + moments);
+  work.factor = work.center + scratch_row(args);
+  parallel.run(runs, moments_task, &work);
+  finish_moments(work, runs);
+  parallel.run(runs, normalize_task, &work);
+  return true;
 }
 
 }  // namespace unifluid::cpu::UNIFLUID_ISA
