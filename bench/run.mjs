@@ -134,6 +134,7 @@ const CASES = {
       return (all - start) / count;
     };
     await write(1);
+    const peak = peakBytes() - before;
     const rates = [];
     const ratios = [];
     for (let i = 0; i < rounds; i++) {
@@ -147,7 +148,6 @@ const CASES = {
       `| Gemma-2-2B shape, bf16, one row | ${((bytes / median(rates)) * 1e3).toFixed(1)} ms a token | ` +
         `reads ${gb(median(rates))} | ${(median(ratios) * 100).toFixed(0)} % | of the read bandwidth measured on the same threads |`,
     );
-    const peak = peakBytes() - before;
     print(
       `| the same, peak resident memory | ${(peak / 2 ** 20).toFixed(0)} MiB | weights ${(bytes / 2 ** 20).toFixed(0)} MiB | ` +
         `${(peak / bytes).toFixed(3)}× | mapped weights count as resident |`,
