@@ -1,0 +1,125 @@
+/** What README, the documentation and the examples say, held against the program. */
+
+import { execFile } from "node:child_process";
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join, relative } from "node:path";
+import { promisify } from "node:util";
+import { ExitCode } from "../../lib/cli/exit-codes.js";
+import { errorClass, errorCodes } from "../../lib/errors.js";
+
+const execute = promisify(execFile);
+const root = join(__dirname, "../..");
+const read = (path: string) => readFileSync(join(root, path), "utf8");
+const markdown = (folder: string) =>
+  readdirSync(join(root, folder))
+    .filter((name) => name.endsWith(".md"))
+    .map((name) => join(folder, name));
+const pages = [...markdown("."), ...markdown("docs"), "models/shapes-64/README.md"];
+
+let project: string;
+beforeEach(() => {
+  project = mkdtempSync(join(tmpdir(), "unifluid-docs-"));
+  mkdirSync(join(project, "node_modules"));
+  symlinkSync(root, join(project, "node_modules/unifluid"));
+});
+afterEach(() => rmSync(project, { recursive: true, force: true }));
+
+/** Code blocks of a language, with the page and the line they begin at. */
+function blocks(language: string): [string, string][] {
+  return pages.flatMap((page) => {
+    const text = read(page);
+    return [...text.matchAll(new RegExp(`^\`\`\`${language}\n([^]*?)^\`\`\``, "gm"))].map(
+      (match): [string, string] => [
+        `${page}:${text.slice(0, match.index).split("\n").length}`,
+        match[1]!,
+      ],
+    );
+  });
+}
+
+test.each(blocks("js"))("the program at %s runs", async (_, program) => {
+  writeFileSync(join(project, "program.mjs"), program);
+  const { stderr } = await execute(process.execPath, ["program.mjs"], { cwd: project });
+  expect(stderr).toBe("");
+});
+
+test("what the programs print is what their comments say", async () => {
+  const printed = blocks("js").flatMap(([page, program]) =>
+    [...program.matchAll(/^\s*console\.log\(.*\); \/\/ (.+)$/gm)].map((m) => ({
+      page,
+      program,
+      line: m[1]!,
+    })),
+  );
+  expect(printed.length).toBeGreaterThan(2);
+  for (const { program, line } of printed) {
+    writeFileSync(join(project, "program.mjs"), program);
+    const { stdout } = await execute(process.execPath, ["program.mjs"], { cwd: project });
+    const said = line.replace(/\s/g, "");
+    expect(stdout.split("\n").map((text) => text.replace(/\s/g, ""))).toContain(said);
+  }
+});
+
+/** Commands of this program; those of a clone (npm, npx jest) are what runs these tests. */
+const commands = blocks("sh").flatMap(([page, block]) =>
+  block
+    .split("\n")
+    .flatMap((line) => line.split("&&"))
+    .filter((line) => line.trim().startsWith("npx unifluid"))
+    .map((line): [string, string] => [page, line.trim()]),
+);
+
+test("the commands of README and of the command line's page run one after the other", async () => {
+  expect(commands.length).toBeGreaterThan(5);
+  for (const [page, command] of commands) {
+    const line = command.replace(
+      /^npx unifluid/,
+      `"${process.execPath}" "${root}/dist/cli/main.js"`,
+    );
+    await execute("bash", ["-c", line], { cwd: project }).catch((error) => {
+      throw new Error(`${page}: ${command}\n${error.stderr}`);
+    });
+  }
+});
+
+test.each(readdirSync(join(root, "examples")))("the example %s runs", async (name) => {
+  const photo = "test/fixtures/shapes-64/expected/caption0.png";
+  cpSync(join(root, photo), join(project, "photo.png"));
+  cpSync(join(root, "examples", name), join(project, name));
+  const { stdout, stderr } = await execute(process.execPath, [name], { cwd: project });
+  expect(stdout + stderr).not.toBe("");
+});
+
+test("every error code is explained, with its class", () => {
+  const rows = [...read("docs/errors.md").matchAll(/^\| `([A-Z_]+)` \| `(\w+)` \|/gm)];
+  const explained = rows.map(([, code, name]) => [code, name]);
+  expect(explained.sort()).toEqual(
+    errorCodes.map((code) => [code, (errorClass(code) as { name: string }).name]).sort(),
+  );
+});
+
+test("every exit code is explained", () => {
+  const page = read("docs/cli.md");
+  for (const code of Object.values(ExitCode))
+    expect(page).toMatch(new RegExp(`^\\| ${code}\\b`, "m"));
+});
+
+test("links within the repository lead somewhere", () => {
+  for (const page of pages) {
+    for (const [, target] of read(page).matchAll(/\]\(([^)#\s]+)(?:#[^)]*)?\)/g)) {
+      if (/^https?:/.test(target!)) continue;
+      const path = relative(root, join(root, dirname(page), target!));
+      expect(() => read(path)).not.toThrow();
+    }
+  }
+});

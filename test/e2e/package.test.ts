@@ -1,0 +1,179 @@
+/** The package as npm would publish it: what is in it, and that it works where it is installed. */
+
+import { execFile } from "node:child_process";
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { promisify } from "node:util";
+import { findAddon } from "../../lib/addon.js";
+
+const execute = promisify(execFile);
+const root = join(__dirname, "../..");
+const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
+  version: string;
+  dependencies: Record<string, string>;
+};
+const target = `${process.platform}-${process.arch}`;
+
+let project: string;
+let installed: string;
+let files: string[];
+
+/** Packs the package and unpacks it as a project's dependency, beside its own dependencies. */
+beforeAll(async () => {
+  project = mkdtempSync(join(tmpdir(), "unifluid-package-"));
+  const args = ["pack", "--json", "--ignore-scripts", "--pack-destination", project];
+  const { stdout } = await execute("npm", args, { cwd: root, maxBuffer: 1 << 24 });
+  const [packed] = JSON.parse(stdout) as [{ filename: string; files: { path: string }[] }];
+  files = packed.files.map(({ path }) => path);
+  const modules = join(project, "node_modules");
+  installed = join(modules, "unifluid");
+  mkdirSync(installed, { recursive: true });
+  await execute("tar", [
+    "-xzf",
+    join(project, packed.filename),
+    "-C",
+    installed,
+    "--strip-components=1",
+  ]);
+  for (const name of [...Object.keys(manifest.dependencies), "@types/node"]) {
+    mkdirSync(dirname(join(modules, name)), { recursive: true });
+    symlinkSync(join(root, "node_modules", name), join(modules, name));
+  }
+  writeFileSync(join(project, "package.json"), '{ "private": true }\n');
+});
+afterAll(() => rmSync(project, { recursive: true, force: true }));
+
+/** Runs node in the project, without what this test's own environment says about the addon. */
+function node(args: string[]) {
+  const { UNIFLUID_NATIVE: _, ...env } = process.env;
+  return execute(process.execPath, args, { cwd: project, env });
+}
+
+test("holds what is needed, and nothing else", () => {
+  for (const needed of [
+    "dist/index.js",
+    "dist/index.mjs",
+    "dist/index.d.ts",
+    "dist/index.d.mts",
+    "dist/cli/main.js",
+    "models/shapes-64/config.json",
+    "models/shapes-64/model.safetensors",
+    "models/shapes-64/vae/diffusion_pytorch_model.safetensors",
+    "CMakeLists.txt",
+    "core/backend.h",
+    "cpu/backend.cpp",
+    "binding/addon.cpp",
+    "scripts/install.mjs",
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+  ]) {
+    expect(files).toContain(needed);
+  }
+  const folders = [
+    "dist",
+    "models",
+    "prebuilds",
+    "core",
+    "cpu",
+    "binding",
+    "cuda",
+    "scripts",
+    "docs",
+  ];
+  const single = ["CMakeLists.txt", "LICENSE", "README.md", "CHANGELOG.md", "package.json"];
+  const others = files.filter(
+    (path) => !single.includes(path) && !folders.includes(path.split("/", 1)[0]!),
+  );
+  expect(others).toEqual([]);
+  expect(files.filter((path) => /(^|\/)(test|fixtures|node_modules)\//.test(path))).toEqual([]);
+});
+
+test("without a binary, installing compiles nothing and says what to do", async () => {
+  const { stdout, stderr } = await node([join(installed, "scripts/install.mjs")]);
+  expect(stdout).toBe(
+    `unifluid: no prebuilt addon for ${target} in this package; to compile it here, run: npx unifluid build\n`,
+  );
+  expect(stderr).toBe("");
+  const doctor = node([join(installed, "dist/cli/main.js"), "doctor"]);
+  await expect(doctor).rejects.toMatchObject({
+    code: 5,
+    stderr: expect.stringContaining("npx unifluid build"),
+  });
+});
+
+describe("with a prebuilt binary", () => {
+  beforeAll(() => {
+    const folder = join(installed, "prebuilds", target);
+    mkdirSync(folder, { recursive: true });
+    cpSync(findAddon().path, join(folder, "unifluid.node"));
+  });
+
+  test("installing does nothing", async () => {
+    expect(await node([join(installed, "scripts/install.mjs")])).toEqual({
+      stdout: "",
+      stderr: "",
+    });
+  });
+
+  test("import and require give the same classes, and they draw", async () => {
+    writeFileSync(
+      join(project, "both.mjs"),
+      `import { createRequire } from "node:module";
+       import * as esm from "unifluid";
+       const cjs = createRequire(import.meta.url)("unifluid");
+       const names = Object.keys(cjs);
+       const model = await esm.UniFluid.load("shapes-64", { threads: 1 });
+       const image = await model.generate("a red circle", { seed: 1, steps: 1 });
+       await model.dispose();
+       console.log(JSON.stringify({
+         same: names.length > 0 && names.every((name) => esm[name] === cjs[name]),
+         sameSize: Object.keys(esm).length === names.length,
+         width: image.width,
+         instance: image instanceof cjs.Image,
+       }));`,
+    );
+    const { stdout } = await node(["both.mjs"]);
+    expect(JSON.parse(stdout)).toEqual({ same: true, sameSize: true, width: 64, instance: true });
+  });
+
+  test("the program runs, and knows its version and binary", async () => {
+    const main = join(installed, "dist/cli/main.js");
+    expect((await node([main, "--version"])).stdout).toBe(`${manifest.version}\n`);
+    expect((await node([main, "doctor"])).stdout).toContain("it came with the package");
+  });
+
+  test("its types hold for import and for require", async () => {
+    const program = `import { UniFluid, InvalidOptionError, type Image, type ImageInput } from "unifluid";
+      export async function draw(input: ImageInput): Promise<Image[]> {
+        await using model = await UniFluid.load("shapes-64", { threads: 2 });
+        const text: string = await model.caption(input);
+        for await (const step of model.generateStream(text)) step.cells satisfies number[];
+        try {
+          return await model.generate([text], { seed: 7n, order: "random" });
+        } catch (error) {
+          if (error instanceof InvalidOptionError) error.code satisfies "INVALID_OPTION";
+          throw error;
+        }
+      }
+      // @ts-expect-error: there is no such option
+      export const wrong = (model: UniFluid) => model.generate("x", { step: 1 });\n`;
+    writeFileSync(join(project, "types.mts"), program);
+    writeFileSync(join(project, "types.cts"), program);
+    const options = ["--noEmit", "--strict", "--module", "node16", "--target", "es2022"];
+    const libraries = ["--lib", "es2022,esnext.disposable", "--types", "node"];
+    const tsc = join(root, "node_modules/typescript/bin/tsc");
+    await node([tsc, ...options, ...libraries, "types.mts", "types.cts"]).catch((error) => {
+      throw new Error(error.stdout);
+    });
+  });
+});
