@@ -21,5 +21,5 @@ module.exports = () => {
     cwd: root,
     stdio: "inherit",
   });
-  execFileSync(process.execPath, ["scripts/write-esm.mjs"], { cwd: root, stdio: "inherit" });
+  execFileSync(process.execPath, ["scripts/finish-dist.mjs"], { cwd: root, stdio: "inherit" });
 };

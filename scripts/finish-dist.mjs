@@ -1,8 +1,8 @@
-// Writes dist/index.mjs and dist/index.d.mts: the ES module face of the CommonJS build.
+// What tsc leaves undone in dist/: the ES module face of the CommonJS build, and a program that can be run.
 //
-// It re-exports the CommonJS module instead of being a second build, so that a process in which one
-// library says `import` and another `require` has one instance of every class and of the addon.
-import { writeFileSync } from "node:fs";
+// index.mjs re-exports the CommonJS module instead of being a second build, so that a process in which
+// one library says `import` and another `require` has one instance of every class and of the addon.
+import { chmodSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 
@@ -18,3 +18,6 @@ writeFileSync(
   `import cjs from "./index.js";\n\nexport const {\n${names.map((name) => `  ${name},\n`).join("")}} = cjs;\n`,
 );
 writeFileSync(new URL("index.d.mts", dist), 'export * from "./index.js";\n');
+
+// npm does this when it links a program, but not when a linked clone is built again.
+chmodSync(new URL("cli/main.js", dist), 0o755);
