@@ -1,6 +1,5 @@
 /** What every command runs in: its signal, its output, and how it ends. */
 
-import { setMaxListeners } from "node:events";
 import { ExitCode, exitCodeOf, Interrupted } from "./exit-codes.js";
 
 export interface OutputFlags {
@@ -24,8 +23,6 @@ export async function runCommand(
 ): Promise<void> {
   const { json = false, quiet = false } = flags;
   const controller = new AbortController();
-  // Every image that is drawn listens.
-  setMaxListeners(0, controller.signal);
   const interrupt = (exitCode: number) => () => {
     // Whoever asks twice does not want to wait for the next step.
     if (controller.signal.aborted) process.exit(exitCode);

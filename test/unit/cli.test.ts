@@ -1,0 +1,80 @@
+/** The small parts of the command line; the program as a whole: test/e2e/cli.test.ts. */
+
+import {
+  ExitCode,
+  exitCodeOf,
+  Interrupted,
+  OutputError,
+  UsageError,
+} from "../../lib/cli/exit-codes.js";
+import { numberedName } from "../../lib/cli/output.js";
+import { formatBytes, formatCount, formatTable } from "../../lib/cli/tables.js";
+import { errorClass, errorCodes, UniFluidError } from "../../lib/errors.js";
+
+test("numbered names keep folder and extension", () => {
+  expect(numberedName("a.b/out.png", 0, 1)).toBe("a.b/out.png");
+  expect(numberedName("a.b/out.png", 0, 2)).toBe("a.b/out-0001.png");
+  expect(numberedName("a.b/out", 41, 99)).toBe("a.b/out-0042");
+  expect(numberedName("out.tar.webp", 12344, 20000)).toBe("out.tar-12345.webp");
+});
+
+test.each([
+  [0, "0 bytes"],
+  [1023, "1023 bytes"],
+  [1024, "1.0 KiB"],
+  [150 * 1024, "150 KiB"],
+  [5.25 * 2 ** 30, "5.3 GiB"],
+  [2 ** 60, "1048576 TiB"],
+])("%p bytes are %p", (bytes, text) => {
+  expect(formatBytes(bytes)).toBe(text);
+});
+
+test.each([
+  [0, "0"],
+  [99_999, "99999"],
+  [428_871, "0.43 million"],
+  [250_000_000, "250 million"],
+  [2_610_000_000, "2.61 billion"],
+])("%p parameters are %p", (count, text) => {
+  expect(formatCount(count)).toBe(text);
+});
+
+test("tables line up", () => {
+  expect(
+    formatTable([
+      ["a", "1"],
+      ["long", "2"],
+      ["", "3"],
+    ]),
+  ).toBe("a     1\nlong  2\n      3\n");
+});
+
+describe("exit codes", () => {
+  const expected: Record<string, number> = {
+    INVALID_OPTION: 2,
+    INSUFFICIENT_MEMORY: 4,
+    DEVICE_ERROR: 5,
+    DEVICE_UNAVAILABLE: 5,
+    NATIVE_NOT_FOUND: 5,
+    NATIVE_LOAD_FAILED: 5,
+    INTERNAL: 1,
+    DISPOSED: 1,
+    CANCELLED: 1,
+  };
+
+  test.each(errorCodes.map((code) => [code, expected[code] ?? 3] as const))(
+    "%s: %i",
+    (code, exit) => {
+      expect(errorClass(code).prototype).toBeInstanceOf(UniFluidError);
+      expect(exitCodeOf(new UniFluidError(code, "message"))).toBe(exit);
+    },
+  );
+
+  test("of everything else", () => {
+    expect(exitCodeOf(new UsageError("x"))).toBe(ExitCode.usage);
+    expect(exitCodeOf(new OutputError("x"))).toBe(ExitCode.output);
+    expect(exitCodeOf(new Interrupted(143))).toBe(143);
+    expect(exitCodeOf(new TypeError("x"))).toBe(ExitCode.internal);
+    expect(exitCodeOf("x")).toBe(ExitCode.internal);
+  });
+});
