@@ -237,9 +237,21 @@ LoadOptions load_options(const Napi::Value& value) {
   const int64_t memory = integer(o, "maxMemory");
   if (memory < 0) wrong("maxMemory", "a positive integer");
   options.max_memory = static_cast<size_t>(memory);
-  options.max_sequences = integer(o, "maxSequences");
-  if (options.max_sequences < 1) wrong("maxSequences", "a positive integer");
+  options.limits.max_sequences = integer(o, "maxSequences");
+  if (options.limits.max_sequences < 1) wrong("maxSequences", "a positive integer");
+  if (present(o, "maxQueue")) {
+    options.limits.max_queue = integer(o, "maxQueue");
+    if (options.limits.max_queue < 0) wrong("maxQueue", "an integer that is not negative");
+  }
+  const int64_t activations = integer(o, "activationBytes");
+  if (activations < 0) wrong("activationBytes", "an integer that is not negative");
+  options.limits.activation_bytes = static_cast<size_t>(activations);
   return options;
+}
+
+int64_t priority(const Napi::Value& request) {
+  const Napi::Object o = object(request, "the request");
+  return present(o, "priority") ? integer(o, "priority") : 0;
 }
 
 Request request(const Napi::Value& value) {
@@ -335,9 +347,15 @@ Napi::Value to_js(Napi::Env env, const EngineStats& s) {
   o.Set("running", static_cast<double>(s.running));
   o.Set("waiting", static_cast<double>(s.waiting));
   o.Set("sequenceBytes", static_cast<double>(s.sequence_bytes));
+  o.Set("workspaceBytes", static_cast<double>(s.workspace_bytes));
   o.Set("allocatedBytes", static_cast<double>(s.allocated_bytes));
+  o.Set("availableBytes", static_cast<double>(s.available_bytes));
   o.Set("steps", static_cast<double>(s.steps));
   o.Set("rows", static_cast<double>(s.rows));
+  o.Set("completed", static_cast<double>(s.completed));
+  o.Set("failed", static_cast<double>(s.failed));
+  o.Set("cancelled", static_cast<double>(s.cancelled));
+  o.Set("refused", static_cast<double>(s.refused));
   return o;
 }
 

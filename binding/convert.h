@@ -25,12 +25,13 @@ struct LoadOptions {
   int threads;
   std::string isa;  // empty: the best
   size_t max_memory;
-  int64_t max_sequences;
+  EngineLimits limits;
 };
 
 ModelSpec model_spec(const Napi::Value& value);
 LoadOptions load_options(const Napi::Value& value);
 Request request(const Napi::Value& value);
+int64_t priority(const Napi::Value& request);
 
 Napi::Value to_js(Napi::Env env, const std::vector<Event>& events);
 Napi::Value to_js(Napi::Env env, const EngineStats& stats);

@@ -85,7 +85,7 @@ Napi::Value ModelHandle::load(const Napi::CallbackInfo& info) {
                                             options.max_memory);
             auto model = std::make_unique<Model>(spec->config, spec->files,
                                                  std::move(spec->records), std::move(backend));
-            *engine = std::make_shared<Engine>(std::move(model), options.max_sequences, sink);
+            *engine = std::make_shared<Engine>(std::move(model), options.limits, sink);
           } catch (...) {
             channel->function.Release();
             throw;
@@ -134,7 +134,7 @@ Napi::Value ModelHandle::submit(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     if (!engine_) throw Error(error_code::kDisposed, "the model was disposed of");
-    const uint64_t id = engine_->submit(request(info[0]));
+    const uint64_t id = engine_->submit(request(info[0]), priority(info[0]));
     // Its events cannot arrive before this: they come on this thread.
     channel_->opened(env, id);
     return Napi::Number::New(env, static_cast<double>(id));

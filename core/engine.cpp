@@ -25,9 +25,9 @@ constexpr size_t kWorkspaceKept = size_t{256} << 20;
 
 }  // namespace
 
-Engine::Engine(std::unique_ptr<Model> model, int64_t max_sequences, Sink sink)
+Engine::Engine(std::unique_ptr<Model> model, const EngineLimits& limits, Sink sink)
     : model_(std::move(model)),
-      max_sequences_(std::max<int64_t>(max_sequences, 1)),
+      limits_(limits),
       sink_(std::move(sink)),
       description_(model_->backend->description()),
       workspace_(std::make_unique<Workspace>(*model_->backend)),
@@ -37,12 +37,23 @@ Engine::~Engine() { stop(); }
 
 // ---- from other threads ----
 
-uint64_t Engine::submit(Request&& request) {
+uint64_t Engine::submit(Request&& request, int64_t priority) {
   std::lock_guard lock(mutex_);
   if (stopping_) throw Error(error_code::kDisposed, "the model was disposed of");
+  if (priority < -kMaxPriority || priority > kMaxPriority)
+    throw Error(error_code::kInvalidArgument, "expected a priority from -1000 to 1000");
   validate(request, *model_);
+  if (limits_.max_queue >= 0 &&
+      stats_.running + stats_.waiting >= limits_.max_sequences + limits_.max_queue) {
+    ++stats_.refused;
+    throw Error(error_code::kQueueFull, std::to_string(stats_.running) + " requests run and " +
+                                            std::to_string(stats_.waiting) + " wait, where " +
+                                            std::to_string(limits_.max_sequences) +
+                                            " may run and " + std::to_string(limits_.max_queue) +
+                                            " may wait");
+  }
   const uint64_t id = next_id_++;
-  inbox_.push_back({id, std::move(request)});
+  inbox_.push_back({id, rank_of(id, priority), std::move(request)});
   ++stats_.waiting;
   wake_.notify_one();
   return id;
@@ -66,7 +77,9 @@ void Engine::stop() {
 
 EngineStats Engine::stats() const {
   std::lock_guard lock(mutex_);
-  return stats_;
+  EngineStats stats = stats_;
+  if (model_) stats.available_bytes = model_->backend->available();
+  return stats;
 }
 
 // ---- the engine's thread ----
@@ -77,7 +90,7 @@ void Engine::run() {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] {
         return stopping_ || !inbox_.empty() || !cancelled_.empty() || !running_.empty() ||
-               !waiting_.empty();
+               !undecoded_.empty() || !waiting_.empty();
       });
       if (stopping_) break;
     }
@@ -85,6 +98,7 @@ void Engine::run() {
       take_inbox();
       admit();
       if (!running_.empty()) step();
+      decode_next();
       workspace_->trim(kWorkspaceKept);
     } catch (const std::exception& error) {
       // What failed belongs to the batch, not to one sequence: memory for the step, a device.
@@ -96,7 +110,7 @@ void Engine::run() {
   }
   take_inbox();
   const Error disposed(error_code::kDisposed, "the model was disposed of");
-  for (const Waiting& w : waiting_) fail(w.id, disposed);
+  waiting_.for_each([&](const Waiting& w) { fail(w.id, disposed); });
   waiting_.clear();
   fail_all(disposed);
   sweep();
@@ -111,54 +125,86 @@ void Engine::take_inbox() {
   std::vector<uint64_t> cancelled;
   {
     std::lock_guard lock(mutex_);
-    for (Waiting& w : inbox_) waiting_.push_back(std::move(w));
+    for (Waiting& w : inbox_) waiting_.push(std::move(w));
     inbox_.clear();
     cancelled.swap(cancelled_);
   }
   if (cancelled.empty()) return;
   const std::unordered_set<uint64_t> gone(cancelled.begin(), cancelled.end());
-  std::erase_if(waiting_, [&](const Waiting& w) { return gone.count(w.id) != 0; });
-  for (uint64_t id : gone) remove(id);
-  sweep();
+  const auto is_gone = [&](uint64_t id) { return gone.count(id) != 0; };
+  size_t count = waiting_.erase_if(is_gone);
+  count += std::erase_if(undecoded_, [&](const Undecoded& u) { return is_gone(u.id); });
+  count += std::erase_if(running_, [&](const auto& s) { return is_gone(s->id); });
+  cancelled_count_ += static_cast<int64_t>(count);
 }
 
-// First come, first served: a request that must wait for memory holds back those behind it, or a
-// stream of small ones would keep a large one out for good.
+size_t Engine::running_bytes() const {
+  size_t bytes = 0;
+  for (const auto& sequence : running_) bytes += sequence->bytes();
+  return bytes;
+}
+
+// Even with all that runs out of the way.
+bool Engine::never_fits(size_t bytes) const {
+  return bytes > model_->backend->available() + running_bytes();
+}
+
+// By rank. A request that must wait for memory holds back those behind it, or a stream of small
+// ones would keep a large one out for good.
 void Engine::admit() {
   int64_t prefill = 0;
-  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < max_sequences_ &&
+  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < limits_.max_sequences &&
+         static_cast<int64_t>(undecoded_.size()) < limits_.max_sequences &&
          prefill < kPrefillRows) {
     Waiting& next = waiting_.front();
     const uint64_t id = next.id;
     try {
       const size_t bytes = sequence_bytes(next.request, *model_);
-      if (bytes > model_->backend->available()) {
-        if (!running_.empty()) return;
+      const size_t available = model_->backend->available();
+      if (never_fits(bytes))
         throw Error(error_code::kInsufficientMemory,
                     "the sequence needs " + std::to_string(bytes) + " bytes for its cache where " +
-                        std::to_string(model_->backend->available()) + " are available");
-      }
-      std::visit(
-          [&](auto&& request) {
-            using Kind = std::decay_t<decltype(request)>;
-            if constexpr (std::is_same_v<Kind, EncodeRequest>) {
-              emit(id, encode(request));
-              prefill = kPrefillRows;  // enough for one step
-            } else if constexpr (std::is_same_v<Kind, DecodeRequest>) {
-              emit(id, decode(request));
-              prefill = kPrefillRows;
-            } else {
-              running_.push_back(std::make_unique<Sequence>(
-                  make_sequence(id, std::move(request), *model_, *workspace_)));
-              for (const Stream& s : running_.back()->streams) prefill += s.prefix.rows;
-            }
-          },
-          std::move(next.request));
+                        std::to_string(available + running_bytes()) +
+                        " could be had with nothing else running");
+      const size_t held = workspace_->bytes();
+      const size_t step = limits_.activation_bytes > held ? limits_.activation_bytes - held : 0;
+      if (bytes + step > available && !running_.empty()) return;
+      start(std::move(next), prefill);
     } catch (const std::exception& error) {
       fail(id, error);
     }
     waiting_.pop_front();
   }
+}
+
+// Work of a request that is done at once counts as a step's share of prefill rows, so that what
+// runs already gets its turn between any two such pieces.
+void Engine::start(Waiting&& waiting, int64_t& prefill) {
+  const uint64_t id = waiting.id;
+  std::visit(
+      [&](auto&& request) {
+        using Kind = std::decay_t<decltype(request)>;
+        if constexpr (std::is_same_v<Kind, EncodeRequest>) {
+          emit(id, encode(request));
+          ++completed_;
+          prefill += kPrefillRows;
+        } else if constexpr (std::is_same_v<Kind, DecodeRequest>) {
+          emit(id, decode(request));
+          ++completed_;
+          prefill += kPrefillRows;
+        } else {
+          if (!request.prefix.source_pixels.empty()) prefill += kPrefillRows;  // an encoding
+          auto sequence = std::make_unique<Sequence>(
+              make_sequence(id, std::move(request), *model_, *workspace_));
+          sequence->rank = waiting.rank;
+          for (const Stream& s : sequence->streams) prefill += s.prefix.rows;
+          const auto at = std::upper_bound(
+              running_.begin(), running_.end(), sequence->rank,
+              [](int64_t rank, const auto& running) { return rank < running->rank; });
+          running_.insert(at, std::move(sequence));
+        }
+      },
+      std::move(waiting.request));
 }
 
 // The batch of one step. Its rows are, in this order: a row for each text being written, the rows
@@ -320,6 +366,7 @@ void Engine::add_token(Sequence& sequence, int32_t token) {
   done.tokens = std::move(text.tokens);
   done.stopped = stopped;
   emit(sequence.id, std::move(done));
+  ++completed_;
   remove(sequence.id);
 }
 
@@ -343,6 +390,7 @@ void Engine::finish_scores(Step& step) {
     DoneEvent done;
     done.logits = std::move(score->logits);
     emit(run.sequence->id, std::move(done));
+    ++completed_;
     remove(run.sequence->id);
   }
 }
@@ -391,12 +439,32 @@ void Engine::complete_drawing(Sequence& sequence) {
         throw Error(error_code::kNumerical,
                     "the drawing holds values that are not finite: a weight is NaN or infinite, or "
                     "the sampler needs an x0 limit");
-    if (draw.request.decode) decode_pixels(done.latents.data(), image.grid, image.grid, done);
-    emit(sequence.id, std::move(done));
+    if (draw.request.decode) {
+      undecoded_.push_back({sequence.id, std::move(done)});
+    } else {
+      emit(sequence.id, std::move(done));
+      ++completed_;
+    }
   } catch (const std::exception& error) {
     fail(sequence.id, error);
   }
   remove(sequence.id);
+}
+
+// One a step: drawings that were admitted together end together, and their decodings in a row would
+// hold up all others. The sequence and its cache are gone by now.
+void Engine::decode_next() {
+  if (undecoded_.empty()) return;
+  Undecoded next = std::move(undecoded_.front());
+  undecoded_.pop_front();
+  const ImageConfig& image = *model_->config.image;
+  try {
+    decode_pixels(next.done.latents.data(), image.grid, image.grid, next.done);
+    emit(next.id, std::move(next.done));
+    ++completed_;
+  } catch (const std::exception& error) {
+    fail(next.id, error);
+  }
 }
 
 // ---- the autoencoder alone ----
@@ -445,12 +513,15 @@ void Engine::fail(uint64_t id, const std::exception& error) {
     emit(id, ErrorEvent{error_code::kInsufficientMemory, "the system has no more memory"});
   else
     emit(id, ErrorEvent{error_code::kInternal, error.what()});
+  ++failed_;
   remove(id);
 }
 
 void Engine::fail_all(const std::exception& error) {
   for (const auto& sequence : running_)
     if (finished_.count(sequence->id) == 0) fail(sequence->id, error);
+  for (const Undecoded& u : undecoded_) fail(u.id, error);
+  undecoded_.clear();
 }
 
 void Engine::sweep() {
@@ -460,15 +531,18 @@ void Engine::sweep() {
 }
 
 void Engine::publish_stats() {
-  size_t bytes = 0;
-  for (const auto& sequence : running_) bytes += sequence->bytes();
+  const size_t bytes = running_bytes();
   std::lock_guard lock(mutex_);
-  stats_.running = static_cast<int64_t>(running_.size());
+  stats_.running = static_cast<int64_t>(running_.size() + undecoded_.size());
   stats_.waiting = static_cast<int64_t>(waiting_.size() + inbox_.size());
   stats_.sequence_bytes = bytes;
+  stats_.workspace_bytes = workspace_->bytes();
   stats_.allocated_bytes = model_->backend->allocated();
   stats_.steps = steps_;
   stats_.rows = rows_;
+  stats_.completed = completed_;
+  stats_.failed = failed_;
+  stats_.cancelled = cancelled_count_;
 }
 
 void Engine::flush() {

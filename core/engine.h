@@ -21,17 +21,31 @@
 #include "core/memory.h"
 #include "core/model.h"
 #include "core/request.h"
+#include "core/request_queue.h"
 #include "core/sequence.h"
 
 namespace unifluid {
 
 struct EngineStats {
-  int64_t running = 0;        // sequences admitted and not finished
-  int64_t waiting = 0;        // requests not yet admitted
-  size_t sequence_bytes = 0;  // caches and latents of the running ones
-  size_t allocated_bytes = 0;
+  int64_t running = 0;         // requests admitted and not finished
+  int64_t waiting = 0;         // requests not yet admitted
+  size_t sequence_bytes = 0;   // caches and latents of the running ones
+  size_t workspace_bytes = 0;  // activations, kept from step to step
+  size_t allocated_bytes = 0;  // all of these and the repacked weights
+  size_t available_bytes = 0;  // what may still be allocated
   int64_t steps = 0;
   int64_t rows = 0;  // rows run through the decoder
+  // Requests since the model was loaded, by how they ended.
+  int64_t completed = 0, failed = 0, cancelled = 0, refused = 0;
+};
+
+struct EngineLimits {
+  int64_t max_sequences = 1;  // requests that run at once
+  // Requests that may wait beside `max_sequences` that run; -1: any number.
+  int64_t max_queue = -1;
+  // What the activations of the largest step are expected to take: a sequence that would leave less
+  // waits while others run.
+  size_t activation_bytes = 0;
 };
 
 class Engine {
@@ -39,13 +53,15 @@ class Engine {
   // Called on the engine's thread with the events of one step, in the order they happened.
   using Sink = std::function<void(std::vector<Event>&&)>;
 
-  Engine(std::unique_ptr<Model> model, int64_t max_sequences, Sink sink);
+  Engine(std::unique_ptr<Model> model, const EngineLimits& limits, Sink sink);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Any thread. Throws as `validate` does, and DISPOSED after stop().
-  uint64_t submit(Request&& request);
+  // Any thread. A level of `priority` (-kMaxPriority to kMaxPriority) is worth kPlacesPerPriority
+  // places in the queue. Throws as `validate` does, QUEUE_FULL where `max_queue` requests wait, and
+  // DISPOSED after stop().
+  uint64_t submit(Request&& request, int64_t priority = 0);
   // Any thread. The sequence is freed before the next step; no event follows.
   void cancel(uint64_t id);
   // Any thread. Ends the engine after the step it is in: what runs and waits gets a DISPOSED error.
@@ -56,16 +72,21 @@ class Engine {
   const std::string& description() const { return description_; }
 
  private:
-  struct Waiting {
-    uint64_t id;
-    Request request;
-  };
   struct Step;
+  // A drawing whose latents are done and whose pixels are not.
+  struct Undecoded {
+    uint64_t id;
+    DoneEvent done;
+  };
 
   void run();
   void take_inbox();
   void admit();
+  size_t running_bytes() const;
+  bool never_fits(size_t bytes) const;
+  void start(Waiting&& waiting, int64_t& prefill);
   void step();
+  void decode_next();
   void gather(Step& step);
   void finish_text(Step& step);
   void finish_scores(Step& step);
@@ -85,7 +106,7 @@ class Engine {
   void publish_stats();
 
   std::unique_ptr<Model> model_;
-  const int64_t max_sequences_;
+  const EngineLimits limits_;
   const Sink sink_;
   std::string description_;
 
@@ -100,11 +121,13 @@ class Engine {
 
   // The engine's thread only.
   std::unique_ptr<Workspace> workspace_;
-  std::deque<Waiting> waiting_;
-  std::vector<std::unique_ptr<Sequence>> running_;
+  RequestQueue waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;  // by rank
+  std::deque<Undecoded> undecoded_;
   std::unordered_set<uint64_t> finished_;
   std::vector<Event> events_;
   int64_t steps_ = 0, rows_ = 0;
+  int64_t completed_ = 0, failed_ = 0, cancelled_count_ = 0;
 
   std::mutex stop_mutex_;  // one stop() at a time
   std::thread thread_;     // last: it starts when all else is there

@@ -27,6 +27,7 @@ inline constexpr char kInsufficientMemory[] = "INSUFFICIENT_MEMORY";
 inline constexpr char kInvalidArgument[] = "INVALID_ARGUMENT";
 inline constexpr char kInvalidCheckpoint[] = "INVALID_CHECKPOINT";
 inline constexpr char kUnsupportedTask[] = "UNSUPPORTED_TASK";
+inline constexpr char kQueueFull[] = "QUEUE_FULL";
 inline constexpr char kDisposed[] = "DISPOSED";
 inline constexpr char kCancelled[] = "CANCELLED";
 inline constexpr char kNumerical[] = "NUMERICAL_ERROR";

@@ -21,7 +21,9 @@ Tensor Workspace::tensor(int64_t rows, int64_t cols, DType type) {
     // Doubling keeps the number of blocks small while a first step finds out what it needs, up to a
     // size where the waste would count.
     const size_t grown = std::min(this->bytes(), size_t{64} << 20);
-    blocks_.emplace_back(backend_, std::max({bytes, grown, kSmallestBlock}));
+    const size_t wanted = std::max({bytes, grown, kSmallestBlock});
+    // What is only for later must not be what memory lacks.
+    blocks_.emplace_back(backend_, wanted <= backend_.available() ? wanted : bytes);
     used_ = 0;
   }
   void* data = static_cast<char*>(blocks_[block_].data()) + used_;

@@ -51,6 +51,7 @@ struct Sequence {
   uint64_t id;
   std::vector<Stream> streams;  // one; two under guidance: the prompt's, then the empty prompt's
   std::variant<TextState, ScoreState, DrawState> state;
+  int64_t rank = 0;  // of its request (core/request_queue.h): who is prefilled first
 
   bool prefilling() const { return streams.front().prefilling() || streams.back().prefilling(); }
   size_t bytes() const;

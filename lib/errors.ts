@@ -138,6 +138,13 @@ export class InsufficientMemoryError extends UniFluidError<"INSUFFICIENT_MEMORY"
   }
 }
 
+/** As many requests wait as `maxQueue` allows: try again later, or elsewhere. */
+export class QueueFullError extends UniFluidError<"QUEUE_FULL"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("QUEUE_FULL", message, options);
+  }
+}
+
 /** The model was disposed. */
 export class DisposedError extends UniFluidError<"DISPOSED"> {
   constructor(message = "this model was disposed", options?: UniFluidErrorOptions) {
@@ -209,6 +216,7 @@ const ERRORS = {
   INVALID_OPTION: InvalidOptionError,
   UNSUPPORTED_TASK: UnsupportedTaskError,
   INSUFFICIENT_MEMORY: InsufficientMemoryError,
+  QUEUE_FULL: QueueFullError,
   DISPOSED: DisposedError,
   CANCELLED: CancelledError,
   NUMERICAL_ERROR: NumericalError,
@@ -238,6 +246,7 @@ const FROM_NATIVE: Readonly<Record<string, NativeFailure>> = {
   INVALID_ARGUMENT: (message, options) => new InvalidOptionError(message, options),
   INVALID_CHECKPOINT: (message, options) => new InvalidCheckpointError(message, options),
   UNSUPPORTED_TASK: (message, options) => new UnsupportedTaskError(message, options),
+  QUEUE_FULL: (message, options) => new QueueFullError(message, options),
   DISPOSED: (message, options) => new DisposedError(message, options),
   CANCELLED: (message, options) => new CancelledError(message, options),
   NUMERICAL_ERROR: (message, options) => new NumericalError(message, options),

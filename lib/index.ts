@@ -4,6 +4,7 @@
  * @packageDocumentation
  */
 
+export type { AnyIterable, BulkOptions, BulkResult } from "./bulk.js";
 export { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 export type { CheckpointKind } from "./checkpoint/config.js";
 export { locateCheckpoint, shippedModels } from "./checkpoint/locate.js";
@@ -27,6 +28,7 @@ export {
   NonFiniteWeightError,
   NumericalError,
   PromptTooLongError,
+  QueueFullError,
   TensorShapeError,
   TokenizerMismatchError,
   UnexpectedTensorError,
@@ -45,9 +47,13 @@ export type { ImageInput, RawPixels } from "./image-input.js";
 export type { LoadOptions } from "./load-options.js";
 export { countParameters, estimateMemory, type MemoryEstimate } from "./memory.js";
 export {
+  type AnswerItem,
   type CallOptions,
+  type CaptionItem,
   type DecodeLatentsOptions,
   type DrawOptions,
+  type EditItem,
+  type GenerateItem,
   type LogitsOptions,
   type ModelInfo,
   UniFluid,

@@ -25,15 +25,28 @@ export interface LoadOptions {
   maxMemory?: number;
   /** Requests that may run at once; more wait their turn. Default 16. */
   maxSequences?: number;
+  /**
+   * Requests that may wait for their turn; one more is refused with code `QUEUE_FULL` before any work. 0: only
+   * what can run at once is taken. Default: any number.
+   */
+  maxQueue?: number;
   /** Gives up loading. */
   signal?: AbortSignal;
 }
 
-const NAMES = ["device", "threads", "isa", "maxMemory", "maxSequences", "signal"] as const;
+const NAMES = [
+  "device",
+  "threads",
+  "isa",
+  "maxMemory",
+  "maxSequences",
+  "maxQueue",
+  "signal",
+] as const;
 const MOST_THREADS = 1024;
 
 export interface ParsedLoadOptions {
-  native: NativeLoadOptions;
+  native: Omit<NativeLoadOptions, "activationBytes">;
   signal?: AbortSignal;
 }
 
@@ -42,7 +55,7 @@ export function parseLoadOptions(
   addon: Pick<NativeAddon, "instructionSets">,
 ): ParsedLoadOptions {
   const options = optionsObject(given, NAMES);
-  const { threads, maxMemory, maxSequences = 16 } = options;
+  const { threads, maxMemory, maxSequences = 16, maxQueue } = options;
   const device = choiceOption("device", options.device ?? "auto", ["auto", "cpu", "cuda"]);
   if (device === "cuda") {
     throw new DeviceError(
@@ -62,6 +75,9 @@ export function parseLoadOptions(
           ? 0
           : integerOption("maxMemory", maxMemory, { min: 1, max: Number.MAX_SAFE_INTEGER }),
       maxSequences: integerOption("maxSequences", maxSequences, { min: 1, max: 4096 }),
+      ...(maxQueue === undefined
+        ? {}
+        : { maxQueue: integerOption("maxQueue", maxQueue, { min: 0, max: 1e9 }) }),
     },
     signal: signalOption(options.signal),
   };

@@ -1,6 +1,14 @@
 /** The model as people use it. */
 
+import { estimateActivations } from "./activation-memory.js";
 import { loadAddon } from "./addon.js";
+import {
+  type AnyIterable,
+  type BulkOptions,
+  type BulkResult,
+  bulkSettings,
+  runAll,
+} from "./bulk.js";
 import { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 import type { CheckpointKind } from "./checkpoint/config.js";
 import { locateCheckpoint } from "./checkpoint/locate.js";
@@ -25,6 +33,7 @@ import {
   integerOption,
   invalidOption,
   optionsObject,
+  priorityOption,
   signalOption,
   stringOption,
   tokensOption,
@@ -41,6 +50,11 @@ import type { Tokenizer } from "./tokenizer.js";
 export interface CallOptions {
   /** Rejects with the signal's reason, and frees the sequence at its next step. */
   signal?: AbortSignal;
+  /**
+   * Who is admitted first while others wait: -1000 to 1000, default 0. One level is worth 64 places in the
+   * queue, so that nothing waits for ever.
+   */
+  priority?: number;
 }
 
 /** Options of drawing; what is left out is as `generation_config.json` says. */
@@ -54,6 +68,15 @@ export interface WriteOptions extends CallOptions, Partial<TextSettings> {
   /** Decides what is sampled at a temperature above 0. */
   seed?: Seed;
 }
+
+/** An item of `generateAll`: a prompt, with its own options where it has some. */
+export type GenerateItem = string | ({ prompt: string } & Omit<DrawOptions, "signal">);
+/** An item of `editAll`. */
+export type EditItem = { image: ImageInput; instruction: string } & Omit<DrawOptions, "signal">;
+/** An item of `captionAll`: an image, or one with its own options. */
+export type CaptionItem = ImageInput | ({ image: ImageInput } & Omit<WriteOptions, "signal">);
+/** An item of `answerAll`. */
+export type AnswerItem = { image: ImageInput; question: string } & Omit<WriteOptions, "signal">;
 
 /** Which logits are asked for: of plain text, or of an answer that a text would give. */
 export type LogitsOptions = CallOptions &
@@ -100,6 +123,7 @@ export interface ModelInfo {
 const DRAW_OPTIONS = [
   "seed",
   "signal",
+  "priority",
   "steps",
   "guidance",
   "guidanceSchedule",
@@ -107,7 +131,7 @@ const DRAW_OPTIONS = [
   "order",
   "x0Limit",
 ] as const;
-const WRITE_OPTIONS = ["seed", "signal", "maxNewTokens", "temperature"] as const;
+const WRITE_OPTIONS = ["seed", "signal", "priority", "maxNewTokens", "temperature"] as const;
 
 /** A loaded model. Calls may run at the same time; the engine works on them together. */
 export class UniFluid implements AsyncDisposable {
@@ -119,6 +143,8 @@ export class UniFluid implements AsyncDisposable {
     private readonly requests: Requests,
     /** What was loaded, and what it can do. */
     readonly info: ModelInfo,
+    /** So many items of a bulk run keep the engine full: those that run, and the next ones, ready. */
+    private readonly bulkConcurrency: number,
   ) {
     this.prefixes = new PrefixBuilder(checkpoint, addon);
   }
@@ -136,7 +162,11 @@ export class UniFluid implements AsyncDisposable {
     checkMemory(checkpoint, nativeOptions.maxMemory || addon.availableMemory());
     const requests = new Requests();
     const native = await addon
-      .loadModel(checkpoint.spec, nativeOptions, requests.onEvents)
+      .loadModel(
+        checkpoint.spec,
+        { ...nativeOptions, activationBytes: estimateActivations(checkpoint) },
+        requests.onEvents,
+      )
       .catch((failure) => {
         throw fromNative(failure);
       });
@@ -145,7 +175,14 @@ export class UniFluid implements AsyncDisposable {
       await requests.dispose();
       throw signal.reason;
     }
-    return new UniFluid(checkpoint, addon, requests, describe(checkpoint, native.description()));
+    const { maxSequences, maxQueue = maxSequences } = nativeOptions;
+    return new UniFluid(
+      checkpoint,
+      addon,
+      requests,
+      describe(checkpoint, native.description()),
+      maxSequences + Math.min(maxQueue, maxSequences),
+    );
   }
 
   /** The tasks that the weights can do. */
@@ -317,6 +354,79 @@ export class UniFluid implements AsyncDisposable {
     yield* this.writeStream(async () => [prefix], options, false);
   }
 
+  // ---- many items ----
+
+  /**
+   * Draws every prompt of an iterable, keeping the engine full, and gives the images as they finish:
+   * `{ index, item, value }`, or `{ index, item, error }` for one that failed. Options are those of each
+   * drawing, unless an item has its own; item `i` has `seed + i` where a seed is given. Memory is bounded
+   * however long the source is: items are taken as results are.
+   */
+  generateAll<Item extends GenerateItem>(
+    prompts: AnyIterable<Item>,
+    options?: DrawOptions & BulkOptions,
+  ): AsyncGenerator<BulkResult<Item, Image>, void, undefined> {
+    requireAbility(this.checkpoint, "generate");
+    return this.all(prompts, options, (given, item) => {
+      const { prompt, ...own }: Exclude<GenerateItem, string> =
+        typeof item === "string" ? { prompt: item } : item;
+      return this.generate(prompt, { ...given, ...own });
+    });
+  }
+
+  /** Edits every item of an iterable, as `generateAll` draws. */
+  editAll<Item extends EditItem>(
+    items: AnyIterable<Item>,
+    options?: DrawOptions & BulkOptions,
+  ): AsyncGenerator<BulkResult<Item, Image>, void, undefined> {
+    requireAbility(this.checkpoint, "edit");
+    return this.all(items, options, (given, { image, instruction, ...own }) =>
+      this.edit(image, instruction, { ...given, ...own }),
+    );
+  }
+
+  /** Describes every image of an iterable, as `generateAll` draws. */
+  captionAll<Item extends CaptionItem>(
+    images: AnyIterable<Item>,
+    options?: WriteOptions & BulkOptions,
+  ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
+    requireAbility(this.checkpoint, "caption");
+    return this.all(images, options, (given, item) => {
+      const named = item as CaptionItem;
+      const { image, ...own } = hasImage(named) ? named : { image: named };
+      return this.caption(image, { ...given, ...own });
+    });
+  }
+
+  /** Answers every question of an iterable about its image, as `generateAll` draws. */
+  answerAll<Item extends AnswerItem>(
+    items: AnyIterable<Item>,
+    options?: WriteOptions & BulkOptions,
+  ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
+    requireAbility(this.checkpoint, "answer");
+    return this.all(items, options, (given, { image, question, ...own }) =>
+      this.answer(image, question, { ...given, ...own }),
+    );
+  }
+
+  private all<Item, Value, Options extends CallOptions & { seed?: Seed }>(
+    items: AnyIterable<Item>,
+    options: (Options & BulkOptions) | undefined,
+    call: (options: Options, item: Item) => Promise<Value>,
+  ): AsyncGenerator<BulkResult<Item, Value>, void, undefined> {
+    this.requests.model();
+    const { settings, rest } = bulkSettings(options, this.bulkConcurrency);
+    const seed = rest.seed === undefined ? undefined : parseSeed(rest.seed);
+    return runAll(
+      items,
+      (item, index, signal) => {
+        const own = seed === undefined ? {} : { seed: seedOfItem(seed, index) };
+        return call({ ...rest, ...own, signal } as unknown as Options, item);
+      },
+      settings,
+    );
+  }
+
   // ---- numbers ----
 
   /**
@@ -331,8 +441,10 @@ export class UniFluid implements AsyncDisposable {
       "question",
       "suffix",
       "signal",
+      "priority",
     ]);
     const signal = signalOption(o.signal);
+    const priority = priorityOption(o.priority);
     const plain = o.tokens !== undefined;
     requireAbility(this.checkpoint, plain ? "complete" : "answer");
     this.requests.model();
@@ -348,7 +460,7 @@ export class UniFluid implements AsyncDisposable {
     }
     const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
     this.prefixes.checkLength(prefix.rows, suffix.length);
-    const request = { kind: "score", prefix: prefix.native, suffix } as const;
+    const request = { kind: "score", prefix: prefix.native, suffix, priority } as const;
     return (await this.requests.run(request, signal)).logits!;
   }
 
@@ -360,12 +472,15 @@ export class UniFluid implements AsyncDisposable {
    */
   async encodeImage(image: ImageInput, options?: CallOptions): Promise<Float32Array> {
     requireAbility(this.checkpoint, "encode");
-    const { signal } = callOptions(options);
+    const { signal, priority } = callOptions(options);
     this.requests.model();
     const decoded = await decodeImage(image, { signal });
     const [width, height] = this.encodedSize(decoded);
     const pixels = await toVaePixels(decoded, width, height, this.addon);
-    const done = await this.requests.run({ kind: "encode", pixels, width, height }, signal);
+    const done = await this.requests.run(
+      { kind: "encode", pixels, width, height, priority },
+      signal,
+    );
     return done.latents!;
   }
 
@@ -391,11 +506,11 @@ export class UniFluid implements AsyncDisposable {
   /** The picture that latents [cells, token channels], cells in raster order, stand for. */
   async decodeLatents(latents: Float32Array, options?: DecodeLatentsOptions): Promise<Image> {
     requireAbility(this.checkpoint, "decode");
-    const o = optionsObject(options, ["width", "height", "signal"]);
-    const signal = signalOption(o.signal);
+    const o = optionsObject(options, ["width", "height", "signal", "priority"]);
+    const { signal, priority } = callOptions({ signal: o.signal, priority: o.priority });
     const values = floatsOption("latents", latents);
     const [columns, rows] = this.latentGrid(values.length, o.width, o.height);
-    const request = { kind: "decode", latents: values, columns, rows } as const;
+    const request = { kind: "decode", latents: values, columns, rows, priority } as const;
     return toImage(await this.requests.run(request, signal));
   }
 
@@ -505,7 +620,8 @@ export class UniFluid implements AsyncDisposable {
 
   /** The settings of a drawing, as a maker of requests. */
   private drawing(given: DrawOptions | undefined) {
-    const { seed, signal, ...settings } = optionsObject(given, DRAW_OPTIONS);
+    const { seed, signal, priority: level, ...settings } = optionsObject(given, DRAW_OPTIONS);
+    const priority = priorityOption(level);
     const image = this.checkpoint.spec.image!;
     const s = imageSettings(this.checkpoint.generation.image, settings, image.timesteps);
     this.requests.model();
@@ -524,6 +640,7 @@ export class UniFluid implements AsyncDisposable {
         seed: itemSeed,
         stream: false,
         decode,
+        priority,
       };
     };
     return { request, signal: signalOption(signal), seed: parseSeed(seed) };
@@ -553,7 +670,8 @@ export class UniFluid implements AsyncDisposable {
 
   /** The settings of a text, as a maker of requests. */
   private writing(given: WriteOptions | undefined) {
-    const { seed, signal, ...settings } = optionsObject(given, WRITE_OPTIONS);
+    const { seed, signal, priority: level, ...settings } = optionsObject(given, WRITE_OPTIONS);
+    const priority = priorityOption(level);
     const s = textSettings(this.checkpoint.generation.text, settings);
     this.requests.model();
     const request = (prefix: Prefix, itemSeed: bigint): NativeTextRequest => {
@@ -569,10 +687,16 @@ export class UniFluid implements AsyncDisposable {
         seed: itemSeed,
         stopTokens: Int32Array.from(this.checkpoint.config!.eosTokens),
         stream: false,
+        priority,
       };
     };
     return { request, signal: signalOption(signal), seed: parseSeed(seed) };
   }
+}
+
+/** An item that names its image, rather than being one. */
+function hasImage(item: CaptionItem): item is Extract<CaptionItem, { image: unknown }> {
+  return typeof item === "object" && item !== null && "image" in item;
 }
 
 function toImage({ pixels, width, height }: DoneEvent, seed?: bigint): Image {
@@ -580,7 +704,8 @@ function toImage({ pixels, width, height }: DoneEvent, seed?: bigint): Image {
 }
 
 function callOptions(options: CallOptions | undefined): CallOptions {
-  return { signal: signalOption(optionsObject(options, ["signal"]).signal) };
+  const { signal, priority } = optionsObject(options, ["signal", "priority"]);
+  return { signal: signalOption(signal), priority: priorityOption(priority) };
 }
 
 /** One text or a list of them, as a list. */

@@ -103,6 +103,10 @@ export interface NativeLoadOptions {
   maxMemory: number;
   /** Sequences that may run at once; later ones wait. A guided image counts as one. */
   maxSequences: number;
+  /** Requests that may wait besides; absent: any number. More are refused with QUEUE_FULL. */
+  maxQueue?: number;
+  /** Bytes that the largest step's activations are expected to take (`lib/activation-memory.ts`). */
+  activationBytes: number;
 }
 
 /** What a sequence starts from: image features, then source latents, then tokens (spec section 5). */
@@ -115,7 +119,12 @@ export interface NativePrefix {
   tokens: Int32Array;
 }
 
-export interface NativeTextRequest {
+export interface NativeScheduling {
+  /** -1000 to 1000; absent: 0. A level is worth 64 places in the queue. */
+  priority?: number;
+}
+
+export interface NativeTextRequest extends NativeScheduling {
   kind: "text";
   prefix: NativePrefix;
   maxNewTokens: number;
@@ -127,13 +136,13 @@ export interface NativeTextRequest {
 }
 
 /** Logits of the prefix's last row and of every suffix row; a plain Gemma's: of every row. */
-export interface NativeScoreRequest {
+export interface NativeScoreRequest extends NativeScheduling {
   kind: "score";
   prefix: NativePrefix;
   suffix: Int32Array;
 }
 
-export interface NativeDrawRequest {
+export interface NativeDrawRequest extends NativeScheduling {
   kind: "draw";
   prefix: NativePrefix;
   /** The tokens of the same prefix with an empty prompt, for guidance; absent: no guidance. */
@@ -154,7 +163,7 @@ export interface NativeDrawRequest {
 }
 
 /** VAE: pixels [3, height, width] in [-1, 1] to tokens of latents. */
-export interface NativeEncodeRequest {
+export interface NativeEncodeRequest extends NativeScheduling {
   kind: "encode";
   pixels: Float32Array;
   width: number;
@@ -162,7 +171,7 @@ export interface NativeEncodeRequest {
 }
 
 /** VAE: tokens [rows * columns, channels] of latents to pixels. */
-export interface NativeDecodeRequest {
+export interface NativeDecodeRequest extends NativeScheduling {
   kind: "decode";
   latents: Float32Array;
   /** Tokens across and down. */
@@ -200,17 +209,27 @@ export type NativeEvent =
   | { id: number; type: "error"; code: string; message: string };
 
 export interface NativeStats {
-  /** Sequences admitted and not finished. */
+  /** Requests admitted and not finished. */
   running: number;
   /** Requests not yet admitted. */
   waiting: number;
   /** Bytes of caches and latents of running sequences. */
   sequenceBytes: number;
+  /** Bytes of activations, kept from step to step. */
+  workspaceBytes: number;
   /** Bytes of memory the model allocated: repacked weights, activations and sequences. */
   allocatedBytes: number;
+  /** Bytes that may still be allocated: of `maxMemory`, or of what the system has free. */
+  availableBytes: number;
   /** Engine steps taken and rows run through the decoder so far. */
   steps: number;
   rows: number;
+  /** Requests that ended since the model was loaded: with a result, with an error, by being given up. */
+  completed: number;
+  failed: number;
+  cancelled: number;
+  /** Requests that were refused because `maxQueue` others waited. */
+  refused: number;
 }
 
 export interface NativeModel {

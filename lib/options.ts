@@ -102,3 +102,10 @@ export function signalOption(value: unknown): AbortSignal | undefined {
   if (typeof signal === "object" && typeof signal?.addEventListener === "function") return signal;
   throw invalidOption("an AbortSignal", "signal", value);
 }
+
+/** A request's priority; absent: as the engine's default. */
+export function priorityOption(value: unknown): number | undefined {
+  return value === undefined
+    ? undefined
+    : integerOption("priority", value, { min: -1000, max: 1000 });
+}

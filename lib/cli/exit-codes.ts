@@ -35,6 +35,7 @@ Exit codes:
 const BY_CODE: Partial<Record<ErrorCode, number>> = {
   INVALID_OPTION: ExitCode.usage,
   INSUFFICIENT_MEMORY: ExitCode.memory,
+  QUEUE_FULL: ExitCode.memory,
   DEVICE_ERROR: ExitCode.device,
   DEVICE_UNAVAILABLE: ExitCode.device,
   NATIVE_NOT_FOUND: ExitCode.device,

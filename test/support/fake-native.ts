@@ -33,7 +33,20 @@ export class FakeNative implements NativeModel {
   }
 
   stats(): NativeStats {
-    return { running: 0, waiting: 0, sequenceBytes: 0, allocatedBytes: 0, steps: 0, rows: 0 };
+    return {
+      running: 0,
+      waiting: 0,
+      sequenceBytes: 0,
+      workspaceBytes: 0,
+      allocatedBytes: 0,
+      availableBytes: 0,
+      steps: 0,
+      rows: 0,
+      completed: 0,
+      failed: 0,
+      cancelled: 0,
+      refused: 0,
+    };
   }
 
   async dispose(): Promise<void> {

@@ -53,6 +53,7 @@ describe("exit codes", () => {
   const expected: Record<string, number> = {
     INVALID_OPTION: 2,
     INSUFFICIENT_MEMORY: 4,
+    QUEUE_FULL: 4,
     DEVICE_ERROR: 5,
     DEVICE_UNAVAILABLE: 5,
     NATIVE_NOT_FOUND: 5,

@@ -1,0 +1,160 @@
+/**
+ * Many items through one model: takes them from an iterable as the engine has room, and gives results as they
+ * come. Memory is bounded by the concurrency, however long the source is.
+ */
+
+import { integerOption, invalidOption, signalOption } from "./options.js";
+
+/** Options of `generateAll` and its fellows, beside those of each item's call. */
+export interface BulkOptions {
+  /** Items under way at once. Default: as many as the model runs at once (`maxSequences`). */
+  concurrency?: number;
+  /** Give results in the order of the items instead of as they finish; a slow one then holds up the rest. */
+  ordered?: boolean;
+  /** End at the first item that fails, by throwing its error. Default: a failure is a result with `error`. */
+  stopOnError?: boolean;
+}
+
+/** What became of one item: a `value`, or an `error`. */
+export type BulkResult<Item, Value> =
+  | { index: number; item: Item; value: Value; error?: undefined }
+  | { index: number; item: Item; value?: undefined; error: unknown };
+
+export type AnyIterable<T> = Iterable<T> | AsyncIterable<T>;
+
+interface Settings {
+  concurrency: number;
+  ordered: boolean;
+  stopOnError: boolean;
+  signal: AbortSignal | undefined;
+}
+
+/** Takes the options of a bulk run out of those of the calls. */
+export function bulkSettings<T extends BulkOptions & { signal?: AbortSignal }>(
+  options: T | undefined,
+  defaultConcurrency: number,
+): { settings: Settings; rest: Omit<T, keyof BulkOptions | "signal"> } {
+  const {
+    concurrency = defaultConcurrency,
+    ordered = false,
+    stopOnError = false,
+    signal,
+    ...rest
+  } = options ?? ({} as T);
+  for (const [name, value] of Object.entries({ ordered, stopOnError })) {
+    if (typeof value !== "boolean") throw invalidOption("a boolean", name, value);
+  }
+  const settings = {
+    concurrency: integerOption("concurrency", concurrency, { min: 1, max: 65_536 }),
+    ordered,
+    stopOnError,
+    signal: signalOption(signal),
+  };
+  return { settings, rest };
+}
+
+function iteratorOf<T>(items: AnyIterable<T>): Iterator<T> | AsyncIterator<T> {
+  const source = items as Partial<Iterable<T> & AsyncIterable<T>> | null | undefined;
+  // A string is an iterable of characters, which nobody means.
+  if (typeof source === "object" && source !== null) {
+    if (typeof source[Symbol.asyncIterator] === "function") return source[Symbol.asyncIterator]!();
+    if (typeof source[Symbol.iterator] === "function") return source[Symbol.iterator]!();
+  }
+  throw invalidOption("an iterable or async iterable", "items", items);
+}
+
+/**
+ * Runs `call` for each item, at most `concurrency` of them at once. An item counts until its result is taken,
+ * so a reader that falls behind slows the source down. Leaving the loop, an abort and a first error under
+ * `stopOnError` give up what runs, wait for its end and close the source.
+ */
+export async function* runAll<Item, Value>(
+  items: AnyIterable<Item>,
+  call: (item: Item, index: number, signal: AbortSignal) => Promise<Value>,
+  { concurrency, ordered, stopOnError, signal }: Settings,
+): AsyncGenerator<BulkResult<Item, Value>, void, undefined> {
+  const source = iteratorOf(items);
+  const leave = new AbortController();
+  const abort = () => {
+    leave.abort(signal!.reason);
+    wake();
+  };
+  let wake = () => {};
+  const finished: BulkResult<Item, Value>[] = [];
+  const running = new Set<Promise<void>>();
+  // Items that were taken and whose results were not.
+  let open = 0;
+  let taken = 0;
+  let given = 0;
+  let ended = false;
+  let reading: Promise<void> | undefined;
+  let sourceFailure: { error: unknown } | undefined;
+
+  const start = (item: Item) => {
+    const index = taken++;
+    open++;
+    const run = (async (): Promise<BulkResult<Item, Value>> => {
+      try {
+        return { index, item, value: await call(item, index, leave.signal) };
+      } catch (error) {
+        return { index, item, error };
+      }
+    })().then((result) => {
+      running.delete(run);
+      finished.push(result);
+      wake();
+    });
+    running.add(run);
+  };
+  const read = async () => {
+    try {
+      const next = await source.next();
+      if (next.done) ended = true;
+      else if (!leave.signal.aborted) start(next.value);
+    } catch (error) {
+      ended = true;
+      sourceFailure = { error };
+    }
+    reading = undefined;
+    wake();
+  };
+  const next = (): BulkResult<Item, Value> | undefined => {
+    const at = ordered ? finished.findIndex((result) => result.index === given) : 0;
+    return finished.splice(at, at < 0 ? 0 : 1)[0];
+  };
+
+  signal?.throwIfAborted();
+  signal?.addEventListener("abort", abort, { once: true });
+  try {
+    for (;;) {
+      signal?.throwIfAborted();
+      if (!ended && !reading && open < concurrency) reading = read();
+      const result = next();
+      if (result) {
+        if (stopOnError && "error" in result) throw result.error;
+        given++;
+        open--;
+        yield result;
+        continue;
+      }
+      if (ended && open === 0) {
+        // What came before the source broke was given first.
+        if (sourceFailure) throw sourceFailure.error;
+        return;
+      }
+      await new Promise<void>((resolve) => {
+        wake = resolve;
+      });
+    }
+  } finally {
+    signal?.removeEventListener("abort", abort);
+    leave.abort(signal?.reason);
+    await Promise.all(running);
+    if (!ended) {
+      // A source that is still making its next item closes when it has; nobody waits for that.
+      const closing = Promise.resolve(source.return?.());
+      if (reading) closing.catch(() => {});
+      else await closing;
+    }
+  }
+}

@@ -1,0 +1,313 @@
+/** Who runs when: priorities, the length of the queue, the memory budget, and what the statistics tell of it. */
+
+import { join } from "node:path";
+import { UniFluid } from "../../lib/index";
+
+const tiny = join(__dirname, "..", "fixtures", "unifluid-tiny");
+const picture = join(tiny, "caption0.png");
+
+async function until(condition: () => boolean): Promise<void> {
+  for (let i = 0; i < 1000; i++) {
+    if (condition()) return;
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  throw new Error("waited in vain");
+}
+
+/** The names of the promises in the order in which they were fulfilled. */
+async function finishing(work: Record<string, Promise<unknown>>): Promise<string[]> {
+  const order: string[] = [];
+  await Promise.all(
+    Object.entries(work).map(([name, promise]) => promise.then(() => order.push(name))),
+  );
+  return order;
+}
+
+describe("priorities", () => {
+  let model: UniFluid;
+  beforeAll(async () => {
+    model = await UniFluid.load(tiny, { threads: 1, maxSequences: 1 });
+  });
+  afterAll(() => model.dispose());
+  const draw = (priority?: number) =>
+    model.generateLatents("a circle", { seed: 1, steps: 2, ...(priority ? { priority } : {}) });
+
+  test("a higher one is admitted first, equals in the order they came", async () => {
+    const controller = new AbortController();
+    const blocker = model
+      .generateLatents("a", { steps: 1000, signal: controller.signal })
+      .catch(() => {});
+    await until(() => model.stats().running === 1);
+    const work = {
+      low: draw(-1),
+      first: draw(),
+      second: draw(),
+      high: draw(2),
+      caption: model.caption(picture, { priority: 1, maxNewTokens: 2 }),
+    };
+    await until(() => model.stats().waiting === 5);
+    controller.abort();
+    expect(await finishing(work)).toEqual(["high", "caption", "first", "second", "low"]);
+    await blocker;
+  });
+
+  test("an early request is overtaken by a bounded number of later ones", async () => {
+    const controller = new AbortController();
+    const blocker = model
+      .generateLatents("a", { steps: 1000, signal: controller.signal })
+      .catch(() => {});
+    await until(() => model.stats().running === 1);
+    const latents = new Float32Array(16 * 16);
+    const early = model.decodeLatents(latents);
+    const later = Array.from({ length: 100 }, () => model.decodeLatents(latents, { priority: 1 }));
+    controller.abort();
+    const order = await finishing({
+      early,
+      ...Object.fromEntries(later.map((promise, i) => [`later ${i}`, promise])),
+    });
+    // A level is worth 64 places.
+    expect(order.indexOf("early")).toBe(63);
+    await blocker;
+  });
+
+  test.each([0.5, 1001, -1001, "high"])("%p is refused", async (priority) => {
+    await expect(model.generate("a", { priority: priority as number })).rejects.toMatchObject({
+      code: "INVALID_OPTION",
+    });
+  });
+});
+
+describe("a full queue", () => {
+  test("refuses at once with QUEUE_FULL, and takes requests again when there is room", async () => {
+    const model = await UniFluid.load(tiny, { threads: 1, maxSequences: 2, maxQueue: 1 });
+    try {
+      const controller = new AbortController();
+      const options = { steps: 1000, signal: controller.signal };
+      const held = [0, 1, 2].map(() => model.generateLatents("a", options));
+      const settled = Promise.allSettled(held);
+      await until(() => model.stats().running + model.stats().waiting === 3);
+      const refused = model.generate("a", { steps: 1 });
+      await expect(refused).rejects.toMatchObject({
+        name: "QueueFullError",
+        code: "QUEUE_FULL",
+        message: expect.stringMatching(/where 2 may run and 1 may wait/),
+      });
+      expect(model.stats().refused).toBe(1);
+      controller.abort();
+      await settled;
+      await until(() => model.stats().running === 0);
+      await model.generate("a", { steps: 1 });
+    } finally {
+      await model.dispose();
+    }
+  });
+
+  test("of no length takes what can run at once", async () => {
+    const model = await UniFluid.load(tiny, { threads: 1, maxSequences: 1, maxQueue: 0 });
+    try {
+      const first = model.generateLatents("a", { steps: 20 });
+      await expect(model.generateLatents("a", { steps: 1 })).rejects.toMatchObject({
+        code: "QUEUE_FULL",
+      });
+      await first;
+      await model.generateLatents("a", { steps: 1 });
+    } finally {
+      await model.dispose();
+    }
+  });
+});
+
+describe("the memory budget", () => {
+  /** Bytes of a model at rest, and of sequences at work. */
+  async function measure() {
+    const probe = await UniFluid.load(tiny, { threads: 1 });
+    try {
+      await Promise.all([
+        probe.generate("a", { steps: 1 }),
+        probe.edit(picture, "a", { steps: 1 }),
+      ]);
+      await until(() => probe.stats().running === 0);
+      const rest = probe.stats().allocatedBytes;
+      const sequence = async (start: (signal: AbortSignal) => Promise<unknown>) => {
+        const controller = new AbortController();
+        const work = start(controller.signal).catch(() => {});
+        await until(() => probe.stats().running === 1);
+        const { sequenceBytes } = probe.stats();
+        controller.abort();
+        await work;
+        await until(() => probe.stats().running === 0);
+        return sequenceBytes;
+      };
+      const long = { steps: 1000 };
+      return {
+        rest,
+        drawing: await sequence((signal) => probe.generate("a", { ...long, guidance: 1, signal })),
+        edit: await sequence((signal) => probe.edit(picture, "a", { ...long, signal })),
+      };
+    } finally {
+      await probe.dispose();
+    }
+  }
+  let bytes: Awaited<ReturnType<typeof measure>>;
+  beforeAll(async () => {
+    bytes = await measure();
+  });
+
+  test("makes requests wait for memory, and every one is served", async () => {
+    const maxMemory = bytes.rest + 5 * bytes.drawing;
+    const model = await UniFluid.load(tiny, { threads: 1, maxSequences: 64, maxMemory });
+    try {
+      const controller = new AbortController();
+      const long = { steps: 1000, guidance: 1, signal: controller.signal };
+      const held = Promise.allSettled(
+        Array.from({ length: 16 }, () => model.generateLatents("a", long)),
+      );
+      await until(() => model.stats().running > 1 && model.stats().waiting > 0);
+      expect(model.stats().running).toBeLessThanOrEqual(6);
+      controller.abort();
+      await held;
+      const drawn = await Promise.all(
+        Array.from({ length: 32 }, (_, seed) =>
+          model.generateLatents("a", { seed, steps: 2, guidance: 1 }),
+        ),
+      );
+      expect(drawn).toHaveLength(32);
+      expect(model.stats()).toMatchObject({ completed: 32, failed: 0 });
+    } finally {
+      await model.dispose();
+    }
+  });
+
+  test("refuses what can never fit while others run, naming both sizes", async () => {
+    expect(bytes.edit).toBeGreaterThan(2 * bytes.drawing);
+    const maxMemory = bytes.rest + 2 * bytes.drawing;
+    const model = await UniFluid.load(tiny, { threads: 1, maxMemory });
+    try {
+      await model.decodeLatents(new Float32Array(256)); // the workspace is there
+      const controller = new AbortController();
+      const options = { steps: 1000, guidance: 1, signal: controller.signal };
+      const running = model.generateLatents("a", options).catch(() => {});
+      await until(() => model.stats().running === 1);
+      await expect(model.edit(picture, "a")).rejects.toMatchObject({
+        code: "INSUFFICIENT_MEMORY",
+        message: expect.stringMatching(/needs \d+ bytes .* where \d+ could be had/),
+      });
+      expect(model.stats().running).toBe(1);
+      controller.abort();
+      await running;
+    } finally {
+      await model.dispose();
+    }
+  });
+});
+
+test("the statistics count how requests ended, and end with nothing held", async () => {
+  const model = await UniFluid.load(tiny, { threads: 1, maxSequences: 2 });
+  try {
+    expect(model.stats()).toMatchObject({ running: 0, waiting: 0, completed: 0, refused: 0 });
+    const controller = new AbortController();
+    const options = { steps: 1000, signal: controller.signal };
+    const gone = Promise.allSettled([1, 2, 3].map(() => model.generate("a", options)));
+    await until(() => model.stats().running === 2 && model.stats().waiting === 1);
+    expect(model.stats().sequenceBytes).toBeGreaterThan(0);
+    controller.abort();
+    await gone;
+    await model.generate(["a", "b", "c"], { steps: 1 });
+    await until(() => model.stats().cancelled === 3);
+    const stats = model.stats();
+    expect(stats).toMatchObject({
+      running: 0,
+      waiting: 0,
+      sequenceBytes: 0,
+      completed: 3,
+      failed: 0,
+      cancelled: 3,
+      refused: 0,
+    });
+    expect(stats.steps).toBeGreaterThan(16);
+    expect(stats.rows).toBeGreaterThan(stats.steps);
+    expect(stats.allocatedBytes).toBeGreaterThanOrEqual(stats.workspaceBytes);
+    expect(stats.availableBytes).toBeGreaterThan(0);
+  } finally {
+    await model.dispose();
+  }
+});
+
+describe("runs over iterables", () => {
+  let model: UniFluid;
+  beforeAll(async () => {
+    model = await UniFluid.load(tiny, { threads: 2, maxSequences: 4 });
+  });
+  afterAll(() => model.dispose());
+
+  test("generateAll draws what generate draws, and keeps the engine full", async () => {
+    async function* prompts() {
+      for (let i = 0; i < 20; i++)
+        yield i === 7 ? { prompt: "a star", seed: 3, steps: 2 } : `a ${i}`;
+    }
+    let most = 0;
+    const seen = new Map<number, Uint8Array>();
+    for await (const result of model.generateAll(prompts(), { seed: 100, steps: 3 })) {
+      if (result.error) throw result.error;
+      seen.set(result.index, result.value!.pixels);
+      most = Math.max(most, model.stats().running);
+    }
+    expect(seen.size).toBe(20);
+    expect(most).toBeGreaterThan(1);
+    const [five, seven] = await Promise.all([
+      model.generate("a 5", { seed: 105, steps: 3 }),
+      model.generate("a star", { seed: 3, steps: 2 }),
+    ]);
+    expect(Buffer.compare(seen.get(5)!, five.pixels)).toBe(0);
+    expect(Buffer.compare(seen.get(7)!, seven.pixels)).toBe(0);
+  });
+
+  test("editAll, captionAll and answerAll give what the single calls give", async () => {
+    const edits = [{ image: picture, instruction: "make it blue", seed: 4, steps: 2 }];
+    for await (const { value } of model.editAll(edits)) {
+      const single = await model.edit(picture, "make it blue", { seed: 4, steps: 2 });
+      expect(Buffer.compare(value!.pixels, single.pixels)).toBe(0);
+    }
+    const items = [picture, { image: picture, maxNewTokens: 2 }];
+    const captions: (string | undefined)[] = [];
+    for await (const { value } of model.captionAll(items, { ordered: true })) captions.push(value);
+    expect(captions).toEqual([
+      await model.caption(picture),
+      await model.caption(picture, { maxNewTokens: 2 }),
+    ]);
+    const questions = [{ image: picture, question: "how many?" }];
+    for await (const { value, item } of model.answerAll(questions)) {
+      expect(item).toBe(questions[0]);
+      expect(value).toBe(await model.answer(picture, "how many?"));
+    }
+  });
+
+  test("a bad item is a result with its code, and leaving frees every sequence", async () => {
+    const images = ["/no/such/file.png", picture, new Uint8Array(0)];
+    const codes: (string | undefined)[] = [];
+    for await (const { error } of model.captionAll(images, { ordered: true })) {
+      codes.push((error as { code?: string } | undefined)?.code);
+    }
+    expect(codes).toEqual(["IMAGE_NOT_FOUND", undefined, "IMAGE_EMPTY"]);
+
+    function* endless() {
+      for (;;) yield "a circle";
+    }
+    for await (const { index } of model.generateAll(endless(), { steps: 2 })) if (index > 5) break;
+    await until(() => model.stats().running + model.stats().waiting === 0);
+    expect(model.stats().sequenceBytes).toBe(0);
+  });
+
+  test("misspelt options and tasks that the weights lack are refused", async () => {
+    const gemma = await UniFluid.load(join(tiny, "..", "gemma-tiny"));
+    try {
+      expect(() => gemma.generateAll(["a"])).toThrow(/cannot generate/);
+    } finally {
+      await gemma.dispose();
+    }
+    const wrong = { stepz: 3 } as object;
+    for await (const { error } of model.generateAll(["a"], wrong)) {
+      expect(error).toMatchObject({ code: "INVALID_OPTION" });
+    }
+  });
+});
