@@ -85,6 +85,7 @@ EngineStats Engine::stats() const {
 // ---- the engine's thread ----
 
 void Engine::run() {
+  publish_stats();
   for (;;) {
     {
       std::unique_lock lock(mutex_);

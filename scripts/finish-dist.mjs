@@ -2,22 +2,33 @@
 //
 // index.mjs re-exports the CommonJS module instead of being a second build, so that a process in which
 // one library says `import` and another `require` has one instance of every class and of the addon.
-import { chmodSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 
 const dist = new URL("../dist/", import.meta.url);
-const names = Object.keys(createRequire(import.meta.url)(fileURLToPath(new URL("index.js", dist))));
-const invalid = names.filter((name) => !/^[A-Za-z_$][\w$]*$/.test(name) || name === "default");
-if (names.length === 0 || invalid.length > 0) {
-  throw new Error(`cannot re-export ${invalid.join(", ") || "nothing"} from dist/index.js`);
+const require = createRequire(import.meta.url);
+
+for (const [entry, file] of [
+  ["index", "index"],
+  ["server/server", "server"],
+]) {
+  const names = Object.keys(require(fileURLToPath(new URL(`${entry}.js`, dist))));
+  const invalid = names.filter((name) => !/^[A-Za-z_$][\w$]*$/.test(name) || name === "default");
+  if (names.length === 0 || invalid.length > 0) {
+    throw new Error(`cannot re-export ${invalid.join(", ") || "nothing"} from dist/${entry}.js`);
+  }
+  writeFileSync(
+    new URL(`${entry}.mjs`, dist),
+    `import cjs from "./${file}.js";\n\nexport const {\n${names.map((name) => `  ${name},\n`).join("")}} = cjs;\n`,
+  );
+  writeFileSync(new URL(`${entry}.d.mts`, dist), `export * from "./${file}.js";\n`);
 }
 
-writeFileSync(
-  new URL("index.mjs", dist),
-  `import cjs from "./index.js";\n\nexport const {\n${names.map((name) => `  ${name},\n`).join("")}} = cjs;\n`,
-);
-writeFileSync(new URL("index.d.mts", dist), 'export * from "./index.js";\n');
+// Files that are no modules go along as they are.
+cpSync(new URL("../lib/server/page/", import.meta.url), new URL("server/page/", dist), {
+  recursive: true,
+});
 
 // npm does this when it links a program, but not when a linked clone is built again.
 chmodSync(new URL("cli/main.js", dist), 0o755);

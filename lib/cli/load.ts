@@ -9,15 +9,24 @@ export interface ModelFlags {
   threads?: number;
   /** MiB. */
   maxMemory?: number;
+  maxSequences?: number;
+  maxQueue?: number;
 }
 
 export async function withModel<T>(
-  { model, device, threads, maxMemory }: ModelFlags,
+  { model, device, threads, maxMemory, maxSequences, maxQueue }: ModelFlags,
   signal: AbortSignal,
   use: (model: UniFluid) => Promise<T>,
 ): Promise<T> {
   const bytes = maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20);
-  const loaded = await UniFluid.load(model, { device, threads, maxMemory: bytes, signal });
+  const loaded = await UniFluid.load(model, {
+    device,
+    threads,
+    maxMemory: bytes,
+    maxSequences,
+    maxQueue,
+    signal,
+  });
   try {
     return await use(loaded);
   } finally {

@@ -10,6 +10,7 @@ import { addEdit } from "./edit.js";
 import { EXIT_CODES_HELP, UsageError } from "./exit-codes.js";
 import { addGenerate } from "./generate.js";
 import { addInfo } from "./info.js";
+import { addServe } from "./serve.js";
 import { packageVersion } from "./version.js";
 
 /** Parses arguments and runs their command. Throws `UsageError` for arguments that make no command. */
@@ -26,6 +27,7 @@ export async function run(args: readonly string[]): Promise<void> {
   addCaption(program);
   addAnswer(program);
   addComplete(program);
+  addServe(program);
   addInfo(program);
   addDoctor(program);
   addBuild(program);

@@ -1,0 +1,157 @@
+/** `unifluid serve`: the model behind HTTP. */
+
+import { readFile } from "node:fs/promises";
+import type { AddressInfo } from "node:net";
+import { isIP } from "node:net";
+import { type Command, InvalidArgumentError, Option } from "commander";
+import type { ServerOptions } from "../server/options.js";
+import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { UsageError } from "./exit-codes.js";
+import { addFlags, MODEL_FLAGS } from "./flags.js";
+import { type ModelFlags, withModel } from "./load.js";
+
+interface ServeFlags extends ModelFlags, OutputFlags {
+  host: string;
+  port: number;
+  maxSequences: number;
+  maxQueue: number;
+  apiKeys?: string;
+  maxBody: number;
+  maxPixels: number;
+  maxPromptLength: number;
+  maxImages: number;
+  maxSteps?: number;
+  requestTimeout: number;
+  rateLimit?: number;
+  corsOrigin: string[];
+  allowImageHost: string[];
+  drainTimeout: number;
+  trustProxy?: boolean;
+  modelName?: string;
+  page: boolean;
+  logPrompts?: boolean;
+  logLevel: string;
+}
+
+/** A parser of whole numbers in a range. */
+const whole =
+  (min: number, max: number) =>
+  (text: string): number => {
+    const value = Number(text);
+    if (Number.isSafeInteger(value) && value >= min && value <= max) return value;
+    throw new InvalidArgumentError(`Expected a whole number from ${min} to ${max}.`);
+  };
+const collect = (value: string, list: string[]): string[] => [...list, value];
+
+export function addServe(program: Command): void {
+  const command = program
+    .command("serve")
+    .description("answer over HTTP, as OpenAI's clients speak it, with a page to try it")
+    .option("--host <address>", "address to listen on", "127.0.0.1")
+    .option("-p, --port <n>", "port to listen on; 0: any that is free", whole(0, 65_535), 8080)
+    .option("--api-keys <file>", "keys, one a line; read again at SIGHUP (or UNIFLUID_API_KEYS)")
+    .option("--max-sequences <n>", "requests that run at once", whole(1, 4096), 16)
+    .option("--max-queue <n>", "requests that may wait; more get 429", whole(0, 1e9), 64)
+    .option("--max-body <MiB>", "size of a request", whole(1, 2047), 20)
+    .option("--max-pixels <n>", "pixels of an image", whole(1, 2 ** 31), 16_000_000)
+    .option("--max-prompt-length <n>", "characters of a prompt", whole(1, 1e7), 4000)
+    .option("--max-images <n>", "images of one request", whole(1, 1000), 10)
+    .option("--max-steps <n>", "diffusion steps of a request (default: the model's)", whole(1, 1e6))
+    .option("--request-timeout <s>", "seconds until a request is given up", whole(1, 86_400), 600)
+    .option(
+      "--rate-limit <n>",
+      "requests a minute and key, or address (default: any)",
+      whole(1, 1e9),
+    )
+    .option("--cors-origin <origin>", "origin whose pages may call; repeatable", collect, [])
+    .option("--allow-image-host <host>", "host to fetch images from; repeatable", collect, [])
+    .option("--drain-timeout <s>", "seconds that SIGTERM gives what runs", whole(0, 86_400), 30)
+    .option("--trust-proxy", "believe X-Forwarded-* and X-Request-Id headers")
+    .option("--model-name <name>", "what requests call the model (default: its directory's name)")
+    .option("--no-page", "no page at /")
+    .option("--log-prompts", "log prompts, too")
+    .addOption(
+      new Option("--log-level <level>", "of the log on standard output")
+        .choices(["trace", "debug", "info", "warn", "error", "silent"])
+        .default("info"),
+    );
+  addFlags(command, ...MODEL_FLAGS, "quiet").action((flags: ServeFlags) =>
+    runCommand(flags, (context) => serve(flags, context)),
+  );
+}
+
+async function serve(flags: ServeFlags, context: Context): Promise<void> {
+  const { createServer } = await import("../server/server.js");
+  const keys = await readKeys(flags);
+  const limits = { maxSequences: flags.maxSequences, maxQueue: flags.maxQueue };
+  const load = { ...flags, ...limits };
+  await withModel(load, context.signal, async (model) => {
+    const app = createServer(model, serverOptions(flags, keys));
+    const { signal } = context;
+    const reload = () => {
+      readKeys(flags).then(
+        (list) => {
+          app.setApiKeys(list);
+          app.log.info({ keys: list.length }, "keys read again");
+        },
+        (error: Error) => app.log.error(`the old keys stay: ${error.message}`),
+      );
+    };
+    if (flags.apiKeys !== undefined) process.on("SIGHUP", reload);
+    try {
+      await app.listen({ host: flags.host, port: flags.port }).catch((error: Error) => {
+        throw new UsageError(`cannot listen on ${flags.host}:${flags.port}: ${error.message}`);
+      });
+      const { port } = app.server.address() as AddressInfo;
+      const host = isIP(flags.host) === 6 ? `[${flags.host}]` : flags.host;
+      note(context, `${model.info.directory} at http://${host}:${port}/`);
+      if (keys.length === 0 && !isLoopback(flags.host)) {
+        note(context, `anybody who reaches ${flags.host} can use it: set keys with --api-keys`);
+      }
+      await new Promise<void>((resolve) => {
+        if (signal.aborted) resolve();
+        else signal.addEventListener("abort", () => resolve(), { once: true });
+      });
+      note(context, `ending: at most ${flags.drainTimeout} s for what runs`);
+    } finally {
+      process.off("SIGHUP", reload);
+      await app.drain(flags.drainTimeout * 1000);
+    }
+  });
+}
+
+const isLoopback = (host: string): boolean =>
+  host === "localhost" || host === "::1" || /^127\./.test(host);
+
+function serverOptions(flags: ServeFlags, apiKeys: string[]): ServerOptions {
+  const { maxPixels, maxPromptLength, maxImages, maxSteps, requestTimeout, rateLimit } = flags;
+  return {
+    apiKeys,
+    maxBodyBytes: flags.maxBody * 2 ** 20,
+    maxPixels,
+    maxPromptLength,
+    maxImages,
+    maxSteps,
+    requestTimeout,
+    rateLimit,
+    corsOrigins: flags.corsOrigin,
+    imageHosts: flags.allowImageHost,
+    trustProxy: flags.trustProxy ?? false,
+    page: flags.page,
+    modelName: flags.modelName,
+    logPrompts: flags.logPrompts ?? false,
+    logger: flags.logLevel === "silent" ? false : { level: flags.logLevel },
+  };
+}
+
+/** Keys of the file, or else of the environment. Throws where a file was named and holds none. */
+async function readKeys({ apiKeys: path }: ServeFlags): Promise<string[]> {
+  const { parseKeys } = await import("../server/api-keys.js");
+  if (path === undefined) return parseKeys(process.env.UNIFLUID_API_KEYS ?? "");
+  const text = await readFile(path, "utf8").catch((error: Error) => {
+    throw new UsageError(`cannot read the keys: ${error.message}`);
+  });
+  const keys = parseKeys(text);
+  if (keys.length === 0) throw new UsageError(`expected keys, one a line, in ${path}`);
+  return keys;
+}

@@ -1,0 +1,55 @@
+/** Bearer keys. */
+
+import { createHash, timingSafeEqual } from "node:crypto";
+import type { FastifyRequest } from "fastify";
+import { HttpError } from "./http-error.js";
+
+const digest = (text: string): Buffer => createHash("sha256").update(text).digest();
+
+/** The keys that open the server; they can be replaced while it runs. */
+export class ApiKeys {
+  private digests: Buffer[] = [];
+
+  constructor(keys: readonly string[]) {
+    this.replace(keys);
+  }
+
+  replace(keys: readonly string[]): void {
+    this.digests = keys.map(digest);
+  }
+
+  /** No keys are set: everybody is served. */
+  get open(): boolean {
+    return this.digests.length === 0;
+  }
+
+  /** Takes the same time for every key of a length, right or wrong: digests are compared, all of them. */
+  has(key: string): boolean {
+    const given = digest(key);
+    let found = false;
+    for (const known of this.digests) found = timingSafeEqual(known, given) || found;
+    return found;
+  }
+
+  /** Throws 401 unless the request bears a key. */
+  check(request: FastifyRequest): void {
+    if (this.open) return;
+    const [, key] = /^Bearer +(\S+) *$/i.exec(request.headers.authorization ?? "") ?? [];
+    if (key !== undefined && this.has(key)) return;
+    throw new HttpError(
+      401,
+      "INVALID_API_KEY",
+      key === undefined
+        ? "expected a key: Authorization: Bearer KEY"
+        : "this key does not open this server",
+    );
+  }
+}
+
+/** Keys of a text, one a line; blank lines and lines that begin with # do not count. */
+export function parseKeys(text: string): string[] {
+  return text
+    .split(/[\r\n,]+/)
+    .map((line) => line.trim())
+    .filter((line) => line !== "" && !line.startsWith("#"));
+}

@@ -1,0 +1,162 @@
+/** POST /v1/chat/completions: questions about an image, captions, and plain text where the model can. */
+
+import { randomUUID } from "node:crypto";
+import type { FastifyInstance } from "fastify";
+import type { DecodedImage } from "../image-input.js";
+import type { WriteOptions } from "../model.js";
+import {
+  checkModel,
+  checkPrompt,
+  imageOfUrl,
+  logPrompt,
+  type ServerContext,
+  working,
+} from "./context.js";
+import { type ServerEvent, sendEvents } from "./events.js";
+import { HttpError } from "./http-error.js";
+import { type ChatBody, type ChatMessage, chatBody } from "./schemas.js";
+
+/** What a conversation asks for. */
+interface Question {
+  task: "caption" | "answer" | "complete";
+  text: string;
+  /** URL of the image. */
+  image?: string;
+}
+
+/**
+ * The model answers one question about one image: the text of the last message of the user, and the image
+ * that it has or that was shown last before it. System messages and earlier answers do not count.
+ */
+export function questionOf(messages: readonly ChatMessage[]): Question {
+  const asked = messages.filter(({ role }) => role === "user");
+  const last = asked.at(-1);
+  if (!last) throw new HttpError(422, "INVALID_OPTION", "expected a user's message", "messages");
+  const text = partsOf(last)
+    .flatMap((part) => (part.type === "text" ? [part.text] : []))
+    .join("\n")
+    .trim();
+  const images = asked.flatMap((message) =>
+    partsOf(message).flatMap((part) => (part.type === "image_url" ? [part.image_url.url] : [])),
+  );
+  const own = partsOf(last).filter(({ type }) => type === "image_url").length;
+  if (own > 1) {
+    const message = `expected one image in a message but received ${own}`;
+    throw new HttpError(422, "IMAGE_UNSUPPORTED_INPUT", message, "messages");
+  }
+  const image = images.at(-1);
+  if (image === undefined) {
+    if (text === "") throw new HttpError(422, "INVALID_OPTION", "expected a text", "messages");
+    return { task: "complete", text };
+  }
+  return text === "" ? { task: "caption", text, image } : { task: "answer", text, image };
+}
+
+function partsOf({ content }: ChatMessage) {
+  return typeof content === "string" ? [{ type: "text" as const, text: content }] : (content ?? []);
+}
+
+/** The pieces of what the model writes. */
+function write(
+  { model }: ServerContext,
+  { task, text }: Question,
+  image: DecodedImage | undefined,
+  options: WriteOptions,
+): AsyncGenerator<string> {
+  if (task === "complete") return model.completeStream(text, options);
+  return task === "caption"
+    ? model.captionStream(image!, options)
+    : model.answerStream(image!, text, options);
+}
+
+export function registerChat(app: FastifyInstance, context: ServerContext): void {
+  const { model, name } = context;
+
+  app.post("/v1/chat/completions", async (request, reply) => {
+    const body = chatBody.parse(request.body);
+    const question = questionOf(body.messages);
+    if (question.task === "complete" && !model.tasks.includes("complete")) {
+      const message = `${name} answers about images: expected a message with an image_url`;
+      throw new HttpError(422, "UNSUPPORTED_TASK", message, "messages");
+    }
+    checkModel(context, body.model, question.task);
+    checkPrompt(context, question.text, "messages");
+    logPrompt(context, request, question.text);
+    return working(context, reply, async (signal) => {
+      const image =
+        question.image === undefined
+          ? undefined
+          : await imageOfUrl(context, question.image, signal);
+      const maxNewTokens = body.max_completion_tokens ?? body.max_tokens ?? undefined;
+      const options: WriteOptions = {
+        maxNewTokens,
+        temperature: body.temperature ?? undefined,
+        seed: typeof body.seed === "string" ? BigInt(body.seed) : (body.seed ?? undefined),
+        signal,
+      };
+      const pieces = write(context, question, image, options);
+      const limit = maxNewTokens ?? model.info.generation.text.maxNewTokens;
+      const frame = {
+        id: `chatcmpl-${randomUUID()}`,
+        created: Math.floor(Date.now() / 1000),
+        model: name,
+      };
+      if (body.stream) {
+        return sendEvents(reply, chunks(context, pieces, body, question, limit, frame));
+      }
+      let content = "";
+      for await (const piece of pieces) content += piece;
+      const { usage, finish } = account(context, question, content, limit);
+      const message = { role: "assistant", content, refusal: null };
+      return {
+        ...frame,
+        object: "chat.completion",
+        choices: [{ index: 0, message, logprobs: null, finish_reason: finish }],
+        usage,
+      };
+    });
+  });
+}
+
+/** Tokens of the texts; what the image takes besides is not counted, since no text could save it. */
+function account({ model }: ServerContext, question: Question, content: string, limit: number) {
+  const prompt_tokens = model.tokenize(question.text).length;
+  const completion_tokens = model.tokenize(content).length;
+  return {
+    usage: { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens },
+    finish: completion_tokens >= limit ? "length" : "stop",
+  };
+}
+
+async function* chunks(
+  context: ServerContext,
+  pieces: AsyncGenerator<string>,
+  body: ChatBody,
+  question: Question,
+  limit: number,
+  frame: object,
+): AsyncGenerator<ServerEvent> {
+  const wantsUsage = body.stream_options?.include_usage === true;
+  const chunk = (choices: object[], usage: object | null = null): ServerEvent => ({
+    data: {
+      ...frame,
+      object: "chat.completion.chunk",
+      choices,
+      ...(wantsUsage ? { usage } : {}),
+    },
+  });
+  const choice = (delta: object, finish_reason: string | null = null) => [
+    { index: 0, delta, logprobs: null, finish_reason },
+  ];
+  let content = "";
+  // The first piece is waited for before the first chunk: a refusal then has a status of its own.
+  for await (const piece of pieces) {
+    if (content === "") yield chunk(choice({ role: "assistant", content: "", refusal: null }));
+    content += piece;
+    yield chunk(choice({ content: piece }));
+  }
+  const { usage, finish } = account(context, question, content, limit);
+  yield chunk(choice({}, finish));
+  if (wantsUsage) yield chunk([], usage);
+  yield { data: "[DONE]" };
+}

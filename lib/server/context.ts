@@ -1,0 +1,131 @@
+/** What the routes share. */
+
+import type { FastifyReply, FastifyRequest } from "fastify";
+import { type DecodedImage, decodeImage } from "../image-input.js";
+import type { UniFluid } from "../model.js";
+import type { Task } from "../tasks.js";
+import { HttpError } from "./http-error.js";
+import type { ServerSettings } from "./options.js";
+import { fetchRemoteImage } from "./remote-image.js";
+
+export interface ServerContext {
+  model: UniFluid;
+  settings: ServerSettings;
+  /** What requests may call the model. */
+  name: string;
+  /** Seconds since 1970, when the server was made. */
+  created: number;
+  /** Requests that compute now. */
+  active: Set<AbortController>;
+}
+
+/** Milliseconds that another host has for sending an image. */
+const REMOTE_TIMEOUT = 10_000;
+
+/** Throws unless the model can do it and is the one that was asked for. */
+export function checkModel(context: ServerContext, asked: string | undefined, task: Task): void {
+  if (asked !== undefined && asked !== context.name) {
+    throw new HttpError(
+      404,
+      "MODEL_NOT_FOUND",
+      `there is no model ${JSON.stringify(asked)} here, but ${JSON.stringify(context.name)}`,
+      "model",
+    );
+  }
+  if (!context.model.tasks.includes(task)) {
+    throw new HttpError(422, "UNSUPPORTED_TASK", `${context.name} cannot ${task}`, "model");
+  }
+}
+
+export function checkPrompt(context: ServerContext, text: string, param: string): void {
+  const { maxPromptLength } = context.settings;
+  if (text.length <= maxPromptLength) return;
+  throw new HttpError(
+    422,
+    "PROMPT_TOO_LONG",
+    `expected at most ${maxPromptLength} characters but received ${text.length}`,
+    param,
+  );
+}
+
+/**
+ * Runs the work of a request. Its signal aborts when the client goes away, when the request has taken too
+ * long and when the server must end.
+ */
+export async function working<T>(
+  context: ServerContext,
+  reply: FastifyReply,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const controller = new AbortController();
+  const { raw } = reply;
+  const gone = () => {
+    if (!raw.writableFinished) controller.abort(new HttpError(499, "CLIENT_GONE", "client left"));
+  };
+  const seconds = context.settings.requestTimeout;
+  const timer = setTimeout(() => {
+    controller.abort(new HttpError(503, "TIMEOUT", `the request took more than ${seconds} s`));
+    // One that reads no more would hold its connection for ever.
+    if (raw.headersSent) setTimeout(() => raw.destroy(), 1000).unref();
+  }, seconds * 1000);
+  context.active.add(controller);
+  const release = () => {
+    clearTimeout(timer);
+    raw.off("close", gone);
+    context.active.delete(controller);
+  };
+  raw.on("close", gone);
+  try {
+    const result = await work(controller.signal);
+    // A stream goes on after this.
+    if (raw.writableFinished || !isStream(result)) release();
+    else raw.once("close", release);
+    return result;
+  } catch (error) {
+    release();
+    throw error;
+  }
+}
+
+function isStream(value: unknown): boolean {
+  return typeof (value as { pipe?: unknown } | null)?.pipe === "function";
+}
+
+/** Logs a prompt where the operator wants that. */
+export function logPrompt(context: ServerContext, request: FastifyRequest, prompt: string): void {
+  if (context.settings.logPrompts) request.log.info({ prompt }, "prompt");
+}
+
+/** The bytes of an image file, decoded. */
+export function decodeUpload(
+  context: ServerContext,
+  bytes: Uint8Array,
+  signal: AbortSignal,
+): Promise<DecodedImage> {
+  return decodeImage(bytes, { maxPixels: context.settings.maxPixels, signal });
+}
+
+/** The image that a URL in a request means: data, or what an allowed host sends. */
+export async function imageOfUrl(
+  context: ServerContext,
+  url: string,
+  signal: AbortSignal,
+): Promise<DecodedImage> {
+  if (/^data:/i.test(url)) return decodeUpload(context, dataUrlBytes(url), signal);
+  const { imageHosts, maxBodyBytes } = context.settings;
+  const bytes = await fetchRemoteImage(url, {
+    hosts: imageHosts,
+    maxBytes: maxBodyBytes,
+    timeout: REMOTE_TIMEOUT,
+    signal,
+  });
+  return decodeUpload(context, bytes, signal);
+}
+
+function dataUrlBytes(url: string): Buffer {
+  const [, base64] = /^data:[^,]*;base64,([A-Za-z0-9+/_=\s-]*)$/i.exec(url) ?? [];
+  if (base64 === undefined) {
+    throw new HttpError(422, "IMAGE_UNDECODABLE", "expected base64 in the image's data URL");
+  }
+  return Buffer.from(base64, "base64");
+}

@@ -1,0 +1,93 @@
+/** Errors as HTTP answers, in the shape that OpenAI's clients read. */
+
+import type { FastifyError, FastifyReply, FastifyRequest } from "fastify";
+import { ZodError } from "zod";
+import { UniFluidError } from "../errors.js";
+
+/** An error with a status of its own. */
+export class HttpError extends Error {
+  constructor(
+    readonly status: number,
+    readonly code: string,
+    message: string,
+    /** The field it is about. */
+    readonly param: string | null = null,
+  ) {
+    super(message);
+  }
+}
+
+export interface ErrorBody {
+  error: { message: string; type: string; param: string | null; code: string };
+}
+
+/** Seconds after which a client may try again what was refused for want of room. */
+export const RETRY_AFTER = 1;
+
+const STATUS: Readonly<Record<string, number>> = {
+  IMAGE_TOO_LARGE: 413,
+  QUEUE_FULL: 429,
+  INSUFFICIENT_MEMORY: 503,
+  DISPOSED: 503,
+  NUMERICAL_ERROR: 500,
+  DEVICE_ERROR: 500,
+  INTERNAL: 500,
+};
+
+/** Fastify's own errors about requests, by its codes; the rest keep their status. */
+const FASTIFY: Readonly<Record<string, [number, string]>> = {
+  FST_ERR_CTP_BODY_TOO_LARGE: [413, "BODY_TOO_LARGE"],
+  FST_ERR_CTP_INVALID_JSON_BODY: [400, "INVALID_JSON"],
+  FST_ERR_CTP_EMPTY_JSON_BODY: [400, "INVALID_JSON"],
+  FST_REQ_FILE_TOO_LARGE: [413, "BODY_TOO_LARGE"],
+  FST_PARTS_LIMIT: [413, "TOO_MANY_PARTS"],
+  FST_FILES_LIMIT: [413, "TOO_MANY_PARTS"],
+  FST_FIELDS_LIMIT: [413, "TOO_MANY_PARTS"],
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: [415, "UNSUPPORTED_MEDIA_TYPE"],
+  FST_INVALID_MULTIPART_CONTENT_TYPE: [415, "UNSUPPORTED_MEDIA_TYPE"],
+};
+
+function typeOf(status: number): string {
+  if (status === 401) return "authentication_error";
+  if (status === 429) return "rate_limit_error";
+  return status < 500 ? "invalid_request_error" : "server_error";
+}
+
+/** Status and body for whatever was thrown; a defect's message stays in the log. */
+export function toHttp(error: unknown): { status: number; body: ErrorBody } {
+  const answer = (status: number, code: string, message: string, param: string | null = null) => ({
+    status,
+    body: { error: { message, type: typeOf(status), param, code } },
+  });
+  if (error instanceof HttpError) {
+    return answer(error.status, error.code, error.message, error.param);
+  }
+  if (error instanceof ZodError) {
+    const [issue] = error.issues;
+    const param = issue?.path.join(".") || null;
+    return answer(422, "INVALID_OPTION", `${param ?? "the body"}: ${issue?.message}`, param);
+  }
+  if (error instanceof UniFluidError) {
+    return answer(STATUS[error.code] ?? 422, error.code, error.message);
+  }
+  const { code = "", statusCode = 500, message = "" } = error as Partial<FastifyError>;
+  const known = FASTIFY[code];
+  if (known) return answer(known[0], known[1], message);
+  // A text that nests deeper than the parser can follow is the sender's mistake.
+  if (error instanceof SyntaxError) return answer(400, "INVALID_JSON", message);
+  if (statusCode === 429) return answer(429, "RATE_LIMITED", message);
+  if (statusCode >= 400 && statusCode < 500) return answer(statusCode, "BAD_REQUEST", message);
+  return answer(500, "INTERNAL", "the server failed; its log says more");
+}
+
+/** Fastify's error handler. */
+export function handleError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
+  const { status, body } = toHttp(error);
+  if (status >= 500) request.log.error({ err: error }, "request failed");
+  else request.log.info({ code: body.error.code }, "request refused");
+  if (status === 429 || status === 503) {
+    if (!reply.hasHeader("retry-after")) reply.header("retry-after", String(RETRY_AFTER));
+  }
+  if (status === 401) reply.header("www-authenticate", "Bearer");
+  reply.code(status).type("application/json; charset=utf-8").send(body);
+}

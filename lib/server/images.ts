@@ -1,0 +1,238 @@
+/** POST /v1/images/generations and /v1/images/edits, as OpenAI's clients speak them. */
+
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import type { DrawingProgress } from "../drawing-stream.js";
+import { UniFluidError } from "../errors.js";
+import type { Image, ImageFormat } from "../image.js";
+import type { DecodedImage } from "../image-input.js";
+import type { DrawOptions } from "../model.js";
+import { parseSeed } from "../seed.js";
+import {
+  checkModel,
+  checkPrompt,
+  decodeUpload,
+  imageOfUrl,
+  logPrompt,
+  type ServerContext,
+  working,
+} from "./context.js";
+import { type ServerEvent, sendEvents } from "./events.js";
+import { HttpError } from "./http-error.js";
+import { type DrawingBody, editFields, generationBody } from "./schemas.js";
+
+/** A kind of drawing: what it is called in events, and how it is drawn. */
+interface Kind {
+  event: "image_generation" | "image_edit";
+  draw(count: number, options: DrawOptions): Promise<Image[]>;
+  stream(options: DrawOptions): AsyncGenerator<DrawingProgress>;
+}
+
+export function registerImages(app: FastifyInstance, context: ServerContext): void {
+  const { model } = context;
+
+  app.post("/v1/images/generations", async (request, reply) => {
+    const body = generationBody.parse(request.body);
+    checkModel(context, body.model, "generate");
+    const { prompt } = body;
+    return answer(context, request, reply, body, async () => ({
+      event: "image_generation",
+      draw: (n, options) => model.generate(Array<string>(n).fill(prompt), options),
+      stream: (options) => model.generateStream(prompt, options),
+    }));
+  });
+
+  app.post("/v1/images/edits", async (request, reply) => {
+    const { image, fields } = await readEdit(request);
+    const body = editFields.parse(fields);
+    checkModel(context, body.model, "edit");
+    const { prompt } = body;
+    return answer(context, request, reply, body, async (signal) => {
+      const source: DecodedImage =
+        typeof image === "string"
+          ? await imageOfUrl(context, image, signal)
+          : await decodeUpload(context, image, signal);
+      return {
+        event: "image_edit",
+        draw: (n, options) => model.edit(source, Array<string>(n).fill(prompt), options),
+        stream: (options) => model.editStream(source, prompt, options),
+      };
+    });
+  });
+}
+
+async function answer(
+  context: ServerContext,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  body: DrawingBody,
+  prepare: (signal: AbortSignal) => Promise<Kind>,
+): Promise<unknown> {
+  checkDrawing(context, body);
+  logPrompt(context, request, body.prompt);
+  const { n = 1, output_format: format = "png", steps, guidance, temperature, order } = body;
+  // Decided here, so that the answer can tell it.
+  const seed = parseSeed(typeof body.seed === "string" ? BigInt(body.seed) : body.seed);
+  const options: DrawOptions = { seed, steps, guidance, temperature, order };
+  return working(context, reply, async (signal) => {
+    const kind = await prepare(signal);
+    const details = {
+      created_at: Math.floor(Date.now() / 1000),
+      size: sizeOf(context),
+      quality: "auto",
+      background: "opaque",
+      output_format: format,
+    };
+    if (body.stream) {
+      const partial = Math.min(body.partial_images ?? 0, cellsOf(context) - 1);
+      const steps = kind.stream({ ...options, signal });
+      return sendEvents(reply, drawingEvents(kind.event, steps, partial, format, details));
+    }
+    const images = await kind.draw(n, { ...options, signal });
+    const data = await Promise.all(
+      images.map(async (image) => ({
+        b64_json: (await image.toBuffer(format)).toString("base64"),
+        seed: seedText(image.seed!),
+      })),
+    );
+    const { created_at: created, ...rest } = details;
+    return { created, data, ...rest };
+  });
+}
+
+const gridOf = ({ model }: ServerContext): number => model.info.image!.grid;
+const cellsOf = (context: ServerContext): number => gridOf(context) ** 2;
+const sizeOf = ({ model }: ServerContext): string =>
+  `${model.info.image!.size}x${model.info.image!.size}`;
+/** Seeds that a number would round are sent as text. */
+const seedText = (seed: number | bigint) => (typeof seed === "bigint" ? String(seed) : seed);
+
+/** What a schema cannot know: the model and the server's limits. */
+function checkDrawing(context: ServerContext, body: DrawingBody): void {
+  const { maxImages, maxSteps } = context.settings;
+  checkPrompt(context, body.prompt, "prompt");
+  const expect = (holds: boolean, expected: string, param: keyof DrawingBody) => {
+    if (holds) return;
+    const message = `expected ${expected} but received ${JSON.stringify(body[param])}`;
+    throw new HttpError(422, "INVALID_OPTION", message, param);
+  };
+  expect((body.n ?? 1) <= maxImages, `at most ${maxImages} images`, "n");
+  expect(!body.stream || (body.n ?? 1) === 1, "one image when streaming", "n");
+  const size = sizeOf(context);
+  expect(body.size === undefined || ["auto", size].includes(body.size), `auto or ${size}`, "size");
+  expect((body.steps ?? 1) <= (maxSteps ?? Infinity), `at most ${maxSteps} steps`, "steps");
+}
+
+/**
+ * Events of a drawing: pictures of it at `partial` moments, evenly spread, then the image. Each also tells
+ * which cell was drawn last, so that a page can show the order.
+ */
+async function* drawingEvents(
+  name: Kind["event"],
+  steps: AsyncGenerator<DrawingProgress>,
+  partial: number,
+  format: ImageFormat,
+  details: object,
+): AsyncGenerator<ServerEvent> {
+  let sent = 0;
+  for await (const step of steps) {
+    const unifluid = {
+      cell: step.cell,
+      position: step.done - 1,
+      cells: step.total,
+      grid: Math.sqrt(step.total),
+    };
+    if (step.image) {
+      const type = `${name}.completed`;
+      const b64_json = (await step.image.toBuffer(format)).toString("base64");
+      const seed = seedText(step.image.seed!);
+      yield { event: type, data: { type, b64_json, ...details, seed, unifluid } };
+    } else if (step.done >= ((sent + 1) * step.total) / (partial + 1)) {
+      const picture = await preview(step);
+      if (!picture) continue;
+      const type = `${name}.partial_image`;
+      const b64_json = (await picture.toBuffer(format)).toString("base64");
+      yield {
+        event: type,
+        data: { type, partial_image_index: sent++, b64_json, ...details, unifluid },
+      };
+    }
+  }
+}
+
+/** The picture so far; nothing while the model has more important things to do. */
+async function preview(step: DrawingProgress): Promise<Image | undefined> {
+  try {
+    return await step.preview();
+  } catch (error) {
+    if (error instanceof UniFluidError && error.code === "QUEUE_FULL") return undefined;
+    throw error;
+  }
+}
+
+interface Edit {
+  /** The bytes of an image file, or a URL. */
+  image: Uint8Array | string;
+  fields: Record<string, unknown>;
+}
+
+/** An edit's image and fields, of a form or of JSON with `images: [{ image_url }]`. */
+async function readEdit(request: FastifyRequest): Promise<Edit> {
+  if (!request.isMultipart()) return readJson(request.body);
+  try {
+    return await readForm(request);
+  } catch (error) {
+    const known = error instanceof HttpError || typeof (error as FastifyError).code === "string";
+    if (known) throw error;
+    // The parser's: a form that ends in its middle, or is none.
+    throw new HttpError(400, "INVALID_FORM", (error as Error).message);
+  }
+}
+
+function oneImage<T>(images: readonly T[]): T {
+  if (images.length === 1) return images[0]!;
+  throw new HttpError(
+    422,
+    "IMAGE_UNSUPPORTED_INPUT",
+    `expected one image but received ${images.length}`,
+    "image",
+  );
+}
+
+const noMask = () =>
+  new HttpError(422, "INVALID_OPTION", "masks are not known here: say what to change", "mask");
+
+async function readForm(request: FastifyRequest): Promise<Edit> {
+  const images: Uint8Array[] = [];
+  // Names come from the client: an object without a prototype has no fields to overwrite.
+  const fields: Record<string, unknown> = Object.create(null);
+  for await (const part of request.parts()) {
+    // OpenAI's clients write image[] where there are several.
+    const name = part.fieldname.replace(/\[\]$/, "");
+    if (name === "mask") throw noMask();
+    if (part.type === "file") {
+      if (name !== "image") {
+        throw new HttpError(422, "INVALID_OPTION", `unexpected file ${name}`, name);
+      }
+      images.push(await part.toBuffer());
+    } else if (name === "image") {
+      throw new HttpError(422, "IMAGE_UNSUPPORTED_INPUT", "expected a file", "image");
+    } else {
+      fields[name] = part.value;
+    }
+  }
+  return { image: oneImage(images), fields: { ...fields } };
+}
+
+function readJson(body: unknown): Edit {
+  if (typeof body !== "object" || body === null || Array.isArray(body)) {
+    throw new HttpError(422, "INVALID_OPTION", "expected a form or a JSON object");
+  }
+  const { images, mask, ...fields } = body as Record<string, unknown>;
+  if (mask !== undefined) throw noMask();
+  const list = Array.isArray(images) ? (images as { image_url?: unknown }[]) : [];
+  const url = oneImage(list)?.image_url;
+  if (typeof url !== "string") {
+    throw new HttpError(422, "IMAGE_UNSUPPORTED_INPUT", "expected an image_url", "images");
+  }
+  return { image: url, fields };
+}

@@ -1,0 +1,97 @@
+/** GET /metrics for Prometheus. */
+
+import type { FastifyInstance } from "fastify";
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import type { NativeStats } from "../native.js";
+import type { ServerContext } from "./context.js";
+
+const BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
+
+/** What the engine tells: its name here, which kind of number it is, and what it means. */
+const ENGINE: readonly [string, keyof NativeStats, "gauge" | "counter", string][] = [
+  ["running_requests", "running", "gauge", "Requests that the engine works on."],
+  ["waiting_requests", "waiting", "gauge", "Requests that wait for the engine."],
+  ["sequence_bytes", "sequenceBytes", "gauge", "Memory of running sequences."],
+  ["allocated_bytes", "allocatedBytes", "gauge", "Memory that the model allocated."],
+  ["available_bytes", "availableBytes", "gauge", "Memory that the model may still allocate."],
+  ["steps_total", "steps", "counter", "Steps of the engine."],
+  ["rows_total", "rows", "counter", "Rows run through the decoder."],
+  [
+    "completed_requests_total",
+    "completed",
+    "counter",
+    "Requests of the engine that gave a result.",
+  ],
+  ["failed_requests_total", "failed", "counter", "Requests of the engine that failed."],
+  [
+    "cancelled_requests_total",
+    "cancelled",
+    "counter",
+    "Requests of the engine that were given up.",
+  ],
+  [
+    "refused_requests_total",
+    "refused",
+    "counter",
+    "Requests that the engine's full queue refused.",
+  ],
+];
+
+export function registerMetrics(app: FastifyInstance, context: ServerContext): void {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  const labelNames = ["method", "route", "status"] as const;
+  const requests = new Counter({
+    name: "unifluid_http_requests_total",
+    help: "HTTP requests answered.",
+    labelNames,
+    registers: [registry],
+  });
+  const seconds = new Histogram({
+    name: "unifluid_http_request_seconds",
+    help: "Time from a request to the end of its answer.",
+    labelNames,
+    buckets: BUCKETS,
+    registers: [registry],
+  });
+  new Gauge({
+    name: "unifluid_http_active_requests",
+    help: "Requests whose work is not done.",
+    registers: [registry],
+    collect() {
+      this.set(context.active.size);
+    },
+  });
+  for (const [name, field, kind, help] of ENGINE) {
+    const settings = { name: `unifluid_engine_${name}`, help, registers: [registry] };
+    const value = () => context.model.stats()[field];
+    if (kind === "gauge") {
+      new Gauge({
+        ...settings,
+        collect() {
+          this.set(value());
+        },
+      });
+    } else {
+      new Counter({
+        ...settings,
+        collect() {
+          this.reset();
+          this.inc(value());
+        },
+      });
+    }
+  }
+
+  app.addHook("onResponse", async (request, reply) => {
+    // The pattern, not the path: what clients make up must not become labels.
+    const route = request.routeOptions.url ?? "unknown";
+    const labels = { method: request.method, route, status: String(reply.statusCode) };
+    requests.inc(labels);
+    seconds.observe(labels, reply.elapsedTime / 1000);
+  });
+  app.get("/metrics", async (_request, reply) => {
+    reply.type(registry.contentType);
+    return registry.metrics();
+  });
+}

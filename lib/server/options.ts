@@ -1,0 +1,101 @@
+/** Options of the server, checked and completed. */
+
+import { type NumberRange, show } from "../checkpoint/fields.js";
+import { integerOption, invalidOption, optionsObject } from "../options.js";
+
+export interface ServerOptions {
+  /** Keys of which a request must bear one (`Authorization: Bearer KEY`). None: everybody is served. */
+  apiKeys?: readonly string[];
+  /** Bytes that a request's body may have. Default 20 MiB. */
+  maxBodyBytes?: number;
+  /** Pixels that an image may have. Default 16 million. */
+  maxPixels?: number;
+  /** Characters that a prompt, question or instruction may have. Default 4000. */
+  maxPromptLength?: number;
+  /** Images that one request may ask for. Default 10. */
+  maxImages?: number;
+  /** Diffusion steps that a request may ask for. Default: the model's timesteps. */
+  maxSteps?: number;
+  /** Seconds after which a request is given up. Default 600. */
+  requestTimeout?: number;
+  /** Seconds in which a client must have sent its headers and body. Default 60. */
+  receiveTimeout?: number;
+  /** Requests a minute that one key, or without keys one address, may send. Default: any number. */
+  rateLimit?: number;
+  /** Origins whose pages may call the server: `"*"`, or their names. Default: none. */
+  corsOrigins?: readonly string[];
+  /** Hosts that images may be fetched from, such as `images.example.com`. Default: none, images come as data. */
+  imageHosts?: readonly string[];
+  /** Log prompts, questions and instructions. Default: no. */
+  logPrompts?: boolean;
+  /** `true`: log to standard output; or an object of pino's options. Default: no log. */
+  logger?: boolean | object;
+  /** Trust `X-Forwarded-*` headers of the proxy in front. Default: no. */
+  trustProxy?: boolean;
+  /** Serve the page at `/`. Default: yes. */
+  page?: boolean;
+  /** The name that requests may give as `model`. Default: the name of the checkpoint's directory. */
+  modelName?: string;
+}
+
+export type ServerSettings = Required<Omit<ServerOptions, "maxSteps" | "rateLimit" | "modelName">> &
+  Pick<ServerOptions, "maxSteps" | "rateLimit" | "modelName">;
+
+const DEFAULTS: ServerSettings = {
+  apiKeys: [],
+  maxBodyBytes: 20 * 2 ** 20,
+  maxPixels: 16_000_000,
+  maxPromptLength: 4000,
+  maxImages: 10,
+  requestTimeout: 600,
+  receiveTimeout: 60,
+  corsOrigins: [],
+  imageHosts: [],
+  logPrompts: false,
+  logger: false,
+  trustProxy: false,
+  page: true,
+};
+
+const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
+  maxBodyBytes: { min: 1024, max: 2 ** 31 },
+  maxPixels: { min: 1, max: 2 ** 31 },
+  maxPromptLength: { min: 1, max: 10_000_000 },
+  maxImages: { min: 1, max: 1000 },
+  maxSteps: { min: 1, max: 1_000_000 },
+  requestTimeout: { min: 1, max: 86_400 },
+  receiveTimeout: { min: 1, max: 86_400 },
+  rateLimit: { min: 1, max: 1_000_000_000 },
+};
+const LISTS = ["apiKeys", "corsOrigins", "imageHosts"] as const;
+const SWITCHES = ["logPrompts", "trustProxy", "page"] as const;
+
+/** Throws `INVALID_OPTION`. */
+export function serverSettings(given: ServerOptions | undefined): ServerSettings {
+  const names = [...Object.keys(DEFAULTS), "maxSteps", "rateLimit", "modelName"];
+  const options = optionsObject(given, names as (keyof ServerOptions)[]);
+  for (const [name, range] of Object.entries(COUNTS)) {
+    const value = options[name as keyof ServerOptions];
+    if (value !== undefined) integerOption(name, value, range);
+  }
+  for (const name of LISTS) {
+    const value = options[name];
+    if (value === undefined) continue;
+    if (!Array.isArray(value) || !value.every((item) => typeof item === "string" && item !== "")) {
+      throw invalidOption("an array of strings that are not empty", name, value);
+    }
+  }
+  for (const name of SWITCHES) {
+    const value = options[name];
+    if (value !== undefined && typeof value !== "boolean") {
+      throw invalidOption("a boolean", name, value);
+    }
+  }
+  if (options.modelName !== undefined && typeof options.modelName !== "string") {
+    throw invalidOption("a string", "modelName", show(options.modelName));
+  }
+  const present = Object.fromEntries(
+    Object.entries(options).filter(([, value]) => value !== undefined),
+  );
+  return { ...DEFAULTS, ...present };
+}

@@ -1,0 +1,81 @@
+/** Bodies that requests may have, as zod schemas: they check what comes and make the OpenAPI page. */
+
+import { z } from "zod";
+
+/** What this server's fields have beside OpenAI's own. */
+const seed = z
+  .union([
+    z.int().min(0),
+    z.string().regex(/^\d{1,20}$/, "expected a whole number from 0 to 2^64 - 1"),
+  ])
+  .describe("Decides the image; image i of several has seed + i. Beyond 2^53, as a string.");
+
+/** Numbers of a form come as text. */
+const number = z.coerce.number();
+
+const drawing = {
+  model: z.string().optional().describe("The name that GET /v1/models tells."),
+  n: number.int().min(1).optional().describe("Images; 1 when streaming."),
+  size: z.string().optional().describe('"auto", or the size that the model draws.'),
+  response_format: z.literal("b64_json").optional(),
+  output_format: z.enum(["png", "webp", "jpeg"]).optional().describe('Default "png".'),
+  stream: z.union([z.boolean(), z.stringbool()]).optional().describe("Answer with events."),
+  partial_images: number
+    .int()
+    .min(0)
+    .optional()
+    .describe("Pictures sent while the image is drawn, when streaming; up to one an image token."),
+  quality: z.enum(["auto", "low", "medium", "high", "standard", "hd"]).optional(),
+  background: z.enum(["auto", "opaque"]).optional(),
+  moderation: z.enum(["auto", "low"]).optional(),
+  style: z.enum(["vivid", "natural"]).optional(),
+  user: z.string().optional(),
+  seed: seed.optional(),
+  steps: number.int().min(1).optional().describe("Diffusion steps for each image token."),
+  guidance: number.optional().describe("How strongly the prompt decides; 1: no guidance."),
+  temperature: number.optional().describe("Factor of the sampling noise."),
+  order: z.enum(["random", "raster"]).optional().describe("Order of the image tokens."),
+};
+
+export const generationBody = z.strictObject({
+  prompt: z.string().min(1).describe("What to draw."),
+  ...drawing,
+});
+
+export const editFields = z.strictObject({
+  prompt: z.string().min(1).describe("What to change."),
+  input_fidelity: z.enum(["low", "high"]).optional(),
+  ...drawing,
+});
+
+export type DrawingBody = z.infer<typeof generationBody>;
+
+const textPart = z.object({ type: z.literal("text"), text: z.string() });
+const imagePart = z.object({
+  type: z.literal("image_url"),
+  image_url: z.object({
+    url: z.string().min(1).describe("A data URL; others only from hosts that the server allows."),
+    detail: z.string().optional(),
+  }),
+});
+const part = z.discriminatedUnion("type", [textPart, imagePart]);
+
+const message = z.object({
+  role: z.enum(["system", "developer", "user", "assistant"]),
+  content: z.union([z.string(), z.array(part).min(1)]).nullish(),
+});
+export type ChatMessage = z.infer<typeof message>;
+
+/** Clients send many fields of other models here; those are passed over. */
+export const chatBody = z.object({
+  model: z.string().optional(),
+  messages: z.array(message).min(1).max(1000),
+  max_tokens: z.int().min(1).nullish(),
+  max_completion_tokens: z.int().min(1).nullish(),
+  temperature: z.number().nullish(),
+  seed: seed.nullish(),
+  n: z.literal(1).nullish(),
+  stream: z.boolean().nullish(),
+  stream_options: z.object({ include_usage: z.boolean().optional() }).nullish(),
+});
+export type ChatBody = z.infer<typeof chatBody>;

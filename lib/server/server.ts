@@ -1,0 +1,157 @@
+/**
+ * An HTTP server around a loaded model, in the shapes that OpenAI's clients speak.
+ *
+ * @packageDocumentation
+ */
+
+import { basename } from "node:path";
+import cors from "@fastify/cors";
+import multipart from "@fastify/multipart";
+import rateLimit from "@fastify/rate-limit";
+import fastify, { type FastifyInstance } from "fastify";
+import type { UniFluid } from "../model.js";
+import { ApiKeys } from "./api-keys.js";
+import { registerChat } from "./chat.js";
+import type { ServerContext } from "./context.js";
+import { HttpError, handleError } from "./http-error.js";
+import { registerImages } from "./images.js";
+import { registerMetrics } from "./metrics.js";
+import { type ServerOptions, type ServerSettings, serverSettings } from "./options.js";
+import { PAGE_PATHS, registerPage } from "./page.js";
+import { registerSystem } from "./system.js";
+
+export type { ServerOptions } from "./options.js";
+
+declare module "fastify" {
+  interface FastifyInstance {
+    /** No new work is taken. */
+    draining: boolean;
+    /** Replaces the keys that open the server. */
+    setApiKeys(keys: readonly string[]): void;
+    /**
+     * Ends the server: refuses new work with 503, lets what runs finish for so many milliseconds, gives up
+     * the rest, and closes. The model is not disposed of.
+     */
+    drain(milliseconds: number): Promise<void>;
+  }
+}
+
+/** Paths that are served without a key. */
+const OPEN = new Set([...PAGE_PATHS, "/health", "/ready", "/openapi.json"]);
+
+/**
+ * Makes a server, ready for `listen`. The model stays the caller's: it can serve others besides, and is to be
+ * disposed of after `close`. How many requests may wait is the model's `maxQueue`.
+ *
+ * Throws `INVALID_OPTION`.
+ */
+export function createServer(model: UniFluid, options?: ServerOptions): FastifyInstance {
+  const settings = serverSettings(options);
+  const app = fastify({
+    logger: settings.logger,
+    trustProxy: settings.trustProxy,
+    bodyLimit: settings.maxBodyBytes,
+    requestTimeout: settings.receiveTimeout * 1000,
+    keepAliveTimeout: 30_000,
+    // Slower than this is no client but an attempt to hold connections.
+    http: {
+      headersTimeout: settings.receiveTimeout * 1000,
+      maxHeaderSize: 16 * 1024,
+      connectionsCheckingInterval: 1000,
+    },
+    // Also that of a proxy in front, so that its log and this one can be read together.
+    requestIdHeader: settings.trustProxy ? "x-request-id" : false,
+    forceCloseConnections: "idle",
+    routerOptions: { maxParamLength: 200 },
+  });
+  const context: ServerContext = {
+    model,
+    settings,
+    name: settings.modelName ?? basename(model.info.directory),
+    created: Math.floor(Date.now() / 1000),
+    active: new Set(),
+  };
+  const keys = new ApiKeys(settings.apiKeys);
+  app.removeContentTypeParser("text/plain");
+  app.setErrorHandler(handleError);
+  app.setNotFoundHandler((request) => {
+    throw new HttpError(404, "NOT_FOUND", `there is no ${request.method} ${request.url}`);
+  });
+  addGuards(app, keys);
+  addDrain(app, context);
+  app.decorate("setApiKeys", (list: readonly string[]) => keys.replace(list));
+  if (settings.corsOrigins.length > 0) {
+    const origin = settings.corsOrigins.includes("*") ? "*" : [...settings.corsOrigins];
+    app.register(cors, { origin, methods: ["GET", "POST"], maxAge: 600 });
+  }
+  app.register(multipart, {
+    limits: {
+      fileSize: settings.maxBodyBytes,
+      files: 4,
+      fields: 40,
+      parts: 44,
+      fieldSize: 64 * 1024,
+      fieldNameSize: 100,
+      headerPairs: 50,
+    },
+  });
+  app.register(async (scope) => {
+    await limitRate(scope, settings);
+    registerMetrics(scope, context);
+    registerSystem(scope, context);
+    registerImages(scope, context);
+    registerChat(scope, context);
+    if (settings.page) registerPage(scope);
+  });
+  return app;
+}
+
+function addGuards(app: FastifyInstance, keys: ApiKeys): void {
+  app.addHook("onRequest", async (request, reply) => {
+    reply.headers({
+      "x-content-type-options": "nosniff",
+      "referrer-policy": "no-referrer",
+      "x-frame-options": "DENY",
+      "cross-origin-resource-policy": "same-origin",
+      "x-request-id": request.id,
+    });
+    const route = request.routeOptions.url;
+    // A preflight bears no key, by its nature.
+    if (request.method !== "OPTIONS" && !(route !== undefined && OPEN.has(route))) {
+      keys.check(request);
+    }
+    if (app.draining && request.method === "POST") {
+      reply.headers({ connection: "close", "retry-after": "5" });
+      throw new HttpError(503, "SHUTTING_DOWN", "the server is shutting down");
+    }
+  });
+}
+
+async function limitRate(app: FastifyInstance, settings: ServerSettings): Promise<void> {
+  const { rateLimit: max } = settings;
+  if (max === undefined) return;
+  await app.register(rateLimit, {
+    max,
+    timeWindow: 60_000,
+    keyGenerator: (request) => request.headers.authorization ?? request.ip,
+    allowList: (request) => request.method !== "POST",
+  });
+}
+
+function addDrain(app: FastifyInstance, context: ServerContext): void {
+  app.decorate("draining", false);
+  app.decorate("drain", async (milliseconds: number) => {
+    app.draining = true;
+    const deadline = Date.now() + milliseconds;
+    while (context.active.size > 0 && Date.now() < deadline) {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    for (const controller of context.active) {
+      controller.abort(new HttpError(503, "SHUTTING_DOWN", "the server is shutting down"));
+    }
+    const closed = app.close();
+    // What was given up is answered within a moment; a client that does not read must not hold the end up.
+    const force = setTimeout(() => app.server.closeAllConnections(), 1000);
+    await closed.finally(() => clearTimeout(force));
+  });
+}
