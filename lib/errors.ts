@@ -124,6 +124,27 @@ export class InvalidOptionError extends UniFluidError<"INVALID_OPTION"> {
   }
 }
 
+/** A record of a file of jobs is malformed, or asks for nothing that can be done. */
+export class InvalidRecordError extends UniFluidError<"INVALID_RECORD"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("INVALID_RECORD", message, options);
+  }
+}
+
+/** A folder of results was made from other jobs, or with other options. */
+export class JobsChangedError extends UniFluidError<"JOBS_CHANGED"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("JOBS_CHANGED", message, options);
+  }
+}
+
+/** Another process is writing to the same folder. */
+export class OutputLockedError extends UniFluidError<"OUTPUT_LOCKED"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("OUTPUT_LOCKED", message, options);
+  }
+}
+
 /** The weights cannot do this task; the message names the part that is missing. */
 export class UnsupportedTaskError extends UniFluidError<"UNSUPPORTED_TASK"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
@@ -214,6 +235,9 @@ const ERRORS = {
   IMAGE_UNSUPPORTED_INPUT: InvalidImageError,
   PROMPT_TOO_LONG: PromptTooLongError,
   INVALID_OPTION: InvalidOptionError,
+  INVALID_RECORD: InvalidRecordError,
+  JOBS_CHANGED: JobsChangedError,
+  OUTPUT_LOCKED: OutputLockedError,
   UNSUPPORTED_TASK: UnsupportedTaskError,
   INSUFFICIENT_MEMORY: InsufficientMemoryError,
   QUEUE_FULL: QueueFullError,

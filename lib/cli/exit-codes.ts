@@ -16,6 +16,8 @@ export const ExitCode = {
   device: 5,
   /** A result that cannot be written. */
   output: 6,
+  /** Some records of a batch failed; the others are done. */
+  partial: 7,
   /** Ctrl-C. */
   interrupted: 130,
 } as const;
@@ -30,10 +32,13 @@ Exit codes:
   4    not enough memory
   5    the device or the native part is not available
   6    the result cannot be written
+  7    some records of a batch failed; its results tell which
   130  interrupted (Ctrl-C); 143 terminated`;
 
 const BY_CODE: Partial<Record<ErrorCode, number>> = {
   INVALID_OPTION: ExitCode.usage,
+  JOBS_CHANGED: ExitCode.usage,
+  OUTPUT_LOCKED: ExitCode.output,
   INSUFFICIENT_MEMORY: ExitCode.memory,
   QUEUE_FULL: ExitCode.memory,
   DEVICE_ERROR: ExitCode.device,

@@ -2,6 +2,7 @@
 
 import { Command, CommanderError } from "commander";
 import { addAnswer } from "./answer.js";
+import { addBatch } from "./batch.js";
 import { addBuild } from "./build.js";
 import { addCaption } from "./caption.js";
 import { addComplete } from "./complete.js";
@@ -27,6 +28,7 @@ export async function run(args: readonly string[]): Promise<void> {
   addCaption(program);
   addAnswer(program);
   addComplete(program);
+  addBatch(program);
   addServe(program);
   addInfo(program);
   addDoctor(program);

@@ -53,6 +53,48 @@ test.each(blocks("js"))("the program at %s runs", async (_, program) => {
   expect(stderr).toBe("");
 });
 
+test.each(blocks("json"))("the document at %s is one", (_, text) => {
+  expect(() => JSON.parse(text)).not.toThrow();
+});
+
+test("TypeScript of the pages holds against the types", async () => {
+  const programs = blocks("ts");
+  expect(programs.length).toBeGreaterThan(0);
+  symlinkSync(join(root, "node_modules/openai"), join(project, "node_modules/openai"));
+  symlinkSync(join(root, "node_modules/@types"), join(project, "node_modules/@types"));
+  const files = programs.map(([, program], i) => {
+    writeFileSync(join(project, `page-${i}.mts`), program);
+    return `page-${i}.mts`;
+  });
+  const tsc = join(root, "node_modules/typescript/bin/tsc");
+  const options = [
+    "--noEmit",
+    "--strict",
+    "--module",
+    "node20",
+    "--types",
+    "node",
+    "--skipLibCheck",
+  ];
+  await execute(process.execPath, [tsc, ...options, ...files], { cwd: project }).catch((error) => {
+    throw new Error(error.stdout);
+  });
+});
+
+test("every option of the server and of batches is explained", async () => {
+  for (const [command, page] of [
+    ["serve", "docs/serve.md"],
+    ["batch", "docs/batch.md"],
+  ] as const) {
+    const main = join(root, "dist/cli/main.js");
+    const { stdout } = await execute(process.execPath, [main, command, "--help"]);
+    const flags = [...stdout.matchAll(/^ {2}(?:-\w, )?(--[a-z0-9-]+)/gm)].map(([, flag]) => flag!);
+    expect(flags.length).toBeGreaterThan(8);
+    const text = `${read(page)}${read("docs/cli.md")}`;
+    for (const flag of flags) if (flag !== "--help") expect(text).toContain(flag);
+  }
+});
+
 test("what the programs print is what their comments say", async () => {
   const printed = blocks("js").flatMap(([page, program]) =>
     [...program.matchAll(/^\s*console\.log\(.*\); \/\/ (.+)$/gm)].map((m) => ({
@@ -75,12 +117,14 @@ const commands = blocks("sh").flatMap(([page, block]) =>
   block
     .split("\n")
     .flatMap((line) => line.split("&&"))
-    .filter((line) => line.trim().startsWith("npx unifluid"))
+    // A server and a worker run until they are stopped; they have tests of their own.
+    .filter((line) => /^npx unifluid (?!serve|worker)/.test(line.trim()))
     .map((line): [string, string] => [page, line.trim()]),
 );
 
 test("the commands of README and of the command line's page run one after the other", async () => {
   expect(commands.length).toBeGreaterThan(5);
+  writeFileSync(join(project, "jobs.jsonl"), blocks("jsonl")[0]![1]);
   for (const [page, command] of commands) {
     const line = command.replace(
       /^npx unifluid/,

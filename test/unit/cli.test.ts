@@ -52,6 +52,8 @@ test("tables line up", () => {
 describe("exit codes", () => {
   const expected: Record<string, number> = {
     INVALID_OPTION: 2,
+    JOBS_CHANGED: 2,
+    OUTPUT_LOCKED: 6,
     INSUFFICIENT_MEMORY: 4,
     QUEUE_FULL: 4,
     DEVICE_ERROR: 5,

@@ -1,0 +1,151 @@
+/** `unifluid batch`: thousands of prompts and images from a file, into a folder. */
+
+import { stat } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
+import { type Command, InvalidArgumentError, Option } from "commander";
+import type { ImageFormat } from "../image.js";
+import { formatOf, type JobFormat, readRecords } from "../jobs/reader.js";
+import { ResultsFolder, type Shard } from "../jobs/results.js";
+import { runBatch } from "../jobs/run.js";
+import type { DrawOptions, WriteOptions } from "../model.js";
+import { parseSeed } from "../seed.js";
+import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
+import { addFlags, DRAW_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS } from "./flags.js";
+import { type ModelFlags, withModel } from "./load.js";
+import { STANDARD, writeJson } from "./output.js";
+import { startRate } from "./progress.js";
+
+export interface BatchFlags extends ModelFlags, OutputFlags, DrawOptions {
+  out: string;
+  inputFormat?: JobFormat;
+  format: ImageFormat;
+  maxNewTokens?: number;
+  concurrency: number;
+  shard: Shard;
+  retryFailed?: boolean;
+}
+
+function shard(text: string): Shard {
+  const [, index, count] = /^(\d+)\/(\d+)$/.exec(text) ?? [];
+  if (Number(index) >= 1 && Number(index) <= Number(count)) {
+    return { index: Number(index) - 1, count: Number(count) };
+  }
+  throw new InvalidArgumentError("Expected i/n, such as 2/4 for the second of four.");
+}
+
+export function concurrency(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value >= 1 && value <= 4096) return value;
+  throw new InvalidArgumentError("Expected a whole number from 1 to 4096.");
+}
+
+export function addBatch(program: Command): void {
+  const command = program
+    .command("batch <jobs>")
+    .description("do the jobs of a file: .jsonl, .csv, or a prompt a line; - reads standard input")
+    .requiredOption("-o, --out <folder>", "folder of pictures and results.jsonl; begun ones go on")
+    .addOption(
+      new Option(
+        "--input-format <format>",
+        "format of the jobs (default: by the file's name)",
+      ).choices(["jsonl", "csv", "lines"]),
+    )
+    .option("--concurrency <n>", "jobs that run at once", concurrency, 16)
+    .option("--shard <i/n>", "do only the i-th of n shares of the jobs", shard, {
+      index: 0,
+      count: 1,
+    } satisfies Shard)
+    .option("--retry-failed", "do again what failed in an earlier run");
+  addFlags(command, ...DRAW_FLAGS, "maxNewTokens", "format", ...MODEL_FLAGS, ...OUTPUT_FLAGS)
+    .addHelpText("after", HELP)
+    .action((jobs: string, flags: BatchFlags) =>
+      runCommand(flags, (context) => batch(jobs, flags, context)),
+    );
+}
+
+const HELP = `
+A record has a "prompt", or an "image" with a "question", an "instruction" or nothing (a caption), and may have
+an "id" and options of its own. Record i without a seed has --seed + i (default 0 + i).`;
+
+/** Options for records that have none of their own. */
+export function recordOptions(flags: DrawOptions & WriteOptions): Record<string, unknown> {
+  const { steps, guidance, guidanceSchedule, temperature, order, x0Limit, maxNewTokens } = flags;
+  return { steps, guidance, guidanceSchedule, temperature, order, x0Limit, maxNewTokens };
+}
+
+/** The records of a file of jobs, or of standard input. */
+export async function openJobs(path: string, format: JobFormat | undefined) {
+  if (path === STANDARD) {
+    if (process.stdin.isTTY) throw new UsageError("- would read jobs from the terminal");
+    return { images: resolve("."), read: () => readRecords(process.stdin, format ?? "jsonl") };
+  }
+  const found = await stat(path).catch((error: Error) => {
+    throw new UsageError(`cannot read the jobs: ${error.message}`);
+  });
+  if (!found.isFile()) throw new UsageError(`expected a file of jobs but ${path} is none`);
+  return {
+    images: dirname(resolve(path)),
+    read: () => readRecords(path, format ?? formatOf(path)),
+    /** A second reading, which tells how many there are. */
+    count: async (signal: AbortSignal) => {
+      let count = 0;
+      for await (const _ of readRecords(path, format ?? formatOf(path))) {
+        if (++count % 4096 === 0) signal.throwIfAborted();
+      }
+      return count;
+    },
+  };
+}
+
+async function batch(path: string, flags: BatchFlags, context: Context): Promise<void> {
+  const { signal } = context;
+  const jobs = await openJobs(path, flags.inputFormat);
+  const counts = { done: 0, failed: 0, doneBefore: 0, failedBefore: 0 };
+  const started = performance.now();
+  // Other sequences than those that run wait in the engine, ready to join.
+  const load = { ...flags, maxSequences: flags.concurrency };
+  await withModel(load, signal, async (model) => {
+    const folder = await ResultsFolder.open(flags.out, flags.shard).catch(writingFailed(flags.out));
+    const total = context.quiet ? undefined : await jobs.count?.(signal);
+    const progress = startRate(context, total && shareOf(total, flags.shard));
+    try {
+      await runBatch(model, jobs.read(), folder, {
+        shard: flags.shard,
+        defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
+        images: jobs.images,
+        format: flags.format,
+        concurrency: 2 * flags.concurrency,
+        retryFailed: flags.retryFailed ?? false,
+        signal,
+        onRecord: (outcome) => {
+          counts[outcome]++;
+          progress.advance(outcome);
+        },
+      }).catch(writingFailed(flags.out));
+    } finally {
+      progress.stop();
+      await folder.close();
+    }
+  });
+  const seconds = (performance.now() - started) / 1000;
+  const rate = counts.done > 0 ? `, ${(counts.done / seconds).toFixed(1)} a second` : "";
+  const skipped =
+    (counts.doneBefore > 0 ? `, ${counts.doneBefore} were done before` : "") +
+    (counts.failedBefore > 0 ? `, ${counts.failedBefore} failed before (--retry-failed)` : "");
+  note(
+    context,
+    `${counts.done} done, ${counts.failed} failed${skipped}; ${seconds.toFixed(1)} s${rate}`,
+  );
+  if (context.json) await writeJson({ ...counts, seconds: Number(seconds.toFixed(3)) });
+  if (counts.failed + counts.failedBefore > 0) process.exitCode = ExitCode.partial;
+}
+
+const shareOf = (total: number, { index, count }: Shard): number =>
+  Math.floor((total - index + count - 1) / count);
+
+/** What the file system says of the folder becomes an error of the output. */
+const writingFailed = (folder: string) => (error: NodeJS.ErrnoException) => {
+  if (typeof error.errno !== "number") throw error;
+  throw new OutputError(`cannot write to ${folder}: ${error.message}`, { cause: error });
+};

@@ -1,0 +1,149 @@
+/** One job: a record of a file of jobs, checked, and what is to be done for it. */
+
+import { createHash } from "node:crypto";
+import { isAbsolute, resolve } from "node:path";
+import { z } from "zod";
+import { InvalidRecordError } from "../errors.js";
+
+export type JobTask = "generate" | "edit" | "caption" | "answer";
+
+/** Cells of CSV files are texts. */
+const number = z.coerce.number();
+
+const recordSchema = z.strictObject({
+  id: z
+    .string()
+    .regex(
+      /^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$/,
+      "expected 1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'",
+    )
+    .optional(),
+  task: z.enum(["generate", "edit", "caption", "answer"]).optional(),
+  prompt: z.string().min(1).optional(),
+  image: z.string().min(1).optional(),
+  question: z.string().min(1).optional(),
+  instruction: z.string().min(1).optional(),
+  seed: z
+    .union([z.int().min(0), z.string().regex(/^\d{1,20}$/, "expected a whole number")])
+    .optional(),
+  steps: number.int().optional(),
+  guidance: number.optional(),
+  guidanceSchedule: z.enum(["constant", "linear"]).optional(),
+  temperature: number.optional(),
+  order: z.enum(["random", "raster"]).optional(),
+  x0Limit: number.optional(),
+  maxNewTokens: number.int().optional(),
+});
+
+export type JobRecord = z.infer<typeof recordSchema>;
+
+/** What a record asks for. */
+export interface Job {
+  /** Its place among the records of the file, from 0. */
+  index: number;
+  id?: string;
+  task: JobTask;
+  /** Prompt, instruction or question; empty for a caption. */
+  text: string;
+  /** A path, perhaps relative, or a data URI. */
+  image?: string;
+  /** Options of drawing or writing. */
+  options: Record<string, unknown>;
+}
+
+/** The fields that each task needs; it may have no other of them. */
+const FIELDS: Readonly<Record<JobTask, readonly (keyof JobRecord)[]>> = {
+  generate: ["prompt"],
+  edit: ["image", "instruction"],
+  caption: ["image"],
+  answer: ["image", "question"],
+};
+const SUBJECTS = ["prompt", "image", "instruction", "question"] as const;
+const DRAW_NAMES = [
+  "seed",
+  "steps",
+  "guidance",
+  "guidanceSchedule",
+  "temperature",
+  "order",
+  "x0Limit",
+] as const;
+const WRITE_NAMES = ["seed", "temperature", "maxNewTokens"] as const;
+
+/** The task that the fields of a record mean, where it names none. */
+function taskOf(record: JobRecord): JobTask {
+  if (record.task !== undefined) return record.task;
+  if (record.image === undefined) return "generate";
+  if (record.instruction !== undefined) return "edit";
+  return record.question === undefined ? "caption" : "answer";
+}
+
+export interface JobDefaults {
+  /** Options for records that have none of their own; those that a task does not know are left out. */
+  options: Record<string, unknown>;
+  /** Record `i` without a seed has `seed + i`. */
+  seed: bigint;
+}
+
+/** The job of a record. Throws `INVALID_RECORD`. */
+export function jobOf(value: unknown, index: number, defaults: JobDefaults): Job {
+  const parsed = recordSchema.safeParse(value);
+  if (!parsed.success) {
+    const [issue] = parsed.error.issues;
+    const where = issue?.path.length ? `${issue.path.join(".")}: ` : "";
+    throw new InvalidRecordError(`record ${index}: ${where}${issue?.message}`);
+  }
+  const record = parsed.data;
+  const task = taskOf(record);
+  const needed = FIELDS[task];
+  for (const name of SUBJECTS) {
+    if (needed.includes(name) === (record[name] !== undefined)) continue;
+    const problem = needed.includes(name) ? `needs "${name}"` : `takes no "${name}"`;
+    throw new InvalidRecordError(`record ${index}: ${task} ${problem}`);
+  }
+  const names: readonly string[] =
+    task === "generate" || task === "edit" ? DRAW_NAMES : WRITE_NAMES;
+  const given = { ...defaults.options, ...definedOf(record) };
+  const options = Object.fromEntries(
+    Object.entries(given).filter(([name, v]) => names.includes(name) && v !== undefined),
+  );
+  options.seed =
+    record.seed === undefined ? (defaults.seed + BigInt(index)) % (1n << 64n) : BigInt(record.seed);
+  return {
+    index,
+    ...(record.id === undefined ? {} : { id: record.id }),
+    task,
+    text: record.prompt ?? record.instruction ?? record.question ?? "",
+    ...(record.image === undefined ? {} : { image: record.image }),
+    options,
+  };
+}
+
+function definedOf(record: JobRecord): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(record).filter(([, value]) => value !== undefined));
+}
+
+/** Where a job's image is, when relative paths start from `folder`. */
+export function imagePath(image: string, folder: string): string {
+  if (/^[a-z][a-z0-9+.-]+:/i.test(image) || isAbsolute(image)) return image;
+  return resolve(folder, image);
+}
+
+/** 32 bits that tell one job from another; never 0. Two runs of a job have the same. */
+export function fingerprint(job: Job): number {
+  const text = JSON.stringify(job, (_, value) => {
+    if (typeof value === "bigint") return String(value);
+    // Whatever the order of the fields in a file.
+    if (typeof value === "object" && value !== null && !Array.isArray(value)) {
+      return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)));
+    }
+    return value;
+  });
+  return createHash("sha256").update(text).digest().readUInt32LE(0) || 1;
+}
+
+/** The name of a job's picture: unique by the index, readable by the id. */
+export function pictureName(job: Job, extension: string): string {
+  const index = String(job.index).padStart(7, "0");
+  return `${index}${job.id === undefined ? "" : `-${job.id}`}.${extension}`;
+}

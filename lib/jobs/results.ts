@@ -1,0 +1,191 @@
+/**
+ * The folder that a batch writes: pictures, and `results.jsonl` with a line for each record. It is its own
+ * memory: a run that was killed begins again from what the folder holds.
+ */
+
+import { type FileHandle, mkdir, open, readdir, readFile, rm } from "node:fs/promises";
+import { hostname } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { OutputLockedError } from "../errors.js";
+
+/** Which records are whose: record `i` belongs to shard `i mod count`. */
+export interface Shard {
+  /** From 0. */
+  index: number;
+  count: number;
+}
+
+/** A line of `results.jsonl`. */
+export interface ResultLine {
+  index: number;
+  /** Of the job with its options: a later run knows by it whether the file of jobs has changed. */
+  fingerprint: number;
+  error?: { code: string; message: string };
+  [field: string]: unknown;
+}
+
+/** What became of records, in five bytes each: a million take five megabytes. */
+export class DoneIndex {
+  private fingerprints = new Uint32Array(1024);
+  private failed = new Uint8Array(1024);
+
+  set(index: number, fingerprint: number, failed: boolean): void {
+    if (index >= this.fingerprints.length) {
+      const length = Math.max(index + 1, this.fingerprints.length * 2);
+      const [fingerprints, flags] = [new Uint32Array(length), new Uint8Array(length)];
+      fingerprints.set(this.fingerprints);
+      flags.set(this.failed);
+      [this.fingerprints, this.failed] = [fingerprints, flags];
+    }
+    this.fingerprints[index] = fingerprint;
+    this.failed[index] = failed ? 1 : 0;
+  }
+
+  /** The fingerprint of what was done; 0: nothing. */
+  get(index: number): { fingerprint: number; failed: boolean } {
+    return {
+      fingerprint: this.fingerprints[index] ?? 0,
+      failed: this.failed[index] === 1,
+    };
+  }
+}
+
+const RESULTS = /^results(-\d+-of-\d+)?\.jsonl$/;
+/** A picture that was being written when its process was killed: `lib/image.ts` names them so. */
+const HALF_WRITTEN = /^(\d{7,})(-[\w.-]+)?\.(png|webp|jpe?g)\.[0-9a-f]{8}\.tmp$/;
+
+const resultsName = ({ index, count }: Shard) =>
+  count === 1 ? "results.jsonl" : `results-${index + 1}-of-${count}.jsonl`;
+
+/** An open results folder. One process at a time has a shard of it. */
+export class ResultsFolder {
+  private constructor(
+    readonly path: string,
+    readonly done: DoneIndex,
+    private readonly file: FileHandle,
+    private readonly lock: string,
+  ) {}
+
+  /**
+   * Opens or makes a folder, and reads what was done in it. Throws `OUTPUT_LOCKED` while another process works
+   * on the same shard, and what the file system says.
+   */
+  static async open(path: string, shard: Shard): Promise<ResultsFolder> {
+    await mkdir(path, { recursive: true });
+    const lock = join(path, `.${resultsName(shard)}.lock`);
+    await takeLock(lock);
+    try {
+      const done = new DoneIndex();
+      for (const name of await readdir(path)) {
+        if (RESULTS.test(name)) await readResults(join(path, name), done);
+        const [, index] = HALF_WRITTEN.exec(name) ?? [];
+        if (index !== undefined && Number(index) % shard.count === shard.index) {
+          await rm(join(path, name), { force: true });
+        }
+      }
+      const file = await open(join(path, resultsName(shard)), "a+");
+      await repairEnd(file);
+      return new ResultsFolder(path, done, file, lock);
+    } catch (error) {
+      await rm(lock, { force: true });
+      throw error;
+    }
+  }
+
+  /** Adds a line. The file is open for appending: a line is there wholly, or is cut off at the next start. */
+  async write(line: ResultLine): Promise<void> {
+    const text = JSON.stringify(line, (_, v) => {
+      if (typeof v !== "bigint") return v;
+      // Beyond 2^53 a JSON number would be rounded.
+      return v <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(v) : String(v);
+    });
+    await this.file.appendFile(`${text}\n`);
+  }
+
+  async close(): Promise<void> {
+    await this.file.close();
+    await rm(this.lock, { force: true });
+  }
+}
+
+async function readResults(path: string, done: DoneIndex): Promise<void> {
+  const file = await open(path, "r");
+  try {
+    for await (const line of createInterface({ input: file.createReadStream() })) {
+      const result = parseResult(line);
+      if (result) done.set(result.index, result.fingerprint, result.error !== undefined);
+    }
+  } finally {
+    await file.close().catch(() => {});
+  }
+}
+
+/** A line that a kill cut short is no result. */
+function parseResult(line: string): ResultLine | undefined {
+  try {
+    const result = JSON.parse(line) as ResultLine;
+    const whole = Number.isSafeInteger(result.index) && Number.isSafeInteger(result.fingerprint);
+    return whole && result.index >= 0 ? result : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Cuts off a last line that has no end. */
+async function repairEnd(file: FileHandle): Promise<void> {
+  let { size } = await file.stat();
+  const block = Buffer.alloc(64 * 1024);
+  while (size > 0) {
+    const from = Math.max(0, size - block.length);
+    const { bytesRead } = await file.read(block, 0, size - from, from);
+    const end = block.subarray(0, bytesRead).lastIndexOf(0x0a);
+    if (end >= 0) {
+      await file.truncate(from + end + 1);
+      return;
+    }
+    size = from;
+  }
+  await file.truncate(0);
+}
+
+/** Makes the lock file, unless a living process of this machine has it. */
+async function takeLock(path: string): Promise<void> {
+  const mine = JSON.stringify({ pid: process.pid, host: hostname() });
+  for (let attempt = 0; ; attempt++) {
+    try {
+      const file = await open(path, "wx");
+      await file.writeFile(mine);
+      await file.close();
+      return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    const owner = await readOwner(path);
+    if (attempt > 2 || (owner && (owner.host !== hostname() || isAlive(owner.pid)))) {
+      const who = owner ? `process ${owner.pid} on ${owner.host}` : "another process";
+      throw new OutputLockedError(
+        `${who} is writing to this folder; if it is not, remove ${path}. To share the work, give each process its --shard`,
+      );
+    }
+    await rm(path, { force: true });
+  }
+}
+
+async function readOwner(path: string): Promise<{ pid: number; host: string } | undefined> {
+  try {
+    return JSON.parse(await readFile(path, "utf8")) as { pid: number; host: string };
+  } catch {
+    return undefined;
+  }
+}
+
+function isAlive(pid: number): boolean {
+  if (pid === process.pid) return true;
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}

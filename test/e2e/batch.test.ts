@@ -1,0 +1,226 @@
+/** `unifluid batch` as people run it: mixed jobs, failures, kills and restarts. */
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import sharp from "sharp";
+import { UniFluid } from "../../lib/index";
+
+const root = join(__dirname, "../..");
+const main = join(root, "dist/cli/main.js");
+const photo = join(root, "test/fixtures/shapes-64/expected/caption0.png");
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "unifluid-batch-"));
+  cpSync(photo, join(folder, "photo.png"));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+interface Ending {
+  code: number | null;
+  out: string;
+  err: string;
+}
+
+function run(args: string[], { input = "", started = (_: ChildProcess) => {} } = {}) {
+  const child = spawn(process.execPath, [main, "batch", ...args], { cwd: folder });
+  started(child);
+  let [out, err] = ["", ""];
+  child.stdout.on("data", (chunk) => {
+    out += chunk;
+  });
+  child.stderr.on("data", (chunk) => {
+    err += chunk;
+  });
+  child.stdin.on("error", () => {});
+  child.stdin.end(input);
+  return new Promise<Ending>((resolve, reject) => {
+    child.once("error", reject);
+    child.once("close", (code) => resolve({ code, out, err }));
+  });
+}
+
+type Line = Record<string, unknown> & { index: number };
+const results = (name = "results.jsonl"): Line[] =>
+  readFileSync(join(folder, "out", name), "utf8")
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line) as Line)
+    .sort((a, b) => a.index - b.index);
+const write = (name: string, records: unknown[]) =>
+  writeFileSync(join(folder, name), records.map((r) => `${JSON.stringify(r)}\n`).join(""));
+const pictures = () => readdirSync(join(folder, "out")).filter((name) => /\.png/.test(name));
+
+test("does mixed jobs, and tells of those that cannot be done", async () => {
+  write("jobs.jsonl", [
+    { prompt: "a red circle", seed: 7, steps: 3 },
+    { image: "photo.png" },
+    { image: "photo.png", question: "how many objects are there?" },
+    { id: "blue", image: "photo.png", instruction: "make it blue" },
+    { image: "missing.png" },
+    { prompt: "a", wrong: true },
+    { prompt: "a star" },
+  ]);
+  const ending = await run(["jobs.jsonl", "--out", "out", "--steps", "2", "--seed", "50"]);
+  expect(ending).toMatchObject({ code: 7, out: "" });
+  expect(ending.err).toMatch(/5 done, 2 failed/);
+  const lines = results();
+  const model = await UniFluid.load("shapes-64");
+  try {
+    expect(lines.map(({ milliseconds, fingerprint, ...line }) => line)).toEqual([
+      { index: 0, task: "generate", seed: 7, file: "0000000.png", width: 64, height: 64 },
+      { index: 1, task: "caption", seed: 51, text: await model.caption(photo) },
+      {
+        index: 2,
+        task: "answer",
+        seed: 52,
+        text: await model.answer(photo, "how many objects are there?"),
+      },
+      {
+        index: 3,
+        id: "blue",
+        task: "edit",
+        seed: 53,
+        file: "0000003-blue.png",
+        width: 64,
+        height: 64,
+      },
+      {
+        index: 4,
+        task: "caption",
+        seed: 54,
+        error: { code: "IMAGE_NOT_FOUND", message: expect.stringContaining("missing.png") },
+      },
+      { index: 5, error: { code: "INVALID_RECORD", message: expect.stringContaining('"wrong"') } },
+      { index: 6, task: "generate", seed: 56, file: "0000006.png", width: 64, height: 64 },
+    ]);
+    const drawn = await model.generate("a red circle", { seed: 7, steps: 3 });
+    const read = await sharp(join(folder, "out/0000000.png")).removeAlpha().raw().toBuffer();
+    expect(Buffer.compare(read, Buffer.from(drawn.pixels))).toBe(0);
+  } finally {
+    await model.dispose();
+  }
+
+  // Again: nothing is left to do; what failed is told of, and done again when asked.
+  const again = await run(["jobs.jsonl", "--out", "out", "--steps", "2", "--seed", "50"]);
+  expect(again.code).toBe(7);
+  expect(again.err).toMatch(/0 done, 0 failed, 5 were done before, 2 failed before/);
+  cpSync(photo, join(folder, "missing.png"));
+  const args = ["jobs.jsonl", "--out", "out", "--steps", "2", "--seed", "50", "--json"];
+  const retried = await run([...args, "--retry-failed"]);
+  expect(JSON.parse(retried.out)).toMatchObject({
+    done: 1,
+    failed: 1,
+    doneBefore: 5,
+    failedBefore: 0,
+  });
+  // Other options would make other pictures than those that are there.
+  const changed = await run(["jobs.jsonl", "--out", "out", "--steps", "3", "--seed", "50"]);
+  expect(changed).toMatchObject({ code: 2, err: expect.stringContaining("JOBS_CHANGED") });
+});
+
+test("killed at any moment and started again, it does what is missing and nothing twice", async () => {
+  const prompts = Array.from({ length: 40 }, (_, i) => ({ prompt: `a star ${i}` }));
+  write("jobs.jsonl", prompts);
+  const args = ["jobs.jsonl", "--out", "out", "--steps", "12", "--concurrency", "4"];
+  let kills = 0;
+  let ending: Ending;
+  do {
+    ending = await run(args, {
+      started: (child) => {
+        if (kills < 6) setTimeout(() => child.kill("SIGKILL"), 350 + 120 * kills);
+      },
+    });
+    if (ending.code === null) kills++;
+  } while (ending.code === null);
+  expect(ending.code).toBe(0);
+  expect(kills).toBeGreaterThan(0);
+  const lines = results();
+  expect(lines.map(({ index }) => index)).toEqual(prompts.map((_, i) => i));
+  // No half of anything.
+  expect(pictures().sort()).toEqual(lines.map(({ file }) => file));
+  expect(readdirSync(join(folder, "out"))).toHaveLength(41);
+  for (const name of pictures())
+    await sharp(join(folder, "out", name))
+      .raw()
+      .toBuffer();
+  const model = await UniFluid.load("shapes-64");
+  try {
+    const drawn = await model.generate("a star 23", { seed: 23, steps: 12 });
+    const read = await sharp(join(folder, "out/0000023.png")).removeAlpha().raw().toBuffer();
+    expect(Buffer.compare(read, Buffer.from(drawn.pixels))).toBe(0);
+  } finally {
+    await model.dispose();
+  }
+});
+
+test("interrupted, it ends with what is done and says so by its exit code", async () => {
+  write(
+    "jobs.jsonl",
+    Array.from({ length: 200 }, (_, i) => ({ prompt: `a star ${i}` })),
+  );
+  const args = ["jobs.jsonl", "--out", "out", "--steps", "500"];
+  const ending = await run(args, {
+    started: (child) => void setTimeout(() => child.kill("SIGINT"), 1000),
+  });
+  expect(ending).toMatchObject({ code: 130, err: expect.stringContaining("INTERRUPTED") });
+  expect(readdirSync(join(folder, "out"))).toEqual(["results.jsonl"]);
+});
+
+test("shards do all together what one run does", async () => {
+  writeFileSync(join(folder, "prompts.txt"), "a star\na heart\na circle\na square\na triangle\n");
+  const common = ["prompts.txt", "--out", "out", "--steps", "1", "--quiet"];
+  const [first, second] = await Promise.all([
+    run([...common, "--shard", "1/2"]),
+    run([...common, "--shard", "2/2"]),
+  ]);
+  expect([first, second]).toEqual([
+    { code: 0, out: "", err: "" },
+    { code: 0, out: "", err: "" },
+  ]);
+  expect(results("results-1-of-2.jsonl").map(({ index }) => index)).toEqual([0, 2, 4]);
+  expect(results("results-2-of-2.jsonl").map(({ index }) => index)).toEqual([1, 3]);
+  const all = await run(["prompts.txt", "--out", "out", "--steps", "1"]);
+  expect(all.err).toMatch(/0 done, 0 failed, 5 were done before/);
+});
+
+test("reads CSV and standard input", async () => {
+  writeFileSync(join(folder, "jobs.csv"), 'id,prompt,seed\na,"a star, red",3\nb,a heart,\n');
+  expect((await run(["jobs.csv", "--out", "out", "--steps", "1"])).code).toBe(0);
+  expect(results().map(({ id, seed }) => [id, seed])).toEqual([
+    ["a", 3],
+    ["b", 1],
+  ]);
+  const input = "a star\na heart\n";
+  const args = [
+    "-",
+    "--input-format",
+    "lines",
+    "--out",
+    "out2",
+    "--steps",
+    "1",
+    "--format",
+    "webp",
+  ];
+  expect((await run(args, { input })).code).toBe(0);
+  expect(readdirSync(join(folder, "out2")).sort()).toEqual([
+    "0000000.webp",
+    "0000001.webp",
+    "results.jsonl",
+  ]);
+});
+
+test.each<[string, string[], number, RegExp]>([
+  ["no file", ["none.jsonl", "--out", "out"], 2, /cannot read the jobs/],
+  ["a folder", [".", "--out", "out"], 2, /expected a file of jobs/],
+  ["no --out", ["photo.png"], 2, /--out/],
+  ["a shard that is none", ["photo.png", "--out", "out", "--shard", "3/2"], 2, /i\/n/],
+  ["a folder that is a file", ["photo.png", "--out", "photo.png"], 6, /cannot write to photo.png/],
+])("%s is refused", async (_name, args, code, message) => {
+  const ending = await run(args);
+  expect(ending.code).toBe(code);
+  expect(ending.err).toMatch(message);
+});

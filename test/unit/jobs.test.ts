@@ -1,0 +1,239 @@
+/** Files of jobs: what a record means, how it is read, and what a folder remembers. */
+
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Readable } from "node:stream";
+import { formatOf, type JobFormat, readRecords } from "../../lib/jobs/reader";
+import { fingerprint, imagePath, jobOf, pictureName } from "../../lib/jobs/record";
+import { DoneIndex, ResultsFolder } from "../../lib/jobs/results";
+
+const defaults = { options: { steps: 4, maxNewTokens: 9 }, seed: 100n };
+const job = (value: unknown, index = 3) => jobOf(value, index, defaults);
+
+async function read(text: string | Buffer, format: JobFormat): Promise<unknown[]> {
+  const out: unknown[] = [];
+  const chunks = [...Buffer.from(text)].map((byte) => Buffer.of(byte));
+  for await (const record of readRecords(Readable.from(chunks), format)) {
+    out.push("error" in record ? record.error.code : record.value);
+    expect(record.index).toBe(out.length - 1);
+  }
+  return out;
+}
+
+describe("a record's task", () => {
+  test.each<[object, string, string]>([
+    [{ prompt: "a star" }, "generate", "a star"],
+    [{ image: "x.png" }, "caption", ""],
+    [{ image: "x.png", question: "how many?" }, "answer", "how many?"],
+    [{ image: "x.png", instruction: "make it blue" }, "edit", "make it blue"],
+    [{ task: "caption", image: "x.png" }, "caption", ""],
+  ])("%j: %s", (record, task, text) => {
+    expect(job(record)).toMatchObject({ index: 3, task, text });
+  });
+
+  test.each<[unknown, RegExp]>([
+    [{}, /record 3: generate needs "prompt"/],
+    [{ prompt: "a", image: "x.png" }, /caption takes no "prompt"/],
+    [{ image: "x.png", question: "a", instruction: "b" }, /edit takes no "question"/],
+    [{ task: "answer", image: "x.png" }, /answer needs "question"/],
+    [{ task: "sing" }, /task: /],
+    [{ prompt: "" }, /prompt: /],
+    [{ prompt: 5 }, /prompt: /],
+    [{ prompt: "a", foo: 1 }, /"foo"/],
+    [{ prompt: "a", steps: "many" }, /steps: /],
+    [{ prompt: "a", seed: -1 }, /seed: /],
+    [{ prompt: "a", id: "../../etc/passwd" }, /id: expected 1 to 100 letters/],
+    [{ prompt: "a", id: ".hidden" }, /id: /],
+    [{ prompt: "a", id: "" }, /id: /],
+    ["a star", /record 3: /],
+    [null, /record 3: /],
+    [[], /record 3: /],
+  ])("%j is refused", (record, message) => {
+    expect(() => job(record)).toThrow(
+      expect.objectContaining({ code: "INVALID_RECORD", message: expect.stringMatching(message) }),
+    );
+  });
+
+  test("own options come before the command line's, and only those of the task are taken", () => {
+    expect(job({ prompt: "a", steps: "7", guidance: 2 }).options).toEqual({
+      steps: 7,
+      guidance: 2,
+      seed: 103n,
+    });
+    expect(job({ image: "x.png" }).options).toEqual({ maxNewTokens: 9, seed: 103n });
+    expect(job({ prompt: "a", seed: "18446744073709551615" }).options.seed).toBe(2n ** 64n - 1n);
+  });
+
+  test("relative images start from the file's folder", () => {
+    expect(imagePath("a/b.png", "/jobs")).toBe("/jobs/a/b.png");
+    expect(imagePath("/abs/b.png", "/jobs")).toBe("/abs/b.png");
+    expect(imagePath("data:image/png;base64,AA", "/jobs")).toBe("data:image/png;base64,AA");
+  });
+
+  test("names are unique by the index and readable by the id", () => {
+    expect(pictureName(job({ prompt: "a" }, 12), "png")).toBe("0000012.png");
+    expect(pictureName(job({ prompt: "a", id: "cat.1" }, 12), "jpg")).toBe("0000012-cat.1.jpg");
+  });
+
+  test("a fingerprint tells jobs apart, and not the order of their fields", () => {
+    const mark = fingerprint(job({ prompt: "a", steps: 3, guidance: 2 }));
+    expect(fingerprint(job({ guidance: 2, prompt: "a", steps: 3 }))).toBe(mark);
+    expect(fingerprint(job({ prompt: "a", steps: 4, guidance: 2 }))).not.toBe(mark);
+    expect(fingerprint(job({ prompt: "b", steps: 3, guidance: 2 }))).not.toBe(mark);
+    expect(mark).toBeGreaterThan(0);
+  });
+});
+
+describe("files", () => {
+  test.each([
+    ["a.jsonl", "jsonl"],
+    ["a.NDJSON", "jsonl"],
+    ["a.csv", "csv"],
+    ["a.txt", "lines"],
+    ["a", "lines"],
+  ])("%s holds %s", (name, format) => {
+    expect(formatOf(name)).toBe(format);
+  });
+
+  test("of JSON lines", async () => {
+    const text = '{"prompt":"ä star"}\n\n  \n{"prompt":"b"}\r\n{broken\n["x"]\n{"prompt":"last"}';
+    expect(await read(text, "jsonl")).toEqual([
+      { prompt: "ä star" },
+      { prompt: "b" },
+      "INVALID_RECORD",
+      ["x"],
+      { prompt: "last" },
+    ]);
+  });
+
+  test("of prompts", async () => {
+    expect(await read("a star\n\ntwo – hearts\r\n", "lines")).toEqual([
+      { prompt: "a star" },
+      { prompt: "two – hearts" },
+    ]);
+  });
+
+  test("of CSV", async () => {
+    const text =
+      '\uFEFFid,prompt,seed\n1,"a star, red",5\n2,a "quoted" word,\n\n3,"two\nlines",7\n';
+    expect(await read(text.replace('a "quoted" word', '"a ""quoted"" word"'), "csv")).toEqual([
+      { id: "1", prompt: "a star, red", seed: "5" },
+      { id: "2", prompt: 'a "quoted" word' },
+      { id: "3", prompt: "two\nlines", seed: "7" },
+    ]);
+    // A comma without quotes must not cut the prompt.
+    expect(await read("prompt,seed\na star, red,5\na heart,6\n", "csv")).toEqual([
+      "INVALID_RECORD",
+      { prompt: "a heart", seed: "6" },
+    ]);
+    await expect(read('prompt\n"never closed\n', "csv")).rejects.toMatchObject({
+      code: "INVALID_RECORD",
+    });
+  });
+
+  test("nothing holds nothing", async () => {
+    for (const format of ["jsonl", "csv", "lines"] as const) {
+      expect(await read("", format)).toEqual([]);
+    }
+  });
+
+  test("a million lines take no more memory than a few", async () => {
+    const block = Buffer.from(
+      '{"prompt":"a red circle left of a blue square","seed":5}\n'.repeat(1000),
+    );
+    function* blocks() {
+      for (let i = 0; i < 1000; i++) yield block;
+    }
+    const done = new DoneIndex();
+    let count = 0;
+    let most = 0;
+    const before = process.memoryUsage().rss;
+    for await (const record of readRecords(Readable.from(blocks()), "jsonl")) {
+      done.set(record.index, 7, false);
+      if (++count % 10_000 === 0) most = Math.max(most, process.memoryUsage().rss);
+    }
+    expect(count).toBe(1_000_000);
+    expect(done.get(999_999).fingerprint).toBe(7);
+    // The text is 56 MB, and as objects several times that.
+    expect(most - before).toBeLessThan(150 * 2 ** 20);
+  });
+});
+
+describe("a folder of results", () => {
+  let path: string;
+  beforeEach(() => {
+    path = mkdtempSync(join(tmpdir(), "unifluid-results-"));
+  });
+  afterEach(() => rmSync(path, { recursive: true, force: true }));
+  const whole = { index: 0, count: 1 };
+
+  test("remembers what was done and what failed", async () => {
+    const folder = await ResultsFolder.open(path, whole);
+    await folder.write({ index: 4, fingerprint: 11, seed: 5n });
+    await folder.write({ index: 2, fingerprint: 12, error: { code: "X", message: "y" } });
+    await folder.close();
+    const again = await ResultsFolder.open(path, whole);
+    expect(again.done.get(4)).toEqual({ fingerprint: 11, failed: false });
+    expect(again.done.get(2)).toEqual({ fingerprint: 12, failed: true });
+    expect(again.done.get(3).fingerprint).toBe(0);
+    expect(again.done.get(1e6).fingerprint).toBe(0);
+    await again.close();
+    expect(readdirSync(path)).toEqual(["results.jsonl"]);
+  });
+
+  test.each(["", '{"index":9,"finger', '{"index":9', "x".repeat(200_000)])(
+    "a last line cut short is cut off (%#)",
+    async (rest) => {
+      const line = '{"index":1,"fingerprint":5}\n';
+      writeFileSync(join(path, "results.jsonl"), line + rest);
+      const folder = await ResultsFolder.open(path, whole);
+      await folder.write({ index: 2, fingerprint: 6 });
+      await folder.close();
+      expect(readFileSync(join(path, "results.jsonl"), "utf8")).toBe(
+        `${line}{"index":2,"fingerprint":6}\n`,
+      );
+    },
+  );
+
+  test("half-written pictures are removed, and only those of the shard", async () => {
+    for (const name of [
+      "0000002.png.0123abcd.tmp",
+      "0000003-cat.jpg.0123abcd.tmp",
+      "0000004.png",
+      "mine.tmp",
+    ]) {
+      writeFileSync(join(path, name), "x");
+    }
+    await (await ResultsFolder.open(path, { index: 0, count: 2 })).close();
+    expect(readdirSync(path).sort()).toEqual([
+      "0000003-cat.jpg.0123abcd.tmp",
+      "0000004.png",
+      "mine.tmp",
+      "results-1-of-2.jsonl",
+    ]);
+  });
+
+  test("belongs to one process, and its shards to several", async () => {
+    const folder = await ResultsFolder.open(path, whole);
+    await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({ code: "OUTPUT_LOCKED" });
+    const other = await ResultsFolder.open(path, { index: 1, count: 2 });
+    await other.write({ index: 1, fingerprint: 3 });
+    await other.close();
+    await folder.close();
+    // What a shard did counts for a run over all.
+    const again = await ResultsFolder.open(path, whole);
+    expect(again.done.get(1).fingerprint).toBe(3);
+    await again.close();
+  });
+
+  test("the lock of a process that is gone is taken over, one of another machine is not", async () => {
+    const lock = join(path, ".results.jsonl.lock");
+    writeFileSync(lock, "cut sho");
+    await (await ResultsFolder.open(path, whole)).close();
+    writeFileSync(lock, JSON.stringify({ pid: 1, host: "another.example" }));
+    await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({
+      message: expect.stringContaining("process 1 on another.example"),
+    });
+  });
+});
