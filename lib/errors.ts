@@ -159,6 +159,13 @@ export class InsufficientMemoryError extends UniFluidError<"INSUFFICIENT_MEMORY"
   }
 }
 
+/** No Redis server answers where the queue should be. */
+export class QueueUnreachableError extends UniFluidError<"QUEUE_UNREACHABLE"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("QUEUE_UNREACHABLE", message, options);
+  }
+}
+
 /** As many requests wait as `maxQueue` allows: try again later, or elsewhere. */
 export class QueueFullError extends UniFluidError<"QUEUE_FULL"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
@@ -241,6 +248,7 @@ const ERRORS = {
   UNSUPPORTED_TASK: UnsupportedTaskError,
   INSUFFICIENT_MEMORY: InsufficientMemoryError,
   QUEUE_FULL: QueueFullError,
+  QUEUE_UNREACHABLE: QueueUnreachableError,
   DISPOSED: DisposedError,
   CANCELLED: CancelledError,
   NUMERICAL_ERROR: NumericalError,

@@ -32,6 +32,7 @@ export {
   OutputLockedError,
   PromptTooLongError,
   QueueFullError,
+  QueueUnreachableError,
   TensorShapeError,
   TokenizerMismatchError,
   UnexpectedTensorError,

@@ -45,23 +45,27 @@ export function addBatch(program: Command): void {
     .command("batch <jobs>")
     .description("do the jobs of a file: .jsonl, .csv, or a prompt a line; - reads standard input")
     .requiredOption("-o, --out <folder>", "folder of pictures and results.jsonl; begun ones go on")
-    .addOption(
-      new Option(
-        "--input-format <format>",
-        "format of the jobs (default: by the file's name)",
-      ).choices(["jsonl", "csv", "lines"]),
-    )
     .option("--concurrency <n>", "jobs that run at once", concurrency, 16)
     .option("--shard <i/n>", "do only the i-th of n shares of the jobs", shard, {
       index: 0,
       count: 1,
     } satisfies Shard)
     .option("--retry-failed", "do again what failed in an earlier run");
+  addInputFormat(command);
   addFlags(command, ...DRAW_FLAGS, "maxNewTokens", "format", ...MODEL_FLAGS, ...OUTPUT_FLAGS)
     .addHelpText("after", HELP)
     .action((jobs: string, flags: BatchFlags) =>
       runCommand(flags, (context) => batch(jobs, flags, context)),
     );
+}
+
+export function addInputFormat(command: Command): Command {
+  return command.addOption(
+    new Option(
+      "--input-format <format>",
+      "format of the jobs (default: by the file's name)",
+    ).choices(["jsonl", "csv", "lines"]),
+  );
 }
 
 const HELP = `

@@ -41,6 +41,7 @@ const BY_CODE: Partial<Record<ErrorCode, number>> = {
   OUTPUT_LOCKED: ExitCode.output,
   INSUFFICIENT_MEMORY: ExitCode.memory,
   QUEUE_FULL: ExitCode.memory,
+  QUEUE_UNREACHABLE: ExitCode.device,
   DEVICE_ERROR: ExitCode.device,
   DEVICE_UNAVAILABLE: ExitCode.device,
   NATIVE_NOT_FOUND: ExitCode.device,

@@ -8,11 +8,14 @@ import { addCaption } from "./caption.js";
 import { addComplete } from "./complete.js";
 import { addDoctor } from "./doctor.js";
 import { addEdit } from "./edit.js";
+import { addEnqueue } from "./enqueue.js";
 import { EXIT_CODES_HELP, UsageError } from "./exit-codes.js";
 import { addGenerate } from "./generate.js";
 import { addInfo } from "./info.js";
+import { addQueue } from "./queue.js";
 import { addServe } from "./serve.js";
 import { packageVersion } from "./version.js";
+import { addWorker } from "./worker.js";
 
 /** Parses arguments and runs their command. Throws `UsageError` for arguments that make no command. */
 export async function run(args: readonly string[]): Promise<void> {
@@ -29,6 +32,9 @@ export async function run(args: readonly string[]): Promise<void> {
   addAnswer(program);
   addComplete(program);
   addBatch(program);
+  addEnqueue(program);
+  addWorker(program);
+  addQueue(program);
   addServe(program);
   addInfo(program);
   addDoctor(program);

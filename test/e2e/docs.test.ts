@@ -14,6 +14,7 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join, relative } from "node:path";
 import { promisify } from "node:util";
+import { parse as parseYaml } from "yaml";
 import { ExitCode } from "../../lib/cli/exit-codes.js";
 import { errorClass, errorCodes } from "../../lib/errors.js";
 
@@ -57,6 +58,22 @@ test.each(blocks("json"))("the document at %s is one", (_, text) => {
   expect(() => JSON.parse(text)).not.toThrow();
 });
 
+test.each(blocks("yaml"))(
+  "the YAML at %s is some, and names options that exist",
+  async (_, text) => {
+    const manifest = parseYaml(text);
+    expect(manifest).toMatchObject({ apiVersion: expect.any(String), kind: expect.any(String) });
+    for (const { command, args = [] } of manifest.spec.template?.spec.containers ?? []) {
+      const [, program, name, ...rest] = command as string[];
+      expect(program).toBe("unifluid");
+      const main = join(root, "dist/cli/main.js");
+      const { stdout } = await execute(process.execPath, [main, name!, "--help"]);
+      const flags = [...rest, ...args].filter((arg) => arg.startsWith("--"));
+      for (const flag of flags) expect(stdout).toContain(flag);
+    }
+  },
+);
+
 test("TypeScript of the pages holds against the types", async () => {
   const programs = blocks("ts");
   expect(programs.length).toBeGreaterThan(0);
@@ -85,11 +102,13 @@ test("every option of the server and of batches is explained", async () => {
   for (const [command, page] of [
     ["serve", "docs/serve.md"],
     ["batch", "docs/batch.md"],
+    ["enqueue", "docs/queue.md"],
+    ["worker", "docs/queue.md"],
   ] as const) {
     const main = join(root, "dist/cli/main.js");
     const { stdout } = await execute(process.execPath, [main, command, "--help"]);
     const flags = [...stdout.matchAll(/^ {2}(?:-\w, )?(--[a-z0-9-]+)/gm)].map(([, flag]) => flag!);
-    expect(flags.length).toBeGreaterThan(8);
+    expect(flags.length).toBeGreaterThan(5);
     const text = `${read(page)}${read("docs/cli.md")}`;
     for (const flag of flags) if (flag !== "--help") expect(text).toContain(flag);
   }
@@ -118,7 +137,7 @@ const commands = blocks("sh").flatMap(([page, block]) =>
     .split("\n")
     .flatMap((line) => line.split("&&"))
     // A server and a worker run until they are stopped; they have tests of their own.
-    .filter((line) => /^npx unifluid (?!serve|worker)/.test(line.trim()))
+    .filter((line) => /^npx unifluid (?!serve|worker|enqueue|queue)/.test(line.trim()))
     .map((line): [string, string] => [page, line.trim()]),
 );
 

@@ -56,6 +56,7 @@ describe("exit codes", () => {
     OUTPUT_LOCKED: 6,
     INSUFFICIENT_MEMORY: 4,
     QUEUE_FULL: 4,
+    QUEUE_UNREACHABLE: 5,
     DEVICE_ERROR: 5,
     DEVICE_UNAVAILABLE: 5,
     NATIVE_NOT_FOUND: 5,

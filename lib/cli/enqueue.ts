@@ -1,0 +1,75 @@
+/** `unifluid enqueue`: puts the jobs of a file into a queue that workers take them from. */
+
+import { basename } from "node:path";
+import { type Command, InvalidArgumentError } from "commander";
+import type { JobFormat } from "../jobs/reader.js";
+import type { DrawOptions } from "../model.js";
+import { parseSeed } from "../seed.js";
+import { addInputFormat, openJobs, recordOptions } from "./batch.js";
+import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { ExitCode, UsageError } from "./exit-codes.js";
+import { addFlags, DRAW_FLAGS, OUTPUT_FLAGS } from "./flags.js";
+import { writeJson } from "./output.js";
+import { startRate } from "./progress.js";
+import { addQueueFlags, type QueueFlags, withQueue } from "./queue.js";
+
+interface EnqueueFlags extends QueueFlags, OutputFlags, DrawOptions {
+  inputFormat?: JobFormat;
+  run?: string;
+  attempts: number;
+  maxNewTokens?: number;
+}
+
+function attempts(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value >= 1 && value <= 100) return value;
+  throw new InvalidArgumentError("Expected a whole number from 1 to 100.");
+}
+
+export function addEnqueue(program: Command): void {
+  const command = program
+    .command("enqueue <jobs>")
+    .description("put the jobs of a file (as of batch) into a queue, for workers")
+    .option("--run <name>", "name of this run: its folder of results (default: the file's name)")
+    .option("--attempts <n>", "how often a job that fails for a while is tried", attempts, 5);
+  addInputFormat(addQueueFlags(command));
+  addFlags(command, ...DRAW_FLAGS, "maxNewTokens", ...OUTPUT_FLAGS).action(
+    (jobs: string, flags: EnqueueFlags) =>
+      runCommand(flags, (context) => enqueue(jobs, flags, context)),
+  );
+}
+
+async function enqueue(path: string, flags: EnqueueFlags, context: Context): Promise<void> {
+  const { enqueueRecords, RUN_NAME } = await import("../queue/queue.js");
+  const run = flags.run ?? basename(path).replace(/\.[^.]*$/, "");
+  if (!RUN_NAME.test(run)) {
+    throw new UsageError("expected letters, digits, '.', '_' or '-' as the name of --run");
+  }
+  const jobs = await openJobs(path, flags.inputFormat);
+  const counts = { queued: 0, failed: 0 };
+  await withQueue(flags, async (queue) => {
+    const total = context.quiet ? undefined : await jobs.count?.(context.signal);
+    const progress = startRate(context, total);
+    try {
+      await enqueueRecords(queue, jobs.read(), {
+        run,
+        defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
+        attempts: flags.attempts,
+        signal: context.signal,
+        onRecord: (outcome, error) => {
+          counts[outcome === "done" ? "queued" : "failed"]++;
+          if (error) note(context, error.message);
+          progress.advance(outcome);
+        },
+      });
+    } finally {
+      progress.stop();
+    }
+  });
+  note(
+    context,
+    `${counts.queued} jobs of run ${run} are in the queue, ${counts.failed} records are none`,
+  );
+  if (context.json) await writeJson({ run, ...counts });
+  if (counts.failed > 0) process.exitCode = ExitCode.partial;
+}

@@ -1,0 +1,99 @@
+/** `unifluid queue`: what is in a queue, and what became of its jobs. */
+
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { Command } from "commander";
+import type { RecordQueue } from "../queue/queue.js";
+import { type OutputFlags, runCommand } from "./context.js";
+import { UsageError } from "./exit-codes.js";
+import { addFlags } from "./flags.js";
+import { write, writeJson } from "./output.js";
+import { formatTable } from "./tables.js";
+
+export interface QueueFlags {
+  /** A URL; it may hold a password, and so is no default that --help would show. */
+  queue?: string;
+  queueName: string;
+}
+
+export function addQueueFlags(command: Command): Command {
+  return command
+    .option(
+      "--queue <url>",
+      "Redis server, redis://[user:password@]host:port[/db] (default: UNIFLUID_QUEUE, or this machine's)",
+    )
+    .option("--queue-name <name>", "name of the queue on the server", "unifluid");
+}
+
+export const queueUrl = ({ queue }: QueueFlags): string =>
+  queue ?? process.env.UNIFLUID_QUEUE ?? "redis://127.0.0.1:6379";
+
+/** Opens the queue that the flags name, after a look whether its server answers. */
+export async function withQueue<T>(
+  flags: QueueFlags,
+  use: (queue: RecordQueue) => Promise<T>,
+): Promise<T> {
+  const { checkRedis, parseRedisUrl } = await import("../queue/connection.js");
+  const { openQueue } = await import("../queue/queue.js");
+  const redis = parseRedisUrl(queueUrl(flags));
+  await checkRedis(redis);
+  const queue = openQueue({ redis, name: flags.queueName });
+  try {
+    return await use(queue);
+  } finally {
+    await queue.close();
+  }
+}
+
+export function addQueue(program: Command): void {
+  const queue = program.command("queue").description("look at a queue and its results");
+  const sub = (name: string, description: string) =>
+    addFlags(queue.command(name).description(description), "json");
+
+  addQueueFlags(sub("status", "how many jobs wait, run, are done and are dead")).action(
+    (flags: QueueFlags & OutputFlags) =>
+      runCommand(flags, async ({ json }) => {
+        const { queueStatus } = await import("../queue/queue.js");
+        const status = await withQueue(flags, queueStatus);
+        if (json) return writeJson(status);
+        return write(
+          formatTable(
+            Object.entries(status).map(([name, count]) => [name, String(count)] as const),
+          ),
+        );
+      }),
+  );
+  addQueueFlags(sub("dead", "the jobs that were given up, and why")).action(
+    (flags: QueueFlags & OutputFlags) =>
+      runCommand(flags, async ({ json }) => {
+        const { deadJobs } = await import("../queue/queue.js");
+        await withQueue(flags, async (open) => {
+          for await (const job of deadJobs(open)) {
+            if (json) await writeJson(job);
+            else await write(`${job.id}\t${job.attempts} attempts\t${job.reason}\n`);
+          }
+        });
+      }),
+  );
+  addQueueFlags(sub("retry", "put the jobs that were given up back into the queue")).action(
+    (flags: QueueFlags & OutputFlags) =>
+      runCommand(flags, async ({ json }) => {
+        const { retryDead } = await import("../queue/queue.js");
+        const retried = await withQueue(flags, retryDead);
+        return json ? writeJson({ retried }) : write(`${retried} jobs wait again\n`);
+      }),
+  );
+  queue
+    .command("results <folder>")
+    .description("the result lines of a run's folder, one JSON document a line, in order")
+    .action((folder: string) => runCommand({}, () => results(folder)));
+}
+
+async function results(folder: string): Promise<void> {
+  const names = await readdir(folder).catch((error: Error) => {
+    throw new UsageError(`cannot read the results: ${error.message}`);
+  });
+  const numbered = names.filter((name) => /^\d{7,}\.json$/.test(name));
+  numbered.sort((a, b) => Number.parseInt(a, 10) - Number.parseInt(b, 10));
+  for (const name of numbered) await write(await readFile(join(folder, name), "utf8"));
+}

@@ -1,0 +1,83 @@
+/** `unifluid worker`: does the jobs of a queue. */
+
+import { type Command, InvalidArgumentError } from "commander";
+import type { ImageFormat } from "../image.js";
+import { concurrency } from "./batch.js";
+import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { addFlags, MODEL_FLAGS } from "./flags.js";
+import { type ModelFlags, withModel } from "./load.js";
+import { addQueueFlags, type QueueFlags, queueUrl } from "./queue.js";
+
+interface WorkerFlags extends QueueFlags, ModelFlags, OutputFlags {
+  out: string;
+  images: string;
+  format: ImageFormat;
+  concurrency: number;
+  lockSeconds: number;
+  drainTimeout: number;
+  untilEmpty?: boolean;
+}
+
+function seconds(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value >= 1 && value <= 86_400) return value;
+  throw new InvalidArgumentError("Expected a whole number from 1 to 86400.");
+}
+
+export function addWorker(program: Command): void {
+  const command = program
+    .command("worker")
+    .description("do the jobs of a queue, together with other workers")
+    .requiredOption("-o, --out <folder>", "folder of results, shared by all workers")
+    .option("--images <folder>", "folder that relative image paths start from", ".")
+    .option("--concurrency <n>", "jobs that run at once", concurrency, 16)
+    .option(
+      "--lock-seconds <s>",
+      "silence after which others take over a worker's jobs",
+      seconds,
+      30,
+    )
+    .option("--drain-timeout <s>", "seconds that SIGTERM gives what runs", seconds, 30)
+    .option("--until-empty", "end when the queue holds nothing more to do");
+  addFlags(addQueueFlags(command), "format", ...MODEL_FLAGS, "quiet").action((flags: WorkerFlags) =>
+    runCommand(flags, (context) => worker(flags, context)),
+  );
+}
+
+async function worker(flags: WorkerFlags, context: Context): Promise<void> {
+  const { checkRedis, parseRedisUrl } = await import("../queue/connection.js");
+  const { work } = await import("../queue/worker.js");
+  const redis = parseRedisUrl(queueUrl(flags));
+  await checkRedis(redis);
+  const counts = { done: 0, failed: 0, retried: 0 };
+  // Trouble with the server comes with every attempt to reach it: told of once a while.
+  let told = 0;
+  await withModel({ ...flags, maxSequences: flags.concurrency }, context.signal, async (model) => {
+    note(context, `working on ${flags.queueName} at ${redis.name}`);
+    await work(model, {
+      redis,
+      name: flags.queueName,
+      out: flags.out,
+      images: flags.images,
+      format: flags.format,
+      concurrency: flags.concurrency,
+      lockSeconds: flags.lockSeconds,
+      drainSeconds: flags.drainTimeout,
+      untilEmpty: flags.untilEmpty ?? false,
+      signal: context.signal,
+      onJob: (outcome, id, message) => {
+        counts[outcome]++;
+        if (outcome !== "done") note(context, `${id} ${outcome}: ${message}`);
+      },
+      onTrouble: (error) => {
+        if (Date.now() - told < 10_000) return;
+        told = Date.now();
+        note(context, `the queue: ${error.message || (error as NodeJS.ErrnoException).code}`);
+      },
+    });
+  });
+  note(
+    context,
+    `${counts.done} done, ${counts.failed} failed, ${counts.retried} to be tried again`,
+  );
+}

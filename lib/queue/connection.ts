@@ -1,0 +1,85 @@
+/** Where the queue is: a Redis server, by its URL. */
+
+import { Redis } from "ioredis";
+import { QueueUnreachableError } from "../errors.js";
+import { invalidOption } from "../options.js";
+
+/** Milliseconds that a server has for its first answer. */
+const CONNECT_TIMEOUT = 5000;
+
+/** What both ioredis and BullMQ take. */
+type RedisSettings = {
+  host: string;
+  port: number;
+  db: number;
+  username?: string;
+  password?: string;
+  tls?: object;
+  maxRetriesPerRequest: null;
+  retryStrategy(times: number): number;
+};
+
+export interface RedisAddress {
+  options: RedisSettings;
+  /** Host, port and database; never the password. */
+  name: string;
+}
+
+/** Of `redis://[user[:password]@]host[:port][/database]`, or `rediss://` for TLS. Throws `INVALID_OPTION`. */
+export function parseRedisUrl(text: string): RedisAddress {
+  // A wrong URL is not repeated: it may hold a password.
+  const wrong = () => invalidOption("redis://host:port or rediss://host:port", "queue", "another");
+  let url: URL;
+  try {
+    url = new URL(text);
+  } catch {
+    throw wrong();
+  }
+  const database = url.pathname.replace(/^\//, "");
+  if (!["redis:", "rediss:"].includes(url.protocol) || !url.hostname || !/^\d*$/.test(database)) {
+    throw wrong();
+  }
+  const host = url.hostname.replace(/^\[|\]$/g, "");
+  const port = Number(url.port || 6379);
+  const db = Number(database || 0);
+  return {
+    name: `${url.protocol}//${url.hostname}:${port}/${db}`,
+    options: {
+      host,
+      port,
+      db,
+      ...(url.username ? { username: decodeURIComponent(url.username) } : {}),
+      ...(url.password ? { password: decodeURIComponent(url.password) } : {}),
+      ...(url.protocol === "rediss:" ? { tls: {} } : {}),
+      // Commands wait for a server that is gone for a while; the queue goes on when it is back.
+      maxRetriesPerRequest: null,
+      retryStrategy: (times: number) => Math.min(100 * 2 ** Math.min(times, 6), 5000),
+    },
+  };
+}
+
+/** Throws `QUEUE_UNREACHABLE` unless the server answers. */
+export async function checkRedis({ options, name }: RedisAddress): Promise<void> {
+  const redis = new Redis({
+    ...options,
+    lazyConnect: true,
+    connectTimeout: CONNECT_TIMEOUT,
+    commandTimeout: CONNECT_TIMEOUT,
+    maxRetriesPerRequest: 1,
+    retryStrategy: () => null,
+  });
+  let reason: Error | undefined;
+  redis.on("error", (error: Error) => {
+    reason = error;
+  });
+  try {
+    await redis.connect();
+    await redis.ping();
+  } catch (error) {
+    const cause = reason ?? (error as Error);
+    const message = cause.message || (cause as NodeJS.ErrnoException).code;
+    throw new QueueUnreachableError(`no Redis server answers at ${name}: ${message}`, { cause });
+  } finally {
+    redis.disconnect();
+  }
+}

@@ -1,0 +1,160 @@
+/**
+ * Jobs in a queue that many machines work on: BullMQ's on a Redis server.
+ *
+ * A job's id is its run and its number, and its result is one file of that name. So a job that is put in
+ * twice is one job, and a job that two workers do, since the first was taken for dead, has one result.
+ */
+
+import { Queue, type Job as QueuedJob } from "bullmq";
+import { UniFluidError } from "../errors.js";
+import type { RawRecord } from "../jobs/reader.js";
+import { type Job, type JobDefaults, jobOf } from "../jobs/record.js";
+import type { RedisAddress } from "./connection.js";
+
+/** What is put into the queue: a record with all its options, as JSON. */
+export interface QueuedRecord {
+  run: string;
+  index: number;
+  record: Record<string, unknown>;
+}
+
+export interface QueueOptions {
+  redis: RedisAddress;
+  /** The queue's name on the server. */
+  name: string;
+}
+
+/** Finished jobs that the server still knows: enough to see what goes on, not all of a million. */
+const KEPT = 1000;
+/** Jobs that are sent at once. */
+const BULK = 500;
+
+/** Letters that a run's name may have: it becomes a folder and a part of ids. */
+export const RUN_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$/;
+
+export const jobId = (run: string, index: number): string => `${run}-${index}`;
+
+export type RecordQueue = Queue<QueuedRecord>;
+
+export function openQueue({ redis, name }: QueueOptions): RecordQueue {
+  const queue: RecordQueue = new Queue(name, { connection: redis.options });
+  // The connection tries again by itself; without a listener an error would end the process.
+  queue.on("error", () => {});
+  return queue;
+}
+
+export interface EnqueueOptions {
+  run: string;
+  defaults: JobDefaults;
+  /** How often a job is tried. */
+  attempts: number;
+  signal: AbortSignal;
+  onRecord(outcome: "done" | "failed", error?: UniFluidError): void;
+}
+
+/** Puts records into the queue; one that is no job is told of and left out. */
+export async function enqueueRecords(
+  queue: RecordQueue,
+  records: AsyncIterable<RawRecord>,
+  { run, defaults, attempts, signal, onRecord }: EnqueueOptions,
+): Promise<void> {
+  let bulk: Parameters<RecordQueue["addBulk"]>[0] = [];
+  const send = async () => {
+    signal.throwIfAborted();
+    const sent = bulk;
+    bulk = [];
+    await queue.addBulk(sent);
+    for (const _ of sent) onRecord("done");
+  };
+  for await (const raw of records) {
+    try {
+      if ("error" in raw) throw raw.error;
+      const job = jobOf(raw.value, raw.index, defaults);
+      bulk.push({
+        name: job.task,
+        data: { run, index: job.index, record: recordOf(job) },
+        opts: {
+          jobId: jobId(run, job.index),
+          attempts,
+          backoff: { type: "exponential", delay: 1000 },
+          removeOnComplete: { count: KEPT },
+        },
+      });
+    } catch (error) {
+      if (!(error instanceof UniFluidError)) throw error;
+      onRecord("failed", error);
+    }
+    if (bulk.length === BULK) await send();
+  }
+  if (bulk.length > 0) await send();
+}
+
+const TEXT_OF = { generate: "prompt", edit: "instruction", answer: "question" } as const;
+
+/** A record that means the job whatever the options of the worker. */
+function recordOf({ id, task, text, image, options }: Job): Record<string, unknown> {
+  return {
+    ...(id === undefined ? {} : { id }),
+    task,
+    ...(task === "caption" ? {} : { [TEXT_OF[task]]: text }),
+    ...(image === undefined ? {} : { image }),
+    ...options,
+    seed: String(options.seed),
+  };
+}
+
+export interface QueueStatus {
+  waiting: number;
+  active: number;
+  delayed: number;
+  /** Finished, as far as the server still knows. */
+  completed: number;
+  /** Given up after all attempts, or at once where no attempt could help. */
+  dead: number;
+}
+
+export async function queueStatus(queue: RecordQueue): Promise<QueueStatus> {
+  const counts = await queue.getJobCounts(
+    "waiting",
+    "prioritized",
+    "active",
+    "delayed",
+    "completed",
+    "failed",
+  );
+  const count = (name: string) => counts[name] ?? 0;
+  return {
+    waiting: count("waiting") + count("prioritized"),
+    active: count("active"),
+    delayed: count("delayed"),
+    completed: count("completed"),
+    dead: count("failed"),
+  };
+}
+
+export interface DeadJob {
+  id: string;
+  run: string;
+  index: number;
+  attempts: number;
+  reason: string;
+}
+
+/** The jobs that were given up, the last first. */
+export async function* deadJobs(queue: RecordQueue): AsyncGenerator<DeadJob> {
+  for (let from = 0; ; from += BULK) {
+    const jobs: QueuedJob<QueuedRecord>[] = await queue.getFailed(from, from + BULK - 1);
+    for (const { id, data, attemptsMade, failedReason } of jobs) {
+      const { run, index } = data;
+      yield { id: id!, run, index, attempts: attemptsMade, reason: failedReason };
+    }
+    if (jobs.length < BULK) return;
+  }
+}
+
+/** Puts every job that was given up back into the queue; how many there were. */
+export async function retryDead(queue: RecordQueue): Promise<number> {
+  const { dead } = await queueStatus(queue);
+  await queue.retryJobs({ state: "failed" });
+  return dead;
+}

@@ -1,0 +1,214 @@
+/** Workers on a queue, as people run them: against a real Redis, through kills and restarts. */
+
+import { type ChildProcess, spawn } from "node:child_process";
+import { cpSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Queue } from "bullmq";
+import sharp from "sharp";
+import { UniFluid } from "../../lib/index";
+import { hasRedis, RedisServer } from "../support/redis";
+
+const root = join(__dirname, "../..");
+const main = join(root, "dist/cli/main.js");
+const photo = join(root, "test/fixtures/shapes-64/expected/caption0.png");
+
+let folder: string;
+let redis: RedisServer;
+const withRedis = hasRedis() ? describe : describe.skip;
+
+interface Ending {
+  code: number | null;
+  out: string;
+  err: string;
+}
+
+function run(args: string[], started: (child: ChildProcess) => void = () => {}): Promise<Ending> {
+  const child = spawn(process.execPath, [main, ...args], {
+    cwd: folder,
+    env: { ...process.env, UNIFLUID_QUEUE: redis?.url ?? "" },
+  });
+  started(child);
+  let [out, err] = ["", ""];
+  child.stdout.on("data", (chunk) => {
+    out += chunk;
+  });
+  child.stderr.on("data", (chunk) => {
+    err += chunk;
+  });
+  return new Promise((resolve, reject) => {
+    child.once("error", reject);
+    child.once("close", (code) => resolve({ code, out, err }));
+  });
+}
+
+const lines = (text: string) =>
+  text
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+const status = async () => JSON.parse((await run(["queue", "status", "--json"])).out);
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+const worker = ["worker", "--out", "out", "--until-empty"];
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "unifluid-queue-"));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+withRedis("a queue", () => {
+  beforeEach(async () => {
+    redis = await RedisServer.start();
+  });
+  afterEach(() => redis.stop());
+
+  test("does every job once, though a worker is killed and the server restarted", async () => {
+    const count = 60;
+    writeFileSync(
+      join(folder, "stars.txt"),
+      Array.from({ length: count }, (_, i) => `a star ${i}\n`).join(""),
+    );
+    const enqueued = await run(["enqueue", "stars.txt", "--steps", "40", "--json"]);
+    expect(JSON.parse(enqueued.out)).toEqual({ run: "stars", queued: count, failed: 0 });
+    const options = [...worker, "--lock-seconds", "2", "--concurrency", "2", "--threads", "1"];
+    let victim: ChildProcess | undefined;
+    const first = run(options, (child) => {
+      victim = child;
+    });
+    const others = [run(options), run(options)];
+    const results = () => {
+      try {
+        return readdirSync(join(folder, "out/stars")).filter((name) => name.endsWith(".json"));
+      } catch {
+        return [];
+      }
+    };
+    while (results().length < 6) await sleep(20);
+    victim!.kill("SIGKILL");
+    expect((await first).code).toBeNull();
+    expect(results().length).toBeLessThan(count);
+    while (results().length < 15) await sleep(20);
+    await redis.restart(700);
+    expect(results().length).toBeLessThan(count);
+    const endings = await Promise.all(others);
+    expect(endings.map(({ code }) => code)).toEqual([0, 0]);
+
+    const collected = await run(["queue", "results", "out/stars"]);
+    const found = lines(collected.out);
+    expect(found.map(({ index }) => index)).toEqual(Array.from({ length: count }, (_, i) => i));
+    expect(found.filter(({ error }) => error !== undefined)).toEqual([]);
+    // Nothing half-written, nothing twice.
+    const files = readdirSync(join(folder, "out/stars")).filter((name) => !/\.tmp$/.test(name));
+    expect(files).toHaveLength(2 * count);
+    for (const { file } of found) {
+      await sharp(join(folder, "out/stars", String(file)))
+        .raw()
+        .toBuffer();
+    }
+    expect(await status()).toMatchObject({ waiting: 0, active: 0, delayed: 0, dead: 0 });
+    const model = await UniFluid.load("shapes-64");
+    try {
+      const drawn = await model.generate("a star 31", { seed: 31, steps: 40 });
+      const read = sharp(join(folder, "out/stars/0000031.png")).removeAlpha().raw();
+      expect(Buffer.compare(await read.toBuffer(), Buffer.from(drawn.pixels))).toBe(0);
+    } finally {
+      await model.dispose();
+    }
+  });
+
+  test("jobs that cannot be done are told of, listed, and tried again when asked", async () => {
+    const records = [
+      { prompt: "a star", steps: 1 },
+      { image: "late.png", maxNewTokens: 2 },
+      { prompt: "a", wrong: 1 },
+    ];
+    writeFileSync(join(folder, "jobs.jsonl"), records.map((r) => JSON.stringify(r)).join("\n"));
+    const enqueued = await run(["enqueue", "jobs.jsonl", "--run", "first"]);
+    expect(enqueued).toMatchObject({ code: 7, err: expect.stringMatching(/record 2: .*"wrong"/) });
+    const worked = await run(worker);
+    expect(worked.code).toBe(0);
+    expect(worked.err).toMatch(/first-1 failed: IMAGE_NOT_FOUND/);
+    expect(await status()).toEqual({ waiting: 0, active: 0, delayed: 0, completed: 1, dead: 1 });
+    const dead = lines((await run(["queue", "dead", "--json"])).out);
+    expect(dead).toEqual([
+      { id: "first-1", run: "first", index: 1, attempts: 1, reason: expect.any(String) },
+    ]);
+    expect(lines((await run(["queue", "results", "out/first"])).out)[1]).toEqual({
+      index: 1,
+      error: { code: "IMAGE_NOT_FOUND", message: expect.stringContaining("late.png") },
+    });
+
+    cpSync(photo, join(folder, "late.png"));
+    expect(JSON.parse((await run(["queue", "retry", "--json"])).out)).toEqual({ retried: 1 });
+    expect((await run(worker)).code).toBe(0);
+    const model = await UniFluid.load("shapes-64");
+    try {
+      expect(lines((await run(["queue", "results", "out/first"])).out)[1]).toMatchObject({
+        index: 1,
+        task: "caption",
+        text: await model.caption(photo, { maxNewTokens: 2 }),
+      });
+    } finally {
+      await model.dispose();
+    }
+    expect(await status()).toMatchObject({ completed: 2, dead: 0 });
+  });
+
+  test("a file that is put in twice is one run", async () => {
+    writeFileSync(join(folder, "jobs.txt"), "a star\na heart\n");
+    await run(["enqueue", "jobs.txt", "--steps", "1"]);
+    await run(["enqueue", "jobs.txt", "--steps", "1"]);
+    expect((await status()).waiting).toBe(2);
+  });
+
+  test("SIGTERM lets what runs finish, and leaves the rest to others", async () => {
+    writeFileSync(join(folder, "jobs.txt"), "a star\n".repeat(30));
+    await run(["enqueue", "jobs.txt", "--steps", "60"]);
+    const ending = await run(["worker", "--out", "out", "--concurrency", "2"], (child) => {
+      child.stderr!.once("data", () => setTimeout(() => child.kill("SIGTERM"), 1000));
+    });
+    expect(ending.code).toBe(0);
+    const { waiting, active, completed, dead } = await status();
+    expect({ active, dead }).toEqual({ active: 0, dead: 0 });
+    expect(waiting).toBeGreaterThan(0);
+    expect(waiting + completed).toBe(30);
+    expect(readdirSync(join(folder, "out/jobs"))).toHaveLength(2 * completed);
+  });
+
+  test("what others put into the queue cannot lead out of the folder", async () => {
+    const queue = new Queue("unifluid", { connection: { host: "127.0.0.1", port: redis.port } });
+    const record = { prompt: "a", steps: 1 };
+    await queue.add("generate", { run: "../../evil", index: 0, record }, { jobId: "evil-0" });
+    await queue.add("generate", { run: "good", index: -1, record }, { jobId: "evil-1" });
+    await queue.add("generate", { run: "good", index: 1, record: { ...record, id: "../x" } });
+    await queue.close();
+    expect((await run(worker)).code).toBe(0);
+    expect((await status()).dead).toBe(3);
+    expect(readdirSync(join(folder, "out"))).toEqual(["good"]);
+    expect(readdirSync(join(folder, "out/good"))).toEqual(["0000001.json"]);
+  });
+});
+
+test.each<[string, string, number, RegExp]>([
+  [
+    "no server",
+    "redis://:secret@127.0.0.1:1",
+    5,
+    /QUEUE_UNREACHABLE: no Redis server answers at redis:\/\/127.0.0.1:1\/0/,
+  ],
+  ["another protocol", "http://:secret@127.0.0.1:1", 2, /expected redis:\/\/host:port/],
+  ["no URL", "secret", 2, /expected redis:\/\/host:port/],
+  ["no database", "redis://:secret@127.0.0.1:1/secret", 2, /expected redis:\/\/host:port/],
+])("%s is refused, and no password is told", async (_name, url, code, message) => {
+  writeFileSync(join(folder, "jobs.txt"), "a star\n");
+  for (const args of [
+    ["enqueue", "jobs.txt"],
+    ["worker", "--out", "out"],
+    ["queue", "status"],
+  ]) {
+    const ending = await run([...args, "--queue", url]);
+    expect(ending.code).toBe(code);
+    expect(ending.err).toMatch(message);
+    expect(ending.err).not.toContain("secret");
+  }
+});
