@@ -2,7 +2,6 @@
 
 import { execFile } from "node:child_process";
 import {
-  cpSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -153,14 +152,6 @@ test("the commands of README and of the command line's page run one after the ot
       throw new Error(`${page}: ${command}\n${error.stderr}`);
     });
   }
-});
-
-test.each(readdirSync(join(root, "examples")))("the example %s runs", async (name) => {
-  const photo = "test/fixtures/shapes-64/expected/caption0.png";
-  cpSync(join(root, photo), join(project, "photo.png"));
-  cpSync(join(root, "examples", name), join(project, name));
-  const { stdout, stderr } = await execute(process.execPath, [name], { cwd: project });
-  expect(stdout + stderr).not.toBe("");
 });
 
 test("every error code is explained, with its class", () => {

@@ -1,0 +1,34 @@
+// A route of Express that describes the image that is sent to it, or answers a question about it.
+//   PORT=8080 node examples/express-upload.mjs
+//   curl --data-binary @photo.png -H "content-type: image/png" "http://127.0.0.1:8080/describe?question=how+many+stars"
+import express from "express";
+import { UniFluid } from "unifluid";
+
+const model = await UniFluid.load("shapes-64", { maxQueue: 32 });
+const app = express();
+
+app.post(
+  "/describe",
+  express.raw({ type: "image/*", limit: "10mb" }),
+  async (request, response, next) => {
+    try {
+      const { question } = request.query;
+      const text = question
+        ? await model.answer(request.body, String(question))
+        : await model.caption(request.body);
+      response.json({ text });
+    } catch (error) {
+      // What was sent cannot be used, or too many wait: the code says which.
+      if (!error.code) return next(error);
+      const status = error.code === "QUEUE_FULL" ? 429 : 422;
+      response.status(status).json({ code: error.code, message: error.message });
+    }
+  },
+);
+
+const server = app.listen(Number(process.env.PORT ?? 0), () => {
+  console.log(`http://127.0.0.1:${server.address().port}`);
+});
+const end = () => server.close(() => model.dispose());
+process.once("SIGTERM", end);
+process.once("SIGINT", end);
