@@ -27,7 +27,7 @@ withChromium("the page", () => {
   });
   afterAll(async () => {
     await browser?.close();
-    await server.app.close();
+    await server.app.drain(0);
     await model.dispose();
   });
 
@@ -207,7 +207,7 @@ withChromium("the page", () => {
       );
     } finally {
       await page.goto("about:blank");
-      await locked.app.close();
+      await locked.app.drain(0);
     }
   });
 
@@ -221,7 +221,7 @@ withChromium("the page", () => {
       expect(await page.isDisabled("input[value=edit]")).toBe(true);
     } finally {
       await page.goto("about:blank");
-      await other.app.close();
+      await other.app.drain(0);
       await pali.dispose();
     }
   });
