@@ -109,7 +109,7 @@ test("every option of the server and of batches is explained", async () => {
     const flags = [...stdout.matchAll(/^ {2}(?:-\w, )?(--[a-z0-9-]+)/gm)].map(([, flag]) => flag!);
     expect(flags.length).toBeGreaterThan(5);
     const text = `${read(page)}${read("docs/cli.md")}`;
-    for (const flag of flags) if (flag !== "--help") expect(text).toContain(flag);
+    expect(flags.filter((flag) => flag !== "--help" && !text.includes(flag))).toEqual([]);
   }
 });
 
