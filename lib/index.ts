@@ -66,3 +66,4 @@ export {
 export type { NativeStats as ModelStats } from "./native.js";
 export type { Seed } from "./seed.js";
 export type { Task } from "./tasks.js";
+export type { WrittenText } from "./text-stream.js";

@@ -43,7 +43,7 @@ import { toVaePixels } from "./preprocess.js";
 import { type DoneEvent, Requests } from "./requests.js";
 import { parseSeed, type Seed, seedOfItem } from "./seed.js";
 import { requireAbility, type Task, tasksOf } from "./tasks.js";
-import { strip, textPieces } from "./text-stream.js";
+import { strip, textPieces, type WrittenText } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 /** Options of every call. */
@@ -285,13 +285,13 @@ export class UniFluid implements AsyncDisposable {
     return Array.isArray(images) ? texts.map(strip) : strip(texts[0]!);
   }
 
-  /** Pieces of a caption as it is written. */
+  /** Pieces of a caption as it is written; the generator returns the tokens that it took. */
   async *captionStream(
     image: ImageInput,
     options?: WriteOptions,
-  ): AsyncGenerator<string, void, undefined> {
+  ): AsyncGenerator<string, WrittenText, undefined> {
     requireAbility(this.checkpoint, "caption");
-    yield* this.writeStream(
+    return yield* this.writeStream(
       (signal) => this.readPrefixes("caption", [[image, ""]], signal),
       options,
       true,
@@ -320,15 +320,19 @@ export class UniFluid implements AsyncDisposable {
     return many ? texts.map(strip) : strip(texts[0]!);
   }
 
-  /** Pieces of an answer as it is written. */
+  /** Pieces of an answer as it is written; the generator returns the tokens that it took. */
   async *answerStream(
     image: ImageInput,
     question: string,
     options?: WriteOptions,
-  ): AsyncGenerator<string, void, undefined> {
+  ): AsyncGenerator<string, WrittenText, undefined> {
     requireAbility(this.checkpoint, "answer");
     const pair = [image, stringOption("question", question)] as const;
-    yield* this.writeStream((signal) => this.readPrefixes("answer", [pair], signal), options, true);
+    return yield* this.writeStream(
+      (signal) => this.readPrefixes("answer", [pair], signal),
+      options,
+      true,
+    );
   }
 
   /** Continues a text, or several together; what comes back is the continuation alone. */
@@ -344,14 +348,14 @@ export class UniFluid implements AsyncDisposable {
     return Array.isArray(texts) ? written : written[0]!;
   }
 
-  /** Pieces of a continuation as it is written. */
+  /** Pieces of a continuation as it is written; the generator returns the tokens that it took. */
   async *completeStream(
     text: string,
     options?: WriteOptions,
-  ): AsyncGenerator<string, void, undefined> {
+  ): AsyncGenerator<string, WrittenText, undefined> {
     requireAbility(this.checkpoint, "complete");
     const prefix = this.prefixes.plain(stringOption("text", text));
-    yield* this.writeStream(async () => [prefix], options, false);
+    return yield* this.writeStream(async () => [prefix], options, false);
   }
 
   // ---- many items ----
@@ -661,11 +665,12 @@ export class UniFluid implements AsyncDisposable {
     makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
     options: WriteOptions | undefined,
     stripped: boolean,
-  ): AsyncGenerator<string, void, undefined> {
+  ): AsyncGenerator<string, WrittenText, undefined> {
     const { request, signal, seed } = this.writing(options);
     const [prefix] = await makePrefixes(signal);
     const events = this.requests.stream({ ...request(prefix!, seed), stream: true }, signal);
-    yield* textPieces(events, this.checkpoint.tokenizer!, stripped);
+    const end = yield* textPieces(events, this.checkpoint.tokenizer!, stripped);
+    return { promptTokens: prefix!.rows, ...end };
   }
 
   /** The settings of a text, as a maker of requests. */

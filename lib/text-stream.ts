@@ -29,20 +29,39 @@ class StreamStripper {
   }
 }
 
-/** Pieces of the text of a request's token events; joined they are the whole text. */
+/** How a text came to its end. */
+export interface TextEnd {
+  /** Tokens written, without the one that ended it. */
+  newTokens: number;
+  /** The model ended the text; otherwise the limit did. */
+  stopped: boolean;
+}
+
+/** What a stream of a text's pieces returns. */
+export interface WrittenText extends TextEnd {
+  /** Rows of the prompt: its tokens, `<bos>` included, and what its image takes. */
+  promptTokens: number;
+}
+
+/** Pieces of the text of a request's token events; joined they are the whole text. Returns how it ended. */
 export async function* textPieces(
   events: AsyncGenerator<StreamEvent>,
   tokenizer: Tokenizer,
   stripped: boolean,
-): AsyncGenerator<string, void, undefined> {
+): AsyncGenerator<string, TextEnd, undefined> {
   const tokens = tokenizer.stream();
   const stripper = new StreamStripper();
   const settle = (text: string) => (stripped ? stripper.push(text) : text);
+  let end: TextEnd = { newTokens: 0, stopped: false };
   for await (const event of events) {
+    if (event.type === "done") {
+      end = { newTokens: event.tokens?.length ?? 0, stopped: event.stopped ?? false };
+    }
     if (event.type !== "token") continue;
     const piece = settle(tokens.push(event.token));
     if (piece) yield piece;
   }
   const last = settle(tokens.end());
   if (last) yield last;
+  return end;
 }

@@ -21,6 +21,7 @@ interface ServeFlags extends ModelFlags, OutputFlags {
   maxPromptLength: number;
   maxImages: number;
   maxSteps?: number;
+  stallTimeout: number;
   requestTimeout: number;
   rateLimit?: number;
   corsOrigin: string[];
@@ -57,6 +58,12 @@ export function addServe(program: Command): void {
     .option("--max-prompt-length <n>", "characters of a prompt", whole(1, 1e7), 4000)
     .option("--max-images <n>", "images of one request", whole(1, 1000), 10)
     .option("--max-steps <n>", "diffusion steps of a request (default: the model's)", whole(1, 1e6))
+    .option(
+      "--stall-timeout <s>",
+      "seconds until a client that does not read is cut off",
+      whole(1, 86_400),
+      30,
+    )
     .option("--request-timeout <s>", "seconds until a request is given up", whole(1, 86_400), 600)
     .option(
       "--rate-limit <n>",
@@ -124,7 +131,7 @@ const isLoopback = (host: string): boolean =>
   host === "localhost" || host === "::1" || /^127\./.test(host);
 
 function serverOptions(flags: ServeFlags, apiKeys: string[]): ServerOptions {
-  const { maxPixels, maxPromptLength, maxImages, maxSteps, requestTimeout, rateLimit } = flags;
+  const { maxPixels, maxPromptLength, maxImages, maxSteps, rateLimit } = flags;
   return {
     apiKeys,
     maxBodyBytes: flags.maxBody * 2 ** 20,
@@ -132,7 +139,10 @@ function serverOptions(flags: ServeFlags, apiKeys: string[]): ServerOptions {
     maxPromptLength,
     maxImages,
     maxSteps,
-    requestTimeout,
+    // More could not be admitted by the engine.
+    maxRequests: flags.maxSequences + flags.maxQueue,
+    stallTimeout: flags.stallTimeout,
+    requestTimeout: flags.requestTimeout,
     rateLimit,
     corsOrigins: flags.corsOrigin,
     imageHosts: flags.allowImageHost,

@@ -4,6 +4,7 @@ import { randomUUID } from "node:crypto";
 import type { FastifyInstance } from "fastify";
 import type { DecodedImage } from "../image-input.js";
 import type { WriteOptions } from "../model.js";
+import type { WrittenText } from "../text-stream.js";
 import {
   checkModel,
   checkPrompt,
@@ -56,13 +57,15 @@ function partsOf({ content }: ChatMessage) {
   return typeof content === "string" ? [{ type: "text" as const, text: content }] : (content ?? []);
 }
 
+type Pieces = AsyncGenerator<string, WrittenText, undefined>;
+
 /** The pieces of what the model writes. */
 function write(
   { model }: ServerContext,
   { task, text }: Question,
   image: DecodedImage | undefined,
   options: WriteOptions,
-): AsyncGenerator<string> {
+): Pieces {
   if (task === "complete") return model.completeStream(text, options);
   return task === "caption"
     ? model.captionStream(image!, options)
@@ -95,47 +98,36 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
         signal,
       };
       const pieces = write(context, question, image, options);
-      const limit = maxNewTokens ?? model.info.generation.text.maxNewTokens;
       const frame = {
         id: `chatcmpl-${randomUUID()}`,
         created: Math.floor(Date.now() / 1000),
         model: name,
       };
       if (body.stream) {
-        return sendEvents(reply, chunks(context, pieces, body, question, limit, frame));
+        return sendEvents(reply, chunks(pieces, body, frame), context.settings.stallTimeout);
       }
       let content = "";
-      for await (const piece of pieces) content += piece;
-      const { usage, finish } = account(context, question, content, limit);
+      let step = await pieces.next();
+      for (; !step.done; step = await pieces.next()) content += step.value;
       const message = { role: "assistant", content, refusal: null };
       return {
         ...frame,
         object: "chat.completion",
-        choices: [{ index: 0, message, logprobs: null, finish_reason: finish }],
-        usage,
+        choices: [{ index: 0, message, logprobs: null, finish_reason: finishReason(step.value) }],
+        usage: usageOf(step.value),
       };
     });
   });
 }
 
-/** Tokens of the texts; what the image takes besides is not counted, since no text could save it. */
-function account({ model }: ServerContext, question: Question, content: string, limit: number) {
-  const prompt_tokens = model.tokenize(question.text).length;
-  const completion_tokens = model.tokenize(content).length;
-  return {
-    usage: { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens },
-    finish: completion_tokens >= limit ? "length" : "stop",
-  };
+const finishReason = ({ stopped }: WrittenText) => (stopped ? "stop" : "length");
+
+/** Tokens as the model had them: the prompt's with its template and image, and those it wrote. */
+function usageOf({ promptTokens: prompt_tokens, newTokens: completion_tokens }: WrittenText) {
+  return { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens };
 }
 
-async function* chunks(
-  context: ServerContext,
-  pieces: AsyncGenerator<string>,
-  body: ChatBody,
-  question: Question,
-  limit: number,
-  frame: object,
-): AsyncGenerator<ServerEvent> {
+async function* chunks(pieces: Pieces, body: ChatBody, frame: object): AsyncGenerator<ServerEvent> {
   const wantsUsage = body.stream_options?.include_usage === true;
   const chunk = (choices: object[], usage: object | null = null): ServerEvent => ({
     data: {
@@ -148,15 +140,16 @@ async function* chunks(
   const choice = (delta: object, finish_reason: string | null = null) => [
     { index: 0, delta, logprobs: null, finish_reason },
   ];
-  let content = "";
-  // The first piece is waited for before the first chunk: a refusal then has a status of its own.
-  for await (const piece of pieces) {
-    if (content === "") yield chunk(choice({ role: "assistant", content: "", refusal: null }));
-    content += piece;
-    yield chunk(choice({ content: piece }));
+  try {
+    // The first piece is waited for before the first chunk: a refusal then has a status of its own.
+    let step = await pieces.next();
+    yield chunk(choice({ role: "assistant", content: "", refusal: null }));
+    for (; !step.done; step = await pieces.next()) yield chunk(choice({ content: step.value }));
+    yield chunk(choice({}, finishReason(step.value)));
+    if (wantsUsage) yield chunk([], usageOf(step.value));
+    yield { data: "[DONE]" };
+  } finally {
+    // Whoever leaves the loop frees the sequence.
+    await pieces.return({ promptTokens: 0, newTokens: 0, stopped: false });
   }
-  const { usage, finish } = account(context, question, content, limit);
-  yield chunk(choice({}, finish));
-  if (wantsUsage) yield chunk([], usage);
-  yield { data: "[DONE]" };
 }

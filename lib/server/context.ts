@@ -96,12 +96,28 @@ export function logPrompt(context: ServerContext, request: FastifyRequest, promp
   if (context.settings.logPrompts) request.log.info({ prompt }, "prompt");
 }
 
-/** The bytes of an image file, decoded. */
-export function decodeUpload(
+/** How files of the formats that are taken begin. Others, SVG above all, never reach a decoder. */
+const FORMATS: readonly [name: string, begin: string, after?: [number, string]][] = [
+  ["PNG", "\u0089PNG\r\n"],
+  ["JPEG", "\u00ff\u00d8\u00ff"],
+  ["WebP", "RIFF", [8, "WEBP"]],
+  ["GIF", "GIF8"],
+];
+
+/** The bytes of an image file, decoded. Throws `InvalidImageError`, or `HttpError` for other formats. */
+export async function decodeUpload(
   context: ServerContext,
   bytes: Uint8Array,
   signal: AbortSignal,
 ): Promise<DecodedImage> {
+  const head = Buffer.from(bytes.subarray(0, 16)).toString("latin1");
+  const known = FORMATS.some(
+    ([, begin, [at, more] = [0, ""]]) => head.startsWith(begin) && head.startsWith(more, at),
+  );
+  if (bytes.length > 0 && !known) {
+    const names = FORMATS.map(([name]) => name).join(", ");
+    throw new HttpError(422, "IMAGE_UNDECODABLE", `expected an image of the formats ${names}`);
+  }
   return decodeImage(bytes, { maxPixels: context.settings.maxPixels, signal });
 }
 

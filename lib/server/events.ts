@@ -1,5 +1,6 @@
 /** Server-sent events. */
 
+import type { ServerResponse } from "node:http";
 import { Readable } from "node:stream";
 import type { FastifyReply } from "fastify";
 import { toHttp } from "./http-error.js";
@@ -17,24 +18,36 @@ const line = ({ event, data }: ServerEvent): string =>
 async function* texts(
   first: IteratorResult<ServerEvent>,
   rest: AsyncIterator<ServerEvent>,
+  raw: ServerResponse,
+  stallTimeout: number,
 ): AsyncGenerator<string> {
+  let stall: NodeJS.Timeout | undefined;
   try {
-    for (let next = first; !next.done; next = await rest.next()) yield line(next.value);
+    for (let next = first; !next.done; next = await rest.next()) {
+      // It goes on when there is room for more, that is, when the client has read.
+      stall = setTimeout(() => raw.destroy(), stallTimeout * 1000);
+      yield line(next.value);
+      clearTimeout(stall);
+    }
   } catch (error) {
     // The status has been sent; what is left to say it with is an event.
     yield line({ event: "error", data: toHttp(error).body });
   } finally {
+    clearTimeout(stall);
+    // What is still on its way is watched by the socket.
+    raw.socket?.setTimeout(stallTimeout * 1000);
     await rest.return?.();
   }
 }
 
 /**
- * Answers with events as they come. They are made as the client takes them. What fails before the first one
- * is thrown, and so gets a status of its own.
+ * Answers with events as they come. They are made as the client takes them; one that takes none for
+ * `stallTimeout` seconds is cut off. What fails before the first one is thrown, and so gets a status of its own.
  */
 export async function sendEvents(
   reply: FastifyReply,
   events: AsyncGenerator<ServerEvent>,
+  stallTimeout: number,
 ): Promise<Readable> {
   const first = await events.next();
   reply
@@ -42,5 +55,5 @@ export async function sendEvents(
     .header("cache-control", "no-cache, no-transform")
     // nginx would collect the events.
     .header("x-accel-buffering", "no");
-  return Readable.from(texts(first, events), { objectMode: false });
+  return Readable.from(texts(first, events, reply.raw, stallTimeout), { objectMode: false });
 }

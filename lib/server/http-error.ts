@@ -1,14 +1,37 @@
 /** Errors as HTTP answers, in the shape that OpenAI's clients read. */
 
+import type { Socket } from "node:net";
 import type { FastifyError, FastifyReply, FastifyRequest } from "fastify";
 import { ZodError } from "zod";
-import { UniFluidError } from "../errors.js";
+import { type ErrorCode, UniFluidError } from "../errors.js";
+
+/** Codes that only the server has, beside those of `lib/errors.ts`; docs/serve.md explains each. */
+export const HTTP_CODES = [
+  "INVALID_JSON",
+  "INVALID_FORM",
+  "BAD_REQUEST",
+  "INVALID_API_KEY",
+  "ORIGIN_REFUSED",
+  "NOT_FOUND",
+  "MODEL_NOT_FOUND",
+  "BODY_TOO_LARGE",
+  "TOO_MANY_PARTS",
+  "UNSUPPORTED_MEDIA_TYPE",
+  "IMAGE_URL_REFUSED",
+  "IMAGE_URL_FAILED",
+  "RATE_LIMITED",
+  "SHUTTING_DOWN",
+  "TIMEOUT",
+  "CLIENT_GONE",
+] as const;
+
+export type HttpErrorCode = (typeof HTTP_CODES)[number] | ErrorCode;
 
 /** An error with a status of its own. */
 export class HttpError extends Error {
   constructor(
     readonly status: number,
-    readonly code: string,
+    readonly code: HttpErrorCode,
     message: string,
     /** The field it is about. */
     readonly param: string | null = null,
@@ -35,7 +58,7 @@ const STATUS: Readonly<Record<string, number>> = {
 };
 
 /** Fastify's own errors about requests, by its codes; the rest keep their status. */
-const FASTIFY: Readonly<Record<string, [number, string]>> = {
+const FASTIFY: Readonly<Record<string, [number, HttpErrorCode]>> = {
   FST_ERR_CTP_BODY_TOO_LARGE: [413, "BODY_TOO_LARGE"],
   FST_ERR_CTP_INVALID_JSON_BODY: [400, "INVALID_JSON"],
   FST_ERR_CTP_EMPTY_JSON_BODY: [400, "INVALID_JSON"],
@@ -55,7 +78,12 @@ function typeOf(status: number): string {
 
 /** Status and body for whatever was thrown; a defect's message stays in the log. */
 export function toHttp(error: unknown): { status: number; body: ErrorBody } {
-  const answer = (status: number, code: string, message: string, param: string | null = null) => ({
+  const answer = (
+    status: number,
+    code: HttpErrorCode,
+    message: string,
+    param: string | null = null,
+  ) => ({
     status,
     body: { error: { message, type: typeOf(status), param, code } },
   });
@@ -68,7 +96,7 @@ export function toHttp(error: unknown): { status: number; body: ErrorBody } {
     return answer(422, "INVALID_OPTION", `${param ?? "the body"}: ${issue?.message}`, param);
   }
   if (error instanceof UniFluidError) {
-    return answer(STATUS[error.code] ?? 422, error.code, error.message);
+    return answer(STATUS[error.code] ?? 422, error.code as ErrorCode, error.message);
   }
   const { code = "", statusCode = 500, message = "" } = error as Partial<FastifyError>;
   const known = FASTIFY[code];
@@ -79,6 +107,26 @@ export function toHttp(error: unknown): { status: number; body: ErrorBody } {
   if (statusCode >= 400 && statusCode < 500) return answer(statusCode, "BAD_REQUEST", message);
   return answer(500, "INTERNAL", "the server failed; its log says more");
 }
+
+/** Answers what Node's parser refuses before there is a request. */
+export function handleClientError(error: Error & { code?: string }, socket: Socket): void {
+  if (error.code === "ECONNRESET" || !socket.writable) {
+    socket.destroy(error);
+    return;
+  }
+  const [status, reason] = PARSER[error.code ?? ""] ?? [400, "Bad Request"];
+  const { body } = toHttp(new HttpError(status, "BAD_REQUEST", reason));
+  const text = JSON.stringify(body);
+  socket.end(
+    `HTTP/1.1 ${status} ${reason}\r\nContent-Type: application/json; charset=utf-8\r\n` +
+      `Content-Length: ${Buffer.byteLength(text)}\r\nConnection: close\r\n\r\n${text}`,
+  );
+}
+
+const PARSER: Readonly<Record<string, [number, string]>> = {
+  ERR_HTTP_REQUEST_TIMEOUT: [408, "Request Timeout"],
+  HPE_HEADER_OVERFLOW: [431, "Request Header Fields Too Large"],
+};
 
 /** Fastify's error handler. */
 export function handleError(error: unknown, request: FastifyRequest, reply: FastifyReply): void {

@@ -85,7 +85,8 @@ async function answer(
     if (body.stream) {
       const partial = Math.min(body.partial_images ?? 0, cellsOf(context) - 1);
       const steps = kind.stream({ ...options, signal });
-      return sendEvents(reply, drawingEvents(kind.event, steps, partial, format, details));
+      const events = drawingEvents(kind.event, steps, partial, format, details);
+      return sendEvents(reply, events, context.settings.stallTimeout);
     }
     const images = await kind.draw(n, { ...options, signal });
     const data = await Promise.all(

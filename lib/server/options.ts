@@ -16,6 +16,10 @@ export interface ServerOptions {
   maxImages?: number;
   /** Diffusion steps that a request may ask for. Default: the model's timesteps. */
   maxSteps?: number;
+  /** Requests under way at once, whatever they wait for; more are refused before they are read. Default 256. */
+  maxRequests?: number;
+  /** Seconds after which a client that does not take its answer is cut off. Default 30. */
+  stallTimeout?: number;
   /** Seconds after which a request is given up. Default 600. */
   requestTimeout?: number;
   /** Seconds in which a client must have sent its headers and body. Default 60. */
@@ -47,6 +51,8 @@ const DEFAULTS: ServerSettings = {
   maxPixels: 16_000_000,
   maxPromptLength: 4000,
   maxImages: 10,
+  maxRequests: 256,
+  stallTimeout: 30,
   requestTimeout: 600,
   receiveTimeout: 60,
   corsOrigins: [],
@@ -63,6 +69,8 @@ const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
   maxPromptLength: { min: 1, max: 10_000_000 },
   maxImages: { min: 1, max: 1000 },
   maxSteps: { min: 1, max: 1_000_000 },
+  maxRequests: { min: 1, max: 1_000_000 },
+  stallTimeout: { min: 1, max: 86_400 },
   requestTimeout: { min: 1, max: 86_400 },
   receiveTimeout: { min: 1, max: 86_400 },
   rateLimit: { min: 1, max: 1_000_000_000 },

@@ -87,7 +87,8 @@ export async function fetchRemoteImage(text: string, options: RemoteImageOptions
   }
   if (url.username !== "" || url.password !== "") throw refused("a URL with a user is not fetched");
   if (hosts.length === 0) throw refused("this server fetches no images: send it as a data URL");
-  if (!hosts.includes(url.host) && !hosts.includes(url.hostname)) {
+  const listed = hosts.map((host) => host.toLowerCase());
+  if (!listed.includes(url.host) && !listed.includes(url.hostname)) {
     throw refused(`this server fetches no images from ${url.host}`);
   }
   // The parser has made 127.0.0.1 of 0x7f.1, 2130706433 and the like by now. Names go through `lookup`.

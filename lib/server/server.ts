@@ -5,15 +5,16 @@
  */
 
 import { basename } from "node:path";
+import { finished } from "node:stream";
 import cors from "@fastify/cors";
 import multipart from "@fastify/multipart";
 import rateLimit from "@fastify/rate-limit";
-import fastify, { type FastifyInstance } from "fastify";
+import fastify, { type FastifyInstance, type FastifyRequest } from "fastify";
 import type { UniFluid } from "../model.js";
 import { ApiKeys } from "./api-keys.js";
 import { registerChat } from "./chat.js";
 import type { ServerContext } from "./context.js";
-import { HttpError, handleError } from "./http-error.js";
+import { HttpError, handleClientError, handleError } from "./http-error.js";
 import { registerImages } from "./images.js";
 import { registerMetrics } from "./metrics.js";
 import { type ServerOptions, type ServerSettings, serverSettings } from "./options.js";
@@ -59,6 +60,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
       maxHeaderSize: 16 * 1024,
       connectionsCheckingInterval: 1000,
     },
+    clientErrorHandler: handleClientError,
     // Also that of a proxy in front, so that its log and this one can be read together.
     requestIdHeader: settings.trustProxy ? "x-request-id" : false,
     forceCloseConnections: "idle",
@@ -77,7 +79,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   app.setNotFoundHandler((request) => {
     throw new HttpError(404, "NOT_FOUND", `there is no ${request.method} ${request.url}`);
   });
-  addGuards(app, keys);
+  addGuards(app, keys, settings);
   addDrain(app, context);
   app.decorate("setApiKeys", (list: readonly string[]) => keys.replace(list));
   if (settings.corsOrigins.length > 0) {
@@ -106,7 +108,9 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   return app;
 }
 
-function addGuards(app: FastifyInstance, keys: ApiKeys): void {
+function addGuards(app: FastifyInstance, keys: ApiKeys, settings: ServerSettings): void {
+  const { maxRequests, stallTimeout } = settings;
+  let open = 0;
   app.addHook("onRequest", async (request, reply) => {
     reply.headers({
       "x-content-type-options": "nosniff",
@@ -120,11 +124,37 @@ function addGuards(app: FastifyInstance, keys: ApiKeys): void {
     if (request.method !== "OPTIONS" && !(route !== undefined && OPEN.has(route))) {
       keys.check(request);
     }
-    if (app.draining && request.method === "POST") {
+    if (request.method !== "POST") return;
+    refuseOtherOrigins(request, settings);
+    if (app.draining) {
       reply.headers({ connection: "close", "retry-after": "5" });
       throw new HttpError(503, "SHUTTING_DOWN", "the server is shutting down");
     }
+    // Before the body is read: bodies and decoded images take memory, too.
+    if (open >= maxRequests) {
+      const message = `${open} requests are under way, of at most ${maxRequests}`;
+      throw new HttpError(429, "QUEUE_FULL", message);
+    }
+    open++;
+    finished(reply.raw, () => {
+      open--;
+    });
   });
+  app.addHook("onSend", async (request, _reply, payload) => {
+    // Streams pause between their events and watch over their reader themselves.
+    const isStream = typeof (payload as { pipe?: unknown } | null)?.pipe === "function";
+    if (!isStream) request.raw.socket.setTimeout(stallTimeout * 1000);
+  });
+}
+
+/**
+ * A form can be sent to any server by any page, which need not ask first as it must for JSON. Browsers tell at
+ * least that it comes from elsewhere.
+ */
+function refuseOtherOrigins(request: FastifyRequest, { corsOrigins }: ServerSettings): void {
+  const { origin = "", "sec-fetch-site": site } = request.headers;
+  if (site !== "cross-site" || corsOrigins.includes("*") || corsOrigins.includes(origin)) return;
+  throw new HttpError(403, "ORIGIN_REFUSED", "pages of other origins may not call this server");
 }
 
 async function limitRate(app: FastifyInstance, settings: ServerSettings): Promise<void> {

@@ -9,6 +9,9 @@ import { idle, type RunningServer, startServer } from "../support/server";
 const photo = join(__dirname, "../fixtures/shapes-64/expected/caption0.png");
 const dataUrl = `data:image/png;base64,${readFileSync(photo).toString("base64")}`;
 
+/** A 64 x 64 image in patches of 8 x 8. */
+const IMAGE_TOKENS = 64;
+
 let model: UniFluid;
 let server: RunningServer;
 let client: OpenAI;
@@ -143,10 +146,15 @@ test("answers a question about an image, and describes one without a question", 
   });
   expect(choice!.finish_reason).toBe("stop");
   expect(answer.usage).toEqual({
-    prompt_tokens: model.tokenize("how many objects are there?").length,
+    prompt_tokens: expect.any(Number),
     completion_tokens: model.tokenize(choice!.message.content!).length,
     total_tokens: expect.any(Number),
   });
+  // <bos>, the template with its line break, the question, and the image.
+  const { prompt_tokens, completion_tokens, total_tokens } = answer.usage!;
+  const asked = model.tokenize("answer en how many objects are there?\n").length;
+  expect(prompt_tokens).toBe(1 + asked + IMAGE_TOKENS);
+  expect(total_tokens).toBe(prompt_tokens + completion_tokens);
   const caption = await client.chat.completions.create({ model: "shapes-64", messages: [ask("")] });
   expect(caption.choices[0]!.message.content).toBe(await model.caption(photo));
   // A later question is about the image shown before.

@@ -200,9 +200,10 @@ describe("images", () => {
         Buffer.from(
           '<svg xmlns="http://www.w3.org/2000/svg" width="9999" height="9999"><image href="file:///etc/passwd"/></svg>',
         ),
-      413,
-      "IMAGE_TOO_LARGE",
+      422,
+      "IMAGE_UNDECODABLE",
     ],
+    ["a format that is not taken", () => Buffer.from("II*\0 a TIFF"), 422, "IMAGE_UNDECODABLE"],
   ])("%s", async (_name, bytes, status, code) => {
     const asked = await post(chat(), showing(dataUrl(bytes())));
     expect([asked.status, asked.body.error?.code]).toEqual([status, code]);
@@ -360,6 +361,59 @@ describe("other origins", () => {
       await open.app.close();
     }
   });
+});
+
+test("a page of another origin cannot send forms", async () => {
+  const send = async (url: string, headers: Record<string, string>) => {
+    const body = new FormData();
+    body.set("prompt", "make it blue");
+    body.set("steps", "1");
+    body.set("image", new Blob([photo as unknown as Uint8Array<ArrayBuffer>]));
+    const answer = await fetch(`${url}/v1/images/edits`, { method: "POST", body, headers });
+    const { error } = (await answer.json()) as { error?: { code: string } };
+    return [answer.status, error?.code];
+  };
+  const evil = { origin: "https://evil.example", "sec-fetch-site": "cross-site" };
+  expect(await send(server.url, evil)).toEqual([403, "ORIGIN_REFUSED"]);
+  expect(await send(server.url, { "sec-fetch-site": "same-origin" })).toEqual([200, undefined]);
+  const open = await startServer(model, { corsOrigins: ["https://app.example"] });
+  try {
+    expect(await send(open.url, evil)).toEqual([403, "ORIGIN_REFUSED"]);
+    const listed = { ...evil, origin: "https://app.example" };
+    expect(await send(open.url, listed)).toEqual([200, undefined]);
+  } finally {
+    await open.app.close();
+  }
+});
+
+test("beyond its requests a server refuses before it reads a body", async () => {
+  const small = await startServer(model, { maxRequests: 2 });
+  const sockets = [1, 2].map(() => connect(small.port, "127.0.0.1"));
+  try {
+    // Two that begin to send, and go on for ever.
+    const head =
+      "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{";
+    for (const socket of sockets) socket.on("error", () => {}).write(head);
+    const ask = () => post(`${small.url}/v1/images/generations`, { prompt: "a", steps: 1 });
+    let answer = await ask();
+    while (answer.status === 200) answer = await ask();
+    expect([answer.status, answer.body.error.code]).toEqual([429, "QUEUE_FULL"]);
+    expect(Number(answer.headers.get("retry-after"))).toBeGreaterThan(0);
+    expect((await fetch(`${small.url}/health`)).status).toBe(200);
+    // Their room is free again when they are gone.
+    for (const socket of sockets) socket.destroy();
+    while (answer.status === 429) answer = await ask();
+    expect(answer.status).toBe(200);
+  } finally {
+    for (const socket of sockets) socket.destroy();
+    await small.app.close();
+  }
+});
+
+test("what is no HTTP is answered in the form of all errors", async () => {
+  const answer = await raw("hello\r\n\r\n");
+  const body = JSON.parse(answer.slice(answer.indexOf("{")));
+  expect(body.error).toMatchObject({ code: "BAD_REQUEST", type: "invalid_request_error" });
 });
 
 test("a rate limit answers 429 with Retry-After", async () => {

@@ -180,6 +180,7 @@ describe("names", () => {
   test("a host may be listed with its port", async () => {
     const port = await serve(sends);
     expect(await fetchFrom(port, { hosts: [`images.example:${port}`] })).toEqual(image);
+    expect(await fetchFrom(port, { hosts: ["Images.Example"] })).toEqual(image);
     await expect(fetchFrom(port, { hosts: [`images.example:${port + 1}`] })).rejects.toMatchObject({
       code: "IMAGE_URL_REFUSED",
     });

@@ -35,6 +35,19 @@ test.each([["  a red circle  "], ["a\n\nb"], ["\n"], [""], ["é 中文 😀 x"],
   },
 );
 
+test.each([
+  [Int32Array.of(5, 6, 7), true, { newTokens: 3, stopped: true }],
+  [undefined, undefined, { newTokens: 0, stopped: false }],
+])("how a text ended is returned", async (tokens, stopped, expected) => {
+  async function* events(): AsyncGenerator<StreamEvent> {
+    yield { id: 1, type: "done", tokens, stopped };
+  }
+  expect(await textPieces(events(), tokenizer, true).next()).toEqual({
+    done: true,
+    value: expected,
+  });
+});
+
 test("words come one by one", async () => {
   expect((await pieces(tokenizer.encode("a small red circle"), true)).length).toBeGreaterThan(3);
 });

@@ -1,0 +1,75 @@
+/** Server-sent events: what is sent, and what becomes of readers that do not read. */
+
+import { EventEmitter, once } from "node:events";
+import type { FastifyReply } from "fastify";
+import { QueueFullError } from "../../lib/errors";
+import { type ServerEvent, sendEvents } from "../../lib/server/events";
+
+/** As much of a reply as `sendEvents` uses. */
+class FakeReply {
+  readonly headers: Record<string, string> = {};
+  readonly raw = Object.assign(new EventEmitter(), {
+    destroy: () => this.raw.emit("destroyed"),
+    socket: { setTimeout: jest.fn() },
+  });
+
+  header(name: string, value: string): this {
+    this.headers[name] = value;
+    return this;
+  }
+}
+
+const send = (reply: FakeReply, events: AsyncGenerator<ServerEvent>, stallTimeout = 60) =>
+  sendEvents(reply as unknown as FastifyReply, events, stallTimeout);
+
+async function textOf(stream: AsyncIterable<Buffer>): Promise<string> {
+  let text = "";
+  for await (const chunk of stream) text += chunk;
+  return text;
+}
+
+test("events have names or none, and JSON or a text", async () => {
+  async function* events(): AsyncGenerator<ServerEvent> {
+    yield { event: "first", data: { a: "b\n" } };
+    yield { data: "[DONE]" };
+  }
+  const reply = new FakeReply();
+  const text = await textOf(await send(reply, events()));
+  expect(text).toBe('event: first\ndata: {"a":"b\\n"}\n\ndata: [DONE]\n\n');
+  expect(reply.headers["content-type"]).toMatch("text/event-stream");
+  // The rest of the way is watched, too.
+  expect(reply.raw.socket.setTimeout).toHaveBeenCalledWith(60_000);
+});
+
+test("what fails before the first event is thrown; later it is an event", async () => {
+  async function* events(count: number): AsyncGenerator<ServerEvent> {
+    for (let i = 0; i < count; i++) yield { data: { i } };
+    throw new QueueFullError("full");
+  }
+  await expect(send(new FakeReply(), events(0))).rejects.toMatchObject({ code: "QUEUE_FULL" });
+  const text = await textOf(await send(new FakeReply(), events(1)));
+  expect(text).toMatch(
+    /^data: {"i":0}\n\nevent: error\ndata: {"error":{.*"code":"QUEUE_FULL"}}\n\n$/,
+  );
+});
+
+test("a reader that takes nothing is cut off, and what it asked for is ended", async () => {
+  let left = false;
+  async function* events(): AsyncGenerator<ServerEvent> {
+    try {
+      for (;;) yield { data: "x".repeat(100_000) };
+    } finally {
+      left = true;
+    }
+  }
+  const reply = new FakeReply();
+  const stream = await send(reply, events(), 0.02);
+  const cutOff = once(reply.raw, "destroyed");
+  stream.read(0);
+  await cutOff;
+  expect(left).toBe(false);
+  // As fastify does when the connection is gone.
+  stream.destroy();
+  await once(stream, "close");
+  expect(left).toBe(true);
+});
