@@ -35,7 +35,8 @@ async function* texts(
   } finally {
     clearTimeout(stall);
     // What is still on its way is watched by the socket.
-    raw.socket?.setTimeout(stallTimeout * 1000);
+    // (`setTimeout` is missing on what fastify's inject has for a socket.)
+    raw.socket?.setTimeout?.(stallTimeout * 1000);
     await rest.return?.();
   }
 }

@@ -4,6 +4,7 @@
  * @packageDocumentation
  */
 
+import { Socket } from "node:net";
 import { basename } from "node:path";
 import { finished } from "node:stream";
 import cors from "@fastify/cors";
@@ -143,7 +144,9 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, settings: ServerSettings
   app.addHook("onSend", async (request, _reply, payload) => {
     // Streams pause between their events and watch over their reader themselves.
     const isStream = typeof (payload as { pipe?: unknown } | null)?.pipe === "function";
-    if (!isStream) request.raw.socket.setTimeout(stallTimeout * 1000);
+    // fastify's inject has no socket to watch.
+    const { socket } = request.raw;
+    if (!isStream && socket instanceof Socket) socket.setTimeout(stallTimeout * 1000);
   });
 }
 
