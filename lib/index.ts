@@ -13,9 +13,11 @@ export {
   CancelledError,
   CheckpointNotFoundError,
   DeviceError,
+  type DeviceErrorCode,
   DisposedError,
   type ErrorCode,
   errorCodes,
+  type ImageErrorCode,
   InsufficientMemoryError,
   InternalError,
   InvalidCheckpointError,
@@ -27,16 +29,19 @@ export {
   JobsChangedError,
   MissingTensorError,
   NativeLoadError,
+  type NativeLoadErrorCode,
   NonFiniteWeightError,
   NumericalError,
   OutputLockedError,
   PromptTooLongError,
   QueueFullError,
   QueueUnreachableError,
+  type SafetensorsErrorCode,
   TensorShapeError,
   TokenizerMismatchError,
   UnexpectedTensorError,
   UniFluidError,
+  type UniFluidErrorOptions,
   UnsupportedTaskError,
 } from "./errors.js";
 export type {
@@ -46,10 +51,10 @@ export type {
   ImageSettings,
   TextSettings,
 } from "./generation-config.js";
-export { Image, type ImageFormat } from "./image.js";
+export { Image, type ImageFormat, type ImageOptions } from "./image.js";
 export type { ImageInput, RawPixels } from "./image-input.js";
 export type { LoadOptions } from "./load-options.js";
-export { countParameters, estimateMemory, type MemoryEstimate } from "./memory.js";
+export { countParameters, estimateMemory, type MemoryEstimate, type ModelPart } from "./memory.js";
 export {
   type AnswerItem,
   type CallOptions,

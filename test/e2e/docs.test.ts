@@ -13,9 +13,11 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join, relative } from "node:path";
 import { promisify } from "node:util";
+import sharp from "sharp";
 import { parse as parseYaml } from "yaml";
 import { ExitCode } from "../../lib/cli/exit-codes.js";
 import { errorClass, errorCodes } from "../../lib/errors.js";
+import { generationBody } from "../../lib/server/schemas.js";
 
 const execute = promisify(execFile);
 const root = join(__dirname, "../..");
@@ -47,6 +49,25 @@ function blocks(language: string): [string, string][] {
   });
 }
 
+/** Languages of code blocks; the tests below run, compile or parse those of each. */
+const LANGUAGES = ["js", "ts", "sh", "bash", "json", "jsonl", "yaml"];
+/** Settings of other programs, which are not here: what they say of this one is tested. */
+const SETTINGS = ["nginx", "ini", "dockerfile"];
+
+test("every code block is of a language that is tested here", () => {
+  const known = [...LANGUAGES, ...SETTINGS];
+  for (const page of pages) {
+    const fences = [...read(page).matchAll(/^ *```(.*)$/gm)].map(([, language]) => language!);
+    expect([page, fences.length % 2]).toEqual([page, 0]);
+    // Every other fence closes a block.
+    for (const language of fences.filter((_, i) => i % 2 === 0)) {
+      expect({ page, language, known: known.includes(language) }).toMatchObject({
+        known: true,
+      });
+    }
+  }
+});
+
 test.each(blocks("js"))("the program at %s runs", async (_, program) => {
   writeFileSync(join(project, "program.mjs"), program);
   const { stderr } = await execute(process.execPath, ["program.mjs"], { cwd: project });
@@ -73,27 +94,30 @@ test.each(blocks("yaml"))(
   },
 );
 
-test("TypeScript of the pages holds against the types", async () => {
-  const programs = blocks("ts");
+test.each(blocks("jsonl"))("every line of the jobs at %s is one", (_, text) => {
+  for (const line of text.trimEnd().split("\n")) expect(() => JSON.parse(line)).not.toThrow();
+});
+
+/** Programs in JavaScript are held to what it can say: no types of caught errors, no absence. */
+test.each([
+  ["ts", ["--strict"]],
+  ["js", ["--strict", "false"]],
+])("the programs of the pages in %s hold against the types", async (language, strictness) => {
+  const programs = blocks(language);
   expect(programs.length).toBeGreaterThan(0);
   symlinkSync(join(root, "node_modules/openai"), join(project, "node_modules/openai"));
   symlinkSync(join(root, "node_modules/@types"), join(project, "node_modules/@types"));
   const files = programs.map(([, program], i) => {
-    writeFileSync(join(project, `page-${i}.mts`), program);
+    // Without an export two programs would share their names.
+    writeFileSync(join(project, `page-${i}.mts`), `${program}\nexport {};\n`);
     return `page-${i}.mts`;
   });
   const tsc = join(root, "node_modules/typescript/bin/tsc");
-  const options = [
-    "--noEmit",
-    "--strict",
-    "--module",
-    "node20",
-    "--types",
-    "node",
-    "--skipLibCheck",
-  ];
-  await execute(process.execPath, [tsc, ...options, ...files], { cwd: project }).catch((error) => {
-    throw new Error(error.stdout);
+  const options = ["--noEmit", "--module", "node20", "--types", "node", "--skipLibCheck"];
+  await execute(process.execPath, [tsc, ...options, ...strictness, ...files], {
+    cwd: project,
+  }).catch((error) => {
+    throw new Error(`${error.stdout}${programs.map(([at], i) => `page-${i}: ${at}\n`).join("")}`);
   });
 });
 
@@ -152,6 +176,76 @@ test("the commands of README and of the command line's page run one after the ot
       throw new Error(`${page}: ${command}\n${error.stderr}`);
     });
   }
+});
+
+test.each(blocks("sh"))(
+  "the shell understands %s, and npm the scripts it names",
+  async (_, block) => {
+    await execute("bash", ["-n", "-c", block]);
+    const { scripts } = JSON.parse(read("package.json"));
+    for (const [, name] of block.matchAll(/\bnpm run ([\w:-]+)/g)) {
+      expect(Object.keys(scripts)).toContain(name);
+    }
+  },
+);
+
+test("requests that the pages send by curl have bodies that the server takes", () => {
+  const bodies = blocks("bash").flatMap(([, block]) =>
+    [...block.matchAll(/-d '(.*?)'/g)].map(([, body]) => body!),
+  );
+  expect(bodies.length).toBeGreaterThan(0);
+  for (const body of bodies) generationBody.parse(JSON.parse(body));
+});
+
+test("settings of other programs name options of the server that exist", async () => {
+  const main = join(root, "dist/cli/main.js");
+  const { stdout } = await execute(process.execPath, [main, "serve", "--help"]);
+  const lines = SETTINGS.flatMap(blocks).flatMap(([, block]) =>
+    block.split("\n").filter((line) => /\bserve\b/.test(line)),
+  );
+  expect(lines.length).toBeGreaterThan(0);
+  for (const flag of lines.flatMap((line) => line.match(/--[a-z-]+/g) ?? [])) {
+    expect(stdout).toMatch(new RegExp(`${flag}\\b`));
+  }
+});
+
+test("commands that go on until they are stopped name options that exist", async () => {
+  const lines = blocks("sh").flatMap(([, block]) =>
+    [...block.matchAll(/npx unifluid ((?:serve|worker|enqueue|queue \w+).*)$/gm)].map((m) => m[1]!),
+  );
+  expect(lines.length).toBeGreaterThan(3);
+  for (const line of lines) {
+    const words = line.split(/\s+/);
+    const command = words.slice(0, words[0] === "queue" ? 2 : 1);
+    const main = join(root, "dist/cli/main.js");
+    const { stdout } = await execute(process.execPath, [main, ...command, "--help"]);
+    expect(stdout).toContain(`unifluid ${command.join(" ")}`);
+    for (const flag of words.filter((word) => word.startsWith("--"))) {
+      expect(stdout).toMatch(new RegExp(`${flag}\\b`));
+    }
+  }
+});
+
+test("typedoc makes the API's pages without a warning", async () => {
+  const typedoc = join(root, "node_modules/typedoc/bin/typedoc");
+  const out = join(project, "api");
+  await execute(process.execPath, [typedoc, "--out", out], { cwd: root }).catch((error) => {
+    throw new Error(`${error.stdout}${error.stderr}`);
+  });
+  expect(readFileSync(join(out, "classes/index.UniFluid.html"), "utf8")).toContain(
+    "generateStream",
+  );
+}, 120_000);
+
+test("the script of README's pictures draws them", async () => {
+  const script = join(root, "scripts/draw-pictures.mjs");
+  await execute(process.execPath, [script, project]);
+  for (const picture of [project, join(root, "docs/images")]) {
+    // The same size, not the same bytes: they depend on the instruction set and the labels on the fonts.
+    const { width, height } = await sharp(join(picture, "contact-sheet.png")).metadata();
+    expect({ width, height }).toEqual({ width: 1084, height: expect.any(Number) });
+  }
+  expect(read("README.md")).toContain("docs/images/contact-sheet.png");
 });
 
 test("every error code is explained, with its class", () => {
