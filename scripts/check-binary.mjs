@@ -1,0 +1,33 @@
+// Prints what an addon gives and needs, and fails where it gives more than Node looks for or needs newer libraries
+// than it may.
+//
+//   node scripts/check-binary.mjs FILE... [--max-glibc 2.28] [--max-glibcxx 3.4.25]
+import { parseArgs } from "node:util";
+import { compareVersions, floorOf, readSharedObject } from "./elf.mjs";
+
+const EXPORTS = ["napi_register_module_v1", "node_api_module_get_api_version_v1"];
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { "max-glibc": { type: "string" }, "max-glibcxx": { type: "string" } },
+});
+let failed = positionals.length === 0;
+for (const path of positionals) {
+  const { machine, exported, versions } = readSharedObject(path);
+  const floors = { glibc: floorOf(versions, "GLIBC"), glibcxx: floorOf(versions, "GLIBCXX") };
+  console.log(`${path}: ${machine}, glibc ${floors.glibc}, libstdc++ GLIBCXX_${floors.glibcxx}`);
+  const problem = (text) => {
+    console.error(`${path}: ${text}`);
+    failed = true;
+  };
+  if (String(exported) !== String(EXPORTS)) {
+    problem(`expected to export ${EXPORTS.join(", ")} but exports ${exported.join(", ")}`);
+  }
+  for (const [name, floor] of Object.entries(floors)) {
+    const most = values[`max-${name}`];
+    if (most && floor && compareVersions(floor, most) > 0) {
+      problem(`expected to need at most ${name} ${most} but needs ${floor}`);
+    }
+  }
+}
+process.exit(failed ? 1 : 0);
