@@ -2,6 +2,7 @@
 
 import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
+import { checkBinary, explainLoadError, libcOfProcess } from "./binary-check.js";
 import { NativeLoadError } from "./errors.js";
 import type { NativeAddon } from "./native.js";
 
@@ -14,9 +15,6 @@ interface Candidate {
 const PREBUILT: Readonly<Record<string, () => unknown>> = {
   "linux-x64": () => require("../prebuilds/linux-x64/unifluid.node"),
   "linux-arm64": () => require("../prebuilds/linux-arm64/unifluid.node"),
-  "darwin-x64": () => require("../prebuilds/darwin-x64/unifluid.node"),
-  "darwin-arm64": () => require("../prebuilds/darwin-arm64/unifluid.node"),
-  "win32-x64": () => require("../prebuilds/win32-x64/unifluid.node"),
 };
 
 export interface LoadedAddon {
@@ -68,18 +66,23 @@ export function loadFrom(list: readonly Candidate[]): LoadedAddon {
       continue;
     }
     try {
+      const problem = checkBinary(path);
+      if (problem) throw new Error(problem);
       const addon = load() as NativeAddon;
       if (typeof addon?.loadModel !== "function") throw new Error("not this package's addon");
       return { addon, path };
     } catch (error) {
       cause ??= error;
-      failures.push(`${path}: ${(error as Error).message}`);
+      failures.push(`${path}: ${explainLoadError((error as Error).message, libcOfProcess())}`);
     }
   }
+  const target = `${process.platform}-${process.arch}`;
   const advice = process.env.UNIFLUID_NATIVE
     ? "UNIFLUID_NATIVE names the file to load: correct or unset it."
-    : "To compile it here: npx unifluid build (it needs g++ 12 or later, cmake and make). " +
-      "If node_modules came from another machine, install the package again on this one.";
+    : (Object.hasOwn(PREBUILT, target)
+        ? "If node_modules came from another machine, install the package again on this one. "
+        : `Binaries are made for ${Object.keys(PREBUILT).join(" and ")}; ${target} is untested. `) +
+      "To compile it here: npx unifluid build (it needs g++ 12 or later, cmake and make).";
   throw new NativeLoadError(
     cause === undefined ? "NATIVE_NOT_FOUND" : "NATIVE_LOAD_FAILED",
     `the compiled part of unifluid ${cause === undefined ? "is not there" : "does not load"} ` +
@@ -95,13 +98,7 @@ export function describeMachine(): string {
 }
 
 function libc(): string | undefined {
-  if (process.platform !== "linux" || !process.report) return undefined;
-  // Without this the report resolves the names of all open connections.
-  const { report } = process as unknown as { report: { excludeNetwork?: boolean } };
-  const before = report.excludeNetwork;
-  report.excludeNetwork = true;
-  const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } };
-  report.excludeNetwork = before;
-  const glibc = header?.glibcVersionRuntime;
-  return glibc ? `glibc ${glibc}` : "no glibc (musl?)";
+  const found = libcOfProcess();
+  if (!found) return undefined;
+  return found.version ? `${found.name} ${found.version}` : "no glibc (musl?)";
 }

@@ -33,6 +33,20 @@ function fail(message) {
   process.exit(1);
 }
 
+// Not everybody who installs the package compiles it, so these are no dependencies of it.
+function findCmakeJs() {
+  try {
+    const require = createRequire(import.meta.url);
+    require.resolve("node-addon-api");
+    return require.resolve("cmake-js/bin/cmake-js");
+  } catch {
+    return fail(
+      "compiling the addon needs the packages cmake-js and node-addon-api. " +
+        "Install them in your project, then build again: npm install --save-dev cmake-js@8 node-addon-api@8",
+    );
+  }
+}
+
 function build() {
   if (!existsSync(join(root, "CMakeLists.txt")))
     fail("CMakeLists.txt is not here: nothing to compile");
@@ -63,7 +77,7 @@ function build() {
   // CMake itself honours CMAKE_BUILD_PARALLEL_LEVEL.
   if (!process.env.CMAKE_BUILD_PARALLEL_LEVEL)
     args.push("--parallel", String(availableParallelism()));
-  const cmakeJs = createRequire(import.meta.url).resolve("cmake-js/bin/cmake-js");
+  const cmakeJs = findCmakeJs();
   const started = performance.now();
   const { status, error } = spawnSync(process.execPath, [cmakeJs, ...args], {
     cwd: root,

@@ -1,0 +1,258 @@
+/** The packed package in other people's projects: no compiler, no install scripts, every way to import it. */
+
+import { execFile } from "node:child_process";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { promisify } from "node:util";
+import { findAddon } from "../../lib/addon.js";
+
+const execute = promisify(execFile);
+const root = join(__dirname, "../..");
+const target = `${process.platform}-${process.arch}`;
+const DRAW = `
+  const model = await UniFluid.load("shapes-64", { threads: 1 });
+  const image = await model.generate("a blue star", { seed: 1, steps: 1 });
+  await model.dispose();
+  console.log(image.width);
+`;
+
+let work: string;
+let tarball: string;
+let path: string;
+let project: string;
+
+/** Runs a program of the project, with a PATH that has Node and npm, and no compiler. */
+async function run(command: string, args: string[], cwd = project) {
+  const { UNIFLUID_NATIVE: _, ...env } = process.env;
+  try {
+    return await execute(command, args, {
+      cwd,
+      env: { ...env, PATH: path, npm_config_fund: "false", npm_config_audit: "false" },
+      maxBuffer: 1 << 26,
+    });
+  } catch (error) {
+    const { stdout, stderr } = error as { stdout: string; stderr: string };
+    throw new Error(`${command} ${args.join(" ")}\n${stdout}\n${stderr}`);
+  }
+}
+
+const node = (...args: string[]) => run(process.execPath, args);
+const bin = (name: string) => join(root, "node_modules", ".bin", name);
+
+/** An empty project with the package installed in it. */
+async function install(name: string, ...flags: string[]): Promise<string> {
+  const folder = join(work, name);
+  mkdirSync(folder);
+  writeFileSync(join(folder, "package.json"), '{ "private": true }\n');
+  await run("npm", ["install", tarball, "--prefer-offline", "--no-save", ...flags], folder);
+  return folder;
+}
+
+beforeAll(async () => {
+  work = mkdtempSync(join(tmpdir(), "unifluid-consumers-"));
+  // What npm would publish, with this build's addon as the prebuilt one.
+  const pack = async (from: string) => {
+    const args = ["pack", from, "--json", "--ignore-scripts", "--pack-destination", work];
+    const { stdout } = await execute("npm", args, { cwd: root, maxBuffer: 1 << 26 });
+    return join(work, (JSON.parse(stdout) as [{ filename: string }])[0].filename);
+  };
+  const plain = await pack(root);
+  await execute("tar", ["-xzf", plain, "-C", work]);
+  const prebuilt = join(work, "package", "prebuilds", target, "unifluid.node");
+  mkdirSync(dirname(prebuilt), { recursive: true });
+  cpSync(findAddon().path, prebuilt);
+  tarball = await pack(join(work, "package"));
+  path = join(work, "bin");
+  mkdirSync(path);
+  for (const name of ["node", "npm", "npx", "sh", "env", "dirname", "uname", "sed", "basename"]) {
+    const { stdout } = await execute("which", [name]);
+    symlinkSync(stdout.trim(), join(path, name));
+  }
+  project = await install("project");
+}, 300_000);
+afterAll(() => rmSync(work, { recursive: true, force: true }));
+
+test("installed without a compiler, the program draws", async () => {
+  await expect(run("g++", ["--version"])).rejects.toThrow();
+  await run("npx", ["--no-install", "unifluid", "generate", "a blue star", "--out", "star.png"]);
+  expect(readFileSync(join(project, "star.png")).subarray(1, 4).toString()).toBe("PNG");
+  // Nothing was compiled, and what compiles is not dragged along.
+  expect(existsSync(join(project, "node_modules/unifluid/build"))).toBe(false);
+  expect(existsSync(join(project, "node_modules/cmake-js"))).toBe(false);
+});
+
+test("asked to compile, it says what that needs", async () => {
+  const asked = run("npx", ["--no-install", "unifluid", "build"]);
+  await expect(asked).rejects.toThrow(/cmake \(3\.15 or later\), make, a C\+\+20 compiler/);
+});
+
+test("as an ES module", async () => {
+  writeFileSync(join(project, "esm.mjs"), `import { UniFluid } from "unifluid";${DRAW}`);
+  expect((await node("esm.mjs")).stdout).toBe("64\n");
+});
+
+test("as CommonJS, the server too", async () => {
+  writeFileSync(
+    join(project, "common.cjs"),
+    `const { UniFluid } = require("unifluid");
+     const { createServer } = require("unifluid/server");
+     (async () => {${DRAW}
+       const other = await UniFluid.load("shapes-64", { threads: 1 });
+       const app = createServer(other);
+       console.log((await app.inject("/ready")).statusCode, (await app.inject("/")).statusCode);
+       await app.close();
+       await other.dispose();
+     })();`,
+  );
+  expect((await node("common.cjs")).stdout).toBe("64\n200 200\n");
+});
+
+test("in a worker thread", async () => {
+  writeFileSync(
+    join(project, "worker.mjs"),
+    `import { isMainThread, Worker } from "node:worker_threads";
+     import { UniFluid } from "unifluid";
+     if (isMainThread) new Worker(new URL(import.meta.url));
+     else {${DRAW}}`,
+  );
+  expect((await node("worker.mjs")).stdout).toBe("64\n");
+});
+
+test.each([
+  ["nodenext", "nodenext"],
+  ["esnext", "bundler"],
+])("in TypeScript, module %s with resolution %s", async (module, resolution) => {
+  const source = `import { UniFluid, type Image } from "unifluid";
+    import { createServer } from "unifluid/server";
+    const model = await UniFluid.load("shapes-64");
+    const image: Image = await model.generate("x");
+    createServer(model, { maxImages: 2 });
+    for await (const { value, error } of model.generateAll(["a"])) if (!error) value!.width satisfies number;
+    // @ts-expect-error: a number is no prompt
+    await model.generate(5);
+    export { image };\n`;
+  writeFileSync(join(project, "types.mts"), source);
+  const types = join(project, "node_modules", "@types");
+  if (!existsSync(types)) symlinkSync(join(root, "node_modules", "@types"), types);
+  const options = ["--noEmit", "--strict", "--target", "es2022", "--types", "node"];
+  await node(
+    join(root, "node_modules/typescript/bin/tsc"),
+    ...options,
+    ...["--lib", "es2023,esnext.disposable,dom", "--skipLibCheck"],
+    ...["--module", module!, "--moduleResolution", resolution!, "types.mts"],
+  );
+});
+
+test("in a bundle by esbuild, with the package outside", async () => {
+  writeFileSync(join(project, "entry.mjs"), `import { UniFluid } from "unifluid";${DRAW}`);
+  const options = ["--bundle", "--platform=node", "--format=esm", "--outfile=bundle.mjs"];
+  await run(bin("esbuild"), ["entry.mjs", ...options, "--external:unifluid"]);
+  expect((await node("bundle.mjs")).stdout).toBe("64\n");
+});
+
+test("in a bundle by esbuild, with the addon alone outside", async () => {
+  const options = ["--bundle", "--platform=node", "--format=cjs", "--outfile=whole/bundle.cjs"];
+  const outside = ["--external:*.node", "--external:sharp", "--external:cmake-js"];
+  writeFileSync(
+    join(project, "entry.cjs"),
+    `const { UniFluid } = require("unifluid"); (async () => {${DRAW.replace('"shapes-64"', "process.argv[2]")}})();`,
+  );
+  await run(bin("esbuild"), ["entry.cjs", ...options, ...outside]);
+  const installed = join(project, "node_modules", "unifluid");
+  const { UNIFLUID_NATIVE: _, ...env } = process.env;
+  const { stdout } = await execute(
+    process.execPath,
+    ["whole/bundle.cjs", join(installed, "models/shapes-64")],
+    {
+      cwd: project,
+      env: { ...env, UNIFLUID_NATIVE: join(installed, "prebuilds", target, "unifluid.node") },
+    },
+  );
+  expect(stdout).toBe("64\n");
+});
+
+test("where install scripts do not run", async () => {
+  const folder = await install("no-scripts", "--ignore-scripts");
+  const args = ["--no-install", "unifluid", "generate", "a blue star", "--out", "star.png"];
+  await run("npx", args, folder);
+  expect(existsSync(join(folder, "star.png"))).toBe(true);
+}, 120_000);
+
+test("with pnpm", async () => {
+  const folder = join(work, "pnpm");
+  mkdirSync(folder);
+  writeFileSync(
+    join(folder, "package.json"),
+    JSON.stringify({ private: true, dependencies: { unifluid: `file:${tarball}` } }),
+  );
+  await run(bin("pnpm"), ["install", "--prefer-offline", "--ignore-scripts"], folder);
+  writeFileSync(join(folder, "draw.mjs"), `import { UniFluid } from "unifluid";${DRAW}`);
+  const { stdout } = await run(process.execPath, ["draw.mjs"], folder);
+  expect(stdout).toBe("64\n");
+}, 120_000);
+
+describe("doctor says in one line what is the case and what to do", () => {
+  const installed = () =>
+    join(project, "node_modules", "unifluid", "prebuilds", target, "unifluid.node");
+  let whole: Buffer;
+  beforeAll(() => {
+    whole = readFileSync(installed());
+  });
+  afterEach(() => writeFileSync(installed(), whole));
+  const doctor = () => run("npx", ["--no-install", "unifluid", "doctor"]);
+
+  test("here", async () => {
+    const { stdout } = await doctor();
+    expect(stdout).toMatch(/^binary +.*it came with the package/m);
+    expect(stdout).toMatch(/^device +cpu/m);
+  });
+
+  test.each<[string, (bytes: Buffer) => Buffer, RegExp]>([
+    [
+      "of another machine",
+      (bytes) => {
+        bytes.writeUInt16LE(process.arch === "x64" ? 183 : 62, 18);
+        return bytes;
+      },
+      /it is for (arm64|x64), and this is/,
+    ],
+    [
+      "that needs a newer C library",
+      (bytes) => {
+        // The name of the newest version it needs, made one that no system has.
+        const at = bytes.lastIndexOf("GLIBC_2.3");
+        bytes.write("GLIBC_9.9", at, "latin1");
+        return bytes;
+      },
+      /it needs glibc 9\.9\d? or later, and this machine has 2\./,
+    ],
+    ["that is cut short", (bytes) => bytes.subarray(0, 40_000), /it is cut short: 40000 of/],
+    ["that is none", () => Buffer.from("<html>"), /it is damaged: 6 bytes/],
+  ])("with a binary %s", async (_name, change, message) => {
+    writeFileSync(installed(), change(Buffer.from(whole)));
+    const said = await doctor().then(
+      () => "",
+      (error: Error) => error.message,
+    );
+    expect(said).toMatch(message);
+    expect(said).toMatch(/NATIVE_LOAD_FAILED: .*npx unifluid build/);
+  });
+});
+
+test("publint and are-the-types-wrong find nothing", async () => {
+  const lint = await execute(bin("publint"), [tarball, "--strict"], { cwd: root });
+  expect(lint.stdout).toContain("All good!");
+  const args = [tarball, "--format", "ascii", "--no-color"];
+  const { stdout } = await execute(bin("attw"), args, { cwd: root });
+  expect(stdout).toMatch(/No problems found/);
+});
