@@ -20,8 +20,8 @@ const POLICY = [
 const FILES: Readonly<Record<string, [file: string, type: string]>> = {
   "/": ["index.html", "text/html; charset=utf-8"],
   "/page/page.css": ["page.css", "text/css; charset=utf-8"],
-  "/page/page.js": ["page.js", "text/javascript; charset=utf-8"],
-  "/page/api.js": ["api.js", "text/javascript; charset=utf-8"],
+  "/page/page.mjs": ["page.mjs", "text/javascript; charset=utf-8"],
+  "/page/api.mjs": ["api.mjs", "text/javascript; charset=utf-8"],
   "/page/icon.svg": ["icon.svg", "image/svg+xml"],
 };
 

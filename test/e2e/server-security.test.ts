@@ -177,7 +177,7 @@ describe("paths", () => {
     "//etc/passwd",
     "/page/....//package.json",
     "/page/%00",
-    "/page/page.js%00.html",
+    "/page/page.mjs%00.html",
     "/v1/models/../../package.json",
     "/v1/models/%2e%2e%2fpackage.json",
   ])("%s leads nowhere", async (path) => {
@@ -333,7 +333,7 @@ describe("keys", () => {
   });
 
   test("health, readiness, the page and the description are open", async () => {
-    for (const path of ["/health", "/ready", "/", "/page/page.js", "/openapi.json"]) {
+    for (const path of ["/health", "/ready", "/", "/page/page.mjs", "/openapi.json"]) {
       expect(await status({}, path)).toBe(200);
     }
   });

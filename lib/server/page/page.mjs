@@ -1,6 +1,6 @@
 /** The page: what is shown, what was asked for, and what came of it. */
 
-import { ApiError, draw, edit, model as loadModel, read } from "./api.js";
+import { ApiError, draw, edit, model as loadModel, read } from "./api.mjs";
 
 const $ = (id) => document.getElementById(id);
 const tasks = [...document.querySelectorAll("input[name=task]")];
