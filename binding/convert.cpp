@@ -243,9 +243,11 @@ LoadOptions load_options(const Napi::Value& value) {
     options.limits.max_queue = integer(o, "maxQueue");
     if (options.limits.max_queue < 0) wrong("maxQueue", "an integer that is not negative");
   }
-  const int64_t activations = integer(o, "activationBytes");
-  if (activations < 0) wrong("activationBytes", "an integer that is not negative");
-  options.limits.activation_bytes = static_cast<size_t>(activations);
+  const Napi::Object activations = object(o.Get("activations"), "activations");
+  const int64_t row = integer(activations, "row"), fixed = integer(activations, "fixed");
+  if (row < 0 || fixed < 0) wrong("activations", "integers that are not negative");
+  options.limits.row_activation_bytes = static_cast<size_t>(row);
+  options.limits.fixed_activation_bytes = static_cast<size_t>(fixed);
   return options;
 }
 

@@ -150,6 +150,16 @@ bool Engine::never_fits(size_t bytes) const {
   return bytes > model_->backend->available() + running_bytes();
 }
 
+// What the workspace may still have to grow for a step that also has the rows of `next`.
+size_t Engine::step_bytes(const Request& next) const {
+  int64_t rows = std::min(prefix_rows(next, *model_), kPrefillRows);
+  for (const auto& sequence : running_) rows += static_cast<int64_t>(sequence->streams.size());
+  const size_t needed = std::max(static_cast<size_t>(rows) * limits_.row_activation_bytes,
+                                 limits_.fixed_activation_bytes);
+  const size_t held = workspace_->bytes();
+  return needed > held ? needed - held : 0;
+}
+
 // By rank. A request that must wait for memory holds back those behind it, or a stream of small
 // ones would keep a large one out for good.
 void Engine::admit() {
@@ -167,9 +177,7 @@ void Engine::admit() {
                     "the sequence needs " + std::to_string(bytes) + " bytes for its cache where " +
                         std::to_string(available + running_bytes()) +
                         " could be had with nothing else running");
-      const size_t held = workspace_->bytes();
-      const size_t step = limits_.activation_bytes > held ? limits_.activation_bytes - held : 0;
-      if (bytes + step > available && !running_.empty()) return;
+      if (bytes + step_bytes(next.request) > available && !running_.empty()) return;
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
       fail(id, error);

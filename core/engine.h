@@ -43,9 +43,9 @@ struct EngineLimits {
   int64_t max_sequences = 1;  // requests that run at once
   // Requests that may wait beside `max_sequences` that run; -1: any number.
   int64_t max_queue = -1;
-  // What the activations of the largest step are expected to take: a sequence that would leave less
-  // waits while others run.
-  size_t activation_bytes = 0;
+  // What activations are expected to take, of each row of a decoder's step and of the largest step
+  // of another kind: a sequence that would leave less waits while others run.
+  size_t row_activation_bytes = 0, fixed_activation_bytes = 0;
 };
 
 class Engine {
@@ -84,6 +84,7 @@ class Engine {
   void admit();
   size_t running_bytes() const;
   bool never_fits(size_t bytes) const;
+  size_t step_bytes(const Request& next) const;
   void start(Waiting&& waiting, int64_t& prefill);
   void step();
   void decode_next();

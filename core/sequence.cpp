@@ -105,17 +105,33 @@ int64_t size_of_tokens(const std::vector<int32_t>& tokens) {
   return static_cast<int64_t>(tokens.size());
 }
 
+struct PrefixRows {
+  const Model& model;
+
+  int64_t operator()(const TextRequest& r) const {
+    return image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens);
+  }
+  int64_t operator()(const ScoreRequest& r) const {
+    return image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens) +
+           size_of_tokens(r.suffix);
+  }
+  int64_t operator()(const DrawRequest& r) const {
+    const int64_t image = image_row_count(r.prefix, model);
+    const int64_t rows = image + size_of_tokens(r.prefix.tokens);
+    return r.empty_tokens.empty() ? rows : rows + image + size_of_tokens(r.empty_tokens);
+  }
+  int64_t operator()(const EncodeRequest&) const { return 0; }
+  int64_t operator()(const DecodeRequest&) const { return 0; }
+};
+
 struct BytesNeeded {
   const Model& model;
 
   size_t operator()(const TextRequest& r) const {
-    const int64_t rows = image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens);
-    return stream_bytes(rows, r.max_new_tokens - 1, model);
+    return stream_bytes(PrefixRows{model}(r), r.max_new_tokens - 1, model);
   }
   size_t operator()(const ScoreRequest& r) const {
-    const int64_t rows = image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens) +
-                         size_of_tokens(r.suffix);
-    return stream_bytes(rows, 0, model);
+    return stream_bytes(PrefixRows{model}(r), 0, model);
   }
   size_t operator()(const DrawRequest& r) const {
     const int64_t image = image_row_count(r.prefix, model), n = model.config.image->cells();
@@ -132,6 +148,10 @@ struct BytesNeeded {
 
 size_t sequence_bytes(const Request& request, const Model& model) {
   return std::visit(BytesNeeded{model}, request);
+}
+
+int64_t prefix_rows(const Request& request, const Model& model) {
+  return std::visit(PrefixRows{model}, request);
 }
 
 Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& workspace) {

@@ -60,6 +60,9 @@ struct Sequence {
 // Bytes that make_sequence will reserve for a request; 0 for those that are no sequences.
 size_t sequence_bytes(const Request& request, const Model& model);
 
+// Rows of a request's prefixes, all its streams together; 0 for those that are no sequences.
+int64_t prefix_rows(const Request& request, const Model& model);
+
 // Reserves the memory of a sequence and computes the rows of its prefix. Throws INSUFFICIENT_MEMORY
 // before anything runs.
 Sequence make_sequence(uint64_t id, TextRequest&& request, Model& model, Workspace& workspace);

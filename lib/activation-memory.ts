@@ -14,28 +14,38 @@ const FLOAT = 4;
 /** Rows of prompts that the engine computes in one step, at most. */
 const PREFILL_ROWS = 512;
 
+export interface ActivationBytes {
+  /** Of each row of the decoder's step. */
+  row: number;
+  /** Of the largest step of another kind, or of one row's logits. */
+  fixed: number;
+}
+
 /** Steps of different kinds follow each other in the same memory: the largest counts. */
-export function estimateActivations({ spec, config }: Checkpoint): number {
+export function estimateActivations(checkpoint: Checkpoint): number {
+  const { row, fixed } = activationBytes(checkpoint);
+  const { text } = checkpoint.spec;
+  const positions = checkpoint.config?.text.maxPositions ?? PREFILL_ROWS;
+  const logits = text ? FLOAT * text.vocabSize : 0;
+  return Math.max(Math.min(PREFILL_ROWS, positions) * row + logits, fixed);
+}
+
+/** The same in the two parts that the engine needs to know. */
+export function activationBytes({ spec, config }: Checkpoint): ActivationBytes {
   const { text, vision, vae } = spec;
   // An autoencoder alone takes images of any size; this is one of 64 x 64 latent cells.
   const side = config?.image?.imageSize ?? (vae ? 64 * vaeFactor(vae) : 0);
-  return (
-    FLOAT *
-    Math.max(
-      text
-        ? decoderFloats(text, Math.min(PREFILL_ROWS, config?.text.maxPositions ?? PREFILL_ROWS))
-        : 0,
-      vision ? visionFloats(vision) : 0,
-      vae ? vaeFloats(vae, side) : 0,
-    )
+  const largest = Math.max(
+    text?.vocabSize ?? 0,
+    vision ? visionFloats(vision) : 0,
+    vae ? vaeFloats(vae, side) : 0,
   );
+  return { row: text ? FLOAT * decoderRowFloats(text) : 0, fixed: FLOAT * largest };
 }
 
-function decoderFloats(c: NativeTextConfig, rows: number): number {
-  const d = c.hiddenSize;
+function decoderRowFloats(c: NativeTextConfig): number {
   const [q, kv] = [c.heads * c.headDim, c.kvHeads * c.headDim];
-  const perRow = (c.gemma2 ? 4 : 3) * d + 2 * q + 2 * kv + c.intermediateSize;
-  return rows * perRow + c.vocabSize;
+  return (c.gemma2 ? 4 : 3) * c.hiddenSize + 2 * q + 2 * kv + c.intermediateSize;
 }
 
 function visionFloats(c: NativeVisionConfig): number {

@@ -65,9 +65,13 @@ export function loadFrom(list: readonly Candidate[]): LoadedAddon {
       failures.push(`${path}: not there`);
       continue;
     }
+    const problem = checkBinary(path);
+    if (problem) {
+      cause ??= new Error(problem);
+      failures.push(`${path}: ${problem}`);
+      continue;
+    }
     try {
-      const problem = checkBinary(path);
-      if (problem) throw new Error(problem);
       const addon = load() as NativeAddon;
       if (typeof addon?.loadModel !== "function") throw new Error("not this package's addon");
       return { addon, path };

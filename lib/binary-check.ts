@@ -69,7 +69,7 @@ export function explainLoadError(message: string, libc: Libc | undefined): strin
   if (library) {
     return `it needs a libstdc++ with ${library}_${version}, newer than this machine's`;
   }
-  if (libc?.name === "musl") {
+  if (libc?.name === "musl" && /^Error (loading|relocating)/.test(message)) {
     return `it is made for glibc, and this machine has musl (Alpine?): ${message}`;
   }
   return message;

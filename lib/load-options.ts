@@ -46,7 +46,7 @@ const NAMES = [
 const MOST_THREADS = 1024;
 
 export interface ParsedLoadOptions {
-  native: Omit<NativeLoadOptions, "activationBytes">;
+  native: Omit<NativeLoadOptions, "activations">;
   signal?: AbortSignal;
 }
 

@@ -1,6 +1,6 @@
 /** The model as people use it. */
 
-import { estimateActivations } from "./activation-memory.js";
+import { activationBytes } from "./activation-memory.js";
 import { loadAddon } from "./addon.js";
 import {
   type AnyIterable,
@@ -164,7 +164,7 @@ export class UniFluid implements AsyncDisposable {
     const native = await addon
       .loadModel(
         checkpoint.spec,
-        { ...nativeOptions, activationBytes: estimateActivations(checkpoint) },
+        { ...nativeOptions, activations: activationBytes(checkpoint) },
         requests.onEvents,
       )
       .catch((failure) => {

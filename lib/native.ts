@@ -105,8 +105,8 @@ export interface NativeLoadOptions {
   maxSequences: number;
   /** Requests that may wait besides; absent: any number. More are refused with QUEUE_FULL. */
   maxQueue?: number;
-  /** Bytes that the largest step's activations are expected to take (`lib/activation-memory.ts`). */
-  activationBytes: number;
+  /** Bytes that a step's activations are expected to take (`lib/activation-memory.ts`). */
+  activations: { row: number; fixed: number };
 }
 
 /** What a sequence starts from: image features, then source latents, then tokens (spec section 5). */

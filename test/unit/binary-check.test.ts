@@ -61,6 +61,7 @@ test.each<[string, string | undefined, string]>([
     "it is made for glibc, and this machine has musl (Alpine?): Error loading shared library ld-linux-x86-64.so.2: No such file or directory",
   ],
   ["something else", "2.36", "something else"],
+  ["not this package's addon", undefined, "not this package's addon"],
 ])("%s", (message, glibc, explained) => {
   const libc = glibc ? { name: "glibc" as const, version: glibc } : { name: "musl" as const };
   expect(explainLoadError(message, libc)).toBe(explained);
