@@ -2,8 +2,9 @@
 //
 // index.mjs re-exports the CommonJS module instead of being a second build, so that a process in which
 // one library says `import` and another `require` has one instance of every class and of the addon.
-import { chmodSync, cpSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, existsSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const dist = new URL("../dist/", import.meta.url);
@@ -29,6 +30,16 @@ for (const [entry, file] of [
 cpSync(new URL("../lib/server/page/", import.meta.url), new URL("server/page/", dist), {
   recursive: true,
 });
+
+// What an earlier build left of a module that is no more would be published with the rest.
+const sourceOf = (name) => name.replace(/\.(d\.[cm]?ts|[cm]?js)$/, "");
+for (const entry of readdirSync(dist, { recursive: true, withFileTypes: true })) {
+  if (!entry.isFile()) continue;
+  const path = relative(fileURLToPath(dist), join(entry.parentPath, entry.name));
+  const lib = new URL(`../lib/${sourceOf(path)}`, import.meta.url);
+  if (!existsSync(new URL(`${lib}.ts`)) && !existsSync(new URL(`../lib/${path}`, import.meta.url)))
+    rmSync(new URL(path, dist));
+}
 
 // npm does this when it links a program, but not when a linked clone is built again.
 chmodSync(new URL("cli/main.js", dist), 0o755);

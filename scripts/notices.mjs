@@ -1,0 +1,71 @@
+// Writes THIRD_PARTY_NOTICES.md: the licences of what ends up in the binary, and of what is installed with the package.
+//
+//   npm run notices [-- --check]    --check writes nothing and fails where the file is not what it would write
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+const file = join(root, "THIRD_PARTY_NOTICES.md");
+const read = (...path) => readFileSync(join(root, ...path), "utf8").replaceAll("\r\n", "\n");
+const { packages } = JSON.parse(read("package-lock.json"));
+
+/** What is compiled into the addon: headers, with the texts that their licences want kept. */
+const COMPILED = [
+  ["node-addon-api", "LICENSE.md"],
+  ["node-api-headers", "LICENSE"],
+].map(([name, license]) => {
+  const entry = packages[`node_modules/${name}`];
+  const text = read("node_modules", name, license)
+    .trim()
+    .replace(/^.*\n+(?=Copyright)/, "");
+  return `### ${name} ${entry.version} (${entry.license})\n\n${text.replace(/^/gm, "> ").replace(/ +$/gm, "")}\n`;
+});
+
+/** What npm installs for whoever installs the package: name, version, licence, where it is not for all. */
+const INSTALLED = new Set(
+  Object.entries(packages)
+    .filter(([path, entry]) => path && !entry.dev && !entry.devOptional && !entry.peer)
+    .map(([path, entry]) => {
+      const name = path.slice(path.lastIndexOf("node_modules/") + "node_modules/".length);
+      if (!entry.license) throw new Error(`package-lock.json tells no licence of ${name}`);
+      const machine = [entry.os, entry.cpu, entry.libc].flatMap((list) => list ?? []).join(" ");
+      return `| ${name} | ${entry.version} | ${entry.license} | ${machine} |`;
+    }),
+);
+
+const text = `# Third-party notices
+
+Written by \`npm run notices\` from the lock file; not edited by hand. This package itself is under the Apache License 2.0
+([LICENSE](LICENSE)).
+
+## In the binary
+
+The addon \`unifluid.node\` is compiled from this package's sources and the headers below. It links the C library and
+\`libstdc++\` of the system dynamically. Inline functions and templates of GCC's headers, and the parts of \`libstdc++\`
+that an older system lacks, are compiled in: they are under GPL-3.0 with the
+[GCC Runtime Library Exception](https://www.gnu.org/licenses/gcc-exception-3.1.html), which puts no condition on the
+program that was compiled. Nothing else is linked in.
+
+${COMPILED.join("\n")}
+## In the package
+
+\`dist\` is this package's TypeScript, compiled and not bundled with anything; \`models/shapes-64\` was trained for this
+package on pictures made by a program, and is under the package's licence. No other work is copied into it.
+
+## Installed with the package
+
+npm installs these ${INSTALLED.size} from the registry, each under its own licence; they are not part of this package's files. A
+machine gets those without a last column and those that name it.
+
+| package | version | licence | only for |
+| --- | --- | --- | --- |
+${[...INSTALLED].sort().join("\n")}
+`;
+
+if (!parseArgs({ options: { check: { type: "boolean" } } }).values.check) writeFileSync(file, text);
+else if (read("THIRD_PARTY_NOTICES.md") !== text) {
+  console.error("THIRD_PARTY_NOTICES.md is not up to date: npm run notices");
+  process.exit(1);
+}
