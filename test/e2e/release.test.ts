@@ -9,6 +9,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   utimesSync,
   writeFileSync,
 } from "node:fs";
@@ -164,7 +165,9 @@ test("the package is the same bytes from another folder, at another time, with a
     const to = join(copy, file);
     mkdirSync(dirname(to), { recursive: true });
     writeFileSync(to, readFileSync(join(unpacked, file)));
-    chmodSync(to, i % 2 === 0 ? 0o664 : 0o644);
+    // The bits for the group are the umask's, the one to execute the build's own.
+    const { mode } = statSync(join(unpacked, file));
+    chmodSync(to, i % 2 === 0 ? mode | 0o020 : mode);
     utimesSync(to, 1e9 + i, 1e9 + i);
   }
   expect(hash(await pack(copy, "second"))).toBe(hash(first));
