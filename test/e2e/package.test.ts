@@ -74,6 +74,7 @@ test("holds what is needed, and nothing else", () => {
     "binding/addon.cpp",
     "scripts/install.mjs",
     "LICENSE",
+    "THIRD_PARTY_NOTICES.md",
     "README.md",
     "CHANGELOG.md",
   ]) {
@@ -90,7 +91,10 @@ test("holds what is needed, and nothing else", () => {
     "scripts",
     "docs",
   ];
-  const single = ["CMakeLists.txt", "LICENSE", "README.md", "CHANGELOG.md", "package.json"];
+  const single = [
+    ...["CMakeLists.txt", "LICENSE", "THIRD_PARTY_NOTICES.md", "README.md", "CHANGELOG.md"],
+    "package.json",
+  ];
   const others = files.filter(
     (path) => !single.includes(path) && !folders.includes(path.split("/", 1)[0]!),
   );
