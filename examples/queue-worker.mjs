@@ -1,14 +1,12 @@
 // Jobs of a BullMQ queue of your own, done by a model; `unifluid worker` is the ready-made one.
 //   REDIS_URL=redis://127.0.0.1:6379 node examples/queue-worker.mjs
 import { Queue, QueueEvents, Worker } from "bullmq";
+import { Redis } from "ioredis";
 import { UniFluid } from "unifluid";
 
-const url = new URL(process.env.REDIS_URL ?? "redis://127.0.0.1:6379");
-const connection = {
-  host: url.hostname,
-  port: Number(url.port || 6379),
+const connection = new Redis(process.env.REDIS_URL ?? "redis://127.0.0.1:6379", {
   maxRetriesPerRequest: null,
-};
+});
 const model = await UniFluid.load("shapes-64");
 
 const worker = new Worker(
@@ -34,4 +32,5 @@ const jobs = await queue.addBulk(
 for (const job of jobs) console.log(await job.waitUntilFinished(events));
 
 await Promise.all([worker.close(), events.close(), queue.close()]);
+await connection.quit();
 await model.dispose();

@@ -5,6 +5,8 @@
 import { parseArgs } from "node:util";
 import { compareVersions, floorOf, readSharedObject } from "./elf.mjs";
 
+// Memory of ours in JavaScript's hands: Electron's heap forbids it.
+const FORBIDDEN = ["napi_create_external_arraybuffer", "napi_create_external_buffer"];
 const EXPORTS = ["napi_register_module_v1", "node_api_module_get_api_version_v1"];
 
 const { values, positionals } = parseArgs({
@@ -13,7 +15,7 @@ const { values, positionals } = parseArgs({
 });
 let failed = positionals.length === 0;
 for (const path of positionals) {
-  const { machine, exported, versions } = readSharedObject(path);
+  const { machine, exported, imported, versions } = readSharedObject(path);
   const floors = { glibc: floorOf(versions, "GLIBC"), glibcxx: floorOf(versions, "GLIBCXX") };
   console.log(`${path}: ${machine}, glibc ${floors.glibc}, libstdc++ GLIBCXX_${floors.glibcxx}`);
   const problem = (text) => {
@@ -23,6 +25,8 @@ for (const path of positionals) {
   if (String(exported) !== String(EXPORTS)) {
     problem(`expected to export ${EXPORTS.join(", ")} but exports ${exported.join(", ")}`);
   }
+  const foreign = FORBIDDEN.filter((name) => imported.includes(name));
+  if (foreign.length > 0) problem(`expected no use of ${foreign.join(", ")}`);
   for (const [name, floor] of Object.entries(floors)) {
     const most = values[`max-${name}`];
     if (most && floor && compareVersions(floor, most) > 0) {

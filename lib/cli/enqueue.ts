@@ -1,5 +1,7 @@
 /** `unifluid enqueue`: puts the jobs of a file into a queue that workers take them from. */
 
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
 import { basename } from "node:path";
 import { type Command, InvalidArgumentError } from "commander";
 import type { JobFormat } from "../jobs/reader.js";
@@ -9,7 +11,7 @@ import { addInputFormat, openJobs, recordOptions } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
 import { addFlags, DRAW_FLAGS, OUTPUT_FLAGS } from "./flags.js";
-import { writeJson } from "./output.js";
+import { STANDARD, writeJson } from "./output.js";
 import { startRate } from "./progress.js";
 import { addQueueFlags, type QueueFlags, withQueue } from "./queue.js";
 
@@ -30,7 +32,10 @@ export function addEnqueue(program: Command): void {
   const command = program
     .command("enqueue <jobs>")
     .description("put the jobs of a file (as of batch) into a queue, for workers")
-    .option("--run <name>", "name of this run: its folder of results (default: the file's name)")
+    .option(
+      "--run <name>",
+      "name of this run: its folder of results (default: by the file's name and content)",
+    )
     .option("--attempts <n>", "how often a job that fails for a while is tried", attempts, 5);
   addInputFormat(addQueueFlags(command));
   addFlags(command, ...DRAW_FLAGS, "maxNewTokens", ...OUTPUT_FLAGS).action(
@@ -41,11 +46,11 @@ export function addEnqueue(program: Command): void {
 
 async function enqueue(path: string, flags: EnqueueFlags, context: Context): Promise<void> {
   const { enqueueRecords, RUN_NAME } = await import("../queue/queue.js");
-  const run = flags.run ?? basename(path).replace(/\.[^.]*$/, "");
+  const jobs = await openJobs(path, flags.inputFormat);
+  const run = flags.run ?? (await runOf(path, flags));
   if (!RUN_NAME.test(run)) {
     throw new UsageError("expected letters, digits, '.', '_' or '-' as the name of --run");
   }
-  const jobs = await openJobs(path, flags.inputFormat);
   const counts = { queued: 0, failed: 0 };
   await withQueue(flags, async (queue) => {
     const total = context.quiet ? undefined : await jobs.count?.(context.signal);
@@ -68,8 +73,22 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
   });
   note(
     context,
-    `${counts.queued} jobs of run ${run} are in the queue, ${counts.failed} records are none`,
+    `run ${run}: ${counts.queued} jobs were put into the queue (one that was there is not doubled), ` +
+      `${counts.failed} records are none`,
   );
   if (context.json) await writeJson({ run, ...counts });
   if (counts.failed > 0) process.exitCode = ExitCode.partial;
+}
+
+/**
+ * A name that another file, or the same with other options, does not have: else the results of one would stand
+ * for those of the other.
+ */
+async function runOf(path: string, flags: EnqueueFlags): Promise<string> {
+  if (path === STANDARD) throw new UsageError("jobs from standard input need a --run name");
+  const hash = createHash("sha256");
+  for await (const chunk of createReadStream(path)) hash.update(chunk as Buffer);
+  hash.update(JSON.stringify([recordOptions(flags), String(flags.seed ?? 0)]));
+  const stem = basename(path).replace(/\.[^.]*$/, "");
+  return `${stem.replace(/[^\w.-]/g, "_").slice(0, 80)}-${hash.digest("hex").slice(0, 8)}`;
 }

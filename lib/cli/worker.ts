@@ -4,6 +4,7 @@ import { type Command, InvalidArgumentError } from "commander";
 import type { ImageFormat } from "../image.js";
 import { concurrency } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { ExitCode } from "./exit-codes.js";
 import { addFlags, MODEL_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { addQueueFlags, type QueueFlags, queueUrl } from "./queue.js";
@@ -52,9 +53,10 @@ async function worker(flags: WorkerFlags, context: Context): Promise<void> {
   const counts = { done: 0, failed: 0, retried: 0 };
   // Trouble with the server comes with every attempt to reach it: told of once a while.
   let told = 0;
+  let inOrder = true;
   await withModel({ ...flags, maxSequences: flags.concurrency }, context.signal, async (model) => {
     note(context, `working on ${flags.queueName} at ${redis.name}`);
-    await work(model, {
+    inOrder = await work(model, {
       redis,
       name: flags.queueName,
       out: flags.out,
@@ -80,4 +82,9 @@ async function worker(flags: WorkerFlags, context: Context): Promise<void> {
     context,
     `${counts.done} done, ${counts.failed} failed, ${counts.retried} to be tried again`,
   );
+  if (!inOrder) {
+    note(context, "the queue did not answer any more: others will take over what was begun");
+    // The connection would go on trying, and keep the process.
+    process.exit(ExitCode.ok);
+  }
 }

@@ -129,9 +129,12 @@ export function imagePath(image: string, folder: string): string {
   return resolve(folder, image);
 }
 
-/** 32 bits that tell one job from another; never 0. Two runs of a job have the same. */
-export function fingerprint(job: Job): number {
-  const text = JSON.stringify(job, (_, value) => {
+/**
+ * 32 bits that tell one job from another, also what it is done with (`means`); never 0. Two runs of a job have the
+ * same.
+ */
+export function fingerprint(job: Job, means: readonly string[] = []): number {
+  const text = JSON.stringify({ job, means }, (_, value) => {
     if (typeof value === "bigint") return String(value);
     // Whatever the order of the fields in a file.
     if (typeof value === "object" && value !== null && !Array.isArray(value)) {

@@ -3,9 +3,19 @@
  * memory: a run that was killed begins again from what the folder holds.
  */
 
-import { type FileHandle, mkdir, open, readdir, readFile, rm } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import {
+  type FileHandle,
+  link,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rm,
+  writeFile,
+} from "node:fs/promises";
 import { hostname } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { OutputLockedError } from "../errors.js";
 
@@ -51,6 +61,9 @@ export class DoneIndex {
   }
 }
 
+/** A number beyond it is no record's, but a damaged line's, and would take memory for all below it. */
+const MOST_RECORDS = 2 ** 28;
+
 const RESULTS = /^results(-\d+-of-\d+)?\.jsonl$/;
 /** A picture that was being written when its process was killed: `lib/image.ts` names them so. */
 const HALF_WRITTEN = /^(\d{7,})(-[\w.-]+)?\.(png|webp|jpe?g)\.[0-9a-f]{8}\.tmp$/;
@@ -69,12 +82,11 @@ export class ResultsFolder {
 
   /**
    * Opens or makes a folder, and reads what was done in it. Throws `OUTPUT_LOCKED` while another process works
-   * on the same shard, and what the file system says.
+   * on some of the same records, and what the file system says.
    */
   static async open(path: string, shard: Shard): Promise<ResultsFolder> {
     await mkdir(path, { recursive: true });
-    const lock = join(path, `.${resultsName(shard)}.lock`);
-    await takeLock(lock);
+    const lock = await takeLock(path, shard);
     try {
       const done = new DoneIndex();
       for (const name of await readdir(path)) {
@@ -88,7 +100,7 @@ export class ResultsFolder {
       await repairEnd(file);
       return new ResultsFolder(path, done, file, lock);
     } catch (error) {
-      await rm(lock, { force: true });
+      await freeLock(lock);
       throw error;
     }
   }
@@ -105,7 +117,7 @@ export class ResultsFolder {
 
   async close(): Promise<void> {
     await this.file.close();
-    await rm(this.lock, { force: true });
+    await freeLock(this.lock);
   }
 }
 
@@ -126,7 +138,7 @@ function parseResult(line: string): ResultLine | undefined {
   try {
     const result = JSON.parse(line) as ResultLine;
     const whole = Number.isSafeInteger(result.index) && Number.isSafeInteger(result.fingerprint);
-    return whole && result.index >= 0 ? result : undefined;
+    return whole && result.index >= 0 && result.index < MOST_RECORDS ? result : undefined;
   } catch {
     return undefined;
   }
@@ -149,39 +161,78 @@ async function repairEnd(file: FileHandle): Promise<void> {
   await file.truncate(0);
 }
 
-/** Makes the lock file, unless a living process of this machine has it. */
-async function takeLock(path: string): Promise<void> {
-  const mine = JSON.stringify({ pid: process.pid, host: hostname() });
-  for (let attempt = 0; ; attempt++) {
-    try {
-      const file = await open(path, "wx");
-      await file.writeFile(mine);
-      await file.close();
-      return;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    }
-    const owner = await readOwner(path);
-    if (attempt > 2 || (owner && (owner.host !== hostname() || isAlive(owner.pid)))) {
-      const who = owner ? `process ${owner.pid} on ${owner.host}` : "another process";
-      throw new OutputLockedError(
-        `${who} is writing to this folder; if it is not, remove ${path}. To share the work, give each process its --shard`,
-      );
-    }
-    await rm(path, { force: true });
-  }
+interface LockOwner {
+  pid: number;
+  host: string;
+  shard: Shard;
 }
 
-async function readOwner(path: string): Promise<{ pid: number; host: string } | undefined> {
+const LOCK = /^\.results(-\d+-of-\d+)?\.jsonl\.lock$/;
+/** Locks of this process: one that bears its number and is not among them is of an earlier process. */
+const held = new Set<string>();
+
+const locked = ({ pid, host }: LockOwner, path: string) =>
+  new OutputLockedError(
+    `process ${pid} on ${host} is writing to this folder; if it is not, remove ${path}. To share the work, give ` +
+      "each process its --shard of one count",
+  );
+
+/**
+ * Makes the lock of a shard, unless a living process has it, or one that shares a record with it: a whole run and
+ * a shard, or shards of other counts.
+ */
+async function takeLock(folder: string, shard: Shard): Promise<string> {
+  const path = resolve(folder, `.${resultsName(shard)}.lock`);
+  const mine: LockOwner = { pid: process.pid, host: hostname(), shard };
+  // It is there with its content or not at all.
+  const beside = `${path}.${randomUUID()}`;
+  await writeFile(beside, JSON.stringify(mine));
   try {
-    return JSON.parse(await readFile(path, "utf8")) as { pid: number; host: string };
+    await link(beside, path).catch(async (error: NodeJS.ErrnoException) => {
+      if (error.code !== "EEXIST") throw error;
+      const owner = await readOwner(path);
+      if (owner && isAlive(owner, path)) throw locked(owner, path);
+      await rm(path, { force: true });
+      await link(beside, path).catch((again: NodeJS.ErrnoException) => {
+        throw again.code === "EEXIST" ? locked(owner ?? mine, path) : again;
+      });
+    });
+  } finally {
+    await rm(beside, { force: true });
+  }
+  held.add(path);
+  for (const name of await readdir(folder)) {
+    const other = resolve(folder, name);
+    if (!LOCK.test(name) || other === path) continue;
+    const owner = await readOwner(other);
+    if (owner && owner.shard.count !== shard.count && isAlive(owner, other)) {
+      await freeLock(path);
+      throw locked(owner, other);
+    }
+  }
+  return path;
+}
+
+async function freeLock(path: string): Promise<void> {
+  held.delete(path);
+  await rm(path, { force: true });
+}
+
+async function readOwner(path: string): Promise<LockOwner | undefined> {
+  try {
+    const owner = JSON.parse(await readFile(path, "utf8")) as LockOwner;
+    return typeof owner.pid === "number" && typeof owner.shard?.count === "number"
+      ? owner
+      : undefined;
   } catch {
     return undefined;
   }
 }
 
-function isAlive(pid: number): boolean {
-  if (pid === process.pid) return true;
+/** Of another machine nothing is known: taken for alive. */
+function isAlive({ pid, host }: LockOwner, path: string): boolean {
+  if (host !== hostname()) return true;
+  if (pid === process.pid) return held.has(path);
   try {
     process.kill(pid, 0);
     return true;

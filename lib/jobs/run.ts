@@ -1,6 +1,6 @@
 /** Runs jobs through a model: what a record asks for, a result line for each, one failure at a time. */
 
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { runAll } from "../bulk.js";
 import { JobsChangedError, UniFluidError } from "../errors.js";
 import type { ImageFormat } from "../image.js";
@@ -88,6 +88,8 @@ export async function runBatch(
 ): Promise<void> {
   const { signal, images, format, concurrency } = options;
   const places = { images, out: folder.path, format };
+  // Other weights or another format would make other pictures than those that are there.
+  const means = [basename(model.info.directory), format];
   const settings = { concurrency, ordered: false, stopOnError: true, signal };
   const one = async (task: Task, _index: number, ends: AbortSignal): Promise<ResultLine> => {
     const started = performance.now();
@@ -103,7 +105,7 @@ export async function runBatch(
       return { ...head(task), ...line, error: { code: error.code, message: error.message } };
     }
   };
-  for await (const { value } of runAll(pending(records, folder, options), one, settings)) {
+  for await (const { value } of runAll(pending(records, folder, means, options), one, settings)) {
     await folder.write(value!);
     options.onRecord(value!.error ? "failed" : "done");
   }
@@ -124,12 +126,13 @@ function endsRun(error: UniFluidError): boolean {
 async function* pending(
   records: AsyncIterable<RawRecord>,
   folder: ResultsFolder,
+  means: readonly string[],
   { shard, defaults, retryFailed, onRecord }: BatchOptions,
 ): AsyncGenerator<Task> {
   for await (const record of records) {
     const { index } = record;
     if (index % shard.count !== shard.index) continue;
-    const task = taskOf(record, defaults);
+    const task = taskOf(record, defaults, means);
     const before = folder.done.get(index);
     if (before.fingerprint === 0 || (before.failed && retryFailed)) {
       yield task;
@@ -147,12 +150,12 @@ async function* pending(
   }
 }
 
-function taskOf(record: RawRecord, defaults: JobDefaults): Task {
+function taskOf(record: RawRecord, defaults: JobDefaults, means: readonly string[]): Task {
   const { index } = record;
   try {
     if ("error" in record) throw record.error;
     const job = jobOf(record.value, index, defaults);
-    return { index, fingerprint: fingerprint(job), job };
+    return { index, fingerprint: fingerprint(job, means), job };
   } catch (error) {
     if (!(error instanceof UniFluidError)) throw error;
     return { index, fingerprint: 1, error };

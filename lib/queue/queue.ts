@@ -1,20 +1,23 @@
 /**
  * Jobs in a queue that many machines work on: BullMQ's on a Redis server.
  *
- * A job's id is its run and its number, and its result is one file of that name. So a job that is put in
- * twice is one job, and a job that two workers do, since the first was taken for dead, has one result.
+ * A job's id is its run, its number and its fingerprint, and its result is one file of that number. So a job
+ * that is put in twice is one job, and one that two workers do, since the first was taken for dead, has one
+ * result.
  */
 
 import { Queue, type Job as QueuedJob } from "bullmq";
 import { UniFluidError } from "../errors.js";
 import type { RawRecord } from "../jobs/reader.js";
-import { type Job, type JobDefaults, jobOf } from "../jobs/record.js";
+import { fingerprint, type Job, type JobDefaults, jobOf } from "../jobs/record.js";
 import type { RedisAddress } from "./connection.js";
 
 /** What is put into the queue: a record with all its options, as JSON. */
 export interface QueuedRecord {
   run: string;
   index: number;
+  /** Of the job (`lib/jobs/record.ts`): a result counts for the job that it was made of alone. */
+  fingerprint: number;
   record: Record<string, unknown>;
 }
 
@@ -32,7 +35,8 @@ const BULK = 500;
 /** Letters that a run's name may have: it becomes a folder and a part of ids. */
 export const RUN_NAME = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$/;
 
-export const jobId = (run: string, index: number): string => `${run}-${index}`;
+const jobId = (run: string, index: number, mark: number): string =>
+  `${run}-${index}-${mark.toString(16).padStart(8, "0")}`;
 
 export type RecordQueue = Queue<QueuedRecord>;
 
@@ -70,11 +74,12 @@ export async function enqueueRecords(
     try {
       if ("error" in raw) throw raw.error;
       const job = jobOf(raw.value, raw.index, defaults);
+      const mark = fingerprint(job);
       bulk.push({
         name: job.task,
-        data: { run, index: job.index, record: recordOf(job) },
+        data: { run, index: job.index, fingerprint: mark, record: recordOf(job) },
         opts: {
-          jobId: jobId(run, job.index),
+          jobId: jobId(run, job.index, mark),
           attempts,
           backoff: { type: "exponential", delay: 1000 },
           removeOnComplete: { count: KEPT },

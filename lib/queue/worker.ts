@@ -1,14 +1,21 @@
 /** A worker: takes jobs from the queue, does them with its model and leaves a result file for each. */
 
-import { mkdir, readFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { type Job as QueuedJob, UnrecoverableError, Worker } from "bullmq";
+import { type Job as QueuedJob, UnrecoverableError, WaitingError, Worker } from "bullmq";
 import { UniFluidError } from "../errors.js";
 import { type ImageFormat, writeWhole } from "../image.js";
 import { jobOf } from "../jobs/record.js";
 import { runJob } from "../jobs/run.js";
 import type { UniFluid } from "../model.js";
-import { openQueue, type QueuedRecord, type QueueOptions, queueStatus, RUN_NAME } from "./queue.js";
+import {
+  openQueue,
+  type QueuedRecord,
+  type QueueOptions,
+  queueStatus,
+  type RecordQueue,
+  RUN_NAME,
+} from "./queue.js";
 
 export interface WorkerOptions extends QueueOptions {
   /** Folder of results: `RUN/0000012.json` and the picture beside it. */
@@ -36,8 +43,14 @@ const PASSING = new Set(["INSUFFICIENT_MEMORY", "QUEUE_FULL", "DEVICE_ERROR"]);
 /** A job may be taken over from a dead worker so often; one that kills its workers must come to an end. */
 const MOST_TAKEOVERS = 5;
 
-/** Works until `signal`, or until the queue is empty. Throws what makes this worker useless. */
-export async function work(model: UniFluid, options: WorkerOptions): Promise<void> {
+/** Seconds beyond the drain's that closing may take: a server that is away answers nothing. */
+const CLOSE_SECONDS = 5;
+
+/**
+ * Works until `signal`, or until the queue is empty. Whether it ended in order: false where the server did not
+ * answer any more; its jobs are then taken over. Throws what makes this worker useless.
+ */
+export async function work(model: UniFluid, options: WorkerOptions): Promise<boolean> {
   const { redis, name, concurrency, lockSeconds, signal } = options;
   const giveUp = new AbortController();
   const failures = new Set<Promise<void>>();
@@ -45,10 +58,15 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<voi
   let wake = () => {};
   const worker = new Worker<QueuedRecord>(
     name,
-    async (job) => {
+    async (job, token) => {
       try {
         await doJob(model, job, options, giveUp.signal);
       } catch (error) {
+        if (giveUp.signal.aborted) {
+          // No failure of the job: it waits again, with as many attempts as before.
+          await job.moveToWait(token);
+          throw new WaitingError();
+        }
         if (error instanceof UniFluidError && error.code === "DEVICE_ERROR") {
           broken = error;
           wake();
@@ -78,6 +96,8 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<voi
   worker.on("error", options.onTrouble);
   const ends = () => wake();
   signal.addEventListener("abort", ends);
+  const queue = options.untilEmpty ? openQueue(options) : undefined;
+  let inOrder = true;
   try {
     while (!signal.aborted && !broken) {
       await new Promise<void>((resolve) => {
@@ -85,31 +105,42 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<voi
         setTimeout(resolve, 500).unref();
         if (signal.aborted || broken) resolve();
       });
-      if (options.untilEmpty && (await isEmpty(options))) break;
+      if (queue && (await isEmpty(queue, signal))) break;
     }
   } finally {
     signal.removeEventListener("abort", ends);
-    // What runs may finish; what does not is taken over by another worker when its lock ends.
-    const deadline = setTimeout(() => {
-      giveUp.abort(new Error("the worker is ending"));
-      void worker.close(true);
-    }, options.drainSeconds * 1000);
-    await worker.close();
+    // What runs may finish; what does not goes back into the queue.
+    const { drainSeconds } = options;
+    const deadline = setTimeout(
+      () => giveUp.abort(new Error("the worker is ending")),
+      drainSeconds * 1000,
+    );
+    const closed = Promise.all([worker.close(), queue?.close()]).then(() => Promise.all(failures));
+    inOrder = await within(closed, (drainSeconds + CLOSE_SECONDS) * 1000);
     clearTimeout(deadline);
-    await Promise.all(failures);
   }
   if (broken) throw broken;
+  return inOrder;
+}
+
+/** Whether a promise is fulfilled in so many milliseconds. */
+async function within(promise: Promise<unknown>, milliseconds: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<false>((resolve) => {
+    timer = setTimeout(() => resolve(false), milliseconds);
+  });
+  return Promise.race([promise.then(() => true), late]).finally(() => clearTimeout(timer));
 }
 
 /** Nothing waits, nothing runs here or elsewhere, nothing comes back later. */
-async function isEmpty(options: WorkerOptions): Promise<boolean> {
-  const queue = openQueue(options);
-  try {
-    const { waiting, active, delayed } = await queueStatus(queue);
-    return waiting + active + delayed === 0;
-  } finally {
-    await queue.close();
-  }
+async function isEmpty(queue: RecordQueue, signal: AbortSignal): Promise<boolean> {
+  // A server that is away does not answer until it is back; the worker must end all the same.
+  const aborted = new Promise<undefined>((resolve) => {
+    if (signal.aborted) resolve(undefined);
+    else signal.addEventListener("abort", () => resolve(undefined), { once: true });
+  });
+  const status = await Promise.race([queueStatus(queue), aborted]);
+  return status !== undefined && status.waiting + status.active + status.delayed === 0;
 }
 
 async function doJob(
@@ -118,15 +149,17 @@ async function doJob(
   options: WorkerOptions,
   signal: AbortSignal,
 ): Promise<void> {
-  const { run, index, record } = queued.data;
+  const { run, index, record, fingerprint } = queued.data;
   if (!isOurs(queued.data)) {
     throw new UnrecoverableError("INVALID_RECORD: not a job of this program");
   }
   const folder = join(options.out, run);
   const file = resultFile(folder, index);
-  if (await isDone(file)) return;
+  if (await isDone(file, fingerprint)) return;
   try {
     await mkdir(folder, { recursive: true });
+    // A worker that died over this job may have left halves of its files.
+    if (queued.attemptsStarted > 1) await removeHalves(folder, index);
     const job = jobOf(record, index, { options: {}, seed: 0n });
     const started = performance.now();
     const places = { images: options.images, out: folder, format: options.format };
@@ -134,10 +167,8 @@ async function doJob(
     const milliseconds = Math.round(performance.now() - started);
     const { id, task } = job;
     const seed = record.seed;
-    await writeJsonWhole(file, { index, id, task, seed, ...outcome, milliseconds });
+    await writeJsonWhole(file, { index, fingerprint, id, task, seed, ...outcome, milliseconds });
   } catch (error) {
-    // The jobs that are given up when a worker ends are no failures: the lock ends, another takes them.
-    if (signal.aborted) throw error;
     if (!(error instanceof UniFluidError)) throw error;
     const message = `${error.code}: ${error.message}`;
     throw PASSING.has(error.code) ? error : new UnrecoverableError(message);
@@ -145,20 +176,31 @@ async function doJob(
 }
 
 /** What is in the queue comes from a network: a run's name must not lead out of the folder. */
-function isOurs({ run, index }: QueuedRecord): boolean {
-  return RUN_NAME.test(run) && Number.isSafeInteger(index) && index >= 0;
+function isOurs({ run, index, fingerprint }: QueuedRecord): boolean {
+  const numbers = Number.isSafeInteger(index) && index >= 0 && Number.isSafeInteger(fingerprint);
+  return RUN_NAME.test(run) && numbers;
 }
 
+const paddedIndex = (index: number): string => String(index).padStart(7, "0");
 const resultFile = (folder: string, index: number): string =>
-  join(folder, `${String(index).padStart(7, "0")}.json`);
+  join(folder, `${paddedIndex(index)}.json`);
+
+/** Names as `writeWhole` of lib/image.ts makes them. */
+async function removeHalves(folder: string, index: number): Promise<void> {
+  const halves = new RegExp(`^${paddedIndex(index)}(-[\\w.-]+)?\\.\\w+\\.[0-9a-f]{8}\\.tmp$`);
+  for (const name of await readdir(folder)) {
+    if (halves.test(name)) await rm(join(folder, name), { force: true });
+  }
+}
 
 const writeJsonWhole = (path: string, value: unknown): Promise<void> =>
   writeWhole(path, Buffer.from(`${JSON.stringify(value)}\n`));
 
 /** A job whose result was written, by a worker that died before it could say so. */
-async function isDone(file: string): Promise<boolean> {
+async function isDone(file: string, fingerprint: number): Promise<boolean> {
   try {
-    return !("error" in JSON.parse(await readFile(file, "utf8")));
+    const result = JSON.parse(await readFile(file, "utf8")) as Record<string, unknown>;
+    return result.fingerprint === fingerprint && !("error" in result);
   } catch {
     return false;
   }
@@ -170,14 +212,14 @@ async function writeFailure(
   error: Error,
   { out }: WorkerOptions,
 ): Promise<void> {
-  const { run, index } = data;
+  const { run, index, fingerprint } = data;
   if (!isOurs(data)) return;
   const folder = join(out, run);
   const file = resultFile(folder, index);
-  if (await isDone(file)) return;
+  if (await isDone(file, fingerprint)) return;
   await mkdir(folder, { recursive: true });
   const [, code = "INTERNAL", message = error.message] =
     /^([A-Z_]+): (.*)$/s.exec(error.message) ?? [];
   const known = error instanceof UniFluidError ? error.code : code;
-  await writeJsonWhole(file, { index, error: { code: known, message } });
+  await writeJsonWhole(file, { index, fingerprint, error: { code: known, message } });
 }

@@ -119,6 +119,8 @@ test("does mixed jobs, and tells of those that cannot be done", async () => {
   // Other options would make other pictures than those that are there.
   const changed = await run(["jobs.jsonl", "--out", "out", "--steps", "3", "--seed", "50"]);
   expect(changed).toMatchObject({ code: 2, err: expect.stringContaining("JOBS_CHANGED") });
+  const other = await run([...args, "--format", "webp"]);
+  expect(other).toMatchObject({ code: 2, err: expect.stringContaining("JOBS_CHANGED") });
 });
 
 test("killed at any moment and started again, it does what is missing and nothing twice", async () => {

@@ -26,7 +26,7 @@ beforeEach(() => {
   project = mkdtempSync(join(tmpdir(), "unifluid-examples-"));
   mkdirSync(join(project, "node_modules"));
   symlinkSync(root, join(project, "node_modules/unifluid"));
-  for (const name of ["fastify", "express", "bullmq"]) {
+  for (const name of ["fastify", "express", "bullmq", "ioredis"]) {
     symlinkSync(join(root, "node_modules", name), join(project, "node_modules", name));
   }
   for (const name of programs) cpSync(join(root, "examples", name), join(project, name));

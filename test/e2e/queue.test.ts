@@ -68,7 +68,15 @@ withRedis("a queue", () => {
       join(folder, "stars.txt"),
       Array.from({ length: count }, (_, i) => `a star ${i}\n`).join(""),
     );
-    const enqueued = await run(["enqueue", "stars.txt", "--steps", "40", "--json"]);
+    const enqueued = await run([
+      "enqueue",
+      "stars.txt",
+      "--run",
+      "stars",
+      "--steps",
+      "40",
+      "--json",
+    ]);
     expect(JSON.parse(enqueued.out)).toEqual({ run: "stars", queued: count, failed: 0 });
     const options = [...worker, "--lock-seconds", "2", "--concurrency", "2", "--threads", "1"];
     let victim: ChildProcess | undefined;
@@ -98,8 +106,7 @@ withRedis("a queue", () => {
     expect(found.map(({ index }) => index)).toEqual(Array.from({ length: count }, (_, i) => i));
     expect(found.filter(({ error }) => error !== undefined)).toEqual([]);
     // Nothing half-written, nothing twice.
-    const files = readdirSync(join(folder, "out/stars")).filter((name) => !/\.tmp$/.test(name));
-    expect(files).toHaveLength(2 * count);
+    expect(readdirSync(join(folder, "out/stars"))).toHaveLength(2 * count);
     for (const { file } of found) {
       await sharp(join(folder, "out/stars", String(file)))
         .raw()
@@ -127,14 +134,21 @@ withRedis("a queue", () => {
     expect(enqueued).toMatchObject({ code: 7, err: expect.stringMatching(/record 2: .*"wrong"/) });
     const worked = await run(worker);
     expect(worked.code).toBe(0);
-    expect(worked.err).toMatch(/first-1 failed: IMAGE_NOT_FOUND/);
+    expect(worked.err).toMatch(/first-1-[0-9a-f]{8} failed: IMAGE_NOT_FOUND/);
     expect(await status()).toEqual({ waiting: 0, active: 0, delayed: 0, completed: 1, dead: 1 });
     const dead = lines((await run(["queue", "dead", "--json"])).out);
     expect(dead).toEqual([
-      { id: "first-1", run: "first", index: 1, attempts: 1, reason: expect.any(String) },
+      {
+        id: expect.stringMatching(/^first-1-/),
+        run: "first",
+        index: 1,
+        attempts: 1,
+        reason: expect.any(String),
+      },
     ]);
     expect(lines((await run(["queue", "results", "out/first"])).out)[1]).toEqual({
       index: 1,
+      fingerprint: expect.any(Number),
       error: { code: "IMAGE_NOT_FOUND", message: expect.stringContaining("late.png") },
     });
 
@@ -154,16 +168,32 @@ withRedis("a queue", () => {
     expect(await status()).toMatchObject({ completed: 2, dead: 0 });
   });
 
-  test("a file that is put in twice is one run", async () => {
-    writeFileSync(join(folder, "jobs.txt"), "a star\na heart\n");
-    await run(["enqueue", "jobs.txt", "--steps", "1"]);
-    await run(["enqueue", "jobs.txt", "--steps", "1"]);
+  test("a file that is put in twice is one run, and another of its name is another", async () => {
+    const enqueue = async (text: string, ...args: string[]) => {
+      writeFileSync(join(folder, "jobs.txt"), text);
+      const { out } = await run(["enqueue", "jobs.txt", "--steps", "1", "--json", ...args]);
+      return (JSON.parse(out) as { run: string }).run;
+    };
+    const first = await enqueue("a star\na heart\n");
+    expect(first).toMatch(/^jobs-[0-9a-f]{8}$/);
+    expect(await enqueue("a star\na heart\n")).toBe(first);
     expect((await status()).waiting).toBe(2);
+    const other = await enqueue("a circle\n");
+    expect(other).not.toBe(first);
+    // Under a name of one's own, a changed record is done anew.
+    await enqueue("a star\n", "--run", "mine");
+    await run(worker);
+    const before = lines((await run(["queue", "results", "out/mine"])).out)[0]!;
+    await enqueue("a heart\n", "--run", "mine");
+    await run(worker);
+    const after = lines((await run(["queue", "results", "out/mine"])).out)[0]!;
+    expect(after.fingerprint).not.toBe(before.fingerprint);
+    expect(readdirSync(join(folder, "out")).sort()).toEqual([first, other, "mine"].sort());
   });
 
   test("SIGTERM lets what runs finish, and leaves the rest to others", async () => {
     writeFileSync(join(folder, "jobs.txt"), "a star\n".repeat(30));
-    await run(["enqueue", "jobs.txt", "--steps", "60"]);
+    await run(["enqueue", "jobs.txt", "--run", "jobs", "--steps", "60"]);
     const ending = await run(["worker", "--out", "out", "--concurrency", "2"], (child) => {
       child.stderr!.once("data", () => setTimeout(() => child.kill("SIGTERM"), 1000));
     });
@@ -175,12 +205,46 @@ withRedis("a queue", () => {
     expect(readdirSync(join(folder, "out/jobs"))).toHaveLength(2 * completed);
   });
 
+  test("what cannot finish in time waits again, with all its attempts", async () => {
+    writeFileSync(join(folder, "jobs.txt"), "a star\na heart\n");
+    await run(["enqueue", "jobs.txt", "--run", "jobs", "--attempts", "1", "--steps", "1000"]);
+    const args = ["worker", "--out", "out", "--drain-timeout", "1", "--threads", "1"];
+    const ending = await run(args, (child) => {
+      child.stderr!.once("data", () => setTimeout(() => child.kill("SIGTERM"), 700));
+    });
+    expect(ending.code).toBe(0);
+    expect(await status()).toMatchObject({ waiting: 2, active: 0, completed: 0, dead: 0 });
+  });
+
+  test("a worker ends though its server is away", async () => {
+    const ending = await run(["worker", "--out", "out", "--drain-timeout", "1"], (child) => {
+      child.stderr!.once("data", () => {
+        void redis.stop().then(() => child.kill("SIGTERM"));
+      });
+    });
+    expect(ending.code).toBe(0);
+    expect(ending.err).toMatch(/0 done/);
+  });
+
   test("what others put into the queue cannot lead out of the folder", async () => {
     const queue = new Queue("unifluid", { connection: { host: "127.0.0.1", port: redis.port } });
     const record = { prompt: "a", steps: 1 };
-    await queue.add("generate", { run: "../../evil", index: 0, record }, { jobId: "evil-0" });
-    await queue.add("generate", { run: "good", index: -1, record }, { jobId: "evil-1" });
-    await queue.add("generate", { run: "good", index: 1, record: { ...record, id: "../x" } });
+    await queue.add(
+      "generate",
+      { run: "../../evil", index: 0, fingerprint: 1, record },
+      { jobId: "evil-0" },
+    );
+    await queue.add(
+      "generate",
+      { run: "good", index: -1, fingerprint: 1, record },
+      { jobId: "evil-1" },
+    );
+    await queue.add("generate", {
+      run: "good",
+      index: 1,
+      fingerprint: 1,
+      record: { ...record, id: "../x" },
+    });
     await queue.close();
     expect((await run(worker)).code).toBe(0);
     expect((await status()).dead).toBe(3);

@@ -1,7 +1,7 @@
 /** Files of jobs: what a record means, how it is read, and what a folder remembers. */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { formatOf, type JobFormat, readRecords } from "../../lib/jobs/reader";
@@ -82,6 +82,9 @@ describe("a record's task", () => {
     expect(fingerprint(job({ prompt: "a", steps: 4, guidance: 2 }))).not.toBe(mark);
     expect(fingerprint(job({ prompt: "b", steps: 3, guidance: 2 }))).not.toBe(mark);
     expect(mark).toBeGreaterThan(0);
+    expect(fingerprint(job({ prompt: "a" }), ["shapes-64", "png"])).not.toBe(
+      fingerprint(job({ prompt: "a" }), ["shapes-64", "webp"]),
+    );
   });
 });
 
@@ -217,10 +220,17 @@ describe("a folder of results", () => {
   test("belongs to one process, and its shards to several", async () => {
     const folder = await ResultsFolder.open(path, whole);
     await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({ code: "OUTPUT_LOCKED" });
-    const other = await ResultsFolder.open(path, { index: 1, count: 2 });
+    // A shard has records of the whole.
+    const half = { index: 1, count: 2 };
+    await expect(ResultsFolder.open(path, half)).rejects.toMatchObject({ code: "OUTPUT_LOCKED" });
+    await folder.close();
+    const other = await ResultsFolder.open(path, half);
+    const first = await ResultsFolder.open(path, { index: 0, count: 2 });
+    const third = ResultsFolder.open(path, { index: 0, count: 3 });
+    await expect(third).rejects.toMatchObject({ code: "OUTPUT_LOCKED" });
     await other.write({ index: 1, fingerprint: 3 });
     await other.close();
-    await folder.close();
+    await first.close();
     // What a shard did counts for a run over all.
     const again = await ResultsFolder.open(path, whole);
     expect(again.done.get(1).fingerprint).toBe(3);
@@ -229,9 +239,17 @@ describe("a folder of results", () => {
 
   test("the lock of a process that is gone is taken over, one of another machine is not", async () => {
     const lock = join(path, ".results.jsonl.lock");
+    const open = async () => (await ResultsFolder.open(path, whole)).close();
     writeFileSync(lock, "cut sho");
-    await (await ResultsFolder.open(path, whole)).close();
-    writeFileSync(lock, JSON.stringify({ pid: 1, host: "another.example" }));
+    await open();
+    // A process of the same number, as containers have them: not this one.
+    writeFileSync(lock, JSON.stringify({ pid: process.pid, host: hostname(), shard: whole }));
+    await open();
+    writeFileSync(lock, JSON.stringify({ pid: 2 ** 30, host: hostname(), shard: whole }));
+    await open();
+    writeFileSync(lock, JSON.stringify({ pid: process.ppid, host: hostname(), shard: whole }));
+    await expect(open()).rejects.toMatchObject({ code: "OUTPUT_LOCKED" });
+    writeFileSync(lock, JSON.stringify({ pid: 1, host: "another.example", shard: whole }));
     await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({
       message: expect.stringContaining("process 1 on another.example"),
     });
