@@ -3,6 +3,8 @@
  * come. Memory is bounded by the concurrency, however long the source is.
  */
 
+import { setTimeout as sleep } from "node:timers/promises";
+import { UniFluidError } from "./errors.js";
 import { integerOption, invalidOption, signalOption } from "./options.js";
 
 /** Options of `generateAll` and its fellows, beside those of each item's call. */
@@ -15,7 +17,10 @@ export interface BulkOptions {
   stopOnError?: boolean;
 }
 
-/** What became of one item: a `value`, or an `error`. */
+/**
+ * What became of one item: a `value`, or an `error`. That is a `UniFluidError` where the package found the fault;
+ * an item's own signal may bring any reason.
+ */
 export type BulkResult<Item, Value> =
   | { index: number; item: Item; value: Value; error?: undefined }
   | { index: number; item: Item; value?: undefined; error: unknown };
@@ -63,10 +68,29 @@ function iteratorOf<T>(items: AnyIterable<T>): Iterator<T> | AsyncIterator<T> {
   throw invalidOption("an iterable or async iterable", "items", items);
 }
 
+/** Milliseconds until a refused item is tried again: the first, and the longest after doubling. */
+const FIRST_WAIT = 10;
+const LONGEST_WAIT = 500;
+
+/**
+ * Waits for room where the model's queue is full of other users' requests: a run over many items is there to
+ * wait its turn. The item is then begun anew; at most the reading of its image was in vain.
+ */
+async function untilRoom<T>(call: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  for (let wait = FIRST_WAIT; ; wait = Math.min(2 * wait, LONGEST_WAIT)) {
+    try {
+      return await call();
+    } catch (error) {
+      if (!(error instanceof UniFluidError && error.code === "QUEUE_FULL")) throw error;
+    }
+    await sleep(wait, undefined, { signal });
+  }
+}
+
 /**
  * Runs `call` for each item, at most `concurrency` of them at once. An item counts until its result is taken,
  * so a reader that falls behind slows the source down. Leaving the loop, an abort and a first error under
- * `stopOnError` give up what runs, wait for its end and close the source.
+ * `stopOnError` give up what runs, wait for its end and close the source. `QUEUE_FULL` is waited out.
  */
 export async function* runAll<Item, Value>(
   items: AnyIterable<Item>,
@@ -95,7 +119,11 @@ export async function* runAll<Item, Value>(
     open++;
     const run = (async (): Promise<BulkResult<Item, Value>> => {
       try {
-        return { index, item, value: await call(item, index, leave.signal) };
+        return {
+          index,
+          item,
+          value: await untilRoom(() => call(item, index, leave.signal), leave.signal),
+        };
       } catch (error) {
         return { index, item, error };
       }

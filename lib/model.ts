@@ -423,7 +423,10 @@ export class UniFluid implements AsyncDisposable {
     const seed = rest.seed === undefined ? undefined : parseSeed(rest.seed);
     return runAll(
       items,
-      (item, index, signal) => {
+      async (item, index, signal) => {
+        if (typeof item !== "string" && (typeof item !== "object" || item === null)) {
+          throw invalidOption("a string or an object", `item ${index}`, item);
+        }
         const own = seed === undefined ? {} : { seed: seedOfItem(seed, index) };
         return call({ ...rest, ...own, signal } as unknown as Options, item);
       },

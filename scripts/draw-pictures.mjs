@@ -1,5 +1,5 @@
 // Draws the pictures of README with the model that ships: npm run docs:pictures [-- FOLDER]
-// One seed for all and the prompts as they stand: what comes is shown, good or bad.
+// Picture i has seed 7 + i, and the prompts are as they stand: what comes is shown, good or bad.
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";

@@ -119,6 +119,27 @@ describe("a full queue", () => {
   });
 });
 
+test("a run over items waits for room in a full queue, and names an item that is none", async () => {
+  const model = await UniFluid.load(tiny, { threads: 1, maxSequences: 1, maxQueue: 0 });
+  try {
+    const items = ["a", "b", null as unknown as string, "c"];
+    const run = model.generateAll(items, { steps: 1, seed: 5, concurrency: 4, ordered: true });
+    const results = [];
+    for await (const { value, error } of run) results.push(value?.seed ?? error);
+    expect(results).toEqual([
+      5,
+      6,
+      expect.objectContaining({
+        code: "INVALID_OPTION",
+        message: expect.stringMatching(/expected a string or an object for item 2/),
+      }),
+      8,
+    ]);
+  } finally {
+    await model.dispose();
+  }
+});
+
 describe("the memory budget", () => {
   /** Bytes of a model at rest, and of sequences at work. */
   async function measure() {

@@ -1,6 +1,7 @@
 /** Runs over iterables: bounded, in any order or in that of the items, and left at any point. */
 
 import { type BulkOptions, bulkSettings, runAll } from "../../lib/bulk";
+import { QueueFullError } from "../../lib/errors";
 
 const settings = (options: BulkOptions & { signal?: AbortSignal } = {}) =>
   bulkSettings(options, 3).settings;
@@ -124,6 +125,32 @@ test("stopOnError throws it, gives up the others and closes the source", async (
   await expect(next).rejects.toThrow("no");
   expect(calls.aborted.sort()).toEqual([0, 2]);
   expect(seen).toEqual({ taken: 3, closed: true });
+});
+
+test("an item that finds the queue full waits for room", async () => {
+  let refusals = 3;
+  const call = async (item: string) => {
+    if (item === "b" && refusals-- > 0) throw new QueueFullError("full");
+    return item.toUpperCase();
+  };
+  const results = [];
+  for await (const { value, error } of runAll(["a", "b", "c"], call, settings())) {
+    results.push(value ?? error);
+  }
+  expect(results.sort()).toEqual(["A", "B", "C"]);
+  expect(refusals).toBe(-1);
+});
+
+test("an abort ends the wait for room", async () => {
+  const controller = new AbortController();
+  const full = async () => {
+    throw new QueueFullError("full");
+  };
+  const next = runAll([1], full, settings({ signal: controller.signal })).next();
+  await tick();
+  const reason = new Error("enough");
+  controller.abort(reason);
+  await expect(next).rejects.toBe(reason);
 });
 
 test("leaving the loop gives up what runs and closes the source", async () => {
