@@ -1,5 +1,6 @@
 /** Loads the model that a command asks for, and frees it afterwards. */
 
+import sharp from "sharp";
 import type { LoadOptions } from "../load-options.js";
 import { UniFluid } from "../model.js";
 
@@ -18,6 +19,9 @@ export async function withModel<T>(
   signal: AbortSignal,
   use: (model: UniFluid) => Promise<T>,
 ): Promise<T> {
+  // libvips keeps what it has decoded for a second use, which does not come here: it would only be memory that
+  // grows for as long as a server runs.
+  sharp.cache(false);
   const bytes = maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20);
   const loaded = await UniFluid.load(model, {
     device,
