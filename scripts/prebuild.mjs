@@ -1,7 +1,7 @@
 // Builds the addon for the package: prebuilds/linux-x64/unifluid.node, and with --arch arm64 the cross-compiled one.
 //
 //   npm run prebuilds -- [--arch x64|arm64] ...
-import { mkdirSync, rmSync } from "node:fs";
+import { chmodSync, mkdirSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -35,5 +35,7 @@ for (const arch of values.arch) {
       (error) => (error ? reject(error) : resolve()),
     );
   });
+  // As it comes out of the release workflow's artifacts: the mode is part of the package's bytes.
+  chmodSync(join(root, "prebuilds", `${process.platform}-${arch}`, "unifluid.node"), 0o644);
   console.log(`prebuilds/${process.platform}-${arch}/unifluid.node`);
 }
