@@ -9,6 +9,7 @@
 #include "binding/convert.h"
 #include "binding/model_handle.h"
 #include "binding/task.h"
+#include "binding/trainer_handle.h"
 #include "core/image_resize.h"
 #include "cpu/kernels.h"
 #include "cpu/system_memory.h"
@@ -112,6 +113,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto* environment = new EnvironmentPointer(std::make_shared<Environment>());
   (*environment)->model_class = Napi::Persistent(ModelHandle::define(env));
   (*environment)->model_class.SuppressDestruct();  // the environment may end before the last handle
+  (*environment)->trainer_class = Napi::Persistent(TrainerHandle::define(env));
+  (*environment)->trainer_class.SuppressDestruct();
   env.SetInstanceData(environment);
   // A worker or the process may end with models at work: their threads must not outlive this
   // module.
@@ -124,6 +127,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("version", UNIFLUID_VERSION);
   exports.Set("instructionSets", Napi::Function::New(env, instruction_sets));
   exports.Set("loadModel", Napi::Function::New(env, ModelHandle::load));
+  exports.Set("createTrainer", Napi::Function::New(env, TrainerHandle::create));
   exports.Set("findNonFinite", Napi::Function::New(env, find_non_finite));
   exports.Set("resizeImage", Napi::Function::New(env, resize_image));
   exports.Set("availableMemory", Napi::Function::New(env, available_memory));

@@ -227,16 +227,22 @@ ModelSpec model_spec(const Napi::Value& value) {
   return spec;
 }
 
+// What a model and a trainer are given of the machine.
+template <class Options>
+static void resources(const Napi::Object& o, Options* options) {
+  const int64_t threads = integer(o, "threads");
+  if (threads < 1 || threads > 1024) wrong("threads", "an integer from 1 to 1024");
+  options->threads = static_cast<int>(threads);
+  if (present(o, "isa")) options->isa = text(o, "isa");
+  const int64_t memory = integer(o, "maxMemory");
+  if (memory < 0) wrong("maxMemory", "a positive integer");
+  options->max_memory = static_cast<size_t>(memory);
+}
+
 LoadOptions load_options(const Napi::Value& value) {
   const Napi::Object o = object(value, "the options");
   LoadOptions options{};
-  const int64_t threads = integer(o, "threads");
-  if (threads < 1 || threads > 1024) wrong("threads", "an integer from 1 to 1024");
-  options.threads = static_cast<int>(threads);
-  if (present(o, "isa")) options.isa = text(o, "isa");
-  const int64_t memory = integer(o, "maxMemory");
-  if (memory < 0) wrong("maxMemory", "a positive integer");
-  options.max_memory = static_cast<size_t>(memory);
+  resources(o, &options);
   options.limits.max_sequences = integer(o, "maxSequences");
   if (options.limits.max_sequences < 1) wrong("maxSequences", "a positive integer");
   if (present(o, "maxQueue")) {
@@ -249,6 +255,80 @@ LoadOptions load_options(const Napi::Value& value) {
   options.limits.row_activation_bytes = static_cast<size_t>(row);
   options.limits.fixed_activation_bytes = static_cast<size_t>(fixed);
   return options;
+}
+
+TrainerSettings trainer_settings(const Napi::Value& value) {
+  const Napi::Object o = object(value, "the options");
+  TrainerSettings settings{};
+  resources(o, &settings);
+  TrainerOptions& t = settings.options;
+  const std::string compute = text(o, "compute"), order = text(o, "order");
+  if (compute != "f32" && compute != "bf16") wrong("compute", "f32 or bf16");
+  if (order != "random" && order != "raster") wrong("order", "random or raster");
+  t.bf16 = compute == "bf16";
+  t.seed = seed(o, "seed");
+  t.loss.recompute = boolean(o, "recompute");
+  t.loss.text_weight = real(o, "textWeight");
+  t.loss.multiplier = integer(o, "batchMultiplier");
+  t.loss.noise_weight_cap = real(o, "noiseWeightCap");
+  t.loss.raster = order == "raster";
+  const Napi::Array frozen = array(o, "frozen");
+  for (uint32_t i = 0; i < frozen.Length(); ++i) {
+    const Napi::Value name = frozen.Get(i);
+    if (!name.IsString()) wrong("frozen", "strings");
+    t.frozen.push_back(name.As<Napi::String>().Utf8Value());
+  }
+  t.beta1 = real(o, "beta1");
+  t.beta2 = real(o, "beta2");
+  t.epsilon = real(o, "epsilon");
+  t.weight_decay = real(o, "weightDecay");
+  t.clip_norm = real(o, "clipNorm");
+  t.ema_decay = real(o, "emaDecay");
+  if (present(o, "vae")) {
+    t.autoencoder = true;
+    t.kl_weight = real(object(o.Get("vae"), "vae"), "klWeight");
+  }
+  return settings;
+}
+
+// Calls read(object, example) for each example of an array of arrays.
+template <class Example, class Read>
+static std::vector<std::vector<Example>> batches(const Napi::Value& value, Read read) {
+  if (!value.IsArray()) wrong("the batches", "an array of arrays");
+  const Napi::Array outer = value.As<Napi::Array>();
+  std::vector<std::vector<Example>> out(outer.Length());
+  for (uint32_t i = 0; i < outer.Length(); ++i) {
+    const Napi::Value inner = outer.Get(i);
+    if (!inner.IsArray()) wrong("the batches", "an array of arrays");
+    const Napi::Array list = inner.As<Napi::Array>();
+    out[i].resize(list.Length());
+    for (uint32_t j = 0; j < list.Length(); ++j) {
+      const Napi::HandleScope scope(value.Env());
+      read(object(list.Get(j), "an example"), out[i][j]);
+    }
+  }
+  return out;
+}
+
+std::vector<std::vector<TrainingSequence>> training_batches(const Napi::Value& value) {
+  return batches<TrainingSequence>(value, [](const Napi::Object& o, TrainingSequence& s) {
+    s.task = text(o, "task");
+    s.tokens = tokens(o, "tokens");
+    if (present(o, "visionPixels")) s.vision_pixels = floats(o, "visionPixels");
+    if (present(o, "sourceLatents")) s.source_latents = floats(o, "sourceLatents");
+    if (present(o, "targetTokens")) s.target_tokens = tokens(o, "targetTokens");
+    if (present(o, "targetLatents")) s.target_latents = floats(o, "targetLatents");
+    if (present(o, "order")) s.order = tokens(o, "order");
+    if (present(o, "timesteps")) s.timesteps = floats(o, "timesteps");
+    if (present(o, "noise")) s.noise = floats(o, "noise");
+  });
+}
+
+std::vector<std::vector<VaeExample>> vae_batches(const Napi::Value& value) {
+  return batches<VaeExample>(value, [](const Napi::Object& o, VaeExample& example) {
+    example.pixels = floats(o, "pixels");
+    if (present(o, "noise")) example.noise = floats(o, "noise");
+  });
 }
 
 int64_t priority(const Napi::Value& request) {

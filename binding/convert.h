@@ -11,6 +11,7 @@
 #include "core/engine.h"
 #include "core/error.h"
 #include "core/request.h"
+#include "core/train/trainer.h"
 #include "core/weights.h"
 
 namespace unifluid::binding {
@@ -28,10 +29,20 @@ struct LoadOptions {
   EngineLimits limits;
 };
 
+struct TrainerSettings {
+  int threads;
+  std::string isa;  // empty: the best
+  size_t max_memory;
+  TrainerOptions options;
+};
+
 ModelSpec model_spec(const Napi::Value& value);
 LoadOptions load_options(const Napi::Value& value);
 Request request(const Napi::Value& value);
 int64_t priority(const Napi::Value& request);
+TrainerSettings trainer_settings(const Napi::Value& value);
+std::vector<std::vector<TrainingSequence>> training_batches(const Napi::Value& value);
+std::vector<std::vector<VaeExample>> vae_batches(const Napi::Value& value);
 
 Napi::Value to_js(Napi::Env env, const std::vector<Event>& events);
 Napi::Value to_js(Napi::Env env, const EngineStats& stats);

@@ -17,6 +17,7 @@ class ModelHandle;
 // share it, because at the end of an environment nothing says which of them goes first.
 struct Environment {
   Napi::FunctionReference model_class;
+  Napi::FunctionReference trainer_class;
   std::unordered_set<ModelHandle*> models;
 };
 using EnvironmentPointer = std::shared_ptr<Environment>;

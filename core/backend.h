@@ -238,9 +238,14 @@ struct StoredTensor {
   int64_t rows, cols;  // a vector is [1, n]; a convolution [out, in * kh * kw]
 };
 
+class TrainingBackend;  // core/training_backend.h
+
 class Backend {
  public:
   virtual ~Backend() = default;
+
+  // What training needs besides; null where this backend cannot train.
+  virtual TrainingBackend* training() { return nullptr; }
 
   // One line for people: "cpu avx2, 2 threads".
   virtual const char* description() const = 0;

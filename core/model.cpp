@@ -12,9 +12,11 @@ void expect(bool fits, const char* what) {
   if (!fits) throw Error(error_code::kInvalidCheckpoint, std::string("configuration: ") + what);
 }
 
+}  // namespace
+
 // lib/checkpoint has told the user what is wrong in their words; this keeps a mistake there from
 // becoming a division by zero or a read out of bounds here.
-void check(const ModelConfig& c) {
+void check_config(const ModelConfig& c) {
   if (c.text) {
     const TextConfig& t = *c.text;
     expect(t.vocab_size > 0 && t.hidden_size > 0 && t.intermediate_size > 0 && t.layers >= 0 &&
@@ -55,12 +57,10 @@ void check(const ModelConfig& c) {
   }
 }
 
-const ModelConfig& checked(const ModelConfig& config) {
-  check(config);
+static const ModelConfig& checked(const ModelConfig& config) {
+  check_config(config);
   return config;
 }
-
-}  // namespace
 
 Model::Model(const ModelConfig& config_, const std::vector<std::string>& files,
              std::vector<TensorRecord> records, std::unique_ptr<Backend> backend_)

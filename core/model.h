@@ -16,6 +16,9 @@
 
 namespace unifluid {
 
+// Throws INVALID_CHECKPOINT where sizes do not fit each other.
+void check_config(const ModelConfig& config);
+
 // Parts that a checkpoint lacks are empty.
 struct Model {
   // Maps the files, checks every tensor that the configuration needs. Throws INVALID_CHECKPOINT and

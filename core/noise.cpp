@@ -35,4 +35,9 @@ void step_noise(uint64_t seed, int32_t cell, int64_t step, int64_t channels, flo
           channels, out);
 }
 
+void training_noise(uint64_t seed, uint64_t counter, int64_t channels, float* out) {
+  normals(seed, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
+          Draw::training_noise, channels, out);
+}
+
 }  // namespace unifluid

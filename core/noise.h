@@ -15,4 +15,7 @@ void start_noise(uint64_t seed, int32_t cell, int64_t channels, float* out);
 // The noise added after sampling step `step`, 0 being the first; out [channels].
 void step_noise(uint64_t seed, int32_t cell, int64_t step, int64_t channels, float* out);
 
+// The noise of one token at one timestep of a training step, named by `counter`; out [channels].
+void training_noise(uint64_t seed, uint64_t counter, int64_t channels, float* out);
+
 }  // namespace unifluid

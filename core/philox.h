@@ -11,7 +11,16 @@
 namespace unifluid {
 
 // The last counter word: what a draw is for.
-enum class Draw : uint32_t { order = 0, start_noise = 1, step_noise = 2, text = 3 };
+// Those from 4 on belong to training (core/train).
+enum class Draw : uint32_t {
+  order = 0,
+  start_noise = 1,
+  step_noise = 2,
+  text = 3,
+  training_noise = 4,
+  training_time = 5,
+  training_order = 6,
+};
 
 struct PhiloxWords {
   uint32_t word[4];

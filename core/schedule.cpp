@@ -82,4 +82,38 @@ std::vector<DiffusionStep> flow_steps(int64_t timesteps, int64_t steps) {
   return out;
 }
 
+std::vector<TrainingStep> training_steps(int64_t total, float weight_cap) {
+  const std::vector<double> bars = cosine_bars(total);
+  // The sampler's tables without any respacing; it has the noisiest first.
+  const std::vector<DiffusionStep> steps = ddpm_steps(total, total);
+  std::vector<TrainingStep> out(static_cast<size_t>(total));
+  const double cap = std::max(1.0, static_cast<double>(weight_cap));
+  for (size_t t = 0; t < out.size(); ++t) {
+    const DiffusionStep& s = steps[out.size() - 1 - t];
+    TrainingStep& o = out[t];
+    o.signal = static_cast<float>(std::sqrt(bars[t]));
+    o.noise = static_cast<float>(std::sqrt(1 - bars[t]));
+    o.time = s.time;
+    o.recip = s.recip;
+    o.recipm1 = s.recipm1;
+    o.coef_x0 = s.coef_x0;
+    o.coef_x = s.coef_x;
+    o.log_beta = s.log_beta;
+    o.log_tilde = s.log_tilde;
+    o.weight = static_cast<float>(std::clamp((1 - bars[t]) / bars[t], 1.0, cap));
+    o.first = t == 0;
+  }
+  return out;
+}
+
+TrainingStep flow_training_step(float time, int64_t timesteps) {
+  TrainingStep s{};
+  const double tau = static_cast<double>(time) / static_cast<double>(timesteps);
+  s.time = time;
+  s.noise = static_cast<float>(tau);
+  s.signal = static_cast<float>(1 - tau);
+  s.weight = 1;
+  return s;
+}
+
 }  // namespace unifluid

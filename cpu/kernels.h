@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/backend.h"
+#include "core/training_backend.h"
 #include "cpu/parallel.h"
 
 namespace unifluid::cpu {
@@ -27,10 +28,40 @@ struct Kernels {
   bool (*group_norm)(const GroupNormArgs&, Parallel&);
 };
 
+// The operations of core/training_backend.h, in the same way.
+struct TrainingKernels {
+  bool (*gemm)(const GemmArgs&, Parallel&);
+  void (*add_tensors)(const AddArgs&, Parallel&);
+  void (*activation)(const ActivationArgs&, Parallel&);
+  void (*activation_backward)(const ActivationBackwardArgs&, Parallel&);
+  void (*gated)(const GatedArgs&, Parallel&);
+  void (*gated_backward)(const GatedBackwardArgs&, Parallel&);
+  void (*gated_add)(const GatedAddArgs&, Parallel&);
+  void (*gated_add_backward)(const GatedAddBackwardArgs&, Parallel&);
+  void (*column_sum)(const ColumnSumArgs&, Parallel&);
+  bool (*rms_norm_backward)(const RmsNormBackwardArgs&, Parallel&);
+  void (*modulated_norm)(const ModulatedNormArgs&, Parallel&);
+  bool (*modulated_norm_backward)(const ModulatedNormBackwardArgs&, Parallel&);
+  bool (*group_norm_backward)(const GroupNormBackwardArgs&, Parallel&);
+  bool (*attention_backward)(const AttentionBackwardArgs&, Parallel&);
+  void (*gather_rows)(const GatherRowsArgs&, Parallel&);
+  void (*scatter_rows)(const ScatterRowsArgs&, Parallel&);
+  void (*time_features)(const TimeFeaturesArgs&, Parallel&);
+  void (*patches)(const PatchesArgs&, Parallel&);
+  void (*patches_backward)(const PatchesBackwardArgs&, Parallel&);
+  void (*cross_entropy)(const CrossEntropyArgs&, Parallel&);
+  void (*training_noise)(const TrainingNoiseArgs&, Parallel&);
+  void (*diffuse)(const DiffuseArgs&, Parallel&);
+  void (*diffusion_loss)(const DiffusionLossArgs&, Parallel&);
+  void (*adamw)(const AdamWArgs&, Parallel&);
+  bool (*sum_of_squares)(const float* values, int64_t count, double* result, Parallel&);
+};
+
 struct InstructionSet {
   const char* name;
   bool supported;  // this processor and operating system have it
   const Kernels* kernels;
+  const TrainingKernels* training;
 };
 
 // Those compiled in, from the plainest to the best.

@@ -28,4 +28,39 @@ bool diffusion_sample(const DiffusionSampleArgs&, Parallel&);
 // convolution.cpp
 bool convolution(const ConvolutionArgs&, Parallel&);
 
+// ---- training (core/training_backend.h) ----
+
+// gemm.cpp
+bool gemm(const GemmArgs&, Parallel&);
+// elementwise.cpp
+void add_tensors(const AddArgs&, Parallel&);
+void activation(const ActivationArgs&, Parallel&);
+void activation_backward(const ActivationBackwardArgs&, Parallel&);
+void gated(const GatedArgs&, Parallel&);
+void gated_backward(const GatedBackwardArgs&, Parallel&);
+void gated_add(const GatedAddArgs&, Parallel&);
+void gated_add_backward(const GatedAddBackwardArgs&, Parallel&);
+void column_sum(const ColumnSumArgs&, Parallel&);
+// norm_backward.cpp
+bool rms_norm_backward(const RmsNormBackwardArgs&, Parallel&);
+void modulated_norm(const ModulatedNormArgs&, Parallel&);
+bool modulated_norm_backward(const ModulatedNormBackwardArgs&, Parallel&);
+bool group_norm_backward(const GroupNormBackwardArgs&, Parallel&);
+// attention_backward.cpp
+bool attention_backward(const AttentionBackwardArgs&, Parallel&);
+// row_index.cpp
+void gather_rows(const GatherRowsArgs&, Parallel&);
+void scatter_rows(const ScatterRowsArgs&, Parallel&);
+void time_features(const TimeFeaturesArgs&, Parallel&);
+void patches(const PatchesArgs&, Parallel&);
+void patches_backward(const PatchesBackwardArgs&, Parallel&);
+// loss.cpp
+void cross_entropy(const CrossEntropyArgs&, Parallel&);
+void training_noise(const TrainingNoiseArgs&, Parallel&);
+void diffuse(const DiffuseArgs&, Parallel&);
+void diffusion_loss(const DiffusionLossArgs&, Parallel&);
+// optimizer.cpp
+void adamw(const AdamWArgs&, Parallel&);
+bool sum_of_squares(const float* values, int64_t count, double* result, Parallel&);
+
 }  // namespace unifluid::cpu::UNIFLUID_ISA

@@ -1,0 +1,272 @@
+#include "core/train/parameters.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+#include "core/training_backend.h"
+
+namespace unifluid {
+
+namespace {
+
+// The tensors of a configuration (spec section 3), in the order they are written.
+class Shapes {
+ public:
+  void matrix(const std::string& name, int64_t rows, int64_t cols) {
+    add(name, rows, cols, 0, true);
+  }
+  void vector(const std::string& name, int64_t size) { add(name, 1, size, 0, false); }
+  void linear(const std::string& name, int64_t out, int64_t in) {
+    matrix(name + ".weight", out, in);
+    vector(name + ".bias", out);
+  }
+  void norm(const std::string& name, int64_t size) {
+    vector(name + ".weight", size);
+    vector(name + ".bias", size);
+  }
+  void convolution(const std::string& name, int64_t out, int64_t in, int64_t kernel) {
+    add(name + ".weight", out, in * kernel * kernel, kernel, true);
+    vector(name + ".bias", out);
+  }
+
+  void text(const TextConfig& c) {
+    const int64_t d = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+    matrix("language_model.embed_tokens.weight", c.vocab_size, d);
+    for (int64_t i = 0; i < c.layers; ++i) {
+      const std::string at = "language_model.layers." + std::to_string(i) + ".";
+      vector(at + "input_layernorm.weight", d);
+      vector(at + "post_attention_layernorm.weight", d);
+      if (c.gemma2) {
+        vector(at + "pre_feedforward_layernorm.weight", d);
+        vector(at + "post_feedforward_layernorm.weight", d);
+      }
+      matrix(at + "self_attn.q_proj.weight", q, d);
+      matrix(at + "self_attn.k_proj.weight", kv, d);
+      matrix(at + "self_attn.v_proj.weight", kv, d);
+      matrix(at + "self_attn.o_proj.weight", d, q);
+      matrix(at + "mlp.gate_proj.weight", c.intermediate_size, d);
+      matrix(at + "mlp.up_proj.weight", c.intermediate_size, d);
+      matrix(at + "mlp.down_proj.weight", d, c.intermediate_size);
+    }
+    vector("language_model.norm.weight", d);
+    if (!c.tied) matrix("lm_head.weight", c.vocab_size, d);
+  }
+
+  void vision(const VisionConfig& c, int64_t width) {
+    const std::string root = "vision_tower.";
+    const int64_t h = c.hidden_size;
+    // A convolution whose patches do not overlap: its rows are used as they are.
+    linear(root + "embeddings.patch_embedding", h, 3 * c.patch_size * c.patch_size);
+    matrix(root + "embeddings.position_embedding.weight", c.features(), h);
+    for (int64_t i = 0; i < c.layers; ++i) {
+      const std::string at = root + "encoder.layers." + std::to_string(i) + ".";
+      norm(at + "layer_norm1", h);
+      norm(at + "layer_norm2", h);
+      for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"})
+        linear(at + "self_attn." + name, h, h);
+      linear(at + "mlp.fc1", c.intermediate_size, h);
+      linear(at + "mlp.fc2", h, c.intermediate_size);
+    }
+    norm(root + "post_layernorm", h);
+    linear("multi_modal_projector.linear", width, h);
+  }
+
+  void image(const ImageConfig& c, int64_t width) {
+    const int64_t w = c.head_width;
+    linear("image_in", width, c.token_channels);
+    matrix("image_position.weight", c.cells(), width);
+    matrix("image_next_position.weight", c.cells(), width);
+    vector("image_begin", width);
+    const std::string root = "diffusion_head.";
+    linear(root + "input_proj", w, c.token_channels);
+    linear(root + "cond_embed", w, width);
+    linear(root + "time_embed.mlp.0", w, 256);
+    linear(root + "time_embed.mlp.2", w, w);
+    for (int64_t i = 0; i < c.head_depth; ++i) {
+      const std::string at = root + "res_blocks." + std::to_string(i) + ".";
+      norm(at + "in_ln", w);
+      linear(at + "mlp.0", w, w);
+      linear(at + "mlp.2", w, w);
+      linear(at + "adaLN_modulation.1", 3 * w, w);
+    }
+    linear(root + "final_layer.adaLN_modulation.1", 2 * w, w);
+    linear(root + "final_layer.linear", (c.flow ? 1 : 2) * c.token_channels, w);
+  }
+
+  void autoencoder(const VaeConfig& c) {
+    const std::vector<int64_t>& channels = c.block_out_channels;
+    const std::vector<int64_t> reversed(channels.rbegin(), channels.rend());
+    const int64_t z = c.latent_channels, deepest = channels.back();
+    half("vae.encoder.", "down_blocks", "downsamplers", channels, c.layers_per_block, c.in_channels,
+         deepest, 2 * z, c.mid_block_attention);
+    half("vae.decoder.", "up_blocks", "upsamplers", reversed, c.layers_per_block + 1, z, deepest,
+         c.out_channels, c.mid_block_attention);
+    if (c.quant_conv) convolution("vae.quant_conv", 2 * z, 2 * z, 1);
+    if (c.post_quant_conv) convolution("vae.post_quant_conv", z, z, 1);
+  }
+
+  std::vector<Parameter> list;
+
+ private:
+  void add(const std::string& name, int64_t rows, int64_t cols, int64_t kernel, bool matrix) {
+    Parameter p;
+    p.name = name;
+    p.rows = rows;
+    p.cols = cols;
+    p.kernel = kernel;
+    p.matrix = matrix;
+    list.push_back(std::move(p));
+  }
+  void resnet(const std::string& at, int64_t in, int64_t out) {
+    norm(at + ".norm1", in);
+    convolution(at + ".conv1", out, in, 3);
+    norm(at + ".norm2", out);
+    convolution(at + ".conv2", out, out, 3);
+    if (in != out) convolution(at + ".conv_shortcut", out, in, 1);
+  }
+  void half(const std::string& root, const std::string& blocks, const std::string& resampler,
+            const std::vector<int64_t>& channels, int64_t resnets, int64_t in, int64_t deepest,
+            int64_t out, bool attention) {
+    convolution(root + "conv_in", channels.front(), in, 3);
+    int64_t current = channels.front();
+    for (size_t i = 0; i < channels.size(); ++i) {
+      const std::string at = root + blocks + "." + std::to_string(i) + ".";
+      for (int64_t j = 0; j < resnets; ++j) {
+        resnet(at + "resnets." + std::to_string(j), current, channels[i]);
+        current = channels[i];
+      }
+      if (i + 1 < channels.size())
+        convolution(at + resampler + ".0.conv", current, current, 3);
+    }
+    resnet(root + "mid_block.resnets.0", deepest, deepest);
+    if (attention) {
+      const std::string at = root + "mid_block.attentions.0.";
+      norm(at + "group_norm", deepest);
+      for (const char* name : {"to_q", "to_k", "to_v", "to_out.0"})
+        linear(at + name, deepest, deepest);
+    }
+    resnet(root + "mid_block.resnets.1", deepest, deepest);
+    norm(root + "conv_norm_out", current);
+    convolution(root + "conv_out", out, current, 3);
+  }
+};
+
+// Between [out, in, taps] and [out, taps, in]; `to_here`: the first to the second.
+std::vector<float> permuted(const std::vector<float>& from, const Parameter& p, bool to_here) {
+  if (p.kernel <= 1) return from;
+  const int64_t taps = p.kernel * p.kernel, in = p.cols / taps;
+  std::vector<float> to(from.size());
+  for (int64_t o = 0; o < p.rows; ++o)
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t c = 0; c < in; ++c) {
+        const auto here = static_cast<size_t>((o * taps + t) * in + c);
+        const auto there = static_cast<size_t>((o * in + c) * taps + t);
+        to[to_here ? here : there] = from[to_here ? there : here];
+      }
+  return to;
+}
+
+}  // namespace
+
+Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weights& weights,
+                       const std::vector<std::string>& frozen, bool average, Backend& backend)
+    : backend_(backend) {
+  Shapes shapes;
+  if (autoencoder) {
+    shapes.autoencoder(*config.vae);
+  } else {
+    shapes.text(*config.text);
+    if (config.vision) shapes.vision(*config.vision, config.text->hidden_size);
+    if (config.image) shapes.image(*config.image, config.text->hidden_size);
+  }
+  all_ = std::move(shapes.list);
+  for (size_t i = 0; i < all_.size(); ++i) {
+    all_[i].offset = size_;
+    // Tensors begin at whole cache lines.
+    size_ += (all_[i].rows * all_[i].cols + 15) / 16 * 16;
+    index_.emplace(all_[i].name, i);
+  }
+  for (const std::string& name : frozen) {
+    const auto found = index_.find(name);
+    if (found == index_.end())
+      throw Error(error_code::kInvalidArgument, "there is no tensor " + name + " to freeze");
+    all_[found->second].trainable = false;
+  }
+  if (std::none_of(all_.begin(), all_.end(), [](const Parameter& p) { return p.trainable; }))
+    throw Error(error_code::kInvalidArgument, "every tensor is frozen: nothing is left to train");
+
+  const size_t bytes = static_cast<size_t>(size_) * sizeof(float);
+  for (Block* block : {&values_, &gradients_, &first_, &second_}) *block = Block(backend, bytes);
+  if (average) average_ = Block(backend, bytes);
+  for (Stored what : {Stored::weights, Stored::gradient, Stored::first, Stored::second})
+    backend.training()->fill(Tensor(piece(what), DType::f32, 1, size_), 0);
+  for (Parameter& p : all_) {
+    p.value = tensor(p, Stored::weights);
+    if (p.trainable) p.gradient = tensor(p, Stored::gradient);
+    std::vector<float> stored(static_cast<size_t>(p.rows * p.cols));
+    backend.read(weights.matrix(backend, p.name, p.rows, p.cols), stored.data());
+    write(p.name, Stored::weights, stored);
+  }
+  if (average)
+    backend.copy(Tensor(values_.data(), DType::f32, 1, size_),
+                 Tensor(average_.data(), DType::f32, 1, size_));
+}
+
+const Parameter& Parameters::at(const std::string& name) const {
+  const auto found = index_.find(name);
+  if (found == index_.end())
+    throw Error(error_code::kInvalidArgument, "the model has no tensor " + name);
+  return all_[found->second];
+}
+
+float* Parameters::piece(Stored what) const {
+  switch (what) {
+    case Stored::weights:
+      return static_cast<float*>(values_.data());
+    case Stored::average:
+      return static_cast<float*>(average_.data());
+    case Stored::first:
+      return static_cast<float*>(first_.data());
+    case Stored::second:
+      return static_cast<float*>(second_.data());
+    case Stored::gradient:
+      break;
+  }
+  return static_cast<float*>(gradients_.data());
+}
+
+Tensor Parameters::tensor(const Parameter& p, Stored what) const {
+  return Tensor(piece(what) + p.offset, DType::f32, p.rows, p.cols);
+}
+
+void Parameters::zero_gradients() {
+  backend_.training()->fill(Tensor(gradients_.data(), DType::f32, 1, size_), 0);
+}
+
+std::vector<float> Parameters::read(const std::string& name, Stored what) const {
+  const Parameter& p = at(name);
+  if (!has(what))
+    throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
+  std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
+  backend_.read(tensor(p, what), values.data());
+  return permuted(values, p, false);
+}
+
+void Parameters::write(const std::string& name, Stored what, const std::vector<float>& values) {
+  const Parameter& p = at(name);
+  if (!has(what))
+    throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
+  if (values.size() != static_cast<size_t>(p.rows * p.cols))
+    throw Error(error_code::kInvalidArgument, "expected " + std::to_string(p.rows * p.cols) +
+                                                  " values for " + name + " but received " +
+                                                  std::to_string(values.size()));
+  backend_.write(permuted(values, p, true).data(), tensor(p, what));
+}
+
+void Parameters::swap_average() {
+  std::swap(values_, average_);
+  for (Parameter& p : all_) p.value = tensor(p, Stored::weights);
+}
+
+}  // namespace unifluid

@@ -1,0 +1,69 @@
+// The weights of a model in training: float32 masters, gradients, AdamW's moments and the moving
+// average, each kind in one piece of the backend's memory.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/backend.h"
+#include "core/config.h"
+#include "core/memory.h"
+#include "core/weights.h"
+
+namespace unifluid {
+
+enum class Stored : uint8_t { weights, average, first, second, gradient };
+
+struct Parameter {
+  std::string name;  // canonical, as lib/checkpoint/tensor-names.ts has it
+  int64_t rows = 0, cols = 0;
+  // Of a convolution: side of its kernel. Such a weight is [out, row, column, in] here and [out, in,
+  // row, column] in checkpoints. 0: not a convolution's.
+  int64_t kernel = 0;
+  bool matrix = false;     // has weight decay
+  bool trainable = true;   // else no gradient is computed
+  int64_t offset = 0;      // elements from the start of each piece
+  Tensor value, gradient;  // gradient: empty where not trainable
+  const float* vector() const { return static_cast<const float*>(value.data); }
+  float* gradient_vector() const { return static_cast<float*>(gradient.data); }
+};
+
+class Parameters {
+ public:
+  // Reads all the weights that the configuration has: those of the vision tower, the decoder and
+  // the image part, or those of the autoencoder alone. `frozen`: names that are not trained. Throws
+  // INVALID_CHECKPOINT where a tensor is missing or of another shape, INVALID_ARGUMENT where a
+  // frozen name does not exist or nothing is left to train.
+  Parameters(const ModelConfig& config, bool autoencoder, const Weights& weights,
+             const std::vector<std::string>& frozen, bool average, Backend& backend);
+
+  // Throws INVALID_ARGUMENT where there is none.
+  const Parameter& at(const std::string& name) const;
+  const std::vector<Parameter>& all() const { return all_; }
+  int64_t size() const { return size_; }
+
+  // All of a kind, `size()` elements.
+  float* piece(Stored what) const;
+  bool has(Stored what) const { return what != Stored::average || average_.data() != nullptr; }
+  void zero_gradients();
+
+  // One tensor in the checkpoint's layout.
+  std::vector<float> read(const std::string& name, Stored what) const;
+  void write(const std::string& name, Stored what, const std::vector<float>& values);
+
+  // Exchanges weights and their average, for evaluation.
+  void swap_average();
+
+ private:
+  Tensor tensor(const Parameter& p, Stored what) const;
+
+  Backend& backend_;
+  std::vector<Parameter> all_;
+  std::unordered_map<std::string, size_t> index_;
+  int64_t size_ = 0;
+  Block values_, gradients_, first_, second_, average_;
+};
+
+}  // namespace unifluid

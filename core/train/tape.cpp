@@ -1,0 +1,398 @@
+#include "core/train/tape.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+namespace unifluid {
+
+namespace {
+
+// Rows of logits that exist at a time: this many elements.
+constexpr int64_t kLogits = int64_t{1} << 20;
+
+bool trains(const Parameter* p) { return p && p->trainable; }
+const float* vector_of(const Parameter* p) { return p ? p->vector() : nullptr; }
+float* gradient_of(const Parameter* p) { return trains(p) ? p->gradient_vector() : nullptr; }
+
+}  // namespace
+
+// ---- the tape ----
+
+Var Tape::push(const Tensor& value, bool needs, std::function<void(const Tensor&)> back) {
+  Node n;
+  n.value = value;
+  n.needs = needs && gradients_;
+  if (n.needs) n.back = std::move(back);
+  nodes_.push_back(std::move(n));
+  return static_cast<Var>(nodes_.size() - 1);
+}
+
+Var Tape::input(int64_t rows, int64_t cols) {
+  return push(workspace_.tensor(rows, cols), false, nullptr);
+}
+
+Tensor Tape::gradient(Var v, bool* accumulate) {
+  Node& n = node(v);
+  if (!n.gradient && n.value.rows > 0)
+    n.gradient = workspace_.tensor(n.value.rows, n.value.cols);
+  *accumulate = n.written;
+  n.written = true;
+  return n.gradient;
+}
+
+Tensor Tape::zeroed_gradient(Var v) {
+  bool accumulate;
+  const Tensor g = gradient(v, &accumulate);
+  if (!accumulate) ops_.fill(g, 0);
+  return g;
+}
+
+void Tape::pass(Var v, const Tensor& dout) {
+  if (!needs(v)) return;
+  Node& n = node(v);
+  if (!n.gradient) {
+    n.gradient = dout;
+    n.written = true;
+  } else if (!n.written) {
+    backend_.copy(dout, n.gradient);
+    n.written = true;
+  } else {
+    ops_.add({dout, n.gradient});
+  }
+}
+
+void Tape::backward_to(size_t first) {
+  for (size_t i = nodes_.size(); i-- > first;) {
+    if (!nodes_[i].back || !nodes_[i].written) continue;
+    // Copies: what is computed again grows the list.
+    const auto back = std::move(nodes_[i].back);
+    const Tensor dout = nodes_[i].gradient;
+    back(dout);
+  }
+}
+
+Var Tape::recomputed(Var x, std::function<Var(Var)> body) {
+  const Tensor out = workspace_.tensor(value(x).rows, value(x).cols);
+  const size_t mark = nodes_.size();
+  bool any;
+  {
+    Workspace::Scope scope(workspace_);
+    const Var y = body(x);
+    backend_.copy(value(y), out);
+    any = needs(y);
+    nodes_.resize(mark);
+  }
+  return push(out, any, [this, x, body = std::move(body)](const Tensor& dout) {
+    // x's gradient must outlive what is made here.
+    if (needs(x) && !node(x).gradient)
+      node(x).gradient = workspace_.tensor(value(x).rows, value(x).cols);
+    const size_t first = nodes_.size();
+    Workspace::Scope scope(workspace_);
+    const Var y = body(x);
+    pass(y, dout);
+    backward_to(first);
+    nodes_.resize(first);
+  });
+}
+
+// ---- operations ----
+
+Var Tape::linear(Var x, const Parameter& weight, const Parameter* bias, Var residual) {
+  const Tensor in = value(x);
+  const Tensor out = workspace_.tensor(in.rows, weight.rows);
+  if (residual != kNone) backend_.copy(value(residual), out);
+  ops_.gemm({.a = in, .b = weight.value, .transpose_b = true, .bias = vector_of(bias),
+             .accumulate = residual != kNone, .bf16 = bf16_, .out = out});
+  const Parameter* w = &weight;
+  return push(out, needs(x) || needs(residual) || w->trainable || trains(bias),
+              [=, this](const Tensor& dout) {
+                if (w->trainable)
+                  ops_.gemm({.a = dout, .transpose_a = true, .b = value(x), .accumulate = true,
+                             .bf16 = bf16_, .out = w->gradient});
+                if (trains(bias)) ops_.column_sum({dout, bias->gradient_vector()});
+                if (needs(x)) {
+                  bool accumulate;
+                  const Tensor dx = gradient(x, &accumulate);
+                  ops_.gemm({.a = dout, .b = w->value, .accumulate = accumulate, .bf16 = bf16_,
+                             .out = dx});
+                }
+                pass(residual, dout);
+              });
+}
+
+Var Tape::activation(Var x, Activation activation) {
+  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  ops_.activation({in, activation, out});
+  return push(out, needs(x), [=, this](const Tensor& dout) {
+    bool accumulate;
+    const Tensor dx = gradient(x, &accumulate);
+    ops_.activation_backward({value(x), activation, dout, accumulate, dx});
+  });
+}
+
+Var Tape::gated(Var gate, Var up, Activation activation) {
+  const Tensor in = value(gate), out = workspace_.tensor(in.rows, in.cols);
+  ops_.gated({in, value(up), activation, out});
+  // Gate and up come from linear layers of their own and have no other use.
+  return push(out, needs(gate), [=, this](const Tensor& dout) {
+    bool accumulate;
+    const Tensor dgate = gradient(gate, &accumulate), dup = gradient(up, &accumulate);
+    ops_.gated_backward({value(gate), value(up), activation, dout, dgate, dup});
+  });
+}
+
+Var Tape::rms_norm(Var x, const Parameter& weight, float eps, Var residual) {
+  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  backend_.rms_norm({in, weight.vector(), eps, residual == kNone ? Tensor() : value(residual), out});
+  const Parameter* w = &weight;
+  return push(out, needs(x) || needs(residual) || w->trainable, [=, this](const Tensor& dout) {
+    bool accumulate = false;
+    const Tensor dx =
+        needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
+    ops_.rms_norm_backward({value(x), w->vector(), eps, dout, accumulate, dx, gradient_of(w)});
+    pass(residual, dout);
+  });
+}
+
+Var Tape::modulated_norm(Var x, const Parameter* weight, const Parameter* bias, Var modulation,
+                         float eps) {
+  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  const int64_t n = in.cols;
+  Tensor shift, scale;
+  if (modulation != kNone) {
+    shift = value(modulation).columns(0, n);
+    scale = value(modulation).columns(n, n);
+  }
+  ops_.modulated_norm({in, vector_of(weight), vector_of(bias), shift, scale, eps, out});
+  return push(
+      out, needs(x) || needs(modulation) || trains(weight) || trains(bias),
+      [=, this](const Tensor& dout) {
+        Tensor dshift, dscale;
+        bool accumulate = false;
+        if (needs(modulation)) {
+          const Tensor g = gradient(modulation, &accumulate);
+          dshift = g.columns(0, n);
+          dscale = g.columns(n, n);
+        }
+        accumulate = false;
+        const Tensor dx =
+            needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
+        ops_.modulated_norm_backward({value(x), vector_of(weight), vector_of(bias), shift, scale,
+                                      eps, dout, accumulate, dx, gradient_of(weight),
+                                      gradient_of(bias), dshift, dscale});
+      });
+}
+
+Var Tape::gated_add(Var x, Var modulation, Var y) {
+  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  const int64_t n = in.cols;
+  const Tensor gate = value(modulation).columns(2 * n, n);
+  ops_.gated_add({in, gate, value(y), out});
+  return push(out, needs(x) || needs(modulation) || needs(y), [=, this](const Tensor& dout) {
+    bool accumulate;
+    const Tensor dgate = needs(modulation) ? gradient(modulation, &accumulate).columns(2 * n, n)
+                                           : workspace_.tensor(dout.rows, n);
+    const Tensor dy = needs(y) ? gradient(y, &accumulate) : workspace_.tensor(dout.rows, n);
+    ops_.gated_add_backward({gate, value(y), dout, dgate, dy});
+    pass(x, dout);
+  });
+}
+
+Var Tape::attention(Var q, Var k, Var v, const AttentionShape& shape,
+                    const std::vector<AttentionSpan>& spans) {
+  const Tensor out = workspace_.tensor(value(q).rows, value(q).cols);
+  auto kept = std::make_shared<std::vector<AttentionSpan>>(spans);
+  AttentionArgs args{};
+  args.q = value(q);
+  args.k = value(k);
+  args.v = value(v);
+  args.heads = shape.heads;
+  args.kv_heads = shape.kv_heads;
+  args.head_dim = shape.head_dim;
+  args.scale = shape.scale;
+  args.soft_cap = shape.soft_cap;
+  args.window = shape.window;
+  args.rope_theta = shape.rope_theta;
+  args.first_position = shape.first_position;
+  args.spans = kept->data();
+  args.span_count = static_cast<int64_t>(kept->size());
+  args.out = out;
+  backend_.attention(args);
+  // Queries, keys and values come from linear layers of their own and have no other use.
+  return push(out, needs(q) || needs(k) || needs(v), [=, this](const Tensor& dout) {
+    auto target = [&](Var x) {
+      bool accumulate;
+      return needs(x) ? gradient(x, &accumulate)
+                      : workspace_.tensor(value(x).rows, value(x).cols);
+    };
+    const Tensor dq = target(q), dk = target(k), dv = target(v);
+    AttentionArgs forward = args;
+    forward.spans = kept->data();
+    ops_.attention_backward({forward, dout, dq, dk, dv});
+  });
+}
+
+Var Tape::gather(int64_t rows, int64_t cols, std::vector<GatherPart> parts) {
+  const Tensor out = workspace_.tensor(rows, cols);
+  ops_.fill(out, 0);
+  bool any = false;
+  for (const GatherPart& p : parts) {
+    ops_.gather_rows({p.parameter ? p.parameter->value : value(p.table), p.index.data(), p.scale,
+                      out});
+    any = any || trains(p.parameter) || needs(p.table);
+  }
+  auto kept = std::make_shared<std::vector<GatherPart>>(std::move(parts));
+  return push(out, any, [=, this](const Tensor& dout) {
+    for (const GatherPart& p : *kept) {
+      if (trains(p.parameter))
+        ops_.scatter_rows({dout, p.index.data(), p.scale, p.parameter->gradient});
+      else if (needs(p.table))
+        ops_.scatter_rows({dout, p.index.data(), p.scale, zeroed_gradient(p.table)});
+    }
+  });
+}
+
+Var Tape::add(Var a, Var b) {
+  const Tensor out = workspace_.tensor(value(a).rows, value(a).cols);
+  backend_.copy(value(a), out);
+  ops_.add({value(b), out});
+  return push(out, needs(a) || needs(b), [=, this](const Tensor& dout) {
+    if (needs(a) && needs(b)) {
+      // Two gradients must not share memory.
+      bool accumulate;
+      const Tensor da = gradient(a, &accumulate);
+      if (accumulate)
+        ops_.add({dout, da});
+      else
+        backend_.copy(dout, da);
+    } else {
+      pass(a, dout);
+    }
+    pass(b, dout);
+  });
+}
+
+Var Tape::convolution(Var x, const ImageShape& image, const ConvolutionShape& shape,
+                      const Parameter& weight, const Parameter& bias, Var residual) {
+  const Tensor in = value(x);
+  const int64_t padded = shape.pad_before + shape.pad_after - shape.kernel;
+  const int64_t height = (image.height * shape.upsample + padded) / shape.stride + 1;
+  const int64_t width = (image.width * shape.upsample + padded) / shape.stride + 1;
+  const Tensor out = workspace_.tensor(image.images * height * width, weight.rows);
+  const bool plain = shape.kernel == 1 && shape.stride == 1 && shape.upsample == 1 && padded == -1;
+  PatchesArgs geometry{in, image.images, image.height, image.width, shape.upsample, shape.kernel,
+                       shape.stride, shape.pad_before, shape.pad_after, Tensor()};
+  // Patches are k^2 times the image: made when needed, never kept.
+  const auto patches = [=, this](const Tensor& from) {
+    if (plain) return from;
+    PatchesArgs args = geometry;
+    args.x = from;
+    args.out = workspace_.tensor(out.rows, weight.cols);
+    ops_.patches(args);
+    return args.out;
+  };
+  if (residual != kNone) backend_.copy(value(residual), out);
+  {
+    Workspace::Scope scope(workspace_);
+    ops_.gemm({.a = patches(in), .b = weight.value, .transpose_b = true, .bias = bias.vector(),
+               .accumulate = residual != kNone, .bf16 = bf16_, .out = out});
+  }
+  const Parameter *w = &weight, *b = &bias;
+  return push(out, needs(x) || needs(residual) || w->trainable || b->trainable,
+              [=, this](const Tensor& dout) {
+                if (b->trainable) ops_.column_sum({dout, b->gradient_vector()});
+                const Tensor dx = needs(x) ? zeroed_gradient(x) : Tensor();
+                Workspace::Scope scope(workspace_);
+                if (w->trainable)
+                  ops_.gemm({.a = dout, .transpose_a = true, .b = patches(value(x)),
+                             .accumulate = true, .bf16 = bf16_, .out = w->gradient});
+                if (dx && plain) {
+                  ops_.gemm({.a = dout, .b = w->value, .accumulate = true, .bf16 = bf16_, .out = dx});
+                } else if (dx) {
+                  const Tensor dpatches = workspace_.tensor(dout.rows, w->cols);
+                  ops_.gemm({.a = dout, .b = w->value, .bf16 = bf16_, .out = dpatches});
+                  ops_.patches_backward({dpatches, geometry.images, geometry.height, geometry.width,
+                                         geometry.upsample, geometry.kernel, geometry.stride,
+                                         geometry.pad_before, geometry.pad_after, dx});
+                }
+                pass(residual, dout);
+              });
+}
+
+Var Tape::group_norm(Var x, int64_t images, int64_t groups, const Parameter& weight,
+                     const Parameter& bias, float eps, bool silu) {
+  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  const int64_t pixels = in.rows / images;
+  for (int64_t i = 0; i < images; ++i)
+    backend_.group_norm({in.slice(i * pixels, pixels), groups, weight.vector(), bias.vector(), eps,
+                         silu, out.slice(i * pixels, pixels)});
+  const Parameter *w = &weight, *b = &bias;
+  return push(out, needs(x) || w->trainable || b->trainable, [=, this](const Tensor& dout) {
+    bool accumulate = false;
+    const Tensor dx =
+        needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
+    ops_.group_norm_backward({value(x), images, groups, w->vector(), b->vector(), eps, silu, dout,
+                              accumulate, dx, gradient_of(w), gradient_of(b)});
+  });
+}
+
+// ---- losses ----
+
+void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<int32_t>& targets,
+                         float cap, float scale, std::vector<float>* losses) {
+  const Tensor in = value(hidden);
+  losses->resize(targets.size());
+  bool accumulate = false;
+  const Tensor dhidden = needs(hidden) ? gradient(hidden, &accumulate) : Tensor();
+  const int64_t step = std::max<int64_t>(1, kLogits / weight.rows);
+  for (int64_t first = 0; first < in.rows; first += step) {
+    Workspace::Scope scope(workspace_);
+    const int64_t rows = std::min(step, in.rows - first);
+    const Tensor x = in.slice(first, rows), logits = workspace_.tensor(rows, weight.rows);
+    ops_.gemm({.a = x, .b = weight.value, .transpose_b = true, .bf16 = bf16_, .out = logits});
+    ops_.cross_entropy({logits, targets.data() + first, cap, scale, losses->data() + first});
+    if (!gradients_) continue;
+    if (weight.trainable)
+      ops_.gemm({.a = logits, .transpose_a = true, .b = x, .accumulate = true, .bf16 = bf16_,
+                 .out = weight.gradient});
+    if (dhidden)
+      ops_.gemm({.a = logits, .b = weight.value, .accumulate = accumulate, .bf16 = bf16_,
+                 .out = dhidden.slice(first, rows)});
+  }
+}
+
+void Tape::diffusion_loss(Var output, bool flow, const Tensor& x0,
+                          const std::vector<int32_t>& index,
+                          const std::vector<TrainingStep>& steps, const Tensor& epsilon,
+                          float scale, std::vector<float>* losses) {
+  const Tensor out = value(output);
+  losses->resize(index.size());
+  bool accumulate = false;
+  const Tensor doutput =
+      needs(output) ? gradient(output, &accumulate) : workspace_.tensor(out.rows, out.cols);
+  ops_.diffusion_loss(
+      {flow, out, x0, index.data(), steps.data(), epsilon, scale, doutput, losses->data()});
+}
+
+void Tape::host_gradient(Var v, const std::vector<float>& values) {
+  if (!needs(v)) return;
+  bool accumulate;
+  const Tensor g = gradient(v, &accumulate);
+  backend_.write(values.data(), g);
+}
+
+Var Tape::host(Var x, int64_t rows, int64_t cols, const std::vector<float>& out,
+               std::function<std::vector<float>(const std::vector<float>&)> back) {
+  const Tensor result = workspace_.tensor(rows, cols);
+  backend_.write(out.data(), result);
+  return push(result, needs(x), [=, this, back = std::move(back)](const Tensor& dout) {
+    std::vector<float> gradient(static_cast<size_t>(dout.size()));
+    backend_.read(dout, gradient.data());
+    const Tensor dx = workspace_.tensor(value(x).rows, value(x).cols);
+    backend_.write(back(gradient).data(), dx);
+    pass(x, dx);
+  });
+}
+
+}  // namespace unifluid

@@ -1,0 +1,165 @@
+#include "core/train/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <utility>
+
+#include "core/error.h"
+#include "core/model.h"
+#include "core/training_backend.h"
+
+namespace unifluid {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& what) {
+  throw Error(error_code::kInvalidArgument, what);
+}
+
+}  // namespace
+
+Trainer::Trainer(const ModelConfig& config, const std::vector<std::string>& files,
+                 std::vector<TensorRecord> records, const TrainerOptions& options,
+                 std::unique_ptr<Backend> backend)
+    : config_(config), options_(options), backend_(std::move(backend)) {
+  check_config(config_);
+  if (!backend_->training()) refuse("this device cannot train");
+  if (options_.autoencoder ? !config_.vae : !config_.text)
+    refuse(options_.autoencoder ? "there is no autoencoder to train" : "there is no decoder to train");
+  if (options_.loss.multiplier < 1) refuse("expected at least one timestep for each image token");
+  const Weights weights(files, std::move(records));
+  parameters_ = std::make_unique<Parameters>(config_, options_.autoencoder, weights,
+                                             options_.frozen, options_.ema_decay > 0, *backend_);
+  workspace_.emplace(*backend_);
+  if (options_.autoencoder)
+    vae_.emplace(*config_.vae, *parameters_, options_.kl_weight);
+  else
+    unified_.emplace(config_, *parameters_, options_.loss);
+}
+
+template <class Example>
+StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_t step,
+                        bool gradients) {
+  constexpr bool kVae = std::is_same_v<Example, VaeExample>;
+  if (kVae != options_.autoencoder)
+    refuse(kVae ? "expected sequences, since this trains the unified model"
+                : "expected pictures, since this trains an autoencoder");
+  StepTokens total;
+  int64_t examples = 0;
+  for (const auto& batch : batches) {
+    if (batch.empty()) refuse("expected at least one example in each batch");
+    for (const Example& example : batch) {
+      const std::string place = "example " + std::to_string(examples++) + " of the step";
+      if constexpr (kVae) {
+        vae_->check(example, place);
+      } else {
+        unified_->check(example, place);
+        const StepTokens tokens = unified_->tokens(example);
+        total.image += tokens.image;
+        total.text += tokens.text;
+      }
+    }
+  }
+  if (examples == 0) refuse("expected at least one batch");
+
+  StepResult result;
+  if (gradients) parameters_->zero_gradients();
+  DrawnAt at{options_.seed, static_cast<uint32_t>(step), 0};
+  for (const auto& batch : batches) {
+    Workspace::Scope scope(*workspace_);
+    Tape tape(*backend_, *workspace_, options_.bf16, gradients);
+    if constexpr (kVae)
+      vae_->add(tape, *backend_, batch, examples, at, &result.vae);
+    else
+      unified_->add(tape, *backend_, *workspace_, batch, total, at, &result.losses);
+    if (gradients) tape.backward();
+    at.first += static_cast<uint32_t>(batch.size());
+  }
+  const double sum = result.losses.image.loss + result.losses.text.loss + result.vae.absolute +
+                     result.vae.square + result.vae.kl;
+  result.finite = std::isfinite(sum);
+  return result;
+}
+
+void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
+  Parameters& p = *parameters_;
+  float* gradient = p.piece(Stored::gradient);
+  TrainingBackend& ops = *backend_->training();
+  result->gradient_norm = std::sqrt(ops.sum_of_squares(gradient, p.size()));
+  result->finite = result->finite && std::isfinite(result->gradient_norm);
+  if (!result->finite) return;
+  const double n = static_cast<double>(step);
+  AdamWArgs args{};
+  args.gradient_scale = 1;
+  if (options_.clip_norm > 0)  // as torch's clip_grad_norm_
+    args.gradient_scale =
+        static_cast<float>(std::min(1.0, options_.clip_norm / (result->gradient_norm + 1e-6)));
+  args.rate = learning_rate;
+  args.beta1 = options_.beta1;
+  args.beta2 = options_.beta2;
+  args.epsilon = options_.epsilon;
+  args.correction1 = static_cast<float>(1 - std::pow(static_cast<double>(options_.beta1), n));
+  args.correction2 = static_cast<float>(1 - std::pow(static_cast<double>(options_.beta2), n));
+  args.average_keep =
+      static_cast<float>(std::min(static_cast<double>(options_.ema_decay), n / (n + 10)));
+  for (const Parameter& q : p.all()) {
+    if (!q.trainable) continue;
+    args.value = p.piece(Stored::weights) + q.offset;
+    args.first = p.piece(Stored::first) + q.offset;
+    args.second = p.piece(Stored::second) + q.offset;
+    args.gradient = gradient + q.offset;
+    args.average = p.has(Stored::average) ? p.piece(Stored::average) + q.offset : nullptr;
+    args.count = q.rows * q.cols;
+    args.decay = q.matrix ? options_.weight_decay : 0;
+    ops.adamw(args);
+  }
+}
+
+StepResult Trainer::step(const std::vector<std::vector<TrainingSequence>>& batches, int64_t step,
+                         float learning_rate) {
+  StepResult result = run(batches, step, true);
+  update(&result, step, learning_rate);
+  return result;
+}
+
+StepResult Trainer::step(const std::vector<std::vector<VaeExample>>& batches, int64_t step,
+                         float learning_rate) {
+  StepResult result = run(batches, step, true);
+  update(&result, step, learning_rate);
+  return result;
+}
+
+namespace {
+
+// The average in the place of the weights for as long as this lives.
+class WithAverage {
+ public:
+  WithAverage(Parameters& parameters, bool average) : parameters_(parameters), average_(average) {
+    if (average && !parameters.has(Stored::average)) refuse("this trainer keeps no moving average");
+    if (average_) parameters_.swap_average();
+  }
+  ~WithAverage() {
+    if (average_) parameters_.swap_average();
+  }
+
+ private:
+  Parameters& parameters_;
+  const bool average_;
+};
+
+}  // namespace
+
+StepResult Trainer::evaluate(const std::vector<std::vector<TrainingSequence>>& batches,
+                             int64_t step, bool average) {
+  const WithAverage weights(*parameters_, average);
+  return run(batches, step, false);
+}
+
+StepResult Trainer::evaluate(const std::vector<std::vector<VaeExample>>& batches, int64_t step,
+                             bool average) {
+  const WithAverage weights(*parameters_, average);
+  return run(batches, step, false);
+}
+
+}  // namespace unifluid

@@ -1,0 +1,448 @@
+#include "core/train/unified_loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/error.h"
+#include "core/philox.h"
+#include "core/schedule.h"
+
+namespace unifluid {
+
+namespace {
+
+constexpr float kHeadNormEps = 1e-6f;
+
+[[noreturn]] void unfit(const std::string& place, const std::string& what) {
+  throw Error(error_code::kInvalidArgument, place + ": " + what);
+}
+
+void expect_size(size_t size, int64_t wanted, const std::string& place, const char* what) {
+  if (size != static_cast<size_t>(wanted))
+    unfit(place, "expected " + std::to_string(wanted) + " values of " + what + " but received " +
+                     std::to_string(size));
+}
+
+// A uniform number for each index, four to a Philox block.
+class Uniforms {
+ public:
+  Uniforms(const DrawnAt& at, uint32_t example, Draw use) : at_(at), example_(example), use_(use) {}
+  uint32_t word(uint32_t index) {
+    if (index / 4 != block_ || !any_) {
+      block_ = index / 4;
+      any_ = true;
+      words_ = philox4x32(at_.seed, block_, example_, at_.step, static_cast<uint32_t>(use_));
+    }
+    return words_.word[index % 4];
+  }
+  double operator()(uint32_t index) { return uniform(word(index)); }
+
+ private:
+  const DrawnAt at_;
+  const uint32_t example_;
+  const Draw use_;
+  PhiloxWords words_{};
+  uint32_t block_ = 0;
+  bool any_ = false;
+};
+
+std::vector<int32_t> drawn_order(const DrawnAt& at, uint32_t example, int64_t n) {
+  std::vector<int32_t> order(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) order[i] = static_cast<int32_t>(i);
+  Uniforms draws(at, example, Draw::training_order);
+  for (int64_t i = n - 1; i > 0; --i) {
+    const uint64_t j =
+        (uint64_t{draws.word(static_cast<uint32_t>(n - 1 - i))} * static_cast<uint64_t>(i + 1)) >> 32;
+    std::swap(order[i], order[j]);
+  }
+  return order;
+}
+
+// ddpm: uniform over the timesteps. flow: 1000 times the sigmoid of a standard normal.
+std::vector<float> drawn_times(const DrawnAt& at, uint32_t example, int64_t count, bool flow,
+                               int64_t timesteps) {
+  std::vector<float> times(static_cast<size_t>(count));
+  Uniforms draws(at, example, Draw::training_time);
+  for (int64_t i = 0; i < count; ++i) {
+    const auto index = static_cast<uint32_t>(i);
+    if (!flow) {
+      times[i] = static_cast<float>(
+          (uint64_t{draws.word(index)} * static_cast<uint64_t>(timesteps)) >> 32);
+      continue;
+    }
+    const double r = std::sqrt(-2 * std::log(draws(index / 2 * 2)));
+    const double angle = 6.283185307179586 * draws(index / 2 * 2 + 1);
+    const double normal = r * (index % 2 ? std::sin(angle) : std::cos(angle));
+    times[i] = static_cast<float>(static_cast<double>(timesteps) / (1 + std::exp(-normal)));
+  }
+  return times;
+}
+
+}  // namespace
+
+UnifiedLoss::UnifiedLoss(const ModelConfig& config, const Parameters& parameters,
+                         const UnifiedLossOptions& options)
+    : config_(config), parameters_(parameters), options_(options) {
+  if (config.image && !config.image->flow)
+    schedule_ = training_steps(config.image->timesteps, options.noise_weight_cap);
+}
+
+void UnifiedLoss::check(const TrainingSequence& s, const std::string& place) const {
+  const bool draws = !s.target_latents.empty();
+  if (draws == !s.target_tokens.empty())
+    unfit(place, "expected target tokens or target latents, one of them");
+  if (s.tokens.empty()) unfit(place, "expected prefix tokens");
+  for (const auto* ids : {&s.tokens, &s.target_tokens})
+    for (int32_t id : *ids)
+      if (id < 0 || id >= config_.text->vocab_size)
+        unfit(place, "token id " + std::to_string(id) + " lies outside the vocabulary of " +
+                         std::to_string(config_.text->vocab_size));
+  if (!s.vision_pixels.empty()) {
+    if (!config_.vision) unfit(place, "this model reads no images: it has no vision tower");
+    const int64_t side = config_.vision->image_size;
+    expect_size(s.vision_pixels.size(), 3 * side * side, place, "vision pixels");
+  }
+  if (!draws && s.source_latents.empty()) return;
+  if (!config_.image) unfit(place, "this model draws no images: it has no diffusion head");
+  const int64_t cells = config_.image->cells(), c = config_.image->token_channels;
+  if (!s.source_latents.empty())
+    expect_size(s.source_latents.size(), cells * c, place, "source latents");
+  if (!draws) return;
+  expect_size(s.target_latents.size(), cells * c, place, "target latents");
+  const int64_t m = cells * options_.multiplier;
+  if (!s.order.empty()) {
+    expect_size(s.order.size(), cells, place, "the order");
+    std::vector<bool> seen(static_cast<size_t>(cells));
+    for (int32_t cell : s.order) {
+      if (cell < 0 || cell >= cells || seen[cell]) unfit(place, "the order is no permutation");
+      seen[cell] = true;
+    }
+  }
+  if (!s.timesteps.empty()) expect_size(s.timesteps.size(), m, place, "timesteps");
+  for (float t : s.timesteps)
+    if (!(t >= 0) || t > static_cast<float>(config_.image->timesteps) ||
+        (!config_.image->flow && (t != std::floor(t) || t >= config_.image->timesteps)))
+      unfit(place, "a timestep lies outside the schedule");
+  if (!s.noise.empty()) expect_size(s.noise.size(), m * c, place, "noise");
+}
+
+StepTokens UnifiedLoss::tokens(const TrainingSequence& s) const {
+  if (s.target_latents.empty()) return {0, static_cast<int64_t>(s.target_tokens.size())};
+  return {config_.image->cells() * options_.multiplier, 0};
+}
+
+// ---- the parts of the model ----
+
+Var UnifiedLoss::vision_layer(Tape& tape, int64_t layer, Var x,
+                              const std::vector<AttentionSpan>& spans) const {
+  const VisionConfig& c = *config_.vision;
+  const int64_t head_dim = c.hidden_size / c.heads;
+  const std::string at_ = "vision_tower.encoder.layers." + std::to_string(layer) + ".";
+  const auto norm = [&](Var v, const std::string& name) {
+    return tape.layer_norm(v, &at(at_ + name + ".weight"), &at(at_ + name + ".bias"),
+                           c.layer_norm_eps);
+  };
+  const Var normed = norm(x, "layer_norm1");
+  const Var q = linear(tape, normed, at_ + "self_attn.q_proj");
+  const Var k = linear(tape, normed, at_ + "self_attn.k_proj");
+  const Var v = linear(tape, normed, at_ + "self_attn.v_proj");
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+  const Var mixed =
+      tape.attention(q, k, v, {c.heads, c.heads, head_dim, scale, 0, 0, 0, 0}, spans);
+  const Var y = linear(tape, mixed, at_ + "self_attn.out_proj", x);
+  const Var hidden = linear(tape, norm(y, "layer_norm2"), at_ + "mlp.fc1");
+  return linear(tape, tape.activation(hidden, c.activation), at_ + "mlp.fc2", y);
+}
+
+// Features of all images of the batch, one after another: [images * features, d].
+Var UnifiedLoss::vision(Tape& tape, Backend& backend,
+                        const std::vector<TrainingSequence>& batch) const {
+  const VisionConfig& c = *config_.vision;
+  const int64_t f = c.features(), p = c.patch_size, s = c.image_size;
+  std::vector<float> patches;
+  std::vector<AttentionSpan> spans;
+  std::vector<int32_t> positions;
+  for (const TrainingSequence& sequence : batch) {
+    if (sequence.vision_pixels.empty()) continue;
+    const int64_t first = static_cast<int64_t>(positions.size());
+    spans.push_back({first, f, 0, f, KvCache{}});
+    for (int64_t i = 0; i < f; ++i) positions.push_back(static_cast<int32_t>(i));
+    // As VisionTower::forward has them: channel, row, column.
+    for (int64_t py = 0; py < c.grid(); ++py)
+      for (int64_t px = 0; px < c.grid(); ++px)
+        for (int64_t channel = 0; channel < 3; ++channel)
+          for (int64_t y = 0; y < p; ++y) {
+            const float* from =
+                sequence.vision_pixels.data() + (channel * s + py * p + y) * s + px * p;
+            patches.insert(patches.end(), from, from + p);
+          }
+  }
+  if (spans.empty()) return kNone;
+  const int64_t m = static_cast<int64_t>(positions.size());
+  const Var rows = tape.input(m, 3 * p * p);
+  backend.write(patches.data(), tape.value(rows));
+  std::vector<int32_t> every(positions.size());
+  for (size_t i = 0; i < every.size(); ++i) every[i] = static_cast<int32_t>(i);
+  const std::string root = "vision_tower.";
+  const Var embedded = linear(tape, rows, root + "embeddings.patch_embedding");
+  Var x = tape.gather(
+      m, c.hidden_size,
+      {{embedded, nullptr, std::move(every)},
+       {kNone, &at(root + "embeddings.position_embedding.weight"), std::move(positions)}});
+  for (int64_t i = 0; i < c.layers; ++i) {
+    if (options_.recompute)
+      x = tape.recomputed(x, [&tape, this, i, spans](Var v) { return vision_layer(tape, i, v, spans); });
+    else
+      x = vision_layer(tape, i, x, spans);
+  }
+  x = tape.layer_norm(x, &at(root + "post_layernorm.weight"), &at(root + "post_layernorm.bias"),
+                      c.layer_norm_eps);
+  return linear(tape, x, "multi_modal_projector.linear");
+}
+
+Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
+                               const std::vector<AttentionSpan>& spans) const {
+  const TextConfig& c = *config_.text;
+  const std::string root = "language_model.layers." + std::to_string(layer) + ".";
+  const auto norm = [&](Var v, const char* name, Var residual = kNone) {
+    return tape.rms_norm(v, at(root + name + ".weight"), c.rms_norm_eps, residual);
+  };
+  const auto project = [&](Var v, const char* name, Var residual = kNone) {
+    return tape.linear(v, at(root + name + ".weight"), nullptr, residual);
+  };
+  const Var normed = norm(x, "input_layernorm");
+  const Var q = project(normed, "self_attn.q_proj");
+  const Var k = project(normed, "self_attn.k_proj");
+  const Var v = project(normed, "self_attn.v_proj");
+  const Var mixed = tape.attention(
+      q, k, v,
+      {c.heads, c.kv_heads, c.head_dim, c.attention_scale, c.attention_soft_cap,
+       c.windows[static_cast<size_t>(layer)], c.rope_theta, c.first_position},
+      spans);
+  const auto mlp = [&](Var v_, Var residual) {
+    const Var gate = project(v_, "mlp.gate_proj"), up = project(v_, "mlp.up_proj");
+    return project(tape.gated(gate, up, c.activation), "mlp.down_proj", residual);
+  };
+  if (c.gemma2) {
+    const Var y = norm(project(mixed, "self_attn.o_proj"), "post_attention_layernorm", x);
+    return norm(mlp(norm(y, "pre_feedforward_layernorm"), kNone), "post_feedforward_layernorm", y);
+  }
+  const Var y = project(mixed, "self_attn.o_proj", x);
+  return mlp(norm(y, "post_attention_layernorm"), y);
+}
+
+// z [tokens, d] and noised [m, C], row i being a noised form of token rows[i] -> the outputs of the
+// head's network, [m, 2C or C].
+Var UnifiedLoss::head(Tape& tape, Backend& backend, Var z, const std::vector<int32_t>& rows,
+                      const Tensor& noised, const std::vector<TrainingStep>& steps) const {
+  const ImageConfig& c = *config_.image;
+  const int64_t m = static_cast<int64_t>(rows.size());
+  const std::string root = "diffusion_head.";
+  std::vector<float> times(steps.size());
+  for (size_t i = 0; i < steps.size(); ++i) times[i] = steps[i].time;
+  const Var features = tape.input(m, 256);
+  backend.training()->time_features({times.data(), tape.value(features)});
+  Var time = linear(tape, features, root + "time_embed.mlp.0");
+  time = linear(tape, tape.activation(time, Activation::silu), root + "time_embed.mlp.2");
+  std::vector<int32_t> every(rows.size());
+  for (size_t i = 0; i < every.size(); ++i) every[i] = static_cast<int32_t>(i);
+  const Var condition = linear(tape, z, root + "cond_embed");
+  const Var y = tape.activation(
+      tape.gather(m, c.head_width, {{time, nullptr, std::move(every)}, {condition, nullptr, rows}}),
+      Activation::silu);
+  const Var input = tape.input(m, c.token_channels);
+  backend.copy(noised, tape.value(input));
+  Var x = linear(tape, input, root + "input_proj");
+  for (int64_t i = 0; i < c.head_depth; ++i) {
+    const std::string block = root + "res_blocks." + std::to_string(i) + ".";
+    const Var modulation = linear(tape, y, block + "adaLN_modulation.1");
+    const Var normed = tape.modulated_norm(x, &at(block + "in_ln.weight"),
+                                           &at(block + "in_ln.bias"), modulation, kHeadNormEps);
+    const Var hidden = linear(tape, normed, block + "mlp.0");
+    const Var out = linear(tape, tape.activation(hidden, Activation::silu), block + "mlp.2");
+    x = tape.gated_add(x, modulation, out);
+  }
+  const Var modulation = linear(tape, y, root + "final_layer.adaLN_modulation.1");
+  const Var normed = tape.modulated_norm(x, nullptr, nullptr, modulation, kHeadNormEps);
+  return linear(tape, normed, root + "final_layer.linear");
+}
+
+// ---- a batch ----
+
+// Where everything of a batch lies.
+struct UnifiedLoss::Packed {
+  std::vector<AttentionSpan> spans;  // sequences, among the decoder's rows
+  int64_t rows = 0;
+  // One entry for each decoder row: where it comes from, -1 where not from there.
+  std::vector<int32_t> token, feature, image_token, position, next, begin;
+  std::vector<float> inputs;  // image tokens that are inputs, [n, C]
+
+  // Rows whose outputs are conditions of image tokens, and those tokens.
+  std::vector<int32_t> conditions;
+  std::vector<float> targets;       // [conditions, C]
+  std::vector<int32_t> noised;      // of each noised token: its condition
+  std::vector<TrainingStep> steps;  // of each noised token
+  std::vector<uint64_t> counters;
+  std::vector<float> noise;  // given, or empty
+  std::vector<int32_t> drawn;  // of each condition: its sequence
+
+  // Rows whose outputs predict text, and what they should say.
+  std::vector<int32_t> predictions, words, written;
+
+  void row(int32_t token_, int32_t feature_, int32_t image, int32_t position_, int32_t next_,
+           bool begins) {
+    token.push_back(token_);
+    feature.push_back(feature_);
+    image_token.push_back(image);
+    position.push_back(position_);
+    next.push_back(next_);
+    begin.push_back(begins ? 0 : -1);
+    ++rows;
+  }
+  int32_t input(const float* values, int64_t channels) {
+    inputs.insert(inputs.end(), values, values + channels);
+    return static_cast<int32_t>(inputs.size() / static_cast<size_t>(channels)) - 1;
+  }
+};
+
+void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
+                      const std::vector<TrainingSequence>& batch, const StepTokens& total,
+                      const DrawnAt& drawn_at, UnifiedLosses* losses) const {
+  const TextConfig& text = *config_.text;
+  const int64_t d = text.hidden_size;
+  const int64_t cells = config_.image ? config_.image->cells() : 0;
+  const int64_t channels = config_.image ? config_.image->token_channels : 0;
+  const int64_t mul = options_.multiplier;
+
+  Packed p;
+  int32_t features = 0;
+  bool given_noise = false;
+  for (size_t n = 0; n < batch.size(); ++n) {
+    const TrainingSequence& s = batch[n];
+    const auto example = drawn_at.first + static_cast<uint32_t>(n);
+    const int64_t first = p.rows;
+    if (!s.vision_pixels.empty())
+      for (int64_t i = 0; i < config_.vision->features(); ++i) p.row(-1, features++, -1, -1, -1, false);
+    if (!s.source_latents.empty())
+      for (int64_t i = 0; i < cells; ++i)
+        p.row(-1, -1, p.input(s.source_latents.data() + i * channels, channels),
+              static_cast<int32_t>(i), -1, false);
+    for (int32_t id : s.tokens) p.row(id, -1, -1, -1, -1, false);
+    const int64_t prefix = p.rows - first;
+    if (s.target_latents.empty()) {
+      // The last row of the prefix predicts the first word.
+      for (size_t i = 0; i < s.target_tokens.size(); ++i) {
+        if (i > 0) p.row(s.target_tokens[i - 1], -1, -1, -1, -1, false);
+        p.predictions.push_back(static_cast<int32_t>(p.rows - 1));
+        p.words.push_back(s.target_tokens[i]);
+        p.written.push_back(static_cast<int32_t>(n));
+      }
+    } else {
+      std::vector<int32_t> order = s.order;
+      if (order.empty() && !options_.raster) order = drawn_order(drawn_at, example, cells);
+      if (order.empty())
+        for (int64_t i = 0; i < cells; ++i) order.push_back(static_cast<int32_t>(i));
+      const std::vector<float> times =
+          s.timesteps.empty() ? drawn_times(drawn_at, example, cells * mul, config_.image->flow,
+                                            config_.image->timesteps)
+                              : s.timesteps;
+      given_noise = given_noise || !s.noise.empty();
+      for (int64_t k = 0; k < cells; ++k) {
+        const int32_t cell = order[k];
+        if (k == 0)
+          p.row(-1, -1, -1, -1, cell, true);
+        else
+          p.row(-1, -1, p.input(s.target_latents.data() + order[k - 1] * channels, channels),
+                order[k - 1], cell, false);
+        const float* target = s.target_latents.data() + cell * channels;
+        const auto condition = static_cast<int32_t>(p.conditions.size());
+        p.conditions.push_back(static_cast<int32_t>(p.rows - 1));
+        p.drawn.push_back(static_cast<int32_t>(n));
+        p.targets.insert(p.targets.end(), target, target + channels);
+        for (int64_t j = 0; j < mul; ++j) {
+          const float time = times[k * mul + j];
+          p.noised.push_back(condition);
+          p.steps.push_back(config_.image->flow ? flow_training_step(time, config_.image->timesteps)
+                                                : schedule_[static_cast<size_t>(time)]);
+          p.counters.push_back((static_cast<uint64_t>(drawn_at.step) << 32) |
+                               static_cast<uint32_t>((example * cells + k) * mul + j));
+        }
+      }
+      p.noise.resize(p.noised.size() * static_cast<size_t>(channels));
+      if (!s.noise.empty())
+        std::memcpy(p.noise.data() + p.noise.size() - s.noise.size(), s.noise.data(),
+                    s.noise.size() * sizeof(float));
+    }
+    p.spans.push_back({first, p.rows - first, 0, text.bidirectional_prefix ? prefix : 0, KvCache{}});
+  }
+  losses->rows += p.rows;
+
+  // The decoder's inputs.
+  std::vector<GatherPart> parts;
+  const auto used = [](const std::vector<int32_t>& index) {
+    return std::any_of(index.begin(), index.end(), [](int32_t i) { return i >= 0; });
+  };
+  parts.push_back({kNone, &at("language_model.embed_tokens.weight"), p.token,
+                   static_cast<float>(std::sqrt(static_cast<double>(d)))});
+  if (used(p.feature)) parts.push_back({vision(tape, backend, batch), nullptr, p.feature});
+  if (!p.inputs.empty()) {
+    const Var values = tape.input(static_cast<int64_t>(p.inputs.size()) / channels, channels);
+    backend.write(p.inputs.data(), tape.value(values));
+    parts.push_back({linear(tape, values, "image_in"), nullptr, p.image_token});
+    parts.push_back({kNone, &at("image_position.weight"), p.position});
+  }
+  if (used(p.begin)) {
+    parts.push_back({kNone, &at("image_begin"), p.begin});
+    parts.push_back({kNone, &at("image_next_position.weight"), p.next});
+  }
+  Var x = tape.gather(p.rows, d, std::move(parts));
+  for (int64_t i = 0; i < text.layers; ++i) {
+    if (options_.recompute)
+      x = tape.recomputed(
+          x, [&tape, this, i, spans = p.spans](Var v) { return decoder_layer(tape, i, v, spans); });
+    else
+      x = decoder_layer(tape, i, x, p.spans);
+  }
+  const Var hidden = tape.rms_norm(x, at("language_model.norm.weight"), text.rms_norm_eps);
+
+  const auto count = [&](LossSum& sum, int32_t sequence, float loss) {
+    sum.loss += loss;
+    ++sum.tokens;
+    LossSum& task = losses->by_task[batch[static_cast<size_t>(sequence)].task];
+    task.loss += loss;
+    ++task.tokens;
+  };
+
+  if (!p.predictions.empty()) {
+    const Var out = tape.gather(static_cast<int64_t>(p.predictions.size()), d,
+                                {{hidden, nullptr, p.predictions}});
+    std::vector<float> each;
+    const std::string weight = text.tied ? "language_model.embed_tokens.weight" : "lm_head.weight";
+    tape.cross_entropy(out, at(weight), p.words, text.logit_soft_cap,
+                       options_.text_weight / static_cast<float>(total.text), &each);
+    for (size_t i = 0; i < each.size(); ++i) count(losses->text, p.written[i], each[i]);
+  }
+  if (!p.conditions.empty()) {
+    const int64_t m = static_cast<int64_t>(p.noised.size());
+    const Var z = tape.gather(static_cast<int64_t>(p.conditions.size()), d,
+                              {{hidden, nullptr, p.conditions}});
+    const Tensor targets = workspace.tensor(static_cast<int64_t>(p.conditions.size()), channels);
+    const Tensor epsilon = workspace.tensor(m, channels), noised = workspace.tensor(m, channels);
+    backend.write(p.targets.data(), targets);
+    TrainingBackend& ops = *backend.training();
+    if (given_noise)
+      backend.write(p.noise.data(), epsilon);
+    else
+      ops.training_noise({drawn_at.seed, p.counters.data(), epsilon});
+    ops.diffuse({targets, p.noised.data(), p.steps.data(), epsilon, noised});
+    const Var output = head(tape, backend, z, p.noised, noised, p.steps);
+    std::vector<float> each;
+    tape.diffusion_loss(output, config_.image->flow, targets, p.noised, p.steps, epsilon,
+                        1 / static_cast<float>(total.image), &each);
+    for (size_t i = 0; i < each.size(); ++i)
+      count(losses->image, p.drawn[static_cast<size_t>(p.noised[i])], each[i]);
+  }
+}
+
+}  // namespace unifluid

@@ -1,0 +1,208 @@
+#include "core/train/vae_loss.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+#include "core/noise.h"
+
+namespace unifluid {
+
+namespace {
+
+constexpr float kNormEps = 1e-6f;
+constexpr float kLeastLog = -30, kMostLog = 20;  // bounds of the log variance
+
+int64_t side_of(const VaeExample& example) {
+  return std::llround(std::sqrt(static_cast<double>(example.pixels.size()) / 3));
+}
+
+}  // namespace
+
+void VaeLoss::check(const VaeExample& example, const std::string& place) const {
+  const int64_t side = side_of(example), factor = config_.factor();
+  if (side == 0 || side % factor != 0 ||
+      static_cast<size_t>(3 * side * side) != example.pixels.size())
+    throw Error(error_code::kInvalidArgument,
+                place + ": expected a square picture whose side is a multiple of " +
+                    std::to_string(factor));
+  const int64_t cells = side / factor * (side / factor);
+  if (!example.noise.empty() &&
+      example.noise.size() != static_cast<size_t>(cells * config_.latent_channels))
+    throw Error(error_code::kInvalidArgument, place + ": the noise does not fit the picture");
+}
+
+VaeLoss::Map VaeLoss::convolution(Tape& tape, const Map& in, const std::string& name,
+                                  Var residual) const {
+  const Parameter& weight = at(name + ".weight");
+  const int64_t kernel = weight.kernel, pad = kernel / 2;
+  return {tape.convolution(in.x, in.shape, {kernel, 1, 1, pad, pad}, weight, at(name + ".bias"),
+                           residual),
+          in.shape, weight.rows};
+}
+
+// Up: pixels twice, then a convolution. Down: stride 2, padded to the right and below only.
+VaeLoss::Map VaeLoss::resample(Tape& tape, const Map& in, const std::string& name, bool up) const {
+  const Parameter& weight = at(name + ".weight");
+  const ConvolutionShape shape = up ? ConvolutionShape{3, 1, 2, 1, 1} : ConvolutionShape{3, 2, 1, 0, 1};
+  ImageShape image = in.shape;
+  image.height = up ? image.height * 2 : image.height / 2;
+  image.width = up ? image.width * 2 : image.width / 2;
+  return {tape.convolution(in.x, in.shape, shape, weight, at(name + ".bias")), image, weight.rows};
+}
+
+VaeLoss::Map VaeLoss::group_norm(Tape& tape, const Map& in, const std::string& name,
+                                 bool silu) const {
+  return {tape.group_norm(in.x, in.shape.images, config_.norm_groups, at(name + ".weight"),
+                          at(name + ".bias"), kNormEps, silu),
+          in.shape, in.channels};
+}
+
+VaeLoss::Map VaeLoss::resnet(Tape& tape, const Map& in, const std::string& name) const {
+  Map hidden = convolution(tape, group_norm(tape, in, name + ".norm1", true), name + ".conv1");
+  hidden = group_norm(tape, hidden, name + ".norm2", true);
+  Var residual = in.x;
+  if (in.channels != hidden.channels)
+    residual = convolution(tape, in, name + ".conv_shortcut").x;
+  return convolution(tape, hidden, name + ".conv2", residual);
+}
+
+VaeLoss::Map VaeLoss::middle(Tape& tape, Map x, const std::string& name) const {
+  x = resnet(tape, x, name + ".resnets.0");
+  if (config_.mid_block_attention) {
+    const std::string root = name + ".attentions.0.";
+    const Map normed = group_norm(tape, x, root + "group_norm", false);
+    const auto linear = [&](Var v, const char* part, Var residual) {
+      return tape.linear(v, at(root + part + ".weight"), &at(root + part + ".bias"), residual);
+    };
+    std::vector<AttentionSpan> spans;
+    const int64_t pixels = x.shape.height * x.shape.width;
+    for (int64_t i = 0; i < x.shape.images; ++i)
+      spans.push_back({i * pixels, pixels, 0, pixels, KvCache{}});
+    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(x.channels)));
+    const Var mixed = tape.attention(
+        linear(normed.x, "to_q", kNone), linear(normed.x, "to_k", kNone),
+        linear(normed.x, "to_v", kNone), {1, 1, x.channels, scale, 0, 0, 0, 0}, spans);
+    x.x = linear(mixed, "to_out.0", x.x);
+  }
+  return resnet(tape, x, name + ".resnets.1");
+}
+
+VaeLoss::Map VaeLoss::encode(Tape& tape, Map x) const {
+  const std::string root = "vae.encoder.";
+  x = convolution(tape, x, root + "conv_in");
+  const size_t levels = config_.block_out_channels.size();
+  for (size_t i = 0; i < levels; ++i) {
+    const std::string block = root + "down_blocks." + std::to_string(i) + ".";
+    for (int64_t j = 0; j < config_.layers_per_block; ++j)
+      x = resnet(tape, x, block + "resnets." + std::to_string(j));
+    if (i + 1 < levels) x = resample(tape, x, block + "downsamplers.0.conv", false);
+  }
+  x = middle(tape, x, root + "mid_block");
+  x = convolution(tape, group_norm(tape, x, root + "conv_norm_out", true), root + "conv_out");
+  return config_.quant_conv ? convolution(tape, x, "vae.quant_conv") : x;
+}
+
+VaeLoss::Map VaeLoss::decode(Tape& tape, Map x) const {
+  if (config_.post_quant_conv) x = convolution(tape, x, "vae.post_quant_conv");
+  const std::string root = "vae.decoder.";
+  x = convolution(tape, x, root + "conv_in");
+  x = middle(tape, x, root + "mid_block");
+  const size_t levels = config_.block_out_channels.size();
+  for (size_t i = 0; i < levels; ++i) {
+    const std::string block = root + "up_blocks." + std::to_string(i) + ".";
+    for (int64_t j = 0; j <= config_.layers_per_block; ++j)
+      x = resnet(tape, x, block + "resnets." + std::to_string(j));
+    if (i + 1 < levels) x = resample(tape, x, block + "upsamplers.0.conv", true);
+  }
+  return convolution(tape, group_norm(tape, x, root + "conv_norm_out", true), root + "conv_out");
+}
+
+void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& batch,
+                  int64_t total, const DrawnAt& drawn_at, VaeLosses* losses) const {
+  const int64_t side = side_of(batch.front()), pixels = side * side;
+  const int64_t images = static_cast<int64_t>(batch.size()), z = config_.latent_channels;
+  for (const VaeExample& example : batch)
+    if (side_of(example) != side)
+      throw Error(error_code::kInvalidArgument, "expected pictures of one size in a batch");
+  const double share = static_cast<double>(images) / static_cast<double>(total);
+
+  std::vector<float> input(static_cast<size_t>(images * pixels * 3));
+  for (int64_t i = 0; i < images; ++i)
+    for (int64_t c = 0; c < 3; ++c)
+      for (int64_t p = 0; p < pixels; ++p)
+        input[static_cast<size_t>((i * pixels + p) * 3 + c)] =
+            batch[static_cast<size_t>(i)].pixels[static_cast<size_t>(c * pixels + p)];
+  const Var x = tape.input(images * pixels, 3);
+  backend.write(input.data(), tape.value(x));
+  const Map moments = encode(tape, {x, {images, side, side}, 3});
+
+  // A draw from the posterior of each cell, and the divergence from a unit normal.
+  const int64_t cells = moments.shape.height * moments.shape.width;
+  const auto count = static_cast<size_t>(images * cells * z);
+  std::vector<float> moment(2 * count), latents(count), noise(count);
+  backend.read(tape.value(moments.x), moment.data());
+  for (int64_t i = 0; i < images; ++i) {
+    const VaeExample& example = batch[static_cast<size_t>(i)];
+    std::vector<float> drawn(static_cast<size_t>(z));
+    for (int64_t cell = 0; cell < cells; ++cell) {
+      const uint64_t number = static_cast<uint64_t>((drawn_at.first + i) * cells + cell);
+      if (example.noise.empty())
+        training_noise(drawn_at.seed, (static_cast<uint64_t>(drawn_at.step) << 32) | number, z,
+                       drawn.data());
+      for (int64_t c = 0; c < z; ++c)
+        noise[static_cast<size_t>((i * cells + cell) * z + c)] =
+            example.noise.empty() ? drawn[static_cast<size_t>(c)]
+                                  : example.noise[static_cast<size_t>(c * cells + cell)];
+    }
+  }
+  double kl = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const size_t row = i / static_cast<size_t>(z), c = i % static_cast<size_t>(z);
+    const double mean = moment[row * 2 * z + c];
+    const double log_variance =
+        std::clamp(moment[row * 2 * z + z + c], kLeastLog, kMostLog);
+    latents[i] = static_cast<float>(mean + std::exp(0.5 * log_variance) * noise[i]);
+    kl += 0.5 * (mean * mean + std::exp(log_variance) - 1 - log_variance);
+  }
+  kl /= static_cast<double>(count);
+  losses->kl += kl * share;
+  const double kl_scale = kl_weight_ * share / static_cast<double>(count);
+  const Var drawn = tape.host(
+      moments.x, images * cells, z, latents,
+      [=, moment = std::move(moment), noise = std::move(noise)](const std::vector<float>& dz) {
+        std::vector<float> gradient(moment.size());
+        for (size_t i = 0; i < count; ++i) {
+          const size_t row = i / static_cast<size_t>(z), c = i % static_cast<size_t>(z);
+          const double raw = moment[row * 2 * z + z + c];
+          const bool inside = raw >= kLeastLog && raw <= kMostLog;
+          const double log_variance = std::clamp(raw, static_cast<double>(kLeastLog),
+                                                 static_cast<double>(kMostLog));
+          gradient[row * 2 * z + c] =
+              static_cast<float>(dz[i] + kl_scale * moment[row * 2 * z + c]);
+          gradient[row * 2 * z + z + c] =
+              inside ? static_cast<float>(dz[i] * 0.5 * std::exp(0.5 * log_variance) * noise[i] +
+                                          kl_scale * 0.5 * (std::exp(log_variance) - 1))
+                     : 0;
+        }
+        return gradient;
+      });
+  const Map out = decode(tape, {drawn, moments.shape, z});
+
+  std::vector<float> y(input.size()), dy(input.size());
+  backend.read(tape.value(out.x), y.data());
+  double absolute = 0, square = 0;
+  const double n = static_cast<double>(y.size());
+  for (size_t i = 0; i < y.size(); ++i) {
+    const double miss = static_cast<double>(y[i]) - input[i];
+    absolute += std::fabs(miss);
+    square += miss * miss;
+    const double sign = miss > 0 ? 1 : miss < 0 ? -1 : 0;
+    dy[i] = static_cast<float>((sign + 2 * miss) / n * share);
+  }
+  losses->absolute += absolute / n * share;
+  losses->square += square / n * share;
+  tape.host_gradient(out.x, dy);
+}
+
+}  // namespace unifluid

@@ -1,0 +1,62 @@
+// The innermost loop of gemm.cpp: a tile of the result in registers.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace unifluid::cpu::UNIFLUID_ISA {
+
+// Accumulators enough to hide the latency of multiply-adds, few enough to leave registers for a
+// step's vectors of B and one element of A.
+inline constexpr int kTileVectors = 2;
+inline constexpr int kTileRows = kRegisters >= 32 ? 12 : 6;
+// Columns of a panel of B.
+inline constexpr int64_t kPanel = kTileVectors * kLanes;
+
+#if UNIFLUID_SIMD_AVX512
+UNIFLUID_INLINE bool has_pairs() { return __builtin_cpu_supports("avx512bf16"); }
+// c plus the two products of each lane's pairs of bfloat16. In assembly, since the compiler would
+// have to be told that every processor with AVX-512 has it, which is not so.
+UNIFLUID_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+  return c;
+}
+#else
+UNIFLUID_INLINE bool has_pairs() { return false; }
+UNIFLUID_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+#endif
+
+// out[i, :columns] = (add_to ? out : 0) + bias + sum over s of a[i * a_row + s * a_column] *
+// panel[s, :] for R rows. With `pairs`, elements of a and of the panel are pairs of bfloat16.
+template <bool pairs, int R>
+static inline void gemm_tile(const float* a, int64_t a_row, int64_t a_column, const float* panel,
+                             int64_t steps, float* out, int64_t out_stride, int64_t columns,
+                             bool add_to, const float* bias) {
+  Vec acc[R][kTileVectors];
+  for (int i = 0; i < R; ++i)
+    for (int v = 0; v < kTileVectors; ++v) acc[i][v] = zero();
+  for (int64_t s = 0; s < steps; ++s) {
+    Vec b[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) b[v] = load(panel + s * kPanel + v * kLanes);
+    const float* at = a + s * a_column;
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) {
+      const Vec x = set1(at[i * a_row]);
+      for (int v = 0; v < kTileVectors; ++v)
+        acc[i][v] = pairs ? fma_pairs(x, b[v], acc[i][v]) : fma(x, b[v], acc[i][v]);
+    }
+  }
+  for (int i = 0; i < R; ++i) {
+    float* to = out + i * out_stride;
+    for (int v = 0; v < kTileVectors; ++v) {
+      const int64_t rest = columns - v * kLanes;
+      if (rest <= 0) break;
+      const int n = rest < kLanes ? static_cast<int>(rest) : kLanes;
+      Vec value = acc[i][v];
+      if (bias) value = add(load_n(bias + v * kLanes, n), value);
+      if (add_to) value = add(load_n(to + v * kLanes, n), value);
+      store_n(to + v * kLanes, value, n);
+    }
+  }
+}
+
+}  // namespace unifluid::cpu::UNIFLUID_ISA

@@ -1,0 +1,56 @@
+// What the kernels of training share: rows, vectors of a row, and runs of rows as tasks.
+#pragma once
+
+#include "cpu/kernels/kernels.h"
+
+namespace unifluid::cpu::UNIFLUID_ISA {
+
+UNIFLUID_INLINE const float* row_of(const Tensor& t, int64_t row) {
+  return static_cast<const float*>(t.data) + row * t.stride;
+}
+UNIFLUID_INLINE float* mutable_row_of(const Tensor& t, int64_t row) {
+  return static_cast<float*>(t.data) + row * t.stride;
+}
+
+// Calls f(offset, lanes) for every vector of `count` elements.
+template <class F>
+UNIFLUID_INLINE void each_vector(int64_t count, F f) {
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) f(c, kLanes);
+  if (c < count) f(c, static_cast<int>(count - c));
+}
+
+// Rows of a task. Partial sums over rows are kept for each such run and added up in order, so they
+// depend on the number of rows alone.
+inline constexpr int64_t kRunRows = 64;
+// Elements below which the calling thread is done before another would have begun.
+inline constexpr int64_t kSmallRows = int64_t{1} << 14;
+
+UNIFLUID_INLINE int64_t runs_of(int64_t rows) { return (rows + kRunRows - 1) / kRunRows; }
+
+// Calls body(context, first row, end, run) for every run of rows.
+template <class Context>
+struct RunsOfRows {
+  Context* context;
+  void (*body)(Context&, int64_t first, int64_t end, int64_t run);
+  int64_t rows;
+};
+template <class Context>
+static void run_task(void* context, int64_t index, int) {
+  const auto& work = *static_cast<const RunsOfRows<Context>*>(context);
+  const int64_t first = index * kRunRows, end = first + kRunRows;
+  work.body(*work.context, first, end < work.rows ? end : work.rows, index);
+}
+template <class Context>
+static void each_run(Context& context, int64_t rows, int64_t elements,
+                     void (*body)(Context&, int64_t, int64_t, int64_t), Parallel& parallel) {
+  RunsOfRows<Context> work{&context, body, rows};
+  const int64_t runs = runs_of(rows);
+  if (elements < kSmallRows) {
+    for (int64_t i = 0; i < runs; ++i) run_task<Context>(&work, i, 0);
+  } else {
+    parallel.run(runs, run_task<Context>, &work);
+  }
+}
+
+}  // namespace unifluid::cpu::UNIFLUID_ISA
