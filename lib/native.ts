@@ -250,6 +250,107 @@ export interface NativeInstructionSet {
   supported: boolean;
 }
 
+/** One sequence to train on (spec section 5): image features, source latents, tokens, then what is learned. */
+export interface NativeTrainingSequence {
+  /** Losses are also told by this name. */
+  task: string;
+  /** As in `NativePrefix`. */
+  visionPixels?: Float32Array;
+  /** [cells, token channels], of an edit's source image. */
+  sourceLatents?: Float32Array;
+  /** The prefix, `<bos>` included. */
+  tokens: Int32Array;
+  /** The text to write, `<eos>` included; this or `targetLatents`. */
+  targetTokens?: Int32Array;
+  /** The image to draw, [cells, token channels]. */
+  targetLatents?: Float32Array;
+  /** [cells]. Absent, like the two below: drawn from the seed, the step and the sequence's place in it. */
+  order?: Int32Array;
+  /** [cells, multiplier], those of the token drawn at each place of the order. */
+  timesteps?: Float32Array;
+  /** [cells, multiplier, token channels] */
+  noise?: Float32Array;
+}
+
+export interface NativeVaeExample {
+  /** RGB in [-1, 1], [3, S, S]. */
+  pixels: Float32Array;
+  /** [latent channels, S / factor, S / factor]; absent: drawn. */
+  noise?: Float32Array;
+}
+
+export interface NativeTrainerOptions {
+  threads: number;
+  /** Name of an instruction set; absent: the best that this processor has. */
+  isa?: string;
+  /** Bytes that weights, moments and activations may take together; 0: what the system has free. */
+  maxMemory: number;
+  /** Operands of matrix products: float32, or rounded to bfloat16. */
+  compute: "f32" | "bf16";
+  /** Compute the layers' activations again on the way back instead of keeping them. */
+  recompute: boolean;
+  seed: bigint;
+  /** The factor of the text loss: lambda. */
+  textWeight: number;
+  /** Timesteps at which each image token is trained: diffusion_batch_mul. */
+  batchMultiplier: number;
+  /** "ddpm": the largest weight of a timestep's square error; 1: the published loss. */
+  noiseWeightCap: number;
+  order: "random" | "raster";
+  /** Canonical names of tensors that are not trained. */
+  frozen: string[];
+  beta1: number;
+  beta2: number;
+  epsilon: number;
+  /** Of matrices; vectors have none. */
+  weightDecay: number;
+  /** Bound of the gradient's norm; 0: none. */
+  clipNorm: number;
+  /** The moving average keeps min(emaDecay, step / (step + 10)); 0: no average. */
+  emaDecay: number;
+  /** Train the autoencoder of the spec instead: batches are pictures. */
+  vae?: { klWeight: number };
+}
+
+export interface NativeStepResult {
+  /** Whether all losses and the gradient were finite. If not, the weights are unchanged. */
+  finite: boolean;
+  /** Means over the step's image tokens and text tokens; NaN where it has none. */
+  imageLoss: number;
+  textLoss: number;
+  byTask: Record<string, { loss: number; tokens: number }>;
+  /** Before clipping. */
+  gradientNorm: number;
+  /** Rows that went through the decoder. */
+  rows: number;
+  /** Of an autoencoder. */
+  vae?: { loss: number; absolute: number; square: number; kl: number };
+}
+
+export type NativeTrainerState = "weights" | "ema" | "first" | "second";
+
+/** One call at a time: a second is refused with INVALID_ARGUMENT. */
+export interface NativeTrainer {
+  /** One line: device, instruction set, threads. */
+  description(): string;
+  /** One update from batches whose gradients add up. `step` counts from 1. */
+  step(
+    batches: NativeTrainingSequence[][] | NativeVaeExample[][],
+    at: { step: number; learningRate: number },
+  ): Promise<NativeStepResult>;
+  /** Losses alone, of the weights or of their moving average. */
+  evaluate(
+    batches: NativeTrainingSequence[][] | NativeVaeExample[][],
+    at: { step: number; ema: boolean },
+  ): Promise<NativeStepResult>;
+  /** One tensor's bytes in the checkpoint's layout. */
+  read(name: string, what: NativeTrainerState, type: "F32" | "BF16"): Uint8Array;
+  /** Float32 bytes in the checkpoint's layout. */
+  write(name: string, what: NativeTrainerState, bytes: Uint8Array): void;
+  /** Frees the memory, at once or when the call at work has ended. */
+  dispose(): void;
+}
+
 export interface NativeAddon {
   version: string;
   /** From the plainest to the best. */
@@ -260,6 +361,8 @@ export interface NativeAddon {
     options: NativeLoadOptions,
     onEvents: (events: NativeEvent[]) => void,
   ): Promise<NativeModel>;
+  /** Loads all weights as float32, with room for gradients and moments. */
+  createTrainer(spec: NativeModelSpec, options: NativeTrainerOptions): Promise<NativeTrainer>;
   /** The first NaN or infinite weight in file order, or null. */
   findNonFinite(
     spec: NativeModelSpec,

@@ -1,0 +1,302 @@
+/** Training against PyTorch: gradients of every tensor, and fifty steps from the same batches and draws. */
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import { canonicalName } from "../../lib/checkpoint/tensor-names";
+import type { NativeModelSpec, NativeTrainer } from "../../lib/native";
+import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
+import { fromBFloat16 } from "../support/numbers";
+import { instructionSets } from "../support/ops";
+import { relativeError } from "../support/parity";
+import {
+  batchOf,
+  createTrainer,
+  MULTIPLIER,
+  Numbers,
+  readFloats,
+  specOf,
+  trained,
+  writeFloats,
+} from "../support/training";
+
+interface Expected {
+  multiplier: number;
+  text_weight: number;
+  learning_rate: number;
+  warmup: number;
+  [model: string]: unknown;
+}
+interface ModelExpected {
+  noise_weight_cap: number;
+  first_step_by_task: Record<string, number>;
+  /** Image loss, text loss and gradient norm of each step. */
+  curve: [number, number, number][];
+}
+
+const expected = fixtureJson<Expected>("training");
+const models = readdirSync(join(FIXTURES, "training"))
+  .filter((f) => f.endsWith(".safetensors"))
+  .map((f) => f.replace(".safetensors", ""));
+
+/** A tensor of the fixture by our name. */
+function byName(tensors: Tensors, kind: string): Map<string, string> {
+  const prefix = `${kind}.`;
+  const names = tensors.names.filter((n) => n.startsWith(prefix));
+  return new Map(names.map((n) => [canonicalName(n.slice(prefix.length), "unifluid")!, n]));
+}
+
+const norm = (v: ArrayLike<number>) => Math.sqrt(Array.from(v).reduce((s, x) => s + x * x, 0));
+
+let open: NativeTrainer[] = [];
+async function trainer(...args: Parameters<typeof createTrainer>): Promise<NativeTrainer> {
+  const t = await createTrainer(...args);
+  open.push(t);
+  return t;
+}
+afterEach(() => {
+  for (const t of open) t.dispose();
+  open = [];
+});
+
+test("the fixtures belong to these tests", () => {
+  expect(models.sort()).toEqual(["unifluid-flow-tiny", "unifluid-tiny"]);
+  expect(expected.multiplier).toBe(MULTIPLIER);
+});
+
+describe.each(models)("%s", (model) => {
+  const want = expected[model] as ModelExpected;
+  const tensors = new Tensors(join(FIXTURES, "training", `${model}.safetensors`));
+  let spec: NativeModelSpec;
+  beforeAll(async () => {
+    spec = await specOf(model);
+  });
+  const base = { noiseWeightCap: want.noise_weight_cap, textWeight: expected.text_weight };
+
+  test.each(instructionSets.map((isa) => isa))(
+    "losses and every gradient of one step are PyTorch's (%s)",
+    async (isa) => {
+      // With beta1 = 0 the first moment is the gradient.
+      const t = await trainer(spec, { ...base, isa, beta1: 0, clipNorm: 0 });
+      const result = await t.step([batchOf(spec, 1)], { step: 1, learningRate: 0 });
+      const [image, text, gradient] = want.curve[0]!;
+      expect(Math.abs(result.imageLoss / image - 1)).toBeLessThan(1e-5);
+      expect(Math.abs(result.textLoss / text - 1)).toBeLessThan(1e-5);
+      expect(Math.abs(result.gradientNorm / gradient - 1)).toBeLessThan(1e-4);
+      for (const [task, loss] of Object.entries(want.first_step_by_task))
+        expect(Math.abs(result.byTask[task]!.loss / loss - 1)).toBeLessThan(1e-5);
+      const names = byName(tensors, "gradient");
+      expect([...names.keys()].sort()).toEqual(trained(spec).sort());
+      for (const [name, stored] of names) {
+        const got = readFloats(t, name, "first");
+        const wanted = tensors.floats(stored);
+        const miss = norm(got.map((v, i) => v - wanted[i]!));
+        // Gradients that vanish by symmetry (biases of keys) are rounding errors of the whole.
+        expect({ name, miss: miss < 1e-4 * norm(wanted) + 1e-7 * gradient }).toEqual({
+          name,
+          miss: true,
+        });
+      }
+    },
+  );
+
+  test("fifty steps follow PyTorch's losses, and end at its weights and their average", async () => {
+    const t = await trainer(spec, base);
+    for (const [i, [image, text, gradient]] of want.curve.entries()) {
+      const step = i + 1;
+      const learningRate = expected.learning_rate * Math.min(1, step / expected.warmup);
+      const result = await t.step([batchOf(spec, step)], { step, learningRate });
+      expect(result.finite).toBe(true);
+      expect(Math.abs(result.imageLoss / image - 1)).toBeLessThan(1e-3);
+      expect(Math.abs(result.textLoss / text - 1)).toBeLessThan(1e-3);
+      expect(Math.abs(result.gradientNorm / gradient - 1)).toBeLessThan(1e-2);
+    }
+    const weights = byName(tensors, "weights");
+    expect([...weights.keys()].sort()).toEqual(trained(spec).sort());
+    // All weights as one vector: where a gradient is nothing but rounding (biases of keys), AdamW
+    // makes whole steps of it, and no two programs agree.
+    const all = [...weights.keys()].filter((n) => !n.endsWith("k_proj.bias"));
+    const got = all.flatMap((n) => Array.from(readFloats(t, n, "weights")));
+    const wanted = all.flatMap((n) => Array.from(tensors.floats(weights.get(n)!)));
+    expect(relativeError(got, wanted)).toBeLessThan(1e-3);
+    const averages = byName(tensors, "ema");
+    const average = all.flatMap((n) => Array.from(readFloats(t, n, "ema")));
+    const stored = all.flatMap((n) =>
+      Array.from(tensors.get(averages.get(n)!).data as Uint16Array, fromBFloat16),
+    );
+    // The fixture keeps the average in bfloat16.
+    expect(norm(average.map((v, i) => v - stored[i]!)) / norm(stored)).toBeLessThan(2 ** -8);
+  });
+
+  test("the same bits on one thread, with recomputed activations and after a stop", async () => {
+    const run = async (threads: number, recompute: boolean) => {
+      const t = await trainer(spec, { ...base, threads, recompute });
+      for (let step = 1; step <= 3; step++)
+        await t.step([batchOf(spec, step)], { step, learningRate: 1e-3 });
+      return t;
+    };
+    const a = await run(2, false);
+    const b = await run(1, true);
+    const kinds = ["weights", "ema", "first", "second"] as const;
+    const same = (x: NativeTrainer, y: NativeTrainer) => {
+      for (const name of trained(spec))
+        for (const kind of kinds)
+          expect(Buffer.compare(x.read(name, kind, "F32"), y.read(name, kind, "F32"))).toBe(0);
+    };
+    same(a, b);
+    // Stopped after three steps and taken up by another trainer.
+    const c = await trainer(spec, base);
+    for (const name of trained(spec))
+      for (const kind of kinds) c.write(name, kind, a.read(name, kind, "F32"));
+    for (const t of [a, c]) await t.step([batchOf(spec, 4)], { step: 4, learningRate: 1e-3 });
+    same(a, c);
+  });
+
+  test("gradients of several batches add up to those of one", async () => {
+    const batch = batchOf(spec, 7);
+    const options = { ...base, beta1: 0, clipNorm: 0 };
+    const whole = await trainer(spec, options);
+    const parts = await trainer(spec, options);
+    const at = { step: 1, learningRate: 0 };
+    const one = await whole.step([batch], at);
+    const three = await parts.step([batch.slice(0, 1), batch.slice(1, 4), batch.slice(4)], at);
+    expect(Math.abs(three.imageLoss / one.imageLoss - 1)).toBeLessThan(1e-6);
+    expect(Math.abs(three.textLoss / one.textLoss - 1)).toBeLessThan(1e-6);
+    for (const name of trained(spec)) {
+      const a = readFloats(whole, name, "first");
+      const b = readFloats(parts, name, "first");
+      expect(norm(a.map((v, i) => v - b[i]!))).toBeLessThan(
+        1e-5 * norm(a) + 1e-7 * one.gradientNorm,
+      );
+    }
+  });
+
+  test("bfloat16 products stay near float32's, the same everywhere that rounds", async () => {
+    const results = [];
+    for (const isa of instructionSets) {
+      const t = await trainer(spec, { ...base, isa, compute: "bf16" });
+      results.push(await t.step([batchOf(spec, 1)], { step: 1, learningRate: 0 }));
+    }
+    const [image, text] = want.curve[0]!;
+    for (const r of results) {
+      // Eight bits of mantissa through a few layers: a per cent, where float32 gives 1e-6.
+      expect(Math.abs(r.imageLoss / image - 1)).toBeLessThan(1e-2);
+      expect(Math.abs(r.textLoss / text - 1)).toBeLessThan(1e-2);
+      expect(Math.abs(r.imageLoss / image - 1)).toBeGreaterThan(1e-7);
+    }
+  });
+
+  test("frozen tensors stay, and so do all where a loss is not finite", async () => {
+    const frozen = trained(spec).filter((n) => n.startsWith("vision_tower."));
+    const t = await trainer(spec, { ...base, frozen });
+    const before = new Map(trained(spec).map((n) => [n, t.read(n, "weights", "F32")]));
+    await t.step([batchOf(spec, 1)], { step: 1, learningRate: 1e-3 });
+    for (const [name, bytes] of before) {
+      const same = Buffer.compare(bytes, t.read(name, "weights", "F32")) === 0;
+      expect({ name, same }).toEqual({ name, same: frozen.includes(name) });
+    }
+    const now = new Map(trained(spec).map((n) => [n, t.read(n, "weights", "F32")]));
+    const broken = batchOf(spec, 2);
+    broken[0]!.targetLatents![0] = Number.NaN;
+    const result = await t.step([broken], { step: 2, learningRate: 1e-3 });
+    expect(result.finite).toBe(false);
+    for (const [name, bytes] of now)
+      expect(Buffer.compare(bytes, t.read(name, "weights", "F32"))).toBe(0);
+  });
+
+  test("draws of its own: named by seed, step and place, and new at each step", async () => {
+    const bare = () =>
+      batchOf(spec, 3).map(({ order: _o, timesteps: _t, noise: _n, ...rest }) => rest);
+    const loss = async (seed: bigint, step: number, order: "random" | "raster" = "random") => {
+      const t = await trainer(spec, { ...base, seed, order });
+      return (await t.evaluate([bare()], { step, ema: false })).imageLoss;
+    };
+    const first = await loss(1n, 1);
+    expect(await loss(1n, 1)).toBe(first);
+    expect(await loss(1n, 2)).not.toBe(first);
+    expect(await loss(2n, 1)).not.toBe(first);
+    expect(await loss(1n, 1, "raster")).not.toBe(first);
+  });
+
+  test("what does not fit the model is refused by name", async () => {
+    const t = await trainer(spec, base);
+    const at = { step: 1, learningRate: 1e-3 };
+    const refused = (change: object, message: RegExp) => {
+      const batch = batchOf(spec, 1);
+      Object.assign(batch[0]!, change);
+      return expect(t.step([batch], at)).rejects.toMatchObject({
+        code: "INVALID_ARGUMENT",
+        message,
+      });
+    };
+    const named = (rest: string) =>
+      expect.stringMatching(new RegExp(`^example 0 of the step: ${rest}`)) as unknown as RegExp;
+    await refused({ tokens: Int32Array.of(1e6) }, named("token id 1000000 lies outside"));
+    await refused({ tokens: Int32Array.of() }, named("expected prefix tokens"));
+    await refused({ targetLatents: new Float32Array(3) }, named("expected \\d+ values of target"));
+    await refused({ targetTokens: Int32Array.of(5) }, named("expected target tokens or"));
+    await refused({ order: new Int32Array(spec.image!.grid ** 2) }, named("the order is no perm"));
+    await refused({ noise: new Float32Array(1) }, named("expected \\d+ values of noise"));
+    await refused({ visionPixels: new Float32Array(5) }, named("expected \\d+ values of vision"));
+    await expect(t.step([], at)).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+    await expect(t.step([[]], at)).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+    await expect(createTrainer(spec, { frozen: ["nothing"] })).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+      message: "there is no tensor nothing to freeze",
+    });
+    await expect(createTrainer(spec, { frozen: trained(spec) })).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+    });
+    await expect(createTrainer(spec, { maxMemory: 1000 })).rejects.toMatchObject({
+      code: "INSUFFICIENT_MEMORY",
+    });
+    // One call at a time; and nothing after the end.
+    const going = t.step([batchOf(spec, 1)], at);
+    expect(() => t.step([batchOf(spec, 1)], at)).toThrow(
+      expect.objectContaining({ code: "INVALID_ARGUMENT" }),
+    );
+    await going;
+    t.dispose();
+    expect(t.description()).toBe("disposed");
+    expect(() => t.read("image_begin", "weights", "F32")).toThrow(
+      expect.objectContaining({ code: "DISPOSED" }),
+    );
+  });
+});
+
+test("an autoencoder's gradients are the slopes of its loss, and it learns", async () => {
+  const spec = await specOf("unifluid-tiny");
+  const r = new Numbers(9);
+  const side = 32;
+  const batch = [0, 1, 2].map(() => ({ pixels: r.values(3 * side * side) }));
+  const vae = { klWeight: 0.1 };
+  const t = await trainer(spec, { vae, beta1: 0, clipNorm: 0 });
+  const start = await t.step([batch], { step: 1, learningRate: 0 });
+  const loss = async () => (await t.evaluate([batch], { step: 1, ema: false })).vae!.loss;
+  expect(await loss()).toBeCloseTo(start.vae!.loss, 6);
+  for (const name of trained(spec, true)) {
+    // Softmax does not see what is added to all keys.
+    if (name.endsWith("to_k.bias")) continue;
+    const gradient = readFloats(t, name, "first");
+    const slope = norm(gradient);
+    expect(slope).toBeGreaterThan(0);
+    const weights = readFloats(t, name, "weights");
+    const step = Math.max(3e-4 * norm(weights), 1e-3);
+    const along = async (h: number) => {
+      const moved = weights.map((w, i) => w + (h * gradient[i]!) / slope);
+      writeFloats(t, name, "weights", moved);
+      return loss();
+    };
+    const found = ((await along(step)) - (await along(-step))) / (2 * step);
+    writeFloats(t, name, "weights", weights);
+    // Central differences in float32: the loss is known to 1e-7 of itself, and the absolute error's
+    // kinks bend it.
+    expect({ name, close: Math.abs(found / slope - 1) < 0.04 }).toEqual({ name, close: true });
+  }
+  const learner = await trainer(spec, { vae });
+  let last = start;
+  for (let step = 1; step <= 30; step++)
+    last = await learner.step([batch], { step, learningRate: 2e-3 });
+  expect(last.vae!.square).toBeLessThan(0.8 * start.vae!.square);
+  await expect(
+    learner.step([[{ pixels: new Float32Array(3 * 30 * 30) }]], { step: 1, learningRate: 0 }),
+  ).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
+});

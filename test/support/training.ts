@@ -1,0 +1,131 @@
+/** Batches of training that `test/fixtures/training/make.py` makes as well, and trainers to run them on. */
+import { join } from "node:path";
+import { findAddon } from "../../lib/addon";
+import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import type {
+  NativeModelSpec,
+  NativeTrainer,
+  NativeTrainerOptions,
+  NativeTrainerState,
+  NativeTrainingSequence,
+} from "../../lib/native";
+import { FIXTURES } from "./fixtures";
+
+export const MULTIPLIER = 2;
+
+/** A linear congruential generator whose numbers are exact in float32. */
+export class Numbers {
+  constructor(private x: number) {}
+
+  /** 16 bits. */
+  word(): number {
+    this.x = (Math.imul(1664525, this.x) + 1013904223) >>> 0;
+    return this.x >>> 16;
+  }
+
+  below(n: number): number {
+    return Math.floor((this.word() * n) / 65536);
+  }
+
+  /** In [-scale, scale), in steps of scale / 2048. */
+  values(count: number, scale = 1): Float32Array {
+    return Float32Array.from({ length: count }, () => ((this.word() >> 4) / 2048 - 1) * scale);
+  }
+
+  ids(count: number, vocab: number): number[] {
+    return Array.from({ length: count }, () => 4 + this.below(vocab - 4));
+  }
+
+  order(n: number): number[] {
+    const order = Array.from({ length: n }, (_, i) => i);
+    for (let i = n - 1; i > 0; i--) {
+      const j = this.below(i + 1);
+      [order[i], order[j]] = [order[j]!, order[i]!];
+    }
+    return order;
+  }
+}
+
+/** Two drawings, a caption, an answer and an edit, with all their draws. */
+export function batchOf(spec: NativeModelSpec, step: number): NativeTrainingSequence[] {
+  const r = new Numbers(1000 + step);
+  const vocab = spec.text!.vocabSize;
+  const { grid, tokenChannels: channels, flow } = spec.image!;
+  const cells = grid * grid;
+  const pixels = () => r.values(3 * spec.vision!.imageSize ** 2);
+  const prefix = () => Int32Array.from(r.ids(3 + r.below(6), vocab));
+  const drawing = () => ({
+    targetLatents: r.values(cells * channels, 2),
+    order: Int32Array.from(r.order(cells)),
+    timesteps: Float32Array.from({ length: cells * MULTIPLIER }, () =>
+      flow ? r.word() / 65.536 : r.below(1000),
+    ),
+    noise: r.values(cells * MULTIPLIER * channels, 1.75),
+  });
+  const out: NativeTrainingSequence[] = [];
+  for (let i = 0; i < 2; i++) out.push({ task: "generate", tokens: prefix(), ...drawing() });
+  for (const task of ["caption", "answer"])
+    out.push({
+      task,
+      tokens: prefix(),
+      visionPixels: pixels(),
+      targetTokens: Int32Array.from([...r.ids(2 + r.below(6), vocab), 1]),
+    });
+  const edit = { task: "edit", tokens: prefix(), visionPixels: pixels() };
+  out.push({ ...edit, sourceLatents: r.values(cells * channels, 2), ...drawing() });
+  return out;
+}
+
+const OPTIONS: NativeTrainerOptions = {
+  threads: 2,
+  maxMemory: 0,
+  compute: "f32",
+  recompute: false,
+  seed: 5n,
+  textWeight: 0.7,
+  batchMultiplier: MULTIPLIER,
+  noiseWeightCap: 1,
+  order: "random",
+  frozen: [],
+  beta1: 0.9,
+  beta2: 0.98,
+  epsilon: 1e-8,
+  weightDecay: 0.02,
+  clipNorm: 1,
+  emaDecay: 0.995,
+};
+
+const native = findAddon().addon;
+
+export async function specOf(fixture: string): Promise<NativeModelSpec> {
+  return (await readCheckpoint(join(FIXTURES, fixture))).spec;
+}
+
+export function createTrainer(
+  spec: NativeModelSpec,
+  options: Partial<NativeTrainerOptions> = {},
+): Promise<NativeTrainer> {
+  return native.createTrainer(spec, { ...OPTIONS, ...options });
+}
+
+/** Names of the tensors that the unified model trains, or the autoencoder. */
+export function trained(spec: NativeModelSpec, autoencoder = false): string[] {
+  return spec.tensors.map((t) => t.name).filter((n) => n.startsWith("vae.") === autoencoder);
+}
+
+export function readFloats(
+  trainer: NativeTrainer,
+  name: string,
+  what: NativeTrainerState,
+): Float32Array {
+  return new Float32Array(Uint8Array.from(trainer.read(name, what, "F32")).buffer);
+}
+
+export function writeFloats(
+  trainer: NativeTrainer,
+  name: string,
+  what: NativeTrainerState,
+  values: Float32Array,
+): void {
+  trainer.write(name, what, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
+}
