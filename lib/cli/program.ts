@@ -13,6 +13,7 @@ import { EXIT_CODES_HELP, UsageError } from "./exit-codes.js";
 import { addGenerate } from "./generate.js";
 import { addInfo } from "./info.js";
 import { addQueue } from "./queue.js";
+import { addScenes } from "./scenes.js";
 import { addServe } from "./serve.js";
 import { packageVersion } from "./version.js";
 import { addWorker } from "./worker.js";
@@ -36,6 +37,7 @@ export async function run(args: readonly string[]): Promise<void> {
   addWorker(program);
   addQueue(program);
   addServe(program);
+  addScenes(program);
   addInfo(program);
   addDoctor(program);
   addBuild(program);

@@ -1,0 +1,91 @@
+/** `unifluid scenes`: a data set of drawn scenes with captions, questions and edits. */
+
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { UniFluidError } from "../errors.js";
+import type { SceneTask, Split } from "../scenes/dataset.js";
+import type { PairRule } from "../scenes/world.js";
+import { parseSeed } from "../seed.js";
+import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { OutputError } from "./exit-codes.js";
+import { addFlags, OUTPUT_FLAGS } from "./flags.js";
+import { writeJson } from "./output.js";
+import { startRate } from "./progress.js";
+
+interface ScenesFlags extends OutputFlags {
+  out: string;
+  count: number;
+  seed?: number | bigint;
+  size: number;
+  split: Split;
+  pairs: PairRule;
+  tasks: SceneTask[];
+}
+
+const whole = (least: number, most: number) => (text: string) => {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value >= least && value <= most) return value;
+  throw new InvalidArgumentError(`Expected a whole number from ${least} to ${most}.`);
+};
+
+const TASKS: readonly SceneTask[] = ["generate", "caption", "answer", "edit"];
+
+function tasks(text: string): SceneTask[] {
+  const names = text.split(",").map((name) => name.trim());
+  const unknown = names.find((name) => !(TASKS as readonly string[]).includes(name));
+  if (unknown !== undefined || new Set(names).size !== names.length)
+    throw new InvalidArgumentError(`Expected some of ${TASKS.join(",")}.`);
+  return names as SceneTask[];
+}
+
+export function addScenes(program: Command): void {
+  const command = program
+    .command("scenes")
+    .description("draw a data set of coloured shapes, with captions, questions and edits to learn")
+    .requiredOption("-o, --out <folder>", "folder to make: images/ and a manifest for each task")
+    .option("--count <n>", "scenes", whole(1, 10_000_000), 1000);
+  addFlags(command, "seed")
+    .option("--size <pixels>", "pixels along each side", whole(16, 4096), 64)
+    .addOption(
+      new Option("--split <name>", "scenes of different splits never coincide by their seed")
+        .choices(["train", "test"])
+        .default("train"),
+    )
+    .addOption(
+      new Option(
+        "--pairs <rule>",
+        "the five colour-shape pairs that are kept from training, to measure composition",
+      )
+        .choices(["exclude", "include", "only"])
+        .default("exclude"),
+    )
+    .option("--tasks <list>", "manifests to write", tasks, [...TASKS]);
+  addFlags(command, ...OUTPUT_FLAGS).action((flags: ScenesFlags) =>
+    runCommand(flags, (context) => scenes(flags, context)),
+  );
+}
+
+async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
+  const { out, count, size, split, pairs, tasks } = flags;
+  const { writeDataset } = await import("../scenes/dataset.js");
+  const seed = parseSeed(flags.seed);
+  const progress = startRate(context, count);
+  try {
+    await writeDataset(out, {
+      count,
+      seed,
+      size,
+      split,
+      pairs,
+      tasks,
+      signal: context.signal,
+      onScene: () => progress.advance("done"),
+    });
+  } catch (error) {
+    if (error instanceof UniFluidError || context.signal.aborted) throw error;
+    throw new OutputError(`cannot write ${out}: ${(error as Error).message}`, { cause: error });
+  } finally {
+    progress.stop();
+  }
+  note(context, `${count} scenes in ${out}, seed ${seed}`);
+  if (context.json) await writeJson({ folder: out, count, seed, split, pairs, tasks });
+}

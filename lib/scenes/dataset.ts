@@ -1,0 +1,182 @@
+/**
+ * A data set of scenes: pictures in `images/`, and one manifest (JSON lines) for each task beside it, in the
+ * form that `unifluid train` reads.
+ */
+import { createWriteStream } from "node:fs";
+import { mkdir, rename, rm, stat, writeFile } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+import { finished } from "node:stream/promises";
+import { InvalidOptionError } from "../errors.js";
+import { drawPng } from "./draw.js";
+import { caption, edit, type Question, question } from "./language.js";
+import { Random } from "./random.js";
+import { alike, type PairRule, randomScene, type Scene } from "./world.js";
+
+export const SCENE_TASKS = ["generate", "caption", "answer", "edit"] as const;
+export type SceneTask = (typeof SCENE_TASKS)[number];
+
+/** Scenes of different splits never share their randomness. */
+export const SPLITS = ["train", "test"] as const;
+export type Split = (typeof SPLITS)[number];
+
+export interface DatasetOptions {
+  count: number;
+  seed: bigint;
+  split?: Split;
+  /** Whether the colour–shape pairs kept from training may occur. */
+  pairs?: PairRule;
+  tasks?: readonly SceneTask[];
+  /** Pixels along each side. */
+  size?: number;
+  signal?: AbortSignal;
+  /** Called after each scene. */
+  onScene?: () => void;
+}
+
+/** Questions asked of each scene; more would repeat themselves. */
+const QUESTIONS = 6;
+
+/** A scene by its name: the same in every data set of this seed and split. */
+export function sceneOf(seed: bigint, split: Split, index: number, pairs: PairRule): Scene {
+  return randomScene(streamOf(seed, split, "scene", index), { pairs });
+}
+
+/** The randomness of one part of a scene's record. */
+export function streamOf(
+  seed: bigint,
+  split: Split,
+  part: "scene" | "questions" | "edit",
+  index: number,
+): Random {
+  const parts = ["scene", "questions", "edit"];
+  return new Random(seed, SPLITS.indexOf(split) * parts.length + parts.indexOf(part), index);
+}
+
+/** Every way to prompt for the scene: sizes and background said or not, two objects either way about. */
+export function promptsOf(scene: Scene): string[] {
+  const flips = scene.objects.length === 2 && !alike(scene.objects) ? [false, true] : [false];
+  const prompts = [true, false].flatMap((size) =>
+    [true, false].flatMap((background) =>
+      flips.map((flip) => caption(scene, { size, background, flip })),
+    ),
+  );
+  return [...new Set(prompts)];
+}
+
+function questionsOf(scene: Scene, random: Random): Pick<Question, "question" | "answer">[] {
+  const asked = new Map<string, string>();
+  for (let i = 0; i < QUESTIONS; i++) {
+    const q = question(scene, random);
+    asked.set(q.question, q.answer);
+  }
+  return [...asked].map(([question, answer]) => ({ question, answer }));
+}
+
+type Manifests = Partial<Record<SceneTask, object>>;
+
+/** Records and pictures of one scene. */
+function recordsOf(
+  scene: Scene,
+  index: number,
+  options: Required<Pick<DatasetOptions, "seed" | "split" | "pairs" | "tasks">>,
+) {
+  const name = String(index).padStart(6, "0");
+  const image = `images/${name}.png`;
+  const pictures = new Map<string, Scene>([[image, scene]]);
+  const records: Manifests = {};
+  const { seed, split, pairs } = options;
+  for (const task of options.tasks) {
+    switch (task) {
+      case "generate":
+        records.generate = { task, image, prompt: promptsOf(scene), scene };
+        break;
+      case "caption":
+        records.caption = { task, image, text: caption(scene), scene };
+        break;
+      case "answer": {
+        const questions = questionsOf(scene, streamOf(seed, split, "questions", index));
+        records.answer = { task, image, questions, scene };
+        break;
+      }
+      case "edit": {
+        const change = edit(scene, streamOf(seed, split, "edit", index), pairs);
+        const target = `images/${name}-edited.png`;
+        pictures.set(target, change.target);
+        records.edit = {
+          task,
+          image,
+          target,
+          instruction: change.instruction,
+          kind: change.kind,
+          scene,
+          edited: change.target,
+        };
+        break;
+      }
+    }
+  }
+  return { pictures, records };
+}
+
+/** Scenes drawn at once: enough to keep sharp's threads at work. */
+const TOGETHER = 16;
+
+/**
+ * Writes a data set to `folder`, which must not exist or be empty; it appears when it is complete. Throws
+ * `INVALID_OPTION`, the signal's reason, or what the file system says.
+ */
+export async function writeDataset(folder: string, options: DatasetOptions): Promise<void> {
+  const { count, signal, onScene, size } = options;
+  const filled = {
+    seed: options.seed,
+    split: options.split ?? "train",
+    pairs: options.pairs ?? "exclude",
+    tasks: options.tasks ?? SCENE_TASKS,
+  };
+  const target = resolve(folder);
+  if (await stat(target).catch(() => undefined))
+    throw new InvalidOptionError(`expected a folder that does not exist yet but ${folder} does`);
+  const beside = `${target}.partial`;
+  await rm(beside, { recursive: true, force: true });
+  await mkdir(join(beside, "images"), { recursive: true });
+  try {
+    const manifests = filled.tasks.map((task) => ({
+      task,
+      stream: createWriteStream(join(beside, `${task}.jsonl`)),
+    }));
+    for (let first = 0; first < count; first += TOGETHER) {
+      signal?.throwIfAborted();
+      const indices = Array.from(
+        { length: Math.min(TOGETHER, count - first) },
+        (_, i) => first + i,
+      );
+      const made = indices.map((i) =>
+        recordsOf(sceneOf(filled.seed, filled.split, i, filled.pairs), i, filled),
+      );
+      await Promise.all(
+        made.flatMap(({ pictures }) =>
+          [...pictures].map(async ([name, scene]) =>
+            writeFile(join(beside, name), await drawPng(scene, size)),
+          ),
+        ),
+      );
+      for (const { task, stream } of manifests) {
+        const text = made.map(({ records }) => `${JSON.stringify(records[task])}\n`).join("");
+        if (!stream.write(text))
+          await new Promise<void>((done) => stream.once("drain", () => done()));
+      }
+      for (const _ of indices) onScene?.();
+    }
+    await Promise.all(
+      manifests.map(({ stream }) => {
+        stream.end();
+        return finished(stream);
+      }),
+    );
+    await mkdir(dirname(target), { recursive: true });
+    await rename(beside, target);
+  } catch (error) {
+    await rm(beside, { recursive: true, force: true });
+    throw error;
+  }
+}
