@@ -138,6 +138,20 @@ export class JobsChangedError extends UniFluidError<"JOBS_CHANGED"> {
   }
 }
 
+/** Records or pictures to train on cannot be read, or too many of them are broken. */
+export class TrainingDataError extends UniFluidError<"TRAINING_DATA"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("TRAINING_DATA", message, options);
+  }
+}
+
+/** A loss or a gradient is not finite any more, or a loss exploded; the last checkpoint is kept. */
+export class TrainingDivergedError extends UniFluidError<"TRAINING_DIVERGED"> {
+  constructor(message: string, options?: UniFluidErrorOptions) {
+    super("TRAINING_DIVERGED", message, options);
+  }
+}
+
 /** Another process is writing to the same folder. */
 export class OutputLockedError extends UniFluidError<"OUTPUT_LOCKED"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
@@ -244,6 +258,8 @@ const ERRORS = {
   INVALID_OPTION: InvalidOptionError,
   INVALID_RECORD: InvalidRecordError,
   JOBS_CHANGED: JobsChangedError,
+  TRAINING_DATA: TrainingDataError,
+  TRAINING_DIVERGED: TrainingDivergedError,
   OUTPUT_LOCKED: OutputLockedError,
   UNSUPPORTED_TASK: UnsupportedTaskError,
   INSUFFICIENT_MEMORY: InsufficientMemoryError,

@@ -67,7 +67,7 @@ export function parseLoadOptions(
     native: {
       threads:
         threads === undefined
-          ? Math.min(availableParallelism(), MOST_THREADS)
+          ? defaultThreads()
           : integerOption("threads", threads, { min: 1, max: MOST_THREADS }),
       isa: parseIsa(options.isa ?? (process.env.UNIFLUID_ISA || undefined), addon),
       maxMemory:
@@ -95,4 +95,9 @@ function parseIsa(
     throw new DeviceError("DEVICE_UNAVAILABLE", `this processor has no ${name} instructions`);
   }
   return name;
+}
+
+/** All cores that this process may use. */
+export function defaultThreads(): number {
+  return Math.min(availableParallelism(), MOST_THREADS);
 }

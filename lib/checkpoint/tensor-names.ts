@@ -34,6 +34,16 @@ export function canonicalVaeName(stored: string): string {
   return `vae.${name}`;
 }
 
+/** How a canonical name is spelled in what we write: transformers' newer names, and diffusers' own. */
+export function storedName(canonical: string): string {
+  if (canonical.startsWith("vae.")) return canonical.slice("vae.".length);
+  if (canonical.startsWith("vision_tower."))
+    return replacePrefix(canonical, "vision_tower.", "model.vision_tower.vision_model.");
+  return /^(language_model|multi_modal_projector)\./.test(canonical)
+    ? `model.${canonical}`
+    : canonical;
+}
+
 function replacePrefix(name: string, prefix: string, by: string): string {
   return name.startsWith(prefix) ? by + name.slice(prefix.length) : name;
 }

@@ -18,6 +18,8 @@ export const ExitCode = {
   output: 6,
   /** Some records of a batch failed; the others are done. */
   partial: 7,
+  /** A loss was not finite or exploded. */
+  diverged: 8,
   /** Ctrl-C. */
   interrupted: 130,
 } as const;
@@ -33,12 +35,14 @@ Exit codes:
   5    the device or the native part is not available
   6    the result cannot be written
   7    some records of a batch failed; its results tell which
+  8    training diverged; its last checkpoint is kept
   130  interrupted (Ctrl-C); 143 terminated`;
 
 const BY_CODE: Partial<Record<ErrorCode, number>> = {
   INVALID_OPTION: ExitCode.usage,
   JOBS_CHANGED: ExitCode.usage,
   OUTPUT_LOCKED: ExitCode.output,
+  TRAINING_DIVERGED: ExitCode.diverged,
   INSUFFICIENT_MEMORY: ExitCode.memory,
   QUEUE_FULL: ExitCode.memory,
   QUEUE_UNREACHABLE: ExitCode.device,

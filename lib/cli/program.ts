@@ -12,9 +12,11 @@ import { addEnqueue } from "./enqueue.js";
 import { EXIT_CODES_HELP, UsageError } from "./exit-codes.js";
 import { addGenerate } from "./generate.js";
 import { addInfo } from "./info.js";
+import { addInit } from "./init.js";
 import { addQueue } from "./queue.js";
 import { addScenes } from "./scenes.js";
 import { addServe } from "./serve.js";
+import { addPrepare, addTrain } from "./train.js";
 import { packageVersion } from "./version.js";
 import { addWorker } from "./worker.js";
 
@@ -38,6 +40,9 @@ export async function run(args: readonly string[]): Promise<void> {
   addQueue(program);
   addServe(program);
   addScenes(program);
+  addInit(program);
+  addPrepare(program);
+  addTrain(program);
   addInfo(program);
   addDoctor(program);
   addBuild(program);

@@ -7,9 +7,9 @@ import { mkdir, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { finished } from "node:stream/promises";
 import { InvalidOptionError } from "../errors.js";
+import { Random } from "../philox.js";
 import { drawPng } from "./draw.js";
 import { caption, edit, type Question, question } from "./language.js";
-import { Random } from "./random.js";
 import { alike, type PairRule, randomScene, type Scene } from "./world.js";
 
 export const SCENE_TASKS = ["generate", "caption", "answer", "edit"] as const;

@@ -1,5 +1,5 @@
 /** What can be said of a scene: captions, prompts, questions with answers, edits. */
-import type { Random } from "./random.js";
+import type { Random } from "../philox.js";
 import {
   alike,
   allowed,

@@ -2,7 +2,7 @@
  * The toy world of the shipped model: pictures of one to three coloured shapes on a plain background,
  * where everything that can be said is known.
  */
-import type { Random } from "./random.js";
+import type { Random } from "../philox.js";
 
 export const SHAPES = ["circle", "square", "triangle", "star", "heart"] as const;
 export const COLORS = {

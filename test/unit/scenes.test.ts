@@ -7,7 +7,7 @@ import { promptsOf, sceneOf, writeDataset } from "../../lib/scenes/dataset";
 import { drawPixels } from "../../lib/scenes/draw";
 import { caption, edit, NUMBERS, prompt, question, relation } from "../../lib/scenes/language";
 import { parseScene } from "../../lib/scenes/parse";
-import { philox, Random } from "../../lib/scenes/random";
+import { philox, Random } from "../../lib/philox";
 import {
   alike,
   COLOR_NAMES,

@@ -1,0 +1,45 @@
+/** `unifluid init`: a fresh checkpoint to train. */
+
+import type { Command } from "commander";
+import { parseSeed } from "../seed.js";
+import { note, type OutputFlags, runCommand } from "./context.js";
+import { addFlags, OUTPUT_FLAGS } from "./flags.js";
+import { writeJson } from "./output.js";
+import { formatCount } from "./tables.js";
+
+interface InitFlags extends OutputFlags {
+  out: string;
+  seed?: number | bigint;
+  tokenizer: string;
+  text?: string;
+  vision?: string;
+  vae?: string;
+}
+
+export function addInit(program: Command): void {
+  const command = program
+    .command("init <config>")
+    .description("make a fresh checkpoint from a YAML file of sizes (config.json's fields)")
+    .requiredOption("-o, --out <folder>", "checkpoint directory to make")
+    .option("--tokenizer <model>", "take the tokenizer of this model", "shapes-64")
+    .option(
+      "--text <model>",
+      "take the decoder of this model (Gemma, Gemma 2, PaliGemma, UniFluid)",
+    )
+    .option("--vision <model>", "take the vision tower and projector of this model")
+    .option("--vae <model>", "take the autoencoder of this model");
+  addFlags(command, "seed", ...OUTPUT_FLAGS).action((config: string, flags: InitFlags) =>
+    runCommand(flags, async (context) => {
+      const { initCheckpoint } = await import("../init/init.js");
+      const { out, tokenizer, text, vision, vae } = flags;
+      const seed = parseSeed(flags.seed);
+      const made = await initCheckpoint(config, out, { seed, tokenizer, text, vision, vae });
+      const parameters = made.spec.tensors.reduce(
+        (sum, t) => sum + t.shape.reduce((n, d) => n * d, 1),
+        0,
+      );
+      note(context, `${formatCount(parameters)} parameters in ${out}, seed ${seed}`);
+      if (context.json) await writeJson({ folder: out, parameters, seed });
+    }),
+  );
+}

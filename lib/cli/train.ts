@@ -1,0 +1,137 @@
+/** `unifluid train` and `unifluid prepare`: a run from its run.yaml. */
+
+import { Presets, SingleBar } from "cli-progress";
+import type { Command } from "commander";
+import type { Metrics } from "../train/run-folder.js";
+import type { Trainer } from "../train/trainer.js";
+import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { addFlags, OUTPUT_FLAGS } from "./flags.js";
+import { writeJson } from "./output.js";
+import { duration } from "./progress.js";
+
+interface TrainFlags extends OutputFlags {
+  out: string;
+  resume?: boolean;
+}
+
+const OUT = ["-o, --out <folder>", "folder of the run", "run"] as const;
+
+export function addTrain(program: Command): void {
+  const command = program
+    .command("train <config>")
+    .description("train a model as a run.yaml says; Ctrl-C stops with a checkpoint to go on from")
+    .option(...OUT)
+    .option("--resume", "go on from the run's last checkpoint");
+  addFlags(command, ...OUTPUT_FLAGS).action((config: string, flags: TrainFlags) =>
+    runCommand(flags, (context) => train(config, flags, context)),
+  );
+}
+
+export function addPrepare(program: Command): void {
+  const command = program
+    .command("prepare <config>")
+    .description("compute the latents of a run's pictures ahead; training does it as it goes");
+  addFlags(command, ...OUTPUT_FLAGS).action((config: string, flags: OutputFlags) =>
+    runCommand(flags, (context) => prepare(config, context)),
+  );
+}
+
+/** Lines between two of progress where there is no terminal, in milliseconds. */
+const LINE_EVERY = 30_000;
+
+async function open(
+  config: string,
+  flags: TrainFlags,
+  context: Context,
+  onStep?: (m: Metrics, total: number) => void,
+): Promise<Trainer> {
+  const { readRunConfig } = await import("../train/config.js");
+  const { Trainer } = await import("../train/trainer.js");
+  return Trainer.open(await readRunConfig(config), {
+    out: flags.out,
+    resume: flags.resume,
+    signal: context.signal,
+    onStep,
+    onNote: (message) => note(context, message),
+  });
+}
+
+async function train(config: string, flags: TrainFlags, context: Context): Promise<void> {
+  const progress = startTraining(context);
+  const trainer = await open(config, flags, context, progress.step);
+  try {
+    note(context, `${trainer.description}; step ${trainer.done} done`);
+    const summary = await trainer.run();
+    progress.stop();
+    note(context, `step ${summary.step}: ${summary.checkpoint}`);
+    if (context.json) await writeJson(summary);
+    context.signal.throwIfAborted();
+  } finally {
+    progress.stop();
+    await trainer.close();
+  }
+}
+
+/** A bar with loss, speed and time left on a terminal, a line now and then elsewhere. */
+function startTraining(context: Context) {
+  const number = (v: number | null) => (v === null ? "-" : v.toFixed(4));
+  const text = (m: Metrics, total: number) => {
+    const left = (total - m.step) * (m.seconds / m.step);
+    return `image ${number(m.imageLoss)}, text ${number(m.textLoss)}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left`;
+  };
+  if (context.quiet || context.json) return { step() {}, stop() {} };
+  if (!process.stderr.isTTY) {
+    let last = 0;
+    return {
+      step(m: Metrics, total: number) {
+        if (performance.now() - last < LINE_EVERY && m.step < total) return;
+        last = performance.now();
+        note(context, `step ${m.step} of ${total}: ${text(m, total)}`);
+      },
+      stop() {},
+    };
+  }
+  const bar = new SingleBar(
+    {
+      format: "{bar} {value}/{total} {text}",
+      stream: process.stderr,
+      hideCursor: true,
+      clearOnComplete: true,
+      gracefulExit: false,
+    },
+    Presets.shades_classic,
+  );
+  let started = false;
+  return {
+    step(m: Metrics, total: number) {
+      if (!started) bar.start(total, m.step, { text: "" });
+      started = true;
+      bar.update(m.step, { text: text(m, total) });
+    },
+    stop: () => bar.stop(),
+  };
+}
+
+async function prepare(config: string, context: Context): Promise<void> {
+  const { readRunConfig } = await import("../train/config.js");
+  const { Batches } = await import("../train/batches.js");
+  const { readCheckpoint } = await import("../checkpoint/checkpoint.js");
+  const { locateCheckpoint } = await import("../checkpoint/locate.js");
+  const { startRate } = await import("./progress.js");
+  const run = await readRunConfig(config);
+  const checkpoint = await readCheckpoint(await locateCheckpoint(run.model));
+  const batches = await Batches.open(checkpoint, run, (m) => note(context, `skipped ${m}`));
+  let pictures = 0;
+  const progress = startRate(context, undefined);
+  try {
+    await batches.prepare((_, total) => {
+      pictures = total;
+      progress.advance("done");
+    }, context.signal);
+  } finally {
+    progress.stop();
+    await batches.close();
+  }
+  note(context, `${pictures} pictures are prepared`);
+  if (context.json) await writeJson({ pictures });
+}

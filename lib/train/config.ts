@@ -1,0 +1,113 @@
+/** `run.yaml`: what a training run is, checked before anything starts. */
+import { readFile } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
+import { parse } from "yaml";
+import { z } from "zod";
+import { InvalidConfigError } from "../errors.js";
+
+const positive = z.number().positive().finite();
+const share = z.number().min(0).max(1);
+const count = z.number().int().positive();
+
+const sourceSchema = z.strictObject({
+  /** JSON lines beside their images. */
+  manifest: z.string().min(1),
+  /** Examples of each step that come from here: the weight in the mixture. */
+  examples: count,
+});
+
+const sampleSchema = z.strictObject({
+  every: count,
+  prompts: z.array(z.string().min(1)).min(1).max(100),
+  steps: count.optional(),
+  guidance: positive.optional(),
+  seed: z.number().int().min(0).default(0),
+});
+
+const runSchema = z.strictObject({
+  /** The checkpoint to start from: a directory or the name of a shipped model. */
+  model: z.string().min(1),
+  sources: z.array(sourceSchema).min(1),
+  steps: count,
+  /** Batches that a step is split into, to save memory. */
+  accumulation: count.default(1),
+  learningRate: positive,
+  schedule: z.enum(["constant", "cosine", "decay"]).default("cosine"),
+  /** Steps over which the rate rises from 0. */
+  warmup: z.number().int().min(0).default(0),
+  /** Schedule "decay": the share of all steps, at the end, over which the rate falls to 0. */
+  decayShare: share.default(0.2),
+  beta1: share.default(0.9),
+  beta2: share.default(0.98),
+  epsilon: positive.default(1e-8),
+  weightDecay: z.number().min(0).default(0.02),
+  clipNorm: z.number().min(0).default(1),
+  ema: z.number().min(0).lt(1).default(0.998),
+  /** The weight of the text loss. */
+  lambda: z.number().min(0).default(0.5),
+  /** Timesteps at which each image token is trained. */
+  diffusionBatchMultiplier: count.default(4),
+  /** "ddpm": the largest weight of a timestep's square error. */
+  noiseWeightCap: z.number().min(1).default(1),
+  order: z.enum(["random", "raster"]).default("random"),
+  /** How often the prompt of a drawing is emptied, for guidance. */
+  promptDropout: share.default(0.1),
+  /** Tensors that are not trained; * stands for anything. */
+  freeze: z.array(z.string().min(1)).default([]),
+  compute: z.enum(["f32", "bf16"]).default("bf16"),
+  recompute: z.boolean().default(false),
+  seed: z.number().int().min(0).default(0),
+  threads: count.optional(),
+  checkpoint: z.strictObject({ every: count.default(500), keep: count.default(2) }).prefault({}),
+  samples: sampleSchema.optional(),
+  /** Broken records beyond this share of those seen stop the run. */
+  brokenShare: share.default(0.01),
+});
+
+export type RunConfig = z.infer<typeof runSchema>;
+
+/** Checks a run's settings; `where` names them in errors. Relative paths are resolved against `folder`. */
+export function parseRunConfig(value: unknown, where: string, folder: string): RunConfig {
+  const result = runSchema.safeParse(value);
+  if (!result.success) {
+    const problems = result.error.issues.map(
+      ({ path, message }) => `${path.join(".") || "the file"}: ${message}`,
+    );
+    throw new InvalidConfigError(`${where}: ${problems.join("; ")}`);
+  }
+  const config = result.data;
+  return {
+    ...config,
+    model: /[\\/.]/.test(config.model) ? resolve(folder, config.model) : config.model,
+    sources: config.sources.map((s) => ({ ...s, manifest: resolve(folder, s.manifest) })),
+  };
+}
+
+export async function readRunConfig(path: string): Promise<RunConfig> {
+  let value: unknown;
+  try {
+    value = parse(await readFile(path, "utf8"));
+  } catch (cause) {
+    throw new InvalidConfigError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
+  }
+  return parseRunConfig(value, path, dirname(resolve(path)));
+}
+
+/** The learning rate of a step, which counts from 1. */
+export function learningRateAt(step: number, config: RunConfig): number {
+  const { learningRate, warmup, steps, schedule, decayShare } = config;
+  const rise = warmup > 0 ? Math.min(1, step / warmup) : 1;
+  const left = (steps - step + 1) / steps;
+  const fall = {
+    constant: 1,
+    cosine: 0.5 - 0.5 * Math.cos(Math.PI * Math.min(1, left)),
+    decay: decayShare > 0 ? Math.min(1, left / decayShare) : 1,
+  }[schedule];
+  return learningRate * rise * fall;
+}
+
+/** Whether a name fits a pattern in which * stands for any characters. */
+export function matches(name: string, pattern: string): boolean {
+  const parts = pattern.split("*").map((p) => p.replace(/[.+?^${}()|[\]\\]/g, "\\$&"));
+  return new RegExp(`^${parts.join(".*")}$`).test(name);
+}

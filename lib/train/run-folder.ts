@@ -1,0 +1,164 @@
+/** The folder of a run: settings, metrics, checkpoints, samples and a report. */
+import {
+  copyFile,
+  cp,
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from "node:fs/promises";
+import { join } from "node:path";
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
+import { readWeightFiles } from "../checkpoint/shards.js";
+import { storedName } from "../checkpoint/tensor-names.js";
+import { InvalidCheckpointError } from "../errors.js";
+import type { NativeTensor, NativeTrainer, NativeTrainerState } from "../native.js";
+
+/** One line of metrics.jsonl. */
+export interface Metrics {
+  step: number;
+  examples: number;
+  learningRate: number;
+  imageLoss: number | null;
+  textLoss: number | null;
+  byTask: Record<string, number>;
+  gradientNorm: number;
+  /** Decoder rows a second. */
+  rowsPerSecond: number;
+  examplesPerSecond: number;
+  seconds: number;
+}
+
+const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "second"];
+/** The state of the optimizer beside a checkpoint's weights. */
+const STATE_FILE = "trainer.safetensors";
+const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
+
+export class RunFolder {
+  constructor(readonly path: string) {}
+
+  get metrics(): string {
+    return join(this.path, "metrics.jsonl");
+  }
+
+  checkpoint(step: number): string {
+    return join(this.path, "checkpoints", stepName(step));
+  }
+
+  /** Makes the folder of a new run. */
+  async create(config: string): Promise<void> {
+    await mkdir(join(this.path, "checkpoints"), { recursive: true });
+    await mkdir(join(this.path, "samples"), { recursive: true });
+    await writeFile(join(this.path, "run.yaml"), config);
+  }
+
+  async exists(): Promise<boolean> {
+    return stat(join(this.path, "run.yaml")).then(
+      () => true,
+      () => false,
+    );
+  }
+
+  /** Steps that have a whole checkpoint, the latest last. What a kill left half-written is removed. */
+  async steps(): Promise<number[]> {
+    const folder = join(this.path, "checkpoints");
+    const names = await readdir(folder).catch(() => []);
+    for (const name of names.filter((n) => n.endsWith(".partial")))
+      await rm(join(folder, name), { recursive: true });
+    return names
+      .map((name) => /^step-(\d+)$/.exec(name)?.[1])
+      .filter((digits) => digits !== undefined)
+      .map(Number)
+      .sort((a, b) => a - b);
+  }
+
+  /** Writes a checkpoint beside, then renames it, and removes old ones. */
+  async save(
+    step: number,
+    keep: number,
+    checkpoint: Checkpoint,
+    trainer: NativeTrainer,
+    tensors: readonly NativeTensor[],
+    average: boolean,
+  ): Promise<string> {
+    const target = this.checkpoint(step);
+    const beside = `${target}.partial`;
+    await rm(beside, { recursive: true, force: true });
+    await mkdir(beside, { recursive: true });
+    for (const name of await readdir(checkpoint.directory)) {
+      if (/^model.*\.safetensors/.test(name) || name === STATE_FILE) continue;
+      const from = join(checkpoint.directory, name);
+      if (name === "vae") await cp(from, join(beside, name), { recursive: true });
+      else if (name.endsWith(".json")) await copyFile(from, join(beside, name));
+    }
+    const what = average ? "ema" : "weights";
+    await writeSafetensors(
+      join(beside, "model.safetensors"),
+      tensors.map(({ name, shape }) => ({
+        name: storedName(name),
+        dtype: "BF16" as const,
+        shape,
+        bytes: () => trainer.read(name, what, "BF16"),
+      })),
+    );
+    const states = STATES.filter((s) => average || s !== "ema");
+    await writeSafetensors(
+      join(beside, STATE_FILE),
+      states.flatMap((state) =>
+        tensors.map(({ name, shape }) => ({
+          name: `${state}.${name}`,
+          dtype: "F32" as const,
+          shape,
+          bytes: () => trainer.read(name, state, "F32"),
+        })),
+      ),
+    );
+    await rm(target, { recursive: true, force: true });
+    await rename(beside, target);
+    for (const old of (await this.steps())
+      .filter((s) => s !== step)
+      .slice(0, -(keep - 1) || undefined))
+      await rm(this.checkpoint(old), { recursive: true });
+    return target;
+  }
+
+  /** Puts the state of a checkpoint into a trainer. */
+  async restore(step: number, trainer: NativeTrainer, tensors: readonly NativeTensor[]) {
+    const folder = this.checkpoint(step);
+    const { files, tensors: stored } = await readWeightFiles(folder, "trainer");
+    const file = await readFile(files[0] as string);
+    const known = new Set(tensors.map((t) => t.name));
+    let found = 0;
+    for (const { name, offset, bytes } of stored) {
+      const [state, tensor] = [name.slice(0, name.indexOf(".")), name.slice(name.indexOf(".") + 1)];
+      if (!known.has(tensor))
+        throw new InvalidCheckpointError(`${folder}: ${tensor} is no tensor of this model`);
+      trainer.write(tensor, state as NativeTrainerState, file.subarray(offset, offset + bytes));
+      found++;
+    }
+    if (found % known.size !== 0)
+      throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} lacks tensors of this model`);
+  }
+
+  /** Lines of metrics up to a step; what a later part of a broken-off run wrote is dropped. */
+  async keepMetrics(step: number): Promise<Metrics[]> {
+    const lines = (await this.readMetrics()).filter((m) => m.step <= step);
+    await writeFile(this.metrics, lines.map((m) => `${JSON.stringify(m)}\n`).join(""));
+    return lines;
+  }
+
+  async readMetrics(): Promise<Metrics[]> {
+    const text = await readFile(this.metrics, "utf8").catch(() => "");
+    return text.split("\n").flatMap((line) => {
+      try {
+        return [JSON.parse(line) as Metrics];
+      } catch {
+        return []; // empty, or half-written when the run was killed
+      }
+    });
+  }
+}

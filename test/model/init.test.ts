@@ -1,0 +1,162 @@
+/** Fresh checkpoints: of the sizes asked for, the same for one seed, with parts of other models. */
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { stringify } from "yaml";
+import { UniFluid } from "../../lib";
+import { initCheckpoint } from "../../lib/init/init";
+import { FIXTURES, Tensors } from "../support/fixtures";
+import { fromBFloat16 } from "../support/numbers";
+
+const CONFIG = {
+  text_config: {
+    model_type: "gemma2",
+    vocab_size: 480,
+    hidden_size: 32,
+    intermediate_size: 48,
+    num_hidden_layers: 2,
+    num_attention_heads: 2,
+    num_key_value_heads: 1,
+    head_dim: 16,
+    query_pre_attn_scalar: 16,
+    sliding_window: 64,
+    max_position_embeddings: 256,
+    pad_token_id: 0,
+    eos_token_id: 1,
+    bos_token_id: 2,
+  },
+  vision_config: {
+    hidden_size: 16,
+    intermediate_size: 24,
+    num_hidden_layers: 1,
+    num_attention_heads: 2,
+    image_size: 64,
+    patch_size: 16,
+  },
+  image_generation: { image_size: 64, latent_patch: 4, grid: 4, token_channels: 64 },
+  diffusion_head: { width: 32, depth: 1, timesteps: 1000, objective: "flow" },
+};
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "init-"));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+async function yaml(name: string, config: object): Promise<string> {
+  const path = join(folder, `${name}.yaml`);
+  await writeFile(path, stringify(config));
+  return path;
+}
+
+const options = { seed: 3n, tokenizer: "shapes-64", vae: "shapes-64" };
+const weights = (name: string) => new Tensors(join(folder, name, "model.safetensors"));
+
+test("a fresh model draws, edits and describes", async () => {
+  const path = await yaml("a", CONFIG);
+  await initCheckpoint(path, join(folder, "a"), options);
+  await using model = await UniFluid.load(join(folder, "a"), { threads: 1 });
+  const image = await model.generate("a red circle", { steps: 2, seed: 1 });
+  expect([image.width, image.height]).toEqual([64, 64]);
+  await model.edit(image, "make the circle blue", { steps: 1, seed: 1 });
+  await model.caption(image, { maxNewTokens: 3 });
+
+  const tensors = weights("a");
+  const all = (name: string) => Array.from(tensors.floats(name));
+  // Gemma's norms hold what is added to 1; the head begins as the identity.
+  expect(all("model.language_model.norm.weight").every((v) => v === 0)).toBe(true);
+  expect(all("diffusion_head.final_layer.linear.weight").every((v) => v === 0)).toBe(true);
+  expect(all("diffusion_head.res_blocks.0.in_ln.weight").every((v) => v === 1)).toBe(true);
+  const spread = (v: number[]) => Math.sqrt(v.reduce((s, x) => s + x * x, 0) / v.length);
+  // 1024 and more draws: a tenth is four standard deviations.
+  const q = spread(all("model.language_model.layers.0.self_attn.q_proj.weight"));
+  expect(Math.abs(q / 0.02 - 1)).toBeLessThan(0.1);
+  const positions = spread(all("image_position.weight"));
+  expect(Math.abs(positions / 0.5 - 1)).toBeLessThan(0.01);
+});
+
+test("one seed, one model", async () => {
+  const path = await yaml("b", CONFIG);
+  await initCheckpoint(path, join(folder, "b1"), options);
+  await initCheckpoint(path, join(folder, "b2"), options);
+  await initCheckpoint(path, join(folder, "b3"), { ...options, seed: 4n });
+  const read = (name: string) => readFile(join(folder, name, "model.safetensors"));
+  expect(Buffer.compare(await read("b1"), await read("b2"))).toBe(0);
+  expect(Buffer.compare(await read("b1"), await read("b3"))).not.toBe(0);
+  expect((await readdir(folder)).filter((n) => n.endsWith(".partial"))).toEqual([]);
+});
+
+test('a head for objective "ddpm" begins with the noise as its input', async () => {
+  const head = { width: 96, depth: 1, timesteps: 1000, objective: "ddpm" };
+  const path = await yaml("c", { ...CONFIG, diffusion_head: head });
+  await initCheckpoint(path, join(folder, "c"), options);
+  const tensors = weights("c");
+  const [width, channels] = [96, 64];
+  const input = tensors.floats("diffusion_head.input_proj.weight");
+  const bias = tensors.floats("diffusion_head.input_proj.bias");
+  const output = tensors.floats("diffusion_head.final_layer.linear.weight");
+  // With blocks that change nothing: out = W_out norm(W_in x + b), against x itself.
+  const x = Array.from({ length: channels }, (_, i) => Math.sin(1 + 3 * i) * 1.4);
+  const hidden = Array.from(
+    { length: width },
+    (_, i) => bias[i]! + x.reduce((s, v, c) => s + v * input[i * channels + c]!, 0),
+  );
+  const mean = hidden.reduce((s, v) => s + v, 0) / width;
+  const root = Math.sqrt(hidden.reduce((s, v) => s + (v - mean) ** 2, 0) / width);
+  for (let c = 0; c < channels; c++) {
+    const out = hidden.reduce((s, v, i) => s + ((v - mean) / root) * output[c * width + i]!, 0);
+    // The norm of x, near sqrt(channels), is not exactly what was assumed.
+    expect(Math.abs(out - x[c]!)).toBeLessThan(0.05);
+  }
+});
+
+test("parts come from other models, bit for bit", async () => {
+  const tiny = join(FIXTURES, "unifluid-tiny");
+  const config = JSON.parse(await readFile(join(tiny, "config.json"), "utf8"));
+  const path = await yaml("d", {
+    ...config,
+    diffusion_head: { width: 16, depth: 1, timesteps: 1000, objective: "flow" },
+  });
+  const made = await initCheckpoint(path, join(folder, "d"), {
+    seed: 1n,
+    tokenizer: tiny,
+    text: tiny,
+    vision: tiny,
+    vae: tiny,
+  });
+  const [from, to] = [new Tensors(join(tiny, "model.safetensors")), weights("d")];
+  const values = (t: Tensors, name: string) => {
+    const { dtype, data } = t.get(name);
+    return dtype === "BF16" ? Array.from(data as Uint16Array, fromBFloat16) : Array.from(data);
+  };
+  const taken = to.names.filter((n) => /language_model|vision_tower|projector/.test(n));
+  expect(taken.length).toBeGreaterThan(40);
+  for (const name of taken) expect(values(to, name)).toEqual(values(from, name));
+  expect(made.vae).toBeDefined();
+});
+
+test("what does not fit is refused, and leaves nothing", async () => {
+  const refused = (config: object, change: object, code: string, message: RegExp) =>
+    yaml("e", config).then((path) =>
+      expect(
+        initCheckpoint(path, join(folder, "e"), { ...options, ...change }),
+      ).rejects.toMatchObject({ code, message: expect.stringMatching(message) }),
+    );
+  const wide = { ...CONFIG, text_config: { ...CONFIG.text_config, hidden_size: 64 } };
+  const tiny = join(FIXTURES, "unifluid-tiny");
+  await refused(wide, { text: tiny }, "TENSOR_SHAPE", /language_model\.embed_tokens/);
+  const small = { ...CONFIG, text_config: { ...CONFIG.text_config, vocab_size: 100 } };
+  await refused(small, {}, "TOKENIZER_MISMATCH", /tokenizer\.json/);
+  const { text_config: _, ...none } = CONFIG;
+  await refused(none, {}, "INVALID_CONFIG", /text_config/);
+  await refused(CONFIG, { vae: undefined }, "INVALID_CONFIG", /vae/);
+  const grid = { ...CONFIG, image_generation: { ...CONFIG.image_generation, grid: 5 } };
+  await refused(grid, {}, "INVALID_CONFIG", /grid/);
+  await expect(
+    initCheckpoint(join(folder, "none.yaml"), join(folder, "e"), options),
+  ).rejects.toMatchObject({ code: "INVALID_CONFIG" });
+  await expect(initCheckpoint(await yaml("e", CONFIG), folder, options)).rejects.toMatchObject({
+    code: "INVALID_OPTION",
+  });
+  expect((await readdir(folder)).filter((n) => /^e($|\.partial)/.test(n))).toEqual([]);
+});

@@ -1,0 +1,314 @@
+/** Runs of training: what they learn, write, survive and refuse. */
+import { spawn } from "node:child_process";
+import { copyFile, cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { stringify } from "yaml";
+import { Trainer, type TrainOptions, UniFluid } from "../../lib";
+import { initCheckpoint } from "../../lib/init/init";
+import { writeDataset } from "../../lib/scenes/dataset";
+import { learningRateAt, matches, parseRunConfig } from "../../lib/train/config";
+import { Source } from "../../lib/train/source";
+import { Tensors } from "../support/fixtures";
+
+const MODEL = {
+  text_config: {
+    model_type: "gemma2",
+    vocab_size: 480,
+    hidden_size: 32,
+    intermediate_size: 48,
+    num_hidden_layers: 1,
+    num_attention_heads: 2,
+    num_key_value_heads: 1,
+    head_dim: 16,
+    query_pre_attn_scalar: 16,
+    sliding_window: 256,
+    max_position_embeddings: 256,
+    pad_token_id: 0,
+    eos_token_id: 1,
+    bos_token_id: 2,
+  },
+  vision_config: {
+    hidden_size: 16,
+    intermediate_size: 24,
+    num_hidden_layers: 1,
+    num_attention_heads: 2,
+    image_size: 64,
+    patch_size: 16,
+  },
+  image_generation: { image_size: 64, latent_patch: 4, grid: 4, token_channels: 64 },
+  diffusion_head: { width: 32, depth: 1, timesteps: 1000, objective: "flow" },
+};
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "train-"));
+  await writeFile(join(folder, "model.yaml"), stringify(MODEL));
+  const options = { seed: 1n, tokenizer: "shapes-64", vae: "shapes-64" };
+  await initCheckpoint(join(folder, "model.yaml"), join(folder, "start"), options);
+  await writeDataset(join(folder, "data"), { count: 24, seed: 1n });
+}, 120_000);
+afterAll(() => rm(folder, { recursive: true }));
+
+const config = (change: object = {}) => ({
+  model: join(folder, "start"),
+  sources: ["generate", "caption", "answer", "edit"].map((task) => ({
+    manifest: join(folder, "data", `${task}.jsonl`),
+    examples: 2,
+  })),
+  steps: 8,
+  learningRate: 3e-3,
+  warmup: 2,
+  seed: 5,
+  threads: 2,
+  checkpoint: { every: 4, keep: 2 },
+  ...change,
+});
+
+async function train(out: string, change: object = {}, options: Partial<TrainOptions> = {}) {
+  const trainer = await Trainer.open(config(change), { out: join(folder, out), ...options });
+  try {
+    return await trainer.run();
+  } finally {
+    await trainer.close();
+  }
+}
+const weightsOf = (out: string, step: number) =>
+  readFile(
+    join(
+      folder,
+      out,
+      "checkpoints",
+      `step-${String(step).padStart(8, "0")}`,
+      "trainer.safetensors",
+    ),
+  );
+const metricsOf = async (out: string) =>
+  (await readFile(join(folder, out, "metrics.jsonl"), "utf8"))
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+
+test("a run learns, and its folder tells how", async () => {
+  const summary = await train("learns", {
+    steps: 40,
+    checkpoint: { every: 20, keep: 1 },
+    samples: { every: 40, prompts: ["a red circle", "two blue stars"], steps: 2 },
+  });
+  expect(summary).toMatchObject({ step: 40, finished: true });
+  const metrics = await metricsOf("learns");
+  expect(metrics.map((m) => m.step)).toEqual(Array.from({ length: 40 }, (_, i) => i + 1));
+  expect(Object.keys(metrics[0].byTask).sort()).toEqual(["answer", "caption", "edit", "generate"]);
+  const mean = (from: number, key: "imageLoss" | "textLoss") =>
+    metrics.slice(from, from + 5).reduce((sum, m) => sum + m[key], 0) / 5;
+  expect(mean(35, "textLoss")).toBeLessThan(0.7 * mean(0, "textLoss"));
+  expect(mean(35, "imageLoss")).toBeLessThan(0.9 * mean(0, "imageLoss"));
+  // Old checkpoints go; the last one is a model.
+  expect(await readdir(join(folder, "learns", "checkpoints"))).toEqual(["step-00000040"]);
+  await using model = await UniFluid.load(summary.checkpoint, { threads: 1 });
+  expect((await model.generate("a red circle", { steps: 1, seed: 1 })).width).toBe(64);
+  expect(await readdir(join(folder, "learns", "samples"))).toEqual(["step-00000040.png"]);
+  const report = await readFile(join(folder, "learns", "report.html"), "utf8");
+  for (const part of ["image loss", "loss of edit", "<polyline", "samples/step-00000040.png"])
+    expect(report).toContain(part);
+});
+
+test("stopped at any step and taken up again, a run ends with the same bits", async () => {
+  await train("whole", { compute: "f32" });
+  const controller = new AbortController();
+  const stopped = await train(
+    "parts",
+    { compute: "f32" },
+    { signal: controller.signal, onStep: ({ step }) => void (step === 3 && controller.abort()) },
+  );
+  expect(stopped).toMatchObject({ step: 3, finished: false });
+  expect(await train("parts", { compute: "f32" }, { resume: true })).toMatchObject({
+    step: 8,
+    finished: true,
+  });
+  expect(Buffer.compare(await weightsOf("whole", 8), await weightsOf("parts", 8))).toBe(0);
+  const losses = async (out: string) => (await metricsOf(out)).map((m) => [m.step, m.imageLoss]);
+  expect(await losses("parts")).toEqual(await losses("whole"));
+  // Finished runs stay as they are.
+  expect(await train("parts", { compute: "f32" }, { resume: true })).toMatchObject({ step: 8 });
+});
+
+test("a checkpoint that a kill left half-written is passed over", async () => {
+  await cp(join(folder, "whole"), join(folder, "killed"), { recursive: true });
+  const checkpoints = join(folder, "killed", "checkpoints");
+  // As if killed while step 8 was being written.
+  await rm(join(checkpoints, "step-00000008"), { recursive: true });
+  const half = join(checkpoints, "step-00000008.partial");
+  await mkdir(half);
+  await writeFile(join(half, "model.safetensors"), "half");
+  const metrics = join(folder, "killed", "metrics.jsonl");
+  await writeFile(metrics, `${await readFile(metrics, "utf8")}{"step": 9, "exam`);
+  expect(await train("killed", { compute: "f32" }, { resume: true })).toMatchObject({ step: 8 });
+  expect(Buffer.compare(await weightsOf("whole", 8), await weightsOf("killed", 8))).toBe(0);
+  expect(await metricsOf("killed")).toHaveLength(8);
+  expect((await readdir(checkpoints)).filter((n) => n.endsWith(".partial"))).toEqual([]);
+});
+
+test("a run that is killed goes on from its last checkpoint", async () => {
+  await writeFile(
+    join(folder, "kill.yaml"),
+    stringify(config({ steps: 2000, checkpoint: { every: 5, keep: 2 } })),
+  );
+  const out = join(folder, "shot");
+  const main = resolve(__dirname, "../../dist/cli/main.js");
+  const args = [main, "train", join(folder, "kill.yaml"), "--out", out];
+  const child = spawn(process.execPath, args, { stdio: ["ignore", "ignore", "pipe"] });
+  const ended = new Promise((done) => child.on("exit", done));
+  const steps = async () =>
+    (await readdir(join(out, "checkpoints")).catch(() => [])).filter((n) => /^step-\d+$/.test(n));
+  while ((await steps()).length < 2 && child.exitCode === null)
+    await new Promise((r) => setTimeout(r, 50));
+  child.kill("SIGKILL");
+  await ended;
+  const before = Math.max(...(await steps()).map((n) => Number(n.slice(5))));
+  const controller = new AbortController();
+  const trainer = await Trainer.open(config({ steps: 2000, checkpoint: { every: 5, keep: 2 } }), {
+    out,
+    resume: true,
+    signal: controller.signal,
+    onStep: () => controller.abort(),
+  });
+  expect(trainer.done).toBe(before);
+  expect(await trainer.run()).toMatchObject({ step: before + 1, finished: false });
+  await trainer.close();
+}, 120_000);
+
+test("frozen tensors stay as they were", async () => {
+  const summary = await train("frozen", { steps: 2, freeze: ["vision_tower.*", "*.self_attn.*"] });
+  const start = new Tensors(join(folder, "start", "model.safetensors"));
+  const end = new Tensors(join(summary.checkpoint, "trainer.safetensors"));
+  const same = (name: string, stored: string) =>
+    Buffer.compare(
+      Buffer.from(start.floats(stored).buffer),
+      Buffer.from(end.floats(`weights.${name}`).buffer),
+    ) === 0;
+  expect(
+    same(
+      "language_model.layers.0.self_attn.q_proj.weight",
+      "model.language_model.layers.0.self_attn.q_proj.weight",
+    ),
+  ).toBe(true);
+  expect(
+    same(
+      "language_model.layers.0.mlp.up_proj.weight",
+      "model.language_model.layers.0.mlp.up_proj.weight",
+    ),
+  ).toBe(false);
+  await expect(train("nothing", { freeze: ["no_such.*"] })).rejects.toMatchObject({
+    code: "INVALID_OPTION",
+    message: expect.stringContaining('"no_such.*"'),
+  });
+});
+
+test("broken records are named and skipped, and too many stop the run", async () => {
+  const lines = (await readFile(join(folder, "data", "caption.jsonl"), "utf8"))
+    .trimEnd()
+    .split("\n");
+  const write = (name: string, records: string[]) =>
+    writeFile(join(folder, "data", name), records.join("\n"));
+  const broken = [
+    "{not json",
+    JSON.stringify({ task: "caption", image: "images/none.png", text: "a" }),
+    JSON.stringify({ task: "caption", image: "images/000000.png" }),
+    JSON.stringify({ task: "sing" }),
+  ];
+  await write("some.jsonl", [...lines, ...broken]);
+  const sources = [{ manifest: join(folder, "data", "some.jsonl"), examples: 14 }];
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  const change = { sources, steps: 2, brokenShare: 0.02 };
+  expect(await train("some", change, { onNote })).toMatchObject({ step: 2 });
+  expect(notes).toHaveLength(4);
+  expect(notes.join()).toMatch(/some\.jsonl: record 2\d: /);
+  await expect(train("many", { ...change, brokenShare: 0.01 })).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+    message: expect.stringContaining("brokenShare"),
+  });
+  await write("empty.jsonl", []);
+  for (const manifest of ["empty.jsonl", "missing.jsonl"])
+    await expect(
+      train("none", { sources: [{ manifest: join(folder, "data", manifest), examples: 1 }] }),
+    ).rejects.toMatchObject({ code: "TRAINING_DATA" });
+});
+
+test("a loss that explodes stops the run, and names step and loss", async () => {
+  const change = {
+    steps: 200,
+    learningRate: 1e6,
+    clipNorm: 0,
+    warmup: 0,
+    compute: "f32",
+    checkpoint: { every: 1, keep: 1 },
+  };
+  await expect(train("diverges", change)).rejects.toMatchObject({
+    code: "TRAINING_DIVERGED",
+    message: expect.stringMatching(/^step \d+: the (image loss|text loss|loss of|gradient)/),
+  });
+  // What was good is still there.
+  expect(await readdir(join(folder, "diverges", "checkpoints"))).toHaveLength(1);
+}, 120_000);
+
+test("pictures are read again from the cache, and anew where they changed", async () => {
+  const cache = join(folder, "data", ".unifluid-cache");
+  const [index] = (await readdir(cache)).filter((n) => n.endsWith(".jsonl"));
+  const entries = async () =>
+    (await readFile(join(cache, index!), "utf8")).trimEnd().split("\n").length;
+  await train("again", { steps: 12 });
+  const before = await entries();
+  await train("again2", { steps: 12 });
+  expect(await entries()).toBe(before);
+  await copyFile(join(folder, "data/images/000001.png"), join(folder, "data/images/000000.png"));
+  await train("again3", { steps: 12 });
+  expect(await entries()).toBe(before + 1);
+});
+
+test("settings are checked before anything starts", async () => {
+  const refused = (change: object, message: RegExp) =>
+    expect(train("refused", change)).rejects.toMatchObject({
+      code: "INVALID_CONFIG",
+      message: expect.stringMatching(message),
+    });
+  await refused({ steps: 0 }, /steps/);
+  await refused({ sources: [] }, /sources/);
+  await refused({ learningrate: 1 }, /learningrate/);
+  await refused({ schedule: "none" }, /schedule/);
+  await expect(train("learns")).rejects.toMatchObject({ code: "INVALID_OPTION" });
+  await expect(train("refused", { model: join(folder, "none") })).rejects.toMatchObject({
+    code: "CHECKPOINT_NOT_FOUND",
+  });
+});
+
+test("learning rates", () => {
+  const run = (change: object) =>
+    parseRunConfig(config({ steps: 100, learningRate: 1, ...change }), "", "/");
+  const at = (step: number, change: object) => learningRateAt(step, run({ warmup: 10, ...change }));
+  expect(at(5, { schedule: "constant" })).toBeCloseTo(0.5);
+  expect(at(50, { schedule: "constant" })).toBe(1);
+  expect(at(80, { schedule: "decay" })).toBe(1);
+  expect(at(91, { schedule: "decay" })).toBeCloseTo(0.5);
+  expect(at(100, { schedule: "decay" })).toBeGreaterThan(0);
+  expect(at(51, { schedule: "cosine" })).toBeCloseTo(0.5);
+  expect(at(100, { schedule: "cosine" })).toBeLessThan(0.001);
+});
+
+test("patterns of names", () => {
+  expect(matches("vision_tower.a.b", "vision_tower.*")).toBe(true);
+  expect(matches("image_in.weight", "image_in.weight")).toBe(true);
+  expect(matches("image_in_weight", "image_in.weight")).toBe(false);
+  expect(matches("a.norm.weight", "*norm*")).toBe(true);
+});
+
+test("a manifest is read through once an epoch, in another order each time", async () => {
+  const source = await Source.open(join(folder, "data", "generate.jsonl"), 1n, 0);
+  const epoch = (n: number) => Array.from({ length: 24 }, (_, i) => source.at(n * 24 + i));
+  const sorted = (v: number[]) => [...v].sort((a, b) => a - b);
+  expect(sorted(epoch(0))).toEqual(Array.from({ length: 24 }, (_, i) => i));
+  expect(sorted(epoch(1))).toEqual(sorted(epoch(0)));
+  expect(epoch(1)).not.toEqual(epoch(0));
+  expect(epoch(0)).toEqual(epoch(0));
+});
