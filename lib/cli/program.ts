@@ -9,6 +9,7 @@ import { addComplete } from "./complete.js";
 import { addDoctor } from "./doctor.js";
 import { addEdit } from "./edit.js";
 import { addEnqueue } from "./enqueue.js";
+import { addEval } from "./eval.js";
 import { EXIT_CODES_HELP, UsageError } from "./exit-codes.js";
 import { addGenerate } from "./generate.js";
 import { addInfo } from "./info.js";
@@ -43,6 +44,7 @@ export async function run(args: readonly string[]): Promise<void> {
   addInit(program);
   addPrepare(program);
   addTrain(program);
+  addEval(program);
   addInfo(program);
   addDoctor(program);
   addBuild(program);

@@ -3,11 +3,11 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import sharp from "sharp";
+import { philox, Random } from "../../lib/philox";
 import { promptsOf, sceneOf, writeDataset } from "../../lib/scenes/dataset";
 import { drawPixels } from "../../lib/scenes/draw";
 import { caption, edit, NUMBERS, prompt, question, relation } from "../../lib/scenes/language";
 import { parseScene } from "../../lib/scenes/parse";
-import { philox, Random } from "../../lib/philox";
 import {
   alike,
   COLOR_NAMES,

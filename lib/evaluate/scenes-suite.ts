@@ -1,0 +1,323 @@
+/**
+ * The suite "scenes": how well a model draws, reads and edits the toy world. All scenes come from the split
+ * "test", which no training data has.
+ */
+import { Image } from "../image.js";
+import type { UniFluid } from "../model.js";
+import { Random } from "../philox.js";
+import { streamOf } from "../scenes/dataset.js";
+import { drawPixels } from "../scenes/draw.js";
+import { caption, edit, type Question, question } from "../scenes/language.js";
+import { parseScene } from "../scenes/parse.js";
+import { alike, randomScene, type Scene, SIZE } from "../scenes/world.js";
+import { type Checks, check, GENEVAL_TASKS, type GenEvalTask, kept, passes } from "./judge.js";
+
+export const SUITE_PARTS = [
+  "generation",
+  "held-out",
+  "captions",
+  "answers",
+  "edits",
+  "vae",
+] as const;
+export type SuitePart = (typeof SUITE_PARTS)[number];
+
+export interface SuiteOptions {
+  /** Scenes of each part; of each of the six tasks in generation. */
+  scenes: number;
+  seed: bigint;
+  /** Settings of drawing; absent: the model's. */
+  steps?: number;
+  guidance?: number;
+  only?: readonly SuitePart[];
+  signal?: AbortSignal;
+  /** Called after each picture or text. */
+  onItem?: () => void;
+}
+
+/** A share of `n` cases. */
+export interface Rate {
+  rate: number;
+  n: number;
+}
+
+export interface SuiteReport {
+  seed: string;
+  /** Mean of the six tasks. */
+  generation?: { score: number; tasks: Record<string, Rate>; attributes: Record<string, Rate> };
+  /** Everything right of one object whose colour and shape were never seen together; and of pairs that were. */
+  heldOut?: { heldOut: Rate; seen: Rate };
+  captions?: { exact: Rate; byObjects: Record<string, Rate>; wordsInPlace: number };
+  /** Beside the most common answer of a kind, and the most common answer to the question without a picture. */
+  answers?: { all: Rate; majority: number; blind: number; byKind: Record<string, Rate> };
+  /** The change made and the rest in place; beside the source picture handed back unchanged. */
+  edits?: { all: Rate; contents: Rate; copied: Rate; byKind: Record<string, Rate> };
+  /** What a perfect model would reach: true pictures, and those that went through the autoencoder. */
+  vae?: { psnr: number; parsed: Rate; parsedAfter: Rate };
+}
+
+const rateOf = (hits: readonly boolean[]): Rate => ({
+  rate: hits.filter(Boolean).length / Math.max(1, hits.length),
+  n: hits.length,
+});
+
+function ratesBy<K extends string>(hits: readonly (readonly [K, boolean])[]): Record<string, Rate> {
+  const keys = [...new Set(hits.map(([key]) => key))].sort();
+  return Object.fromEntries(
+    keys.map((k) => [k, rateOf(hits.filter(([key]) => key === k).map(([, hit]) => hit))]),
+  );
+}
+
+/** Streams of randomness of the suite's parts, apart from those of data sets (`lib/scenes/dataset.ts`). */
+const STREAM = 1000;
+
+class Suite {
+  constructor(
+    private readonly model: UniFluid,
+    private readonly options: SuiteOptions,
+  ) {}
+
+  private random(part: number, index: number): Random {
+    return new Random(this.options.seed, STREAM + part, index);
+  }
+
+  private count<T>(make: (index: number) => T, n = this.options.scenes): T[] {
+    return Array.from({ length: n }, (_, i) => make(i));
+  }
+
+  /** Random scenes until one fits. */
+  private scene(
+    part: number,
+    index: number,
+    fits: (scene: Scene) => boolean,
+    count?: number,
+  ): Scene {
+    const random = this.random(part, index);
+    for (;;) {
+      const scene = randomScene(random, { count });
+      if (fits(scene)) return scene;
+    }
+  }
+
+  private get drawing() {
+    const { steps, guidance, signal } = this.options;
+    return { steps, guidance, signal };
+  }
+
+  /** One result for each item, in their order; the engine runs as many at once as it can. */
+  private async all<Item, Value>(
+    items: readonly Item[],
+    run: (item: Item, index: number) => Promise<Value>,
+  ) {
+    return Promise.all(
+      items.map(async (item, i) => {
+        const value = await run(item, i);
+        this.options.onItem?.();
+        return value;
+      }),
+    );
+  }
+
+  private draw(prompts: readonly string[], seed: number): Promise<Image[]> {
+    return this.all(prompts, (prompt, i) =>
+      this.model.generate(prompt, { ...this.drawing, seed: seed + i }),
+    );
+  }
+
+  async generation(): Promise<SuiteReport["generation"]> {
+    const different = (s: Scene) =>
+      new Set(s.objects.map((o) => o.shape)).size === s.objects.length;
+    const colors = (s: Scene) => new Set(s.objects.map((o) => o.color)).size === s.objects.length;
+    const cases: Record<GenEvalTask, (i: number) => Scene> = {
+      "single object": (i) => this.scene(0, i, () => true, 1),
+      "two objects": (i) => this.scene(1, i, different, 2),
+      counting: (i) => this.scene(2, i, (s) => alike(s.objects), 2 + (i % 2)),
+      colors: (i) => this.scene(3, i, () => true, 1),
+      position: (i) => this.scene(4, i, different, 2),
+      "color attribution": (i) => this.scene(5, i, (s) => different(s) && colors(s), 2),
+    };
+    const plain = { size: false, background: false };
+    const tasks: Record<string, Rate> = {};
+    for (const [t, task] of GENEVAL_TASKS.entries()) {
+      const scenes = this.count(cases[task]);
+      const images = await this.draw(
+        scenes.map((s) => caption(s, plain)),
+        10_000 * (t + 1),
+      );
+      tasks[task] = rateOf(images.map((im, i) => passes(task, parseScene(im.pixels), scenes[i]!)));
+    }
+    // All that a full caption says.
+    const scenes = this.count((i) => this.scene(6, i, () => true));
+    const images = await this.draw(
+      scenes.map((s) => caption(s)),
+      80_000,
+    );
+    const checks = images.map((im, i) => check(parseScene(im.pixels), scenes[i]!));
+    const found = checks.flatMap((c) =>
+      (Object.entries(c) as [keyof Checks, boolean][]).map(([k, v]) => [k, v] as const),
+    );
+    const score = GENEVAL_TASKS.reduce((sum, t) => sum + tasks[t]!.rate, 0) / GENEVAL_TASKS.length;
+    return { score, tasks, attributes: ratesBy(found) };
+  }
+
+  async heldOut(): Promise<SuiteReport["heldOut"]> {
+    const rate = async (pairs: "only" | "exclude", part: number): Promise<Rate> => {
+      const scenes = this.count((i) => randomScene(this.random(part, i), { pairs, count: 1 }));
+      const images = await this.draw(
+        scenes.map((s) => caption(s)),
+        10_000 * part,
+      );
+      return rateOf(images.map((im, i) => check(parseScene(im.pixels), scenes[i]!).all));
+    };
+    return { heldOut: await rate("only", 10), seen: await rate("exclude", 11) };
+  }
+
+  private async pictures(scenes: readonly Scene[]): Promise<Image[]> {
+    return Promise.all(scenes.map(async (s) => Image.fromPixels(await drawPixels(s), SIZE, SIZE)));
+  }
+
+  async captions(): Promise<SuiteReport["captions"]> {
+    const scenes = this.count((i) => this.scene(20, i, () => true));
+    const images = await this.pictures(scenes);
+    const { signal } = this.options;
+    const texts = await this.all(images, (image) =>
+      this.model.caption(image, { signal, temperature: 0 }),
+    );
+    const exact = texts.map((text, i) => text.trim() === caption(scenes[i]!));
+    const words = texts.map((text, i) => {
+      const want = caption(scenes[i]!).split(" ");
+      const got = text.trim().split(" ");
+      return want.filter((w, k) => got[k] === w).length / want.length;
+    });
+    return {
+      exact: rateOf(exact),
+      byObjects: ratesBy(exact.map((hit, i) => [String(scenes[i]!.objects.length), hit] as const)),
+      wordsInPlace: words.reduce((sum, w) => sum + w, 0) / words.length,
+    };
+  }
+
+  async answers(): Promise<SuiteReport["answers"]> {
+    const asked = this.count((i) => {
+      const scene = this.scene(30, i, () => true);
+      return { scene, ...question(scene, this.random(31, i)) };
+    });
+    const images = await this.pictures(asked.map((a) => a.scene));
+    const { signal } = this.options;
+    const texts = await this.all(images, (image, i) =>
+      this.model.answer(image, asked[i]!.question, { signal, temperature: 0 }),
+    );
+    const hits = texts.map((text, i) => text.trim() === asked[i]!.answer);
+    const usual = usualAnswers(this.options.seed);
+    return {
+      all: rateOf(hits),
+      majority: rateOf(asked.map((a) => usual.byKind.get(a.kind) === a.answer)).rate,
+      blind: rateOf(asked.map((a) => usual.byQuestion.get(a.question) === a.answer)).rate,
+      byKind: ratesBy(hits.map((hit, i) => [asked[i]!.kind, hit] as const)),
+    };
+  }
+
+  async edits(): Promise<SuiteReport["edits"]> {
+    const cases = this.count((i) => {
+      const scene = this.scene(40, i, () => true);
+      return { scene, ...edit(scene, this.random(41, i)) };
+    });
+    const sources = await this.pictures(cases.map((c) => c.scene));
+    const images = await this.all(sources, (image, i) =>
+      this.model.edit(image, cases[i]!.instruction, { ...this.drawing, seed: 500_000 + i }),
+    );
+    const judge = (image: Image, i: number) => {
+      const seen = parseScene(image.pixels);
+      const { target } = cases[i]!;
+      const contents = check(seen, target, { relations: false }).all;
+      return { contents, all: contents && kept(seen, target) };
+    };
+    const results = images.map(judge);
+    return {
+      all: rateOf(results.map((r) => r.all)),
+      contents: rateOf(results.map((r) => r.contents)),
+      copied: rateOf(sources.map((image, i) => judge(image, i).all)),
+      byKind: ratesBy(results.map((r, i) => [cases[i]!.kind, r.all] as const)),
+    };
+  }
+
+  async vae(): Promise<SuiteReport["vae"]> {
+    const scenes = this.count((i) => randomScene(this.random(50, i), { pairs: "include" }));
+    const images = await this.pictures(scenes);
+    const rebuilt = await this.all(images, async (image) =>
+      this.model.decodeLatents(await this.model.encodeImage(image)),
+    );
+    const psnr = images.map((image, i) => {
+      const out = rebuilt[i]!.pixels;
+      const square = image.pixels.reduce((sum, v, k) => sum + (v - out[k]!) ** 2, 0);
+      return 10 * Math.log10(255 ** 2 / Math.max(square / out.length, 1e-6));
+    });
+    const parsed = (list: readonly Image[]) =>
+      rateOf(list.map((image, i) => check(parseScene(image.pixels), scenes[i]!).all));
+    return {
+      psnr: psnr.reduce((sum, v) => sum + v, 0) / psnr.length,
+      parsed: parsed(images),
+      parsedAfter: parsed(rebuilt),
+    };
+  }
+}
+
+/** Scenes of training whose answers the baselines know. */
+const KNOWN = 4000;
+
+/** The most common answer of each kind of question, and to each question, in training data. */
+function usualAnswers(seed: bigint) {
+  const counts = {
+    byKind: new Map<string, Map<string, number>>(),
+    byQuestion: new Map<string, Map<string, number>>(),
+  };
+  const count = (map: Map<string, Map<string, number>>, key: string, answer: string) => {
+    const answers = map.get(key) ?? new Map<string, number>();
+    map.set(key, answers.set(answer, (answers.get(answer) ?? 0) + 1));
+  };
+  for (let i = 0; i < KNOWN; i++) {
+    const scene = randomScene(streamOf(seed, "train", "scene", i));
+    const q: Question = question(scene, streamOf(seed, "train", "questions", i));
+    count(counts.byKind, q.kind, q.answer);
+    count(counts.byQuestion, q.question, q.answer);
+  }
+  const most = (map: Map<string, Map<string, number>>) =>
+    new Map(
+      [...map].map(([key, answers]) => [key, [...answers].sort((a, b) => b[1] - a[1])[0]![0]]),
+    );
+  return { byKind: most(counts.byKind), byQuestion: most(counts.byQuestion) };
+}
+
+/** Pictures and texts that the suite will make, for progress. */
+export function itemsOf({ scenes, only = SUITE_PARTS }: SuiteOptions): number {
+  const weights: Record<SuitePart, number> = {
+    generation: GENEVAL_TASKS.length + 1,
+    "held-out": 2,
+    captions: 1,
+    answers: 1,
+    edits: 1,
+    vae: 1,
+  };
+  return only.reduce((sum, part) => sum + weights[part] * scenes, 0);
+}
+
+/** Runs the suite. Throws the signal's reason, or what the model throws. */
+export async function evaluateScenes(model: UniFluid, options: SuiteOptions): Promise<SuiteReport> {
+  const suite = new Suite(model, options);
+  const { only = SUITE_PARTS } = options;
+  // Quick parts first.
+  const parts: Record<SuitePart, () => Promise<Partial<SuiteReport>>> = {
+    vae: async () => ({ vae: await suite.vae() }),
+    captions: async () => ({ captions: await suite.captions() }),
+    answers: async () => ({ answers: await suite.answers() }),
+    edits: async () => ({ edits: await suite.edits() }),
+    "held-out": async () => ({ heldOut: await suite.heldOut() }),
+    generation: async () => ({ generation: await suite.generation() }),
+  };
+  let report: SuiteReport = { seed: String(options.seed) };
+  for (const part of Object.keys(parts) as SuitePart[]) {
+    if (!only.includes(part)) continue;
+    options.signal?.throwIfAborted();
+    report = { ...report, ...(await parts[part]()) };
+  }
+  return report;
+}
