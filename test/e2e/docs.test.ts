@@ -15,9 +15,11 @@ import { dirname, join, relative } from "node:path";
 import { promisify } from "node:util";
 import sharp from "sharp";
 import { parse as parseYaml } from "yaml";
+import { parseModelConfig } from "../../lib/checkpoint/config.js";
 import { ExitCode } from "../../lib/cli/exit-codes.js";
 import { errorClass, errorCodes } from "../../lib/errors.js";
 import { generationBody } from "../../lib/server/schemas.js";
+import { parseRunConfig } from "../../lib/train/config.js";
 
 const execute = promisify(execFile);
 const root = join(__dirname, "../..");
@@ -80,8 +82,16 @@ test.each(blocks("json"))("the document at %s is one", (_, text) => {
 
 test.each(blocks("yaml"))(
   "the YAML at %s is some, and names options that exist",
-  async (_, text) => {
+  async (page, text) => {
     const manifest = parseYaml(text);
+    if (manifest.sources) {
+      parseRunConfig(manifest, page, "/");
+      return;
+    }
+    if (manifest.text_config) {
+      parseModelConfig({ model_type: "unifluid", ...manifest }, page);
+      return;
+    }
     expect(manifest).toMatchObject({ apiVersion: expect.any(String), kind: expect.any(String) });
     for (const { command, args = [] } of manifest.spec.template?.spec.containers ?? []) {
       const [, program, name, ...rest] = command as string[];
@@ -121,12 +131,15 @@ test.each([
   });
 });
 
-test("every option of the server and of batches is explained", async () => {
+test("every option of the larger commands is explained", async () => {
   for (const [command, page] of [
     ["serve", "docs/serve.md"],
     ["batch", "docs/batch.md"],
     ["enqueue", "docs/queue.md"],
     ["worker", "docs/queue.md"],
+    ["scenes", "docs/scenes.md"],
+    ["init", "docs/train.md"],
+    ["eval", "docs/evaluate.md"],
   ] as const) {
     const main = join(root, "dist/cli/main.js");
     const { stdout } = await execute(process.execPath, [main, command, "--help"]);
@@ -167,6 +180,11 @@ const commands = blocks("sh").flatMap(([page, block]) =>
 test("the commands of README and of the command line's page run one after the other", async () => {
   expect(commands.length).toBeGreaterThan(5);
   writeFileSync(join(project, "jobs.jsonl"), blocks("jsonl")[0]![1]);
+  // Files whose name is in their first line.
+  for (const [, text] of blocks("yaml")) {
+    const name = /^# (\w+\.yaml)$/m.exec(text.split("\n")[0]!)?.[1];
+    if (name) writeFileSync(join(project, name), text);
+  }
   for (const [page, command] of commands) {
     const line = command.replace(
       /^npx unifluid/,
