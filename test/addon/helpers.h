@@ -91,6 +91,7 @@ Napi::Value sample_text(Call&);
 Napi::Value attention(Call&, std::vector<Cache>&);
 Napi::Value diffusion_head(Call&);
 Napi::Value diffusion_sample(Call&);
+Napi::Value training(Call&);
 
 // Functions without a backend: draws and schedules.
 void export_bandwidth(Napi::Env env, Napi::Object exports);

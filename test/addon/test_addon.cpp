@@ -56,7 +56,8 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
              InstanceMethod<&TestBackend::operation<test::soft_cap>>("softCap"),
              InstanceMethod<&TestBackend::operation<test::sample_text>>("sampleText"),
              InstanceMethod<&TestBackend::operation<test::diffusion_head>>("diffusionHead"),
-             InstanceMethod<&TestBackend::operation<test::diffusion_sample>>("diffusionSample")}));
+             InstanceMethod<&TestBackend::operation<test::diffusion_sample>>("diffusionSample"),
+             InstanceMethod<&TestBackend::operation<test::training>>("training")}));
   }
 
   explicit TestBackend(const Napi::CallbackInfo& info) : ObjectWrap(info) {

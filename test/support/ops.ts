@@ -206,6 +206,11 @@ export interface Backend {
     steps: DiffusionStep[];
     tokens: DiffusionToken[];
   }): Float32Array;
+  /**
+   * An operation of `core/training_backend.h` by its name (`test/addon/training_ops.cpp`), with its arguments as
+   * fields; results by name.
+   */
+  training(args: { name: string; [argument: string]: unknown }): Record<string, Float32Array>;
 }
 
 export interface BackendOptions {

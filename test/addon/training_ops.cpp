@@ -1,0 +1,334 @@
+// The operations of core/training_backend.h. Gradients that are added to what is there come in as
+// arguments of their own ("start"), so that the tests see that they are.
+#include <cstring>
+
+#include "core/schedule.h"
+#include "core/training_backend.h"
+#include "test/addon/helpers.h"
+
+namespace unifluid::test {
+
+namespace {
+
+std::vector<int32_t> integers(Napi::Value value) {
+  const auto array = value.As<Napi::Int32Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+
+bool flag(Call& call, const char* name) {
+  return call.has(name) && call.arguments.Get(name).ToBoolean();
+}
+
+// A vector in the backend's memory that is written to, with its values first.
+float* copied(Call& call, const char* name, Tensor* tensor) {
+  const auto array = call.arguments.Get(name).As<Napi::Float32Array>();
+  float* memory = call.floats(static_cast<int64_t>(array.ElementLength()));
+  *tensor = Tensor(memory, DType::f32, 1, static_cast<int64_t>(array.ElementLength()));
+  call.backend.write(array.Data(), *tensor);
+  return memory;
+}
+
+AttentionArgs attention_of(Call& call, std::vector<AttentionSpan>* spans) {
+  AttentionArgs f{};
+  f.q = call.input("q");
+  f.k = call.input("k");
+  f.v = call.input("v");
+  f.heads = call.integer("heads");
+  f.kv_heads = call.integer("kvHeads");
+  f.head_dim = call.integer("headDim");
+  f.scale = static_cast<float>(call.number("scale"));
+  f.soft_cap = static_cast<float>(call.number("softCap", 0));
+  f.window = static_cast<int64_t>(call.number("window", 0));
+  f.rope_theta = static_cast<float>(call.number("ropeTheta", 0));
+  f.first_position = static_cast<int64_t>(call.number("firstPosition", 0));
+  const auto list = call.arguments.Get("spans").As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const auto s = list.Get(i).As<Napi::Object>();
+    spans->push_back({s.Get("firstRow").ToNumber().Int64Value(),
+                      s.Get("rows").ToNumber().Int64Value(), 0,
+                      s.Get("prefixEnd").ToNumber().Int64Value(), KvCache{}});
+  }
+  f.spans = spans->data();
+  f.span_count = static_cast<int64_t>(spans->size());
+  return f;
+}
+
+using Body = void (*)(Call&, TrainingBackend&, Napi::Object out);
+
+void gemm(Call& call, TrainingBackend& ops, Napi::Object out) {
+  GemmArgs a{};
+  a.a = call.input("a");
+  a.b = call.input("b");
+  a.transpose_a = flag(call, "transposeA");
+  a.transpose_b = flag(call, "transposeB");
+  a.bias = call.vector("bias");
+  a.bf16 = flag(call, "bf16");
+  const int64_t m = a.transpose_a ? a.a.cols : a.a.rows, n = a.transpose_b ? a.b.rows : a.b.cols;
+  a.accumulate = call.has("start");
+  a.out = a.accumulate ? call.input("start") : call.output(m, n);
+  ops.gemm(a);
+  out.Set("out", call.result(a.out));
+}
+
+void column_sum(Call& call, TrainingBackend& ops, Napi::Object out) {
+  Tensor sum;
+  float* memory = copied(call, "start", &sum);
+  ops.column_sum({call.input("x"), memory});
+  out.Set("out", call.result(sum));
+}
+
+void activation(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const Tensor x = call.input("x");
+  const Tensor y = call.output(x.rows, x.cols);
+  ops.activation({x, call.activation("activation"), y});
+  out.Set("out", call.result(y));
+}
+
+void activation_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const Tensor x = call.input("x");
+  const bool accumulate = call.has("start");
+  const Tensor dx = accumulate ? call.input("start") : call.output(x.rows, x.cols);
+  ops.activation_backward({x, call.activation("activation"), call.input("dout"), accumulate, dx});
+  out.Set("dx", call.result(dx));
+}
+
+void gated(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const Tensor gate = call.input("gate"), up = call.input("up");
+  const Tensor y = call.output(gate.rows, gate.cols), dgate = call.output(gate.rows, gate.cols);
+  const Tensor dup = call.output(gate.rows, gate.cols);
+  ops.gated({gate, up, call.activation("activation"), y});
+  ops.gated_backward({gate, up, call.activation("activation"), call.input("dout"), dgate, dup});
+  out.Set("out", call.result(y));
+  out.Set("dgate", call.result(dgate));
+  out.Set("dup", call.result(dup));
+}
+
+void gated_add(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const Tensor x = call.input("x"), gate = call.input("gate"), y = call.input("y");
+  const Tensor sum = call.output(x.rows, x.cols), dgate = call.output(x.rows, x.cols);
+  const Tensor dy = call.output(x.rows, x.cols);
+  ops.gated_add({x, gate, y, sum});
+  ops.gated_add_backward({gate, y, call.input("dout"), dgate, dy});
+  out.Set("out", call.result(sum));
+  out.Set("dgate", call.result(dgate));
+  out.Set("dy", call.result(dy));
+}
+
+void rms_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const Tensor x = call.input("x");
+  const bool accumulate = call.has("start");
+  const Tensor dx = accumulate ? call.input("start") : call.output(x.rows, x.cols);
+  Tensor dweight;
+  float* memory = copied(call, "startWeight", &dweight);
+  ops.rms_norm_backward({x, call.vector("weight"), static_cast<float>(call.number("eps")),
+                         call.input("dout"), accumulate, dx, memory});
+  out.Set("dx", call.result(dx));
+  out.Set("dweight", call.result(dweight));
+}
+
+void modulated_norm(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const Tensor x = call.input("x"), shift = call.input("shift"), scale = call.input("scale");
+  const float *weight = call.vector("weight"), *bias = call.vector("bias");
+  const float eps = static_cast<float>(call.number("eps"));
+  const Tensor y = call.output(x.rows, x.cols), dx = call.output(x.rows, x.cols);
+  ops.modulated_norm({x, weight, bias, shift, scale, eps, y});
+  ModulatedNormBackwardArgs b{};
+  b.x = x;
+  b.weight = weight;
+  b.bias = bias;
+  b.shift = shift;
+  b.scale = scale;
+  b.eps = eps;
+  b.dout = call.input("dout");
+  b.dx = dx;
+  Tensor dweight, dbias;
+  if (weight) b.dweight = copied(call, "startWeight", &dweight);
+  if (bias) b.dbias = copied(call, "startBias", &dbias);
+  if (shift) {
+    b.dshift = call.output(x.rows, x.cols);
+    b.dscale = call.output(x.rows, x.cols);
+  }
+  ops.modulated_norm_backward(b);
+  out.Set("out", call.result(y));
+  out.Set("dx", call.result(dx));
+  if (weight) out.Set("dweight", call.result(dweight));
+  if (bias) out.Set("dbias", call.result(dbias));
+  if (shift) out.Set("dshift", call.result(b.dshift));
+  if (shift) out.Set("dscale", call.result(b.dscale));
+}
+
+void attention_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
+  std::vector<AttentionSpan> spans;
+  AttentionArgs f = attention_of(call, &spans);
+  f.out = call.output(f.q.rows, f.q.cols);
+  call.backend.attention(f);
+  const Tensor dq = call.output(f.q.rows, f.q.cols);
+  const Tensor dk = call.output(f.k.rows, f.k.cols), dv = call.output(f.v.rows, f.v.cols);
+  ops.attention_backward({f, call.input("dout"), dq, dk, dv});
+  out.Set("out", call.result(f.out));
+  out.Set("dq", call.result(dq));
+  out.Set("dk", call.result(dk));
+  out.Set("dv", call.result(dv));
+}
+
+void gather_rows(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const auto index = integers(call.arguments.Get("index"));
+  const float scale = static_cast<float>(call.number("scale"));
+  const Tensor rows = call.input("start"), dtable = call.input("startTable");
+  ops.gather_rows({call.input("table"), index.data(), scale, rows});
+  ops.scatter_rows({call.input("dout"), index.data(), scale, dtable});
+  out.Set("out", call.result(rows));
+  out.Set("dtable", call.result(dtable));
+}
+
+void cross_entropy(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const auto targets = integers(call.arguments.Get("targets"));
+  const Tensor logits = call.input("logits");
+  auto losses = Napi::Float32Array::New(call.arguments.Env(), targets.size());
+  ops.cross_entropy({logits, targets.data(), static_cast<float>(call.number("cap", 0)),
+                     static_cast<float>(call.number("scale")), losses.Data()});
+  out.Set("dlogits", call.result(logits));
+  out.Set("losses", losses);
+}
+
+// timesteps: of "ddpm", indices into the schedule of 1000; of "flow", 0 to 1000
+void diffusion_loss(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const bool flow = flag(call, "flow");
+  const auto index = integers(call.arguments.Get("index"));
+  const auto schedule = training_steps(1000, static_cast<float>(call.number("cap", 1)));
+  std::vector<TrainingStep> steps;
+  for (double t : numbers(call.arguments.Get("timesteps")))
+    steps.push_back(flow ? flow_training_step(static_cast<float>(t), 1000)
+                         : schedule[static_cast<size_t>(t)]);
+  const Tensor output = call.input("output"), x0 = call.input("x0"), noise = call.input("noise");
+  const Tensor doutput = call.output(output.rows, output.cols);
+  const Tensor noised = call.output(noise.rows, noise.cols);
+  auto losses = Napi::Float32Array::New(call.arguments.Env(), index.size());
+  ops.diffuse({x0, index.data(), steps.data(), noise, noised});
+  ops.diffusion_loss({flow, output, x0, index.data(), steps.data(), noise,
+                      static_cast<float>(call.number("scale")), doutput, losses.Data()});
+  out.Set("noised", call.result(noised));
+  out.Set("doutput", call.result(doutput));
+  out.Set("losses", losses);
+}
+
+void time_features(Call& call, TrainingBackend& ops, Napi::Object out) {
+  std::vector<float> times;
+  for (double t : numbers(call.arguments.Get("times"))) times.push_back(static_cast<float>(t));
+  const Tensor features = call.output(static_cast<int64_t>(times.size()), 256);
+  ops.time_features({times.data(), features});
+  out.Set("out", call.result(features));
+}
+
+void training_noise(Call& call, TrainingBackend& ops, Napi::Object out) {
+  std::vector<uint64_t> counters;
+  for (double c : numbers(call.arguments.Get("counters")))
+    counters.push_back(static_cast<uint64_t>(c));
+  const Tensor noise =
+      call.output(static_cast<int64_t>(counters.size()), call.integer("channels"));
+  ops.training_noise({seed_of(call.arguments.Get("seed")), counters.data(), noise});
+  out.Set("out", call.result(noise));
+}
+
+void patches(Call& call, TrainingBackend& ops, Napi::Object out) {
+  PatchesArgs a{};
+  a.x = call.input("x");
+  a.images = call.integer("images");
+  a.height = call.integer("height");
+  a.width = call.integer("width");
+  a.upsample = call.integer("upsample");
+  a.kernel = call.integer("kernel");
+  a.stride = call.integer("stride");
+  a.pad_before = call.integer("padBefore");
+  a.pad_after = call.integer("padAfter");
+  const Tensor dout = call.input("dout"), dx = call.input("start");
+  a.out = call.output(dout.rows, dout.cols);
+  ops.patches(a);
+  ops.patches_backward({dout, a.images, a.height, a.width, a.upsample, a.kernel, a.stride,
+                        a.pad_before, a.pad_after, dx});
+  out.Set("out", call.result(a.out));
+  out.Set("dx", call.result(dx));
+}
+
+void group_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const Tensor x = call.input("x");
+  const bool accumulate = call.has("start");
+  const Tensor dx = accumulate ? call.input("start") : call.output(x.rows, x.cols);
+  Tensor dweight, dbias;
+  float* weight = copied(call, "startWeight", &dweight);
+  float* bias = copied(call, "startBias", &dbias);
+  ops.group_norm_backward({x, call.integer("images"), call.integer("groups"),
+                           call.vector("weight"), call.vector("bias"),
+                           static_cast<float>(call.number("eps")), flag(call, "silu"),
+                           call.input("dout"), accumulate, dx, weight, bias});
+  out.Set("dx", call.result(dx));
+  out.Set("dweight", call.result(dweight));
+  out.Set("dbias", call.result(dbias));
+}
+
+void adamw(Call& call, TrainingBackend& ops, Napi::Object out) {
+  Tensor value, first, second, average;
+  AdamWArgs a{};
+  a.value = copied(call, "value", &value);
+  a.first = copied(call, "first", &first);
+  a.second = copied(call, "second", &second);
+  a.average = copied(call, "average", &average);
+  a.gradient = call.vector("gradient");
+  a.count = value.cols;
+  const auto number = [&](const char* name) { return static_cast<float>(call.number(name)); };
+  a.gradient_scale = number("gradientScale");
+  a.rate = number("rate");
+  a.beta1 = number("beta1");
+  a.beta2 = number("beta2");
+  a.epsilon = number("epsilon");
+  a.decay = number("decay");
+  a.correction1 = number("correction1");
+  a.correction2 = number("correction2");
+  a.average_keep = number("averageKeep");
+  out.Set("squares", ops.sum_of_squares(a.gradient, a.count));
+  ops.adamw(a);
+  out.Set("value", call.result(value));
+  out.Set("first", call.result(first));
+  out.Set("second", call.result(second));
+  out.Set("average", call.result(average));
+}
+
+struct Entry {
+  const char* name;
+  Body body;
+};
+const Entry kEntries[] = {
+    {"gemm", gemm},
+    {"columnSum", column_sum},
+    {"activation", activation},
+    {"activationBackward", activation_backward},
+    {"gated", gated},
+    {"gatedAdd", gated_add},
+    {"rmsNormBackward", rms_norm_backward},
+    {"modulatedNorm", modulated_norm},
+    {"attentionBackward", attention_backward},
+    {"gatherRows", gather_rows},
+    {"crossEntropy", cross_entropy},
+    {"diffusionLoss", diffusion_loss},
+    {"timeFeatures", time_features},
+    {"trainingNoise", training_noise},
+    {"patches", patches},
+    {"groupNormBackward", group_norm_backward},
+    {"adamw", adamw},
+};
+
+}  // namespace
+
+// { name, ...arguments } -> the operation's results by name
+Napi::Value training(Call& call) {
+  const std::string name = call.arguments.Get("name").ToString().Utf8Value();
+  auto out = Napi::Object::New(call.arguments.Env());
+  for (const Entry& entry : kEntries) {
+    if (name != entry.name) continue;
+    entry.body(call, *call.backend.training(), out);
+    return out;
+  }
+  throw Napi::Error::New(call.arguments.Env(), "there is no training operation " + name);
+}
+
+}  // namespace unifluid::test
