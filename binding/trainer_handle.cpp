@@ -87,13 +87,13 @@ class TrainerHandle::Turn {
 };
 
 Napi::Function TrainerHandle::define(Napi::Env env) {
-  return DefineClass(env, "NativeTrainer",
-                     {InstanceMethod("description", &TrainerHandle::description),
-                      InstanceMethod("step", &TrainerHandle::step),
-                      InstanceMethod("evaluate", &TrainerHandle::evaluate),
-                      InstanceMethod("read", &TrainerHandle::read),
-                      InstanceMethod("write", &TrainerHandle::write),
-                      InstanceMethod("dispose", &TrainerHandle::dispose)});
+  return DefineClass(
+      env, "NativeTrainer",
+      {InstanceMethod("description", &TrainerHandle::description),
+       InstanceMethod("step", &TrainerHandle::step),
+       InstanceMethod("evaluate", &TrainerHandle::evaluate),
+       InstanceMethod("read", &TrainerHandle::read), InstanceMethod("write", &TrainerHandle::write),
+       InstanceMethod("dispose", &TrainerHandle::dispose)});
 }
 
 Napi::Value TrainerHandle::create(const Napi::CallbackInfo& info) {

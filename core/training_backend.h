@@ -212,7 +212,8 @@ struct GroupNormBackwardArgs {
   float *dweight, *dbias;  // added to
 };
 
-// AdamW (1711.05101) with decoupled weight decay on one run of parameters, and their moving average.
+// AdamW (1711.05101) with decoupled weight decay on one run of parameters, and their moving
+// average.
 struct AdamWArgs {
   float *value, *first, *second;
   const float* gradient;

@@ -203,26 +203,52 @@ class CpuBackend final : public Backend, public TrainingBackend {
   void gemm(const GemmArgs& args) override { expect_scratch(training_.gemm(args, pool_)); }
   void add(const AddArgs& args) override { training_.add_tensors(args, pool_); }
   void activation(const ActivationArgs& args) override { training_.activation(args, pool_); }
-  void activation_backward(const ActivationBackwardArgs& args) override { training_.activation_backward(args, pool_); }
+  void activation_backward(const ActivationBackwardArgs& args) override {
+    training_.activation_backward(args, pool_);
+  }
   void gated(const GatedArgs& args) override { training_.gated(args, pool_); }
-  void gated_backward(const GatedBackwardArgs& args) override { training_.gated_backward(args, pool_); }
+  void gated_backward(const GatedBackwardArgs& args) override {
+    training_.gated_backward(args, pool_);
+  }
   void gated_add(const GatedAddArgs& args) override { training_.gated_add(args, pool_); }
-  void gated_add_backward(const GatedAddBackwardArgs& args) override { training_.gated_add_backward(args, pool_); }
+  void gated_add_backward(const GatedAddBackwardArgs& args) override {
+    training_.gated_add_backward(args, pool_);
+  }
   void column_sum(const ColumnSumArgs& args) override { training_.column_sum(args, pool_); }
-  void rms_norm_backward(const RmsNormBackwardArgs& args) override { expect_scratch(training_.rms_norm_backward(args, pool_)); }
-  void modulated_norm(const ModulatedNormArgs& args) override { training_.modulated_norm(args, pool_); }
-  void modulated_norm_backward(const ModulatedNormBackwardArgs& args) override { expect_scratch(training_.modulated_norm_backward(args, pool_)); }
-  void group_norm_backward(const GroupNormBackwardArgs& args) override { expect_scratch(training_.group_norm_backward(args, pool_)); }
-  void attention_backward(const AttentionBackwardArgs& args) override { expect_scratch(training_.attention_backward(args, pool_)); }
+  void rms_norm_backward(const RmsNormBackwardArgs& args) override {
+    expect_scratch(training_.rms_norm_backward(args, pool_));
+  }
+  void modulated_norm(const ModulatedNormArgs& args) override {
+    training_.modulated_norm(args, pool_);
+  }
+  void modulated_norm_backward(const ModulatedNormBackwardArgs& args) override {
+    expect_scratch(training_.modulated_norm_backward(args, pool_));
+  }
+  void group_norm_backward(const GroupNormBackwardArgs& args) override {
+    expect_scratch(training_.group_norm_backward(args, pool_));
+  }
+  void attention_backward(const AttentionBackwardArgs& args) override {
+    expect_scratch(training_.attention_backward(args, pool_));
+  }
   void gather_rows(const GatherRowsArgs& args) override { training_.gather_rows(args, pool_); }
   void scatter_rows(const ScatterRowsArgs& args) override { training_.scatter_rows(args, pool_); }
-  void time_features(const TimeFeaturesArgs& args) override { training_.time_features(args, pool_); }
+  void time_features(const TimeFeaturesArgs& args) override {
+    training_.time_features(args, pool_);
+  }
   void patches(const PatchesArgs& args) override { training_.patches(args, pool_); }
-  void patches_backward(const PatchesBackwardArgs& args) override { training_.patches_backward(args, pool_); }
-  void cross_entropy(const CrossEntropyArgs& args) override { training_.cross_entropy(args, pool_); }
-  void training_noise(const TrainingNoiseArgs& args) override { training_.training_noise(args, pool_); }
+  void patches_backward(const PatchesBackwardArgs& args) override {
+    training_.patches_backward(args, pool_);
+  }
+  void cross_entropy(const CrossEntropyArgs& args) override {
+    training_.cross_entropy(args, pool_);
+  }
+  void training_noise(const TrainingNoiseArgs& args) override {
+    training_.training_noise(args, pool_);
+  }
   void diffuse(const DiffuseArgs& args) override { training_.diffuse(args, pool_); }
-  void diffusion_loss(const DiffusionLossArgs& args) override { training_.diffusion_loss(args, pool_); }
+  void diffusion_loss(const DiffusionLossArgs& args) override {
+    training_.diffusion_loss(args, pool_);
+  }
   void adamw(const AdamWArgs& args) override { training_.adamw(args, pool_); }
   double sum_of_squares(const float* values, int64_t count) override {
     double result = 0;

@@ -18,9 +18,10 @@ struct TrainingSequence {
   std::vector<int32_t> target_tokens;  // with <eos>
   std::vector<float> target_latents;   // [cells, token channels]
   // Draws of another program; empty: drawn from the seed, the step and the sequence's place in it.
-  std::vector<int32_t> order;     // [cells]
-  std::vector<float> timesteps;   // [cells, multiplier]: those of the token at each cell of the order
-  std::vector<float> noise;       // [cells, multiplier, token channels]
+  std::vector<int32_t> order;  // [cells]
+  std::vector<float>
+      timesteps;             // [cells, multiplier]: those of the token at each cell of the order
+  std::vector<float> noise;  // [cells, multiplier, token channels]
 };
 
 struct VaeExample {

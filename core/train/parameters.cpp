@@ -136,8 +136,7 @@ class Shapes {
         resnet(at + "resnets." + std::to_string(j), current, channels[i]);
         current = channels[i];
       }
-      if (i + 1 < channels.size())
-        convolution(at + resampler + ".0.conv", current, current, 3);
+      if (i + 1 < channels.size()) convolution(at + resampler + ".0.conv", current, current, 3);
     }
     resnet(root + "mid_block.resnets.0", deepest, deepest);
     if (attention) {
@@ -246,8 +245,7 @@ void Parameters::zero_gradients() {
 
 std::vector<float> Parameters::read(const std::string& name, Stored what) const {
   const Parameter& p = at(name);
-  if (!has(what))
-    throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
+  if (!has(what)) throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
   std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
   backend_.read(tensor(p, what), values.data());
   return permuted(values, p, false);
@@ -255,8 +253,7 @@ std::vector<float> Parameters::read(const std::string& name, Stored what) const 
 
 void Parameters::write(const std::string& name, Stored what, const std::vector<float>& values) {
   const Parameter& p = at(name);
-  if (!has(what))
-    throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
+  if (!has(what)) throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
   if (values.size() != static_cast<size_t>(p.rows * p.cols))
     throw Error(error_code::kInvalidArgument, "expected " + std::to_string(p.rows * p.cols) +
                                                   " values for " + name + " but received " +

@@ -19,8 +19,8 @@ enum class Stored : uint8_t { weights, average, first, second, gradient };
 struct Parameter {
   std::string name;  // canonical, as lib/checkpoint/tensor-names.ts has it
   int64_t rows = 0, cols = 0;
-  // Of a convolution: side of its kernel. Such a weight is [out, row, column, in] here and [out, in,
-  // row, column] in checkpoints. 0: not a convolution's.
+  // Of a convolution: side of its kernel. Such a weight is [out, row, column, in] here and [out,
+  // in, row, column] in checkpoints. 0: not a convolution's.
   int64_t kernel = 0;
   bool matrix = false;     // has weight decay
   bool trainable = true;   // else no gradient is computed

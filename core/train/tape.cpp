@@ -34,8 +34,7 @@ Var Tape::input(int64_t rows, int64_t cols) {
 
 Tensor Tape::gradient(Var v, bool* accumulate) {
   Node& n = node(v);
-  if (!n.gradient && n.value.rows > 0)
-    n.gradient = workspace_.tensor(n.value.rows, n.value.cols);
+  if (!n.gradient && n.value.rows > 0) n.gradient = workspace_.tensor(n.value.rows, n.value.cols);
   *accumulate = n.written;
   n.written = true;
   return n.gradient;
@@ -102,23 +101,32 @@ Var Tape::linear(Var x, const Parameter& weight, const Parameter* bias, Var resi
   const Tensor in = value(x);
   const Tensor out = workspace_.tensor(in.rows, weight.rows);
   if (residual != kNone) backend_.copy(value(residual), out);
-  ops_.gemm({.a = in, .b = weight.value, .transpose_b = true, .bias = vector_of(bias),
-             .accumulate = residual != kNone, .bf16 = bf16_, .out = out});
+  ops_.gemm({.a = in,
+             .b = weight.value,
+             .transpose_b = true,
+             .bias = vector_of(bias),
+             .accumulate = residual != kNone,
+             .bf16 = bf16_,
+             .out = out});
   const Parameter* w = &weight;
-  return push(out, needs(x) || needs(residual) || w->trainable || trains(bias),
-              [=, this](const Tensor& dout) {
-                if (w->trainable)
-                  ops_.gemm({.a = dout, .transpose_a = true, .b = value(x), .accumulate = true,
-                             .bf16 = bf16_, .out = w->gradient});
-                if (trains(bias)) ops_.column_sum({dout, bias->gradient_vector()});
-                if (needs(x)) {
-                  bool accumulate;
-                  const Tensor dx = gradient(x, &accumulate);
-                  ops_.gemm({.a = dout, .b = w->value, .accumulate = accumulate, .bf16 = bf16_,
-                             .out = dx});
-                }
-                pass(residual, dout);
-              });
+  return push(
+      out, needs(x) || needs(residual) || w->trainable || trains(bias),
+      [=, this](const Tensor& dout) {
+        if (w->trainable)
+          ops_.gemm({.a = dout,
+                     .transpose_a = true,
+                     .b = value(x),
+                     .accumulate = true,
+                     .bf16 = bf16_,
+                     .out = w->gradient});
+        if (trains(bias)) ops_.column_sum({dout, bias->gradient_vector()});
+        if (needs(x)) {
+          bool accumulate;
+          const Tensor dx = gradient(x, &accumulate);
+          ops_.gemm({.a = dout, .b = w->value, .accumulate = accumulate, .bf16 = bf16_, .out = dx});
+        }
+        pass(residual, dout);
+      });
 }
 
 Var Tape::activation(Var x, Activation activation) {
@@ -144,12 +152,12 @@ Var Tape::gated(Var gate, Var up, Activation activation) {
 
 Var Tape::rms_norm(Var x, const Parameter& weight, float eps, Var residual) {
   const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
-  backend_.rms_norm({in, weight.vector(), eps, residual == kNone ? Tensor() : value(residual), out});
+  backend_.rms_norm(
+      {in, weight.vector(), eps, residual == kNone ? Tensor() : value(residual), out});
   const Parameter* w = &weight;
   return push(out, needs(x) || needs(residual) || w->trainable, [=, this](const Tensor& dout) {
     bool accumulate = false;
-    const Tensor dx =
-        needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
+    const Tensor dx = needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
     ops_.rms_norm_backward({value(x), w->vector(), eps, dout, accumulate, dx, gradient_of(w)});
     pass(residual, dout);
   });
@@ -165,23 +173,22 @@ Var Tape::modulated_norm(Var x, const Parameter* weight, const Parameter* bias, 
     scale = value(modulation).columns(n, n);
   }
   ops_.modulated_norm({in, vector_of(weight), vector_of(bias), shift, scale, eps, out});
-  return push(
-      out, needs(x) || needs(modulation) || trains(weight) || trains(bias),
-      [=, this](const Tensor& dout) {
-        Tensor dshift, dscale;
-        bool accumulate = false;
-        if (needs(modulation)) {
-          const Tensor g = gradient(modulation, &accumulate);
-          dshift = g.columns(0, n);
-          dscale = g.columns(n, n);
-        }
-        accumulate = false;
-        const Tensor dx =
-            needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
-        ops_.modulated_norm_backward({value(x), vector_of(weight), vector_of(bias), shift, scale,
-                                      eps, dout, accumulate, dx, gradient_of(weight),
-                                      gradient_of(bias), dshift, dscale});
-      });
+  return push(out, needs(x) || needs(modulation) || trains(weight) || trains(bias),
+              [=, this](const Tensor& dout) {
+                Tensor dshift, dscale;
+                bool accumulate = false;
+                if (needs(modulation)) {
+                  const Tensor g = gradient(modulation, &accumulate);
+                  dshift = g.columns(0, n);
+                  dscale = g.columns(n, n);
+                }
+                accumulate = false;
+                const Tensor dx =
+                    needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
+                ops_.modulated_norm_backward({value(x), vector_of(weight), vector_of(bias), shift,
+                                              scale, eps, dout, accumulate, dx, gradient_of(weight),
+                                              gradient_of(bias), dshift, dscale});
+              });
 }
 
 Var Tape::gated_add(Var x, Var modulation, Var y) {
@@ -223,8 +230,7 @@ Var Tape::attention(Var q, Var k, Var v, const AttentionShape& shape,
   return push(out, needs(q) || needs(k) || needs(v), [=, this](const Tensor& dout) {
     auto target = [&](Var x) {
       bool accumulate;
-      return needs(x) ? gradient(x, &accumulate)
-                      : workspace_.tensor(value(x).rows, value(x).cols);
+      return needs(x) ? gradient(x, &accumulate) : workspace_.tensor(value(x).rows, value(x).cols);
     };
     const Tensor dq = target(q), dk = target(k), dv = target(v);
     AttentionArgs forward = args;
@@ -238,8 +244,8 @@ Var Tape::gather(int64_t rows, int64_t cols, std::vector<GatherPart> parts) {
   ops_.fill(out, 0);
   bool any = false;
   for (const GatherPart& p : parts) {
-    ops_.gather_rows({p.parameter ? p.parameter->value : value(p.table), p.index.data(), p.scale,
-                      out});
+    ops_.gather_rows(
+        {p.parameter ? p.parameter->value : value(p.table), p.index.data(), p.scale, out});
     any = any || trains(p.parameter) || needs(p.table);
   }
   auto kept = std::make_shared<std::vector<GatherPart>>(std::move(parts));
@@ -281,8 +287,9 @@ Var Tape::convolution(Var x, const ImageShape& image, const ConvolutionShape& sh
   const int64_t width = (image.width * shape.upsample + padded) / shape.stride + 1;
   const Tensor out = workspace_.tensor(image.images * height * width, weight.rows);
   const bool plain = shape.kernel == 1 && shape.stride == 1 && shape.upsample == 1 && padded == -1;
-  PatchesArgs geometry{in, image.images, image.height, image.width, shape.upsample, shape.kernel,
-                       shape.stride, shape.pad_before, shape.pad_after, Tensor()};
+  PatchesArgs geometry{
+      in,           image.images, image.height,     image.width,     shape.upsample,
+      shape.kernel, shape.stride, shape.pad_before, shape.pad_after, Tensor()};
   // Patches are k^2 times the image: made when needed, never kept.
   const auto patches = [=, this](const Tensor& from) {
     if (plain) return from;
@@ -295,29 +302,39 @@ Var Tape::convolution(Var x, const ImageShape& image, const ConvolutionShape& sh
   if (residual != kNone) backend_.copy(value(residual), out);
   {
     Workspace::Scope scope(workspace_);
-    ops_.gemm({.a = patches(in), .b = weight.value, .transpose_b = true, .bias = bias.vector(),
-               .accumulate = residual != kNone, .bf16 = bf16_, .out = out});
+    ops_.gemm({.a = patches(in),
+               .b = weight.value,
+               .transpose_b = true,
+               .bias = bias.vector(),
+               .accumulate = residual != kNone,
+               .bf16 = bf16_,
+               .out = out});
   }
   const Parameter *w = &weight, *b = &bias;
-  return push(out, needs(x) || needs(residual) || w->trainable || b->trainable,
-              [=, this](const Tensor& dout) {
-                if (b->trainable) ops_.column_sum({dout, b->gradient_vector()});
-                const Tensor dx = needs(x) ? zeroed_gradient(x) : Tensor();
-                Workspace::Scope scope(workspace_);
-                if (w->trainable)
-                  ops_.gemm({.a = dout, .transpose_a = true, .b = patches(value(x)),
-                             .accumulate = true, .bf16 = bf16_, .out = w->gradient});
-                if (dx && plain) {
-                  ops_.gemm({.a = dout, .b = w->value, .accumulate = true, .bf16 = bf16_, .out = dx});
-                } else if (dx) {
-                  const Tensor dpatches = workspace_.tensor(dout.rows, w->cols);
-                  ops_.gemm({.a = dout, .b = w->value, .bf16 = bf16_, .out = dpatches});
-                  ops_.patches_backward({dpatches, geometry.images, geometry.height, geometry.width,
-                                         geometry.upsample, geometry.kernel, geometry.stride,
-                                         geometry.pad_before, geometry.pad_after, dx});
-                }
-                pass(residual, dout);
-              });
+  return push(
+      out, needs(x) || needs(residual) || w->trainable || b->trainable,
+      [=, this](const Tensor& dout) {
+        if (b->trainable) ops_.column_sum({dout, b->gradient_vector()});
+        const Tensor dx = needs(x) ? zeroed_gradient(x) : Tensor();
+        Workspace::Scope scope(workspace_);
+        if (w->trainable)
+          ops_.gemm({.a = dout,
+                     .transpose_a = true,
+                     .b = patches(value(x)),
+                     .accumulate = true,
+                     .bf16 = bf16_,
+                     .out = w->gradient});
+        if (dx && plain) {
+          ops_.gemm({.a = dout, .b = w->value, .accumulate = true, .bf16 = bf16_, .out = dx});
+        } else if (dx) {
+          const Tensor dpatches = workspace_.tensor(dout.rows, w->cols);
+          ops_.gemm({.a = dout, .b = w->value, .bf16 = bf16_, .out = dpatches});
+          ops_.patches_backward({dpatches, geometry.images, geometry.height, geometry.width,
+                                 geometry.upsample, geometry.kernel, geometry.stride,
+                                 geometry.pad_before, geometry.pad_after, dx});
+        }
+        pass(residual, dout);
+      });
 }
 
 Var Tape::group_norm(Var x, int64_t images, int64_t groups, const Parameter& weight,
@@ -330,8 +347,7 @@ Var Tape::group_norm(Var x, int64_t images, int64_t groups, const Parameter& wei
   const Parameter *w = &weight, *b = &bias;
   return push(out, needs(x) || w->trainable || b->trainable, [=, this](const Tensor& dout) {
     bool accumulate = false;
-    const Tensor dx =
-        needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
+    const Tensor dx = needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
     ops_.group_norm_backward({value(x), images, groups, w->vector(), b->vector(), eps, silu, dout,
                               accumulate, dx, gradient_of(w), gradient_of(b)});
   });
@@ -354,18 +370,24 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
     ops_.cross_entropy({logits, targets.data() + first, cap, scale, losses->data() + first});
     if (!gradients_) continue;
     if (weight.trainable)
-      ops_.gemm({.a = logits, .transpose_a = true, .b = x, .accumulate = true, .bf16 = bf16_,
+      ops_.gemm({.a = logits,
+                 .transpose_a = true,
+                 .b = x,
+                 .accumulate = true,
+                 .bf16 = bf16_,
                  .out = weight.gradient});
     if (dhidden)
-      ops_.gemm({.a = logits, .b = weight.value, .accumulate = accumulate, .bf16 = bf16_,
+      ops_.gemm({.a = logits,
+                 .b = weight.value,
+                 .accumulate = accumulate,
+                 .bf16 = bf16_,
                  .out = dhidden.slice(first, rows)});
   }
 }
 
 void Tape::diffusion_loss(Var output, bool flow, const Tensor& x0,
-                          const std::vector<int32_t>& index,
-                          const std::vector<TrainingStep>& steps, const Tensor& epsilon,
-                          float scale, std::vector<float>* losses) {
+                          const std::vector<int32_t>& index, const std::vector<TrainingStep>& steps,
+                          const Tensor& epsilon, float scale, std::vector<float>* losses) {
   const Tensor out = value(output);
   losses->resize(index.size());
   bool accumulate = false;

@@ -1,9 +1,9 @@
 // Reverse-mode differentiation over the backend's operations: each forward operation computes its
 // result at once and notes how its gradient goes back.
 //
-// Values and gradients are float32 tensors of a workspace, in a scope that the caller keeps open for
-// as long as the tape lives. A gradient comes into being with the first operation that contributes
-// to it.
+// Values and gradients are float32 tensors of a workspace, in a scope that the caller keeps open
+// for as long as the tape lives. A gradient comes into being with the first operation that
+// contributes to it.
 #pragma once
 
 #include <cstdint>

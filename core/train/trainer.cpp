@@ -26,7 +26,8 @@ Trainer::Trainer(const ModelConfig& config, const std::vector<std::string>& file
   check_config(config_);
   if (!backend_->training()) refuse("this device cannot train");
   if (options_.autoencoder ? !config_.vae : !config_.text)
-    refuse(options_.autoencoder ? "there is no autoencoder to train" : "there is no decoder to train");
+    refuse(options_.autoencoder ? "there is no autoencoder to train"
+                                : "there is no decoder to train");
   if (options_.loss.multiplier < 1) refuse("expected at least one timestep for each image token");
   const Weights weights(files, std::move(records));
   parameters_ = std::make_unique<Parameters>(config_, options_.autoencoder, weights,

@@ -27,9 +27,9 @@ struct TrainerOptions {
   UnifiedLossOptions loss;
   std::vector<std::string> frozen;
   float beta1 = 0.9f, beta2 = 0.98f, epsilon = 1e-8f;
-  float weight_decay = 0;  // of matrices
-  float clip_norm = 0;     // 0: none
-  float ema_decay = 0;     // min(this, step / (step + 10)); 0: no average
+  float weight_decay = 0;    // of matrices
+  float clip_norm = 0;       // 0: none
+  float ema_decay = 0;       // min(this, step / (step + 10)); 0: no average
   bool autoencoder = false;  // train the VAE instead of the unified model
   float kl_weight = 0;
 };

@@ -53,7 +53,8 @@ std::vector<int32_t> drawn_order(const DrawnAt& at, uint32_t example, int64_t n)
   Uniforms draws(at, example, Draw::training_order);
   for (int64_t i = n - 1; i > 0; --i) {
     const uint64_t j =
-        (uint64_t{draws.word(static_cast<uint32_t>(n - 1 - i))} * static_cast<uint64_t>(i + 1)) >> 32;
+        (uint64_t{draws.word(static_cast<uint32_t>(n - 1 - i))} * static_cast<uint64_t>(i + 1)) >>
+        32;
     std::swap(order[i], order[j]);
   }
   return order;
@@ -148,8 +149,7 @@ Var UnifiedLoss::vision_layer(Tape& tape, int64_t layer, Var x,
   const Var k = linear(tape, normed, at_ + "self_attn.k_proj");
   const Var v = linear(tape, normed, at_ + "self_attn.v_proj");
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
-  const Var mixed =
-      tape.attention(q, k, v, {c.heads, c.heads, head_dim, scale, 0, 0, 0, 0}, spans);
+  const Var mixed = tape.attention(q, k, v, {c.heads, c.heads, head_dim, scale, 0, 0, 0, 0}, spans);
   const Var y = linear(tape, mixed, at_ + "self_attn.out_proj", x);
   const Var hidden = linear(tape, norm(y, "layer_norm2"), at_ + "mlp.fc1");
   return linear(tape, tape.activation(hidden, c.activation), at_ + "mlp.fc2", y);
@@ -192,7 +192,8 @@ Var UnifiedLoss::vision(Tape& tape, Backend& backend,
        {kNone, &at(root + "embeddings.position_embedding.weight"), std::move(positions)}});
   for (int64_t i = 0; i < c.layers; ++i) {
     if (options_.recompute)
-      x = tape.recomputed(x, [&tape, this, i, spans](Var v) { return vision_layer(tape, i, v, spans); });
+      x = tape.recomputed(
+          x, [&tape, this, i, spans](Var v) { return vision_layer(tape, i, v, spans); });
     else
       x = vision_layer(tape, i, x, spans);
   }
@@ -215,11 +216,11 @@ Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
   const Var q = project(normed, "self_attn.q_proj");
   const Var k = project(normed, "self_attn.k_proj");
   const Var v = project(normed, "self_attn.v_proj");
-  const Var mixed = tape.attention(
-      q, k, v,
-      {c.heads, c.kv_heads, c.head_dim, c.attention_scale, c.attention_soft_cap,
-       c.windows[static_cast<size_t>(layer)], c.rope_theta, c.first_position},
-      spans);
+  const Var mixed =
+      tape.attention(q, k, v,
+                     {c.heads, c.kv_heads, c.head_dim, c.attention_scale, c.attention_soft_cap,
+                      c.windows[static_cast<size_t>(layer)], c.rope_theta, c.first_position},
+                     spans);
   const auto mlp = [&](Var v_, Var residual) {
     const Var gate = project(v_, "mlp.gate_proj"), up = project(v_, "mlp.up_proj");
     return project(tape.gated(gate, up, c.activation), "mlp.down_proj", residual);
@@ -284,7 +285,7 @@ struct UnifiedLoss::Packed {
   std::vector<int32_t> noised;      // of each noised token: its condition
   std::vector<TrainingStep> steps;  // of each noised token
   std::vector<uint64_t> counters;
-  std::vector<float> noise;  // given, or empty
+  std::vector<float> noise;    // given, or empty
   std::vector<int32_t> drawn;  // of each condition: its sequence
 
   // Rows whose outputs predict text, and what they should say.
@@ -323,7 +324,8 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
     const auto example = drawn_at.first + static_cast<uint32_t>(n);
     const int64_t first = p.rows;
     if (!s.vision_pixels.empty())
-      for (int64_t i = 0; i < config_.vision->features(); ++i) p.row(-1, features++, -1, -1, -1, false);
+      for (int64_t i = 0; i < config_.vision->features(); ++i)
+        p.row(-1, features++, -1, -1, -1, false);
     if (!s.source_latents.empty())
       for (int64_t i = 0; i < cells; ++i)
         p.row(-1, -1, p.input(s.source_latents.data() + i * channels, channels),
@@ -374,7 +376,8 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
         std::memcpy(p.noise.data() + p.noise.size() - s.noise.size(), s.noise.data(),
                     s.noise.size() * sizeof(float));
     }
-    p.spans.push_back({first, p.rows - first, 0, text.bidirectional_prefix ? prefix : 0, KvCache{}});
+    p.spans.push_back(
+        {first, p.rows - first, 0, text.bidirectional_prefix ? prefix : 0, KvCache{}});
   }
   losses->rows += p.rows;
 

@@ -44,7 +44,8 @@ VaeLoss::Map VaeLoss::convolution(Tape& tape, const Map& in, const std::string& 
 // Up: pixels twice, then a convolution. Down: stride 2, padded to the right and below only.
 VaeLoss::Map VaeLoss::resample(Tape& tape, const Map& in, const std::string& name, bool up) const {
   const Parameter& weight = at(name + ".weight");
-  const ConvolutionShape shape = up ? ConvolutionShape{3, 1, 2, 1, 1} : ConvolutionShape{3, 2, 1, 0, 1};
+  const ConvolutionShape shape =
+      up ? ConvolutionShape{3, 1, 2, 1, 1} : ConvolutionShape{3, 2, 1, 0, 1};
   ImageShape image = in.shape;
   image.height = up ? image.height * 2 : image.height / 2;
   image.width = up ? image.width * 2 : image.width / 2;
@@ -62,8 +63,7 @@ VaeLoss::Map VaeLoss::resnet(Tape& tape, const Map& in, const std::string& name)
   Map hidden = convolution(tape, group_norm(tape, in, name + ".norm1", true), name + ".conv1");
   hidden = group_norm(tape, hidden, name + ".norm2", true);
   Var residual = in.x;
-  if (in.channels != hidden.channels)
-    residual = convolution(tape, in, name + ".conv_shortcut").x;
+  if (in.channels != hidden.channels) residual = convolution(tape, in, name + ".conv_shortcut").x;
   return convolution(tape, hidden, name + ".conv2", residual);
 }
 
@@ -118,8 +118,8 @@ VaeLoss::Map VaeLoss::decode(Tape& tape, Map x) const {
   return convolution(tape, group_norm(tape, x, root + "conv_norm_out", true), root + "conv_out");
 }
 
-void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& batch,
-                  int64_t total, const DrawnAt& drawn_at, VaeLosses* losses) const {
+void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& batch, int64_t total,
+                  const DrawnAt& drawn_at, VaeLosses* losses) const {
   const int64_t side = side_of(batch.front()), pixels = side * side;
   const int64_t images = static_cast<int64_t>(batch.size()), z = config_.latent_channels;
   for (const VaeExample& example : batch)
@@ -160,8 +160,7 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
   for (size_t i = 0; i < count; ++i) {
     const size_t row = i / static_cast<size_t>(z), c = i % static_cast<size_t>(z);
     const double mean = moment[row * 2 * z + c];
-    const double log_variance =
-        std::clamp(moment[row * 2 * z + z + c], kLeastLog, kMostLog);
+    const double log_variance = std::clamp(moment[row * 2 * z + z + c], kLeastLog, kMostLog);
     latents[i] = static_cast<float>(mean + std::exp(0.5 * log_variance) * noise[i]);
     kl += 0.5 * (mean * mean + std::exp(log_variance) - 1 - log_variance);
   }
@@ -176,8 +175,8 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
           const size_t row = i / static_cast<size_t>(z), c = i % static_cast<size_t>(z);
           const double raw = moment[row * 2 * z + z + c];
           const bool inside = raw >= kLeastLog && raw <= kMostLog;
-          const double log_variance = std::clamp(raw, static_cast<double>(kLeastLog),
-                                                 static_cast<double>(kMostLog));
+          const double log_variance =
+              std::clamp(raw, static_cast<double>(kLeastLog), static_cast<double>(kMostLog));
           gradient[row * 2 * z + c] =
               static_cast<float>(dz[i] + kl_scale * moment[row * 2 * z + c]);
           gradient[row * 2 * z + z + c] =

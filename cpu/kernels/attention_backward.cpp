@@ -28,9 +28,8 @@ void rotate_rows(const Plan& plan, const float* x, int64_t stride, int64_t rows,
     const float* from = x + r * stride;
     float* to = out + r * out_stride;
     if (!plan.frequencies) {
-      each_vector(d, [&](int64_t c, int n) {
-        store_n(to + c, mul(set1(factor), load_n(from + c, n)), n);
-      });
+      each_vector(
+          d, [&](int64_t c, int n) { store_n(to + c, mul(set1(factor), load_n(from + c, n)), n); });
       continue;
     }
     const Vec at = set1(static_cast<float>(f.first_position + r));
@@ -77,8 +76,8 @@ void softmax_row(const AttentionArgs& f, const AttentionSpan& span, int64_t i, f
     total = add(total, weight);
   });
   const Vec inverse = set1(1.0f / sum(total));
-  each_vector(rows,
-              [&](int64_t c, int n) { store_n(scores + c, mul(load_n(scores + c, n), inverse), n); });
+  each_vector(
+      rows, [&](int64_t c, int n) { store_n(scores + c, mul(load_n(scores + c, n), inverse), n); });
 }
 
 void span_task(void* context, int64_t index, int thread) {

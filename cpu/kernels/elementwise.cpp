@@ -30,7 +30,8 @@ UNIFLUID_INLINE ValueAndSlope gelu_tanh_slope(Vec x) {
 UNIFLUID_INLINE ValueAndSlope gelu_erf_slope(Vec x) {
   float in[kLanes], out[kLanes];
   store(in, x);
-  for (int i = 0; i < kLanes; ++i) out[i] = 0.5f * (1.0f + __builtin_erff(in[i] * 0.70710678118654752f));
+  for (int i = 0; i < kLanes; ++i)
+    out[i] = 0.5f * (1.0f + __builtin_erff(in[i] * 0.70710678118654752f));
   const Vec share = load(out);
   const Vec density = mul(set1(0.3989422804014327f), exp(mul(set1(-0.5f), mul(x, x))));
   return {mul(x, share), fma(x, density, share)};
@@ -68,8 +69,9 @@ void add_run(const AddArgs& a, int64_t first, int64_t end, int64_t) {
   for (int64_t i = first; i < end; ++i) {
     const float* x = row_of(a.x, i);
     float* out = mutable_row_of(a.out, i);
-    each_vector(a.x.cols,
-                [&](int64_t c, int n) { store_n(out + c, add(load_n(out + c, n), load_n(x + c, n)), n); });
+    each_vector(a.x.cols, [&](int64_t c, int n) {
+      store_n(out + c, add(load_n(out + c, n), load_n(x + c, n)), n);
+    });
   }
 }
 
@@ -141,8 +143,8 @@ void gated_add_backward_run(const GatedAddBackwardArgs& a, int64_t first, int64_
 }
 
 template <class Args>
-void over_rows(const Args& args, const Tensor& like, void (*body)(const Args&, int64_t, int64_t, int64_t),
-               Parallel& parallel) {
+void over_rows(const Args& args, const Tensor& like,
+               void (*body)(const Args&, int64_t, int64_t, int64_t), Parallel& parallel) {
   each_run<const Args>(args, like.rows, like.size(), body, parallel);
 }
 
@@ -167,7 +169,8 @@ void column_sum_task(void* context, int64_t index, int) {
   }
   each_vector(count, [&](int64_t c, int n) {
     Vec total = zero();
-    for (int64_t i = 0; i < a.x.rows; ++i) total = add(total, load_n(row_of(a.x, i) + first + c, n));
+    for (int64_t i = 0; i < a.x.rows; ++i)
+      total = add(total, load_n(row_of(a.x, i) + first + c, n));
     float* out = a.out + first + c;
     store_n(out, add(load_n(out, n), total), n);
   });

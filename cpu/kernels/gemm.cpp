@@ -1,6 +1,6 @@
 // The product of gemm.h, after Goto and van de Geijn ("Anatomy of high-performance matrix
-// multiplication", 2008): panels of B that stay in the first-level cache, blocks of A in the second,
-// tiles of the result in registers.
+// multiplication", 2008): panels of B that stay in the first-level cache, blocks of A in the
+// second, tiles of the result in registers.
 //
 // B is packed, kVectors vectors of columns to a panel, so that a step over k reads two or three
 // vectors that lie together. A is read where it lies where it can be: a tile broadcasts single
@@ -83,8 +83,8 @@ void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out) {
     for (int64_t j = 0; j < columns; ++j) {
       const float* source = from + j * b.column;
       for (int64_t s = first; s < end; ++s)
-        out[s * kPanel + j] = element<form>([&](int64_t d) { return source[s * depth + d]; },
-                                            s * depth + 1 < k);
+        out[s * kPanel + j] =
+            element<form>([&](int64_t d) { return source[s * depth + d]; }, s * depth + 1 < k);
     }
     for (int64_t s = first; s < end; ++s)
       for (int64_t j = columns; j < kPanel; ++j) out[s * kPanel + j] = 0;
@@ -93,8 +93,8 @@ void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out) {
 
 // Rows [0, rows) and steps [first, end) of a, rounded: out[i * row + s * column].
 template <Form form>
-void pack_rows(View a, int64_t rows, int64_t k, int64_t first, int64_t end, float* out,
-               int64_t row, int64_t column) {
+void pack_rows(View a, int64_t rows, int64_t k, int64_t first, int64_t end, float* out, int64_t row,
+               int64_t column) {
   constexpr int64_t depth = depth_of(form);
   if (a.column == 1) {
     for (int64_t i = 0; i < rows; ++i) {
@@ -126,7 +126,7 @@ struct Work {
   bool accumulate;
   float* out;
   int64_t out_stride;
-  float* panels;  // packed B
+  float* panels;          // packed B
   int64_t column_panels;  // panels of a task
   Parallel* parallel;
 };

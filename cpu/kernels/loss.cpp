@@ -45,7 +45,8 @@ void cross_entropy_run(const CrossEntropyArgs& a, int64_t first, int64_t end, in
       total += sum(part);
     }
     const int32_t target = a.targets[i];
-    a.losses[i] = static_cast<float>(__builtin_log(total) - (static_cast<double>(row[target]) - top));
+    a.losses[i] =
+        static_cast<float>(__builtin_log(total) - (static_cast<double>(row[target]) - top));
     const float inverse = static_cast<float>(1.0 / total);
     const float hit = a.cap > 0 ? 1 - (row[target] / a.cap) * (row[target] / a.cap) : 1;
     each_vector(n, [&](int64_t c, int k) {
@@ -121,11 +122,13 @@ float ddpm_row(const DiffusionLossArgs& a, int64_t i) {
     square += miss * miss;
     doutput[c] = static_cast<float>(2 * miss * s.weight * a.scale / n);
 
-    const double x = static_cast<double>(s.signal) * x0[c] + static_cast<double>(s.noise) * noise[c];
+    const double x =
+        static_cast<double>(s.signal) * x0[c] + static_cast<double>(s.noise) * noise[c];
     const double guess = s.recip * x - static_cast<double>(s.recipm1) * output[c];
     const double mean = s.coef_x0 * guess + s.coef_x * x;
     const double share = (static_cast<double>(output[channels + c]) + 1) / 2;
-    const double range = (static_cast<double>(s.log_beta) - s.log_tilde) / 2;  // d log variance / dv
+    const double range =
+        (static_cast<double>(s.log_beta) - s.log_tilde) / 2;  // d log variance / dv
     const double log_variance = share * s.log_beta + (1 - share) * s.log_tilde;
     double term, slope;
     if (s.first) {

@@ -174,7 +174,8 @@ void group_task(void* context, int64_t index, int) {
     const float* x = row_of(a.x, first + p) + start;
     for (int64_t c = 0; c < width; ++c) squares += (x[c] - mean) * (x[c] - mean);
   }
-  const float root = static_cast<float>(1.0 / __builtin_sqrt(squares / count + static_cast<double>(a.eps)));
+  const float root =
+      static_cast<float>(1.0 / __builtin_sqrt(squares / count + static_cast<double>(a.eps)));
   const float center = static_cast<float>(mean);
 
   // Gradient before SiLU, of the affine value: recomputed rather than kept.
@@ -234,8 +235,8 @@ bool rms_norm_backward(const RmsNormBackwardArgs& args, Parallel& parallel) {
   RmsWork work{&args, nullptr};
   const int64_t runs = runs_of(args.x.rows), n = args.x.cols;
   if (args.dweight) {
-    work.partial = static_cast<float*>(
-        parallel.scratch(0, sizeof(float) * static_cast<size_t>(runs * n)));
+    work.partial =
+        static_cast<float*>(parallel.scratch(0, sizeof(float) * static_cast<size_t>(runs * n)));
     if (!work.partial) return false;
   }
   each_run(work, args.x.rows, args.x.size(), rms_run, parallel);
@@ -251,8 +252,8 @@ bool modulated_norm_backward(const ModulatedNormBackwardArgs& args, Parallel& pa
   ModulatedWork work{&args, nullptr, nullptr};
   const int64_t runs = runs_of(args.x.rows), n = args.x.cols;
   if (args.dweight || args.dbias) {
-    float* partial = static_cast<float*>(
-        parallel.scratch(0, sizeof(float) * static_cast<size_t>(2 * runs * n)));
+    float* partial =
+        static_cast<float*>(parallel.scratch(0, sizeof(float) * static_cast<size_t>(2 * runs * n)));
     if (!partial) return false;
     if (args.dweight) work.dweight = partial;
     if (args.dbias) work.dbias = partial + runs * n;

@@ -28,8 +28,7 @@ void adamw_task(void* context, int64_t index, int) {
     const Vec step = div(mul(m, inverse1), add(sqrt(mul(v, inverse2)), epsilon));
     const Vec value = fnma(rate, step, mul(shrink, load_n(a.value + i, n)));
     store_n(a.value + i, value, n);
-    if (a.average)
-      store_n(a.average + i, fma(keep, load_n(a.average + i, n), mul(take, value)), n);
+    if (a.average) store_n(a.average + i, fma(keep, load_n(a.average + i, n), mul(take, value)), n);
   });
 }
 
@@ -65,9 +64,9 @@ void adamw(const AdamWArgs& args, Parallel& parallel) {
 
 bool sum_of_squares(const float* values, int64_t count, double* result, Parallel& parallel) {
   const int64_t pieces = pieces_of(count);
-  SquaresWork work{values, count,
-                   static_cast<double*>(
-                       parallel.scratch(0, sizeof(double) * static_cast<size_t>(pieces + 1)))};
+  SquaresWork work{
+      values, count,
+      static_cast<double*>(parallel.scratch(0, sizeof(double) * static_cast<size_t>(pieces + 1)))};
   if (!work.sums) return false;
   parallel.run(pieces, squares_task, &work);
   double total = 0;

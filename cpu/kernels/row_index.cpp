@@ -66,8 +66,8 @@ struct Geometry {
 
 template <class Args>
 Geometry geometry_of(const Args& a, int64_t channels) {
-  return {a.images, a.height, a.width, a.upsample, a.kernel, a.stride, a.pad_before, a.pad_after,
-          channels};
+  return {a.images, a.height,     a.width,     a.upsample, a.kernel,
+          a.stride, a.pad_before, a.pad_after, channels};
 }
 
 struct PatchWork {
@@ -89,8 +89,8 @@ void patches_task(void* context, int64_t task, int) {
         if (sy < 0 || sx < 0 || sy >= g.height * g.upsample || sx >= g.width * g.upsample) {
           for (int64_t c = 0; c < g.channels; ++c) to[c] = 0;
         } else {
-          const float* from = row_of(
-              w.x, (image * g.height + sy / g.upsample) * g.width + sx / g.upsample);
+          const float* from =
+              row_of(w.x, (image * g.height + sy / g.upsample) * g.width + sx / g.upsample);
           __builtin_memcpy(to, from, static_cast<size_t>(g.channels) * sizeof(float));
         }
       }
@@ -112,8 +112,8 @@ void patches_backward_task(void* context, int64_t image, int) {
           const int64_t sx = x * g.stride + kx - g.pad_before;
           if (sy < 0 || sx < 0 || sy >= g.height * g.upsample || sx >= g.width * g.upsample)
             continue;
-          float* to = mutable_row_of(
-              w.x, (image * g.height + sy / g.upsample) * g.width + sx / g.upsample);
+          float* to =
+              mutable_row_of(w.x, (image * g.height + sy / g.upsample) * g.width + sx / g.upsample);
           each_vector(g.channels, [&](int64_t c, int n) {
             store_n(to + c, add(load_n(to + c, n), load_n(from + c, n)), n);
           });

@@ -12,7 +12,31 @@ const Kernels kKernels = {
 
 extern const TrainingKernels kTrainingKernels;
 const TrainingKernels kTrainingKernels = {
-    gemm, add_tensors, activation, activation_backward, gated, gated_backward, gated_add, gated_add_backward, column_sum, rms_norm_backward, modulated_norm, modulated_norm_backward, group_norm_backward, attention_backward, gather_rows, scatter_rows, time_features, patches, patches_backward, cross_entropy, training_noise, diffuse, diffusion_loss, adamw, sum_of_squares,
+    gemm,
+    add_tensors,
+    activation,
+    activation_backward,
+    gated,
+    gated_backward,
+    gated_add,
+    gated_add_backward,
+    column_sum,
+    rms_norm_backward,
+    modulated_norm,
+    modulated_norm_backward,
+    group_norm_backward,
+    attention_backward,
+    gather_rows,
+    scatter_rows,
+    time_features,
+    patches,
+    patches_backward,
+    cross_entropy,
+    training_noise,
+    diffuse,
+    diffusion_loss,
+    adamw,
+    sum_of_squares,
 };
 
 }  // namespace unifluid::cpu::UNIFLUID_ISA

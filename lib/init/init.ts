@@ -119,7 +119,11 @@ function halfToFloat(bits: number): number {
 const toBytes = (values: Float32Array) =>
   new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 
-const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
+/** Fields that transformers takes as real numbers alone, so that 30 must be written as 30.0. */
+const REAL = /"(attn_logit_softcapping|final_logit_softcapping|rope_theta)": -?\d+(?=[,\n])/g;
+
+const json = (value: unknown) =>
+  `${JSON.stringify(value, null, 2).replace(REAL, (field) => `${field}.0`)}\n`;
 
 /**
  * Makes a checkpoint directory from `configPath`: the fields of config.json in YAML, and those of the

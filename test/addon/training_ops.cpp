@@ -224,8 +224,7 @@ void training_noise(Call& call, TrainingBackend& ops, Napi::Object out) {
   std::vector<uint64_t> counters;
   for (double c : numbers(call.arguments.Get("counters")))
     counters.push_back(static_cast<uint64_t>(c));
-  const Tensor noise =
-      call.output(static_cast<int64_t>(counters.size()), call.integer("channels"));
+  const Tensor noise = call.output(static_cast<int64_t>(counters.size()), call.integer("channels"));
   ops.training_noise({seed_of(call.arguments.Get("seed")), counters.data(), noise});
   out.Set("out", call.result(noise));
 }
@@ -257,10 +256,9 @@ void group_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
   Tensor dweight, dbias;
   float* weight = copied(call, "startWeight", &dweight);
   float* bias = copied(call, "startBias", &dbias);
-  ops.group_norm_backward({x, call.integer("images"), call.integer("groups"),
-                           call.vector("weight"), call.vector("bias"),
-                           static_cast<float>(call.number("eps")), flag(call, "silu"),
-                           call.input("dout"), accumulate, dx, weight, bias});
+  ops.group_norm_backward({x, call.integer("images"), call.integer("groups"), call.vector("weight"),
+                           call.vector("bias"), static_cast<float>(call.number("eps")),
+                           flag(call, "silu"), call.input("dout"), accumulate, dx, weight, bias});
   out.Set("dx", call.result(dx));
   out.Set("dweight", call.result(dweight));
   out.Set("dbias", call.result(dbias));

@@ -199,7 +199,7 @@ describe("info", () => {
       "shapes-64",
       "generate, edit, caption, answer",
       "5.93 million, BF16",
-      "64 tokens of 16 values",
+      "16 tokens of 64 values",
     ]) {
       expect(out).toContain(fact);
     }

@@ -21,6 +21,7 @@ const CONFIG = {
     query_pre_attn_scalar: 16,
     sliding_window: 64,
     max_position_embeddings: 256,
+    final_logit_softcapping: 30,
     pad_token_id: 0,
     eos_token_id: 1,
     bos_token_id: 2,
@@ -60,6 +61,10 @@ test("a fresh model draws, edits and describes", async () => {
   expect([image.width, image.height]).toEqual([64, 64]);
   await model.edit(image, "make the circle blue", { steps: 1, seed: 1 });
   await model.caption(image, { maxNewTokens: 3 });
+
+  // transformers refuses a whole number there.
+  const written = await readFile(join(folder, "a", "config.json"), "utf8");
+  expect(written).toContain('"final_logit_softcapping": 30.0,');
 
   const tensors = weights("a");
   const all = (name: string) => Array.from(tensors.floats(name));
