@@ -53,6 +53,8 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
     logger: settings.logger,
     trustProxy: settings.trustProxy,
     bodyLimit: settings.maxBodyBytes,
+    // Its own 503 has not the form of our errors; the hook below answers while the server closes.
+    return503OnClosing: false,
     requestTimeout: settings.receiveTimeout * 1000,
     keepAliveTimeout: 30_000,
     // Slower than this is no client but an attempt to hold connections.

@@ -54,6 +54,7 @@ describe("exit codes", () => {
     INVALID_OPTION: 2,
     JOBS_CHANGED: 2,
     OUTPUT_LOCKED: 6,
+    TRAINING_DIVERGED: 8,
     INSUFFICIENT_MEMORY: 4,
     QUEUE_FULL: 4,
     QUEUE_UNREACHABLE: 5,
