@@ -249,8 +249,10 @@ describe.each(models)("%s", (model) => {
       code: "INSUFFICIENT_MEMORY",
     });
     // One call at a time; and nothing after the end.
-    const going = t.step([batchOf(spec, 1)], at);
-    expect(() => t.step([batchOf(spec, 1)], at)).toThrow(
+    const batch = batchOf(spec, 1);
+    // Long enough to be at work still when the second comes.
+    const going = t.step(Array(100).fill(batch), at);
+    expect(() => t.step([batch], at)).toThrow(
       expect.objectContaining({ code: "INVALID_ARGUMENT" }),
     );
     await going;
