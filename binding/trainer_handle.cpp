@@ -16,11 +16,11 @@ namespace unifluid::binding {
 
 namespace {
 
-Stored stored(const std::string& name) {
-  if (name == "weights") return Stored::weights;
-  if (name == "ema") return Stored::average;
-  if (name == "first") return Stored::first;
-  if (name == "second") return Stored::second;
+ParameterState parameter_state(const std::string& name) {
+  if (name == "weights") return ParameterState::weights;
+  if (name == "ema") return ParameterState::average;
+  if (name == "first") return ParameterState::first;
+  if (name == "second") return ParameterState::second;
   throw Error(error_code::kInvalidArgument, "expected weights, ema, first or second");
 }
 
@@ -183,7 +183,7 @@ Napi::Value TrainerHandle::read(const Napi::CallbackInfo& info) {
       if (!info[i].IsString())
         throw Error(error_code::kInvalidArgument, "expected a name, what to read and a type");
     const std::string name = info[0].As<Napi::String>().Utf8Value();
-    const Stored what = stored(info[1].As<Napi::String>().Utf8Value());
+    const ParameterState what = parameter_state(info[1].As<Napi::String>().Utf8Value());
     const std::string type = info[2].As<Napi::String>().Utf8Value();
     if (type != "F32" && type != "BF16")
       throw Error(error_code::kInvalidArgument, "expected F32 or BF16 for the type");
@@ -217,7 +217,8 @@ Napi::Value TrainerHandle::write(const Napi::CallbackInfo& info) {
     if (!values.empty()) std::memcpy(values.data(), bytes.Data(), bytes.ElementLength());
     const Turn turn(state_);
     turn.trainer().parameters().write(info[0].As<Napi::String>().Utf8Value(),
-                                      stored(info[1].As<Napi::String>().Utf8Value()), values);
+                                      parameter_state(info[1].As<Napi::String>().Utf8Value()),
+                                      values);
     return env.Undefined();
   });
 }

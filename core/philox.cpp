@@ -21,12 +21,12 @@ PhiloxWords philox4x32(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uin
 
 double uniform(uint32_t word) { return ((word >> 8) + 0.5) * 0x1p-24; }
 
-std::vector<int32_t> random_order(uint64_t seed, int32_t n) {
+std::vector<int32_t> random_order(uint64_t seed, int32_t n, Draw use, uint32_t c1, uint32_t c2) {
   std::vector<int32_t> order(static_cast<size_t>(n));
   for (int32_t i = 0; i < n; ++i) order[i] = i;
   PhiloxWords words{};
   for (int32_t i = n - 1, draw = 0; i > 0; --i, ++draw) {
-    if (draw % 4 == 0) words = philox4x32(seed, draw / 4, 0, 0, static_cast<uint32_t>(Draw::order));
+    if (draw % 4 == 0) words = philox4x32(seed, draw / 4, c1, c2, static_cast<uint32_t>(use));
     const uint64_t j = (uint64_t{words.word[draw % 4]} * static_cast<uint64_t>(i + 1)) >> 32;
     std::swap(order[i], order[j]);
   }

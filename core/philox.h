@@ -32,8 +32,10 @@ PhiloxWords philox4x32(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uin
 // ((word >> 8) + 0.5) / 2^24, in (0, 1).
 double uniform(uint32_t word);
 
-// A permutation of the cells 0 .. n-1 by Fisher-Yates: the cell drawn first comes first.
-std::vector<int32_t> random_order(uint64_t seed, int32_t n);
+// A permutation of the cells 0 .. n-1 by Fisher-Yates: the cell drawn first comes first. In
+// training an order is named by its example and step as well.
+std::vector<int32_t> random_order(uint64_t seed, int32_t n, Draw use = Draw::order, uint32_t c1 = 0,
+                                  uint32_t c2 = 0);
 
 // The number that decides token `index` of a sampled text.
 double text_uniform(uint64_t seed, uint32_t index);

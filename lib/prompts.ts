@@ -22,7 +22,7 @@ const PLACEHOLDERS: Readonly<Record<TemplateTask, string | undefined>> = {
   edit: "{instruction}",
 };
 
-const TASKS = Object.keys(DEFAULTS) as TemplateTask[];
+export const TASKS = Object.keys(DEFAULTS) as TemplateTask[];
 
 /** Reads `prompts` of a `config.json`; absent templates are the defaults. */
 export function parseTemplates(config: Fields): Templates {

@@ -198,14 +198,15 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
   const size_t bytes = static_cast<size_t>(size_) * sizeof(float);
   for (Block* block : {&values_, &gradients_, &first_, &second_}) *block = Block(backend, bytes);
   if (average) average_ = Block(backend, bytes);
-  for (Stored what : {Stored::weights, Stored::gradient, Stored::first, Stored::second})
+  for (ParameterState what : {ParameterState::weights, ParameterState::gradient,
+                              ParameterState::first, ParameterState::second})
     backend.training()->fill(Tensor(piece(what), DType::f32, 1, size_), 0);
   for (Parameter& p : all_) {
-    p.value = tensor(p, Stored::weights);
-    if (p.trainable) p.gradient = tensor(p, Stored::gradient);
+    p.value = tensor(p, ParameterState::weights);
+    if (p.trainable) p.gradient = tensor(p, ParameterState::gradient);
     std::vector<float> stored(static_cast<size_t>(p.rows * p.cols));
     backend.read(weights.matrix(backend, p.name, p.rows, p.cols), stored.data());
-    write(p.name, Stored::weights, stored);
+    write(p.name, ParameterState::weights, stored);
   }
   if (average)
     backend.copy(Tensor(values_.data(), DType::f32, 1, size_),
@@ -219,23 +220,23 @@ const Parameter& Parameters::at(const std::string& name) const {
   return all_[found->second];
 }
 
-float* Parameters::piece(Stored what) const {
+float* Parameters::piece(ParameterState what) const {
   switch (what) {
-    case Stored::weights:
+    case ParameterState::weights:
       return static_cast<float*>(values_.data());
-    case Stored::average:
+    case ParameterState::average:
       return static_cast<float*>(average_.data());
-    case Stored::first:
+    case ParameterState::first:
       return static_cast<float*>(first_.data());
-    case Stored::second:
+    case ParameterState::second:
       return static_cast<float*>(second_.data());
-    case Stored::gradient:
+    case ParameterState::gradient:
       break;
   }
   return static_cast<float*>(gradients_.data());
 }
 
-Tensor Parameters::tensor(const Parameter& p, Stored what) const {
+Tensor Parameters::tensor(const Parameter& p, ParameterState what) const {
   return Tensor(piece(what) + p.offset, DType::f32, p.rows, p.cols);
 }
 
@@ -243,7 +244,7 @@ void Parameters::zero_gradients() {
   backend_.training()->fill(Tensor(gradients_.data(), DType::f32, 1, size_), 0);
 }
 
-std::vector<float> Parameters::read(const std::string& name, Stored what) const {
+std::vector<float> Parameters::read(const std::string& name, ParameterState what) const {
   const Parameter& p = at(name);
   if (!has(what)) throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
   std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
@@ -251,7 +252,8 @@ std::vector<float> Parameters::read(const std::string& name, Stored what) const 
   return permuted(values, p, false);
 }
 
-void Parameters::write(const std::string& name, Stored what, const std::vector<float>& values) {
+void Parameters::write(const std::string& name, ParameterState what,
+                       const std::vector<float>& values) {
   const Parameter& p = at(name);
   if (!has(what)) throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
   if (values.size() != static_cast<size_t>(p.rows * p.cols))
@@ -263,7 +265,7 @@ void Parameters::write(const std::string& name, Stored what, const std::vector<f
 
 void Parameters::swap_average() {
   std::swap(values_, average_);
-  for (Parameter& p : all_) p.value = tensor(p, Stored::weights);
+  for (Parameter& p : all_) p.value = tensor(p, ParameterState::weights);
 }
 
 }  // namespace unifluid

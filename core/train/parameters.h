@@ -14,7 +14,7 @@
 
 namespace unifluid {
 
-enum class Stored : uint8_t { weights, average, first, second, gradient };
+enum class ParameterState : uint8_t { weights, average, first, second, gradient };
 
 struct Parameter {
   std::string name;  // canonical, as lib/checkpoint/tensor-names.ts has it
@@ -45,19 +45,21 @@ class Parameters {
   int64_t size() const { return size_; }
 
   // All of a kind, `size()` elements.
-  float* piece(Stored what) const;
-  bool has(Stored what) const { return what != Stored::average || average_.data() != nullptr; }
+  float* piece(ParameterState what) const;
+  bool has(ParameterState what) const {
+    return what != ParameterState::average || average_.data() != nullptr;
+  }
   void zero_gradients();
 
   // One tensor in the checkpoint's layout.
-  std::vector<float> read(const std::string& name, Stored what) const;
-  void write(const std::string& name, Stored what, const std::vector<float>& values);
+  std::vector<float> read(const std::string& name, ParameterState what) const;
+  void write(const std::string& name, ParameterState what, const std::vector<float>& values);
 
   // Exchanges weights and their average, for evaluation.
   void swap_average();
 
  private:
-  Tensor tensor(const Parameter& p, Stored what) const;
+  Tensor tensor(const Parameter& p, ParameterState what) const;
 
   Backend& backend_;
   std::vector<Parameter> all_;

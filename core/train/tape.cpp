@@ -259,26 +259,6 @@ Var Tape::gather(int64_t rows, int64_t cols, std::vector<GatherPart> parts) {
   });
 }
 
-Var Tape::add(Var a, Var b) {
-  const Tensor out = workspace_.tensor(value(a).rows, value(a).cols);
-  backend_.copy(value(a), out);
-  ops_.add({value(b), out});
-  return push(out, needs(a) || needs(b), [=, this](const Tensor& dout) {
-    if (needs(a) && needs(b)) {
-      // Two gradients must not share memory.
-      bool accumulate;
-      const Tensor da = gradient(a, &accumulate);
-      if (accumulate)
-        ops_.add({dout, da});
-      else
-        backend_.copy(dout, da);
-    } else {
-      pass(a, dout);
-    }
-    pass(b, dout);
-  });
-}
-
 Var Tape::convolution(Var x, const ImageShape& image, const ConvolutionShape& shape,
                       const Parameter& weight, const Parameter& bias, Var residual) {
   const Tensor in = value(x);

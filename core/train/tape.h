@@ -78,7 +78,6 @@ class Tape {
   Var attention(Var q, Var k, Var v, const AttentionShape& shape,
                 const std::vector<AttentionSpan>& spans);
   Var gather(int64_t rows, int64_t cols, std::vector<GatherPart> parts);
-  Var add(Var a, Var b);
   // [images * height * width, in] -> [images * out height * out width, out]
   Var convolution(Var x, const ImageShape& image, const ConvolutionShape& shape,
                   const Parameter& weight, const Parameter& bias, Var residual = kNone);

@@ -85,7 +85,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
 
 void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   Parameters& p = *parameters_;
-  float* gradient = p.piece(Stored::gradient);
+  float* gradient = p.piece(ParameterState::gradient);
   TrainingBackend& ops = *backend_->training();
   result->gradient_norm = std::sqrt(ops.sum_of_squares(gradient, p.size()));
   result->finite = result->finite && std::isfinite(result->gradient_norm);
@@ -106,11 +106,12 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
       static_cast<float>(std::min(static_cast<double>(options_.ema_decay), n / (n + 10)));
   for (const Parameter& q : p.all()) {
     if (!q.trainable) continue;
-    args.value = p.piece(Stored::weights) + q.offset;
-    args.first = p.piece(Stored::first) + q.offset;
-    args.second = p.piece(Stored::second) + q.offset;
+    args.value = p.piece(ParameterState::weights) + q.offset;
+    args.first = p.piece(ParameterState::first) + q.offset;
+    args.second = p.piece(ParameterState::second) + q.offset;
     args.gradient = gradient + q.offset;
-    args.average = p.has(Stored::average) ? p.piece(Stored::average) + q.offset : nullptr;
+    args.average =
+        p.has(ParameterState::average) ? p.piece(ParameterState::average) + q.offset : nullptr;
     args.count = q.rows * q.cols;
     args.decay = q.matrix ? options_.weight_decay : 0;
     ops.adamw(args);
@@ -137,7 +138,8 @@ namespace {
 class WithAverage {
  public:
   WithAverage(Parameters& parameters, bool average) : parameters_(parameters), average_(average) {
-    if (average && !parameters.has(Stored::average)) refuse("this trainer keeps no moving average");
+    if (average && !parameters.has(ParameterState::average))
+      refuse("this trainer keeps no moving average");
     if (average_) parameters_.swap_average();
   }
   ~WithAverage() {

@@ -24,57 +24,23 @@ void expect_size(size_t size, int64_t wanted, const std::string& place, const ch
                      std::to_string(size));
 }
 
-// A uniform number for each index, four to a Philox block.
-class Uniforms {
- public:
-  Uniforms(const DrawnAt& at, uint32_t example, Draw use) : at_(at), example_(example), use_(use) {}
-  uint32_t word(uint32_t index) {
-    if (index / 4 != block_ || !any_) {
-      block_ = index / 4;
-      any_ = true;
-      words_ = philox4x32(at_.seed, block_, example_, at_.step, static_cast<uint32_t>(use_));
-    }
-    return words_.word[index % 4];
-  }
-  double operator()(uint32_t index) { return uniform(word(index)); }
-
- private:
-  const DrawnAt at_;
-  const uint32_t example_;
-  const Draw use_;
-  PhiloxWords words_{};
-  uint32_t block_ = 0;
-  bool any_ = false;
-};
-
-std::vector<int32_t> drawn_order(const DrawnAt& at, uint32_t example, int64_t n) {
-  std::vector<int32_t> order(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) order[i] = static_cast<int32_t>(i);
-  Uniforms draws(at, example, Draw::training_order);
-  for (int64_t i = n - 1; i > 0; --i) {
-    const uint64_t j =
-        (uint64_t{draws.word(static_cast<uint32_t>(n - 1 - i))} * static_cast<uint64_t>(i + 1)) >>
-        32;
-    std::swap(order[i], order[j]);
-  }
-  return order;
-}
-
 // ddpm: uniform over the timesteps. flow: 1000 times the sigmoid of a standard normal.
 std::vector<float> drawn_times(const DrawnAt& at, uint32_t example, int64_t count, bool flow,
                                int64_t timesteps) {
   std::vector<float> times(static_cast<size_t>(count));
-  Uniforms draws(at, example, Draw::training_time);
+  PhiloxWords w{};
   for (int64_t i = 0; i < count; ++i) {
-    const auto index = static_cast<uint32_t>(i);
+    if (i % 4 == 0)
+      w = philox4x32(at.seed, static_cast<uint32_t>(i / 4), example, at.step,
+                     static_cast<uint32_t>(Draw::training_time));
     if (!flow) {
-      times[i] = static_cast<float>(
-          (uint64_t{draws.word(index)} * static_cast<uint64_t>(timesteps)) >> 32);
+      times[i] =
+          static_cast<float>((uint64_t{w.word[i % 4]} * static_cast<uint64_t>(timesteps)) >> 32);
       continue;
     }
-    const double r = std::sqrt(-2 * std::log(draws(index / 2 * 2)));
-    const double angle = 6.283185307179586 * draws(index / 2 * 2 + 1);
-    const double normal = r * (index % 2 ? std::sin(angle) : std::cos(angle));
+    const double r = std::sqrt(-2 * std::log(uniform(w.word[i % 4 / 2 * 2])));
+    const double angle = 6.283185307179586 * uniform(w.word[i % 4 / 2 * 2 + 1]);
+    const double normal = r * (i % 2 ? std::sin(angle) : std::cos(angle));
     times[i] = static_cast<float>(static_cast<double>(timesteps) / (1 + std::exp(-normal)));
   }
   return times;
@@ -236,7 +202,7 @@ Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
 // z [tokens, d] and noised [m, C], row i being a noised form of token rows[i] -> the outputs of the
 // head's network, [m, 2C or C].
 Var UnifiedLoss::head(Tape& tape, Backend& backend, Var z, const std::vector<int32_t>& rows,
-                      const Tensor& noised, const std::vector<TrainingStep>& steps) const {
+                      Var noised, const std::vector<TrainingStep>& steps) const {
   const ImageConfig& c = *config_.image;
   const int64_t m = static_cast<int64_t>(rows.size());
   const std::string root = "diffusion_head.";
@@ -252,9 +218,7 @@ Var UnifiedLoss::head(Tape& tape, Backend& backend, Var z, const std::vector<int
   const Var y = tape.activation(
       tape.gather(m, c.head_width, {{time, nullptr, std::move(every)}, {condition, nullptr, rows}}),
       Activation::silu);
-  const Var input = tape.input(m, c.token_channels);
-  backend.copy(noised, tape.value(input));
-  Var x = linear(tape, input, root + "input_proj");
+  Var x = linear(tape, noised, root + "input_proj");
   for (int64_t i = 0; i < c.head_depth; ++i) {
     const std::string block = root + "res_blocks." + std::to_string(i) + ".";
     const Var modulation = linear(tape, y, block + "adaLN_modulation.1");
@@ -342,7 +306,9 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
       }
     } else {
       std::vector<int32_t> order = s.order;
-      if (order.empty() && !options_.raster) order = drawn_order(drawn_at, example, cells);
+      if (order.empty() && !options_.raster)
+        order = random_order(drawn_at.seed, static_cast<int32_t>(cells), Draw::training_order,
+                             example, drawn_at.step);
       if (order.empty())
         for (int64_t i = 0; i < cells; ++i) order.push_back(static_cast<int32_t>(i));
       const std::vector<float> times =
@@ -431,14 +397,15 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
     const Var z = tape.gather(static_cast<int64_t>(p.conditions.size()), d,
                               {{hidden, nullptr, p.conditions}});
     const Tensor targets = workspace.tensor(static_cast<int64_t>(p.conditions.size()), channels);
-    const Tensor epsilon = workspace.tensor(m, channels), noised = workspace.tensor(m, channels);
+    const Tensor epsilon = workspace.tensor(m, channels);
+    const Var noised = tape.input(m, channels);
     backend.write(p.targets.data(), targets);
     TrainingBackend& ops = *backend.training();
     if (given_noise)
       backend.write(p.noise.data(), epsilon);
     else
       ops.training_noise({drawn_at.seed, p.counters.data(), epsilon});
-    ops.diffuse({targets, p.noised.data(), p.steps.data(), epsilon, noised});
+    ops.diffuse({targets, p.noised.data(), p.steps.data(), epsilon, tape.value(noised)});
     const Var output = head(tape, backend, z, p.noised, noised, p.steps);
     std::vector<float> each;
     tape.diffusion_loss(output, config_.image->flow, targets, p.noised, p.steps, epsilon,

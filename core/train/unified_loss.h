@@ -56,7 +56,7 @@ class UnifiedLoss {
   Var vision(Tape&, Backend&, const std::vector<TrainingSequence>& batch) const;
   Var vision_layer(Tape&, int64_t layer, Var x, const std::vector<AttentionSpan>&) const;
   Var decoder_layer(Tape&, int64_t layer, Var x, const std::vector<AttentionSpan>&) const;
-  Var head(Tape&, Backend&, Var z, const std::vector<int32_t>& rows, const Tensor& noised,
+  Var head(Tape&, Backend&, Var z, const std::vector<int32_t>& rows, Var noised,
            const std::vector<TrainingStep>& steps) const;
   const Parameter& at(const std::string& name) const { return parameters_.at(name); }
   Var linear(Tape& tape, Var x, const std::string& name, Var residual = kNone) const {

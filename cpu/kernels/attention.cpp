@@ -470,11 +470,7 @@ bool attention(const AttentionArgs& args, Parallel& parallel) {
 
   if (rotary) {
     float* frequencies = reinterpret_cast<float*>(plan.shared);
-    const float d = static_cast<float>(args.head_dim);
-    for (int64_t c = 0; c < args.head_dim / 2; ++c) {
-      const float exponent = static_cast<float>(2 * c) / d;
-      frequencies[c] = 1.0f / static_cast<float>(__builtin_pow(args.rope_theta, exponent));
-    }
+    rope_frequencies(args.rope_theta, args.head_dim, frequencies);
     plan.frequencies = frequencies;
     plan.rotation = reinterpret_cast<float*>(plan.shared + frequency_bytes);
     if (cacheless)

@@ -157,12 +157,8 @@ bool attention_backward(const AttentionBackwardArgs& args, Parallel& parallel) {
   plan.shared = static_cast<char*>(parallel.scratch(0, plan.shared_bytes + plan.task_bytes));
   if (!plan.shared) return false;
   if (f.rope_theta > 0) {
-    // As the forward operation has them.
     float* frequencies = reinterpret_cast<float*>(plan.shared);
-    for (int64_t c = 0; c < d / 2; ++c) {
-      const float exponent = static_cast<float>(2 * c) / static_cast<float>(d);
-      frequencies[c] = 1.0f / static_cast<float>(__builtin_pow(f.rope_theta, exponent));
-    }
+    rope_frequencies(f.rope_theta, d, frequencies);
     plan.frequencies = frequencies;
   }
   parallel.run(f.span_count * f.kv_heads, span_task, &plan);

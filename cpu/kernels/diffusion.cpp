@@ -21,7 +21,6 @@
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
-constexpr int64_t kTimeFeatures = 256;
 constexpr float kNormEps = 1e-6f;
 // Modulations held at a time, those of a chunk of steps (32 MiB): for a head of UniFluid's size (W
 // 1280, depth 8) still 250 rows, so that reading the weights once for them is cheap.
@@ -209,21 +208,6 @@ void barrier(const Job& job) {
   if (job.threads > 1) job.parallel->barrier();
 }
 
-// A 256-wide sinusoid, cosines first, period 10000.
-void time_features(float time, float* out) {
-  constexpr int64_t kHalf = kTimeFeatures / 2;
-  float lane[kLanes];
-  for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(i);
-  for (int64_t c = 0; c < kHalf; c += kLanes) {
-    const Vec index = add(load(lane), set1(static_cast<float>(c)));
-    // ln 10000
-    const Vec frequency = exp(div(mul(set1(-9.210340371976184f), index), set1(float{kHalf})));
-    const SinCos turned = sin_cos(mul(set1(time), frequency));
-    store(out + c, turned.cos);
-    store(out + kHalf + c, turned.sin);
-  }
-}
-
 float time_of(const Job& job, int64_t index) {
   return job.network ? job.network->time[index] : job.sample->steps[index].time;
 }
@@ -241,7 +225,7 @@ void embed_conditions(const Job& job, int thread, const Own& own) {
   const int64_t width = head.width;
   const Range times = part_of(job.times, thread, job.threads, 1);
   for (int64_t i = times.first; i < times.first + times.count; ++i)
-    time_features(time_of(job, i), job.features + i * kTimeFeatures);
+    time_sinusoid(time_of(job, i), job.features + i * kTimeFeatures);
   const Range units = part_of(job.units, thread, job.threads, 1);
   for (int64_t u = units.first; u < units.first + units.count; ++u)
     for (int64_t r = job.unit_rows[u]; r < job.unit_rows[u + 1]; ++r)

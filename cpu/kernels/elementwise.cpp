@@ -51,20 +51,6 @@ UNIFLUID_INLINE ValueAndSlope slope_of(Vec x, Activation activation) {
   return {x, set1(1.0f)};
 }
 
-UNIFLUID_INLINE Vec activate(Vec x, Activation activation) {
-  switch (activation) {
-    case Activation::silu:
-      return silu(x);
-    case Activation::gelu_tanh:
-      return gelu_tanh(x);
-    case Activation::gelu_erf:
-      return gelu_erf(x);
-    case Activation::none:
-      break;
-  }
-  return x;
-}
-
 void add_run(const AddArgs& a, int64_t first, int64_t end, int64_t) {
   for (int64_t i = first; i < end; ++i) {
     const float* x = row_of(a.x, i);

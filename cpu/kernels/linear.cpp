@@ -2,6 +2,7 @@
 // while it is in the cache.
 #include "cpu/kernels/kernels.h"
 #include "cpu/kernels/matmul.h"
+#include "cpu/kernels/rows.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
@@ -52,33 +53,6 @@ Block block(const Split& s, int64_t task) {
   b.rows = least(s.block_rows, s.rows - b.row);
   b.outputs = least(s.block_outputs, s.outputs - b.output);
   return b;
-}
-
-UNIFLUID_INLINE Vec activate(Vec v, Activation activation) {
-  switch (activation) {
-    case Activation::none:
-      return v;
-    case Activation::silu:
-      return silu(v);
-    case Activation::gelu_tanh:
-      return gelu_tanh(v);
-    case Activation::gelu_erf:
-      return gelu_erf(v);
-  }
-  return v;
-}
-
-UNIFLUID_INLINE const float* row_of(const Tensor& t, int64_t row) {
-  return static_cast<const float*>(t.data) + row * t.stride;
-}
-UNIFLUID_INLINE float* mutable_row_of(const Tensor& t, int64_t row) {
-  return static_cast<float*>(t.data) + row * t.stride;
-}
-
-// Calls f(offset, lanes) for every vector of `count` elements.
-template <class F>
-UNIFLUID_INLINE void each_vector(int64_t count, F f) {
-  for (int64_t c = 0; c < count; c += kLanes) f(c, static_cast<int>(least(kLanes, count - c)));
 }
 
 struct LinearTask {

@@ -1,6 +1,6 @@
 // Normalizations. Statistics are sums in an order that depends on the row or the image alone, never
 // on how the work is shared.
-#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/rows.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
@@ -10,22 +10,6 @@ constexpr int64_t kSmall = int64_t{1} << 14;
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-UNIFLUID_INLINE const float* row_of(const Tensor& t, int64_t row) {
-  return static_cast<const float*>(t.data) + row * t.stride;
-}
-UNIFLUID_INLINE float* mutable_row_of(const Tensor& t, int64_t row) {
-  return static_cast<float*>(t.data) + row * t.stride;
-}
-
-// Calls f(offset, lanes) for every vector of `count` elements.
-template <class F>
-UNIFLUID_INLINE void each_vector(int64_t count, F f) {
-  for (int64_t c = 0; c < count; c += kLanes) f(c, static_cast<int>(least(kLanes, count - c)));
-}
-
-// 1 / sqrt(x), correctly rounded twice rather than estimated.
-UNIFLUID_INLINE float inverse_root(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 // Rows shared among threads in runs.
 template <class Args>

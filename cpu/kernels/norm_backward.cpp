@@ -7,8 +7,6 @@
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
-UNIFLUID_INLINE float inverse_root(float x) { return 1.0f / __builtin_sqrtf(x); }
-
 // Lanes past the end of a row as zeros.
 UNIFLUID_INLINE Vec keep(Vec v, int n) {
   if (n == kLanes) return v;

@@ -37,19 +37,7 @@ void scatter_task(void* context, int64_t task, int) {
 }
 
 void time_features_run(const TimeFeaturesArgs& a, int64_t first, int64_t end, int64_t) {
-  constexpr int64_t kHalf = 128;
-  float frequencies[kHalf];
-  for (int64_t c = 0; c < kHalf; ++c)
-    frequencies[c] = static_cast<float>(
-        __builtin_exp(-9.210340371976184 * static_cast<double>(c) / static_cast<double>(kHalf)));
-  for (int64_t i = first; i < end; ++i) {
-    float* out = mutable_row_of(a.out, i);
-    each_vector(kHalf, [&](int64_t c, int n) {
-      const SinCos s = sin_cos(mul(set1(a.time[i]), load_n(frequencies + c, n)));
-      store_n(out + c, s.cos, n);
-      store_n(out + kHalf + c, s.sin, n);
-    });
-  }
+  for (int64_t i = first; i < end; ++i) time_sinusoid(a.time[i], mutable_row_of(a.out, i));
 }
 
 // ---- patches ----

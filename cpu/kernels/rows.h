@@ -1,4 +1,4 @@
-// What the kernels of training share: rows, vectors of a row, and runs of rows as tasks.
+// What kernels share that go over rows: vectors of a row, activations, and runs of rows as tasks.
 #pragma once
 
 #include "cpu/kernels/kernels.h"
@@ -19,6 +19,23 @@ UNIFLUID_INLINE void each_vector(int64_t count, F f) {
   for (; c + kLanes <= count; c += kLanes) f(c, kLanes);
   if (c < count) f(c, static_cast<int>(count - c));
 }
+
+UNIFLUID_INLINE Vec activate(Vec x, Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::silu:
+      return silu(x);
+    case Activation::gelu_tanh:
+      return gelu_tanh(x);
+    case Activation::gelu_erf:
+      return gelu_erf(x);
+  }
+  return x;
+}
+
+// 1 / sqrt(x), correctly rounded twice rather than estimated.
+UNIFLUID_INLINE float inverse_root(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 // Rows of a task. Partial sums over rows are kept for each such run and added up in order, so they
 // depend on the number of rows alone.

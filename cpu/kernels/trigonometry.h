@@ -44,4 +44,31 @@ UNIFLUID_INLINE SinCos sin_cos(Vec x) {
   return {load(sine), load(cosine)};
 }
 
+// The frequencies of rotary embedding, as transformers has them; out [head_dim / 2].
+UNIFLUID_INLINE void rope_frequencies(float theta, int64_t head_dim, float* out) {
+  const float d = static_cast<float>(head_dim);
+  for (int64_t c = 0; c < head_dim / 2; ++c) {
+    const float exponent = static_cast<float>(2 * c) / d;
+    out[c] = 1.0f / static_cast<float>(__builtin_pow(theta, exponent));
+  }
+}
+
+inline constexpr int64_t kTimeFeatures = 256;
+
+// What the diffusion head sees of a timestep: a sinusoid, cosines first, period 10000; out
+// [kTimeFeatures].
+UNIFLUID_INLINE void time_sinusoid(float time, float* out) {
+  constexpr int64_t kHalf = kTimeFeatures / 2;
+  float lane[kLanes];
+  for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(i);
+  for (int64_t c = 0; c < kHalf; c += kLanes) {
+    const Vec index = add(load(lane), set1(static_cast<float>(c)));
+    // ln 10000
+    const Vec frequency = exp(div(mul(set1(-9.210340371976184f), index), set1(float{kHalf})));
+    const SinCos turned = sin_cos(mul(set1(time), frequency));
+    store(out + c, turned.cos);
+    store(out + kHalf + c, turned.sin);
+  }
+}
+
 }  // namespace unifluid::cpu::UNIFLUID_ISA

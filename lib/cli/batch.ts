@@ -11,7 +11,7 @@ import type { DrawOptions, WriteOptions } from "../model.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
-import { addFlags, DRAW_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS } from "./flags.js";
+import { addFlags, DRAW_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { STANDARD, writeJson } from "./output.js";
 import { startRate } from "./progress.js";
@@ -34,11 +34,7 @@ function shard(text: string): Shard {
   throw new InvalidArgumentError("Expected i/n, such as 2/4 for the second of four.");
 }
 
-export function concurrency(text: string): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= 1 && value <= 4096) return value;
-  throw new InvalidArgumentError("Expected a whole number from 1 to 4096.");
-}
+export const concurrency = whole(1, 4096);
 
 export function addBatch(program: Command): void {
   const command = program

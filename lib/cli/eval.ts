@@ -1,11 +1,13 @@
 /** `unifluid eval`: how well a model draws, reads and edits. */
 
-import { type Command, InvalidArgumentError, Option } from "commander";
-import type { Rate, SuitePart, SuiteReport } from "../evaluate/scenes-suite.js";
+import { type Command, Option } from "commander";
+import { SUITE_PARTS, type SuitePart } from "../evaluate/parts.js";
+import type { Rate, SuiteReport } from "../evaluate/scenes-suite.js";
+import { writeWhole } from "../image.js";
 import { parseSeed } from "../seed.js";
 import { type Context, type OutputFlags, runCommand } from "./context.js";
 import { OutputError } from "./exit-codes.js";
-import { addFlags, OUTPUT_FLAGS } from "./flags.js";
+import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { write, writeJson } from "./output.js";
 import { startRate } from "./progress.js";
@@ -21,28 +23,6 @@ interface EvalFlags extends Omit<ModelFlags, "model">, OutputFlags {
   out?: string;
 }
 
-const PARTS: readonly SuitePart[] = [
-  "generation",
-  "held-out",
-  "captions",
-  "answers",
-  "edits",
-  "vae",
-];
-
-function parts(text: string): SuitePart[] {
-  const names = text.split(",").map((name) => name.trim());
-  if (names.every((name) => (PARTS as readonly string[]).includes(name)))
-    return names as SuitePart[];
-  throw new InvalidArgumentError(`Expected some of ${PARTS.join(",")}.`);
-}
-
-function scenes(text: string): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= 1 && value <= 100_000) return value;
-  throw new InvalidArgumentError("Expected a whole number from 1 to 100000.");
-}
-
 export function addEval(program: Command): void {
   const command = program
     .command("eval <model>")
@@ -50,8 +30,8 @@ export function addEval(program: Command): void {
     .addOption(
       new Option("--suite <name>", "what to measure").choices(["scenes"]).default("scenes"),
     )
-    .option("--scenes <n>", "scenes of each part", scenes, 100)
-    .option("--only <list>", "some of generation,held-out,captions,answers,edits,vae", parts)
+    .option("--scenes <n>", "scenes of each part", whole(1, 100_000), 100)
+    .option("--only <list>", `some of ${SUITE_PARTS.join(",")}`, someOf(SUITE_PARTS))
     .option("-o, --out <file>", "also write the figures as JSON");
   addFlags(command, "seed", "steps", "guidance", "device", "threads", "maxMemory", ...OUTPUT_FLAGS);
   command.action((model: string, flags: EvalFlags) =>
@@ -82,10 +62,8 @@ async function evaluate(model: string, flags: EvalFlags, context: Context): Prom
 }
 
 async function save(path: string, report: SuiteReport): Promise<void> {
-  const { rename, writeFile } = await import("node:fs/promises");
   try {
-    await writeFile(`${path}.partial`, `${JSON.stringify(report, null, 2)}\n`);
-    await rename(`${path}.partial`, path);
+    await writeWhole(path, Buffer.from(`${JSON.stringify(report, null, 2)}\n`));
   } catch (cause) {
     throw new OutputError(`cannot write ${path}: ${(cause as Error).message}`, { cause });
   }

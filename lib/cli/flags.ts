@@ -11,13 +11,22 @@ function number(text: string): number {
 }
 
 /** A count of this program's own; the library checks the ranges of what it takes. */
-function count(text: string): number {
-  const value = number(text);
-  if (!Number.isSafeInteger(value) || value < 1 || value > 10_000) {
-    throw new InvalidArgumentError("Expected a whole number from 1 to 10000.");
-  }
-  return value;
-}
+export const whole = (least: number, most: number) => (text: string) => {
+  const value = Number(text);
+  if (text.trim() !== "" && Number.isSafeInteger(value) && value >= least && value <= most)
+    return value;
+  throw new InvalidArgumentError(`Expected a whole number from ${least} to ${most}.`);
+};
+
+/** A list such as `a,b` of some names. */
+export const someOf =
+  <Name extends string>(names: readonly Name[]) =>
+  (text: string): Name[] => {
+    const list = text.split(",").map((name) => name.trim() as Name);
+    if (list.every((name) => names.includes(name)) && new Set(list).size === list.length)
+      return list;
+    throw new InvalidArgumentError(`Expected some of ${names.join(",")}.`);
+  };
 
 /** 64 bits do not fit a number. */
 function seed(text: string): number | bigint {
@@ -84,7 +93,8 @@ const FLAGS = {
     new Option("--max-new-tokens <n>", "most tokens to write (default: the model's)").argParser(
       number,
     ),
-  n: () => new Option("-n, --n <count>", "images for each prompt").argParser(count).default(1),
+  n: () =>
+    new Option("-n, --n <count>", "images for each prompt").argParser(whole(1, 10_000)).default(1),
   format: () =>
     new Option("--format <format>", "format on standard output; files have their extension's")
       .choices(["png", "webp", "jpeg"])

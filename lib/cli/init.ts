@@ -1,6 +1,7 @@
 /** `unifluid init`: a fresh checkpoint to train. */
 
 import type { Command } from "commander";
+import { countParameters } from "../memory.js";
 import { parseSeed } from "../seed.js";
 import { note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
@@ -34,10 +35,7 @@ export function addInit(program: Command): void {
       const { out, tokenizer, text, vision, vae } = flags;
       const seed = parseSeed(flags.seed);
       const made = await initCheckpoint(config, out, { seed, tokenizer, text, vision, vae });
-      const parameters = made.spec.tensors.reduce(
-        (sum, t) => sum + t.shape.reduce((n, d) => n * d, 1),
-        0,
-      );
+      const parameters = Object.values(countParameters(made)).reduce((sum, n) => sum + n, 0);
       note(context, `${formatCount(parameters)} parameters in ${out}, seed ${seed}`);
       if (context.json) await writeJson({ folder: out, parameters, seed });
     }),

@@ -1,13 +1,13 @@
 /** `unifluid scenes`: a data set of drawn scenes with captions, questions and edits. */
 
-import { type Command, InvalidArgumentError, Option } from "commander";
+import { type Command, Option } from "commander";
 import { UniFluidError } from "../errors.js";
-import type { SceneTask, Split } from "../scenes/dataset.js";
-import type { PairRule } from "../scenes/world.js";
+import { TASKS, type TemplateTask } from "../prompts.js";
+import { PAIR_RULES, type PairRule, SPLITS, type Split } from "../scenes/world.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { OutputError } from "./exit-codes.js";
-import { addFlags, OUTPUT_FLAGS } from "./flags.js";
+import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
 import { writeJson } from "./output.js";
 import { startRate } from "./progress.js";
 
@@ -18,23 +18,7 @@ interface ScenesFlags extends OutputFlags {
   size: number;
   split: Split;
   pairs: PairRule;
-  tasks: SceneTask[];
-}
-
-const whole = (least: number, most: number) => (text: string) => {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= least && value <= most) return value;
-  throw new InvalidArgumentError(`Expected a whole number from ${least} to ${most}.`);
-};
-
-const TASKS: readonly SceneTask[] = ["generate", "caption", "answer", "edit"];
-
-function tasks(text: string): SceneTask[] {
-  const names = text.split(",").map((name) => name.trim());
-  const unknown = names.find((name) => !(TASKS as readonly string[]).includes(name));
-  if (unknown !== undefined || new Set(names).size !== names.length)
-    throw new InvalidArgumentError(`Expected some of ${TASKS.join(",")}.`);
-  return names as SceneTask[];
+  tasks: TemplateTask[];
 }
 
 export function addScenes(program: Command): void {
@@ -47,7 +31,7 @@ export function addScenes(program: Command): void {
     .option("--size <pixels>", "pixels along each side", whole(16, 4096), 64)
     .addOption(
       new Option("--split <name>", "scenes of different splits never coincide by their seed")
-        .choices(["train", "test"])
+        .choices(SPLITS)
         .default("train"),
     )
     .addOption(
@@ -55,10 +39,10 @@ export function addScenes(program: Command): void {
         "--pairs <rule>",
         "the five colour-shape pairs that are kept from training, to measure composition",
       )
-        .choices(["exclude", "include", "only"])
+        .choices(PAIR_RULES)
         .default("exclude"),
     )
-    .option("--tasks <list>", "manifests to write", tasks, [...TASKS]);
+    .option("--tasks <list>", "manifests to write", someOf(TASKS), [...TASKS]);
   addFlags(command, ...OUTPUT_FLAGS).action((flags: ScenesFlags) =>
     runCommand(flags, (context) => scenes(flags, context)),
   );

@@ -3,7 +3,6 @@
 import { Presets, SingleBar } from "cli-progress";
 import type { Command } from "commander";
 import type { Metrics } from "../train/run-folder.js";
-import type { Trainer } from "../train/trainer.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
 import { writeJson } from "./output.js";
@@ -14,13 +13,11 @@ interface TrainFlags extends OutputFlags {
   resume?: boolean;
 }
 
-const OUT = ["-o, --out <folder>", "folder of the run", "run"] as const;
-
 export function addTrain(program: Command): void {
   const command = program
     .command("train <config>")
     .description("train a model as a run.yaml says; Ctrl-C stops with a checkpoint to go on from")
-    .option(...OUT)
+    .option("-o, --out <folder>", "folder of the run", "run")
     .option("--resume", "go on from the run's last checkpoint");
   addFlags(command, ...OUTPUT_FLAGS).action((config: string, flags: TrainFlags) =>
     runCommand(flags, (context) => train(config, flags, context)),
@@ -39,26 +36,17 @@ export function addPrepare(program: Command): void {
 /** Lines between two of progress where there is no terminal, in milliseconds. */
 const LINE_EVERY = 30_000;
 
-async function open(
-  config: string,
-  flags: TrainFlags,
-  context: Context,
-  onStep?: (m: Metrics, total: number) => void,
-): Promise<Trainer> {
+async function train(config: string, flags: TrainFlags, context: Context): Promise<void> {
   const { readRunConfig } = await import("../train/config.js");
   const { Trainer } = await import("../train/trainer.js");
-  return Trainer.open(await readRunConfig(config), {
+  const progress = startTraining(context);
+  const trainer = await Trainer.open(await readRunConfig(config), {
     out: flags.out,
     resume: flags.resume,
     signal: context.signal,
-    onStep,
+    onStep: progress.step,
     onNote: (message) => note(context, message),
   });
-}
-
-async function train(config: string, flags: TrainFlags, context: Context): Promise<void> {
-  const progress = startTraining(context);
-  const trainer = await open(config, flags, context, progress.step);
   try {
     note(context, `${trainer.description}; step ${trainer.done} done`);
     const summary = await trainer.run();

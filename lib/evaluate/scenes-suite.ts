@@ -1,6 +1,6 @@
 /**
- * The suite "scenes": how well a model draws, reads and edits the toy world. All scenes come from the split
- * "test", which no training data has.
+ * The suite "scenes": how well a model draws, reads and edits the toy world. Its scenes have random
+ * streams of their own, which no data set has.
  */
 import { Image } from "../image.js";
 import type { UniFluid } from "../model.js";
@@ -11,16 +11,7 @@ import { caption, edit, type Question, question } from "../scenes/language.js";
 import { parseScene } from "../scenes/parse.js";
 import { alike, randomScene, type Scene, SIZE } from "../scenes/world.js";
 import { type Checks, check, GENEVAL_TASKS, type GenEvalTask, kept, passes } from "./judge.js";
-
-export const SUITE_PARTS = [
-  "generation",
-  "held-out",
-  "captions",
-  "answers",
-  "edits",
-  "vae",
-] as const;
-export type SuitePart = (typeof SUITE_PARTS)[number];
+import { SUITE_PARTS, type SuitePart } from "./parts.js";
 
 export interface SuiteOptions {
   /** Scenes of each part; of each of the six tasks in generation. */
@@ -81,8 +72,8 @@ class Suite {
     return new Random(this.options.seed, STREAM + part, index);
   }
 
-  private count<T>(make: (index: number) => T, n = this.options.scenes): T[] {
-    return Array.from({ length: n }, (_, i) => make(i));
+  private count<T>(make: (index: number) => T): T[] {
+    return Array.from({ length: this.options.scenes }, (_, i) => make(i));
   }
 
   /** Random scenes until one fits. */

@@ -83,30 +83,21 @@ class Donor {
         `${this.directory}: expected [${shape.join(", ")}] for ${name} but found ${found}`,
       );
     const count = shape.reduce((n, d) => n * d, 1);
-    const bytes = Buffer.alloc(count * (tensor.dtype === "F32" ? 4 : 2));
+    const bytes = new Uint8Array(count * (tensor.dtype === "F32" ? 4 : 2));
     const file = await open(this.spec.files[tensor.file] as string);
     try {
       await file.read(bytes, 0, bytes.length, tensor.offset);
     } finally {
       await file.close();
     }
-    const values = new Float32Array(count);
-    for (let i = 0; i < count; i++)
-      values[i] =
-        tensor.dtype === "F32"
-          ? bytes.readFloatLE(i * 4)
-          : tensor.dtype === "BF16"
-            ? fromBits(bytes.readUInt16LE(i * 2) << 16)
-            : halfToFloat(bytes.readUInt16LE(i * 2));
-    return values;
+    if (tensor.dtype === "F32") return new Float32Array(bytes.buffer);
+    const halves = new Uint16Array(bytes.buffer);
+    if (tensor.dtype === "BF16")
+      return new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer);
+    return Float32Array.from(halves, halfToFloat);
   }
 }
 
-const scratch = new DataView(new ArrayBuffer(4));
-function fromBits(bits: number): number {
-  scratch.setInt32(0, bits);
-  return scratch.getFloat32(0);
-}
 function halfToFloat(bits: number): number {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 31;

@@ -8,16 +8,10 @@ import { dirname, join, resolve } from "node:path";
 import { finished } from "node:stream/promises";
 import { InvalidOptionError } from "../errors.js";
 import { Random } from "../philox.js";
+import { TASKS, type TemplateTask } from "../prompts.js";
 import { drawPng } from "./draw.js";
 import { caption, edit, type Question, question } from "./language.js";
-import { alike, type PairRule, randomScene, type Scene } from "./world.js";
-
-export const SCENE_TASKS = ["generate", "caption", "answer", "edit"] as const;
-export type SceneTask = (typeof SCENE_TASKS)[number];
-
-/** Scenes of different splits never share their randomness. */
-export const SPLITS = ["train", "test"] as const;
-export type Split = (typeof SPLITS)[number];
+import { alike, type PairRule, randomScene, type Scene, SPLITS, type Split } from "./world.js";
 
 export interface DatasetOptions {
   count: number;
@@ -25,7 +19,7 @@ export interface DatasetOptions {
   split?: Split;
   /** Whether the colour–shape pairs kept from training may occur. */
   pairs?: PairRule;
-  tasks?: readonly SceneTask[];
+  tasks?: readonly TemplateTask[];
   /** Pixels along each side. */
   size?: number;
   signal?: AbortSignal;
@@ -72,7 +66,7 @@ function questionsOf(scene: Scene, random: Random): Pick<Question, "question" | 
   return [...asked].map(([question, answer]) => ({ question, answer }));
 }
 
-type Manifests = Partial<Record<SceneTask, object>>;
+type Manifests = Partial<Record<TemplateTask, object>>;
 
 /** Records and pictures of one scene. */
 function recordsOf(
@@ -131,7 +125,7 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
     seed: options.seed,
     split: options.split ?? "train",
     pairs: options.pairs ?? "exclude",
-    tasks: options.tasks ?? SCENE_TASKS,
+    tasks: options.tasks ?? TASKS,
   };
   const target = resolve(folder);
   if (await stat(target).catch(() => undefined))

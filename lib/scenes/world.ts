@@ -45,7 +45,12 @@ const HELD_OUT: readonly (readonly [Color, Shape])[] = [
   ["yellow", "triangle"],
 ];
 
-export type PairRule = "exclude" | "include" | "only";
+export const PAIR_RULES = ["exclude", "include", "only"] as const;
+export type PairRule = (typeof PAIR_RULES)[number];
+
+/** Scenes of different splits never share their randomness. */
+export const SPLITS = ["train", "test"] as const;
+export type Split = (typeof SPLITS)[number];
 
 export function isHeldOut(color: Color, shape: Shape): boolean {
   return HELD_OUT.some(([c, s]) => c === color && s === shape);

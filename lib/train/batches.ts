@@ -53,7 +53,8 @@ export class Batches {
 
   /** Step `step`, from 1, as `accumulation` batches. */
   async of(step: number): Promise<NativeTrainingSequence[][]> {
-    const random = (k: number) => new Random(BigInt(this.config.seed), 50, step * 65536 + k);
+    // Streams above those of the sources' orders (`Source.at`).
+    const random = (k: number) => new Random(BigInt(this.config.seed), 1_000_000 + k, step);
     const jobs: Promise<NativeTrainingSequence>[] = [];
     for (const open of this.sources)
       for (let k = 0; k < open.examples; k++)

@@ -108,7 +108,7 @@ export class Pictures {
     };
   }
 
-  /** Makes sure that a picture is kept; true where it was new. */
+  /** Where a picture is kept; computed and added where it is new or has changed. */
   async prepare(path: string): Promise<Entry> {
     const known = this.entries.get(path);
     const { size: bytes, mtimeMs: modified } = await stat(path);

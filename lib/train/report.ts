@@ -1,6 +1,7 @@
 /** `report.html` of a run: its curves and its samples, readable while it goes on. */
-import { readdir, rename, writeFile } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { join } from "node:path";
+import { writeWhole } from "../image.js";
 import type { Metrics, RunFolder } from "./run-folder.js";
 
 const WIDTH = 720;
@@ -93,7 +94,5 @@ ${curve(
 ${samples.map((name) => `<h2>${escapeHtml(name.replace(/\.png$/, ""))}</h2><img src="samples/${escapeHtml(name)}" alt="samples">`).join("\n")}
 </body></html>
 `;
-  const path = join(folder.path, "report.html");
-  await writeFile(`${path}.partial`, html);
-  await rename(`${path}.partial`, path);
+  await writeWhole(join(folder.path, "report.html"), Buffer.from(html));
 }

@@ -119,9 +119,8 @@ export class RunFolder {
     );
     await rm(target, { recursive: true, force: true });
     await rename(beside, target);
-    for (const old of (await this.steps())
-      .filter((s) => s !== step)
-      .slice(0, -(keep - 1) || undefined))
+    const others = (await this.steps()).filter((s) => s !== step);
+    for (const old of others.slice(0, Math.max(0, others.length - (keep - 1))))
       await rm(this.checkpoint(old), { recursive: true });
     return target;
   }

@@ -4,6 +4,7 @@ import { dirname, resolve } from "node:path";
 import { z } from "zod";
 import { InvalidRecordError, TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
+import type { TemplateTask } from "../prompts.js";
 
 const text = z.string().min(1);
 const texts = z.union([text, z.array(text).min(1)]);
@@ -24,11 +25,9 @@ const recordSchema = z.discriminatedUnion("task", [
   z.object({ task: z.literal("edit"), image: text, target: text, instruction: texts }),
 ]);
 
-export type TrainingTask = z.infer<typeof recordSchema>["task"];
-
 /** One example to learn: what is said, and the paths of its pictures. */
 export interface TrainingExample {
-  task: TrainingTask;
+  task: TemplateTask;
   /** The prompt, question or instruction; empty for a caption. */
   prompt: string;
   /** What is to be written. */

@@ -3,6 +3,22 @@
 
 namespace unifluid::test {
 
+AttentionArgs attention_settings(Call& call) {
+  AttentionArgs args{};
+  args.q = call.input("q");
+  args.k = call.input("k");
+  args.v = call.input("v");
+  args.heads = call.integer("heads");
+  args.kv_heads = call.integer("kvHeads");
+  args.head_dim = call.integer("headDim");
+  args.scale = static_cast<float>(call.number("scale"));
+  args.soft_cap = static_cast<float>(call.number("softCap", 0));
+  args.window = static_cast<int64_t>(call.number("window", 0));
+  args.rope_theta = static_cast<float>(call.number("ropeTheta", 0));
+  args.first_position = static_cast<int64_t>(call.number("firstPosition", 0));
+  return args;
+}
+
 // { q, k, v, heads, kvHeads, headDim, scale, softCap?, window?, ropeTheta?, firstPosition?,
 //   spans: [{ firstRow, rows, index, prefixEnd, cache? }], outStride? }
 Napi::Value attention(Call& call, std::vector<Cache>& caches) {
@@ -17,18 +33,7 @@ Napi::Value attention(Call& call, std::vector<Cache>& caches) {
     const Napi::Value cache = item.Get("cache");
     if (!cache.IsUndefined()) spans[i].cache = caches.at(cache.ToNumber().Uint32Value()).kv;
   }
-  AttentionArgs args{};
-  args.q = call.input("q");
-  args.k = call.input("k");
-  args.v = call.input("v");
-  args.heads = call.integer("heads");
-  args.kv_heads = call.integer("kvHeads");
-  args.head_dim = call.integer("headDim");
-  args.scale = static_cast<float>(call.number("scale"));
-  args.soft_cap = static_cast<float>(call.number("softCap", 0));
-  args.window = static_cast<int64_t>(call.number("window", 0));
-  args.rope_theta = static_cast<float>(call.number("ropeTheta", 0));
-  args.first_position = static_cast<int64_t>(call.number("firstPosition", 0));
+  AttentionArgs args = attention_settings(call);
   args.spans = spans.data();
   args.span_count = static_cast<int64_t>(spans.size());
   args.out = call.output(args.q.rows, args.heads * args.head_dim);

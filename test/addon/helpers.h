@@ -71,6 +71,8 @@ class Call {
   std::vector<Piece> pieces_;
 };
 
+// q, k, v and what an attention is, without its spans and its output.
+AttentionArgs attention_settings(Call&);
 StoredTensor stored_tensor(Napi::Object value);
 uint64_t seed_of(Napi::Value value);
 std::vector<double> numbers(Napi::Value value);

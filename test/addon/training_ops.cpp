@@ -29,18 +29,7 @@ float* copied(Call& call, const char* name, Tensor* tensor) {
 }
 
 AttentionArgs attention_of(Call& call, std::vector<AttentionSpan>* spans) {
-  AttentionArgs f{};
-  f.q = call.input("q");
-  f.k = call.input("k");
-  f.v = call.input("v");
-  f.heads = call.integer("heads");
-  f.kv_heads = call.integer("kvHeads");
-  f.head_dim = call.integer("headDim");
-  f.scale = static_cast<float>(call.number("scale"));
-  f.soft_cap = static_cast<float>(call.number("softCap", 0));
-  f.window = static_cast<int64_t>(call.number("window", 0));
-  f.rope_theta = static_cast<float>(call.number("ropeTheta", 0));
-  f.first_position = static_cast<int64_t>(call.number("firstPosition", 0));
+  AttentionArgs f = attention_settings(call);
   const auto list = call.arguments.Get("spans").As<Napi::Array>();
   for (uint32_t i = 0; i < list.Length(); ++i) {
     const auto s = list.Get(i).As<Napi::Object>();

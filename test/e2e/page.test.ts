@@ -80,7 +80,11 @@ withChromium("the page", () => {
     );
     expect(await page.$$("#cells i")).toHaveLength(0);
     const shown = await page.getAttribute("#picture", "src");
-    const expected = await model.generate("a red circle", { seed: 7, steps: 1000, order: "random" });
+    const expected = await model.generate("a red circle", {
+      seed: 7,
+      steps: 1000,
+      order: "random",
+    });
     expect(shown).toBe(`data:image/png;base64,${(await expected.toBuffer()).toString("base64")}`);
     expect(await page.$$("#history li")).toHaveLength(1);
     await keep("light");

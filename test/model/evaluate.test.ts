@@ -1,6 +1,7 @@
 /** The suite on models: what it reports, and that it can tell. */
 import { UniFluid } from "../../lib";
-import { evaluateScenes, itemsOf, SUITE_PARTS } from "../../lib/evaluate/scenes-suite";
+import { SUITE_PARTS } from "../../lib/evaluate/parts";
+import { evaluateScenes, itemsOf } from "../../lib/evaluate/scenes-suite";
 
 let model: UniFluid;
 beforeAll(async () => {

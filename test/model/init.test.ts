@@ -7,36 +7,7 @@ import { UniFluid } from "../../lib";
 import { initCheckpoint } from "../../lib/init/init";
 import { FIXTURES, Tensors } from "../support/fixtures";
 import { fromBFloat16 } from "../support/numbers";
-
-const CONFIG = {
-  text_config: {
-    model_type: "gemma2",
-    vocab_size: 480,
-    hidden_size: 32,
-    intermediate_size: 48,
-    num_hidden_layers: 2,
-    num_attention_heads: 2,
-    num_key_value_heads: 1,
-    head_dim: 16,
-    query_pre_attn_scalar: 16,
-    sliding_window: 64,
-    max_position_embeddings: 256,
-    final_logit_softcapping: 30,
-    pad_token_id: 0,
-    eos_token_id: 1,
-    bos_token_id: 2,
-  },
-  vision_config: {
-    hidden_size: 16,
-    intermediate_size: 24,
-    num_hidden_layers: 1,
-    num_attention_heads: 2,
-    image_size: 64,
-    patch_size: 16,
-  },
-  image_generation: { image_size: 64, latent_patch: 4, grid: 4, token_channels: 64 },
-  diffusion_head: { width: 32, depth: 1, timesteps: 1000, objective: "flow" },
-};
+import { TINY_MODEL } from "../support/training";
 
 let folder: string;
 beforeAll(async () => {
@@ -54,7 +25,7 @@ const options = { seed: 3n, tokenizer: "shapes-64", vae: "shapes-64" };
 const weights = (name: string) => new Tensors(join(folder, name, "model.safetensors"));
 
 test("a fresh model draws, edits and describes", async () => {
-  const path = await yaml("a", CONFIG);
+  const path = await yaml("a", TINY_MODEL);
   await initCheckpoint(path, join(folder, "a"), options);
   await using model = await UniFluid.load(join(folder, "a"), { threads: 1 });
   const image = await model.generate("a red circle", { steps: 2, seed: 1 });
@@ -81,7 +52,7 @@ test("a fresh model draws, edits and describes", async () => {
 });
 
 test("one seed, one model", async () => {
-  const path = await yaml("b", CONFIG);
+  const path = await yaml("b", TINY_MODEL);
   await initCheckpoint(path, join(folder, "b1"), options);
   await initCheckpoint(path, join(folder, "b2"), options);
   await initCheckpoint(path, join(folder, "b3"), { ...options, seed: 4n });
@@ -93,7 +64,7 @@ test("one seed, one model", async () => {
 
 test('a head for objective "ddpm" begins with the noise as its input', async () => {
   const head = { width: 96, depth: 1, timesteps: 1000, objective: "ddpm" };
-  const path = await yaml("c", { ...CONFIG, diffusion_head: head });
+  const path = await yaml("c", { ...TINY_MODEL, diffusion_head: head });
   await initCheckpoint(path, join(folder, "c"), options);
   const tensors = weights("c");
   const [width, channels] = [96, 64];
@@ -147,20 +118,20 @@ test("what does not fit is refused, and leaves nothing", async () => {
         initCheckpoint(path, join(folder, "e"), { ...options, ...change }),
       ).rejects.toMatchObject({ code, message: expect.stringMatching(message) }),
     );
-  const wide = { ...CONFIG, text_config: { ...CONFIG.text_config, hidden_size: 64 } };
+  const wide = { ...TINY_MODEL, text_config: { ...TINY_MODEL.text_config, hidden_size: 64 } };
   const tiny = join(FIXTURES, "unifluid-tiny");
   await refused(wide, { text: tiny }, "TENSOR_SHAPE", /language_model\.embed_tokens/);
-  const small = { ...CONFIG, text_config: { ...CONFIG.text_config, vocab_size: 100 } };
+  const small = { ...TINY_MODEL, text_config: { ...TINY_MODEL.text_config, vocab_size: 100 } };
   await refused(small, {}, "TOKENIZER_MISMATCH", /tokenizer\.json/);
-  const { text_config: _, ...none } = CONFIG;
+  const { text_config: _, ...none } = TINY_MODEL;
   await refused(none, {}, "INVALID_CONFIG", /text_config/);
-  await refused(CONFIG, { vae: undefined }, "INVALID_CONFIG", /vae/);
-  const grid = { ...CONFIG, image_generation: { ...CONFIG.image_generation, grid: 5 } };
+  await refused(TINY_MODEL, { vae: undefined }, "INVALID_CONFIG", /vae/);
+  const grid = { ...TINY_MODEL, image_generation: { ...TINY_MODEL.image_generation, grid: 5 } };
   await refused(grid, {}, "INVALID_CONFIG", /grid/);
   await expect(
     initCheckpoint(join(folder, "none.yaml"), join(folder, "e"), options),
   ).rejects.toMatchObject({ code: "INVALID_CONFIG" });
-  await expect(initCheckpoint(await yaml("e", CONFIG), folder, options)).rejects.toMatchObject({
+  await expect(initCheckpoint(await yaml("e", TINY_MODEL), folder, options)).rejects.toMatchObject({
     code: "INVALID_OPTION",
   });
   expect((await readdir(folder)).filter((n) => /^e($|\.partial)/.test(n))).toEqual([]);

@@ -10,40 +10,12 @@ import { writeDataset } from "../../lib/scenes/dataset";
 import { learningRateAt, matches, parseRunConfig } from "../../lib/train/config";
 import { Source } from "../../lib/train/source";
 import { Tensors } from "../support/fixtures";
-
-const MODEL = {
-  text_config: {
-    model_type: "gemma2",
-    vocab_size: 480,
-    hidden_size: 32,
-    intermediate_size: 48,
-    num_hidden_layers: 1,
-    num_attention_heads: 2,
-    num_key_value_heads: 1,
-    head_dim: 16,
-    query_pre_attn_scalar: 16,
-    sliding_window: 256,
-    max_position_embeddings: 256,
-    pad_token_id: 0,
-    eos_token_id: 1,
-    bos_token_id: 2,
-  },
-  vision_config: {
-    hidden_size: 16,
-    intermediate_size: 24,
-    num_hidden_layers: 1,
-    num_attention_heads: 2,
-    image_size: 64,
-    patch_size: 16,
-  },
-  image_generation: { image_size: 64, latent_patch: 4, grid: 4, token_channels: 64 },
-  diffusion_head: { width: 32, depth: 1, timesteps: 1000, objective: "flow" },
-};
+import { TINY_MODEL } from "../support/training";
 
 let folder: string;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "train-"));
-  await writeFile(join(folder, "model.yaml"), stringify(MODEL));
+  await writeFile(join(folder, "model.yaml"), stringify(TINY_MODEL));
   const options = { seed: 1n, tokenizer: "shapes-64", vae: "shapes-64" };
   await initCheckpoint(join(folder, "model.yaml"), join(folder, "start"), options);
   await writeDataset(join(folder, "data"), { count: 24, seed: 1n });

@@ -108,6 +108,37 @@ export function createTrainer(
   return native.createTrainer(spec, { ...OPTIONS, ...options });
 }
 
+/** A `model.yaml` for `initCheckpoint`, with the shipped autoencoder and tokenizer. */
+export const TINY_MODEL = {
+  text_config: {
+    model_type: "gemma2",
+    vocab_size: 480,
+    hidden_size: 32,
+    intermediate_size: 48,
+    num_hidden_layers: 2,
+    num_attention_heads: 2,
+    num_key_value_heads: 1,
+    head_dim: 16,
+    query_pre_attn_scalar: 16,
+    sliding_window: 64,
+    max_position_embeddings: 256,
+    final_logit_softcapping: 30,
+    pad_token_id: 0,
+    eos_token_id: 1,
+    bos_token_id: 2,
+  },
+  vision_config: {
+    hidden_size: 16,
+    intermediate_size: 24,
+    num_hidden_layers: 1,
+    num_attention_heads: 2,
+    image_size: 64,
+    patch_size: 16,
+  },
+  image_generation: { image_size: 64, latent_patch: 4, grid: 4, token_channels: 64 },
+  diffusion_head: { width: 32, depth: 1, timesteps: 1000, objective: "flow" },
+};
+
 /** Names of the tensors that the unified model trains, or the autoencoder. */
 export function trained(spec: NativeModelSpec, autoencoder = false): string[] {
   return spec.tensors.map((t) => t.name).filter((n) => n.startsWith("vae.") === autoencoder);

@@ -3,15 +3,8 @@ import { check, GENEVAL_TASKS, kept, passes, positionOf } from "../../lib/evalua
 import { drawPixels } from "../../lib/scenes/draw";
 import { parseScene, type SeenObject } from "../../lib/scenes/parse";
 import type { Scene, SceneObject } from "../../lib/scenes/world";
+import { thing } from "../support/scenes";
 
-const thing = (words: string, x: number, y: number): SceneObject => {
-  const [size, color, shape] = words.split(" ") as [
-    SceneObject["size"],
-    SceneObject["color"],
-    SceneObject["shape"],
-  ];
-  return { size, color, shape, x, y };
-};
 const wanted: Scene = {
   background: "white",
   objects: [thing("large red circle", 18, 20), thing("small blue square", 46, 44)],

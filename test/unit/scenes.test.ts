@@ -19,15 +19,8 @@ import {
   SHAPES,
   SIZE,
 } from "../../lib/scenes/world";
+import { thing } from "../support/scenes";
 
-const thing = (words: string, x: number, y: number): SceneObject => {
-  const [size, color, shape] = words.split(" ") as [
-    SceneObject["size"],
-    SceneObject["color"],
-    SceneObject["shape"],
-  ];
-  return { size, color, shape, x, y };
-};
 const scenes = (count: number, stream = 3) =>
   Array.from({ length: count }, (_, i) => randomScene(new Random(11n, stream, i)));
 

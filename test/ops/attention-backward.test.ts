@@ -1,0 +1,157 @@
+/** Gradients of attention: prefixes, windows, soft-caps, grouped heads, rotary embedding. */
+import { expectGradients, matrix, type Vector, weighted } from "../support/gradients";
+import { expectClose, withRandom } from "../support/numbers";
+import { describeBackends, expectSameEverywhere } from "../support/ops";
+
+const { exp, floor, sqrt, tanh, cos, sin } = Math;
+
+describeBackends("gradients of attention", (backend) => {
+  interface Case {
+    lengths: number[];
+    prefixes: number[];
+    heads: number;
+    kvHeads: number;
+    headDim: number;
+    softCap?: number;
+    window?: number;
+    ropeTheta?: number;
+  }
+  const reference = (c: Case, v: Record<string, Vector>, scale: number) => {
+    const d = c.headDim;
+    const [qw, kw] = [c.heads * d, c.kvHeads * d];
+    const rows = c.lengths.reduce((a, b) => a + b, 0);
+    const out = new Float64Array(rows * qw);
+    const turned = (x: Vector, at: number, position: number) => {
+      const row = x.slice(at, at + d);
+      if (!c.ropeTheta) return row;
+      for (let i = 0; i < d / 2; i++) {
+        const angle = position / c.ropeTheta ** ((2 * i) / d);
+        const [a, b] = [x[at + i]!, x[at + d / 2 + i]!];
+        row[i] = a * cos(angle) - b * sin(angle);
+        row[d / 2 + i] = b * cos(angle) + a * sin(angle);
+      }
+      return row;
+    };
+    let first = 0;
+    for (const [s, length] of c.lengths.entries()) {
+      for (let h = 0; h < c.heads; h++) {
+        const kv = floor(h / (c.heads / c.kvHeads));
+        for (let i = 0; i < length; i++) {
+          const q = turned(v.q!, (first + i) * qw + h * d, i + 1);
+          const prefix = c.prefixes[s]!;
+          const weights: [number, number][] = [];
+          for (let j = 0; j < length; j++) {
+            const both = i < prefix && j < prefix;
+            const near = !c.window || j > i - c.window;
+            if (!(both || (j <= i && near))) continue;
+            const k = turned(v.k!, (first + j) * kw + kv * d, j + 1);
+            let score = scale * q.reduce((sum, e, n) => sum + e * k[n]!, 0);
+            if (c.softCap) score = c.softCap * tanh(score / c.softCap);
+            weights.push([j, exp(score)]);
+          }
+          const total = weights.reduce((sum, [, w]) => sum + w, 0);
+          for (const [j, w] of weights)
+            for (let n = 0; n < d; n++) {
+              const at = (first + i) * qw + h * d + n;
+              out[at] = out[at]! + (w / total) * v.v![(first + j) * kw + kv * d + n]!;
+            }
+        }
+      }
+      first += length;
+    }
+    return out;
+  };
+
+  test.each<[string, Case]>([
+    ["causal", { lengths: [5, 9], prefixes: [0, 0], heads: 2, kvHeads: 2, headDim: 6 }],
+    [
+      "a bidirectional prefix, rotary",
+      { lengths: [11, 3], prefixes: [6, 3], heads: 2, kvHeads: 1, headDim: 8, ropeTheta: 100 },
+    ],
+    [
+      "grouped heads, soft-cap and window",
+      {
+        lengths: [13, 7],
+        prefixes: [5, 0],
+        heads: 6,
+        kvHeads: 2,
+        headDim: 10,
+        softCap: 2,
+        window: 4,
+        ropeTheta: 10000,
+      },
+    ],
+    [
+      "all in both directions",
+      { lengths: [17], prefixes: [17], heads: 1, kvHeads: 1, headDim: 20 },
+    ],
+  ])("%s", (_, c) => {
+    withRandom((random) => {
+      const rows = c.lengths.reduce((a, b) => a + b, 0);
+      const [qw, kw] = [c.heads * c.headDim, c.kvHeads * c.headDim];
+      const inputs = {
+        q: random.floats(rows * qw),
+        k: random.floats(rows * kw),
+        v: random.floats(rows * kw),
+      };
+      const dout = random.floats(rows * qw);
+      const scale = Math.fround(1 / sqrt(c.headDim));
+      let first = 0;
+      const spans = c.lengths.map((length, i) => {
+        const span = { firstRow: first, rows: length, prefixEnd: c.prefixes[i]! };
+        first += length;
+        return span;
+      });
+      const results = backend().training({
+        ...c,
+        name: "attentionBackward",
+        q: matrix(inputs.q, rows, qw),
+        k: matrix(inputs.k, rows, kw),
+        v: matrix(inputs.v, rows, kw),
+        dout: matrix(dout, rows, qw),
+        scale,
+        firstPosition: 1,
+        spans,
+      });
+      const exact = reference(
+        c,
+        {
+          q: Float64Array.from(inputs.q),
+          k: Float64Array.from(inputs.k),
+          v: Float64Array.from(inputs.v),
+        },
+        scale,
+      );
+      expectClose(results.out!, exact, 1e-5);
+      const got = { q: results.dq!, k: results.dk!, v: results.dv! };
+      expectGradients(
+        random,
+        (v) => weighted(reference(c, v, scale), dout),
+        inputs,
+        got,
+        rows * 4,
+        8,
+      );
+    })();
+  });
+});
+
+test("gradients have the same bits on any number of threads", () => {
+  withRandom((random) => {
+    const rows = 300;
+    const spans = [
+      { firstRow: 0, rows: 200, prefixEnd: 50 },
+      { firstRow: 200, rows: 100, prefixEnd: 0 },
+    ];
+    const args = {
+      name: "attentionBackward",
+      ...{ heads: 4, kvHeads: 2, headDim: 16, scale: 0.25, ropeTheta: 100, spans },
+      q: random.matrix(rows, 64),
+      k: random.matrix(rows, 32),
+      v: random.matrix(rows, 32),
+      dout: random.matrix(rows, 64),
+    };
+    for (const result of ["dq", "dk", "dv"])
+      expectSameEverywhere((backend) => backend.training(args)[result]!, 1e-4);
+  })();
+});
