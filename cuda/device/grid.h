@@ -1,0 +1,49 @@
+// What blocks of one grid do together, and hints to the second-level cache.
+#pragma once
+
+#include "cuda/device/platform.h"
+
+namespace unifluid::cuda {
+
+// A barrier of all threads of a grid that was launched cooperatively. `arrivals` is one zeroed
+// counter in global memory for the whole launch; `round` counts this thread's barriers from 0. What
+// any block wrote to global memory before the barrier is seen by all after it, where it is read by
+// `load_fresh` or was never read before.
+UNIFLUID_DEVICE void grid_barrier(uint32_t* arrivals, uint32_t& round) {
+#ifdef UNIFLUID_SIMT
+  simt::grid_barrier();
+  ++round;
+#else
+  __syncthreads();
+  ++round;
+  if (threadIdx.x == 0) {
+    const uint32_t wanted = round * gridDim.x;
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
+    uint32_t arrived;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(arrivals) : "memory");
+    } while (arrived < wanted);
+  }
+  __syncthreads();
+#endif
+}
+
+// A float that another block wrote in this launch: read past the first-level cache.
+UNIFLUID_DEVICE float load_fresh(const float* at) {
+#ifdef UNIFLUID_SIMT
+  return *at;
+#else
+  return __ldcg(at);
+#endif
+}
+
+// Asks for the line of `at` in the second-level cache; no effect on results.
+UNIFLUID_DEVICE void prefetch_l2(const void* at) {
+#ifdef UNIFLUID_SIMT
+  (void)at;
+#else
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
+}
+
+}  // namespace unifluid::cuda

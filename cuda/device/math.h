@@ -1,0 +1,36 @@
+// Activations and rotary angles, as the CPU has them: float32, no fast approximations.
+#pragma once
+
+#include "core/backend.h"
+#include "cuda/device/platform.h"
+
+namespace unifluid::cuda {
+
+UNIFLUID_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+template <Activation kActivation>
+UNIFLUID_DEVICE float activate(float x) {
+  if constexpr (kActivation == Activation::silu) return x * sigmoid(x);
+  if constexpr (kActivation == Activation::gelu_tanh)
+    return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+  if constexpr (kActivation == Activation::gelu_erf)
+    return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
+  return x;
+}
+
+UNIFLUID_DEVICE float activate(Activation activation, float x) {
+  switch (activation) {
+    case Activation::silu:
+      return activate<Activation::silu>(x);
+    case Activation::gelu_tanh:
+      return activate<Activation::gelu_tanh>(x);
+    case Activation::gelu_erf:
+      return activate<Activation::gelu_erf>(x);
+    default:
+      return x;
+  }
+}
+
+UNIFLUID_DEVICE float soft_capped(float x, float cap) { return cap * tanhf(x / cap); }
+
+}  // namespace unifluid::cuda

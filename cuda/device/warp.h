@@ -1,0 +1,48 @@
+// Threads of a warp and of a block together. All lanes of a warp must call the functions of this
+// header together.
+#pragma once
+
+#include "cuda/device/shared.h"
+
+namespace unifluid::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr uint32_t kAllLanes = 0xffffffffu;
+
+UNIFLUID_DEVICE int lane_index() { return static_cast<int>(threadIdx.x % kWarp); }
+UNIFLUID_DEVICE int warp_index() { return static_cast<int>(threadIdx.x / kWarp); }
+
+// The same bits on all lanes: halves are added in one order, by exchange.
+UNIFLUID_DEVICE float warp_sum(float v) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    v += __shfl_xor_sync(kAllLanes, v, offset);
+  return v;
+}
+UNIFLUID_DEVICE float warp_max(float v) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, offset));
+  return v;
+}
+
+// Sums over a block; `scratch` has at least a float for each warp. All threads must call, and get
+// the same bits. Ends with a barrier.
+UNIFLUID_DEVICE float block_sum(float v, Shared<float> scratch) {
+  v = warp_sum(v);
+  if (lane_index() == 0) scratch.store(static_cast<uint32_t>(warp_index()), v);
+  __syncthreads();
+  float total = 0;
+  for (uint32_t w = 0; w < blockDim.x / kWarp; ++w) total += scratch.load(w);
+  __syncthreads();
+  return total;
+}
+UNIFLUID_DEVICE float block_max(float v, Shared<float> scratch) {
+  v = warp_max(v);
+  if (lane_index() == 0) scratch.store(static_cast<uint32_t>(warp_index()), v);
+  __syncthreads();
+  float most = scratch.load(0);
+  for (uint32_t w = 1; w < blockDim.x / kWarp; ++w) most = fmaxf(most, scratch.load(w));
+  __syncthreads();
+  return most;
+}
+
+}  // namespace unifluid::cuda

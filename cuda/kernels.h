@@ -1,0 +1,59 @@
+// The operations of core/backend.h on a GPU, one file a family in cuda/kernels/. Each function
+// appends its launches to the queue; tensors are of one activation type, float32 or bfloat16, and
+// matrices (weights and tables) of the same; vectors are float32. Only `LinearArgs::out`,
+// `SoftCapArgs::x` and `SampleTextArgs::logits` may be float32 beside bfloat16.
+//
+// Rows and strides of activations are whole multiples of 8 elements where their tensor was made by
+// the core with such a width; kernels must be right for any width and stride, and may be fast only
+// for aligned ones (`aligned16`).
+#pragma once
+
+#include "core/backend.h"
+#include "cuda/device/types.h"
+#include "cuda/queue.h"
+
+namespace unifluid::cuda {
+
+void linear(Queue&, const LinearArgs&);
+void gated_linear(Queue&, const GatedLinearArgs&);
+void rms_norm(Queue&, const RmsNormArgs&);
+void layer_norm(Queue&, const LayerNormArgs&);
+void attention(Queue&, const AttentionArgs&);
+void embed_tokens(Queue&, const EmbedTokensArgs&);
+void image_embed(Queue&, const ImageEmbedArgs&);
+void add_rows(Queue&, const AddRowsArgs&);
+void soft_cap(Queue&, const SoftCapArgs&);
+// `ids` and `failed` [m] in device memory: failed[i] becomes 1 where row i has no finite logits.
+void sample_text(Queue&, const SampleTextArgs&, int32_t* ids, int32_t* failed);
+void diffusion_head(Queue&, const DiffusionHeadArgs&);
+void diffusion_sample(Queue&, const DiffusionSampleArgs&);
+void convolution(Queue&, const ConvolutionArgs&);
+void group_norm(Queue&, const GroupNormArgs&);
+
+// ---- transfers: packed float32 rows in device memory, from and to tensors of any type ----
+void pack_rows(Queue&, const Tensor& from, float* to);
+void unpack_rows(Queue&, const float* from, const Tensor& to);
+void copy_rows(Queue&, const Tensor& from, const Tensor& to);
+
+// ---- for the host code of kernels ----
+
+// Calls body(T{}) with the C++ type of `type`: float or bf16.
+template <class Body>
+void with_type(DType type, Body body) {
+  if (type == DType::f32)
+    body(float{});
+  else
+    body(bf16{});
+}
+
+// Whether all rows can be read in vectors of 16 bytes.
+inline bool aligned16(const Tensor& t) {
+  const int64_t step = 16 / static_cast<int64_t>(size_of(t.type));
+  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.cols % step == 0 && t.stride % step == 0;
+}
+
+inline unsigned blocks_for(int64_t count, int64_t each) {
+  return static_cast<unsigned>((count + each - 1) / each);
+}
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,179 @@
+// The way of kernels to the device: a list of launches, and the host's small arrays that they read.
+//
+// Operations append launches; nothing runs until `flush`, which copies all staged arrays in one
+// transfer and then issues the list. A list that comes again, same kernels, sizes and arguments, is
+// replayed as a CUDA graph: arrays that differ from step to step are staged, so that their
+// addresses, not their contents, are arguments. One step of the engine is one list.
+//
+// One stream and one thread. The host runs ahead of the device by at most kSegments lists.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <list>
+#include <memory>
+#include <tuple>
+#include <type_traits>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace unifluid::cuda {
+
+// Throws DEVICE_ERROR where `status` is an error; `what` was being done.
+void check(cudaError_t status, const char* what);
+
+struct DeviceLimits {
+  int index = 0;
+  int processors = 1;              // multiprocessors
+  size_t shared_bytes = 48 << 10;  // of one block, at most
+};
+
+class Queue {
+ public:
+  explicit Queue(int device);
+  ~Queue();
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+
+  // ---- for kernels ----
+
+  // Appends a launch; `shared` is the bytes of dynamic shared memory. Arguments are converted to
+  // the kernel's parameter types and copied.
+  template <class... P, class... A>
+  void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... arguments) {
+    append(kernel, grid, block, shared, false, std::tuple<P...>(arguments...));
+  }
+  // All blocks resident at once, for `grid_barrier`.
+  template <class... P, class... A>
+  void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                          const A&... arguments) {
+    append(kernel, grid, block, shared, true, std::tuple<P...>(arguments...));
+  }
+
+  // Device memory with a copy of a host array, for the launches of this operation. Called before
+  // the operation's first launch; at most kStagingBytes / 2 bytes an operation.
+  template <class T>
+  const T* stage(const T* host, size_t count) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return static_cast<const T*>(stage_bytes(host, count * sizeof(T)));
+  }
+
+  // Uninitialized device memory for the launches of this operation; pieces of one operation do not
+  // overlap, those of the next may. Throws INSUFFICIENT_MEMORY.
+  template <class T>
+  T* scratch(size_t count) {
+    return static_cast<T*>(scratch_bytes(count * sizeof(T)));
+  }
+
+  const DeviceLimits& limits() const { return limits_; }
+  // Blocks of a kernel that a multiprocessor holds at once.
+  template <class... P>
+  int resident_blocks(void (*kernel)(P...), int threads, size_t shared) {
+    return resident_blocks_of(reinterpret_cast<const void*>(kernel), threads, shared);
+  }
+
+  // ---- for the backend ----
+
+  // Every operation begins with this.
+  void begin_operation();
+  // Issues what was appended.
+  void flush();
+  // Flushes and waits.
+  void synchronize();
+  cudaStream_t stream() const { return stream_; }
+  size_t scratch_held() const { return scratch_size_; }
+  // Lists issued as graphs so far, for tests and statistics.
+  int64_t graph_launches() const { return graph_launches_; }
+
+ private:
+  static constexpr size_t kStagingBytes = size_t{4} << 20;
+  static constexpr int kSegments = 4;
+  // Fewer launches than this are not worth a graph.
+  static constexpr size_t kGraphLaunches = 4;
+  static constexpr size_t kMostGraphs = 32;
+  static constexpr size_t kMostArguments = 24;
+
+  using Invoke = void (*)(const void* kernel, void** arguments);
+  struct Command {
+    const void* kernel;
+    Invoke invoke;  // the simulation's way to call it
+    dim3 grid, block;
+    size_t shared;
+    bool cooperative;
+    uint32_t first, count;  // arguments, in offsets_
+  };
+  struct Graph {
+    uint64_t key;
+    std::vector<unsigned char> identity;  // what the key is a hash of
+    cudaGraphExec_t executable;
+  };
+
+  template <class... P>
+  void append(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, bool cooperative,
+              const std::tuple<P...>& arguments) {
+    static_assert((std::is_trivially_copyable_v<P> && ...));
+    static_assert(sizeof...(P) <= kMostArguments);
+    Command command{reinterpret_cast<const void*>(kernel),
+                    &Queue::invoke<P...>,
+                    grid,
+                    block,
+                    shared,
+                    cooperative,
+                    static_cast<uint32_t>(offsets_.size()),
+                    static_cast<uint32_t>(sizeof...(P))};
+    std::apply([&](const P&... each) { (push_argument(&each, sizeof each, alignof(P)), ...); },
+               arguments);
+    commands_.push_back(command);
+  }
+
+  template <class... P>
+  static void invoke(const void* kernel, void** arguments) {
+    invoke_with<P...>(reinterpret_cast<void (*)(P...)>(const_cast<void*>(kernel)), arguments,
+                      std::index_sequence_for<P...>());
+  }
+  template <class... P, size_t... I>
+  static void invoke_with([[maybe_unused]] void (*kernel)(P...), [[maybe_unused]] void** arguments,
+                          std::index_sequence<I...>) {
+#ifdef UNIFLUID_SIMT
+    kernel(*static_cast<P*>(arguments[I])...);
+#endif
+  }
+
+  void push_argument(const void* value, size_t size, size_t alignment);
+  const void* stage_bytes(const void* host, size_t bytes);
+  void* scratch_bytes(size_t bytes);
+  int resident_blocks_of(const void* kernel, int threads, size_t shared);
+  void issue();
+  void issue(const Command& command);
+  bool launch_graph();
+  std::vector<unsigned char> identity() const;
+  void expect_working() const;
+
+  DeviceLimits limits_;
+  cudaStream_t stream_ = nullptr;
+  bool broken_ = false;
+
+  std::vector<Command> commands_;
+  std::vector<uint32_t> offsets_;  // into arguments_
+  std::vector<unsigned char> arguments_;
+
+  unsigned char* staging_host_ = nullptr;    // pinned, kSegments * kStagingBytes
+  unsigned char* staging_device_ = nullptr;  // kStagingBytes
+  size_t staged_ = 0;
+  int segment_ = 0;
+  std::array<cudaEvent_t, kSegments> free_{};  // of a segment: its copy has been made
+
+  unsigned char* scratch_ = nullptr;
+  size_t scratch_size_ = 0, scratch_used_ = 0;
+
+  std::list<Graph> graphs_;             // the latest used first
+  std::unordered_map<uint64_t, int> seen_;  // keys of lists that were issued once
+  std::unordered_map<const void*, size_t> shared_allowed_;
+  int64_t graph_launches_ = 0;
+};
+
+}  // namespace unifluid::cuda
