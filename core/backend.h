@@ -274,6 +274,9 @@ class Backend {
   virtual void write(const float* host, const Tensor& to) = 0;
   virtual void copy(const Tensor& from, const Tensor& to) = 0;  // same shape, both activations
   virtual void synchronize() = 0;
+  // Lets what was issued so far begin to run, without waiting: a backend may gather operations and
+  // begin only here, at `read` or at `synchronize`. The engine calls it at the end of each step.
+  virtual void submit() {}
 
   // ---- operations ----
   virtual void linear(const LinearArgs&) = 0;

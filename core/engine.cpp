@@ -302,6 +302,7 @@ void Engine::step() {
   finish_text(step);
   finish_scores(step);
   finish_drawings(step);
+  backend.submit();
   for (const Step::PrefixRun& run : step.prefixes) {
     if (run.stream->prefilling()) continue;
     run.stream->prefix = Tensor();

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/convert.h"
 #include "core/error.h"
 #include "cpu/kernels.h"
 #include "cpu/system_memory.h"
@@ -32,39 +33,6 @@ const cpu::InstructionSet& choose_instruction_set(const char* name) {
                 "expected an instruction set that this processor has (" + names +
                     ") but received '" + (name ? name : "") + "'");
   return *best;
-}
-
-float bits_to_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// Exact. A subnormal half is its 10 bits times 2^-24.
-float half_to_float(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
-  const uint32_t exponent = (bits >> 10) & 31;
-  const uint32_t fraction = bits & 1023;
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
-  return bits_to_float(sign | wide << 23 | fraction << 13);
-}
-
-// `from` may be unaligned.
-void convert_to_float(const void* from, DType type, size_t count, float* to) {
-  if (type == DType::f32) {
-    std::memcpy(to, from, count * sizeof(float));
-    return;
-  }
-  for (size_t i = 0; i < count; ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, static_cast<const char*>(from) + 2 * i, 2);
-    to[i] = type == DType::bf16 ? bits_to_float(static_cast<uint32_t>(bits) << 16)
-                                : half_to_float(bits);
-  }
 }
 
 class CpuBackend final : public Backend, public TrainingBackend {

@@ -9,7 +9,6 @@
 #pragma once
 
 #include "core/backend.h"
-#include "cuda/device/types.h"
 #include "cuda/queue.h"
 
 namespace unifluid::cuda {
@@ -34,26 +33,5 @@ void group_norm(Queue&, const GroupNormArgs&);
 void pack_rows(Queue&, const Tensor& from, float* to);
 void unpack_rows(Queue&, const float* from, const Tensor& to);
 void copy_rows(Queue&, const Tensor& from, const Tensor& to);
-
-// ---- for the host code of kernels ----
-
-// Calls body(T{}) with the C++ type of `type`: float or bf16.
-template <class Body>
-void with_type(DType type, Body body) {
-  if (type == DType::f32)
-    body(float{});
-  else
-    body(bf16{});
-}
-
-// Whether all rows can be read in vectors of 16 bytes.
-inline bool aligned16(const Tensor& t) {
-  const int64_t step = 16 / static_cast<int64_t>(size_of(t.type));
-  return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.cols % step == 0 && t.stride % step == 0;
-}
-
-inline unsigned blocks_for(int64_t count, int64_t each) {
-  return static_cast<unsigned>((count + each - 1) / each);
-}
 
 }  // namespace unifluid::cuda

@@ -18,6 +18,7 @@
 #include <tuple>
 #include <type_traits>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -62,12 +63,17 @@ class Queue {
     return static_cast<const T*>(stage_bytes(host, count * sizeof(T)));
   }
 
-  // Uninitialized device memory for the launches of this operation; pieces of one operation do not
-  // overlap, those of the next may. Throws INSUFFICIENT_MEMORY.
+  // Uninitialized device memory for the launches of this operation, aligned to 256 bytes; the next
+  // operation's may be the same. Several pieces: ask for all first, with `reserve_scratch`. Throws
+  // INSUFFICIENT_MEMORY.
   template <class T>
   T* scratch(size_t count) {
     return static_cast<T*>(scratch_bytes(count * sizeof(T)));
   }
+
+  // Makes room for pieces of `bytes` in all, each rounded up to 256. Before the operation's first
+  // `stage`.
+  void reserve_scratch(size_t bytes);
 
   const DeviceLimits& limits() const { return limits_; }
   // Blocks of a kernel that a multiprocessor holds at once.
@@ -147,6 +153,7 @@ class Queue {
   const void* stage_bytes(const void* host, size_t bytes);
   void* scratch_bytes(size_t bytes);
   int resident_blocks_of(const void* kernel, int threads, size_t shared);
+  void allow_shared(const void* kernel, size_t shared);
   void issue();
   void issue(const Command& command);
   bool launch_graph();
@@ -164,14 +171,15 @@ class Queue {
   unsigned char* staging_host_ = nullptr;    // pinned, kSegments * kStagingBytes
   unsigned char* staging_device_ = nullptr;  // kStagingBytes
   size_t staged_ = 0;
+  bool operation_staged_ = false;
   int segment_ = 0;
   std::array<cudaEvent_t, kSegments> free_{};  // of a segment: its copy has been made
 
   unsigned char* scratch_ = nullptr;
   size_t scratch_size_ = 0, scratch_used_ = 0;
 
-  std::list<Graph> graphs_;             // the latest used first
-  std::unordered_map<uint64_t, int> seen_;  // keys of lists that were issued once
+  std::list<Graph> graphs_;            // the latest used first
+  std::unordered_set<uint64_t> seen_;  // keys of lists that were issued once
   std::unordered_map<const void*, size_t> shared_allowed_;
   int64_t graph_launches_ = 0;
 };

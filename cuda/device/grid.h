@@ -11,7 +11,7 @@ namespace unifluid::cuda {
 // `load_fresh` or was never read before.
 UNIFLUID_DEVICE void grid_barrier(uint32_t* arrivals, uint32_t& round) {
 #ifdef UNIFLUID_SIMT
-  simt::grid_barrier();
+  simt::grid_barrier({__builtin_FILE(), __builtin_LINE()});
   ++round;
 #else
   __syncthreads();
@@ -21,7 +21,10 @@ UNIFLUID_DEVICE void grid_barrier(uint32_t* arrivals, uint32_t& round) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
     uint32_t arrived;
     do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(arrivals) : "memory");
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                   : "=r"(arrived)
+                   : "l"(arrivals)
+                   : "memory");
     } while (arrived < wanted);
   }
   __syncthreads();

@@ -1,9 +1,9 @@
 // Tensor cores: mma.sync m16n8k16 with bf16 operands and float accumulators, and ldmatrix.
 //
 // Fragments (PTX ISA, "Matrix fragments for mma.m16n8k16"); g = lane / 4, t = lane % 4:
-//   A [16, 16]: x[0] = (g, 2t..2t+1), x[1] = (g + 8, 2t..), x[2] = (g, 2t + 8..), x[3] = (g + 8, 2t + 8..)
-//   B [16, 8]:  x[0] = rows 2t..2t+1 of column g, x[1] = rows 2t + 8.. of column g
-//   C [16, 8]:  x[0], x[1] = (g, 2t..2t+1), x[2], x[3] = (g + 8, 2t..2t+1)
+//   A [16, 16]: x[0] = (g, 2t..2t+1), x[1] = (g + 8, 2t..), x[2] = (g, 2t + 8..), x[3] = (g + 8, 2t
+//   + 8..) B [16, 8]:  x[0] = rows 2t..2t+1 of column g, x[1] = rows 2t + 8.. of column g C [16,
+//   8]:  x[0], x[1] = (g, 2t..2t+1), x[2], x[3] = (g + 8, 2t..2t+1)
 #pragma once
 
 #include "cuda/device/shared.h"

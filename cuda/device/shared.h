@@ -76,16 +76,16 @@ class SharedArena {
     const uint32_t bytes = (count * static_cast<uint32_t>(sizeof(T)) + 15) / 16 * 16;
     const uint32_t at = used_;
     used_ += bytes;
-    return Shared<T>(reinterpret_cast<T*>(base() + at), count);
+    return Shared<T>(reinterpret_cast<T*>(piece(at, bytes)), count);
   }
 
  private:
-  UNIFLUID_DEVICE static unsigned char* base() {
+  UNIFLUID_DEVICE static unsigned char* piece(uint32_t at, uint32_t bytes) {
 #ifdef UNIFLUID_SIMT
-    return simt::shared_arena();
+    return simt::shared_take(at, bytes);
 #else
     extern __shared__ __align__(128) unsigned char arena[];
-    return arena;
+    return arena + at;
 #endif
   }
   uint32_t used_ = 0;

@@ -14,8 +14,7 @@ UNIFLUID_DEVICE int warp_index() { return static_cast<int>(threadIdx.x / kWarp);
 
 // The same bits on all lanes: halves are added in one order, by exchange.
 UNIFLUID_DEVICE float warp_sum(float v) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    v += __shfl_xor_sync(kAllLanes, v, offset);
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
   return v;
 }
 UNIFLUID_DEVICE float warp_max(float v) {

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
+#include "cuda/loader.h"
 #include "test/addon/helpers.h"
 
 namespace unifluid::test {
@@ -29,7 +30,7 @@ auto guarded(Napi::Env env, Body body) {
   }
 }
 
-// new TestBackend({ isa?, threads, maxMemory? })
+// new TestBackend({ isa?, threads, maxMemory? } | { library, compute, maxMemory? })
 class TestBackend : public Napi::ObjectWrap<TestBackend> {
  public:
   static void define(Napi::Env env, Napi::Object exports) {
@@ -68,7 +69,12 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
     const Napi::Value memory = options.Get("maxMemory");
     const size_t max_memory =
         memory.IsUndefined() ? 0 : static_cast<size_t>(memory.ToNumber().Int64Value());
+    const Napi::Value library = options.Get("library");
+    const bool bf16 = options.Get("compute").ToString().Utf8Value() == "bf16";
     backend_ = guarded(info.Env(), [&] {
+      if (!library.IsUndefined())
+        return cuda::make_cuda_backend(library.ToString().Utf8Value(),
+                                       {0, bf16 ? DType::bf16 : DType::f32, max_memory});
       return make_cpu_backend(threads, name.empty() ? nullptr : name.c_str(), max_memory);
     });
   }

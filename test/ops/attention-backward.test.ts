@@ -1,11 +1,11 @@
 /** Gradients of attention: prefixes, windows, soft-caps, grouped heads, rotary embedding. */
 import { expectGradients, matrix, type Vector, weighted } from "../support/gradients";
 import { expectClose, withRandom } from "../support/numbers";
-import { describeBackends, expectSameEverywhere } from "../support/ops";
+import { describeTrainingBackends, expectSameEverywhere } from "../support/ops";
 
 const { exp, floor, sqrt, tanh, cos, sin } = Math;
 
-describeBackends("gradients of attention", (backend) => {
+describeTrainingBackends("gradients of attention", (backend) => {
   interface Case {
     lengths: number[];
     prefixes: number[];

@@ -1,16 +1,32 @@
-/** The CPU backend itself: which processor it runs on, how many threads, how much memory. */
+/** Backends themselves: what they run on, how many threads, how much memory. */
 import { Random } from "../support/numbers";
-import { addon, backendCases, instructionSets, withBackend } from "../support/ops";
+import {
+  addon,
+  backendCases,
+  instructionSets,
+  simulatedLibrary,
+  withBackend,
+} from "../support/ops";
 
 test("the plainest instruction set is always there", () => {
   expect(instructionSets.length).toBeGreaterThan(0);
   expect(addon.instructionSets()[0]!.supported).toBe(true);
 });
 
-test.each(backendCases)("says what it is: $isa, $threads", ({ isa, threads }) => {
-  withBackend({ isa, threads }, (backend) => {
-    expect(backend.description()).toBe(`cpu ${isa}, ${threads} thread${threads > 1 ? "s" : ""}`);
-  });
+test("says what it is", () => {
+  for (const isa of instructionSets)
+    for (const threads of [1, 2])
+      withBackend({ isa, threads }, (backend) => {
+        const plural = threads > 1 ? "s" : "";
+        expect(backend.description()).toBe(`cpu ${isa}, ${threads} thread${plural}`);
+      });
+  for (const [compute, type] of [
+    ["f32", "float32"],
+    ["bf16", "bfloat16"],
+  ] as const)
+    withBackend({ library: simulatedLibrary, compute }, (backend) => {
+      expect(backend.description()).toBe(`cuda:0 simulated, compute capability 8.6, ${type}`);
+    });
 });
 
 test("without a name, the best instruction set", () => {
@@ -62,7 +78,7 @@ test("without a limit, what the system can give", () => {
 
 test("many backends, each used by turns", () => {
   const x = new Random(1).matrix(20, 33);
-  const backends = backendCases.map((options) => new addon.TestBackend(options));
+  const backends = backendCases.map(({ options }) => new addon.TestBackend(options));
   try {
     const first = backends.map((backend) => backend.softCap({ x, cap: 2 }));
     const second = backends.map((backend) => backend.softCap({ x, cap: 2 }));

@@ -8,11 +8,16 @@ import {
   UNIT_ROUNDOFF,
   withRandom,
 } from "../support/numbers";
-import { type Backend, describeBackends, expectSameEverywhere, type Matrix } from "../support/ops";
+import {
+  type Backend,
+  describeTrainingBackends,
+  expectSameEverywhere,
+  type Matrix,
+} from "../support/ops";
 
 const { abs } = Math;
 
-describeBackends("gemm", (backend) => {
+describeTrainingBackends("gemm", (backend) => {
   const product = (a: Matrix, ta: boolean, b: Matrix, tb: boolean) => {
     const [m, k] = ta ? [a.cols, a.rows] : [a.rows, a.cols];
     const n = tb ? b.rows : b.cols;

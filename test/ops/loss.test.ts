@@ -1,11 +1,11 @@
 /** The losses of training and their gradients, and what the diffusion loss starts from. */
 import { expectGradients, matrix, type Vector } from "../support/gradients";
 import { expectClose, UNIT_ROUNDOFF, withRandom } from "../support/numbers";
-import { describeBackends } from "../support/ops";
+import { describeTrainingBackends } from "../support/ops";
 
 const { abs, exp, floor, log, max, min, PI, sqrt, tanh, cos, sin } = Math;
 
-describeBackends("losses", (backend) => {
+describeTrainingBackends("losses", (backend) => {
   test.each([
     [3, 0],
     [50, 0],

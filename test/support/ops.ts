@@ -4,7 +4,7 @@
  */
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
-import { resolve } from "node:path";
+import { dirname, resolve } from "node:path";
 
 export type StoredType = "f32" | "f16" | "bf16";
 export type Activation = "none" | "silu" | "gelu_tanh" | "gelu_erf";
@@ -213,12 +213,22 @@ export interface Backend {
   training(args: { name: string; [argument: string]: unknown }): Record<string, Float32Array>;
 }
 
-export interface BackendOptions {
+export interface CpuOptions {
   isa?: string;
   threads: number;
   /** Bytes; absent: what the system has. */
   maxMemory?: number;
 }
+
+export interface CudaOptions {
+  /** The file of a CUDA library: the real one or the simulated one. */
+  library: string;
+  compute: "f32" | "bf16";
+  /** Bytes; absent: what the device has. */
+  maxMemory?: number;
+}
+
+export type BackendOptions = CpuOptions | CudaOptions;
 
 export interface TestAddon {
   TestBackend: new (options: BackendOptions) => Backend;
@@ -247,31 +257,46 @@ export const instructionSets = addon
   .filter((set) => set.supported)
   .map((set) => set.name);
 
+/** The CUDA library on a simulation of CUDA (test/simt). */
+export const simulatedLibrary = resolve(dirname(path), "unifluid_cuda_simulated.so");
+
 export interface BackendCase {
-  isa: string;
-  threads: number;
+  name: string;
+  options: BackendOptions;
 }
 
 /** Every instruction set that this processor has, with one thread and with two. */
-export const backendCases: BackendCase[] = instructionSets.flatMap((isa) => [
-  { isa, threads: 1 },
-  { isa, threads: 2 },
+export const cpuCases: BackendCase[] = instructionSets.flatMap((isa) => [
+  { name: `${isa}, 1 thread`, options: { isa, threads: 1 } },
+  { name: `${isa}, 2 threads`, options: { isa, threads: 2 } },
 ]);
 
-/** A describe block for each backend; `body` gets a function that returns the open backend within tests. */
-export function describeBackends(
-  name: string,
-  body: (backend: () => Backend, at: BackendCase) => void,
-) {
-  describe.each(backendCases)(`${name}: $isa, $threads thread(s)`, (at) => {
+/** All of them, and CUDA in float32: what computes in float32 and can do without training. */
+export const backendCases: BackendCase[] = [
+  ...cpuCases,
+  { name: "cuda-simulated", options: { library: simulatedLibrary, compute: "f32" } },
+];
+
+type BackendTests = (backend: () => Backend, at: BackendCase) => void;
+
+function describeCases(cases: BackendCase[], name: string, body: BackendTests) {
+  describe.each(cases)(`${name}: $name`, (at) => {
     let backend: Backend;
     beforeAll(() => {
-      backend = new addon.TestBackend(at);
+      backend = new addon.TestBackend(at.options);
     });
     afterAll(() => backend.close());
     body(() => backend, at);
   });
 }
+
+/** A describe block for each backend; `body` gets a function that returns the open backend within tests. */
+export const describeBackends = (name: string, body: BackendTests): void =>
+  describeCases(backendCases, name, body);
+
+/** As `describeBackends`, on those that can train. */
+export const describeTrainingBackends = (name: string, body: BackendTests): void =>
+  describeCases(cpuCases, name, body);
 
 /** Runs `body` on a backend that is closed afterwards. */
 export function withBackend<T>(options: BackendOptions, body: (backend: Backend) => T): T {

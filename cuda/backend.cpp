@@ -1,0 +1,156 @@
+#include "cuda/backend.h"
+
+#include <cstring>
+#include <vector>
+
+#include "core/convert.h"
+#include "core/error.h"
+#include "cuda/kernels.h"
+
+namespace unifluid::cuda {
+
+CudaBackend::CudaBackend(const OpenOptions& options)
+    : compute_(options.compute),
+      queue_(options.device),
+      transfer_(queue_),
+      arena_(queue_, options.max_memory) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, options.device), "to tell what it is");
+  description_ = "cuda:" + std::to_string(options.device) + " " + properties.name +
+                 ", compute capability " + std::to_string(properties.major) + "." +
+                 std::to_string(properties.minor) +
+                 (compute_ == DType::bf16 ? ", bfloat16" : ", float32");
+}
+
+CudaBackend::~CudaBackend() {
+  try {
+    queue_.synchronize();
+  } catch (const Error&) {
+    // The device has failed: what it still held is lost anyway.
+  }
+}
+
+// Into the compute type on the way up, so that kernels know one type of matrix.
+Tensor CudaBackend::upload(const void* data, DType type, int64_t rows, int64_t cols) {
+  Tensor t(nullptr, compute_, rows, cols);
+  t.data = arena_.allocate_forever(t.bytes());
+  const size_t size = size_of(compute_), stored = size_of(type);
+  transfer_.upload(t.data, t.bytes(), [&](void* to, size_t first, size_t bytes) {
+    const void* from = static_cast<const char*>(data) + first / size * stored;
+    if (compute_ == DType::f32)
+      convert_to_float(from, type, bytes / size, static_cast<float*>(to));
+    else
+      convert_to_bf16(from, type, bytes / size, static_cast<uint16_t*>(to));
+  });
+  return t;
+}
+
+Tensor CudaBackend::matrix(const StoredTensor& stored) {
+  return upload(stored.data, stored.type, stored.rows, stored.cols);
+}
+
+const float* CudaBackend::vector(const StoredTensor& stored) {
+  const size_t count = static_cast<size_t>(stored.rows * stored.cols);
+  void* values = arena_.allocate_forever(count * sizeof(float));
+  transfer_.upload(values, count * sizeof(float), [&](void* to, size_t first, size_t bytes) {
+    convert_to_float(
+        static_cast<const char*>(stored.data) + first / sizeof(float) * size_of(stored.type),
+        stored.type, bytes / sizeof(float), static_cast<float*>(to));
+  });
+  return static_cast<const float*>(values);
+}
+
+Tensor CudaBackend::convolution_weight(const StoredTensor& stored, int64_t kernel) {
+  const int64_t taps = kernel * kernel, in = stored.cols / taps;
+  const size_t size = size_of(stored.type);
+  std::vector<char> ordered(static_cast<size_t>(stored.rows * stored.cols) * size);
+  char* to = ordered.data();
+  for (int64_t out = 0; out < stored.rows; ++out) {
+    const char* from =
+        static_cast<const char*>(stored.data) + static_cast<size_t>(out * stored.cols) * size;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t channel = 0; channel < in; ++channel, to += size)
+        std::memcpy(to, from + static_cast<size_t>(channel * taps + tap) * size, size);
+  }
+  return upload(ordered.data(), stored.type, stored.rows, stored.cols);
+}
+
+// float32 rows, packed, for one transfer: the tensor itself where it is that already.
+void CudaBackend::read(const Tensor& from, float* host) {
+  if (from.size() == 0) return;
+  queue_.begin_operation();
+  const size_t bytes = static_cast<size_t>(from.size()) * sizeof(float);
+  if (from.type == DType::f32 && from.stride == from.cols) {
+    transfer_.download(from.data, bytes, host);
+    return;
+  }
+  float* packed = queue_.scratch<float>(static_cast<size_t>(from.size()));
+  pack_rows(queue_, from, packed);
+  transfer_.download(packed, bytes, host);
+}
+
+void CudaBackend::write(const float* host, const Tensor& to) {
+  if (to.size() == 0) return;
+  queue_.begin_operation();
+  const size_t bytes = static_cast<size_t>(to.size()) * sizeof(float);
+  const bool direct = to.type == DType::f32 && to.stride == to.cols;
+  void* device = direct ? to.data : queue_.scratch<float>(static_cast<size_t>(to.size()));
+  transfer_.upload(device, bytes, [&](void* buffer, size_t first, size_t count) {
+    std::memcpy(buffer, reinterpret_cast<const char*>(host) + first, count);
+  });
+  if (!direct) unpack_rows(queue_, static_cast<const float*>(device), to);
+}
+
+void CudaBackend::copy(const Tensor& from, const Tensor& to) {
+  queue_.begin_operation();
+  copy_rows(queue_, from, to);
+}
+
+// Ids are handed out, so this waits. `args.ids` is written only where every row has one.
+void CudaBackend::sample_text(const SampleTextArgs& args) {
+  if (args.logits.rows == 0) return;
+  queue_.begin_operation();
+  const size_t rows = static_cast<size_t>(args.logits.rows);
+  int32_t* results = queue_.scratch<int32_t>(2 * rows);
+  cuda::sample_text(queue_, args, results, results + rows);
+  std::vector<int32_t> host(2 * rows);
+  transfer_.download(results, host.size() * sizeof(int32_t), host.data());
+  for (size_t i = 0; i < rows; ++i)
+    if (host[rows + i])
+      throw Error(error_code::kNumerical,
+                  "expected finite logits but a row has none to choose from");
+  std::memcpy(args.ids, host.data(), rows * sizeof(int32_t));
+}
+
+// ---- devices ----
+
+int device_count() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaErrorNoDevice) return 0;
+  if (status != cudaSuccess)
+    throw Error(error_code::kDevice,
+                std::string("no GPU can be used: ") + cudaGetErrorString(status));
+  return count;
+}
+
+DeviceInfo device_info(int device) {
+  DeviceInfo info{};
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
+  std::memcpy(info.name, properties.name, sizeof info.name);
+  info.name[sizeof info.name - 1] = 0;
+  info.major = properties.major;
+  info.minor = properties.minor;
+  info.processors = properties.multiProcessorCount;
+  check(cudaDriverGetVersion(&info.driver), "to tell its driver");
+  check(cudaRuntimeGetVersion(&info.runtime), "to tell its runtime");
+  check(cudaSetDevice(device), "to be chosen");
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "to tell its free memory");
+  info.total_memory = total;
+  info.free_memory = free;
+  return info;
+}
+
+}  // namespace unifluid::cuda

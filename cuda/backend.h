@@ -1,0 +1,77 @@
+// The operations of core/backend.h on one GPU: weights uploaded once, memory from an arena, kernels
+// through a queue. It lives in the library; the addon sees it through cuda/boundary.h.
+#pragma once
+
+#include <string>
+
+#include "core/backend.h"
+#include "cuda/arena.h"
+#include "cuda/boundary.h"
+#include "cuda/kernels.h"
+#include "cuda/queue.h"
+#include "cuda/transfer.h"
+
+namespace unifluid::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const OpenOptions& options);
+  ~CudaBackend() override;
+
+  const char* description() const override { return description_.c_str(); }
+  DType activation_type() const override { return compute_; }
+  DType cache_type() const override { return compute_; }
+
+  void* allocate(size_t bytes) override { return arena_.allocate(bytes); }
+  void release(void* memory, size_t bytes) noexcept override { arena_.release(memory, bytes); }
+  size_t available() const override { return arena_.available(); }
+  size_t allocated() const override { return arena_.allocated() + queue_.scratch_held(); }
+  int64_t graph_launches() const { return queue_.graph_launches(); }
+
+  Tensor matrix(const StoredTensor& stored) override;
+  const float* vector(const StoredTensor& stored) override;
+  Tensor convolution_weight(const StoredTensor& stored, int64_t kernel) override;
+
+  void read(const Tensor& from, float* host) override;
+  void write(const float* host, const Tensor& to) override;
+  void copy(const Tensor& from, const Tensor& to) override;
+  void synchronize() override { queue_.synchronize(); }
+  void submit() override { queue_.flush(); }
+
+  void linear(const LinearArgs& args) override { run(cuda::linear, args); }
+  void gated_linear(const GatedLinearArgs& args) override { run(cuda::gated_linear, args); }
+  void rms_norm(const RmsNormArgs& args) override { run(cuda::rms_norm, args); }
+  void layer_norm(const LayerNormArgs& args) override { run(cuda::layer_norm, args); }
+  void attention(const AttentionArgs& args) override { run(cuda::attention, args); }
+  void embed_tokens(const EmbedTokensArgs& args) override { run(cuda::embed_tokens, args); }
+  void image_embed(const ImageEmbedArgs& args) override { run(cuda::image_embed, args); }
+  void add_rows(const AddRowsArgs& args) override { run(cuda::add_rows, args); }
+  void soft_cap(const SoftCapArgs& args) override { run(cuda::soft_cap, args); }
+  void sample_text(const SampleTextArgs& args) override;
+  void diffusion_head(const DiffusionHeadArgs& args) override { run(cuda::diffusion_head, args); }
+  void diffusion_sample(const DiffusionSampleArgs& args) override {
+    run(cuda::diffusion_sample, args);
+  }
+  void convolution(const ConvolutionArgs& args) override { run(cuda::convolution, args); }
+  void group_norm(const GroupNormArgs& args) override { run(cuda::group_norm, args); }
+
+ private:
+  template <class Args>
+  void run(void (*operation)(Queue&, const Args&), const Args& args) {
+    queue_.begin_operation();
+    operation(queue_, args);
+  }
+  Tensor upload(const void* data, DType type, int64_t rows, int64_t cols);
+
+  const DType compute_;
+  std::string description_;
+  Queue queue_;
+  Transfer transfer_;
+  Arena arena_;
+};
+
+// 0 where there is none. Throws DEVICE_ERROR where the driver is at fault.
+int device_count();
+DeviceInfo device_info(int device);
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,353 @@
+// linear and gated_linear: matrix products with bias, activation, gate and residual fused.
+//
+// One kernel a type, its tile a template parameter. Whatever the tile, an output is one float32
+// accumulator over k in ascending order (bf16: mma.m16n8k16 steps of 16; f32: fused
+// multiply-adds), so that the tile chosen for the number of rows does not show in the bits.
+//
+// bf16: tiles of x and of the weights come to shared memory by cp.async, several stages ahead; rows
+// there are 8 elements longer than the tile, so that the 8 rows an ldmatrix reads lie in different
+// banks. With few rows the product is a stream of weights: narrow tiles make enough blocks, deep
+// stages keep enough bytes in flight. A single accumulator also means no split of k; at 16 columns
+// a block even d = 2304 outputs are 144 blocks.
+#include "cuda/device/cp_async.h"
+#include "cuda/device/math.h"
+#include "cuda/device/mma.h"
+#include "cuda/device/warp.h"
+#include "cuda/dispatch.h"
+#include "cuda/kernels.h"
+
+namespace unifluid::cuda {
+namespace {
+
+struct Params {
+  const void* x;
+  const void* weights[2];  // with a gate: the gate's, then the other's
+  const float* bias;
+  const void* residual;
+  void* out;
+  int64_t x_stride, weight_strides[2], residual_stride, out_stride;
+  int32_t m, n, k;
+  Activation activation;
+  bool float_out;  // beside bf16 inputs
+};
+
+// out[row, column]: the end of both kernels.
+template <class T, bool kGated>
+UNIFLUID_DEVICE void finish(const Params& p, int row, int column, float product, float other) {
+  if (row >= p.m || column >= p.n) return;
+  float v = product;
+  if (p.bias) v += p.bias[column];
+  v = activate(p.activation, v);
+  if constexpr (kGated) v *= other;
+  if (p.residual)
+    v += to_float(static_cast<const T*>(p.residual)[row * p.residual_stride + column]);
+  const int64_t at = row * p.out_stride + column;
+  if (p.float_out)
+    static_cast<float*>(p.out)[at] = v;
+  else
+    static_cast<T*>(p.out)[at] = from_float<T>(v);
+}
+
+// ---- bfloat16 ----
+
+template <int kRows_, int kColumns_, int kDepth_, int kWarpRows_, int kWarpColumns_, int kStages_>
+struct Tile {
+  static constexpr int kRows = kRows_, kColumns = kColumns_, kDepth = kDepth_;
+  static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_, kStages = kStages_;
+  static constexpr int kThreads = kWarpRows * kWarpColumns * kWarp;
+  static constexpr int kStride = kDepth + 8;
+  // m16 and n8 pieces of a warp
+  static constexpr int kPiecesM = kRows / kWarpRows / 16, kPiecesN = kColumns / kWarpColumns / 8;
+  static_assert(kPiecesM >= 1 && (kPiecesN == 1 || kPiecesN % 2 == 0) && kDepth % 32 == 0);
+
+  static size_t shared_bytes(int matrices) {
+    return SharedBytes{}
+        .template take<bf16>(static_cast<size_t>(kStages * kRows * kStride))
+        .template take<bf16>(static_cast<size_t>(kStages * matrices * kColumns * kStride))
+        .used;
+  }
+};
+
+// `rows` rows of `depth` elements of a matrix, those beyond its edges as zeros.
+template <class T, bool kAligned>
+UNIFLUID_DEVICE void load_tile(const Shared<bf16>& to, uint32_t at, const void* from,
+                               int64_t stride, int first_row, int all_rows, int rows, int first_k,
+                               int k) {
+  const bf16* source = static_cast<const bf16*>(from);
+  if constexpr (kAligned) {
+    constexpr int kChunks = T::kDepth / 8;
+    for (int i = static_cast<int>(threadIdx.x); i < rows * kChunks; i += T::kThreads) {
+      const int row = i / kChunks, column = i % kChunks * 8;
+      const bool inside = first_row + row < all_rows && first_k + column < k;
+      const int64_t offset = inside ? (first_row + row) * stride + first_k + column : 0;
+      cp_async16(to, at + static_cast<uint32_t>(row * T::kStride + column), source + offset,
+                 inside);
+    }
+  } else {
+    for (int i = static_cast<int>(threadIdx.x); i < rows * T::kDepth; i += T::kThreads) {
+      const int row = i / T::kDepth, column = i % T::kDepth;
+      const bool inside = first_row + row < all_rows && first_k + column < k;
+      to.store(at + static_cast<uint32_t>(row * T::kStride + column),
+               inside ? source[(first_row + row) * stride + first_k + column] : bf16{0});
+    }
+  }
+}
+
+template <class T, bool kGated, bool kAligned>
+__global__ void __launch_bounds__(T::kThreads) product_bf16(Params p) {
+  constexpr int kMatrices = kGated ? 2 : 1;
+  constexpr uint32_t kTileX = T::kRows * T::kStride, kTileW = T::kColumns * T::kStride;
+  SharedArena arena;
+  const auto x_tiles = arena.take<bf16>(T::kStages * kTileX);
+  const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * kTileW);
+  const int first_row = static_cast<int>(blockIdx.x) * T::kRows;
+  const int first_column = static_cast<int>(blockIdx.y) * T::kColumns;
+  const int steps = (p.k + T::kDepth - 1) / T::kDepth;
+  const int lane = lane_index();
+  const int row = warp_index() / T::kWarpColumns * T::kPiecesM * 16;
+  const int column = warp_index() % T::kWarpColumns * T::kPiecesN * 8;
+
+  const auto load = [&](int step) {
+    const uint32_t slot = static_cast<uint32_t>(step % T::kStages);
+    load_tile<T, kAligned>(x_tiles, slot * kTileX, p.x, p.x_stride, first_row, p.m, T::kRows,
+                           step * T::kDepth, p.k);
+    for (int w = 0; w < kMatrices; ++w)
+      load_tile<T, kAligned>(w_tiles, (slot * kMatrices + static_cast<uint32_t>(w)) * kTileW,
+                             p.weights[w], p.weight_strides[w], first_column, p.n, T::kColumns,
+                             step * T::kDepth, p.k);
+  };
+  for (int step = 0; step < T::kStages - 1; ++step) {
+    if (step < steps) load(step);
+    cp_async_commit();
+  }
+
+  FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<T::kStages - 2>();
+    __syncthreads();  // the stage has come, and the one before is free
+    if (step + T::kStages - 1 < steps) load(step + T::kStages - 1);
+    cp_async_commit();
+
+    const uint32_t slot = static_cast<uint32_t>(step % T::kStages);
+#pragma unroll
+    for (int k = 0; k < T::kDepth; k += 32) {
+      FragmentA x[2][T::kPiecesM];
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int i = 0; i < T::kPiecesM; ++i)
+          ldmatrix_x4<false>(
+              x[half][i].x, x_tiles,
+              slot * kTileX + static_cast<uint32_t>((row + 16 * i + lane % 16) * T::kStride + k +
+                                                    16 * half + lane / 16 * 8));
+#pragma unroll
+      for (int w = 0; w < kMatrices; ++w) {
+        const uint32_t base = (slot * kMatrices + static_cast<uint32_t>(w)) * kTileW;
+        if constexpr (T::kPiecesN == 1) {
+          // One piece of 8 columns: its four 8x8 matrices lie along k.
+          uint32_t b[4];
+          ldmatrix_x4<false>(
+              b, w_tiles,
+              base + static_cast<uint32_t>((column + lane % 8) * T::kStride + k + lane / 8 * 8));
+#pragma unroll
+          for (int i = 0; i < T::kPiecesM; ++i) {
+            mma(sums[w][i][0], x[0][i], FragmentB{{b[0], b[1]}});
+            mma(sums[w][i][0], x[1][i], FragmentB{{b[2], b[3]}});
+          }
+        } else {
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int j = 0; j < T::kPiecesN; j += 2) {
+              uint32_t b[4];
+              ldmatrix_x4<false>(
+                  b, w_tiles,
+                  base + static_cast<uint32_t>((column + 8 * j + lane / 16 * 8 + lane % 8) *
+                                                   T::kStride +
+                                               k + 16 * half + lane / 8 % 2 * 8));
+#pragma unroll
+              for (int i = 0; i < T::kPiecesM; ++i) {
+                mma(sums[w][i][j], x[half][i], FragmentB{{b[0], b[1]}});
+                mma(sums[w][i][j + 1], x[half][i], FragmentB{{b[2], b[3]}});
+              }
+            }
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < T::kPiecesM; ++i)
+#pragma unroll
+    for (int j = 0; j < T::kPiecesN; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        finish<bf16, kGated>(p, first_row + row + 16 * i + lane / 4 + 8 * (e / 2),
+                             first_column + column + 8 * j + lane % 4 * 2 + e % 2,
+                             sums[0][i][j].x[e], sums[kMatrices - 1][i][j].x[e]);
+}
+
+// Few rows, few columns: 2 warps, 8 columns each, 128 deep; 5 stages ahead are 20 KiB of weights in
+// flight for each block, and several blocks share a processor.
+using StreamNarrow = Tile<16, 16, 128, 1, 2, 6>;
+// Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.
+using StreamWide = Tile<16, 64, 64, 1, 4, 6>;
+// Up to 64 rows: each weight that has come serves 64 rows.
+using Stream64 = Tile<64, 32, 64, 2, 2, 4>;
+// The largest square that leaves two blocks to a processor with 64 accumulators a thread.
+using Square = Tile<128, 128, 32, 2, 4, 4>;
+// With a gate there are two weight tiles and twice the accumulators.
+using SquareGated = Tile<128, 64, 32, 2, 4, 4>;
+
+constexpr int32_t kWideColumns = 8192;
+
+template <class T, bool kGated, bool kAligned>
+void launch_product(Queue& queue, const Params& p) {
+  queue.launch(product_bf16<T, kGated, kAligned>,
+               dim3(blocks_for(p.m, T::kRows), blocks_for(p.n, T::kColumns)), dim3(T::kThreads),
+               T::shared_bytes(kGated ? 2 : 1), p);
+}
+
+template <bool kGated, bool kAligned>
+void product(Queue& queue, const Params& p, bf16) {
+  if (p.m > 64)
+    launch_product<std::conditional_t<kGated, SquareGated, Square>, kGated, kAligned>(queue, p);
+  else if (p.m > 16)
+    launch_product<Stream64, kGated, kAligned>(queue, p);
+  else if (p.n >= kWideColumns)
+    launch_product<StreamWide, kGated, kAligned>(queue, p);
+  else
+    launch_product<StreamNarrow, kGated, kAligned>(queue, p);
+}
+
+// ---- float32 ----
+
+// 16 x 16 threads, each with kThreadRows x 4 outputs; 16 deep.
+constexpr int kSide = 16, kThreadColumns = 4, kFloatDepth = 16;
+constexpr int kFloatColumns = kSide * kThreadColumns;
+
+template <int kThreadRows, bool kGated>
+__global__ void __launch_bounds__(kSide* kSide) product_f32(Params p) {
+  constexpr int kMatrices = kGated ? 2 : 1;
+  constexpr int kRows = kSide * kThreadRows;
+  SharedArena arena;
+  // k-major, one element longer than the tile, so that neither side of the exchange conflicts
+  const auto x_tile = arena.take<float>(kFloatDepth * (kRows + 1));
+  const auto w_tile = arena.take<float>(kMatrices * kFloatDepth * (kFloatColumns + 1));
+  const int first_row = static_cast<int>(blockIdx.x) * kRows;
+  const int first_column = static_cast<int>(blockIdx.y) * kFloatColumns;
+  const int thread = static_cast<int>(threadIdx.x), ty = thread / kSide, tx = thread % kSide;
+  const float* x = static_cast<const float*>(p.x);
+
+  float sums[kMatrices][kThreadRows][kThreadColumns] = {};
+  for (int first = 0; first < p.k; first += kFloatDepth) {
+    for (int i = thread; i < kRows * kFloatDepth; i += kSide * kSide) {
+      const int row = i / kFloatDepth, k = i % kFloatDepth;
+      const bool inside = first_row + row < p.m && first + k < p.k;
+      x_tile.store(static_cast<uint32_t>(k * (kRows + 1) + row),
+                   inside ? x[(first_row + row) * p.x_stride + first + k] : 0.0f);
+    }
+    for (int w = 0; w < kMatrices; ++w) {
+      const float* weight = static_cast<const float*>(p.weights[w]);
+      for (int i = thread; i < kFloatColumns * kFloatDepth; i += kSide * kSide) {
+        const int column = i / kFloatDepth, k = i % kFloatDepth;
+        const bool inside = first_column + column < p.n && first + k < p.k;
+        w_tile.store(
+            static_cast<uint32_t>((w * kFloatDepth + k) * (kFloatColumns + 1) + column),
+            inside ? weight[(first_column + column) * p.weight_strides[w] + first + k] : 0.0f);
+      }
+    }
+    __syncthreads();
+    const int depth = p.k - first < kFloatDepth ? p.k - first : kFloatDepth;
+    for (int k = 0; k < depth; ++k) {
+      float a[kThreadRows];
+      for (int i = 0; i < kThreadRows; ++i)
+        a[i] = x_tile.load(static_cast<uint32_t>(k * (kRows + 1) + ty + kSide * i));
+      for (int w = 0; w < kMatrices; ++w)
+        for (int j = 0; j < kThreadColumns; ++j) {
+          const float b = w_tile.load(
+              static_cast<uint32_t>((w * kFloatDepth + k) * (kFloatColumns + 1) + tx + kSide * j));
+          for (int i = 0; i < kThreadRows; ++i) sums[w][i][j] = fmaf(a[i], b, sums[w][i][j]);
+        }
+    }
+    __syncthreads();
+  }
+  for (int i = 0; i < kThreadRows; ++i)
+    for (int j = 0; j < kThreadColumns; ++j)
+      finish<float, kGated>(p, first_row + ty + kSide * i, first_column + tx + kSide * j,
+                            sums[0][i][j], sums[kMatrices - 1][i][j]);
+}
+
+template <int kThreadRows, bool kGated>
+void launch_f32(Queue& queue, const Params& p) {
+  constexpr int kRows = kSide * kThreadRows;
+  const size_t shared =
+      SharedBytes{}
+          .template take<float>(kFloatDepth * (kRows + 1))
+          .template take<float>((kGated ? 2 : 1) * kFloatDepth * (kFloatColumns + 1))
+          .used;
+  queue.launch(product_f32<kThreadRows, kGated>,
+               dim3(blocks_for(p.m, kRows), blocks_for(p.n, kFloatColumns)), dim3(kSide * kSide),
+               shared, p);
+}
+
+template <bool kGated, bool kAligned>
+void product(Queue& queue, const Params& p, float) {
+  if (p.m > 16)
+    launch_f32<4, kGated>(queue, p);
+  else
+    launch_f32<1, kGated>(queue, p);
+}
+
+template <bool kGated>
+void product(Queue& queue, const Params& p, DType type, bool aligned) {
+  if (p.m == 0 || p.n == 0) return;
+  with_type(type, [&](auto t) {
+    if (aligned)
+      product<kGated, true>(queue, p, t);
+    else
+      product<kGated, false>(queue, p, t);
+  });
+}
+
+}  // namespace
+
+void linear(Queue& queue, const LinearArgs& args) {
+  Params p{};
+  p.x = args.x.data;
+  p.weights[0] = args.weight.data;
+  p.bias = args.bias;
+  p.residual = args.residual.data;
+  p.out = args.out.data;
+  p.x_stride = args.x.stride;
+  p.weight_strides[0] = args.weight.stride;
+  p.residual_stride = args.residual.stride;
+  p.out_stride = args.out.stride;
+  p.m = static_cast<int32_t>(args.x.rows);
+  p.n = static_cast<int32_t>(args.weight.rows);
+  p.k = static_cast<int32_t>(args.x.cols);
+  p.activation = args.activation;
+  p.float_out = args.out.type == DType::f32;
+  product<false>(queue, p, args.x.type, aligned16(args.x) && aligned16(args.weight));
+}
+
+void gated_linear(Queue& queue, const GatedLinearArgs& args) {
+  Params p{};
+  p.x = args.x.data;
+  p.weights[0] = args.gate.data;
+  p.weights[1] = args.up.data;
+  p.out = args.out.data;
+  p.x_stride = args.x.stride;
+  p.weight_strides[0] = args.gate.stride;
+  p.weight_strides[1] = args.up.stride;
+  p.out_stride = args.out.stride;
+  p.m = static_cast<int32_t>(args.x.rows);
+  p.n = static_cast<int32_t>(args.gate.rows);
+  p.k = static_cast<int32_t>(args.x.cols);
+  p.activation = args.activation;
+  p.float_out = args.out.type == DType::f32;
+  product<true>(queue, p, args.x.type,
+                aligned16(args.x) && aligned16(args.gate) && aligned16(args.up));
+}
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,119 @@
+// The table of cuda/boundary.h: each function a call of CudaBackend, its exceptions turned into
+// failures.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "core/error.h"
+#include "cuda/backend.h"
+#include "cuda/boundary.h"
+
+namespace unifluid::cuda {
+namespace {
+
+void fill(Failure* failure, const char* code, const char* message) {
+  std::strncpy(failure->code, code, sizeof failure->code - 1);
+  failure->code[sizeof failure->code - 1] = 0;
+  std::strncpy(failure->message, message, sizeof failure->message - 1);
+  failure->message[sizeof failure->message - 1] = 0;
+}
+
+template <class Body>
+bool guarded(Failure* failure, Body body) {
+  try {
+    body();
+    return true;
+  } catch (const Error& error) {
+    fill(failure, error.code(), error.message().c_str());
+  } catch (const std::bad_alloc&) {
+    fill(failure, error_code::kInsufficientMemory, "the system gave no memory");
+  } catch (const std::exception& error) {
+    fill(failure, error_code::kInternal, error.what());
+  } catch (...) {
+    fill(failure, error_code::kInternal, "an unknown failure in the CUDA library");
+  }
+  return false;
+}
+
+CudaBackend& of(void* backend) { return *static_cast<CudaBackend*>(backend); }
+
+template <class Args, void (CudaBackend::*operation)(const Args&)>
+bool call(void* backend, const Args* args, Failure* failure) {
+  return guarded(failure, [&] { (of(backend).*operation)(*args); });
+}
+
+Boundary make_table() {
+  Boundary t{};
+  t.version = kBoundaryVersion;
+  t.device_count = [](int32_t* count, Failure* f) {
+    return guarded(f, [&] { *count = device_count(); });
+  };
+  t.device_info = [](int32_t device, DeviceInfo* info, Failure* f) {
+    return guarded(f, [&] { *info = device_info(device); });
+  };
+  t.open = [](const OpenOptions* options, void** backend, Failure* f) {
+    return guarded(f, [&] { *backend = new CudaBackend(*options); });
+  };
+  t.close = [](void* backend) { delete &of(backend); };
+  t.describe = [](void* backend, Description* description) {
+    std::strncpy(description->text, of(backend).description(), sizeof description->text - 1);
+    description->text[sizeof description->text - 1] = 0;
+  };
+  t.facts = [](void* backend, BackendFacts* facts) {
+    const CudaBackend& b = of(backend);
+    *facts = {b.activation_type(), b.available(), b.allocated(),
+              static_cast<uint64_t>(b.graph_launches())};
+  };
+  t.allocate = [](void* backend, size_t bytes, void** memory, Failure* f) {
+    return guarded(f, [&] { *memory = of(backend).allocate(bytes); });
+  };
+  t.release = [](void* backend, void* memory, size_t bytes) { of(backend).release(memory, bytes); };
+  t.matrix = [](void* backend, const StoredTensor* stored, Tensor* out, Failure* f) {
+    return guarded(f, [&] { *out = of(backend).matrix(*stored); });
+  };
+  t.vector = [](void* backend, const StoredTensor* stored, const float** out, Failure* f) {
+    return guarded(f, [&] { *out = of(backend).vector(*stored); });
+  };
+  t.convolution_weight = [](void* backend, const StoredTensor* stored, int64_t kernel, Tensor* out,
+                            Failure* f) {
+    return guarded(f, [&] { *out = of(backend).convolution_weight(*stored, kernel); });
+  };
+  t.read = [](void* backend, const Tensor* from, float* host, Failure* f) {
+    return guarded(f, [&] { of(backend).read(*from, host); });
+  };
+  t.write = [](void* backend, const float* host, const Tensor* to, Failure* f) {
+    return guarded(f, [&] { of(backend).write(host, *to); });
+  };
+  t.copy = [](void* backend, const Tensor* from, const Tensor* to, Failure* f) {
+    return guarded(f, [&] { of(backend).copy(*from, *to); });
+  };
+  t.submit = [](void* backend, Failure* f) { return guarded(f, [&] { of(backend).submit(); }); };
+  t.synchronize = [](void* backend, Failure* f) {
+    return guarded(f, [&] { of(backend).synchronize(); });
+  };
+  t.linear = call<LinearArgs, &CudaBackend::linear>;
+  t.gated_linear = call<GatedLinearArgs, &CudaBackend::gated_linear>;
+  t.rms_norm = call<RmsNormArgs, &CudaBackend::rms_norm>;
+  t.layer_norm = call<LayerNormArgs, &CudaBackend::layer_norm>;
+  t.attention = call<AttentionArgs, &CudaBackend::attention>;
+  t.embed_tokens = call<EmbedTokensArgs, &CudaBackend::embed_tokens>;
+  t.image_embed = call<ImageEmbedArgs, &CudaBackend::image_embed>;
+  t.add_rows = call<AddRowsArgs, &CudaBackend::add_rows>;
+  t.soft_cap = call<SoftCapArgs, &CudaBackend::soft_cap>;
+  t.sample_text = call<SampleTextArgs, &CudaBackend::sample_text>;
+  t.diffusion_head = call<DiffusionHeadArgs, &CudaBackend::diffusion_head>;
+  t.diffusion_sample = call<DiffusionSampleArgs, &CudaBackend::diffusion_sample>;
+  t.convolution = call<ConvolutionArgs, &CudaBackend::convolution>;
+  t.group_norm = call<GroupNormArgs, &CudaBackend::group_norm>;
+  return t;
+}
+
+}  // namespace
+}  // namespace unifluid::cuda
+
+extern "C" __attribute__((visibility("default"))) const unifluid::cuda::Boundary*
+unifluid_cuda_open() {
+  static const unifluid::cuda::Boundary table = unifluid::cuda::make_table();
+  return &table;
+}

@@ -1,0 +1,155 @@
+#include "cuda/loader.h"
+
+#include <dlfcn.h>
+
+#include <cstring>
+
+#include "core/error.h"
+
+namespace unifluid::cuda {
+namespace {
+
+// Codes are literals on this side as well (core/error.h).
+[[noreturn]] void raise(const Failure& failure) {
+  for (const char* code :
+       {error_code::kInsufficientMemory, error_code::kInvalidArgument, error_code::kNumerical,
+        error_code::kInvalidCheckpoint, error_code::kDevice})
+    if (std::strcmp(failure.code, code) == 0) throw Error(code, failure.message);
+  throw Error(error_code::kInternal, failure.message);
+}
+
+template <class... P, class... A>
+void call(bool (*function)(P...), A... arguments) {
+  Failure failure{};
+  if (!function(arguments..., &failure)) raise(failure);
+}
+
+class LibraryBackend final : public Backend {
+ public:
+  LibraryBackend(const Boundary& library, const OpenOptions& options) : library_(library) {
+    call(library_.open, &options, &backend_);
+    library_.describe(backend_, &description_);
+    type_ = facts().type;
+  }
+  ~LibraryBackend() override { library_.close(backend_); }
+
+  const char* description() const override { return description_.text; }
+  DType activation_type() const override { return type_; }
+  DType cache_type() const override { return type_; }
+
+  void* allocate(size_t bytes) override {
+    void* memory = nullptr;
+    call(library_.allocate, backend_, bytes, &memory);
+    return memory;
+  }
+  void release(void* memory, size_t bytes) noexcept override {
+    library_.release(backend_, memory, bytes);
+  }
+  size_t available() const override { return facts().available; }
+  size_t allocated() const override { return facts().allocated; }
+
+  Tensor matrix(const StoredTensor& stored) override {
+    Tensor t;
+    call(library_.matrix, backend_, &stored, &t);
+    return t;
+  }
+  const float* vector(const StoredTensor& stored) override {
+    const float* values = nullptr;
+    call(library_.vector, backend_, &stored, &values);
+    return values;
+  }
+  Tensor convolution_weight(const StoredTensor& stored, int64_t kernel) override {
+    Tensor t;
+    call(library_.convolution_weight, backend_, &stored, kernel, &t);
+    return t;
+  }
+
+  void read(const Tensor& from, float* host) override {
+    call(library_.read, backend_, &from, host);
+  }
+  void write(const float* host, const Tensor& to) override {
+    call(library_.write, backend_, host, &to);
+  }
+  void copy(const Tensor& from, const Tensor& to) override {
+    call(library_.copy, backend_, &from, &to);
+  }
+  void submit() override { call(library_.submit, backend_); }
+  void synchronize() override { call(library_.synchronize, backend_); }
+
+  void linear(const LinearArgs& args) override { call(library_.linear, backend_, &args); }
+  void gated_linear(const GatedLinearArgs& args) override {
+    call(library_.gated_linear, backend_, &args);
+  }
+  void rms_norm(const RmsNormArgs& args) override { call(library_.rms_norm, backend_, &args); }
+  void layer_norm(const LayerNormArgs& args) override {
+    call(library_.layer_norm, backend_, &args);
+  }
+  void attention(const AttentionArgs& args) override { call(library_.attention, backend_, &args); }
+  void embed_tokens(const EmbedTokensArgs& args) override {
+    call(library_.embed_tokens, backend_, &args);
+  }
+  void image_embed(const ImageEmbedArgs& args) override {
+    call(library_.image_embed, backend_, &args);
+  }
+  void add_rows(const AddRowsArgs& args) override { call(library_.add_rows, backend_, &args); }
+  void soft_cap(const SoftCapArgs& args) override { call(library_.soft_cap, backend_, &args); }
+  void sample_text(const SampleTextArgs& args) override {
+    call(library_.sample_text, backend_, &args);
+  }
+  void diffusion_head(const DiffusionHeadArgs& args) override {
+    call(library_.diffusion_head, backend_, &args);
+  }
+  void diffusion_sample(const DiffusionSampleArgs& args) override {
+    call(library_.diffusion_sample, backend_, &args);
+  }
+  void convolution(const ConvolutionArgs& args) override {
+    call(library_.convolution, backend_, &args);
+  }
+  void group_norm(const GroupNormArgs& args) override {
+    call(library_.group_norm, backend_, &args);
+  }
+
+ private:
+  BackendFacts facts() const {
+    BackendFacts facts{};
+    library_.facts(backend_, &facts);
+    return facts;
+  }
+
+  const Boundary& library_;
+  void* backend_ = nullptr;
+  Description description_{};
+  DType type_ = DType::f32;
+};
+
+}  // namespace
+
+const Boundary& open_library(const std::string& path) {
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+  if (!handle)
+    throw Error(error_code::kDevice,
+                std::string("the CUDA library cannot be opened: ") + dlerror());
+  using Open = const Boundary* (*)();
+  const auto open = reinterpret_cast<Open>(dlsym(handle, "unifluid_cuda_open"));
+  const Boundary* boundary = open ? open() : nullptr;
+  if (!boundary || boundary->version != kBoundaryVersion)
+    throw Error(error_code::kDevice,
+                "the CUDA library at " + path + " belongs to another version of this package");
+  return *boundary;
+}
+
+std::vector<DeviceInfo> list_devices(const std::string& path) {
+  const Boundary& library = open_library(path);
+  int32_t count = 0;
+  call(library.device_count, &count);
+  std::vector<DeviceInfo> devices(static_cast<size_t>(count));
+  for (int32_t i = 0; i < count; ++i)
+    call(library.device_info, i, &devices[static_cast<size_t>(i)]);
+  return devices;
+}
+
+std::unique_ptr<Backend> make_cuda_backend(const std::string& path, const OpenOptions& options) {
+  return std::make_unique<LibraryBackend>(open_library(path), options);
+}
+
+}  // namespace unifluid::cuda

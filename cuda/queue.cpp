@@ -1,0 +1,241 @@
+#include "cuda/queue.h"
+
+#include <algorithm>
+#include <string>
+
+#include "core/error.h"
+
+namespace unifluid::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+
+uint64_t hash(const std::vector<unsigned char>& bytes) {
+  uint64_t h = 0xcbf29ce484222325u;  // FNV-1a
+  for (unsigned char b : bytes) h = (h ^ b) * 0x100000001b3u;
+  return h;
+}
+
+template <class T>
+void put(std::vector<unsigned char>& to, const T& value) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&value);
+  to.insert(to.end(), bytes, bytes + sizeof value);
+}
+
+size_t rounded_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
+
+}  // namespace
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  throw Error(error_code::kDevice,
+              std::string("the GPU failed ") + what + ": " + cudaGetErrorString(status));
+}
+
+Queue::Queue(int device) {
+  check(cudaSetDevice(device), "to be chosen");
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
+  limits_ = {device, properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "to make a stream");
+  void* host = nullptr;
+  void* mirror = nullptr;
+  check(cudaMallocHost(&host, kSegments * kStagingBytes), "to allocate pinned memory");
+  staging_host_ = static_cast<unsigned char*>(host);
+  check(cudaMalloc(&mirror, kStagingBytes), "to allocate staging memory");
+  staging_device_ = static_cast<unsigned char*>(mirror);
+  for (cudaEvent_t& event : free_)
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "to make an event");
+}
+
+// After a fault these calls fail as well; there is nothing to do about it.
+Queue::~Queue() {
+  if (stream_) cudaStreamSynchronize(stream_);
+  for (const Graph& graph : graphs_) cudaGraphExecDestroy(graph.executable);
+  for (cudaEvent_t event : free_)
+    if (event) cudaEventDestroy(event);
+  cudaFree(scratch_);
+  cudaFree(staging_device_);
+  if (staging_host_) cudaFreeHost(staging_host_);
+  if (stream_) cudaStreamDestroy(stream_);
+}
+
+void Queue::expect_working() const {
+  if (broken_)
+    throw Error(error_code::kDevice,
+                "the GPU has failed in an earlier request; the model must be loaded again");
+}
+
+void Queue::begin_operation() {
+  expect_working();
+  // Half of the staging memory is always left for one operation.
+  if (staged_ > kStagingBytes / 2) flush();
+  scratch_used_ = 0;
+  operation_staged_ = false;
+}
+
+const void* Queue::stage_bytes(const void* host, size_t bytes) {
+  if (staged_ + bytes + kAlignment > kStagingBytes)
+    throw Error(error_code::kInternal, "an operation stages " + std::to_string(bytes) +
+                                           " bytes, more than a list of launches holds");
+  const size_t at = staged_;
+  if (bytes) std::memcpy(staging_host_ + segment_ * kStagingBytes + at, host, bytes);
+  staged_ = rounded_up(at + bytes, 16);
+  operation_staged_ = true;
+  return staging_device_ + at;
+}
+
+void Queue::reserve_scratch(size_t bytes) {
+  if (bytes <= scratch_size_) return;
+  // Growing issues all launches so far, and what this operation staged would go with them.
+  if (scratch_used_ > 0 || operation_staged_)
+    throw Error(error_code::kInternal, "an operation reserves scratch after it began");
+  synchronize();  // launches before this one may still use what is freed here
+  cudaFree(scratch_);
+  scratch_ = nullptr;
+  scratch_size_ = 0;
+  const size_t wanted = rounded_up(bytes, size_t{1} << 20);
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, wanted) != cudaSuccess)
+    throw Error(error_code::kInsufficientMemory,
+                "expected " + std::to_string(wanted) +
+                    " bytes of GPU memory for an operation's scratch but they could not be had");
+  scratch_ = static_cast<unsigned char*>(memory);
+  scratch_size_ = wanted;
+}
+
+void* Queue::scratch_bytes(size_t bytes) {
+  if (scratch_used_ == 0) reserve_scratch(bytes);
+  const size_t at = scratch_used_;
+  if (at + bytes > scratch_size_)
+    throw Error(error_code::kInternal, "an operation takes more scratch than it reserved");
+  scratch_used_ = std::max<size_t>(rounded_up(at + bytes, kAlignment), kAlignment);
+  return scratch_ + at;
+}
+
+void Queue::push_argument(const void* value, size_t size, size_t alignment) {
+  const size_t at = rounded_up(arguments_.size(), std::max<size_t>(alignment, 8));
+  arguments_.resize(at + size);
+  std::memcpy(arguments_.data() + at, value, size);
+  offsets_.push_back(static_cast<uint32_t>(at));
+}
+
+int Queue::resident_blocks_of(const void* kernel, int threads, size_t shared) {
+  allow_shared(kernel, shared);
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared),
+        "to tell how many blocks it can hold");
+  return std::max(blocks, 1);
+}
+
+// More than 48 KiB of dynamic shared memory must be asked for, once a kernel.
+void Queue::allow_shared(const void* kernel, size_t shared) {
+  constexpr size_t kAlwaysAllowed = size_t{48} << 10;
+  size_t& allowed = shared_allowed_[kernel];
+  if (shared <= kAlwaysAllowed || shared <= allowed) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared)),
+        "to give a kernel its shared memory");
+  allowed = shared;
+}
+
+void Queue::flush() {
+  expect_working();
+  if (commands_.empty()) return;
+  try {
+    if (staged_ > 0) {
+      check(cudaMemcpyAsync(staging_device_, staging_host_ + segment_ * kStagingBytes, staged_,
+                            cudaMemcpyHostToDevice, stream_),
+            "to copy a step's arrays");
+      check(cudaEventRecord(free_[segment_], stream_), "to record an event");
+      segment_ = (segment_ + 1) % kSegments;
+    }
+    if (!launch_graph()) issue();
+    if (staged_ > 0) check(cudaEventSynchronize(free_[segment_]), "in a step");
+  } catch (...) {
+    broken_ = true;
+    commands_.clear();
+    throw;
+  }
+  commands_.clear();
+  offsets_.clear();
+  arguments_.clear();
+  staged_ = 0;
+}
+
+void Queue::synchronize() {
+  flush();
+  const cudaError_t status = cudaStreamSynchronize(stream_);
+  if (status != cudaSuccess) broken_ = true;
+  check(status, "in a step");
+}
+
+void Queue::issue() {
+  for (const Command& command : commands_) issue(command);
+}
+
+void Queue::issue(const Command& c) {
+  allow_shared(c.kernel, c.shared);
+#ifdef UNIFLUID_SIMT
+  const uint32_t* offsets = offsets_.data() + c.first;
+  check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared, c.cooperative,
+                     arguments_.data(), arguments_.size(), offsets, c.count, stream_),
+        "to run a kernel");
+#else
+  void* arguments[kMostArguments];
+  for (uint32_t i = 0; i < c.count; ++i) arguments[i] = arguments_.data() + offsets_[c.first + i];
+  check(c.cooperative
+            ? cudaLaunchCooperativeKernel(c.kernel, c.grid, c.block, arguments, c.shared, stream_)
+            : cudaLaunchKernel(c.kernel, c.grid, c.block, arguments, c.shared, stream_),
+        "to run a kernel");
+#endif
+}
+
+std::vector<unsigned char> Queue::identity() const {
+  std::vector<unsigned char> bytes;
+  bytes.reserve(commands_.size() * 64 + arguments_.size());
+  for (const Command& c : commands_) {
+    put(bytes, c.kernel);
+    for (unsigned n : {c.grid.x, c.grid.y, c.grid.z, c.block.x, c.block.y, c.block.z})
+      put(bytes, n);
+    put(bytes, c.shared);
+  }
+  bytes.insert(bytes.end(), arguments_.begin(), arguments_.end());
+  return bytes;
+}
+
+// A list is captured when it comes the second time: many come only once, such as those of prompts.
+bool Queue::launch_graph() {
+  if (commands_.size() < kGraphLaunches) return false;
+  std::vector<unsigned char> bytes = identity();
+  const uint64_t key = hash(bytes);
+  const auto found = std::find_if(graphs_.begin(), graphs_.end(), [&](const Graph& g) {
+    return g.key == key && g.identity == bytes;
+  });
+  if (found != graphs_.end()) {
+    graphs_.splice(graphs_.begin(), graphs_, found);
+  } else {
+    constexpr size_t kMostSeen = 4096;
+    if (seen_.size() > kMostSeen) seen_.clear();
+    if (seen_.insert(key).second) return false;
+    for (const Command& c : commands_) allow_shared(c.kernel, c.shared);
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "to begin a capture");
+    issue();
+    check(cudaStreamEndCapture(stream_, &graph), "to end a capture");
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "to make a graph");
+    graphs_.push_front({key, std::move(bytes), executable});
+    if (graphs_.size() > kMostGraphs) {
+      cudaGraphExecDestroy(graphs_.back().executable);
+      graphs_.pop_back();
+    }
+  }
+  check(cudaGraphLaunch(graphs_.front().executable, stream_), "to launch a graph");
+  ++graph_launches_;
+  return true;
+}
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,52 @@
+#include "cuda/transfer.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/queue.h"
+
+namespace unifluid::cuda {
+
+Transfer::Transfer(Queue& queue) : queue_(queue) {
+  for (size_t i = 0; i < buffers_.size(); ++i) {
+    check(cudaMallocHost(&buffers_[i], kBytes), "to allocate pinned memory");
+    check(cudaEventCreateWithFlags(&sent_[i], cudaEventDisableTiming), "to make an event");
+  }
+}
+
+Transfer::~Transfer() {
+  for (cudaEvent_t event : sent_)
+    if (event) cudaEventDestroy(event);
+  for (void* buffer : buffers_)
+    if (buffer) cudaFreeHost(buffer);
+}
+
+void Transfer::begin() { queue_.flush(); }
+
+void* Transfer::next_buffer() {
+  current_ = 1 - current_;
+  check(cudaEventSynchronize(sent_[static_cast<size_t>(current_)]), "to take a transfer");
+  return buffers_[static_cast<size_t>(current_)];
+}
+
+void Transfer::send(void* device, size_t bytes) {
+  const size_t at = static_cast<size_t>(current_);
+  check(cudaMemcpyAsync(device, buffers_[at], bytes, cudaMemcpyHostToDevice, queue_.stream()),
+        "to take a transfer");
+  check(cudaEventRecord(sent_[at], queue_.stream()), "to record an event");
+}
+
+void Transfer::download(const void* device, size_t bytes, void* host) {
+  queue_.flush();
+  for (size_t first = 0; first < bytes; first += kBytes) {
+    const size_t count = std::min(bytes - first, kBytes);
+    void* buffer = next_buffer();
+    check(cudaMemcpyAsync(buffer, static_cast<const char*>(device) + first, count,
+                          cudaMemcpyDeviceToHost, queue_.stream()),
+          "to give a transfer");
+    check(cudaStreamSynchronize(queue_.stream()), "to give a transfer");
+    std::memcpy(static_cast<char*>(host) + first, buffer, count);
+  }
+}
+
+}  // namespace unifluid::cuda

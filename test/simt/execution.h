@@ -1,0 +1,207 @@
+// A functional model of a CUDA grid on the host: each thread a fiber, blocks with shared memory,
+// barriers, warps that act together. It finds mistakes that a device would let pass:
+//
+//  - a barrier that some threads of a block do not reach, or reach at another place
+//  - two threads on one element of shared memory, one of them writing, with no barrier between
+//  - shared memory read that nothing wrote, or outside of its piece
+//  - the target of a cp.async read before its wait
+//  - lanes of a warp at different warp-wide operations
+//
+// Threads run in an order shuffled by a seed, one at a time, each until it must wait. What a launch
+// did wrong is its error, with file and line; the launch ends there.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "test/simt/fiber.h"
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace simt {
+
+struct Place {
+  const char* file;
+  int line;
+};
+
+enum class State : uint8_t { ready, block_barrier, warp_operation, grid_barrier, done };
+
+struct Copy {
+  unsigned char* to;
+  const unsigned char* from;
+  bool valid;
+};
+
+struct Block;
+struct Grid;
+
+struct Thread {
+  uint3 index;
+  uint32_t linear, lane, warp;
+  Block* block;
+  State state;
+  Place place;
+  const void* operation;       // which warp-wide one
+  void* payload;               // its operands and results
+  std::vector<Copy> copies;    // cp.async, not yet done
+  std::vector<size_t> groups;  // copies in each committed group
+  size_t uncommitted;
+  Fiber fiber;
+};
+
+struct Warp {
+  uint64_t epoch;        // counts its __syncwarp
+  uint32_t arrived;      // lanes at a warp-wide operation
+  uint32_t lanes, gone;  // it has; have ended
+};
+
+// What is known of two bytes of shared memory. Epochs are never used twice, so that a new block
+// need not clear this.
+struct Shadow {
+  uint64_t write_epoch = 0, write_warp_epoch = 0;
+  uint64_t read_epoch = 0, read_warp_epoch = 0;
+  int32_t writer = 0, reader = 0;  // threads; kMany: several of one warp; kManyWarps
+  uint32_t reader_warp = 0;
+  bool pending = false;  // target of a cp.async that was not waited for
+};
+inline constexpr int32_t kMany = -1, kManyWarps = -2;
+
+struct Block {
+  Grid* grid;
+  uint3 index;
+  uint64_t first_epoch, epoch;  // counts its barriers
+  uint32_t arrived, ended;
+  std::vector<Warp> warps;
+  unsigned char* shared;
+  std::vector<Shadow> shadow;
+  std::vector<std::unique_ptr<Thread>> threads;
+  std::vector<unsigned char> arena;
+};
+
+struct Grid {
+  dim3 grid, block;
+  size_t shared;
+  bool cooperative;
+  uint64_t alive = 0;  // threads that have not ended
+  std::string error;
+};
+
+// The running thread. Always set while a kernel runs.
+extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
+
+// Ends the launch with an error.
+[[noreturn]] void fail(const std::string& what);
+void wait(State state, Place place);
+void block_barrier(Place place);
+void grid_barrier(Place place);
+// Waits until all lanes of `mask` are at this operation; the last one runs combine(payloads).
+void warp_operation(uint32_t mask, const void* operation, void* payload,
+                    void (*combine)(void* const* payloads, uint32_t mask), Place place);
+void sync_warp(uint32_t mask, Place place);
+
+// ---- shared memory ----
+
+[[noreturn]] void fail_shared(const char* what, uint32_t index, uint32_t count);
+[[noreturn]] void fail_race(const char* what, const Shadow& shadow);
+unsigned char* shared_take(uint32_t at, uint32_t bytes);
+
+inline void shared_bounds(const void*, uint32_t index, uint32_t n, uint32_t count, size_t) {
+  if (index + n > count || index + n < index) fail_shared("out of bounds", index, count);
+}
+
+inline Shadow* shadow_of(const void* data, uint32_t index, size_t size) {
+  Block& block = *current->block;
+  const size_t at =
+      static_cast<size_t>(static_cast<const unsigned char*>(data) - block.shared) + index * size;
+  return block.shadow.data() + at / 2;
+}
+
+inline void note_read(Shadow& s) {
+  const Thread& t = *current;
+  const Block& block = *t.block;
+  if (s.pending) fail_race("read before the wait of a cp.async", s);
+  if (s.write_epoch < block.first_epoch) fail_race("read of what nothing wrote", s);
+  const int32_t me = static_cast<int32_t>(t.linear);
+  const uint64_t warp_epoch = block.warps[t.warp].epoch;
+  if (s.write_epoch == block.epoch && s.writer != me &&
+      (static_cast<uint32_t>(s.writer) / 32 != t.warp || s.write_warp_epoch == warp_epoch))
+    fail_race("read without a barrier after a write", s);
+  if (s.read_epoch != block.epoch) {
+    s.read_epoch = block.epoch;
+    s.reader = me;
+    s.reader_warp = t.warp;
+  } else if (s.reader != me) {
+    s.reader = s.reader != kManyWarps && s.reader_warp == t.warp ? kMany : kManyWarps;
+  }
+  s.read_warp_epoch = warp_epoch;
+}
+
+inline void note_write(Shadow& s) {
+  const Thread& t = *current;
+  const Block& block = *t.block;
+  const int32_t me = static_cast<int32_t>(t.linear);
+  const uint64_t warp_epoch = block.warps[t.warp].epoch;
+  if (s.write_epoch == block.epoch && s.writer != me &&
+      (static_cast<uint32_t>(s.writer) / 32 != t.warp || s.write_warp_epoch == warp_epoch))
+    fail_race("write without a barrier after a write", s);
+  if (s.read_epoch == block.epoch && s.reader != me &&
+      (s.reader == kManyWarps || s.reader_warp != t.warp || s.read_warp_epoch == warp_epoch))
+    fail_race("write without a barrier after a read", s);
+  s.write_epoch = block.epoch;
+  s.write_warp_epoch = warp_epoch;
+  s.writer = me;
+  s.pending = false;
+}
+
+inline void shared_read(const void* data, uint32_t index, uint32_t n, uint32_t count, size_t size) {
+  shared_bounds(data, index, n, count, size);
+  Shadow* s = shadow_of(data, index, size);
+  for (size_t i = 0; i < (n * size + 1) / 2; ++i) note_read(s[i]);
+}
+inline void shared_write(const void* data, uint32_t index, uint32_t n, uint32_t count,
+                         size_t size) {
+  shared_bounds(data, index, n, count, size);
+  Shadow* s = shadow_of(data, index, size);
+  for (size_t i = 0; i < (n * size + 1) / 2; ++i) note_write(s[i]);
+}
+// Atomic operations are ordered among themselves, but not with plain reads and writes.
+void shared_atomic(const void* data, uint32_t index, uint32_t count, size_t size);
+
+// ---- asynchronous copies and tensor cores ----
+
+void cp_async(void* to, const void* from, bool valid);
+void cp_async_commit();
+void cp_async_wait(size_t pending);
+void ldmatrix(uint32_t* out, int matrices, bool transpose, const void* row);
+void mma_m16n8k16(float* c, const uint32_t* a, const uint32_t* b);
+
+inline uint16_t bf16_bits(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float bf16_value(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float v;
+  std::memcpy(&v, &wide, 4);
+  return v;
+}
+
+// ---- launches ----
+
+// Runs a grid; `call(context)` is the kernel with its arguments. Returns the error, or nothing.
+std::string run_grid(dim3 grid, dim3 block, size_t shared, bool cooperative, uint64_t seed,
+                     void (*call)(void* context), void* context);
+
+}  // namespace simt

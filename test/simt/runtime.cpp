@@ -1,0 +1,273 @@
+// The runtime of the simulated CUDA. Environment, read at each call that needs it:
+//   UNIFLUID_SIMT_DEVICES     devices there are; default 1. 0: as a machine without a GPU
+//   UNIFLUID_SIMT_MEMORY      bytes of device memory; default 2 GiB
+//   UNIFLUID_SIMT_SEED        of the order of threads; default 1
+//   UNIFLUID_SIMT_FAIL_LAUNCH the how-manieth launch of the process fails, as a device fault would
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <unordered_map>
+
+namespace {
+
+constexpr size_t kDefaultMemory = size_t{2} << 30;
+// Of a device of compute capability 8.6, the least of those supported.
+constexpr size_t kSharedBytes = 99 << 10;
+constexpr int kProcessors = 4;
+
+size_t setting(const char* name, size_t otherwise) {
+  const char* text = std::getenv(name);
+  return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+
+std::mutex mutex;
+std::unordered_map<void*, size_t> allocations;
+size_t allocated = 0;
+std::atomic<uint64_t> launches{0};
+
+thread_local cudaError_t sticky = cudaSuccess;
+thread_local std::string message;
+
+struct Recorded {
+  const void* kernel;
+  void (*invoke)(const void*, void**);
+  dim3 grid, block;
+  size_t shared;
+  bool cooperative;
+  std::vector<unsigned char> arguments;
+  std::vector<uint32_t> offsets;
+};
+
+}  // namespace
+
+struct SimtStream {
+  bool capturing = false;
+  std::vector<Recorded> captured;
+};
+struct SimtEvent {};
+struct SimtGraph {
+  std::vector<Recorded> launches;
+};
+
+namespace {
+
+struct Call {
+  const Recorded* launch;
+  void** arguments;
+};
+
+cudaError_t run(const Recorded& r) {
+  if (sticky != cudaSuccess) return sticky;
+  const size_t threads = size_t{r.block.x} * r.block.y * r.block.z;
+  if (threads == 0 || threads > 1024 || r.grid.x == 0 || r.grid.y == 0 || r.grid.z == 0 ||
+      r.grid.y > 65535 || r.grid.z > 65535 || r.shared > kSharedBytes)
+    return cudaErrorInvalidValue;
+  const uint64_t number = ++launches;
+  std::vector<unsigned char> copy = r.arguments;
+  std::vector<void*> pointers;
+  for (uint32_t offset : r.offsets) pointers.push_back(copy.data() + offset);
+  Call call{&r, pointers.data()};
+  const std::string error =
+      number == setting("UNIFLUID_SIMT_FAIL_LAUNCH", 0)
+          ? "the fault that UNIFLUID_SIMT_FAIL_LAUNCH asks for"
+          : simt::run_grid(
+                r.grid, r.block, r.shared, r.cooperative,
+                setting("UNIFLUID_SIMT_SEED", 1) * 0x9E3779B97F4A7C15u + number,
+                [](void* context) {
+                  const Call& c = *static_cast<Call*>(context);
+                  c.launch->invoke(c.launch->kernel, c.arguments);
+                },
+                &call);
+  if (error.empty()) return cudaSuccess;
+  message = error;
+  return sticky = cudaErrorLaunchFailure;
+}
+
+}  // namespace
+
+namespace simt {
+
+cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3 grid, dim3 block,
+                   size_t shared, bool cooperative, const unsigned char* arguments, size_t bytes,
+                   const uint32_t* offsets, size_t count, cudaStream_t stream) {
+  Recorded r{kernel, invoke, grid, block, shared, cooperative, {}, {}};
+  r.arguments.assign(arguments, arguments + bytes);
+  r.offsets.assign(offsets, offsets + count);
+  if (stream->capturing) {
+    stream->captured.push_back(std::move(r));
+    return cudaSuccess;
+  }
+  return run(r);
+}
+
+const char* last_error() { return message.c_str(); }
+
+}  // namespace simt
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorLaunchFailure:
+      return message.c_str();
+    default:
+      return "unknown error";
+  }
+}
+
+cudaError_t cudaGetLastError() { return sticky; }
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = static_cast<int>(setting("UNIFLUID_SIMT_DEVICES", 1));
+  return *count == 0 ? cudaErrorNoDevice : cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return cudaErrorNoDevice;
+  return device >= 0 && device < count ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  const cudaError_t status = cudaSetDevice(device);
+  if (status != cudaSuccess) return status;
+  *properties = {"simulated", 8, 6, kProcessors, setting("UNIFLUID_SIMT_MEMORY", kDefaultMemory),
+                 kSharedBytes};
+  return cudaSuccess;
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
+
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  std::lock_guard lock(mutex);
+  *total = setting("UNIFLUID_SIMT_MEMORY", kDefaultMemory);
+  *free = *total - std::min(*total, allocated);
+  return sticky;
+}
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (sticky != cudaSuccess) return sticky;
+  std::lock_guard lock(mutex);
+  *memory = nullptr;
+  if (bytes == 0) return cudaSuccess;
+  const size_t rounded = (bytes + 255) / 256 * 256;
+  if (rounded < bytes || allocated + rounded > setting("UNIFLUID_SIMT_MEMORY", kDefaultMemory))
+    return cudaErrorMemoryAllocation;
+  *memory = std::aligned_alloc(256, rounded);
+  if (!*memory) return cudaErrorMemoryAllocation;
+  std::memset(*memory, 0xff, rounded);
+  allocations[*memory] = rounded;
+  allocated += rounded;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFree(void* memory) {
+  if (!memory) return cudaSuccess;
+  std::lock_guard lock(mutex);
+  const auto found = allocations.find(memory);
+  if (found == allocations.end()) return cudaErrorInvalidValue;
+  allocated -= found->second;
+  allocations.erase(found);
+  std::free(memory);
+  return sticky;
+}
+
+cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+  if (sticky != cudaSuccess) return sticky;
+  *memory = std::malloc(bytes);
+  return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  if (sticky != cudaSuccess) return sticky;
+  if (stream->capturing) return cudaErrorUnknown;  // graphs here hold launches only
+  std::memmove(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+  if (sticky != cudaSuccess) return sticky;
+  if (stream->capturing) return cudaErrorUnknown;
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  sticky = cudaSuccess;  // a new context, as after cudaDeviceReset
+  *stream = new SimtStream();
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return sticky; }
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  stream->capturing = true;
+  stream->captured.clear();
+  return sticky;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  stream->capturing = false;
+  *graph = new SimtGraph{std::move(stream->captured)};
+  return sticky;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long) {
+  *executable = new SimtGraph(*graph);
+  return sticky;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+  for (const Recorded& r : graph->launches)
+    if (const cudaError_t status = run(r); status != cudaSuccess) return status;
+  return sticky;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return cudaGraphDestroy(graph); }
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new SimtEvent();
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return sticky; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return sticky; }
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
+  return value >= 0 && static_cast<size_t>(value) <= kSharedBytes ? cudaSuccess
+                                                                  : cudaErrorInvalidValue;
+}
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads,
+                                                          size_t shared) {
+  const int by_threads = 1536 / std::max(threads, 1);
+  const int by_shared = shared ? static_cast<int>(kSharedBytes / shared) : by_threads;
+  *blocks = std::min({by_threads, by_shared, 2});
+  return cudaSuccess;
+}
