@@ -1,0 +1,5 @@
+/** All cases, by family of operations. */
+import type { CudaCase, Invariant } from "../../support/cuda-cases";
+import * as linear from "./linear";
+
+export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = { linear };

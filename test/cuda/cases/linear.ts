@@ -1,0 +1,86 @@
+/** linear and gated_linear in bfloat16: every tile, edges in every direction, all that is fused. */
+import { type CudaCase, Inputs, type Invariant } from "../../support/cuda-cases";
+import { rowsOf } from "../../support/numbers";
+import type { Activation } from "../../support/ops";
+
+const ACTIVATIONS: Activation[] = ["none", "silu", "gelu_tanh", "gelu_erf"];
+
+/** [m, k, n]: one element, tails of k, sizes at which rows cannot be copied in vectors; one of each tile. */
+const SHAPES: [number, number, number][] = [
+  [1, 1, 1],
+  [1, 17, 9],
+  [1, 8, 16],
+  [3, 264, 40],
+  [16, 1000, 24],
+  [17, 128, 33],
+  [64, 72, 96],
+  [65, 40, 130],
+  [130, 160, 136],
+  [2, 32, 8200],
+];
+
+export const cases: CudaCase[] = [
+  ...SHAPES.map(
+    ([m, k, n]): CudaCase => ({
+      name: `linear [${m}, ${k}] by ${n}`,
+      run(backend, random) {
+        const inputs = new Inputs(random);
+        return backend.linear({ x: inputs.matrix(m, k), weight: inputs.weight(n, k) });
+      },
+    }),
+  ),
+  ...ACTIVATIONS.map(
+    (activation): CudaCase => ({
+      name: `linear with bias, ${activation}, residual and gaps`,
+      run(backend, random) {
+        const inputs = new Inputs(random);
+        return backend.linear({
+          x: inputs.matrix(70, 48, 1, 56),
+          weight: inputs.weight(44, 48),
+          bias: random.floats(44),
+          activation,
+          residual: inputs.matrix(70, 44, 1, 47),
+          outStride: 50,
+        });
+      },
+    }),
+  ),
+  ...SHAPES.filter(([, , n]) => n < 1000).map(
+    ([m, k, n]): CudaCase => ({
+      name: `gated_linear [${m}, ${k}] by ${n}`,
+      run(backend, random) {
+        const inputs = new Inputs(random);
+        const x = inputs.matrix(m, k);
+        return backend.gatedLinear({ x, gate: inputs.weight(n, k), up: inputs.weight(n, k) });
+      },
+    }),
+  ),
+];
+
+/** 130 rows take the large tile; the few alone take each of the others. */
+export const invariants: Invariant[] = [
+  [0, 1],
+  [17, 9],
+  [100, 30],
+  [3, 66],
+].map(([first, count]) => ({
+  name: `rows ${first} to ${first! + count!} of 130`,
+  run(backend, random) {
+    const inputs = new Inputs(random);
+    const [k, n] = [264, 100];
+    const x = inputs.matrix(130, k);
+    const rest = { weight: inputs.weight(n, k), bias: random.floats(n) };
+    const gated = { gate: rest.weight, up: inputs.weight(n, k) };
+    const part = rowsOf(x, first!, count!);
+    const slice = (all: Float32Array) => all.slice(first! * n, (first! + count!) * n);
+    const whole = slice(backend.linear({ x, ...rest }));
+    const gatedWhole = slice(backend.gatedLinear({ x, ...gated }));
+    return {
+      whole: Float32Array.from([...whole, ...gatedWhole]),
+      alone: Float32Array.from([
+        ...backend.linear({ x: part, ...rest }),
+        ...backend.gatedLinear({ x: part, ...gated }),
+      ]),
+    };
+  },
+}));
