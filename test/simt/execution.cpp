@@ -366,7 +366,7 @@ void run_blocks(Grid& grid, std::vector<std::unique_ptr<Block>>& blocks, std::mt
   scheduler.ready.clear();
   for (auto& block : blocks)
     for (auto& t : block->threads) make_ready(*t);
-  grid.alive = scheduler.ready.size();
+  const uint64_t total = grid.alive = scheduler.ready.size();
   std::vector<Thread*> turn;
   while (grid.error.empty()) {
     if (scheduler.ready.empty()) {
@@ -375,7 +375,7 @@ void run_blocks(Grid& grid, std::vector<std::unique_ptr<Block>>& blocks, std::mt
       for (auto& block : blocks)
         for (auto& t : block->threads) waiting += t->state == State::grid_barrier;
       if (grid.alive == 0) break;
-      if (waiting != grid.alive) {
+      if (waiting != total) {
         describe_deadlock(grid, blocks);
         break;
       }

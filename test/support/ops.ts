@@ -234,6 +234,10 @@ export interface TestAddon {
   TestBackend: new (options: BackendOptions) => Backend;
   /** From the plainest to the best. */
   instructionSets(): { name: string; supported: boolean }[];
+  /** Kernels that are wrong on purpose (test/simt/defects.h). */
+  simulationDefects(): string[];
+  /** Runs one, or its right form. `error`: what the simulation found; `right`: the results are. */
+  runDefect(name: string, wrong: boolean, seed: number): { error: string; right: boolean };
   philox(seed: bigint, c0: number, c1: number, c2: number, c3: number): Uint32Array;
   randomOrder(seed: bigint, n: number): Int32Array;
   textUniform(seed: bigint, index: number): number;

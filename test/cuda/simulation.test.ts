@@ -1,0 +1,42 @@
+/** The simulated CUDA itself: it must catch what a device would let pass, and find no fault in what is right. */
+import { addon } from "../support/ops";
+
+const SEEDS = [1, 2, 3, 4, 5, 6, 7, 8];
+
+/** What the error must name. A grid barrier that is missing shows in the results of some order of blocks. */
+const FOUND: Record<string, RegExp | "results"> = {
+  "missing __syncthreads": /without a barrier|nothing wrote/,
+  "missing __syncthreads before the next writes": /without a barrier/,
+  "missing __syncwarp": /without a barrier|nothing wrote/,
+  "divergent barrier": /divergent barrier/,
+  "barrier at two places": /divergent barrier: .*defects\.cpp:\d+, another at defects\.cpp:\d+/,
+  "divergent shuffle": /lanes that have ended/,
+  "missing cp.async wait": /before the wait of a cp\.async/,
+  "missing barrier after a cp.async wait": /without a barrier|before the wait|nothing wrote/,
+  "out-of-bounds shared read": /out of bounds: element 64 of 64/,
+  "out-of-bounds shared write": /out of bounds: element \d+ of 64/,
+  "more shared memory than the launch has": /the launch has 512 bytes and the kernel takes 1024/,
+  "shared memory that nothing wrote": /nothing wrote/,
+  "missing grid barrier": "results",
+  "divergent grid barrier": /divergent barrier/,
+};
+
+test("every defect has its expectation", () => {
+  expect(addon.simulationDefects()).toEqual(Object.keys(FOUND).sort());
+});
+
+describe.each(Object.entries(FOUND))("%s", (name, found) => {
+  test.each(SEEDS)("the right kernel passes, seed %d", (seed) => {
+    expect(addon.runDefect(name, false, seed)).toEqual({ error: "", right: true });
+  });
+
+  if (found === "results")
+    test("is seen in some order of threads", () => {
+      const outcomes = SEEDS.map((seed) => addon.runDefect(name, true, seed));
+      expect(outcomes.some(({ right }) => !right)).toBe(true);
+    });
+  else
+    test.each(SEEDS)("is caught, seed %d", (seed) => {
+      expect(addon.runDefect(name, true, seed).error).toMatch(found);
+    });
+});
