@@ -13,6 +13,7 @@
 #include "core/image_resize.h"
 #include "cpu/kernels.h"
 #include "cpu/system_memory.h"
+#include "cuda/loader.h"
 
 #ifndef UNIFLUID_VERSION
 #define UNIFLUID_VERSION "0.0.0"
@@ -105,6 +106,43 @@ Napi::Value resize_image(const Napi::CallbackInfo& info) {
   });
 }
 
+std::string cuda_version(int32_t version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+// cudaDevices(library) -> Promise of [{ name, capability, ... }]
+Napi::Value cuda_devices(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    if (!info[0].IsString())
+      throw Error(error_code::kInvalidArgument, "expected a string for the library");
+    const std::string library = info[0].As<Napi::String>().Utf8Value();
+    auto devices = std::make_shared<std::vector<cuda::DeviceInfo>>();
+    return Task::start(
+        env, [=] { *devices = cuda::list_devices(library); },
+        [=](Napi::Env env) -> Napi::Value {
+          Napi::Array out = Napi::Array::New(env, devices->size());
+          for (uint32_t i = 0; i < devices->size(); ++i) {
+            const cuda::DeviceInfo& d = (*devices)[i];
+            Napi::Object o = Napi::Object::New(env);
+            o.Set("name", std::string(d.name));
+            o.Set("capability", std::to_string(d.major) + "." + std::to_string(d.minor));
+            o.Set("processors", d.processors);
+            o.Set("driver", cuda_version(d.driver));
+            o.Set("runtime", cuda_version(d.runtime));
+            o.Set("totalMemory", static_cast<double>(d.total_memory));
+            o.Set("freeMemory", static_cast<double>(d.free_memory));
+            out.Set(i, o);
+          }
+          return out;
+        });
+  });
+}
+
+Napi::Value driver_present(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), cuda::driver_present());
+}
+
 Napi::Value available_memory(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(cpu::system_available_memory()));
 }
@@ -131,6 +169,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("findNonFinite", Napi::Function::New(env, find_non_finite));
   exports.Set("resizeImage", Napi::Function::New(env, resize_image));
   exports.Set("availableMemory", Napi::Function::New(env, available_memory));
+  exports.Set("cudaDriverPresent", Napi::Function::New(env, driver_present));
+  exports.Set("cudaDevices", Napi::Function::New(env, cuda_devices));
   return exports;
 }
 

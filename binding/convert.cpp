@@ -254,6 +254,14 @@ LoadOptions load_options(const Napi::Value& value) {
   if (row < 0 || fixed < 0) wrong("activations", "integers that are not negative");
   options.limits.row_activation_bytes = static_cast<size_t>(row);
   options.limits.fixed_activation_bytes = static_cast<size_t>(fixed);
+  if (present(o, "cuda")) {
+    const Napi::Object cuda = object(o.Get("cuda"), "cuda");
+    const std::string type = text(cuda, "dtype");
+    if (type != "float32" && type != "bfloat16") wrong("dtype", "float32 or bfloat16");
+    options.cuda_library = text(cuda, "library");
+    options.cuda_device = static_cast<int>(integer(cuda, "device"));
+    options.cuda_type = type == "float32" ? DType::f32 : DType::bf16;
+  }
   return options;
 }
 

@@ -27,6 +27,9 @@ struct LoadOptions {
   std::string isa;  // empty: the best
   size_t max_memory;
   EngineLimits limits;
+  std::string cuda_library;  // empty: the CPU
+  int cuda_device = 0;
+  DType cuda_type = DType::bf16;
 };
 
 struct TrainerSettings {

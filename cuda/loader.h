@@ -11,6 +11,9 @@
 
 namespace unifluid::cuda {
 
+// Whether this machine has NVIDIA's driver library, without which no GPU can be used.
+bool driver_present();
+
 // Stays open once it was: threads of the driver may be in it. Any thread. Throws DEVICE_ERROR where
 // the file cannot be opened or belongs to another version of the addon.
 const Boundary& open_library(const std::string& path);

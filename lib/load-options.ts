@@ -1,8 +1,9 @@
 /** Options of `UniFluid.load`, checked and completed. */
 
 import { availableParallelism } from "node:os";
+import { type Device, type ParsedDevice, parseDevice } from "./device.js";
 import { DeviceError } from "./errors.js";
-import type { NativeAddon, NativeLoadOptions } from "./native.js";
+import type { NativeAddon, NativeComputeType, NativeLoadOptions } from "./native.js";
 import {
   choiceOption,
   integerOption,
@@ -12,15 +13,23 @@ import {
 } from "./options.js";
 
 export interface LoadOptions {
-  /** "auto": the best that is there. This build computes on the CPU. */
-  device?: "auto" | "cpu" | "cuda";
+  /**
+   * "cpu", "cuda" (the first GPU), "cuda:1" and so on; "auto", the default: the first GPU that can be used and
+   * has room for the model, else the CPU. `info.device` tells what it is.
+   */
+  device?: Device;
+  /**
+   * What a GPU keeps activations, caches and matrices in; default "bfloat16". "float32" is for comparisons: it is
+   * slow. The CPU computes in float32 always.
+   */
+  dtype?: "auto" | NativeComputeType;
   /** Threads to compute with; default: the machine's cores. */
   threads?: number;
   /** Instruction set, by its name in `unifluid doctor`; default: the environment's UNIFLUID_ISA, or the best. */
   isa?: string;
   /**
-   * Bytes that may be allocated beside the mapped weights, for caches, activations and repacked weights;
-   * default: what the system has free.
+   * Bytes that may be allocated beside the mapped weights, for caches, activations and repacked weights; on a
+   * GPU, for all of these and the weights. Default: what the system or the GPU has free.
    */
   maxMemory?: number;
   /** Requests that may run at once; more wait their turn. Default 16. */
@@ -36,6 +45,7 @@ export interface LoadOptions {
 
 const NAMES = [
   "device",
+  "dtype",
   "threads",
   "isa",
   "maxMemory",
@@ -46,7 +56,10 @@ const NAMES = [
 const MOST_THREADS = 1024;
 
 export interface ParsedLoadOptions {
-  native: Omit<NativeLoadOptions, "activations">;
+  native: Omit<NativeLoadOptions, "activations" | "cuda">;
+  device: ParsedDevice;
+  /** Absent: the device's own. */
+  dtype?: NativeComputeType;
   signal?: AbortSignal;
 }
 
@@ -56,14 +69,14 @@ export function parseLoadOptions(
 ): ParsedLoadOptions {
   const options = optionsObject(given, NAMES);
   const { threads, maxMemory, maxSequences = 16, maxQueue } = options;
-  const device = choiceOption("device", options.device ?? "auto", ["auto", "cpu", "cuda"]);
-  if (device === "cuda") {
-    throw new DeviceError(
-      "DEVICE_UNAVAILABLE",
-      'device "cuda" is not available: this build has no CUDA library; use "cpu" or "auto"',
-    );
+  const device = parseDevice(options.device ?? "auto");
+  const dtype = choiceOption("dtype", options.dtype ?? "auto", ["auto", "float32", "bfloat16"]);
+  if (dtype === "bfloat16" && device.kind === "cpu") {
+    throw invalidOption('"float32" or "auto" with device "cpu"', "dtype", dtype);
   }
   return {
+    device,
+    ...(dtype === "auto" ? {} : { dtype }),
     native: {
       threads:
         threads === undefined

@@ -3,7 +3,7 @@
 import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { InsufficientMemoryError } from "./errors.js";
-import type { NativeTensor } from "./native.js";
+import type { NativeComputeType, NativeTensor } from "./native.js";
 
 /** The parts of a model. */
 export type ModelPart = "text" | "vision" | "image" | "vae";
@@ -17,6 +17,8 @@ export interface MemoryEstimate {
   cachePerRow: number;
   /** Bytes without which no request of the model's kind can run. */
   minimum: number;
+  /** The same on a GPU, whose memory holds the weights as well. */
+  onDevice: number;
 }
 
 const BYTES = { F32: 4, F16: 2, BF16: 2 } as const;
@@ -37,19 +39,32 @@ function partOf(name: string): ModelPart {
   return name.startsWith("language_model.") || name.startsWith("lm_head.") ? "text" : "image";
 }
 
-export function estimateMemory({ spec }: Checkpoint): MemoryEstimate {
-  let [weights, copied] = [0, 0];
+/** `dtype`: what a GPU computes in. */
+export function estimateMemory(
+  { spec }: Checkpoint,
+  dtype: NativeComputeType = "bfloat16",
+): MemoryEstimate {
+  const deviceBytes = dtype === "bfloat16" ? 2 : 4;
+  let [weights, copied, uploaded] = [0, 0, 0];
   for (const tensor of spec.tensors) {
     const bytes = elements(tensor) * BYTES[tensor.dtype];
     weights += bytes;
+    uploaded += elements(tensor) * (tensor.shape.length === 1 ? 4 : deviceBytes);
     // Matrices are used where they lie; vectors become float32, convolutions are reordered.
     if (tensor.shape.length === 1) copied += elements(tensor) * 4;
     else if (tensor.shape.length > 2) copied += bytes;
   }
   const { text, vision, image } = spec;
-  const cachePerRow = text ? text.layers * 2 * text.kvHeads * text.headDim * 4 : 0;
+  const cached = text ? text.layers * 2 * text.kvHeads * text.headDim : 0;
+  const cachePerRow = cached * 4;
   const rows = image ? image.grid ** 2 + 1 : vision ? visionRows(vision) + 1 : 1;
-  return { weights, copied, cachePerRow, minimum: copied + cachePerRow * rows };
+  return {
+    weights,
+    copied,
+    cachePerRow,
+    minimum: copied + cachePerRow * rows,
+    onDevice: uploaded + cached * deviceBytes * rows,
+  };
 }
 
 /** Throws unless the model's minimum fits `available` bytes. */
@@ -57,10 +72,10 @@ export function checkMemory(checkpoint: Checkpoint, available: number): void {
   const { minimum } = estimateMemory(checkpoint);
   if (minimum > available) {
     throw new InsufficientMemoryError(
-      `${checkpoint.directory} takes at least ${mebibytes(minimum)} beside its mapped weights, but ` +
-        `${mebibytes(available)} are available`,
+      `${checkpoint.directory} takes at least ${formatMebibytes(minimum)} beside its mapped weights, but ` +
+        `${formatMebibytes(available)} are available`,
     );
   }
 }
 
-const mebibytes = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;
+export const formatMebibytes = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;

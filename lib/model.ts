@@ -1,7 +1,7 @@
 /** The model as people use it. */
 
 import { activationBytes } from "./activation-memory.js";
-import { loadAddon } from "./addon.js";
+import { findAddon } from "./addon.js";
 import {
   type AnyIterable,
   type BulkOptions,
@@ -13,6 +13,7 @@ import { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 import type { CheckpointKind } from "./checkpoint/config.js";
 import { locateCheckpoint } from "./checkpoint/locate.js";
 import { vaeFactor } from "./checkpoint/vae-config.js";
+import { type ChosenDevice, chooseDevice, surveyDevices } from "./device.js";
 import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
 import { fromNative, InvalidImageError } from "./errors.js";
 import {
@@ -109,8 +110,10 @@ export interface ModelInfo {
   kind: CheckpointKind;
   /** What its weights can do. */
   tasks: Task[];
-  /** The device: kind, instruction set, threads. */
+  /** The device: kind, instruction set and threads, or the GPU's name, compute capability and type. */
   device: string;
+  /** With device "auto": why it is the CPU and not a GPU. */
+  cpuReason?: string;
   /** Rows that one sequence may have: tokens and what images take together. */
   maxPositions?: number;
   vocabSize?: number;
@@ -154,17 +157,27 @@ export class UniFluid implements AsyncDisposable {
    * The weights are mapped into memory, not copied.
    */
   static async load(model: string | URL, options?: LoadOptions): Promise<UniFluid> {
-    const addon = loadAddon();
-    const { native: nativeOptions, signal } = parseLoadOptions(options, addon);
+    const { addon, path } = findAddon();
+    const { native: nativeOptions, device, dtype, signal } = parseLoadOptions(options, addon);
     signal?.throwIfAborted();
     const checkpoint = await readCheckpoint(await locateCheckpoint(model), signal);
     signal?.throwIfAborted();
-    checkMemory(checkpoint, nativeOptions.maxMemory || addon.availableMemory());
+    const { maxSequences, maxQueue = maxSequences, maxMemory } = nativeOptions;
+    const chosen = await chooseDevice(device, dtype, maxMemory, checkpoint, () =>
+      surveyDevices(addon, path),
+    );
+    if (chosen.kind === "cpu") checkMemory(checkpoint, maxMemory || addon.availableMemory());
     const requests = new Requests();
     const native = await addon
       .loadModel(
         checkpoint.spec,
-        { ...nativeOptions, activations: activationBytes(checkpoint) },
+        {
+          ...nativeOptions,
+          activations: activationBytes(checkpoint),
+          ...(chosen.kind === "cuda" && {
+            cuda: { library: chosen.library, device: chosen.index, dtype: chosen.dtype },
+          }),
+        },
         requests.onEvents,
       )
       .catch((failure) => {
@@ -175,12 +188,11 @@ export class UniFluid implements AsyncDisposable {
       await requests.dispose();
       throw signal.reason;
     }
-    const { maxSequences, maxQueue = maxSequences } = nativeOptions;
     return new UniFluid(
       checkpoint,
       addon,
       requests,
-      describe(checkpoint, native.description()),
+      describe(checkpoint, native.description(), chosen),
       maxSequences + Math.min(maxQueue, maxSequences),
     );
   }
@@ -741,7 +753,7 @@ function pairsOf(
   return images.map((image, i) => [image, strings[i]!] as const);
 }
 
-function describe(checkpoint: Checkpoint, device: string): ModelInfo {
+function describe(checkpoint: Checkpoint, device: string, chosen: ChosenDevice): ModelInfo {
   const { directory, kind, config, generation } = checkpoint;
   const image = config?.image;
   return {
@@ -749,6 +761,7 @@ function describe(checkpoint: Checkpoint, device: string): ModelInfo {
     kind,
     tasks: tasksOf(checkpoint),
     device,
+    ...(chosen.kind === "cpu" && chosen.reason ? { cpuReason: chosen.reason } : {}),
     maxPositions: config?.text.maxPositions,
     vocabSize: config?.text.vocabSize,
     image: image && {

@@ -95,6 +95,9 @@ export interface NativeModelSpec {
   image?: NativeImageConfig;
 }
 
+/** What activations, caches and matrices are kept in on a GPU; sums are float32 in both. */
+export type NativeComputeType = "float32" | "bfloat16";
+
 export interface NativeLoadOptions {
   threads: number;
   /** Name of an instruction set of `instructionSets()`; absent: the best that this processor has. */
@@ -107,6 +110,22 @@ export interface NativeLoadOptions {
   maxQueue?: number;
   /** Bytes that a step's activations are expected to take (`lib/activation-memory.ts`). */
   activations: { row: number; fixed: number };
+  /** Computes on a GPU; `library`: the file of the CUDA library. Absent: on the CPU. */
+  cuda?: { library: string; device: number; dtype: NativeComputeType };
+}
+
+export interface NativeCudaDevice {
+  name: string;
+  /** Compute capability, such as "9.0". */
+  capability: string;
+  /** Multiprocessors. */
+  processors: number;
+  /** The newest CUDA that the driver knows, and the one of the library; such as "13.0". */
+  driver: string;
+  runtime: string;
+  /** Bytes. */
+  totalMemory: number;
+  freeMemory: number;
 }
 
 /** What a sequence starts from: image features, then source latents, then tokens (spec section 5). */
@@ -378,4 +397,8 @@ export interface NativeAddon {
   ): Promise<Uint8Array>;
   /** Bytes of memory the system can still give, cgroup limits included. */
   availableMemory(): number;
+  /** Whether NVIDIA's driver library is there. */
+  cudaDriverPresent(): boolean;
+  /** The GPUs that the CUDA library at this path can use, by index. */
+  cudaDevices(library: string): Promise<NativeCudaDevice[]>;
 }

@@ -1,8 +1,10 @@
 /** `unifluid build`: compiles the native part where the package lies. */
 
 import { spawn } from "node:child_process";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { Command } from "commander";
+import { findAddon } from "../addon.js";
+import { CUDA_LIBRARY } from "../device.js";
 import { NativeLoadError } from "../errors.js";
 import { runCommand } from "./context.js";
 
@@ -10,16 +12,30 @@ export function addBuild(program: Command): void {
   program
     .command("build")
     .description("compile the native part (needs g++ 12 or later, cmake and make)")
-    .action(() =>
+    .option(
+      "--cuda",
+      "compile the CUDA library for the GPU here (needs nvcc of CUDA 12.8 or later)",
+    )
+    .action(({ cuda }: { cuda?: boolean }) =>
       runCommand({}, async () => {
-        const script = join(__dirname, "..", "..", "scripts", "install.mjs");
-        const compiler = spawn(process.execPath, [script, "--build"], { stdio: "inherit" });
+        const scripts = join(__dirname, "..", "..", "scripts");
+        const args = cuda
+          ? [
+              join(scripts, "build-cuda.mjs"),
+              "--out",
+              join(dirname(findAddon().path), CUDA_LIBRARY),
+            ]
+          : [join(scripts, "install.mjs"), "--build"];
+        const compiler = spawn(process.execPath, args, { stdio: "inherit" });
         const status = await new Promise<number | null>((resolve, reject) => {
           compiler.once("error", reject);
           compiler.once("exit", resolve);
         });
         if (status !== 0) {
-          throw new NativeLoadError("NATIVE_NOT_FOUND", "the native part was not compiled");
+          throw new NativeLoadError(
+            "NATIVE_NOT_FOUND",
+            `the ${cuda ? "CUDA library" : "native part"} was not compiled`,
+          );
         }
       }),
     );

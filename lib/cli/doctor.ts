@@ -1,11 +1,11 @@
 /** `unifluid doctor`: what this machine computes with, and why; one line each. */
 
-import { existsSync } from "node:fs";
 import { availableParallelism, totalmem } from "node:os";
 import type { Command } from "commander";
 import sharp from "sharp";
 import { describeMachine, findAddon, type LoadedAddon } from "../addon.js";
 import { shippedModels } from "../checkpoint/locate.js";
+import { surveyDevices } from "../device.js";
 import { DeviceError, NativeLoadError } from "../errors.js";
 import { type OutputFlags, runCommand } from "./context.js";
 import { addFlags } from "./flags.js";
@@ -25,7 +25,7 @@ export function addDoctor(program: Command): void {
         machine: describeMachine(),
         binary: addon ? describeBinary(addon) : "none",
         ...(addon ? { "instruction set": describeInstructionSet(addon) } : {}),
-        device: describeDevice(),
+        ...(addon ? await describeDevices(addon) : { device: "none" }),
         threads: `${availableParallelism()} by default`,
         memory: describeMemory(addon),
         images: `sharp ${sharp.versions.sharp}, libvips ${sharp.versions.vips}`,
@@ -78,11 +78,19 @@ function describeInstructionSet({ addon }: LoadedAddon): string {
   return `${best?.name}, the best that this processor has, ${known}`;
 }
 
-function describeDevice(): string {
-  const driver = ["/dev/nvidiactl", "/proc/driver/nvidia/version"].some((path) => existsSync(path));
-  return driver
-    ? "cpu; a GPU driver is here, but this build has no CUDA library"
-    : "cpu; no GPU driver is here, and this build has no CUDA library";
+/** What `device: "auto"` means here, and each GPU there is. */
+async function describeDevices({ addon, path }: LoadedAddon): Promise<Record<string, string>> {
+  const { library, devices, reason } = await surveyDevices(addon, path);
+  const lines: Record<string, string> = {
+    device: reason ? `cpu; ${reason}` : "cuda, where a model fits its memory; else cpu",
+    ...(library ? { "cuda library": library } : {}),
+  };
+  devices.forEach((d, i) => {
+    lines[`cuda:${i}`] =
+      `${d.name}, compute capability ${d.capability}, ${formatBytes(d.freeMemory)} free of ` +
+      `${formatBytes(d.totalMemory)}, driver for CUDA ${d.driver}, library for ${d.runtime}`;
+  });
+  return lines;
 }
 
 function describeMemory(loaded: LoadedAddon | undefined): string {

@@ -33,7 +33,17 @@ export function addEval(program: Command): void {
     .option("--scenes <n>", "scenes of each part", whole(1, 100_000), 100)
     .option("--only <list>", `some of ${SUITE_PARTS.join(",")}`, someOf(SUITE_PARTS))
     .option("-o, --out <file>", "also write the figures as JSON");
-  addFlags(command, "seed", "steps", "guidance", "device", "threads", "maxMemory", ...OUTPUT_FLAGS);
+  addFlags(
+    command,
+    "seed",
+    "steps",
+    "guidance",
+    "device",
+    "dtype",
+    "threads",
+    "maxMemory",
+    ...OUTPUT_FLAGS,
+  );
   command.action((model: string, flags: EvalFlags) =>
     runCommand(flags, (context) => evaluate(model, flags, context)),
   );

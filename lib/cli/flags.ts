@@ -41,8 +41,13 @@ const FLAGS = {
   model: () =>
     new Option("-m, --model <model>", "shipped model or checkpoint directory").default("shapes-64"),
   device: () =>
-    new Option("--device <device>", "device to compute on")
-      .choices(["auto", "cpu", "cuda"])
+    new Option(
+      "--device <device>",
+      "device to compute on: auto, cpu, cuda or cuda:1, cuda:2, ...",
+    ).default("auto"),
+  dtype: () =>
+    new Option("--dtype <type>", "type that a GPU computes in")
+      .choices(["auto", "bfloat16", "float32"])
       .default("auto"),
   threads: () => new Option("--threads <n>", "threads (default: all cores)").argParser(number),
   maxMemory: () =>
@@ -106,7 +111,7 @@ const FLAGS = {
 
 export type Flag = keyof typeof FLAGS;
 
-export const MODEL_FLAGS = ["model", "device", "threads", "maxMemory"] as const;
+export const MODEL_FLAGS = ["model", "device", "dtype", "threads", "maxMemory"] as const;
 export const OUTPUT_FLAGS = ["json", "quiet"] as const;
 export const DRAW_FLAGS = [
   "seed",

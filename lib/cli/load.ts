@@ -7,6 +7,7 @@ import { UniFluid } from "../model.js";
 export interface ModelFlags {
   model: string;
   device: NonNullable<LoadOptions["device"]>;
+  dtype?: LoadOptions["dtype"];
   threads?: number;
   /** MiB. */
   maxMemory?: number;
@@ -15,7 +16,7 @@ export interface ModelFlags {
 }
 
 export async function withModel<T>(
-  { model, device, threads, maxMemory, maxSequences, maxQueue }: ModelFlags,
+  { model, device, dtype, threads, maxMemory, maxSequences, maxQueue }: ModelFlags,
   signal: AbortSignal,
   use: (model: UniFluid) => Promise<T>,
 ): Promise<T> {
@@ -25,6 +26,7 @@ export async function withModel<T>(
   const bytes = maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20);
   const loaded = await UniFluid.load(model, {
     device,
+    dtype,
     threads,
     maxMemory: bytes,
     maxSequences,

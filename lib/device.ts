@@ -1,0 +1,121 @@
+/** Which device a model computes on, and why. */
+
+import { existsSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
+import type { Checkpoint } from "./checkpoint/checkpoint.js";
+import { DeviceError, fromNative, InsufficientMemoryError } from "./errors.js";
+import { estimateMemory, formatMebibytes } from "./memory.js";
+import type { NativeAddon, NativeComputeType, NativeCudaDevice } from "./native.js";
+import { invalidOption } from "./options.js";
+
+/** "auto": the first GPU that can be used, else the CPU. */
+export type Device = "auto" | "cpu" | "cuda" | `cuda:${number}`;
+
+/** A device as it was asked for. */
+export type ParsedDevice = { kind: "auto" | "cpu" } | { kind: "cuda"; index: number };
+
+/** What GPUs there are. */
+export interface DeviceSurvey {
+  /** The CUDA library that would be used. */
+  library?: string;
+  devices: readonly NativeCudaDevice[];
+  /** Why no GPU can be used. */
+  reason?: string;
+}
+
+/** Where a model will compute. */
+export type ChosenDevice =
+  | { kind: "cpu" /** Why not on a GPU, where that was possible to want. */; reason?: string }
+  | { kind: "cuda"; library: string; index: number; dtype: NativeComputeType; freeMemory: number };
+
+/** The CUDA library's file, beside the addon. */
+export const CUDA_LIBRARY = "unifluid_cuda.so";
+
+/** Compute capability that the kernels need: bfloat16 tensor cores and asynchronous copies. */
+const LEAST_CAPABILITY = 8;
+
+export function parseDevice(value: unknown): ParsedDevice {
+  if (value === "auto" || value === "cpu") return { kind: value };
+  if (value === "cuda") return { kind: "cuda", index: 0 };
+  const match = typeof value === "string" ? /^cuda:(\d{1,3})$/.exec(value) : null;
+  if (!match) throw invalidOption('"auto", "cpu", "cuda" or "cuda:" and an index', "device", value);
+  return { kind: "cuda", index: Number(match[1]) };
+}
+
+/** The CUDA library: what UNIFLUID_CUDA_LIBRARY names, or the one beside the addon. */
+function libraryBeside(addonPath: string): { path: string; explicit: boolean } {
+  const explicit = process.env.UNIFLUID_CUDA_LIBRARY;
+  return explicit
+    ? { path: resolve(explicit), explicit: true }
+    : { path: join(dirname(addonPath), CUDA_LIBRARY), explicit: false };
+}
+
+/** Looks for GPUs. Never throws: what stands in the way is the reason. */
+export async function surveyDevices(
+  addon: Pick<NativeAddon, "cudaDriverPresent" | "cudaDevices">,
+  addonPath: string,
+): Promise<DeviceSurvey> {
+  const { path, explicit } = libraryBeside(addonPath);
+  // A library that was named may be one that needs no driver.
+  if (!explicit && !addon.cudaDriverPresent())
+    return { devices: [], reason: "no NVIDIA driver is here (libcuda.so.1)" };
+  if (!existsSync(path)) {
+    const reason = explicit
+      ? `UNIFLUID_CUDA_LIBRARY names ${path}, which is not there`
+      : `an NVIDIA driver is here, but this build has no CUDA library (${path}): "npx unifluid build --cuda" makes it`;
+    return { devices: [], reason };
+  }
+  try {
+    const devices = await addon.cudaDevices(path);
+    const usable = devices.some((device) => capable(device));
+    if (devices.length === 0) return { library: path, devices, reason: "the driver finds no GPU" };
+    return usable
+      ? { library: path, devices }
+      : { library: path, devices, reason: old(devices[0]!) };
+  } catch (failure) {
+    return { library: path, devices: [], reason: fromNative(failure).message };
+  }
+}
+
+const capable = ({ capability }: NativeCudaDevice): boolean =>
+  Number.parseInt(capability, 10) >= LEAST_CAPABILITY;
+
+const old = ({ name, capability }: NativeCudaDevice): string =>
+  `${name} has compute capability ${capability}, and ${LEAST_CAPABILITY}.0 is needed`;
+
+/**
+ * Chooses the device for a checkpoint. Throws `DeviceError` where a GPU was asked for and cannot be used, and
+ * `InsufficientMemoryError` where it has too little memory; "auto" falls back to the CPU instead.
+ */
+export async function chooseDevice(
+  wanted: ParsedDevice,
+  dtype: NativeComputeType | undefined,
+  maxMemory: number,
+  checkpoint: Checkpoint,
+  survey: () => Promise<DeviceSurvey>,
+): Promise<ChosenDevice> {
+  if (wanted.kind === "cpu") return { kind: "cpu" };
+  const { library, devices, reason } = await survey();
+  const index = wanted.kind === "cuda" ? wanted.index : devices.findIndex(capable);
+  const asked = wanted.kind === "cuda";
+  const device = devices[index];
+  if (!library || !device || !capable(device)) {
+    const why = reason ?? (device ? old(device) : `the GPUs here are ${listed(devices)}`);
+    if (!asked) return { kind: "cpu", reason: why };
+    throw new DeviceError("DEVICE_UNAVAILABLE", `device "cuda:${index}" is not available: ${why}`);
+  }
+  const type = dtype ?? "bfloat16";
+  const free = maxMemory ? Math.min(maxMemory, device.freeMemory) : device.freeMemory;
+  const needed = estimateMemory(checkpoint, type).onDevice;
+  if (needed > free) {
+    const why =
+      `${checkpoint.directory} takes at least ${formatMebibytes(needed)} on a GPU, but ` +
+      `${formatMebibytes(free)} are available on ${device.name}`;
+    if (!asked) return { kind: "cpu", reason: why };
+    throw new InsufficientMemoryError(why);
+  }
+  return { kind: "cuda", library, index, dtype: type, freeMemory: free };
+}
+
+const listed = (devices: readonly NativeCudaDevice[]): string =>
+  devices.map(({ name }, i) => `cuda:${i} (${name})`).join(", ") || "none";

@@ -1,0 +1,82 @@
+// Compiles the CUDA library and puts it beside the addon: `npm run build:cuda`, and `unifluid build --cuda`.
+//
+//   node scripts/build-cuda.mjs [--arch 90a;120] [--release] [--out FILE]
+//
+// Without --arch: the architecture of the GPU here, or 90a where there is none. --release: all that a release has.
+import { spawnSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, renameSync } from "node:fs";
+import { availableParallelism } from "node:os";
+import { delimiter, dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+// Ampere, its consumer cards, Ada, Hopper, Blackwell and its consumer cards, each as machine code; what comes
+// later compiles the last one's PTX when it is loaded.
+const RELEASE = "80-real;86-real;89-real;90a-real;100-real;120";
+
+const { values } = parseArgs({
+  options: {
+    arch: { type: "string" },
+    release: { type: "boolean", default: false },
+    out: { type: "string", default: join(root, "build", "Release", "unifluid_cuda.so") },
+  },
+});
+
+function fail(message) {
+  console.error(`unifluid: ${message}`);
+  process.exit(1);
+}
+
+function findNvcc() {
+  const named = process.env.CUDACXX;
+  if (named) return named;
+  const folders = (process.env.PATH ?? "").split(delimiter).concat("/usr/local/cuda/bin");
+  return folders.map((folder) => join(folder, "nvcc")).find((path) => existsSync(path));
+}
+
+/** Such as "90a"; of the first GPU here. */
+function architectureHere() {
+  const { status, stdout } = spawnSync(
+    "nvidia-smi",
+    ["--query-gpu=compute_cap", "--format=csv,noheader"],
+    { encoding: "utf8" },
+  );
+  const capability = status === 0 ? /^(\d+)\.(\d)/.exec(stdout) : null;
+  if (!capability) return "90a";
+  const number = capability[1] + capability[2];
+  return number === "90" ? "90a" : number;
+}
+
+const nvcc = findNvcc();
+if (!nvcc) {
+  fail(
+    "compiling the CUDA library needs nvcc of the CUDA toolkit 12.8 or later, on PATH or in CUDACXX",
+  );
+}
+const architectures = values.arch ?? (values.release ? RELEASE : architectureHere());
+const build = join(root, "build", "cuda");
+const started = performance.now();
+for (const args of [
+  [
+    "-S",
+    join(root, "cuda"),
+    "-B",
+    build,
+    `-DCMAKE_CUDA_COMPILER=${nvcc}`,
+    `-DCMAKE_CUDA_ARCHITECTURES=${architectures}`,
+    "-DCMAKE_BUILD_TYPE=Release",
+  ],
+  ["--build", build, "--parallel", String(availableParallelism())],
+]) {
+  const { status, error } = spawnSync("cmake", args, { stdio: "inherit" });
+  if (error) fail(`cmake did not start: ${error.message}`);
+  if (status !== 0) fail("the CUDA library did not compile; the compiler's message is above");
+}
+// Beside, then renamed: a process that has the old one open keeps it.
+const out = resolve(values.out);
+mkdirSync(dirname(out), { recursive: true });
+copyFileSync(join(build, "unifluid_cuda.so"), `${out}.part`);
+renameSync(`${out}.part`, out);
+const seconds = ((performance.now() - started) / 1000).toFixed(0);
+console.log(`unifluid: ${out} is compiled for ${architectures} (${seconds} s)`);
