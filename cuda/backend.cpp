@@ -111,12 +111,11 @@ void CudaBackend::sample_text(const SampleTextArgs& args) {
   if (args.logits.rows == 0) return;
   queue_.begin_operation();
   const size_t rows = static_cast<size_t>(args.logits.rows);
-  int32_t* results = queue_.scratch<int32_t>(2 * rows);
-  cuda::sample_text(queue_, args, results, results + rows);
-  std::vector<int32_t> host(2 * rows);
-  transfer_.download(results, host.size() * sizeof(int32_t), host.data());
-  for (size_t i = 0; i < rows; ++i)
-    if (host[rows + i])
+  const int32_t* ids = cuda::sample_text(queue_, args);
+  std::vector<int32_t> host(rows);
+  transfer_.download(ids, rows * sizeof(int32_t), host.data());
+  for (int32_t id : host)
+    if (id < 0)
       throw Error(error_code::kNumerical,
                   "expected finite logits but a row has none to choose from");
   std::memcpy(args.ids, host.data(), rows * sizeof(int32_t));

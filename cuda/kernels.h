@@ -22,8 +22,8 @@ void embed_tokens(Queue&, const EmbedTokensArgs&);
 void image_embed(Queue&, const ImageEmbedArgs&);
 void add_rows(Queue&, const AddRowsArgs&);
 void soft_cap(Queue&, const SoftCapArgs&);
-// `ids` and `failed` [m] in device memory: failed[i] becomes 1 where row i has no finite logits.
-void sample_text(Queue&, const SampleTextArgs&, int32_t* ids, int32_t* failed);
+// The ids [m] in this operation's scratch; -1 for a row with a logit that is not finite.
+const int32_t* sample_text(Queue&, const SampleTextArgs&);
 void diffusion_head(Queue&, const DiffusionHeadArgs&);
 void diffusion_sample(Queue&, const DiffusionSampleArgs&);
 void convolution(Queue&, const ConvolutionArgs&);

@@ -1,5 +1,13 @@
 /** All cases, by family of operations. */
 import type { CudaCase, Invariant } from "../../support/cuda-cases";
+import * as embedding from "./embedding";
 import * as linear from "./linear";
+import * as norm from "./norm";
+import * as sampling from "./sampling";
 
-export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = { linear };
+export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = {
+  embedding,
+  linear,
+  norm,
+  sampling,
+};
