@@ -109,12 +109,13 @@ class LibraryBackend final : public Backend {
     call(library_.group_norm, backend_, &args);
   }
 
- private:
   BackendFacts facts() const {
     BackendFacts facts{};
     library_.facts(backend_, &facts);
     return facts;
   }
+
+ private:
 
   const Boundary& library_;
   void* backend_ = nullptr;
@@ -152,6 +153,10 @@ std::vector<DeviceInfo> list_devices(const std::string& path) {
   for (int32_t i = 0; i < count; ++i)
     call(library.device_info, i, &devices[static_cast<size_t>(i)]);
   return devices;
+}
+
+uint64_t graph_launches(const Backend& backend) {
+  return static_cast<const LibraryBackend&>(backend).facts().graph_launches;
 }
 
 std::unique_ptr<Backend> make_cuda_backend(const std::string& path, const OpenOptions& options) {

@@ -21,6 +21,9 @@ const Boundary& open_library(const std::string& path);
 // The devices that the library at `path` can use; empty where there are none. Throws DEVICE_ERROR.
 std::vector<DeviceInfo> list_devices(const std::string& path);
 
+// Steps that a backend of this loader ran as CUDA graphs.
+uint64_t graph_launches(const Backend& backend);
+
 // Throws DEVICE_ERROR and INSUFFICIENT_MEMORY.
 std::unique_ptr<Backend> make_cuda_backend(const std::string& path, const OpenOptions& options);
 

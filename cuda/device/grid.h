@@ -40,6 +40,15 @@ UNIFLUID_DEVICE float load_fresh(const float* at) {
 #endif
 }
 
+// Four words at once, aligned to 16 bytes.
+UNIFLUID_DEVICE uint4 load_fresh(const uint4* at) {
+#ifdef UNIFLUID_SIMT
+  return *at;
+#else
+  return __ldcg(at);
+#endif
+}
+
 // Asks for the line of `at` in the second-level cache; no effect on results.
 UNIFLUID_DEVICE void prefetch_l2(const void* at) {
 #ifdef UNIFLUID_SIMT

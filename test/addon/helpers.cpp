@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "core/error.h"
+
 namespace unifluid::test {
 namespace {
 
@@ -19,7 +21,11 @@ int64_t integer_of(Napi::Object object, const char* name) {
 }  // namespace
 
 Call::~Call() {
-  backend.synchronize();
+  try {
+    backend.synchronize();
+  } catch (const Error&) {
+    // The operation has told already what happened.
+  }
   for (const Piece& piece : pieces_) backend.release(piece.memory, piece.bytes);
 }
 

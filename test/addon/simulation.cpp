@@ -1,4 +1,6 @@
 // Kernels that are wrong on purpose, for the tests of the simulated CUDA.
+#include <dlfcn.h>
+
 #include "test/addon/helpers.h"
 #include "test/simt/defects.h"
 
@@ -23,10 +25,22 @@ Napi::Value run_defect(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// (library, name, value): sets what the simulated library simulates (test/simt/runtime.cpp).
+Napi::Value simulate(const Napi::CallbackInfo& info) {
+  void* library = dlopen(info[0].ToString().Utf8Value().c_str(), RTLD_NOW | RTLD_LOCAL);
+  using Set = bool (*)(const char*, uint64_t);
+  const auto set = library ? reinterpret_cast<Set>(dlsym(library, "simt_set")) : nullptr;
+  const uint64_t value = static_cast<uint64_t>(info[2].ToNumber().Int64Value());
+  if (!set || !set(info[1].ToString().Utf8Value().c_str(), value))
+    throw Napi::Error::New(info.Env(), "no such library, or no such setting");
+  return info.Env().Undefined();
+}
+
 }  // namespace
 
 void export_simulation(Napi::Env env, Napi::Object exports) {
   exports.Set("simulationDefects", Napi::Function::New(env, list_defects));
+  exports.Set("simulate", Napi::Function::New(env, simulate));
   exports.Set("runDefect", Napi::Function::New(env, run_defect));
 }
 

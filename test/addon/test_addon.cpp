@@ -43,6 +43,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
              InstanceMethod<&TestBackend::allocate_and_release>("allocateAndRelease"),
              InstanceMethod<&TestBackend::create_cache>("createCache"),
              InstanceMethod<&TestBackend::read_cache>("readCache"),
+             InstanceMethod<&TestBackend::repeat>("repeat"),
              InstanceMethod<&TestBackend::close>("close"),
              InstanceMethod<&TestBackend::attention>("attention"),
              InstanceMethod<&TestBackend::operation<test::linear>>("linear"),
@@ -168,6 +169,25 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
       out.Set(name, array);
     }
     return out;
+  }
+
+  // ({ x, weight }, steps) -> { out, graphs }: steps of `x = x / rms(x) * weight`, four times a
+  // step, each submitted as the engine submits; CUDA only. `graphs`: how many ran as graphs.
+  Napi::Value repeat(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      Call call(backend(), info[0].As<Napi::Object>());
+      const Tensor x = call.input("x");
+      const float* weight = call.vector("weight");
+      const uint64_t before = cuda::graph_launches(backend());
+      for (int step = info[1].ToNumber().Int32Value(); step > 0; --step) {
+        for (int i = 0; i < 4; ++i) backend().rms_norm({x, weight, 1e-6f, Tensor(), x});
+        backend().submit();
+      }
+      auto result = Napi::Object::New(info.Env());
+      result.Set("graphs", static_cast<double>(cuda::graph_launches(backend()) - before));
+      result.Set("out", call.result(x));
+      return Napi::Value(result);
+    });
   }
 
   Napi::Value close(const Napi::CallbackInfo& info) {

@@ -1,13 +1,14 @@
 /**
  * The whole way against the reference implementation's numbers, on every fixture and every instruction
- * set of this processor.
+ * set of this processor, and on CUDA.
  */
 
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { loadAddon } from "../../lib/addon";
-import { UniFluid } from "../../lib/index";
+import { type LoadOptions, UniFluid } from "../../lib/index";
 import { FIXTURES } from "../support/fixtures";
+import { simulatedLibrary } from "../support/ops";
 import {
   argmaxRows,
   type Fixture,
@@ -32,13 +33,27 @@ const isas = loadAddon()
   .filter((set) => set.supported)
   .map((set) => set.name);
 
-const cases = names.flatMap((name) => isas.map((isa) => ({ name, isa })));
+/** CUDA in float32, on a simulated device; the tiny ones only, for it is slow. */
+const cudaNames = names.filter((name) => name.endsWith("-tiny"));
+
+const cases: { name: string; on: string; load: LoadOptions }[] = [
+  ...names.flatMap((name) => isas.map((isa) => ({ name, on: isa, load: { isa, threads: 2 } }))),
+  ...cudaNames.map((name) => ({
+    name,
+    on: "cuda-simulated",
+    load: { device: "cuda" as const, dtype: "float32" as const },
+  })),
+];
+
+beforeAll(() => {
+  process.env.UNIFLUID_CUDA_LIBRARY = simulatedLibrary;
+});
 
 test("all fixtures are here", () => {
   if (other === undefined) expect(names).toHaveLength(8);
 });
 
-describe.each(cases)("$name on $isa", ({ name, isa }) => {
+describe.each(cases)("$name on $on", ({ name, load }) => {
   const fixture = openFixture(name, folder);
   const of = (...tasks: FixtureInput["task"][]) =>
     fixture.inputs.filter((input) => tasks.includes(input.task));
@@ -46,7 +61,7 @@ describe.each(cases)("$name on $isa", ({ name, isa }) => {
   let model: UniFluid;
 
   beforeAll(async () => {
-    model = await UniFluid.load(fixture.directory, { isa, threads: 2 });
+    model = await UniFluid.load(fixture.directory, load);
   });
   afterAll(() => model.dispose());
 

@@ -1,8 +1,9 @@
-// The runtime of the simulated CUDA. Environment, read at each call that needs it:
+// The runtime of the simulated CUDA. What it simulates is set by `simt_set`, or in the environment
+// before the library is loaded:
 //   UNIFLUID_SIMT_DEVICES     devices there are; default 1. 0: as a machine without a GPU
 //   UNIFLUID_SIMT_MEMORY      bytes of device memory; default 2 GiB
 //   UNIFLUID_SIMT_SEED        of the order of threads; default 1
-//   UNIFLUID_SIMT_FAIL_LAUNCH the how-manieth launch of the process fails, as a device fault would
+//   UNIFLUID_SIMT_FAIL        1: launches fail, as by a device fault; default 0
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -17,10 +18,17 @@ constexpr size_t kDefaultMemory = size_t{2} << 30;
 constexpr size_t kSharedBytes = 99 << 10;
 constexpr int kProcessors = 4;
 
-size_t setting(const char* name, size_t otherwise) {
-  const char* text = std::getenv(name);
-  return text && *text ? std::strtoull(text, nullptr, 10) : otherwise;
-}
+struct Setting {
+  const char* name;
+  std::atomic<uint64_t> value;
+
+  Setting(const char* name_, uint64_t otherwise) : name(name_), value(otherwise) {
+    const char* text = std::getenv(name_);
+    if (text && *text) value = std::strtoull(text, nullptr, 10);
+  }
+};
+Setting devices("UNIFLUID_SIMT_DEVICES", 1), memory_size("UNIFLUID_SIMT_MEMORY", kDefaultMemory),
+    order_seed("UNIFLUID_SIMT_SEED", 1), failing("UNIFLUID_SIMT_FAIL", 0);
 
 std::mutex mutex;
 std::unordered_map<void*, size_t> allocations;
@@ -70,11 +78,11 @@ cudaError_t run(const Recorded& r) {
   for (uint32_t offset : r.offsets) pointers.push_back(copy.data() + offset);
   Call call{&r, pointers.data()};
   const std::string error =
-      number == setting("UNIFLUID_SIMT_FAIL_LAUNCH", 0)
-          ? "the fault that UNIFLUID_SIMT_FAIL_LAUNCH asks for"
+      failing.value
+          ? "the fault that UNIFLUID_SIMT_FAIL asks for"
           : simt::run_grid(
                 r.grid, r.block, r.shared, r.cooperative,
-                setting("UNIFLUID_SIMT_SEED", 1) * 0x9E3779B97F4A7C15u + number,
+                order_seed.value * 0x9E3779B97F4A7C15u + number,
                 [](void* context) {
                   const Call& c = *static_cast<Call*>(context);
                   c.launch->invoke(c.launch->kernel, c.arguments);
@@ -106,6 +114,16 @@ const char* last_error() { return message.c_str(); }
 
 }  // namespace simt
 
+// Sets what is named as in the environment; false where there is no such thing.
+extern "C" __attribute__((visibility("default"))) bool simt_set(const char* name, uint64_t value) {
+  for (Setting* setting : {&devices, &memory_size, &order_seed, &failing})
+    if (std::strcmp(setting->name, name) == 0) {
+      setting->value = value;
+      return true;
+    }
+  return false;
+}
+
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
@@ -130,7 +148,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 cudaError_t cudaGetLastError() { return sticky; }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = static_cast<int>(setting("UNIFLUID_SIMT_DEVICES", 1));
+  *count = static_cast<int>(devices.value.load());
   return *count == 0 ? cudaErrorNoDevice : cudaSuccess;
 }
 
@@ -143,7 +161,7 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   const cudaError_t status = cudaSetDevice(device);
   if (status != cudaSuccess) return status;
-  *properties = {"simulated", 8, 6, kProcessors, setting("UNIFLUID_SIMT_MEMORY", kDefaultMemory),
+  *properties = {"simulated", 8, 6, kProcessors, memory_size.value.load(),
                  kSharedBytes};
   return cudaSuccess;
 }
@@ -156,7 +174,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(ve
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   std::lock_guard lock(mutex);
-  *total = setting("UNIFLUID_SIMT_MEMORY", kDefaultMemory);
+  *total = memory_size.value.load();
   *free = *total - std::min(*total, allocated);
   return sticky;
 }
@@ -167,7 +185,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   *memory = nullptr;
   if (bytes == 0) return cudaSuccess;
   const size_t rounded = (bytes + 255) / 256 * 256;
-  if (rounded < bytes || allocated + rounded > setting("UNIFLUID_SIMT_MEMORY", kDefaultMemory))
+  if (rounded < bytes || allocated + rounded > memory_size.value.load())
     return cudaErrorMemoryAllocation;
   *memory = std::aligned_alloc(256, rounded);
   if (!*memory) return cudaErrorMemoryAllocation;

@@ -100,6 +100,11 @@ export interface Backend {
   createCache(kvHeads: number, capacity: number, headDim: number): number;
   /** Each [kvHeads, capacity, headDim]; rows that were never appended are NaN. */
   readCache(cache: number): { keys: Float32Array; values: Float32Array };
+  /** Four RMS norms of `x` in place, `steps` times, on CUDA; `graphs`: steps that ran as a CUDA graph. */
+  repeat(
+    args: { x: Matrix; weight: Float32Array },
+    steps: number,
+  ): { out: Float32Array; graphs: number };
   close(): void;
 
   /** `inPlace`: the output is `residual`'s memory. */
@@ -238,6 +243,8 @@ export interface TestAddon {
   simulationDefects(): string[];
   /** Runs one, or its right form. `error`: what the simulation found; `right`: the results are. */
   runDefect(name: string, wrong: boolean, seed: number): { error: string; right: boolean };
+  /** Sets what a simulated library simulates (test/simt/runtime.cpp); jest's environment is not the process's. */
+  simulate(library: string, name: string, value: number): void;
   philox(seed: bigint, c0: number, c1: number, c2: number, c3: number): Uint32Array;
   randomOrder(seed: bigint, n: number): Int32Array;
   textUniform(seed: bigint, index: number): number;
@@ -263,6 +270,13 @@ export const instructionSets = addon
 
 /** The CUDA library on a simulation of CUDA (test/simt). */
 export const simulatedLibrary = resolve(dirname(path), "unifluid_cuda_simulated.so");
+
+/** What the simulated device is like: number of devices, bytes of memory, whether launches fail. */
+export function simulate({ devices = 1, memory = 2 ** 31, fail = false } = {}): void {
+  addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_DEVICES", devices);
+  addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_MEMORY", memory);
+  addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_FAIL", fail ? 1 : 0);
+}
 
 export interface BackendCase {
   name: string;

@@ -165,12 +165,18 @@ describe("options of load", () => {
     expect(parse().native.threads).toBeGreaterThan(0);
     process.env.UNIFLUID_ISA = "baseline";
     expect(parse().native.isa).toBe("baseline");
+    expect(parse()).toMatchObject({ device: { kind: "auto" } });
+    expect(parse({ device: "cuda:2", dtype: "float32" })).toMatchObject({
+      device: { kind: "cuda", index: 2 },
+      dtype: "float32",
+    });
   });
 
   test.each<[unknown, object]>([
     [{ threads: 0 }, invalid("expected an integer from 1 to 1024 for threads but received 0")],
-    [{ device: "tpu" }, invalid(/"auto" or "cpu" or "cuda" for device but received "tpu"/)],
-    [{ device: "cuda" }, { code: "DEVICE_UNAVAILABLE", name: "DeviceError" }],
+    [{ device: "tpu" }, invalid(/"auto", "cpu", "cuda" or "cuda:" .* for device .* "tpu"/)],
+    [{ dtype: "int8" }, invalid(/"auto" or "float32" or "bfloat16" for dtype .* "int8"/)],
+    [{ device: "cpu", dtype: "bfloat16" }, invalid(/"float32" or "auto" with device "cpu"/)],
     [{ isa: "avx9" }, { code: "DEVICE_UNAVAILABLE" }],
     [{ isa: "sse" }, invalid(/"baseline" or "avx9" for isa but received "sse"/)],
     [{ maxMemory: -1 }, invalid(/maxMemory/)],

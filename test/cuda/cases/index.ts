@@ -1,11 +1,13 @@
 /** All cases, by family of operations. */
 import type { CudaCase, Invariant } from "../../support/cuda-cases";
+import * as diffusion from "./diffusion";
 import * as embedding from "./embedding";
 import * as linear from "./linear";
 import * as norm from "./norm";
 import * as sampling from "./sampling";
 
 export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = {
+  diffusion,
   embedding,
   linear,
   norm,

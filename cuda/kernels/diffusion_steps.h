@@ -1,0 +1,99 @@
+// The sampling steps of the diffusion head: one launch for all steps whose modulations are at hand
+// (diffusion_steps.cu says how). diffusion.cu makes what they need and calls this.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/backend.h"
+#include "cuda/queue.h"
+
+namespace unifluid::cuda {
+
+// ---- what is staged for the kernel ----
+
+// One block of the head; matrices in the compute type.
+struct StepsBlock {
+  const void *mlp0, *mlp2;
+  const float *norm_weight, *norm_bias, *mlp0_bias, *mlp2_bias;
+};
+
+// A token of a pass. Its rows lie side by side, that of the prompt's condition first.
+struct StepsToken {
+  int32_t row;
+  int32_t rows;  // 2: guided
+  float guidance, temperature, x0_limit;
+  int32_t cell;
+  uint64_t seed;
+  float* out;
+};
+
+// Blocks that work on the same tokens, which are theirs alone.
+struct StepsTeam {
+  int32_t token, tokens;
+  int32_t row, rows;
+};
+
+// ---- the plan: how tokens are shared out ----
+
+struct StepsPass {
+  int64_t first_token = 0, tokens = 0, rows = 0;
+  std::vector<StepsTeam> teams;        // tokens and rows counted from the pass's first
+  int members = 0;                     // blocks of a team
+  int columns = 0;                     // of the square matrices, for each member
+  int most_rows = 0, most_tokens = 0;  // of a team
+  int slots = 0;                       // parts of matrices that a block holds in shared memory
+  size_t shared = 0;                   // bytes
+};
+
+// Cuts tokens, `rows[i]` rows each (1 or 2), into passes, each of one launch for a run of steps.
+// Throws INVALID_ARGUMENT where a row does not fit into shared memory.
+std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
+                                  const DeviceLimits& limits, const std::vector<int32_t>& rows);
+
+// Elements of a row of StepsParams::inner and hidden: the width in whole pieces.
+int64_t steps_stride(DType type, int64_t width);
+
+// ---- the launch ----
+
+// `T`: the compute type. Rows and tokens are those of one pass.
+struct StepsParams {
+  const void* input_proj;  // [W, C]
+  const float* input_proj_bias;
+  const StepsBlock* blocks;  // [depth]
+  const void* final_linear;  // [outputs, W]
+  const float* final_linear_bias;
+  int32_t channels, width, depth, outputs;
+  bool flow;
+  bool aligned;  // square matrices and the final one can be read in vectors
+
+  const void* modulation;  // T [steps * rows, modulation_width]
+  int32_t modulation_width;
+  int32_t rows, tokens;
+  int32_t first_step, steps;        // of this launch
+  int32_t step_count;               // of the whole
+  const DiffusionStep* step_table;  // [step_count]
+  const float* noise;               // [step_count, tokens, C]
+  const StepsToken* token_table;    // [tokens]
+  const int32_t* row_token;         // [rows], the token of each row
+  const StepsTeam* team_table;
+  int32_t members, columns, most_rows, most_tokens, slots;
+
+  float* state;   // [tokens, C]: latents before this launch's first step, then after its last
+  float* hidden;  // [rows, stride]
+  void* inner;    // T [rows, stride]
+  int32_t stride;
+  float* out;          // [rows, outputs]
+  uint32_t* arrivals;  // zeroed before the launch
+  bool last;           // results go to the tokens
+
+  // The network alone: one step, and what it says is all that is asked.
+  void* network_out;  // T [rows, network_stride], or null
+  int64_t network_stride;
+};
+
+// Fills in what the plan and the head's matrices say of `params`, and launches.
+void launch_steps(Queue& queue, const DiffusionHeadWeights& head, DType type, const StepsPass& pass,
+                  StepsParams params);
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,153 @@
+/** Which device is chosen, and what is said where none can be. */
+import { join } from "node:path";
+import { type Checkpoint, readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { chooseDevice, type DeviceSurvey, parseDevice, surveyDevices } from "../../lib/device";
+import { estimateMemory } from "../../lib/memory";
+import type { NativeCudaDevice } from "../../lib/native";
+import { FIXTURES } from "../support/fixtures";
+
+const GiB = 2 ** 30;
+const gpu = (name: string, capability: string, freeMemory = 8 * GiB): NativeCudaDevice => ({
+  name,
+  capability,
+  processors: 100,
+  driver: "13.0",
+  runtime: "13.0",
+  totalMemory: 16 * GiB,
+  freeMemory,
+});
+const newer = gpu("New", "9.0");
+const older = gpu("Old", "7.5");
+
+test.each([
+  ["auto", { kind: "auto" }],
+  ["cpu", { kind: "cpu" }],
+  ["cuda", { kind: "cuda", index: 0 }],
+  ["cuda:0", { kind: "cuda", index: 0 }],
+  ["cuda:12", { kind: "cuda", index: 12 }],
+])("%s is a device", (text, expected) => {
+  expect(parseDevice(text)).toEqual(expected);
+});
+
+test.each(["gpu", "cuda:", "cuda:-1", "cuda:1.5", "cuda:1000", "CUDA", "", 0, null])(
+  "%p is none",
+  (value) => {
+    expect(() => parseDevice(value)).toThrow(
+      expect.objectContaining({ code: "INVALID_OPTION", message: expect.stringMatching(/for device/) }),
+    );
+  },
+);
+
+describe("what GPUs there are", () => {
+  const addonPath = join(__dirname, "no-such-folder", "unifluid.node");
+  const here = __filename; // any file that exists
+  afterEach(() => {
+    delete process.env.UNIFLUID_CUDA_LIBRARY;
+  });
+  const survey = (driver: boolean, devices: () => Promise<NativeCudaDevice[]>) =>
+    surveyDevices({ cudaDriverPresent: () => driver, cudaDevices: devices }, addonPath);
+  const none = () => Promise.reject(new Error("not to be asked"));
+
+  test("without a driver the library is not even opened", async () => {
+    expect(await survey(false, none)).toEqual({
+      devices: [],
+      reason: expect.stringMatching(/no NVIDIA driver/),
+    });
+  });
+
+  test("a driver and no library: what to do", async () => {
+    const { reason } = await survey(true, none);
+    expect(reason).toMatch(/no CUDA library \(.*unifluid_cuda\.so\): "npx unifluid build --cuda"/);
+  });
+
+  test("a library that is named and not there", async () => {
+    process.env.UNIFLUID_CUDA_LIBRARY = "/no/such/library.so";
+    expect((await survey(false, none)).reason).toMatch(/names \/no\/such\/library\.so, which is not/);
+  });
+
+  test("a library that fails", async () => {
+    process.env.UNIFLUID_CUDA_LIBRARY = here;
+    const failing = () => Promise.reject({ code: "DEVICE_ERROR", message: "the driver is too old" });
+    expect(await survey(false, failing)).toEqual({
+      library: here,
+      devices: [],
+      reason: "the driver is too old",
+    });
+  });
+
+  test("no GPU, and one that is too old", async () => {
+    process.env.UNIFLUID_CUDA_LIBRARY = here;
+    expect((await survey(false, async () => [])).reason).toBe("the driver finds no GPU");
+    expect((await survey(false, async () => [older])).reason).toBe(
+      "Old has compute capability 7.5, and 8.0 is needed",
+    );
+    expect(await survey(false, async () => [older, newer])).toEqual({
+      library: here,
+      devices: [older, newer],
+    });
+  });
+});
+
+describe("the choice", () => {
+  let checkpoint: Checkpoint;
+  beforeAll(async () => {
+    checkpoint = await readCheckpoint(join(FIXTURES, "unifluid-tiny"));
+  });
+  const choose = (
+    device: string,
+    survey: DeviceSurvey,
+    { dtype, maxMemory = 0 }: { dtype?: "float32"; maxMemory?: number } = {},
+  ) => chooseDevice(parseDevice(device), dtype, maxMemory, checkpoint, async () => survey);
+  const both: DeviceSurvey = { library: "lib.so", devices: [older, newer] };
+
+  test("cpu asks for no survey", async () => {
+    const never = () => Promise.reject(new Error("not to be asked"));
+    expect(await chooseDevice({ kind: "cpu" }, undefined, 0, checkpoint, never)).toEqual({
+      kind: "cpu",
+    });
+  });
+
+  test("auto takes the first GPU that can be used", async () => {
+    expect(await choose("auto", both)).toMatchObject({ kind: "cuda", index: 1, dtype: "bfloat16" });
+  });
+
+  test("an index is taken at its word", async () => {
+    expect(await choose("cuda:1", both, { dtype: "float32" })).toMatchObject({
+      library: "lib.so",
+      index: 1,
+      dtype: "float32",
+    });
+    await expect(choose("cuda:0", both)).rejects.toMatchObject({
+      code: "DEVICE_UNAVAILABLE",
+      message: expect.stringMatching(/"cuda:0" is not available: Old has compute capability 7\.5/),
+    });
+    await expect(choose("cuda:2", both)).rejects.toMatchObject({
+      code: "DEVICE_UNAVAILABLE",
+      message: expect.stringMatching(/the GPUs here are cuda:0 \(Old\), cuda:1 \(New\)/),
+    });
+  });
+
+  test("without a GPU auto says why it is the CPU, and cuda fails with the same words", async () => {
+    const survey = { devices: [], reason: "no NVIDIA driver is here" };
+    expect(await choose("auto", survey)).toEqual({ kind: "cpu", reason: survey.reason });
+    await expect(choose("cuda", survey)).rejects.toMatchObject({
+      message: 'device "cuda:0" is not available: no NVIDIA driver is here',
+    });
+  });
+
+  test("a model that does not fit", async () => {
+    const { onDevice } = estimateMemory(checkpoint, "bfloat16");
+    const survey = (free: number) => ({ library: "lib.so", devices: [gpu("Small", "8.6", free)] });
+    expect(await choose("auto", survey(onDevice))).toMatchObject({ kind: "cuda" });
+    expect(await choose("auto", survey(onDevice - 1))).toMatchObject({
+      kind: "cpu",
+      reason: expect.stringMatching(/takes at least 1 MiB on a GPU, but 1 MiB are available on Small/),
+    });
+    await expect(choose("cuda", survey(onDevice - 1))).rejects.toMatchObject({
+      code: "INSUFFICIENT_MEMORY",
+    });
+    await expect(
+      choose("cuda", survey(GiB), { maxMemory: onDevice - 1 }),
+    ).rejects.toMatchObject({ code: "INSUFFICIENT_MEMORY" });
+  });
+});
