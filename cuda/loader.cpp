@@ -116,7 +116,6 @@ class LibraryBackend final : public Backend {
   }
 
  private:
-
   const Boundary& library_;
   void* backend_ = nullptr;
   Description description_{};

@@ -9,8 +9,6 @@ namespace unifluid::cuda {
     throw Error(error_code::kInternal, #name " is not there yet"); \
   }
 PENDING(attention, AttentionArgs)
-PENDING(diffusion_head, DiffusionHeadArgs)
-PENDING(diffusion_sample, DiffusionSampleArgs)
 PENDING(convolution, ConvolutionArgs)
 PENDING(group_norm, GroupNormArgs)
 }  // namespace unifluid::cuda

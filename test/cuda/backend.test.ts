@@ -64,7 +64,8 @@ test("what other owners of the device have taken is refused at its allocation", 
 
 test("a fault stays: the backend says so and must be made anew", () => {
   const x = new Random(1).matrix(3, 8);
-  const compute = (backend: Backend) => backend.softCap({ x: { ...x, data: x.data.slice() }, cap: 2 });
+  const compute = (backend: Backend) =>
+    backend.softCap({ x: { ...x, data: x.data.slice() }, cap: 2 });
   const right = withBackend(f32, compute);
   const backend = new addon.TestBackend(f32);
   try {
@@ -77,7 +78,10 @@ test("a fault stays: the backend says so and must be made anew", () => {
     );
     simulate();
     expect(() => compute(backend)).toThrow(
-      expect.objectContaining({ code: "DEVICE_ERROR", message: expect.stringMatching(/loaded again/) }),
+      expect.objectContaining({
+        code: "DEVICE_ERROR",
+        message: expect.stringMatching(/loaded again/),
+      }),
     );
   } finally {
     backend.close();
@@ -87,13 +91,22 @@ test("a fault stays: the backend says so and must be made anew", () => {
 
 test("a library that is none, and a machine without a GPU", () => {
   expect(() => new addon.TestBackend({ ...f32, library: "/no/such.so" })).toThrow(
-    expect.objectContaining({ code: "DEVICE_ERROR", message: expect.stringMatching(/cannot be opened/) }),
+    expect.objectContaining({
+      code: "DEVICE_ERROR",
+      message: expect.stringMatching(/cannot be opened/),
+    }),
   );
   expect(() => new addon.TestBackend({ ...f32, library: "libm.so.6" })).toThrow(
-    expect.objectContaining({ code: "DEVICE_ERROR", message: expect.stringMatching(/another version/) }),
+    expect.objectContaining({
+      code: "DEVICE_ERROR",
+      message: expect.stringMatching(/another version/),
+    }),
   );
   simulate({ devices: 0 });
   expect(() => new addon.TestBackend(f32)).toThrow(
-    expect.objectContaining({ code: "DEVICE_ERROR", message: expect.stringMatching(/no CUDA-capable/) }),
+    expect.objectContaining({
+      code: "DEVICE_ERROR",
+      message: expect.stringMatching(/no CUDA-capable/),
+    }),
   );
 });

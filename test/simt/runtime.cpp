@@ -77,17 +77,15 @@ cudaError_t run(const Recorded& r) {
   std::vector<void*> pointers;
   for (uint32_t offset : r.offsets) pointers.push_back(copy.data() + offset);
   Call call{&r, pointers.data()};
-  const std::string error =
-      failing.value
-          ? "the fault that UNIFLUID_SIMT_FAIL asks for"
-          : simt::run_grid(
-                r.grid, r.block, r.shared, r.cooperative,
-                order_seed.value * 0x9E3779B97F4A7C15u + number,
-                [](void* context) {
-                  const Call& c = *static_cast<Call*>(context);
-                  c.launch->invoke(c.launch->kernel, c.arguments);
-                },
-                &call);
+  const std::string error = failing.value ? "the fault that UNIFLUID_SIMT_FAIL asks for"
+                                          : simt::run_grid(
+                                                r.grid, r.block, r.shared, r.cooperative,
+                                                order_seed.value * 0x9E3779B97F4A7C15u + number,
+                                                [](void* context) {
+                                                  const Call& c = *static_cast<Call*>(context);
+                                                  c.launch->invoke(c.launch->kernel, c.arguments);
+                                                },
+                                                &call);
   if (error.empty()) return cudaSuccess;
   message = error;
   return sticky = cudaErrorLaunchFailure;
@@ -161,8 +159,7 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   const cudaError_t status = cudaSetDevice(device);
   if (status != cudaSuccess) return status;
-  *properties = {"simulated", 8, 6, kProcessors, memory_size.value.load(),
-                 kSharedBytes};
+  *properties = {"simulated", 8, 6, kProcessors, memory_size.value.load(), kSharedBytes};
   return cudaSuccess;
 }
 

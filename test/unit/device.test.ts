@@ -33,7 +33,10 @@ test.each(["gpu", "cuda:", "cuda:-1", "cuda:1.5", "cuda:1000", "CUDA", "", 0, nu
   "%p is none",
   (value) => {
     expect(() => parseDevice(value)).toThrow(
-      expect.objectContaining({ code: "INVALID_OPTION", message: expect.stringMatching(/for device/) }),
+      expect.objectContaining({
+        code: "INVALID_OPTION",
+        message: expect.stringMatching(/for device/),
+      }),
     );
   },
 );
@@ -62,12 +65,15 @@ describe("what GPUs there are", () => {
 
   test("a library that is named and not there", async () => {
     process.env.UNIFLUID_CUDA_LIBRARY = "/no/such/library.so";
-    expect((await survey(false, none)).reason).toMatch(/names \/no\/such\/library\.so, which is not/);
+    expect((await survey(false, none)).reason).toMatch(
+      /names \/no\/such\/library\.so, which is not/,
+    );
   });
 
   test("a library that fails", async () => {
     process.env.UNIFLUID_CUDA_LIBRARY = here;
-    const failing = () => Promise.reject({ code: "DEVICE_ERROR", message: "the driver is too old" });
+    const failing = () =>
+      Promise.reject({ code: "DEVICE_ERROR", message: "the driver is too old" });
     expect(await survey(false, failing)).toEqual({
       library: here,
       devices: [],
@@ -141,13 +147,15 @@ describe("the choice", () => {
     expect(await choose("auto", survey(onDevice))).toMatchObject({ kind: "cuda" });
     expect(await choose("auto", survey(onDevice - 1))).toMatchObject({
       kind: "cpu",
-      reason: expect.stringMatching(/takes at least 1 MiB on a GPU, but 1 MiB are available on Small/),
+      reason: expect.stringMatching(
+        /takes at least 1 MiB on a GPU, but 1 MiB are available on Small/,
+      ),
     });
     await expect(choose("cuda", survey(onDevice - 1))).rejects.toMatchObject({
       code: "INSUFFICIENT_MEMORY",
     });
-    await expect(
-      choose("cuda", survey(GiB), { maxMemory: onDevice - 1 }),
-    ).rejects.toMatchObject({ code: "INSUFFICIENT_MEMORY" });
+    await expect(choose("cuda", survey(GiB), { maxMemory: onDevice - 1 })).rejects.toMatchObject({
+      code: "INSUFFICIENT_MEMORY",
+    });
   });
 });
