@@ -330,7 +330,7 @@ void Engine::finish_text(Step& step) {
   Workspace::Scope scope(*workspace_);
   const TextConfig& config = model_->config.text.value();
   const Tensor hidden = workspace_->tensor(n, config.hidden_size);
-  const Tensor logits = workspace_->tensor(n, config.vocab_size);
+  const Tensor logits = workspace_->tensor(n, config.vocab_size, DType::f32);
   std::vector<float> temperature(sequences.size());
   std::vector<double> uniforms(sequences.size());
   for (int64_t i = 0; i < n; ++i) {
@@ -390,7 +390,7 @@ void Engine::finish_scores(Step& step) {
     for (int64_t first = skip; first < run.rows; first += kScoreRows) {
       Workspace::Scope inner(*workspace_);
       const int64_t count = std::min(kScoreRows, run.rows - first);
-      const Tensor logits = workspace_->tensor(count, vocab);
+      const Tensor logits = workspace_->tensor(count, vocab, DType::f32);
       model_->decoder->logits(step.hidden.slice(run.first_row + first, count), logits);
       const size_t before = score->logits.size();
       score->logits.resize(before + static_cast<size_t>(count * vocab));

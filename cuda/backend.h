@@ -18,6 +18,9 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const OpenOptions& options);
   ~CudaBackend() override;
 
+  // The current device is a thread's, and threads change: every call from outside begins with this.
+  void enter() const { check(cudaSetDevice(queue_.limits().index), "to be chosen"); }
+
   const char* description() const override { return description_.c_str(); }
   DType activation_type() const override { return compute_; }
   DType cache_type() const override { return compute_; }

@@ -38,9 +38,15 @@ bool guarded(Failure* failure, Body body) {
 
 CudaBackend& of(void* backend) { return *static_cast<CudaBackend*>(backend); }
 
+// For calls that reach the device.
+CudaBackend& enter(void* backend) {
+  of(backend).enter();
+  return of(backend);
+}
+
 template <class Args, void (CudaBackend::*operation)(const Args&)>
 bool call(void* backend, const Args* args, Failure* failure) {
-  return guarded(failure, [&] { (of(backend).*operation)(*args); });
+  return guarded(failure, [&] { (enter(backend).*operation)(*args); });
 }
 
 Boundary make_table() {
@@ -55,7 +61,14 @@ Boundary make_table() {
   t.open = [](const OpenOptions* options, void** backend, Failure* f) {
     return guarded(f, [&] { *backend = new CudaBackend(*options); });
   };
-  t.close = [](void* backend) { delete &of(backend); };
+  t.close = [](void* backend) {
+    try {
+      enter(backend);
+    } catch (const Error&) {
+      // A device that has failed; what it held goes with its context.
+    }
+    delete &of(backend);
+  };
   t.describe = [](void* backend, Description* description) {
     std::strncpy(description->text, of(backend).description(), sizeof description->text - 1);
     description->text[sizeof description->text - 1] = 0;
@@ -66,31 +79,32 @@ Boundary make_table() {
               static_cast<uint64_t>(b.graph_launches())};
   };
   t.allocate = [](void* backend, size_t bytes, void** memory, Failure* f) {
-    return guarded(f, [&] { *memory = of(backend).allocate(bytes); });
+    return guarded(f, [&] { *memory = enter(backend).allocate(bytes); });
   };
+  // Kept for the next owner: this does not reach the device.
   t.release = [](void* backend, void* memory, size_t bytes) { of(backend).release(memory, bytes); };
   t.matrix = [](void* backend, const StoredTensor* stored, Tensor* out, Failure* f) {
-    return guarded(f, [&] { *out = of(backend).matrix(*stored); });
+    return guarded(f, [&] { *out = enter(backend).matrix(*stored); });
   };
   t.vector = [](void* backend, const StoredTensor* stored, const float** out, Failure* f) {
-    return guarded(f, [&] { *out = of(backend).vector(*stored); });
+    return guarded(f, [&] { *out = enter(backend).vector(*stored); });
   };
   t.convolution_weight = [](void* backend, const StoredTensor* stored, int64_t kernel, Tensor* out,
                             Failure* f) {
-    return guarded(f, [&] { *out = of(backend).convolution_weight(*stored, kernel); });
+    return guarded(f, [&] { *out = enter(backend).convolution_weight(*stored, kernel); });
   };
   t.read = [](void* backend, const Tensor* from, float* host, Failure* f) {
-    return guarded(f, [&] { of(backend).read(*from, host); });
+    return guarded(f, [&] { enter(backend).read(*from, host); });
   };
   t.write = [](void* backend, const float* host, const Tensor* to, Failure* f) {
-    return guarded(f, [&] { of(backend).write(host, *to); });
+    return guarded(f, [&] { enter(backend).write(host, *to); });
   };
   t.copy = [](void* backend, const Tensor* from, const Tensor* to, Failure* f) {
-    return guarded(f, [&] { of(backend).copy(*from, *to); });
+    return guarded(f, [&] { enter(backend).copy(*from, *to); });
   };
-  t.submit = [](void* backend, Failure* f) { return guarded(f, [&] { of(backend).submit(); }); };
+  t.submit = [](void* backend, Failure* f) { return guarded(f, [&] { enter(backend).submit(); }); };
   t.synchronize = [](void* backend, Failure* f) {
-    return guarded(f, [&] { of(backend).synchronize(); });
+    return guarded(f, [&] { enter(backend).synchronize(); });
   };
   t.linear = call<LinearArgs, &CudaBackend::linear>;
   t.gated_linear = call<GatedLinearArgs, &CudaBackend::gated_linear>;

@@ -35,6 +35,7 @@ std::unordered_map<void*, size_t> allocations;
 size_t allocated = 0;
 std::atomic<uint64_t> launches{0};
 
+thread_local int current_device = 0;  // of this thread, as on CUDA
 thread_local cudaError_t sticky = cudaSuccess;
 thread_local std::string message;
 
@@ -51,6 +52,7 @@ struct Recorded {
 }  // namespace
 
 struct SimtStream {
+  int device;
   bool capturing = false;
   std::vector<Recorded> captured;
 };
@@ -66,8 +68,13 @@ struct Call {
   void** arguments;
 };
 
-cudaError_t run(const Recorded& r) {
+// A stream is used with its own device chosen.
+cudaError_t usable(cudaStream_t stream) {
   if (sticky != cudaSuccess) return sticky;
+  return stream->device == current_device ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
+
+cudaError_t run(const Recorded& r) {
   const size_t threads = size_t{r.block.x} * r.block.y * r.block.z;
   if (threads == 0 || threads > 1024 || r.grid.x == 0 || r.grid.y == 0 || r.grid.z == 0 ||
       r.grid.y > 65535 || r.grid.z > 65535 || r.shared > kSharedBytes)
@@ -101,6 +108,7 @@ cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3
   Recorded r{kernel, invoke, grid, block, shared, cooperative, {}, {}};
   r.arguments.assign(arguments, arguments + bytes);
   r.offsets.assign(offsets, offsets + count);
+  if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
   if (stream->capturing) {
     stream->captured.push_back(std::move(r));
     return cudaSuccess;
@@ -134,6 +142,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorNoDevice:
       return "no CUDA-capable device is detected";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
     case cudaErrorLaunchFailure:
@@ -153,12 +163,15 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int device) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) return cudaErrorNoDevice;
-  return device >= 0 && device < count ? cudaSuccess : cudaErrorInvalidDevice;
+  if (device < 0 || device >= count) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  const cudaError_t status = cudaSetDevice(device);
-  if (status != cudaSuccess) return status;
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return cudaErrorNoDevice;
+  if (device < 0 || device >= count) return cudaErrorInvalidDevice;
   *properties = {"simulated", 8, 6, kProcessors, memory_size.value.load(), kSharedBytes};
   return cudaSuccess;
 }
@@ -215,13 +228,13 @@ cudaError_t cudaFreeHost(void* memory) {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
-  if (sticky != cudaSuccess) return sticky;
+  if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
   if (stream->capturing) return cudaErrorUnknown;  // graphs here hold launches only
   std::memmove(to, from, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
-  if (sticky != cudaSuccess) return sticky;
+  if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
   if (stream->capturing) return cudaErrorUnknown;
   std::memset(memory, value, bytes);
   return cudaSuccess;
@@ -229,7 +242,7 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   sticky = cudaSuccess;  // a new context, as after cudaDeviceReset
-  *stream = new SimtStream();
+  *stream = new SimtStream{current_device, false, {}};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -253,7 +266,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
   *executable = new SimtGraph(*graph);
   return sticky;
 }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
   for (const Recorded& r : graph->launches)
     if (const cudaError_t status = run(r); status != cudaSuccess) return status;
   return sticky;

@@ -1,0 +1,168 @@
+/**
+ * Whole models on CUDA in bfloat16, on the simulated device: beside the CPU, alone and in company, with too
+ * little memory, and when the device fails. In float32 they are held against the reference with the CPU's own
+ * tests (`test/model/parity.test.ts`).
+ */
+import { execFile } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { estimateMemory, UniFluid } from "../../lib";
+import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { FIXTURES } from "../support/fixtures";
+import { expectSameBits, simulate, simulatedLibrary } from "../support/ops";
+import { openFixture, relativeError } from "../support/parity";
+
+const NAMES = ["unifluid-tiny", "unifluid-flow-tiny"] as const;
+const directory = (name: string) => join(FIXTURES, name);
+const prompt = "a large red circle";
+const options = { seed: 7, steps: 4 };
+
+/**
+ * Of the largest latent. Each of a drawing's 16 tokens goes through the decoder and 4 steps of the head, all
+ * rounded to 8 bits; what is drawn is fed back.
+ */
+const LATENTS = 0.15;
+/** Of the largest logit: a prefix through two layers. */
+const LOGITS = 0.03;
+
+beforeAll(() => {
+  process.env.UNIFLUID_CUDA_LIBRARY = simulatedLibrary;
+});
+afterEach(() => simulate());
+
+async function withModel<T>(
+  name: string,
+  load: Parameters<typeof UniFluid.load>[1],
+  use: (model: UniFluid) => Promise<T>,
+): Promise<T> {
+  const model = await UniFluid.load(directory(name), load);
+  try {
+    return await use(model);
+  } finally {
+    await model.dispose();
+  }
+}
+
+describe.each(NAMES)("%s", (name) => {
+  let cuda: UniFluid;
+  let cpu: UniFluid;
+  beforeAll(async () => {
+    cuda = await UniFluid.load(directory(name), { device: "cuda", maxSequences: 16 });
+    cpu = await UniFluid.load(directory(name), { device: "cpu" });
+  });
+  afterAll(() => Promise.all([cuda.dispose(), cpu.dispose()]));
+  const image = openFixture(name);
+  const picture = image.imageOf(image.inputs.find(({ task }) => task === "caption")!);
+
+  test("says what it runs on", () => {
+    expect(cuda.info.device).toBe("cuda:0 simulated, compute capability 8.6, bfloat16");
+    expect(cuda.info.cpuReason).toBeUndefined();
+  });
+
+  test("draws what the CPU draws", async () => {
+    const draw = (model: UniFluid) => model.generateLatents(prompt, options);
+    expect(relativeError(await draw(cuda), await draw(cpu))).toBeLessThan(LATENTS);
+  });
+
+  test("edits and writes", async () => {
+    const edited = await cuda.edit(picture, "make the circle blue", options);
+    expect([edited.width, edited.height]).toEqual([cuda.info.image!.size, cuda.info.image!.size]);
+    const logits = (model: UniFluid) => model.logits({ image: picture, task: "caption" });
+    expect(relativeError(await logits(cuda), await logits(cpu))).toBeLessThan(LOGITS);
+    expect(typeof (await cuda.answer(picture, "what color is it?", { maxNewTokens: 4 }))).toBe(
+      "string",
+    );
+  });
+
+  test("one seed, one image: alone, and among others", async () => {
+    const alone = await cuda.generateLatents(prompt, options);
+    const others = ["two green stars", "", "three orange circles"].map((text, i) =>
+      cuda.generateLatents(text, { ...options, seed: 100 + i, guidance: i % 2 ? 1 : 2.5 }),
+    );
+    const among = cuda.generateLatents(prompt, options);
+    const caption = cuda.caption(picture, { maxNewTokens: 4 });
+    expectSameBits(await among, alone);
+    await Promise.all([...others, caption]);
+  });
+});
+
+test("auto takes the GPU where the model fits it, and the CPU otherwise", async () => {
+  const name = "unifluid-tiny";
+  await withModel(name, {}, async ({ info }) => expect(info.device).toMatch(/^cuda:0/));
+  const { onDevice } = estimateMemory(await readCheckpoint(directory(name)));
+  simulate({ memory: onDevice - 1 });
+  await withModel(name, {}, async ({ info }) => {
+    expect(info.device).toMatch(/^cpu/);
+    expect(info.cpuReason).toMatch(/takes at least .* on a GPU/);
+  });
+  await expect(UniFluid.load(directory(name), { device: "cuda" })).rejects.toMatchObject({
+    code: "INSUFFICIENT_MEMORY",
+  });
+  simulate({ devices: 0 });
+  await withModel(name, {}, async ({ info }) => expect(info.cpuReason).toMatch(/no GPU/));
+  await expect(UniFluid.load(directory(name), { device: "cuda:0" })).rejects.toMatchObject({
+    code: "DEVICE_UNAVAILABLE",
+  });
+});
+
+test("a second device", async () => {
+  const draw = (model: UniFluid) => model.generateLatents(prompt, options);
+  const first = await withModel("unifluid-tiny", { device: "cuda" }, draw);
+  simulate({ devices: 2 });
+  const second = await withModel("unifluid-tiny", { device: "cuda:1" }, async (model) => {
+    expect(model.info.device).toMatch(/^cuda:1 /);
+    return draw(model);
+  });
+  expectSameBits(second, first);
+});
+
+test("a device that fails rejects what runs and what comes; a model loaded again works", async () => {
+  const draw = (model: UniFluid) => model.generateLatents(prompt, options);
+  const load = { device: "cuda" } as const;
+  const right = await withModel("unifluid-tiny", load, draw);
+  await withModel("unifluid-tiny", load, async (model) => {
+    simulate({ fail: true });
+    await expect(draw(model)).rejects.toMatchObject({ code: "DEVICE_ERROR" });
+    simulate();
+    await expect(draw(model)).rejects.toMatchObject({
+      code: "DEVICE_ERROR",
+      message: expect.stringMatching(/must be loaded again/),
+    });
+  });
+  expectSameBits(await withModel("unifluid-tiny", load, draw), right);
+});
+
+test("the command line draws, edits and answers on it", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "unifluid-cuda-"));
+  const main = join(__dirname, "../../dist/cli/main.js");
+  const run = async (...args: string[]) =>
+    (
+      await promisify(execFile)(process.execPath, [main, ...args], {
+        env: { ...process.env, UNIFLUID_CUDA_LIBRARY: simulatedLibrary },
+      })
+    ).stdout;
+  const model = ["--model", directory("unifluid-flow-tiny"), "--device", "cuda"];
+  try {
+    const out = join(folder, "drawn.png");
+    await run("generate", "a red circle", ...model, "--steps", "2", "--seed", "1", "--out", out);
+    const edited = join(folder, "edited.png");
+    await run(
+      "edit",
+      out,
+      "make it blue",
+      ...model,
+      "--steps",
+      "2",
+      "--seed",
+      "1",
+      "--out",
+      edited,
+    );
+    await run("answer", edited, "what color is it?", ...model, "--max-new-tokens", "2");
+    expect(await run("doctor")).toMatch(/^cuda:0 +simulated, compute capability 8\.6/m);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+});
