@@ -22,7 +22,7 @@ export interface LoadOptions {
    * What a GPU keeps activations, caches and matrices in; default "bfloat16". "float32" is for comparisons: it is
    * slow. The CPU computes in float32 always.
    */
-  dtype?: "auto" | NativeComputeType;
+  dtype?: "auto" | "bfloat16" | "float32";
   /** Threads to compute with; default: the machine's cores. */
   threads?: number;
   /** Instruction set, by its name in `unifluid doctor`; default: the environment's UNIFLUID_ISA, or the best. */
