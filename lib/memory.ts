@@ -3,7 +3,7 @@
 import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { InsufficientMemoryError } from "./errors.js";
-import type { NativeComputeType, NativeTensor } from "./native.js";
+import type { NativeTensor } from "./native.js";
 
 /** The parts of a model. */
 export type ModelPart = "text" | "vision" | "image" | "vae";
@@ -42,7 +42,7 @@ function partOf(name: string): ModelPart {
 /** `dtype`: what a GPU computes in. */
 export function estimateMemory(
   { spec }: Checkpoint,
-  dtype: NativeComputeType = "bfloat16",
+  dtype: "bfloat16" | "float32" = "bfloat16",
 ): MemoryEstimate {
   const deviceBytes = dtype === "bfloat16" ? 2 : 4;
   let [weights, copied, uploaded] = [0, 0, 0];
