@@ -10,5 +10,4 @@ namespace unifluid::cuda {
   }
 PENDING(attention, AttentionArgs)
 PENDING(convolution, ConvolutionArgs)
-PENDING(group_norm, GroupNormArgs)
 }  // namespace unifluid::cuda

@@ -2,6 +2,7 @@
 import type { CudaCase, Invariant } from "../../support/cuda-cases";
 import * as diffusion from "./diffusion";
 import * as embedding from "./embedding";
+import * as groupNorm from "./group-norm";
 import * as linear from "./linear";
 import * as norm from "./norm";
 import * as sampling from "./sampling";
@@ -9,6 +10,7 @@ import * as sampling from "./sampling";
 export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = {
   diffusion,
   embedding,
+  group_norm: groupNorm,
   linear,
   norm,
   sampling,
