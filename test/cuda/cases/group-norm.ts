@@ -13,11 +13,19 @@ const SHAPES: [number, number, number][] = [
   [3, 16400, 8],
 ];
 
-export const cases: CudaCase[] = SHAPES.flatMap(([pixels, channels, groups]) =>
+/** Autoencoders' layers: too many runs for the simulation. */
+const LAYERS: typeof SHAPES = [
+  [64 * 64, 512, 32],
+  [256 * 256, 128, 32],
+];
+
+export const cases: CudaCase[] = [...SHAPES, ...LAYERS].flatMap((shape) =>
   [false, true].map(
     (silu): CudaCase => ({
-      name: `${pixels} pixels of ${channels} channels in ${groups} groups${silu ? ", silu" : ""}`,
+      name: `${shape[0]} pixels of ${shape[1]} channels in ${shape[2]} groups${silu ? ", silu" : ""}`,
+      deviceOnly: LAYERS.includes(shape),
       run(backend, random) {
+        const [pixels, channels, groups] = shape;
         const inputs = new Inputs(random);
         const gap = silu ? 8 : 0;
         return backend.groupNorm({

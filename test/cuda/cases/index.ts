@@ -1,5 +1,6 @@
 /** All cases, by family of operations. */
 import type { CudaCase, Invariant } from "../../support/cuda-cases";
+import * as convolution from "./convolution";
 import * as diffusion from "./diffusion";
 import * as embedding from "./embedding";
 import * as groupNorm from "./group-norm";
@@ -9,6 +10,7 @@ import * as sampling from "./sampling";
 
 export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = {
   diffusion,
+  convolution,
   embedding,
   group_norm: groupNorm,
   linear,
