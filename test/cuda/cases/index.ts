@@ -9,8 +9,8 @@ import * as norm from "./norm";
 import * as sampling from "./sampling";
 
 export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = {
-  diffusion,
   convolution,
+  diffusion,
   embedding,
   group_norm: groupNorm,
   linear,
