@@ -4,17 +4,14 @@
 // accumulator over k in ascending order (bf16: mma.m16n8k16 steps of 16; f32: fused
 // multiply-adds), so that the tile chosen for the number of rows does not show in the bits.
 //
-// bf16: tiles of x and of the weights come to shared memory by cp.async, several stages ahead; rows
-// there are 8 elements longer than the tile, so that the 8 rows an ldmatrix reads lie in different
-// banks. With few rows the product is a stream of weights: narrow tiles make enough blocks, deep
-// stages keep enough bytes in flight. A single accumulator also means no split of k; at 16 columns
-// a block even d = 2304 outputs are 144 blocks.
-#include "cuda/device/cp_async.h"
+// bf16 (cuda/kernels/tile.h): tiles of x and of the weights come to shared memory by cp.async,
+// several stages ahead. With few rows the product is a stream of weights: narrow tiles make enough
+// blocks, deep stages keep enough bytes in flight. A single accumulator also means no split of k;
+// at 16 columns a block even d = 2304 outputs are 144 blocks.
 #include "cuda/device/math.h"
-#include "cuda/device/mma.h"
-#include "cuda/device/warp.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
+#include "cuda/kernels/tile.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -50,131 +47,30 @@ UNIFLUID_DEVICE void finish(const Params& p, int row, int column, float product,
 
 // ---- bfloat16 ----
 
-template <int kRows_, int kColumns_, int kDepth_, int kWarpRows_, int kWarpColumns_, int kStages_>
-struct Tile {
-  static constexpr int kRows = kRows_, kColumns = kColumns_, kDepth = kDepth_;
-  static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_, kStages = kStages_;
-  static constexpr int kThreads = kWarpRows * kWarpColumns * kWarp;
-  static constexpr int kStride = kDepth + 8;
-  // m16 and n8 pieces of a warp
-  static constexpr int kPiecesM = kRows / kWarpRows / 16, kPiecesN = kColumns / kWarpColumns / 8;
-  static_assert(kPiecesM >= 1 && (kPiecesN == 1 || kPiecesN % 2 == 0) && kDepth % 32 == 0);
-
-  static size_t shared_bytes(int matrices) {
-    return SharedBytes{}
-        .template take<bf16>(static_cast<size_t>(kStages * kRows * kStride))
-        .template take<bf16>(static_cast<size_t>(kStages * matrices * kColumns * kStride))
-        .used;
-  }
-};
-
-// `rows` rows of `depth` elements of a matrix, those beyond its edges as zeros.
-template <class T, bool kAligned>
-UNIFLUID_DEVICE void load_tile(const Shared<bf16>& to, uint32_t at, const void* from,
-                               int64_t stride, int first_row, int all_rows, int rows, int first_k,
-                               int k) {
-  const bf16* source = static_cast<const bf16*>(from);
-  if constexpr (kAligned) {
-    constexpr int kChunks = T::kDepth / 8;
-    for (int i = static_cast<int>(threadIdx.x); i < rows * kChunks; i += T::kThreads) {
-      const int row = i / kChunks, column = i % kChunks * 8;
-      const bool inside = first_row + row < all_rows && first_k + column < k;
-      const int64_t offset = inside ? (first_row + row) * stride + first_k + column : 0;
-      cp_async16(to, at + static_cast<uint32_t>(row * T::kStride + column), source + offset,
-                 inside);
-    }
-  } else {
-    for (int i = static_cast<int>(threadIdx.x); i < rows * T::kDepth; i += T::kThreads) {
-      const int row = i / T::kDepth, column = i % T::kDepth;
-      const bool inside = first_row + row < all_rows && first_k + column < k;
-      to.store(at + static_cast<uint32_t>(row * T::kStride + column),
-               inside ? source[(first_row + row) * stride + first_k + column] : bf16{0});
-    }
-  }
-}
-
 template <class T, bool kGated, bool kAligned>
 __global__ void __launch_bounds__(T::kThreads) product_bf16(Params p) {
   constexpr int kMatrices = kGated ? 2 : 1;
-  constexpr uint32_t kTileX = T::kRows * T::kStride, kTileW = T::kColumns * T::kStride;
   SharedArena arena;
-  const auto x_tiles = arena.take<bf16>(T::kStages * kTileX);
-  const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * kTileW);
+  const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
+  const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * T::kTileW);
   const int first_row = static_cast<int>(blockIdx.x) * T::kRows;
   const int first_column = static_cast<int>(blockIdx.y) * T::kColumns;
-  const int steps = (p.k + T::kDepth - 1) / T::kDepth;
-  const int lane = lane_index();
-  const int row = warp_index() / T::kWarpColumns * T::kPiecesM * 16;
-  const int column = warp_index() % T::kWarpColumns * T::kPiecesN * 8;
-
-  const auto load = [&](int step) {
-    const uint32_t slot = static_cast<uint32_t>(step % T::kStages);
-    load_tile<T, kAligned>(x_tiles, slot * kTileX, p.x, p.x_stride, first_row, p.m, T::kRows,
-                           step * T::kDepth, p.k);
-    for (int w = 0; w < kMatrices; ++w)
-      load_tile<T, kAligned>(w_tiles, (slot * kMatrices + static_cast<uint32_t>(w)) * kTileW,
-                             p.weights[w], p.weight_strides[w], first_column, p.n, T::kColumns,
-                             step * T::kDepth, p.k);
-  };
-  for (int step = 0; step < T::kStages - 1; ++step) {
-    if (step < steps) load(step);
-    cp_async_commit();
-  }
 
   FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<T::kStages - 2>();
-    __syncthreads();  // the stage has come, and the one before is free
-    if (step + T::kStages - 1 < steps) load(step + T::kStages - 1);
-    cp_async_commit();
-
-    const uint32_t slot = static_cast<uint32_t>(step % T::kStages);
-#pragma unroll
-    for (int k = 0; k < T::kDepth; k += 32) {
-      FragmentA x[2][T::kPiecesM];
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int i = 0; i < T::kPiecesM; ++i)
-          ldmatrix_x4<false>(
-              x[half][i].x, x_tiles,
-              slot * kTileX + static_cast<uint32_t>((row + 16 * i + lane % 16) * T::kStride + k +
-                                                    16 * half + lane / 16 * 8));
-#pragma unroll
-      for (int w = 0; w < kMatrices; ++w) {
-        const uint32_t base = (slot * kMatrices + static_cast<uint32_t>(w)) * kTileW;
-        if constexpr (T::kPiecesN == 1) {
-          // One piece of 8 columns: its four 8x8 matrices lie along k.
-          uint32_t b[4];
-          ldmatrix_x4<false>(
-              b, w_tiles,
-              base + static_cast<uint32_t>((column + lane % 8) * T::kStride + k + lane / 8 * 8));
-#pragma unroll
-          for (int i = 0; i < T::kPiecesM; ++i) {
-            mma(sums[w][i][0], x[0][i], FragmentB{{b[0], b[1]}});
-            mma(sums[w][i][0], x[1][i], FragmentB{{b[2], b[3]}});
-          }
-        } else {
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-#pragma unroll
-            for (int j = 0; j < T::kPiecesN; j += 2) {
-              uint32_t b[4];
-              ldmatrix_x4<false>(
-                  b, w_tiles,
-                  base + static_cast<uint32_t>((column + 8 * j + lane / 16 * 8 + lane % 8) *
-                                                   T::kStride +
-                                               k + 16 * half + lane / 8 % 2 * 8));
-#pragma unroll
-              for (int i = 0; i < T::kPiecesM; ++i) {
-                mma(sums[w][i][j], x[half][i], FragmentB{{b[0], b[1]}});
-                mma(sums[w][i][j + 1], x[half][i], FragmentB{{b[2], b[3]}});
-              }
-            }
-        }
-      }
-    }
-  }
+  each_stage<T>((p.k + T::kDepth - 1) / T::kDepth,
+                [&](int step, uint32_t slot) {
+                  load_tile<T, kAligned>(x_tiles, slot * T::kTileX, p.x, p.x_stride, first_row, p.m,
+                                         T::kRows, step * T::kDepth, p.k);
+                  for (int w = 0; w < kMatrices; ++w)
+                    load_tile<T, kAligned>(
+                        w_tiles, (slot * kMatrices + static_cast<uint32_t>(w)) * T::kTileW,
+                        p.weights[w], p.weight_strides[w], first_column, p.n, T::kColumns,
+                        step * T::kDepth, p.k);
+                },
+                [&](uint32_t slot) {
+                  multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
+                                               slot * kMatrices * T::kTileW);
+                });
 
 #pragma unroll
   for (int i = 0; i < T::kPiecesM; ++i)
@@ -182,8 +78,7 @@ __global__ void __launch_bounds__(T::kThreads) product_bf16(Params p) {
     for (int j = 0; j < T::kPiecesN; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        finish<bf16, kGated>(p, first_row + row + 16 * i + lane / 4 + 8 * (e / 2),
-                             first_column + column + 8 * j + lane % 4 * 2 + e % 2,
+        finish<bf16, kGated>(p, first_row + T::row_of(i, e), first_column + T::column_of(j, e),
                              sums[0][i][j].x[e], sums[kMatrices - 1][i][j].x[e]);
 }
 

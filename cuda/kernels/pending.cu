@@ -9,6 +9,4 @@ namespace unifluid::cuda {
     throw Error(error_code::kInternal, #name " is not there yet"); \
   }
 PENDING(attention, AttentionArgs)
-PENDING(convolution, ConvolutionArgs)
-PENDING(group_norm, GroupNormArgs)
 }  // namespace unifluid::cuda

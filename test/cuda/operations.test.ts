@@ -16,7 +16,8 @@ afterAll(() => {
 });
 
 describe.each(Object.entries(families))("%s", (_, { cases, invariants }) => {
-  test.each(cases.map((c) => [c.name, c] as const))("%s", (_name, c) => {
+  const simulated = cases.filter((c) => !c.deviceOnly);
+  test.each(simulated.map((c) => [c.name, c] as const))("%s", (_name, c) => {
     const { seed } = new Random();
     const { error, tolerance, where } = compare(c, cuda, cpu, () => new Random(seed));
     if (!(error <= tolerance))

@@ -17,6 +17,8 @@ export interface CudaCase {
    * results rounded once, after at most a few roundings of inputs to them.
    */
   tolerance?: number;
+  /** Too large for the simulation. */
+  deviceOnly?: boolean;
 }
 
 /** One row's bits must not depend on its company: the same row computed in a large call and alone. */

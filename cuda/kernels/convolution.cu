@@ -1,0 +1,326 @@
+// convolution on channels-last images as an implicit matrix product: the windows of a tile of
+// output pixels are gathered straight into shared memory as rows of x, in the order row, column,
+// channel that the weights have. Padding, stride and enlargement are resolved in the gather;
+// nothing of the size of the image is made.
+//
+// bf16 (cuda/kernels/tile.h): with whole pieces of 8 channels a window's chunk of 16 bytes lies in
+// one tap, and a thread takes the same chunk of the same pixels in every step, so that it keeps
+// where its pixels' windows begin and moves from tap to tap by counting; the first layers, with 3
+// or 4 channels, have a window of a few dozen elements and gather them one by one. An output is one
+// float32 accumulator over the window in ascending order, so that the tile chosen for the size of
+// the image does not show in the bits.
+#include "cuda/dispatch.h"
+#include "cuda/kernels.h"
+#include "cuda/kernels/tile.h"
+
+namespace unifluid::cuda {
+namespace {
+
+struct Params {
+  const void* x;
+  const void* weight;
+  const float* bias;
+  const void* residual;
+  void* out;
+  int64_t x_stride, weight_stride, residual_stride, out_stride;
+  int32_t height, width, row_pixels;  // enlarged; pixels of a row of x
+  int32_t enlarged;                   // by 1 << enlarged
+  int32_t channels, kernel, stride, pad;
+  int32_t out_width, pixels, outputs, window;  // window: kernel * kernel * channels
+  int32_t output_tiles;
+  bool pairs;  // two neighbouring outputs can be read and written at once
+};
+
+// Where the window of an output pixel begins in the enlarged image. Pixels past the last have
+// theirs so far above it that they are padding altogether.
+struct Corner {
+  int y, x;
+};
+UNIFLUID_DEVICE Corner corner_of(const Params& p, int pixel) {
+  constexpr int kFarAbove = -(1 << 30);
+  if (pixel >= p.pixels) return {kFarAbove, 0};
+  return {pixel / p.out_width * p.stride - p.pad, pixel % p.out_width * p.stride - p.pad};
+}
+
+// A place in the window: a tap and a channel.
+struct Tap {
+  int y, x, channel;
+};
+UNIFLUID_DEVICE Tap tap_of(const Params& p, int k) {
+  const int tap = k / p.channels;
+  return {tap / p.kernel, tap % p.kernel, k % p.channels};
+}
+UNIFLUID_DEVICE void advance(const Params& p, Tap& tap, int by) {
+  tap.channel += by;
+  while (tap.channel >= p.channels) {
+    tap.channel -= p.channels;
+    if (++tap.x == p.kernel) {
+      tap.x = 0;
+      ++tap.y;
+    }
+  }
+}
+
+// The element of x at a tap of a pixel's window; -1 in the padding and past the window's end.
+UNIFLUID_DEVICE int64_t element_at(const Params& p, const Corner& corner, const Tap& tap) {
+  const int y = corner.y + tap.y, x = corner.x + tap.x;
+  if (tap.y >= p.kernel || y < 0 || y >= p.height || x < 0 || x >= p.width) return -1;
+  const int64_t pixel = int64_t{y >> p.enlarged} * p.row_pixels + (x >> p.enlarged);
+  return pixel * p.x_stride + tap.channel;
+}
+
+// out[pixel, output] = residual + sum + bias
+template <class T>
+UNIFLUID_DEVICE void finish(const Params& p, int pixel, int output, float sum) {
+  if (pixel >= p.pixels || output >= p.outputs) return;
+  float v = sum + p.bias[output];
+  if (p.residual)
+    v += to_float(static_cast<const T*>(p.residual)[pixel * p.residual_stride + output]);
+  static_cast<T*>(p.out)[pixel * p.out_stride + output] = from_float<T>(v);
+}
+
+// The same for two neighbouring outputs of bfloat16, the first an even one.
+UNIFLUID_DEVICE void finish_pair(const Params& p, int pixel, int output, float first,
+                                 float second) {
+  if (pixel >= p.pixels || output >= p.outputs) return;
+  float low = first + p.bias[output], high = second + p.bias[output + 1];
+  if (p.residual) {
+    const bf16* residual = static_cast<const bf16*>(p.residual);
+    const uint32_t pair =
+        *reinterpret_cast<const uint32_t*>(residual + pixel * p.residual_stride + output);
+    low += __uint_as_float(pair << 16);
+    high += __uint_as_float(pair & 0xffff0000u);
+  }
+  bf16* out = static_cast<bf16*>(p.out) + pixel * p.out_stride + output;
+  *reinterpret_cast<uint32_t*>(out) = pack_bf16(low, high);
+}
+
+// ---- bfloat16 ----
+
+// Gathers a tile of windows, step by step.
+template <class T, bool kAligned>
+class Windows {
+ public:
+  UNIFLUID_DEVICE Windows(const Params& p, int first_pixel) : first_pixel_(first_pixel) {
+    if constexpr (kAligned) {
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i)
+        corners_[i] = corner_of(p, first_pixel + first_row() + i * kRowsAtOnce);
+      advance(p, tap_, chunk() * 8);
+    }
+  }
+
+  // The next kDepth elements of the windows, to the stage at `at`.
+  UNIFLUID_DEVICE void load(const Params& p, const Shared<bf16>& to, uint32_t at, int step) {
+    const bf16* x = static_cast<const bf16*>(p.x);
+    if constexpr (kAligned) {
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) {
+        const int64_t element = element_at(p, corners_[i], tap_);
+        const int row = first_row() + i * kRowsAtOnce;
+        cp_async16(to, at + static_cast<uint32_t>(row * T::kStride + chunk() * 8),
+                   x + (element < 0 ? 0 : element), element >= 0);
+      }
+      advance(p, tap_, T::kDepth);
+    } else {
+      static_assert(T::kThreads % T::kDepth == 0);
+      const int column = static_cast<int>(threadIdx.x) % T::kDepth;
+      const Tap tap = tap_of(p, step * T::kDepth + column);
+      for (int row = static_cast<int>(threadIdx.x) / T::kDepth; row < T::kRows;
+           row += T::kThreads / T::kDepth) {
+        const int64_t element = element_at(p, corner_of(p, first_pixel_ + row), tap);
+        to.store(at + static_cast<uint32_t>(row * T::kStride + column),
+                 element < 0 ? bf16{0} : x[element]);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kChunks = T::kDepth / 8, kRowsAtOnce = T::kThreads / kChunks;
+  static constexpr int kPixels = T::kRows / kRowsAtOnce;
+  static_assert(T::kRows % kRowsAtOnce == 0 && T::kThreads % kChunks == 0);
+
+  UNIFLUID_DEVICE static int chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
+  UNIFLUID_DEVICE static int first_row() { return static_cast<int>(threadIdx.x) / kChunks; }
+
+  int first_pixel_;
+  Corner corners_[kPixels];
+  Tap tap_{};
+};
+
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(T::kThreads) convolution_bf16(Params p) {
+  SharedArena arena;
+  const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
+  const auto w_tiles = arena.take<bf16>(T::kStages * T::kTileW);
+  // Blocks that share pixels run side by side, so that the image is read from memory once.
+  const int first_pixel = static_cast<int>(blockIdx.x) / p.output_tiles * T::kRows;
+  const int first_output = static_cast<int>(blockIdx.x) % p.output_tiles * T::kColumns;
+
+  Windows<T, kAligned> windows(p, first_pixel);
+  FragmentC sums[1][T::kPiecesM][T::kPiecesN] = {};
+  each_stage<T>((p.window + T::kDepth - 1) / T::kDepth,
+                [&](int step, uint32_t slot) {
+                  windows.load(p, x_tiles, slot * T::kTileX, step);
+                  load_tile<T, kAligned>(w_tiles, slot * T::kTileW, p.weight, p.weight_stride,
+                                         first_output, p.outputs, T::kColumns, step * T::kDepth,
+                                         p.window);
+                },
+                [&](uint32_t slot) {
+                  multiply_stage<T, 1>(sums, x_tiles, slot * T::kTileX, w_tiles, slot * T::kTileW);
+                });
+
+#pragma unroll
+  for (int i = 0; i < T::kPiecesM; ++i)
+#pragma unroll
+    for (int j = 0; j < T::kPiecesN; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const int pixel = first_pixel + T::row_of(i, e), output = first_output + T::column_of(j, e);
+        const float first = sums[0][i][j].x[e], second = sums[0][i][j].x[e + 1];
+        if (p.pairs) {
+          finish_pair(p, pixel, output, first, second);
+        } else {
+          finish<bf16>(p, pixel, output, first);
+          finish<bf16>(p, pixel, output + 1, second);
+        }
+      }
+}
+
+// To 3 channels: one piece of 16 columns, whose windows alone are worth reading.
+using Narrow = Tile<128, 16, 32, 4, 1, 4>;
+// Small images: as many blocks as there can be.
+using Small = Tile<64, 64, 32, 2, 2, 4>;
+using Square = Tile<128, 128, 32, 2, 4, 4>;
+// 64 x 64 outputs a warp, with 128 accumulators a thread; an operand comes from the second-level
+// cache for a third fewer bytes a product than with a square.
+using Large = Tile<256, 128, 32, 4, 2, 3>;
+
+template <class T, bool kAligned>
+void launch(Queue& queue, Params p) {
+  p.output_tiles = static_cast<int32_t>(blocks_for(p.outputs, T::kColumns));
+  const unsigned blocks = blocks_for(p.pixels, T::kRows) * static_cast<unsigned>(p.output_tiles);
+  queue.launch(convolution_bf16<T, kAligned>, dim3(blocks), dim3(T::kThreads), T::shared_bytes(1),
+               p);
+}
+
+template <bool kAligned>
+void launch(Queue& queue, const Params& p) {
+  // A tile must give three quarters of the multiprocessors a block, or a smaller one is faster.
+  const auto enough = [&](int rows, int columns) {
+    return int64_t{blocks_for(p.pixels, rows)} * blocks_for(p.outputs, columns) * 4 >=
+           int64_t{queue.limits().processors} * 3;
+  };
+  if (p.outputs <= Narrow::kColumns)
+    launch<Narrow, kAligned>(queue, p);
+  else if (p.outputs <= Small::kColumns || !enough(Square::kRows, Square::kColumns))
+    launch<Small, kAligned>(queue, p);
+  else if (!enough(Large::kRows, Large::kColumns))
+    launch<Square, kAligned>(queue, p);
+  else
+    launch<Large, kAligned>(queue, p);
+}
+
+// ---- float32 ----
+
+// 16 x 16 threads, each with 4 x 4 outputs; 16 deep.
+constexpr int kSide = 16, kEach = 4, kTile = kSide * kEach, kDepth = 16;
+constexpr int kFloatThreads = kSide * kSide;
+// One element longer than the tile, so that neither side of the exchange conflicts.
+constexpr int kFloatStride = kTile + 1;
+
+__global__ void __launch_bounds__(kFloatThreads) convolution_f32(Params p) {
+  SharedArena arena;
+  const auto x_tile = arena.take<float>(kDepth * kFloatStride);
+  const auto w_tile = arena.take<float>(kDepth * kFloatStride);
+  const int first_pixel = static_cast<int>(blockIdx.x) / p.output_tiles * kTile;
+  const int first_output = static_cast<int>(blockIdx.x) % p.output_tiles * kTile;
+  const int thread = static_cast<int>(threadIdx.x), ty = thread / kSide, tx = thread % kSide;
+  const float* x = static_cast<const float*>(p.x);
+  const float* weight = static_cast<const float*>(p.weight);
+
+  // In a step a thread gathers element `tx` of four windows and of four weights.
+  Corner corners[kEach];
+  for (int i = 0; i < kEach; ++i) corners[i] = corner_of(p, first_pixel + ty + kSide * i);
+  Tap tap{};
+  advance(p, tap, tx);
+
+  float sums[kEach][kEach] = {};
+  for (int first = 0; first < p.window; first += kDepth) {
+    const int k = first + tx;
+    for (int i = 0; i < kEach; ++i) {
+      const uint32_t at = static_cast<uint32_t>(tx * kFloatStride + ty + kSide * i);
+      const int64_t element = element_at(p, corners[i], tap);
+      x_tile.store(at, element < 0 ? 0.0f : x[element]);
+      const int output = first_output + ty + kSide * i;
+      w_tile.store(
+          at, output < p.outputs && k < p.window ? weight[output * p.weight_stride + k] : 0.0f);
+    }
+    advance(p, tap, kDepth);
+    __syncthreads();
+    for (int d = 0; d < min(kDepth, p.window - first); ++d) {
+      float a[kEach];
+      for (int i = 0; i < kEach; ++i)
+        a[i] = x_tile.load(static_cast<uint32_t>(d * kFloatStride + ty + kSide * i));
+      for (int j = 0; j < kEach; ++j) {
+        const float b = w_tile.load(static_cast<uint32_t>(d * kFloatStride + tx + kSide * j));
+        for (int i = 0; i < kEach; ++i) sums[i][j] = fmaf(a[i], b, sums[i][j]);
+      }
+    }
+    __syncthreads();
+  }
+  for (int i = 0; i < kEach; ++i)
+    for (int j = 0; j < kEach; ++j)
+      finish<float>(p, first_pixel + ty + kSide * i, first_output + tx + kSide * j, sums[i][j]);
+}
+
+void launch_f32(Queue& queue, Params p) {
+  p.output_tiles = static_cast<int32_t>(blocks_for(p.outputs, kTile));
+  const unsigned blocks = blocks_for(p.pixels, kTile) * static_cast<unsigned>(p.output_tiles);
+  const size_t shared =
+      SharedBytes{}.take<float>(kDepth * kFloatStride).take<float>(kDepth * kFloatStride).used;
+  queue.launch(convolution_f32, dim3(blocks), dim3(kFloatThreads), shared, p);
+}
+
+bool pairs(const Tensor& t) {
+  return !t ||
+         (reinterpret_cast<uintptr_t>(t.data) % 4 == 0 && t.cols % 2 == 0 && t.stride % 2 == 0);
+}
+
+}  // namespace
+
+void convolution(Queue& queue, const ConvolutionArgs& args) {
+  if (args.out.size() == 0) return;
+  Params p{};
+  p.x = args.x.data;
+  p.weight = args.weight.data;
+  p.bias = args.bias;
+  p.residual = args.residual.data;
+  p.out = args.out.data;
+  p.x_stride = args.x.stride;
+  p.weight_stride = args.weight.stride;
+  p.residual_stride = args.residual.stride;
+  p.out_stride = args.out.stride;
+  p.height = static_cast<int32_t>(args.height * args.upsample);
+  p.width = static_cast<int32_t>(args.width * args.upsample);
+  p.row_pixels = static_cast<int32_t>(args.width);
+  p.enlarged = args.upsample == 2;
+  p.channels = static_cast<int32_t>(args.x.cols);
+  p.kernel = static_cast<int32_t>(args.kernel);
+  p.stride = static_cast<int32_t>(args.stride);
+  p.pad = static_cast<int32_t>(args.pad_before);
+  p.out_width = static_cast<int32_t>(
+      (p.width + args.pad_before + args.pad_after - args.kernel) / args.stride + 1);
+  p.pixels = static_cast<int32_t>(args.out.rows);
+  p.outputs = static_cast<int32_t>(args.out.cols);
+  p.window = static_cast<int32_t>(args.weight.cols);
+  p.pairs = pairs(args.out) && pairs(args.residual);
+  if (args.x.type == DType::f32)
+    launch_f32(queue, p);
+  else if (aligned16(args.x) && aligned16(args.weight))
+    launch<true>(queue, p);
+  else
+    launch<false>(queue, p);
+}
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,142 @@
+// A block's tile of a bfloat16 matrix product x w^T on tensor cores: its shape, its way through
+// shared memory, and the products of a stage. Kernels say how their operands come there (rows of a
+// matrix, windows of an image) and what becomes of the sums.
+//
+// An output is one float32 accumulator over k in ascending steps of 16, whatever the tile. Rows in
+// shared memory are 8 elements longer than the tile is deep, so that the 8 rows an ldmatrix reads
+// lie in different banks.
+#pragma once
+
+#include "cuda/device/cp_async.h"
+#include "cuda/device/mma.h"
+#include "cuda/device/warp.h"
+
+namespace unifluid::cuda {
+
+template <int kRows_, int kColumns_, int kDepth_, int kWarpRows_, int kWarpColumns_, int kStages_>
+struct Tile {
+  static constexpr int kRows = kRows_, kColumns = kColumns_, kDepth = kDepth_;
+  static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_, kStages = kStages_;
+  static constexpr int kThreads = kWarpRows * kWarpColumns * kWarp;
+  static constexpr int kStride = kDepth + 8;
+  // elements of a stage, of x and of one matrix of weights
+  static constexpr uint32_t kTileX = kRows * kStride, kTileW = kColumns * kStride;
+  // m16 and n8 pieces of a warp
+  static constexpr int kPiecesM = kRows / kWarpRows / 16, kPiecesN = kColumns / kWarpColumns / 8;
+  static_assert(kPiecesM >= 1 && (kPiecesN == 1 || kPiecesN % 2 == 0) && kDepth % 32 == 0);
+
+  static size_t shared_bytes(int matrices) {
+    return SharedBytes{}
+        .template take<bf16>(kStages * kTileX)
+        .template take<bf16>(static_cast<size_t>(kStages * matrices) * kTileW)
+        .used;
+  }
+
+  // Where in the tile this warp's pieces begin, and this thread's element `e` of a piece's sums.
+  UNIFLUID_DEVICE static int warp_row() { return warp_index() / kWarpColumns * kPiecesM * 16; }
+  UNIFLUID_DEVICE static int warp_column() { return warp_index() % kWarpColumns * kPiecesN * 8; }
+  UNIFLUID_DEVICE static int row_of(int i, int e) {
+    return warp_row() + 16 * i + lane_index() / 4 + 8 * (e / 2);
+  }
+  UNIFLUID_DEVICE static int column_of(int j, int e) {
+    return warp_column() + 8 * j + lane_index() % 4 * 2 + e % 2;
+  }
+};
+
+// `rows` rows of `depth` elements of a matrix, those beyond its edges as zeros.
+template <class T, bool kAligned>
+UNIFLUID_DEVICE void load_tile(const Shared<bf16>& to, uint32_t at, const void* from,
+                               int64_t stride, int first_row, int all_rows, int rows, int first_k,
+                               int k) {
+  const bf16* source = static_cast<const bf16*>(from);
+  if constexpr (kAligned) {
+    constexpr int kChunks = T::kDepth / 8;
+    for (int i = static_cast<int>(threadIdx.x); i < rows * kChunks; i += T::kThreads) {
+      const int row = i / kChunks, column = i % kChunks * 8;
+      const bool inside = first_row + row < all_rows && first_k + column < k;
+      const int64_t offset = inside ? (first_row + row) * stride + first_k + column : 0;
+      cp_async16(to, at + static_cast<uint32_t>(row * T::kStride + column), source + offset,
+                 inside);
+    }
+  } else {
+    for (int i = static_cast<int>(threadIdx.x); i < rows * T::kDepth; i += T::kThreads) {
+      const int row = i / T::kDepth, column = i % T::kDepth;
+      const bool inside = first_row + row < all_rows && first_k + column < k;
+      to.store(at + static_cast<uint32_t>(row * T::kStride + column),
+               inside ? source[(first_row + row) * stride + first_k + column] : bf16{0});
+    }
+  }
+}
+
+// Runs the stages of a product: load(step, slot) starts the copies of a step's operands to stage
+// `slot`, kStages - 1 steps before multiply(slot) takes them. Plain stores to shared memory do in
+// place of copies.
+template <class T, class Load, class Multiply>
+UNIFLUID_DEVICE void each_stage(int steps, Load load, Multiply multiply) {
+  for (int step = 0; step < T::kStages - 1; ++step) {
+    if (step < steps) load(step, static_cast<uint32_t>(step));
+    cp_async_commit();
+  }
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<T::kStages - 2>();
+    __syncthreads();  // the stage has come, and the one before is free
+    const int next = step + T::kStages - 1;
+    if (next < steps) load(next, static_cast<uint32_t>(next % T::kStages));
+    cp_async_commit();
+    multiply(static_cast<uint32_t>(step % T::kStages));
+  }
+}
+
+// This warp's part of sums += x w^T for kMatrices weights whose tiles lie one after another: the
+// stage at `x_at` of `x_tiles` and at `w_at` of `w_tiles`.
+template <class T, int kMatrices>
+UNIFLUID_DEVICE void multiply_stage(FragmentC (&sums)[kMatrices][T::kPiecesM][T::kPiecesN],
+                                    const Shared<bf16>& x_tiles, uint32_t x_at,
+                                    const Shared<bf16>& w_tiles, uint32_t w_at) {
+  const int lane = lane_index(), row = T::warp_row(), column = T::warp_column();
+#pragma unroll
+  for (int k = 0; k < T::kDepth; k += 32) {
+    FragmentA x[2][T::kPiecesM];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < T::kPiecesM; ++i)
+        ldmatrix_x4<false>(x[half][i].x, x_tiles,
+                           x_at + static_cast<uint32_t>((row + 16 * i + lane % 16) * T::kStride +
+                                                        k + 16 * half + lane / 16 * 8));
+#pragma unroll
+    for (int w = 0; w < kMatrices; ++w) {
+      const uint32_t base = w_at + static_cast<uint32_t>(w) * T::kTileW;
+      if constexpr (T::kPiecesN == 1) {
+        // One piece of 8 columns: its four 8x8 matrices lie along k.
+        uint32_t b[4];
+        ldmatrix_x4<false>(
+            b, w_tiles,
+            base + static_cast<uint32_t>((column + lane % 8) * T::kStride + k + lane / 8 * 8));
+#pragma unroll
+        for (int i = 0; i < T::kPiecesM; ++i) {
+          mma(sums[w][i][0], x[0][i], FragmentB{{b[0], b[1]}});
+          mma(sums[w][i][0], x[1][i], FragmentB{{b[2], b[3]}});
+        }
+      } else {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int j = 0; j < T::kPiecesN; j += 2) {
+            uint32_t b[4];
+            ldmatrix_x4<false>(b, w_tiles,
+                               base + static_cast<uint32_t>(
+                                          (column + 8 * j + lane / 16 * 8 + lane % 8) * T::kStride +
+                                          k + 16 * half + lane / 8 % 2 * 8));
+#pragma unroll
+            for (int i = 0; i < T::kPiecesM; ++i) {
+              mma(sums[w][i][j], x[half][i], FragmentB{{b[0], b[1]}});
+              mma(sums[w][i][j + 1], x[half][i], FragmentB{{b[2], b[3]}});
+            }
+          }
+      }
+    }
+  }
+}
+
+}  // namespace unifluid::cuda
