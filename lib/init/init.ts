@@ -48,6 +48,12 @@ const DEFAULTS = {
   prompts: PROMPTS,
 };
 
+/** `generation_config.json` of a fresh model. */
+const GENERATION = {
+  image: { steps: 25, guidance: 2, guidance_schedule: "constant", temperature: 1, order: "random" },
+  text: { max_new_tokens: 64, temperature: 0 },
+};
+
 async function readYaml(path: string): Promise<Record<string, unknown>> {
   let json: unknown;
   try {
@@ -118,7 +124,8 @@ const json = (value: unknown) =>
 
 /**
  * Makes a checkpoint directory from `configPath`: the fields of config.json in YAML, and those of the
- * autoencoder's under `vae`. The directory must not exist; it appears when it is complete.
+ * autoencoder's under `vae`; where there is nothing else, a directory with an autoencoder alone. The directory
+ * must not exist; it appears when it is complete.
  */
 export async function initCheckpoint(
   configPath: string,
@@ -134,10 +141,6 @@ export async function initCheckpoint(
     const model = options[part];
     if (model !== undefined) donors[part] = await Donor.open(model);
   }
-  const config: Record<string, unknown> = { ...DEFAULTS, ...given };
-  const tokenizerAt = await locateCheckpoint(options.tokenizer);
-  const parsed = parseModelConfig(config, configPath);
-  await Tokenizer.load(join(tokenizerAt, "tokenizer.json"), parsed.text.vocabSize);
   const vaeConfig = donors.vae
     ? JSON.parse(await readFile(join(donors.vae.directory, "vae", "config.json"), "utf8"))
     : vaeFields;
@@ -146,11 +149,16 @@ export async function initCheckpoint(
   const vae = parseVaeConfig(
     Fields.of({ _class_name: "AutoencoderKL", ...vaeConfig }, `${configPath}: vae`),
   );
-  if (parsed.image) checkImageAgainstVae(parsed.image, vae, configPath);
+  const alone = Object.keys(given).length === 0 && !donors.text && !donors.vision;
+  const config: Record<string, unknown> = { ...DEFAULTS, ...given };
+  const parsed = alone ? undefined : parseModelConfig(config, configPath);
+  const tokenizerAt = await locateCheckpoint(options.tokenizer);
+  if (parsed) await Tokenizer.load(join(tokenizerAt, "tokenizer.json"), parsed.text.vocabSize);
+  if (parsed?.image) checkImageAgainstVae(parsed.image, vae, configPath);
 
   const { seed } = options;
   const head =
-    parsed.image && !parsed.image.flow
+    parsed?.image && !parsed.image.flow
       ? noiseIsInput(parsed.image.headWidth, parsed.image.tokenChannels, seed)
       : undefined;
   const special: Record<string, Float32Array | undefined> = {
@@ -181,31 +189,21 @@ export async function initCheckpoint(
   await rm(beside, { recursive: true, force: true });
   await mkdir(join(beside, "vae"), { recursive: true });
   try {
-    await write(join(beside, "model.safetensors"), modelTensors(parsed));
     await write(join(beside, "vae", "diffusion_pytorch_model.safetensors"), vaeTensors(vae));
-    await writeFile(join(beside, "config.json"), json(config));
     await writeFile(
       join(beside, "vae", "config.json"),
       json({ _class_name: "AutoencoderKL", ...vaeConfig }),
     );
-    for (const name of ["tokenizer.json", "tokenizer_config.json"])
-      await copyFile(join(tokenizerAt, name), join(beside, name));
-    const side = parsed.vision?.imageSize;
-    if (side !== undefined)
-      await writeFile(join(beside, "preprocessor_config.json"), json(preprocessor(side)));
-    await writeFile(
-      join(beside, "generation_config.json"),
-      json({
-        image: {
-          steps: 25,
-          guidance: 2,
-          guidance_schedule: "constant",
-          temperature: 1,
-          order: "random",
-        },
-        text: { max_new_tokens: 64, temperature: 0 },
-      }),
-    );
+    if (parsed) {
+      await write(join(beside, "model.safetensors"), modelTensors(parsed));
+      await writeFile(join(beside, "config.json"), json(config));
+      for (const name of ["tokenizer.json", "tokenizer_config.json"])
+        await copyFile(join(tokenizerAt, name), join(beside, name));
+      const side = parsed.vision?.imageSize;
+      if (side !== undefined)
+        await writeFile(join(beside, "preprocessor_config.json"), json(preprocessor(side)));
+      await writeFile(join(beside, "generation_config.json"), json(GENERATION));
+    }
     // Whatever does not fit shows here, before the directory appears.
     await readCheckpoint(beside);
     await mkdir(dirname(target), { recursive: true });

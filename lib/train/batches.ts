@@ -1,17 +1,13 @@
 /** The examples of a step as the native trainer takes them. A step's batch is a function of its number. */
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
-import { InvalidRecordError, TrainingDataError, UniFluidError } from "../errors.js";
+import { InvalidRecordError } from "../errors.js";
 import type { NativeTrainingSequence } from "../native.js";
 import { Random } from "../philox.js";
 import { fillTemplate } from "../prompts.js";
-import type { RunConfig } from "./config.js";
+import { BrokenRecords } from "./broken-records.js";
+import type { UnifiedRunConfig } from "./config.js";
 import { Pictures } from "./pictures.js";
 import { Source, type TrainingExample } from "./source.js";
-
-/** Records that may be tried in the place of a broken one. */
-const SUBSTITUTES = 100;
-/** Records seen before a share of broken ones means anything. */
-const LEAST_SEEN = 200;
 
 interface OpenSource {
   source: Source;
@@ -19,22 +15,29 @@ interface OpenSource {
   examples: number;
 }
 
+/** Examples of a step as `parts` batches: dealt out in turn, so that each has some of every source. */
+export function dealt<T>(examples: readonly T[], parts: number): T[][] {
+  const count = Math.min(parts, examples.length);
+  return Array.from({ length: count }, (_, p) => examples.filter((_, i) => i % count === p));
+}
+
 export class Batches {
   private readonly encoded = new Map<string, number[]>();
-  /** Broken records by source and index, told once. */
-  private readonly broken = new Set<string>();
-  private seen = 0;
+  /** By source and index. */
+  private readonly broken: BrokenRecords;
 
   private constructor(
     private readonly checkpoint: Checkpoint,
-    private readonly config: RunConfig,
+    private readonly config: UnifiedRunConfig,
     private readonly sources: readonly OpenSource[],
-    private readonly onBroken: (message: string) => void,
-  ) {}
+    onBroken: (message: string) => void,
+  ) {
+    this.broken = new BrokenRecords(config.brokenShare, onBroken);
+  }
 
   static async open(
     checkpoint: Checkpoint,
-    config: RunConfig,
+    config: UnifiedRunConfig,
     onBroken: (message: string) => void,
   ): Promise<Batches> {
     const caches = new Map<string, Pictures>();
@@ -56,42 +59,16 @@ export class Batches {
     // Streams above those of the sources' orders (`Source.at`).
     const random = (k: number) => new Random(BigInt(this.config.seed), 1_000_000 + k, step);
     const jobs: Promise<NativeTrainingSequence>[] = [];
-    for (const open of this.sources)
-      for (let k = 0; k < open.examples; k++)
-        jobs.push(this.draw(open, (step - 1) * open.examples + k, random(jobs.length)));
-    const all = await Promise.all(jobs);
-    const parts = Math.min(this.config.accumulation, all.length);
-    // Dealt out in turn, so that each batch has some of every source.
-    return Array.from({ length: parts }, (_, p) => all.filter((_, i) => i % parts === p));
-  }
-
-  private async draw(open: OpenSource, position: number, random: Random) {
-    const { source } = open;
-    for (let attempt = 0; attempt < Math.min(SUBSTITUTES, source.length); attempt++) {
-      const index = source.at(position + attempt);
-      const name = `${source.path}: record ${index}`;
-      if (this.broken.has(name)) continue;
-      if (attempt === 0) this.seen++;
-      try {
-        return await this.sequence(source.example(index, random), open.pictures, random);
-      } catch (error) {
-        this.skip(name, error);
+    for (const { source, pictures, examples } of this.sources)
+      for (let k = 0; k < examples; k++) {
+        const draws = random(jobs.length);
+        jobs.push(
+          this.broken.replace(source, (step - 1) * examples + k, async (index) =>
+            this.sequence(source.example(index, draws), pictures, draws),
+          ),
+        );
       }
-    }
-    throw new TrainingDataError(`${source.path}: too many broken records one after another`);
-  }
-
-  private skip(name: string, error: unknown): void {
-    const known =
-      error instanceof UniFluidError || typeof (error as { errno?: unknown }).errno === "number";
-    if (!known) throw error;
-    this.broken.add(name);
-    this.onBroken(`${name}: ${(error as Error).message}`);
-    const most = this.config.brokenShare * Math.max(this.seen, LEAST_SEEN);
-    if (this.broken.size > most)
-      throw new TrainingDataError(
-        `${this.broken.size} of ${this.seen} records seen are broken, more than brokenShare (${this.config.brokenShare}) allows; the last: ${name}: ${(error as Error).message}`,
-      );
+    return dealt(await Promise.all(jobs), this.config.accumulation);
   }
 
   private ids(text: string): number[] {
@@ -161,8 +138,8 @@ export class Batches {
           paths.set(image, pictures);
           if (target) paths.set(target, pictures);
         } catch (error) {
-          this.seen++;
-          this.skip(`${source.path}: record ${i}`, error);
+          this.broken.count();
+          this.broken.skip(`${source.path}: record ${i}`, error);
         }
       }
     let done = 0;
@@ -171,8 +148,8 @@ export class Batches {
       for (let next = left.pop(); next; next = left.pop()) {
         signal?.throwIfAborted();
         const [path, pictures] = next;
-        this.seen++;
-        await pictures.prepare(path).catch((error) => this.skip(path, error));
+        this.broken.count();
+        await pictures.prepare(path).catch((error) => this.broken.skip(path, error));
         onPicture(++done, paths.size);
       }
     };

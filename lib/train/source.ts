@@ -25,6 +25,9 @@ const recordSchema = z.discriminatedUnion("task", [
   z.object({ task: z.literal("edit"), image: text, target: text, instruction: texts }),
 ]);
 
+/** What an autoencoder takes of a record, whatever its task. */
+const picturesSchema = z.object({ image: text, target: text.optional() });
+
 /** One example to learn: what is said, and the paths of its pictures. */
 export interface TrainingExample {
   task: TemplateTask;
@@ -40,13 +43,15 @@ export interface TrainingExample {
 const pickOne = (from: string | string[], random: Random): string =>
   typeof from === "string" ? from : random.pick(from);
 
+function checked<T>(schema: z.ZodType<T>, value: unknown): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const { path, message } = result.error.issues[0]!;
+  throw new InvalidRecordError(`${path.join(".") || "record"}: ${message}`);
+}
+
 function toExample(value: unknown, folder: string, random: Random): TrainingExample {
-  const result = recordSchema.safeParse(value);
-  if (!result.success) {
-    const { path, message } = result.error.issues[0]!;
-    throw new InvalidRecordError(`${path.join(".") || "record"}: ${message}`);
-  }
-  const record = result.data;
+  const record = checked(recordSchema, value);
   const image = resolve(folder, record.image);
   switch (record.task) {
     case "generate":
@@ -111,12 +116,21 @@ export class Source {
 
   /** Record `index` as an example; `random` picks among its texts. Throws `INVALID_RECORD`. */
   example(index: number, random: Random): TrainingExample {
-    let value: unknown;
+    return toExample(this.record(index), dirname(this.path), random);
+  }
+
+  /** Paths of the pictures of record `index`, which needs no task. Throws `INVALID_RECORD`. */
+  pictures(index: number): string[] {
+    const { image, target } = checked(picturesSchema, this.record(index));
+    const folder = dirname(this.path);
+    return [image, ...(target ? [target] : [])].map((path) => resolve(folder, path));
+  }
+
+  private record(index: number): unknown {
     try {
-      value = JSON.parse(this.lines[index] as string);
+      return JSON.parse(this.lines[index] as string);
     } catch (cause) {
       throw new InvalidRecordError(`not JSON: ${(cause as Error).message}`, { cause });
     }
-    return toExample(value, dirname(this.path), random);
   }
 }
