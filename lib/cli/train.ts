@@ -123,10 +123,7 @@ async function prepare(config: string, context: Context): Promise<void> {
   let pictures = 0;
   const progress = startRate(context, undefined);
   try {
-    await batches.prepare((_, total) => {
-      pictures = total;
-      progress.advance("done");
-    }, context.signal);
+    pictures = await batches.prepare(() => progress.advance("done"), context.signal);
   } finally {
     progress.stop();
     await batches.close();

@@ -22,18 +22,17 @@ import type {
 import { Random } from "../philox.js";
 import { resize, toVaePixels } from "../preprocess.js";
 import { psnr } from "../psnr.js";
-import { dealt } from "./batches.js";
 import { BrokenRecords } from "./broken-records.js";
-import type { AutoencoderRunConfig } from "./config.js";
+import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
 import { equalizeLatents, LatentMeter, latentFactors } from "./latents.js";
+import { dealt, Mixture, openSource } from "./mixture.js";
 import type { Losses } from "./run-folder.js";
-import { Source } from "./source.js";
-import { commonOptions, createTrainer, type Subject } from "./subject.js";
+import type { Source, SourceRecord } from "./source.js";
+import { commonOptions, createTrainer, type StepData, type Subject } from "./subject.js";
 
 /** Pictures that are encoded or decoded at a time. */
 const AT_ONCE = 16;
-/** Streams of randomness above those of the sources' orders (`Source.at`). */
-const PICK_STREAM = 1_000_000;
+/** The stream of randomness of the sheets of samples, and the place of their own manifest among the sources. */
 const SHEET_STREAM = 1_000;
 /** Square of the distance between the darkest pixel, -1, and the brightest, 1. */
 const PEAK_SQUARE = 4;
@@ -43,21 +42,15 @@ const ENCODER = /^(encoder|quant_conv)\./;
 const BESIDE_LATENTS = /^(post_)?quant_conv\./;
 
 export class AutoencoderSubject implements Subject {
-  private readonly records: BrokenRecords;
-
   private constructor(
     private readonly config: AutoencoderRunConfig,
     private readonly checkpoint: Checkpoint,
     readonly tensors: readonly NativeTensor[],
     private readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
-    private readonly sources: readonly Source[],
-    private readonly shown: Source,
+    readonly mixture: Mixture,
     private readonly size: number,
-    onNote: (message: string) => void,
-  ) {
-    this.records = new BrokenRecords(config.brokenShare, (m) => onNote(`skipped ${m}`));
-  }
+  ) {}
 
   static async open(
     config: AutoencoderRunConfig,
@@ -67,13 +60,10 @@ export class AutoencoderSubject implements Subject {
     const { spec } = checkpoint;
     const size = pictureSize(config, checkpoint);
     const tensors = spec.tensors.filter((t) => t.name.startsWith("vae."));
-    const seed = BigInt(config.seed);
-    const sources: Source[] = [];
-    for (const [i, { manifest }] of config.sources.entries())
-      sources.push(await Source.open(manifest, seed, i));
-    const shown = config.samples?.manifest
-      ? await Source.open(config.samples.manifest, seed, SHEET_STREAM)
-      : (sources[0] as Source);
+    const broken = new BrokenRecords(config.brokenShare, (m) => onNote(`skipped ${m}`));
+    const mixture = await Mixture.open(config, broken);
+    // It is read when there is something to show; that it can be is known now.
+    if (config.samples) await (await openShown(config)).close();
     const common = commonOptions(config, tensors, storedName);
     const native = await createTrainer(
       { files: spec.files, tensors, vae: spec.vae },
@@ -89,46 +79,23 @@ export class AutoencoderSubject implements Subject {
       },
     );
     const frozen = new Set(common.frozen);
-    return new AutoencoderSubject(
-      config,
-      checkpoint,
-      tensors,
-      frozen,
-      native,
-      sources,
-      shown,
-      size,
-      onNote,
-    );
+    return new AutoencoderSubject(config, checkpoint, tensors, frozen, native, mixture, size);
   }
 
-  async batches(step: number): Promise<NativeVaeExample[][]> {
-    const examples = await Promise.all(
-      (await this.pictures(step)).map(async (picture) => ({
-        pixels: await toVaePixels(picture, this.size, this.size, loadAddon()),
-      })),
-    );
-    return dealt(examples, this.config.accumulation);
-  }
-
-  /** Of a step, from 1. Of a record with two pictures, one is drawn. */
-  private pictures(step: number): Promise<Image[]> {
-    const jobs: Promise<Image>[] = [];
-    for (const [i, { examples }] of this.config.sources.entries())
-      for (let k = 0; k < examples; k++) {
-        const draws = new Random(BigInt(this.config.seed), PICK_STREAM + jobs.length, step);
-        jobs.push(this.picture(this.sources[i] as Source, (step - 1) * examples + k, draws));
-      }
-    return Promise.all(jobs);
-  }
-
-  private picture(source: Source, position: number, draws: Random): Promise<Image> {
+  async batches(step: number): Promise<StepData<NativeVaeExample>> {
     const { size } = this;
-    return this.records.replace(source, position, async (index) => {
-      const image = await decodeImage(draws.pick(source.pictures(index)));
-      const { pixels } = await resize(image, size, size, "bicubic", loadAddon());
-      return Image.fromPixels(pixels, size, size);
-    });
+    const { examples, positions } = await this.mixture.draw(step, async (record, random) => ({
+      pixels: await toVaePixels(await this.picture(record, random), size, size, loadAddon()),
+    }));
+    return { batches: dealt(examples, this.config.accumulation), positions };
+  }
+
+  /** Of a record with two pictures, one is drawn. */
+  private async picture(record: SourceRecord, random: Random): Promise<Image> {
+    const file = random.pick(record.pictures());
+    const image = await decodeImage(typeof file === "string" ? file : file.bytes);
+    const { pixels } = await resize(image, this.size, this.size, "bicubic", loadAddon());
+    return Image.fromPixels(pixels, this.size, this.size);
   }
 
   losses({ vae }: NativeStepResult): Losses {
@@ -201,23 +168,24 @@ export class AutoencoderSubject implements Subject {
   private async measure(folder: string) {
     await using model = await UniFluid.load(folder, { threads: this.config.threads });
     const meter = new LatentMeter((this.checkpoint.spec.vae as NativeVaeConfig).latentChannels);
+    const mixture = await Mixture.open(this.config, this.mixture.broken);
     let left = this.config.latentPictures;
     for (let step = 1; left > 0; step++) {
-      const pictures = (await this.pictures(step)).slice(0, left);
+      const { examples } = await mixture.draw(step, (record, random) =>
+        this.picture(record, random),
+      );
+      const pictures = examples.slice(0, left);
       left -= pictures.length;
       for (const latents of await inTurn(pictures, (picture) => model.encodeImage(picture)))
         meter.add(latents);
     }
+    await mixture.close();
     return meter.statistics();
   }
 
   /** Pairs of a picture and what is left of it, with the mean PSNR of all. */
   async sample(checkpoint: string) {
-    const { pictures: count } = this.config.samples!;
-    const draws = new Random(BigInt(this.config.seed), SHEET_STREAM, 0);
-    const pictures: Image[] = [];
-    for (let i = 0; i < Math.min(count, this.shown.length); i++)
-      pictures.push(await this.picture(this.shown, i, draws));
+    const pictures = await this.shown();
     await using model = await UniFluid.load(checkpoint, { threads: this.config.threads });
     const [width, height] = [this.size, this.size];
     const pairs = await inTurn(pictures, async (picture) => {
@@ -236,9 +204,36 @@ export class AutoencoderSubject implements Subject {
     return { sheet, figures: { psnr: mean } };
   }
 
+  /** The pictures of a sheet: the same each time. */
+  private async shown(): Promise<Image[]> {
+    const { config, mixture } = this;
+    const random = new Random(BigInt(config.seed), SHEET_STREAM, 0);
+    const source = await openShown(config);
+    const pictures: Image[] = [];
+    const names = new Set<string>();
+    while (pictures.length < config.samples!.pictures) {
+      const record = await source.next();
+      if (names.has(record.name)) break; // those were all
+      names.add(record.name);
+      await mixture.broken.attempt(record.name, async () => {
+        pictures.push(await this.picture(record, random));
+      });
+    }
+    await source.close();
+    return pictures;
+  }
+
   async close(): Promise<void> {
     this.native.dispose();
+    await this.mixture.close();
   }
+}
+
+/** The source of the pictures that sheets show. */
+function openShown({ samples, sources, seed }: AutoencoderRunConfig): Promise<Source> {
+  return samples?.manifest
+    ? openSource({ manifest: samples.manifest }, BigInt(seed), SHEET_STREAM)
+    : openSource(sources[0] as SourceConfig, BigInt(seed), 0);
 }
 
 /** The side of a run's pictures. */

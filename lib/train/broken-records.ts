@@ -1,9 +1,6 @@
-/** Records of training that cannot be used: each is told once and replaced by the next, too many stop the run. */
+/** Records of training that cannot be used: each is told once, and too many stop the run. */
 import { TrainingDataError, UniFluidError } from "../errors.js";
-import type { Source } from "./source.js";
 
-/** Records that may be tried in the place of a broken one. */
-const SUBSTITUTES = 100;
 /** Records seen before a share of broken ones means anything. */
 const LEAST_SEEN = 200;
 
@@ -18,38 +15,24 @@ export class BrokenRecords {
   ) {}
 
   /**
-   * What `make` makes of the record that comes `position`-th in a source, or of the next that can be used.
-   * Throws `TRAINING_DATA` where there are too many that cannot.
+   * Does `work` with the record of a name, unless the record is known to be broken or `work` finds it so. Throws
+   * `TRAINING_DATA` where there are too many of those, and what the record is not to blame for.
    */
-  async replace<T>(
-    source: Source,
-    position: number,
-    make: (index: number) => Promise<T>,
-  ): Promise<T> {
-    for (let attempt = 0; attempt < Math.min(SUBSTITUTES, source.length); attempt++) {
-      const index = source.at(position + attempt);
-      const name = `${source.path}: record ${index}`;
-      if (this.names.has(name)) continue;
-      if (attempt === 0) this.count();
-      try {
-        return await make(index);
-      } catch (error) {
-        this.skip(name, error);
-      }
-    }
-    throw new TrainingDataError(`${source.path}: too many broken records one after another`);
-  }
-
-  /** Counts a record that is tried. */
-  count(): void {
+  async attempt(name: string, work: () => Promise<void>): Promise<void> {
+    if (this.names.has(name)) return;
     this.seen++;
+    try {
+      await work();
+    } catch (error) {
+      this.note(name, error);
+    }
   }
 
-  /** Notes a record that failed with `error`, which is thrown again unless the record is to blame. */
-  skip(name: string, error: unknown): void {
+  private note(name: string, error: unknown): void {
     const known =
       error instanceof UniFluidError || typeof (error as { errno?: unknown }).errno === "number";
     if (!known) throw error;
+    if (this.names.has(name)) return; // it came twice at once
     this.names.add(name);
     this.onBroken(`${name}: ${(error as Error).message}`);
     if (this.names.size > this.share * Math.max(this.seen, LEAST_SEEN))

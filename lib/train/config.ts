@@ -10,12 +10,31 @@ const positive = z.number().positive().finite();
 const share = z.number().min(0).max(1);
 const count = z.number().int().positive();
 
-const sourceSchema = z.strictObject({
-  /** JSON lines beside their images. */
-  manifest: z.string().min(1),
-  /** Examples of each step that come from here: the weight in the mixture. */
-  examples: count,
-});
+const pattern = z.string().min(1);
+
+const sourceSchema = z
+  .strictObject({
+    /** JSON lines beside their images. */
+    manifest: pattern.optional(),
+    /** Tar files in the form of WebDataset: names with {000..011}, {a,b}, * and ?. */
+    shards: z
+      .union([pattern, z.array(pattern).min(1)])
+      .transform((value) => (typeof value === "string" ? [value] : value))
+      .optional(),
+    /** Examples of each step that come from here: the weight in the mixture. */
+    examples: count,
+    /** Records in the shuffle buffer; 1: in the order in which they lie. Default: all of a manifest, 1000 of shards. */
+    shuffle: count.optional(),
+    /** Shards: what a plain text beside an image is. */
+    task: z.enum(["caption", "generate"]).optional(),
+  })
+  .refine(({ manifest, shards }) => (manifest === undefined) !== (shards === undefined), {
+    error: "expected either manifest or shards",
+  })
+  .refine(({ manifest, task }) => manifest === undefined || task === undefined, {
+    error: "expected no task: records of a manifest have their own",
+    path: ["task"],
+  });
 
 const sampleSchema = z.strictObject({
   every: count,
@@ -101,6 +120,8 @@ export type AutoencoderRunConfig = z.infer<typeof autoencoderSchema>;
 /** The run of a whole model, or of an autoencoder. */
 export type RunConfig = UnifiedRunConfig | AutoencoderRunConfig;
 
+export type SourceConfig = RunConfig["sources"][number];
+
 export const isAutoencoderRun = (config: RunConfig): config is AutoencoderRunConfig =>
   "autoencoder" in config;
 
@@ -109,7 +130,10 @@ export function parseRunConfig(value: unknown, where: string, folder: string): R
   const at = (path: string) => resolve(folder, path);
   const directory = (name: string) => (/[\\/.]/.test(name) ? at(name) : name);
   const sourcesOf = (config: RunConfig) =>
-    config.sources.map((s) => ({ ...s, manifest: at(s.manifest) }));
+    config.sources.map(({ manifest, shards, ...rest }) => ({
+      ...(manifest === undefined ? { shards: shards!.map(at) } : { manifest: at(manifest) }),
+      ...rest,
+    }));
   if (isObject(value) && "autoencoder" in value) {
     const config = check(autoencoderSchema, value, where);
     const { samples } = config;

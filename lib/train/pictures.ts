@@ -5,10 +5,11 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { appendFile, type FileHandle, mkdir, open, readFile, stat } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { TrainingDataError } from "../errors.js";
 import { decodeImage } from "../image-input.js";
 import { UniFluid } from "../model.js";
 
@@ -19,6 +20,17 @@ export interface Picture {
   latents: Float32Array;
 }
 
+/** A picture that is not decoded yet: a path, or the bytes of a file within another. */
+export type PictureFile = string | PackedPicture;
+
+export interface PackedPicture {
+  /** The name that it is kept under: the outer file's path and its own. */
+  path: string;
+  bytes: Uint8Array;
+  /** When the outer file was last written, in milliseconds. */
+  modified: number;
+}
+
 interface Entry {
   path: string;
   /** Of the file, to see whether it has changed. */
@@ -27,8 +39,16 @@ interface Entry {
   slot: number;
 }
 
-/** Name of the folder beside a manifest that prepared pictures lie in. */
+/** Name of the folder beside a manifest or shards that prepared pictures lie in. */
 export const CACHE_FOLDER = ".unifluid-cache";
+
+async function stampOf(path: string): Promise<Omit<Entry, "slot">> {
+  const { size: bytes, mtimeMs: modified } = await stat(path);
+  return { path, bytes, modified };
+}
+
+/** The name of a picture as messages and the cache have it. */
+export const pathOf = (file: PictureFile): string => (typeof file === "string" ? file : file.path);
 
 /** What latents depend on: the autoencoder, the size and the grid. */
 async function identity(checkpoint: Checkpoint): Promise<string> {
@@ -60,15 +80,21 @@ export class Pictures {
     private readonly threads: number | undefined,
   ) {}
 
-  /** Opens the cache beside `manifest`, or begins one. */
-  static async open(manifest: string, checkpoint: Checkpoint, threads?: number): Promise<Pictures> {
+  /** Opens the cache in `parent`, or begins one. */
+  static async open(parent: string, checkpoint: Checkpoint, threads?: number): Promise<Pictures> {
     const { spec, config } = checkpoint;
     const size = config?.image?.imageSize ?? spec.vision?.imageSize ?? 0;
     const latents = spec.image ? spec.image.grid ** 2 * spec.image.tokenChannels : 0;
-    const folder = join(dirname(manifest), CACHE_FOLDER);
-    await mkdir(folder, { recursive: true });
+    const folder = join(parent, CACHE_FOLDER);
     const name = join(folder, await identity(checkpoint));
-    const data = await open(`${name}.bin`, "a+");
+    let data: FileHandle;
+    try {
+      await mkdir(folder, { recursive: true });
+      data = await open(`${name}.bin`, "a+");
+    } catch (cause) {
+      const reason = (cause as Error).message;
+      throw new TrainingDataError(`cannot keep prepared pictures: ${reason}`, { cause });
+    }
     const pictures = new Pictures(checkpoint, size, latents, data, `${name}.jsonl`, threads);
     await pictures.readIndex();
     return pictures;
@@ -97,8 +123,8 @@ export class Pictures {
   }
 
   /** Throws what decoding throws. */
-  async get(path: string): Promise<Picture> {
-    const entry = await this.prepare(path);
+  async get(file: PictureFile): Promise<Picture> {
+    const entry = await this.prepare(file);
     const bytes = new Uint8Array(this.slotBytes);
     await this.data.read(bytes, 0, bytes.length, entry.slot * this.slotBytes);
     const split = this.size * this.size * 3;
@@ -109,19 +135,23 @@ export class Pictures {
   }
 
   /** Where a picture is kept; computed and added where it is new or has changed. */
-  async prepare(path: string): Promise<Entry> {
+  async prepare(file: PictureFile): Promise<Entry> {
+    const { path, bytes, modified } =
+      typeof file === "string" ? await stampOf(file) : { ...file, bytes: file.bytes.length };
     const known = this.entries.get(path);
-    const { size: bytes, mtimeMs: modified } = await stat(path);
     if (known?.bytes === bytes && known.modified === modified) return known;
     const begun = this.waiting.get(path);
     if (begun) return begun;
-    const made = this.add(path, bytes, modified).finally(() => this.waiting.delete(path));
+    const input = typeof file === "string" ? file : file.bytes;
+    const made = this.add(input, { path, bytes, modified }).finally(() =>
+      this.waiting.delete(path),
+    );
     this.waiting.set(path, made);
     return made;
   }
 
-  private async add(path: string, bytes: number, modified: number): Promise<Entry> {
-    const { pixels: decoded, width, height } = await decodeImage(path);
+  private async add(input: string | Uint8Array, stamp: Omit<Entry, "slot">): Promise<Entry> {
+    const { pixels: decoded, width, height } = await decodeImage(input);
     const fits = width === this.size && height === this.size;
     const pixels = fits
       ? decoded
@@ -137,12 +167,12 @@ export class Pictures {
         pixels.length,
       );
     }
-    const entry = { path, bytes, modified, slot: 0 };
+    const entry = { ...stamp, slot: 0 };
     const write = this.writing.then(async () => {
       await this.data.appendFile(slot);
       entry.slot = this.slots++;
       await appendFile(this.index, `${JSON.stringify(entry)}\n`);
-      this.entries.set(path, entry);
+      this.entries.set(entry.path, entry);
     });
     this.writing = write.catch(() => {});
     await write;

@@ -42,7 +42,11 @@ export interface SampleFigures {
 
 const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "second"];
 /** The state of the optimizer beside a checkpoint's weights. */
-export const STATE_FILE = "trainer.safetensors";
+const STATE_FILE = "trainer.safetensors";
+/** Where each source of the run is. */
+const POSITIONS_FILE = "positions.json";
+/** Of a checkpoint, what is not the model's but of the run that wrote it. */
+export const RUN_FILES = [STATE_FILE, POSITIONS_FILE];
 const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
 
 export class RunFolder {
@@ -97,6 +101,7 @@ export class RunFolder {
     trainer: NativeTrainer,
     tensors: readonly NativeTensor[],
     average: boolean,
+    positions: readonly unknown[],
     write: (folder: string) => Promise<void>,
   ): Promise<string> {
     const target = this.checkpoint(step);
@@ -116,6 +121,7 @@ export class RunFolder {
         })),
       ),
     );
+    await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(positions)}\n`);
     await rm(target, { recursive: true, force: true });
     await rename(beside, target);
     const others = (await this.steps()).filter((s) => s !== step);
@@ -140,6 +146,18 @@ export class RunFolder {
     }
     if (found % known.size !== 0)
       throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} lacks tensors of this model`);
+  }
+
+  /** Where the sources were at a checkpoint; undefined: it was written by a version that did not keep it. */
+  async positions(step: number): Promise<unknown[] | undefined> {
+    const path = join(this.checkpoint(step), POSITIONS_FILE);
+    const text = await readFile(path, "utf8").catch(() => undefined);
+    if (text === undefined) return undefined;
+    try {
+      return JSON.parse(text) as unknown[];
+    } catch (cause) {
+      throw new InvalidCheckpointError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
+    }
   }
 
   /** Lines of metrics up to a step; what a later part of a broken-off run wrote is dropped. */

@@ -13,14 +13,23 @@ import type {
   NativeVaeExample,
 } from "../native.js";
 import { matches, type RunConfig } from "./config.js";
+import type { Mixture } from "./mixture.js";
 import type { Losses } from "./run-folder.js";
+
+/** The examples of a step as batches whose gradients are summed, and where the sources are after it. */
+export interface StepData<Example> {
+  batches: Example[][];
+  positions: unknown[];
+}
 
 export interface Subject {
   readonly native: NativeTrainer;
   /** Those that the trainer has, under their canonical names. */
   readonly tensors: readonly NativeTensor[];
-  /** The examples of step `step`, from 1. Throws `TRAINING_DATA`. */
-  batches(step: number): Promise<NativeTrainingSequence[][] | NativeVaeExample[][]>;
+  /** Where the examples come from. */
+  readonly mixture: Mixture;
+  /** The examples of step `step`, from 1; steps follow one another. Throws `TRAINING_DATA`. */
+  batches(step: number): Promise<StepData<NativeTrainingSequence> | StepData<NativeVaeExample>>;
   /** What a line of metrics says of a step. */
   losses(result: NativeStepResult, seconds: number): Losses;
   /** Losses by name: those that are not finite or explode end the run. NaN where a step has none. */

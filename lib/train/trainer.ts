@@ -37,6 +37,8 @@ export interface TrainSummary {
 export class Trainer {
   /** The step of the last checkpoint. */
   private saved: number;
+  /** Where the sources were after the last step done here. */
+  private positions: unknown[] = [];
   private readonly watches = new Map<string, Watch>();
 
   private constructor(
@@ -75,7 +77,12 @@ export class Trainer {
     try {
       if (!there) await folder.create(text);
       const step = there ? ((await folder.steps()).at(-1) ?? 0) : 0;
-      if (step > 0) await folder.restore(step, subject.native, subject.tensors);
+      if (step > 0) {
+        await folder.restore(step, subject.native, subject.tensors);
+        await subject.mixture.restore(step, await folder.positions(step), (name) =>
+          onNote(`${name} is not as it was: it is read from its beginning`),
+        );
+      }
       const metrics = await folder.keepMetrics(step);
       const figures = await folder.keepFigures(step);
       return new Trainer(run, options, folder, subject, step, metrics, figures);
@@ -105,10 +112,10 @@ export class Trainer {
     let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
     while (this.step < config.steps && !options.signal?.aborted) {
       const step = this.step + 1;
-      const batch = (await next)!;
+      const { batches, positions } = (await next)!;
       const begun = performance.now();
       const learningRate = learningRateAt(step, config);
-      const work = subject.native.step(batch, { step, learningRate });
+      const work = subject.native.step(batches, { step, learningRate });
       // The next batch is made while this one is at work.
       next = step < config.steps ? subject.batches(step + 1) : undefined;
       next?.catch(() => {}); // told when it is waited for
@@ -117,6 +124,7 @@ export class Trainer {
       });
       this.judge(step, result);
       this.step = step;
+      this.positions = positions;
       const seconds = (performance.now() - begun) / 1000;
       await this.record(step, result, learningRate, seconds, (performance.now() - started) / 1000);
       if (step % config.checkpoint.every === 0) await this.save();
@@ -178,6 +186,7 @@ export class Trainer {
       subject.native,
       subject.tensors,
       config.ema > 0,
+      this.positions,
       (folder) => subject.writeCheckpoint(folder),
     );
     this.saved = this.step;

@@ -10,8 +10,7 @@ import { UniFluid } from "../model.js";
 import type { NativeStepResult, NativeTensor, NativeTrainer } from "../native.js";
 import { Batches } from "./batches.js";
 import type { UnifiedRunConfig } from "./config.js";
-import type { Losses } from "./run-folder.js";
-import { STATE_FILE } from "./run-folder.js";
+import { type Losses, RUN_FILES } from "./run-folder.js";
 import { commonOptions, createTrainer, type Subject } from "./subject.js";
 
 const orNull = (v: number) => (Number.isFinite(v) ? v : null);
@@ -49,6 +48,10 @@ export class UnifiedSubject implements Subject {
     }
   }
 
+  get mixture() {
+    return this.data.mixture;
+  }
+
   batches(step: number) {
     return this.data.of(step);
   }
@@ -77,7 +80,7 @@ export class UnifiedSubject implements Subject {
   async writeCheckpoint(folder: string): Promise<void> {
     const { directory } = this.checkpoint;
     for (const name of await readdir(directory)) {
-      if (/^model.*\.safetensors/.test(name) || name === STATE_FILE) continue;
+      if (/^model.*\.safetensors/.test(name) || RUN_FILES.includes(name)) continue;
       const from = join(directory, name);
       if (name === "vae") await cp(from, join(folder, name), { recursive: true });
       else if (name.endsWith(".json")) await copyFile(from, join(folder, name));

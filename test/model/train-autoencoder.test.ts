@@ -102,7 +102,11 @@ test("a run learns to rebuild pictures, and its checkpoints have latents of unit
   expect(report).not.toContain("image loss");
 
   // The checkpoint is an autoencoder alone, in the layout of diffusers.
-  expect(await readdir(summary.checkpoint)).toEqual(["trainer.safetensors", "vae"]);
+  expect(await readdir(summary.checkpoint)).toEqual([
+    "positions.json",
+    "trainer.safetensors",
+    "vae",
+  ]);
   await using model = await UniFluid.load(summary.checkpoint, { threads: 1 });
   const all = await pictures(24);
   const latents = await Promise.all(all.map((picture) => model.encodeImage(picture)));
@@ -199,6 +203,21 @@ test("records need no task, and broken ones are named", async () => {
   );
   expect(notes).toHaveLength(2);
   expect(notes.join()).toMatch(/pictures\.jsonl: record [89]: /);
+});
+
+test("shards are pictures as well, and give the run and the sheets that their manifest gives", async () => {
+  await writeDataset(join(folder, "shards"), { count: 24, seed: 1n, tasks: ["edit"], shards: 3 });
+  const change = { steps: 2, compute: "f32", samples: { every: 2, pictures: 30 } };
+  // In the order in which they lie, both give the same records.
+  const source = { examples: 4, shuffle: 1 };
+  const edit = { ...source, manifest: join(folder, "data", "edit.jsonl") };
+  const { checkpoint } = await train("unpacked", { ...change, sources: [edit] });
+  const shards = { ...source, shards: join(folder, "shards", "edit-*.tar") };
+  const packed = await train("packed", { ...change, sources: [shards] });
+  const weights = (path: string) => readFile(join(path, "trainer.safetensors"));
+  expect(Buffer.compare(await weights(packed.checkpoint), await weights(checkpoint))).toBe(0);
+  const sheet = (out: string) => readFile(join(folder, out, "samples", "step-00000002.png"));
+  expect(Buffer.compare(await sheet("packed"), await sheet("unpacked"))).toBe(0);
 });
 
 test("what does not fit is refused before anything starts", async () => {
