@@ -16,6 +16,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { stringify } from "yaml";
 import { Trainer, type TrainOptions, UniFluid } from "../../lib";
+import { loadAddon } from "../../lib/addon";
 import { initCheckpoint } from "../../lib/init/init";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { learningRateAt, matches, parseRunConfig } from "../../lib/train/config";
@@ -180,6 +181,23 @@ test("a checkpoint that a kill left half-written is passed over", async () => {
   expect((await readdir(checkpoints)).filter((n) => n.endsWith(".partial"))).toEqual([]);
 });
 
+test("a trainer whose state cannot be restored is let go", async () => {
+  await cp(join(folder, "whole"), join(folder, "damaged"), { recursive: true });
+  const state = join(folder, "damaged", "checkpoints", "step-00000008", "trainer.safetensors");
+  await truncate(state, 1000);
+  const create = jest.spyOn(loadAddon(), "createTrainer");
+  try {
+    await expect(train("damaged", {}, { resume: true })).rejects.toMatchObject({
+      code: expect.stringContaining("SAFETENSORS"),
+    });
+    expect(create).toHaveBeenCalledTimes(1);
+    const trainer = await create.mock.results[0]!.value;
+    expect(trainer.description()).toBe("disposed");
+  } finally {
+    create.mockRestore();
+  }
+});
+
 test("a run that is killed goes on from its last checkpoint", async () => {
   await writeFile(
     join(folder, "kill.yaml"),
@@ -286,15 +304,20 @@ test("a loss that explodes stops the run, and names step and loss", async () => 
 
 test("pictures are read again from the cache, and anew where they changed", async () => {
   const cache = join(folder, "data", ".unifluid-cache");
-  const [index] = (await readdir(cache)).filter((n) => n.endsWith(".jsonl"));
-  const entries = async () =>
-    (await readFile(join(cache, index!), "utf8")).trimEnd().split("\n").length;
+  const entries = async () => {
+    const indices = (await readdir(cache)).filter((n) => n.endsWith(".jsonl"));
+    const texts = await Promise.all(indices.map((n) => readFile(join(cache, n), "utf8")));
+    return texts.join("").trimEnd().split("\n").length;
+  };
   await train("again", { steps: 12 });
   const before = await entries();
   await train("again2", { steps: 12 });
   expect(await entries()).toBe(before);
   await copyFile(join(folder, "data/images/000001.png"), join(folder, "data/images/000000.png"));
   await train("again3", { steps: 12 });
+  expect(await entries()).toBe(before + 1);
+  // As it is now it is kept as well.
+  await train("again4", { steps: 12 });
   expect(await entries()).toBe(before + 1);
 });
 
