@@ -134,7 +134,7 @@ test("what does not fit is refused, and leaves nothing", async () => {
     );
   const wide = { ...TINY_MODEL, text_config: { ...TINY_MODEL.text_config, hidden_size: 64 } };
   const tiny = join(FIXTURES, "unifluid-tiny");
-  await refused(wide, { text: tiny }, "TENSOR_SHAPE", /language_model\.embed_tokens/);
+  await refused(wide, { text: tiny }, "INVALID_CONFIG", /text_config: .*but found/);
   const small = { ...TINY_MODEL, text_config: { ...TINY_MODEL.text_config, vocab_size: 100 } };
   await refused(small, {}, "TOKENIZER_MISMATCH", /tokenizer\.json/);
   const { text_config: _, ...none } = TINY_MODEL;
