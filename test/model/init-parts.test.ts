@@ -15,7 +15,7 @@ import { fromBFloat16 } from "../support/numbers";
 import { relativeError } from "../support/parity";
 import { TINY_MODEL } from "../support/training";
 
-const LDM = join(FIXTURES, "ldm-vae-tiny");
+const LDM = join(FIXTURES, "ldm-vae");
 
 let folder: string;
 beforeAll(async () => {
@@ -46,7 +46,7 @@ describe("an autoencoder under LDM's names", () => {
   const given = { vae: { norm_num_groups: 4, scaling_factor: 0.5 } };
 
   async function computesWhatPyTorchDoes(directory: string) {
-    const expected = fixtureTensors("ldm-vae-tiny");
+    const expected = fixtureTensors("ldm-vae");
     await using model = await UniFluid.load(directory, { threads: 1 });
     const side = 16;
     const area = side * side;

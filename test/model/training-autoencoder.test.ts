@@ -157,7 +157,7 @@ test("so are those of attention in the blocks", async () => {
       join(folder, "sizes.yaml"),
       stringify({ vae: { norm_num_groups: 4, scaling_factor: 1 } }),
     );
-    const from = join(FIXTURES, "ldm-vae-tiny", "kl.safetensors");
+    const from = join(FIXTURES, "ldm-vae", "kl.safetensors");
     const options = { seed: 1n, vae: from };
     const made = await initCheckpoint(join(folder, "sizes.yaml"), join(folder, "made"), options);
     const names = trained(made.spec, true).filter((n) => /blocks.*attentions/.test(n) && seen(n));
