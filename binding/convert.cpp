@@ -78,6 +78,17 @@ std::vector<int64_t> integers(const Napi::Object& o, const char* field) {
   return out;
 }
 
+std::vector<bool> booleans(const Napi::Object& o, const char* field) {
+  const Napi::Array a = array(o, field);
+  std::vector<bool> out(a.Length());
+  for (uint32_t i = 0; i < a.Length(); ++i) {
+    const Napi::Value v = a.Get(i);
+    if (!v.IsBoolean()) wrong(field, "true and false");
+    out[i] = v.As<Napi::Boolean>().Value();
+  }
+  return out;
+}
+
 Activation activation(const Napi::Object& o, const char* field) {
   const std::string name = text(o, field);
   if (name == "silu") return Activation::silu;
@@ -140,6 +151,8 @@ VaeConfig vae_config(const Napi::Object& o) {
   c.norm_groups = integer(o, "normGroups");
   c.scaling_factor = real(o, "scalingFactor");
   c.shift_factor = real(o, "shiftFactor");
+  c.down_attention = booleans(o, "downAttention");
+  c.up_attention = booleans(o, "upAttention");
   c.mid_block_attention = boolean(o, "midBlockAttention");
   c.quant_conv = boolean(o, "quantConv");
   c.post_quant_conv = boolean(o, "postQuantConv");

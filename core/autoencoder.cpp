@@ -44,19 +44,18 @@ class Autoencoder::Loader {
   Mid mid(const std::string& name, int64_t channels) const {
     Mid m{resnet(name + ".resnets.0", channels, channels), std::nullopt,
           resnet(name + ".resnets.1", channels, channels)};
-    if (config_.mid_block_attention) {
-      const std::string at = name + ".attentions.0.";
-      m.attention = Attention{
-          norm(at + "group_norm", channels), conv(at + "to_q", channels, channels, 1),
-          conv(at + "to_k", channels, channels, 1), conv(at + "to_v", channels, channels, 1),
-          conv(at + "to_out.0", channels, channels, 1)};
-    }
+    if (config_.mid_block_attention) m.attention = attention(name + ".attentions.0.", channels);
     return m;
+  }
+  Attention attention(const std::string& at, int64_t channels) const {
+    return {norm(at + "group_norm", channels), conv(at + "to_q", channels, channels, 1),
+            conv(at + "to_k", channels, channels, 1), conv(at + "to_v", channels, channels, 1),
+            conv(at + "to_out.0", channels, channels, 1)};
   }
   // `blocks` and `resampler`: their names in the checkpoint. `resnets`: how many a level.
   Half half(const std::string& root, const std::string& blocks, const std::string& resampler,
-            std::vector<int64_t> channels, int64_t resnets, int64_t in, int64_t mid_channels,
-            int64_t out) const {
+            std::vector<int64_t> channels, const std::vector<bool>& attends, int64_t resnets,
+            int64_t in, int64_t mid_channels, int64_t out) const {
     Half h;
     h.conv_in = conv(root + "conv_in", channels.front(), in, 3);
     int64_t current = channels.front();
@@ -66,6 +65,9 @@ class Autoencoder::Loader {
       for (int64_t j = 0; j < resnets; ++j) {
         level.resnets.push_back(resnet(at + "resnets." + std::to_string(j), current, channels[i]));
         current = channels[i];
+        if (attends[i])
+          level.attentions.push_back(
+              attention(at + "attentions." + std::to_string(j) + ".", current));
       }
       if (i + 1 < channels.size())
         level.resample = conv(at + resampler + ".0.conv", current, current, 3);
@@ -89,9 +91,10 @@ Autoencoder::Autoencoder(const VaeConfig& config, const Weights& weights, Backen
   const std::vector<int64_t>& channels = config.block_out_channels;
   const std::vector<int64_t> reversed(channels.rbegin(), channels.rend());
   const int64_t z = config.latent_channels;
-  encoder_ = loader.half("vae.encoder.", "down_blocks", "downsamplers", channels,
-                         config.layers_per_block, config.in_channels, channels.back(), 2 * z);
-  decoder_ = loader.half("vae.decoder.", "up_blocks", "upsamplers", reversed,
+  encoder_ =
+      loader.half("vae.encoder.", "down_blocks", "downsamplers", channels, config.down_attention,
+                  config.layers_per_block, config.in_channels, channels.back(), 2 * z);
+  decoder_ = loader.half("vae.decoder.", "up_blocks", "upsamplers", reversed, config.up_attention,
                          config.layers_per_block + 1, z, channels.back(), config.out_channels);
   if (config.quant_conv) quant_ = loader.conv("vae.quant_conv", 2 * z, 2 * z, 1);
   if (config.post_quant_conv) post_quant_ = loader.conv("vae.post_quant_conv", z, z, 1);
@@ -186,6 +189,14 @@ Autoencoder::Map Autoencoder::mid(const Mid& block, const Map& in, Workspace& wo
   return resnet(block.after, x, workspace);
 }
 
+Autoencoder::Map Autoencoder::blocks(const Level& level, Map x, Workspace& workspace) const {
+  for (size_t i = 0; i < level.resnets.size(); ++i) {
+    x = resnet(level.resnets[i], x, workspace);
+    if (!level.attentions.empty()) x = attention(level.attentions[i], x, workspace);
+  }
+  return x;
+}
+
 // ---- both ways ----
 
 std::vector<float> Autoencoder::encode(const float* pixels, int64_t height, int64_t width,
@@ -202,7 +213,7 @@ std::vector<float> Autoencoder::encode(const float* pixels, int64_t height, int6
                      x.height / down, x.width / down};
     {
       Workspace::Scope inner(workspace);
-      for (const Resnet& block : level.resnets) x = resnet(block, x, workspace);
+      x = blocks(level, x, workspace);
       if (level.resample) x = downsample(*level.resample, x, workspace);
       backend_.copy(x.x, result.x);
     }
@@ -243,7 +254,7 @@ std::vector<float> Autoencoder::decode(const float* latents, int64_t height, int
                      x.width * up};
     {
       Workspace::Scope inner(workspace);
-      for (const Resnet& block : level.resnets) x = resnet(block, x, workspace);
+      x = blocks(level, x, workspace);
       if (level.resample) x = conv(*level.resample, x, workspace, 2);
       backend_.copy(x.x, result.x);
     }

@@ -53,9 +53,11 @@ class Autoencoder {
     std::optional<Attention> attention;
     Resnet after;
   };
-  // Some resnets, then a resampling convolution unless it is the last level.
+  // Some resnets, each with attention behind it or none, then a resampling convolution unless it
+  // is the last level.
   struct Level {
     std::vector<Resnet> resnets;
+    std::vector<Attention> attentions;
     std::optional<Conv> resample;
   };
   struct Half {
@@ -78,6 +80,7 @@ class Autoencoder {
   Map resnet(const Resnet& block, const Map& in, Workspace&) const;
   Map attention(const Attention& block, const Map& in, Workspace&) const;
   Map mid(const Mid& block, const Map& in, Workspace&) const;
+  Map blocks(const Level& level, Map x, Workspace&) const;
   Map norm_silu_conv(const Norm& norm, const Conv& conv, const Map& in, Workspace&) const;
   void group_norm(const Norm& norm, const Tensor& x, bool silu, const Tensor& out) const;
 

@@ -57,6 +57,9 @@ struct VaeConfig {
   int64_t norm_groups = 0;
   float scaling_factor = 1;
   float shift_factor = 0;
+  // Whether attention stands behind each resnet of a block; one a block of the encoder and of the
+  // decoder, in their order.
+  std::vector<bool> down_attention, up_attention;
   bool mid_block_attention = true;
   bool quant_conv = true;
   bool post_quant_conv = true;

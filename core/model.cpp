@@ -43,6 +43,9 @@ void check_config(const ModelConfig& c) {
            "sizes of the autoencoder must be positive");
     for (int64_t channels : v.block_out_channels)
       expect(channels > 0 && channels % v.norm_groups == 0, "norm groups must divide channels");
+    expect(v.down_attention.size() == v.block_out_channels.size() &&
+               v.up_attention.size() == v.block_out_channels.size(),
+           "expected to know of every block of the autoencoder whether it has attention");
     expect(v.scaling_factor != 0, "the scaling factor must not be 0");
   }
   if (c.image) {

@@ -65,8 +65,10 @@ function vaeFloats(c: NativeVaeConfig, side: number): number {
     if (level > 0) resolution *= 2;
     const result = resolution ** 2 * channels;
     kept += result;
-    const blocks = (c.layersPerBlock + 1) * cells * channels;
-    const within = 2 * cells * wide + (wide === channels ? 0 : cells * channels);
+    const attends = c.downAttention[level] || c.upAttention[c.upAttention.length - 1 - level];
+    const blocks = (attends ? 2 : 1) * (c.layersPerBlock + 1) * cells * channels;
+    const resnet = 2 * cells * wide + (wide === channels ? 0 : cells * channels);
+    const within = attends ? Math.max(resnet, 5 * cells * channels) : resnet;
     most = Math.max(most, kept + blocks + within + (level > 0 ? result : 0));
     before = channels;
   }

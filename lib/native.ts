@@ -69,6 +69,9 @@ export interface NativeVaeConfig {
   normGroups: number;
   scalingFactor: number;
   shiftFactor: number;
+  /** Whether a block's resnets have attention behind them, by block of the encoder and of the decoder. */
+  downAttention: boolean[];
+  upAttention: boolean[];
   midBlockAttention: boolean;
   quantConv: boolean;
   postQuantConv: boolean;

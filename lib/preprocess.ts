@@ -131,7 +131,8 @@ export async function toVaePixels(
   return toPlanes(pixels, [table, table, table]);
 }
 
-async function resize(
+/** An image of the size asked for, the same one where it has it. */
+export async function resize(
   image: DecodedImage,
   width: number,
   height: number,

@@ -98,10 +98,10 @@ class Shapes {
     const std::vector<int64_t>& channels = c.block_out_channels;
     const std::vector<int64_t> reversed(channels.rbegin(), channels.rend());
     const int64_t z = c.latent_channels, deepest = channels.back();
-    half("vae.encoder.", "down_blocks", "downsamplers", channels, c.layers_per_block, c.in_channels,
-         deepest, 2 * z, c.mid_block_attention);
-    half("vae.decoder.", "up_blocks", "upsamplers", reversed, c.layers_per_block + 1, z, deepest,
-         c.out_channels, c.mid_block_attention);
+    half("vae.encoder.", "down_blocks", "downsamplers", channels, c.down_attention,
+         c.layers_per_block, c.in_channels, deepest, 2 * z, c.mid_block_attention);
+    half("vae.decoder.", "up_blocks", "upsamplers", reversed, c.up_attention,
+         c.layers_per_block + 1, z, deepest, c.out_channels, c.mid_block_attention);
     if (c.quant_conv) convolution("vae.quant_conv", 2 * z, 2 * z, 1);
     if (c.post_quant_conv) convolution("vae.post_quant_conv", z, z, 1);
   }
@@ -125,9 +125,14 @@ class Shapes {
     convolution(at + ".conv2", out, out, 3);
     if (in != out) convolution(at + ".conv_shortcut", out, in, 1);
   }
+  void attention(const std::string& at, int64_t channels) {
+    norm(at + "group_norm", channels);
+    for (const char* name : {"to_q", "to_k", "to_v", "to_out.0"})
+      linear(at + name, channels, channels);
+  }
   void half(const std::string& root, const std::string& blocks, const std::string& resampler,
-            const std::vector<int64_t>& channels, int64_t resnets, int64_t in, int64_t deepest,
-            int64_t out, bool attention) {
+            const std::vector<int64_t>& channels, const std::vector<bool>& attends, int64_t resnets,
+            int64_t in, int64_t deepest, int64_t out, bool mid_attention) {
     convolution(root + "conv_in", channels.front(), in, 3);
     int64_t current = channels.front();
     for (size_t i = 0; i < channels.size(); ++i) {
@@ -135,16 +140,12 @@ class Shapes {
       for (int64_t j = 0; j < resnets; ++j) {
         resnet(at + "resnets." + std::to_string(j), current, channels[i]);
         current = channels[i];
+        if (attends[i]) attention(at + "attentions." + std::to_string(j) + ".", current);
       }
       if (i + 1 < channels.size()) convolution(at + resampler + ".0.conv", current, current, 3);
     }
     resnet(root + "mid_block.resnets.0", deepest, deepest);
-    if (attention) {
-      const std::string at = root + "mid_block.attentions.0.";
-      norm(at + "group_norm", deepest);
-      for (const char* name : {"to_q", "to_k", "to_v", "to_out.0"})
-        linear(at + name, deepest, deepest);
-    }
+    if (mid_attention) attention(root + "mid_block.attentions.0.", deepest);
     resnet(root + "mid_block.resnets.1", deepest, deepest);
     norm(root + "conv_norm_out", current);
     convolution(root + "conv_out", out, current, 3);

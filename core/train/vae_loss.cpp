@@ -67,24 +67,27 @@ VaeLoss::Map VaeLoss::resnet(Tape& tape, const Map& in, const std::string& name)
   return convolution(tape, hidden, name + ".conv2", residual);
 }
 
+// One head over all positions of an image, with its residual.
+VaeLoss::Map VaeLoss::attention(Tape& tape, const Map& in, const std::string& name) const {
+  const std::string root = name + ".";
+  const Map normed = group_norm(tape, in, root + "group_norm", false);
+  const auto linear = [&](Var v, const char* part, Var residual) {
+    return tape.linear(v, at(root + part + ".weight"), &at(root + part + ".bias"), residual);
+  };
+  std::vector<AttentionSpan> spans;
+  const int64_t pixels = in.shape.height * in.shape.width;
+  for (int64_t i = 0; i < in.shape.images; ++i)
+    spans.push_back({i * pixels, pixels, 0, pixels, KvCache{}});
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(in.channels)));
+  const Var mixed = tape.attention(linear(normed.x, "to_q", kNone), linear(normed.x, "to_k", kNone),
+                                   linear(normed.x, "to_v", kNone),
+                                   {1, 1, in.channels, scale, 0, 0, 0, 0}, spans);
+  return {linear(mixed, "to_out.0", in.x), in.shape, in.channels};
+}
+
 VaeLoss::Map VaeLoss::middle(Tape& tape, Map x, const std::string& name) const {
   x = resnet(tape, x, name + ".resnets.0");
-  if (config_.mid_block_attention) {
-    const std::string root = name + ".attentions.0.";
-    const Map normed = group_norm(tape, x, root + "group_norm", false);
-    const auto linear = [&](Var v, const char* part, Var residual) {
-      return tape.linear(v, at(root + part + ".weight"), &at(root + part + ".bias"), residual);
-    };
-    std::vector<AttentionSpan> spans;
-    const int64_t pixels = x.shape.height * x.shape.width;
-    for (int64_t i = 0; i < x.shape.images; ++i)
-      spans.push_back({i * pixels, pixels, 0, pixels, KvCache{}});
-    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(x.channels)));
-    const Var mixed = tape.attention(
-        linear(normed.x, "to_q", kNone), linear(normed.x, "to_k", kNone),
-        linear(normed.x, "to_v", kNone), {1, 1, x.channels, scale, 0, 0, 0, 0}, spans);
-    x.x = linear(mixed, "to_out.0", x.x);
-  }
+  if (config_.mid_block_attention) x = attention(tape, x, name + ".attentions.0");
   return resnet(tape, x, name + ".resnets.1");
 }
 
@@ -94,8 +97,11 @@ VaeLoss::Map VaeLoss::encode(Tape& tape, Map x) const {
   const size_t levels = config_.block_out_channels.size();
   for (size_t i = 0; i < levels; ++i) {
     const std::string block = root + "down_blocks." + std::to_string(i) + ".";
-    for (int64_t j = 0; j < config_.layers_per_block; ++j)
+    for (int64_t j = 0; j < config_.layers_per_block; ++j) {
       x = resnet(tape, x, block + "resnets." + std::to_string(j));
+      if (config_.down_attention[i])
+        x = attention(tape, x, block + "attentions." + std::to_string(j));
+    }
     if (i + 1 < levels) x = resample(tape, x, block + "downsamplers.0.conv", false);
   }
   x = middle(tape, x, root + "mid_block");
@@ -111,8 +117,11 @@ VaeLoss::Map VaeLoss::decode(Tape& tape, Map x) const {
   const size_t levels = config_.block_out_channels.size();
   for (size_t i = 0; i < levels; ++i) {
     const std::string block = root + "up_blocks." + std::to_string(i) + ".";
-    for (int64_t j = 0; j <= config_.layers_per_block; ++j)
+    for (int64_t j = 0; j <= config_.layers_per_block; ++j) {
       x = resnet(tape, x, block + "resnets." + std::to_string(j));
+      if (config_.up_attention[i])
+        x = attention(tape, x, block + "attentions." + std::to_string(j));
+    }
     if (i + 1 < levels) x = resample(tape, x, block + "upsamplers.0.conv", true);
   }
   return convolution(tape, group_norm(tape, x, root + "conv_norm_out", true), root + "conv_out");

@@ -41,6 +41,7 @@ class VaeLoss {
   Map resample(Tape&, const Map& in, const std::string& name, bool up) const;
   Map group_norm(Tape&, const Map& in, const std::string& name, bool silu) const;
   Map resnet(Tape&, const Map& in, const std::string& name) const;
+  Map attention(Tape&, const Map& in, const std::string& name) const;
   Map middle(Tape&, Map in, const std::string& name) const;
   Map encode(Tape&, Map x) const;
   Map decode(Tape&, Map z) const;

@@ -153,32 +153,39 @@ export function vaeTensors(c: NativeVaeConfig): ExpectedTensor[] {
     ...convolution(`${name}.conv2`, out, out, 3),
     ...(inputs === out ? [] : convolution(`${name}.conv_shortcut`, out, inputs, 1)),
   ];
+  const attention = (name: string, width: number) => [
+    ...norm(`${name}.group_norm`, width),
+    ...["to_q", "to_k", "to_v", "to_out.0"].flatMap((part) =>
+      linear(`${name}.${part}`, width, width),
+    ),
+  ];
   const middle = (name: string) => [
     ...resnet(`${name}.resnets.0`, last, last),
-    ...(c.midBlockAttention
-      ? [
-          ...norm(`${name}.attentions.0.group_norm`, last),
-          ...["to_q", "to_k", "to_v", "to_out.0"].flatMap((part) =>
-            linear(`${name}.attentions.0.${part}`, last, last),
-          ),
-        ]
-      : []),
+    ...(c.midBlockAttention ? attention(`${name}.attentions.0`, last) : []),
     ...resnet(`${name}.resnets.1`, last, last),
   ];
-  // Resnets from one level's width to the next, then a resampler unless it is the last level.
-  const blocks = (name: string, widths: number[], resnets: number, resampler: string) =>
+  // Resnets from one level's width to the next, some with attention behind them, then a resampler unless it
+  // is the last level.
+  const blocks = (
+    name: string,
+    widths: number[],
+    attends: boolean[],
+    resnets: number,
+    resampler: string,
+  ) =>
     range(levels, (i) => {
       const out = widths[i]!;
       const inputs = widths[Math.max(i - 1, 0)]!;
       return [
         ...range(resnets, (j) => resnet(`${name}.${i}.resnets.${j}`, j === 0 ? inputs : out, out)),
+        ...range(attends[i] ? resnets : 0, (j) => attention(`${name}.${i}.attentions.${j}`, out)),
         ...(i === levels - 1 ? [] : convolution(`${name}.${i}.${resampler}.0.conv`, out, out, 3)),
       ];
     });
   const { layersPerBlock: layers } = c;
   return [
     ...convolution("encoder.conv_in", channels[0]!, c.inChannels, 3),
-    ...blocks("encoder.down_blocks", channels, layers, "downsamplers"),
+    ...blocks("encoder.down_blocks", channels, c.downAttention, layers, "downsamplers"),
     ...middle("encoder.mid_block"),
     ...norm("encoder.conv_norm_out", last),
     ...convolution("encoder.conv_out", 2 * z, last, 3),
@@ -186,7 +193,13 @@ export function vaeTensors(c: NativeVaeConfig): ExpectedTensor[] {
     ...(c.postQuantConv ? convolution("post_quant_conv", z, z, 1) : []),
     ...convolution("decoder.conv_in", last, z, 3),
     ...middle("decoder.mid_block"),
-    ...blocks("decoder.up_blocks", [...channels].reverse(), layers + 1, "upsamplers"),
+    ...blocks(
+      "decoder.up_blocks",
+      [...channels].reverse(),
+      c.upAttention,
+      layers + 1,
+      "upsamplers",
+    ),
     ...norm("decoder.conv_norm_out", channels[0]!),
     ...convolution("decoder.conv_out", c.outChannels, channels[0]!, 3),
   ].map((tensor) => ({ ...tensor, name: `vae.${tensor.name}` }));

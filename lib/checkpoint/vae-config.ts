@@ -18,8 +18,9 @@ export function parseVaeConfig(fields: Fields): NativeVaeConfig {
     maxLength: 8,
     default: [64],
   });
-  blockTypes(fields, "down_block_types", "DownEncoderBlock2D", blockOutChannels.length);
-  blockTypes(fields, "up_block_types", "UpDecoderBlock2D", blockOutChannels.length);
+  const levels = blockOutChannels.length;
+  const downAttention = blockTypes(fields, "down_block_types", "DownEncoderBlock2D", levels);
+  const upAttention = blockTypes(fields, "up_block_types", "UpDecoderBlock2D", levels);
   const normGroups = size("norm_num_groups", 32, 1 << 14);
   for (const channels of blockOutChannels) {
     if (channels % normGroups !== 0) {
@@ -44,18 +45,24 @@ export function parseVaeConfig(fields: Fields): NativeVaeConfig {
       default: 0.18215,
     }),
     shiftFactor: fields.number("shift_factor", { min: -1e6, max: 1e6, default: 0 }),
+    downAttention,
+    upAttention,
     midBlockAttention: fields.boolean("mid_block_add_attention", { default: true }),
     quantConv: fields.boolean("use_quant_conv", { default: true }),
     postQuantConv: fields.boolean("use_post_quant_conv", { default: true }),
   };
 }
 
-function blockTypes(fields: Fields, name: string, supported: string, count: number): void {
-  const types = fields.raw(name);
-  if (types === undefined) return;
+/** Whether each block is of the type that has attention, `Attn` before the plain one's name. */
+function blockTypes(fields: Fields, name: string, plain: string, count: number): boolean[] {
+  const types = fields.raw(name) ?? new Array<string>(count).fill(plain);
   const fits =
-    Array.isArray(types) && types.length === count && types.every((t) => t === supported);
-  if (!fits) fields.fail(name, `${count} times "${supported}" (nothing else is supported)`);
+    Array.isArray(types) &&
+    types.length === count &&
+    types.every((t) => t === plain || t === `Attn${plain}`);
+  if (!fits)
+    fields.fail(name, `${count} times "${plain}" or "Attn${plain}" (nothing else is supported)`);
+  return (types as string[]).map((type) => type !== plain);
 }
 
 /** Pixels across one latent cell. */

@@ -11,7 +11,7 @@ import { formatCount } from "./tables.js";
 interface InitFlags extends OutputFlags {
   out: string;
   seed?: number | bigint;
-  tokenizer: string;
+  tokenizer?: string;
   text?: string;
   vision?: string;
   vae?: string;
@@ -22,13 +22,16 @@ export function addInit(program: Command): void {
     .command("init <config>")
     .description("make a fresh checkpoint from a YAML file of sizes (config.json's fields)")
     .requiredOption("-o, --out <folder>", "checkpoint directory to make")
-    .option("--tokenizer <model>", "take the tokenizer of this model", "shapes-64")
+    .option(
+      "--tokenizer <model>",
+      "take the tokenizer of this model (default: that of --text, or shapes-64)",
+    )
     .option(
       "--text <model>",
       "take the decoder of this model (Gemma, Gemma 2, PaliGemma, UniFluid)",
     )
-    .option("--vision <model>", "take the vision tower and projector of this model")
-    .option("--vae <model>", "take the autoencoder of this model");
+    .option("--vision <model>", "take the vision tower of this model (SigLIP, PaliGemma, UniFluid)")
+    .option("--vae <model>", "take the autoencoder of this directory, or of a file like KL-16's");
   addFlags(command, "seed", ...OUTPUT_FLAGS).action((config: string, flags: InitFlags) =>
     runCommand(flags, async (context) => {
       const { initCheckpoint } = await import("../init/init.js");

@@ -19,13 +19,17 @@ interface ScenesFlags extends OutputFlags {
   split: Split;
   pairs: PairRule;
   tasks: TemplateTask[];
+  shards?: number;
 }
 
 export function addScenes(program: Command): void {
   const command = program
     .command("scenes")
     .description("draw a data set of coloured shapes, with captions, questions and edits to learn")
-    .requiredOption("-o, --out <folder>", "folder to make: images/ and a manifest for each task")
+    .requiredOption(
+      "-o, --out <folder>",
+      "folder to make: images/ and a manifest for each task, or shards",
+    )
     .option("--count <n>", "scenes", whole(1, 10_000_000), 1000);
   addFlags(command, "seed")
     .option("--size <pixels>", "pixels along each side", whole(16, 4096), 64)
@@ -42,14 +46,19 @@ export function addScenes(program: Command): void {
         .choices(PAIR_RULES)
         .default("exclude"),
     )
-    .option("--tasks <list>", "manifests to write", someOf(TASKS), [...TASKS]);
+    .option("--tasks <list>", "tasks to write records of", someOf(TASKS), [...TASKS])
+    .option(
+      "--shards <n>",
+      "write so many tar shards (WebDataset) of each task instead of images and manifests",
+      whole(1, 999_999),
+    );
   addFlags(command, ...OUTPUT_FLAGS).action((flags: ScenesFlags) =>
     runCommand(flags, (context) => scenes(flags, context)),
   );
 }
 
 async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
-  const { out, count, size, split, pairs, tasks } = flags;
+  const { out, count, size, split, pairs, tasks, shards } = flags;
   const { writeDataset } = await import("../scenes/dataset.js");
   const seed = parseSeed(flags.seed);
   const progress = startRate(context, count);
@@ -61,6 +70,7 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
       split,
       pairs,
       tasks,
+      shards,
       signal: context.signal,
       onScene: () => progress.advance("done"),
     });
@@ -71,5 +81,5 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
     progress.stop();
   }
   note(context, `${count} scenes in ${out}, seed ${seed}`);
-  if (context.json) await writeJson({ folder: out, count, seed, split, pairs, tasks });
+  if (context.json) await writeJson({ folder: out, count, seed, split, pairs, tasks, shards });
 }

@@ -16,7 +16,9 @@ interface TrainFlags extends OutputFlags {
 export function addTrain(program: Command): void {
   const command = program
     .command("train <config>")
-    .description("train a model as a run.yaml says; Ctrl-C stops with a checkpoint to go on from")
+    .description(
+      "train a model or an autoencoder as a run.yaml says; Ctrl-C stops with a checkpoint to go on from",
+    )
     .option("-o, --out <folder>", "folder of the run", "run")
     .option("--resume", "go on from the run's last checkpoint");
   addFlags(command, ...OUTPUT_FLAGS).action((config: string, flags: TrainFlags) =>
@@ -62,10 +64,14 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
 
 /** A bar with loss, speed and time left on a terminal, a line now and then elsewhere. */
 function startTraining(context: Context) {
-  const number = (v: number | null) => (v === null ? "-" : v.toFixed(4));
+  const number = (v: number | null | undefined) => v?.toFixed(4) ?? "-";
   const text = (m: Metrics, total: number) => {
     const left = (total - m.step) * (m.seconds / m.step);
-    return `image ${number(m.imageLoss)}, text ${number(m.textLoss)}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left`;
+    const losses =
+      m.psnr === undefined
+        ? `image ${number(m.imageLoss)}, text ${number(m.textLoss)}`
+        : `loss ${number(m.loss)}, ${m.psnr.toFixed(1)} dB`;
+    return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left`;
   };
   if (context.quiet || context.json) return { step() {}, stop() {} };
   if (!process.stderr.isTTY) {
@@ -101,21 +107,23 @@ function startTraining(context: Context) {
 }
 
 async function prepare(config: string, context: Context): Promise<void> {
-  const { readRunConfig } = await import("../train/config.js");
+  const { isAutoencoderRun, readRunConfig } = await import("../train/config.js");
+  const { InvalidOptionError } = await import("../errors.js");
   const { Batches } = await import("../train/batches.js");
   const { readCheckpoint } = await import("../checkpoint/checkpoint.js");
   const { locateCheckpoint } = await import("../checkpoint/locate.js");
   const { startRate } = await import("./progress.js");
   const run = await readRunConfig(config);
+  if (isAutoencoderRun(run))
+    throw new InvalidOptionError(
+      `${config} trains an autoencoder: there are no latents to compute ahead`,
+    );
   const checkpoint = await readCheckpoint(await locateCheckpoint(run.model));
   const batches = await Batches.open(checkpoint, run, (m) => note(context, `skipped ${m}`));
   let pictures = 0;
   const progress = startRate(context, undefined);
   try {
-    await batches.prepare((_, total) => {
-      pictures = total;
-      progress.advance("done");
-    }, context.signal);
+    pictures = await batches.prepare(() => progress.advance("done"), context.signal);
   } finally {
     progress.stop();
     await batches.close();

@@ -5,6 +5,7 @@
 import { Image } from "../image.js";
 import type { UniFluid } from "../model.js";
 import { Random } from "../philox.js";
+import { psnr } from "../psnr.js";
 import { streamOf } from "../scenes/dataset.js";
 import { drawPixels } from "../scenes/draw.js";
 import { caption, edit, type Question, question } from "../scenes/language.js";
@@ -237,15 +238,11 @@ class Suite {
     const rebuilt = await this.all(images, async (image) =>
       this.model.decodeLatents(await this.model.encodeImage(image)),
     );
-    const psnr = images.map((image, i) => {
-      const out = rebuilt[i]!.pixels;
-      const square = image.pixels.reduce((sum, v, k) => sum + (v - out[k]!) ** 2, 0);
-      return 10 * Math.log10(255 ** 2 / Math.max(square / out.length, 1e-6));
-    });
+    const ratios = images.map((image, i) => psnr(image, rebuilt[i]!));
     const parsed = (list: readonly Image[]) =>
       rateOf(list.map((image, i) => check(parseScene(image.pixels), scenes[i]!).all));
     return {
-      psnr: psnr.reduce((sum, v) => sum + v, 0) / psnr.length,
+      psnr: ratios.reduce((sum, v) => sum + v, 0) / ratios.length,
       parsed: parsed(images),
       parsedAfter: parsed(rebuilt),
     };

@@ -1,5 +1,5 @@
 /** A fresh checkpoint of given sizes, with parts taken from other checkpoints where asked. */
-import { copyFile, mkdir, open, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { parse } from "yaml";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
@@ -10,15 +10,18 @@ import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { type ExpectedTensor, modelTensors, vaeTensors } from "../checkpoint/tensor-table.js";
 import { parseVaeConfig } from "../checkpoint/vae-config.js";
-import { InvalidConfigError, InvalidOptionError, TensorShapeError } from "../errors.js";
-import type { NativeModelSpec } from "../native.js";
+import { InvalidConfigError, InvalidOptionError } from "../errors.js";
 import { Tokenizer } from "../tokenizer.js";
 import { initialize, noiseIsInput } from "./initialize.js";
+import { openText, openVae, openVision } from "./sources.js";
 
 export interface InitOptions {
   seed: bigint;
-  /** A model (a directory or the name of a shipped one) whose tokenizer is taken. */
-  tokenizer: string;
+  /**
+   * A model (a directory or the name of a shipped one) whose tokenizer is taken; absent: that of `text`, or
+   * `shapes-64`.
+   */
+  tokenizer?: string;
   /** Models whose decoder, vision tower with its projector, or autoencoder is taken. */
   text?: string;
   vision?: string;
@@ -31,7 +34,7 @@ const PARTS = {
   vision: /^(vision_tower|multi_modal_projector)\b/,
   vae: /^vae\./,
 } as const;
-type Part = keyof typeof PARTS;
+const PROJECTOR = /^multi_modal_projector\b/;
 
 const PROMPTS = {
   generate: "draw {prompt}\n",
@@ -48,6 +51,12 @@ const DEFAULTS = {
   prompts: PROMPTS,
 };
 
+/** `generation_config.json` of a fresh model. */
+const GENERATION = {
+  image: { steps: 25, guidance: 2, guidance_schedule: "constant", temperature: 1, order: "random" },
+  text: { max_new_tokens: 64, temperature: 0 },
+};
+
 async function readYaml(path: string): Promise<Record<string, unknown>> {
   let json: unknown;
   try {
@@ -57,54 +66,6 @@ async function readYaml(path: string): Promise<Record<string, unknown>> {
   }
   if (!isObject(json)) throw new InvalidConfigError(`expected a mapping in ${path}`);
   return json;
-}
-
-/** Bytes of the tensors of a part, as float32. */
-class Donor {
-  private constructor(
-    private readonly spec: NativeModelSpec,
-    readonly directory: string,
-  ) {}
-
-  static async open(model: string): Promise<Donor> {
-    const directory = await locateCheckpoint(model);
-    return new Donor((await readCheckpoint(directory)).spec, directory);
-  }
-
-  has(name: string): boolean {
-    return this.spec.tensors.some((t) => t.name === name);
-  }
-
-  async read({ name, shape }: ExpectedTensor): Promise<Float32Array> {
-    const tensor = this.spec.tensors.find((t) => t.name === name);
-    const found = tensor ? `[${tensor.shape.join(", ")}]` : "no such tensor";
-    if (!tensor || tensor.shape.join() !== shape.join())
-      throw new TensorShapeError(
-        `${this.directory}: expected [${shape.join(", ")}] for ${name} but found ${found}`,
-      );
-    const count = shape.reduce((n, d) => n * d, 1);
-    const bytes = new Uint8Array(count * (tensor.dtype === "F32" ? 4 : 2));
-    const file = await open(this.spec.files[tensor.file] as string);
-    try {
-      await file.read(bytes, 0, bytes.length, tensor.offset);
-    } finally {
-      await file.close();
-    }
-    if (tensor.dtype === "F32") return new Float32Array(bytes.buffer);
-    const halves = new Uint16Array(bytes.buffer);
-    if (tensor.dtype === "BF16")
-      return new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer);
-    return Float32Array.from(halves, halfToFloat);
-  }
-}
-
-function halfToFloat(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1;
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction ? Number.NaN : sign * Infinity;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
 const toBytes = (values: Float32Array) =>
@@ -118,7 +79,8 @@ const json = (value: unknown) =>
 
 /**
  * Makes a checkpoint directory from `configPath`: the fields of config.json in YAML, and those of the
- * autoencoder's under `vae`. The directory must not exist; it appears when it is complete.
+ * autoencoder's under `vae`; where there is nothing else, a directory with an autoencoder alone. The directory
+ * must not exist; it appears when it is complete.
  */
 export async function initCheckpoint(
   configPath: string,
@@ -128,29 +90,42 @@ export async function initCheckpoint(
   const target = resolve(out);
   if (await stat(target).catch(() => undefined))
     throw new InvalidOptionError(`expected a folder that does not exist yet but ${out} does`);
-  const { vae: vaeFields, ...given } = await readYaml(configPath);
-  const donors: Partial<Record<Part, Donor>> = {};
-  for (const part of Object.keys(PARTS) as Part[]) {
-    const model = options[part];
-    if (model !== undefined) donors[part] = await Donor.open(model);
-  }
-  const config: Record<string, unknown> = { ...DEFAULTS, ...given };
-  const tokenizerAt = await locateCheckpoint(options.tokenizer);
-  const parsed = parseModelConfig(config, configPath);
-  await Tokenizer.load(join(tokenizerAt, "tokenizer.json"), parsed.text.vocabSize);
-  const vaeConfig = donors.vae
-    ? JSON.parse(await readFile(join(donors.vae.directory, "vae", "config.json"), "utf8"))
-    : vaeFields;
-  if (!isObject(vaeConfig))
+  const { vae: vaeFields = {}, ...given } = await readYaml(configPath);
+  const at = (section: string) => `${configPath}: ${section}`;
+  if (!isObject(vaeFields)) throw new InvalidConfigError(`expected a mapping for ${at("vae")}`);
+  const text = options.text === undefined ? undefined : await openText(options.text);
+  const vision = options.vision === undefined ? undefined : await openVision(options.vision);
+  const taken =
+    options.vae === undefined ? undefined : await openVae(options.vae, vaeFields, at("vae"));
+  if (!taken && Object.keys(vaeFields).length === 0)
     throw new InvalidConfigError(`expected a mapping for vae in ${configPath}, or --vae`);
-  const vae = parseVaeConfig(
-    Fields.of({ _class_name: "AutoencoderKL", ...vaeConfig }, `${configPath}: vae`),
+
+  const vaeConfig = {
+    _class_name: "AutoencoderKL",
+    ...(taken ? taken.configUnder(vaeFields, at("vae")) : vaeFields),
+  };
+  const vae = parseVaeConfig(Fields.of(vaeConfig, at("vae")));
+  taken?.match(vaeTensors(vae));
+
+  const alone = Object.keys(given).length === 0 && !text && !vision;
+  const config: Record<string, unknown> = { ...DEFAULTS, ...given };
+  if (text) config.text_config = text.configUnder(given.text_config, at("text_config"));
+  if (vision)
+    config.vision_config = vision.part.configUnder(given.vision_config, at("vision_config"));
+  const parsed = alone ? undefined : parseModelConfig(config, configPath);
+  const expected = parsed ? modelTensors(parsed) : [];
+  text?.match(expected.filter(({ name }) => PARTS.text.test(name)));
+  vision?.part.match(
+    expected.filter(({ name }) => PARTS.vision.test(name)),
+    PROJECTOR,
   );
-  if (parsed.image) checkImageAgainstVae(parsed.image, vae, configPath);
+  const tokenizerAt = await locateCheckpoint(options.tokenizer ?? options.text ?? "shapes-64");
+  if (parsed) await Tokenizer.load(join(tokenizerAt, "tokenizer.json"), parsed.text.vocabSize);
+  if (parsed?.image) checkImageAgainstVae(parsed.image, vae, configPath);
 
   const { seed } = options;
   const head =
-    parsed.image && !parsed.image.flow
+    parsed?.image && !parsed.image.flow
       ? noiseIsInput(parsed.image.headWidth, parsed.image.tokenChannels, seed)
       : undefined;
   const special: Record<string, Float32Array | undefined> = {
@@ -158,17 +133,17 @@ export async function initCheckpoint(
     "diffusion_head.input_proj.bias": head?.bias,
     "diffusion_head.final_layer.linear.weight": head?.output,
   };
+  const parts = [text, vision?.part, taken];
   const valuesOf = async (tensor: ExpectedTensor): Promise<Float32Array> => {
-    const part = (Object.keys(PARTS) as Part[]).find((p) => PARTS[p].test(tensor.name));
-    const donor = part && donors[part];
-    return donor ? donor.read(tensor) : (special[tensor.name] ?? initialize(tensor, seed));
+    const part = parts.find((p) => p?.has(tensor.name));
+    return part ? part.read(tensor.name) : (special[tensor.name] ?? initialize(tensor, seed));
   };
   const write = (path: string, tensors: readonly ExpectedTensor[]) =>
     writeSafetensors(
       path,
       tensors
         // An output matrix of its own only where the decoder that is taken has one.
-        .filter(({ name, optional }) => !optional || donors.text?.has(name))
+        .filter(({ name, optional }) => !optional || text?.has(name))
         .map((tensor) => ({
           name: storedName(tensor.name),
           dtype: "F32" as const,
@@ -181,31 +156,19 @@ export async function initCheckpoint(
   await rm(beside, { recursive: true, force: true });
   await mkdir(join(beside, "vae"), { recursive: true });
   try {
-    await write(join(beside, "model.safetensors"), modelTensors(parsed));
     await write(join(beside, "vae", "diffusion_pytorch_model.safetensors"), vaeTensors(vae));
-    await writeFile(join(beside, "config.json"), json(config));
-    await writeFile(
-      join(beside, "vae", "config.json"),
-      json({ _class_name: "AutoencoderKL", ...vaeConfig }),
-    );
-    for (const name of ["tokenizer.json", "tokenizer_config.json"])
-      await copyFile(join(tokenizerAt, name), join(beside, name));
-    const side = parsed.vision?.imageSize;
-    if (side !== undefined)
-      await writeFile(join(beside, "preprocessor_config.json"), json(preprocessor(side)));
-    await writeFile(
-      join(beside, "generation_config.json"),
-      json({
-        image: {
-          steps: 25,
-          guidance: 2,
-          guidance_schedule: "constant",
-          temperature: 1,
-          order: "random",
-        },
-        text: { max_new_tokens: 64, temperature: 0 },
-      }),
-    );
+    await writeFile(join(beside, "vae", "config.json"), json(vaeConfig));
+    if (parsed) {
+      await write(join(beside, "model.safetensors"), expected);
+      await writeFile(join(beside, "config.json"), json(config));
+      for (const name of ["tokenizer.json", "tokenizer_config.json"])
+        await copyFile(join(tokenizerAt, name), join(beside, name));
+      const side = parsed.vision?.imageSize;
+      const preprocessorAt = join(beside, "preprocessor_config.json");
+      if (vision?.preprocessor) await copyFile(vision.preprocessor, preprocessorAt);
+      else if (side !== undefined) await writeFile(preprocessorAt, json(preprocessor(side)));
+      await writeFile(join(beside, "generation_config.json"), json(GENERATION));
+    }
     // Whatever does not fit shows here, before the directory appears.
     await readCheckpoint(beside);
     await mkdir(dirname(target), { recursive: true });

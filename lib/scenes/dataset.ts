@@ -1,14 +1,16 @@
-/**
- * A data set of scenes: pictures in `images/`, and one manifest (JSON lines) for each task beside it, in the
- * form that `unifluid train` reads.
- */
-import { createWriteStream } from "node:fs";
-import { mkdir, rename, rm, stat, writeFile } from "node:fs/promises";
-import { dirname, join, resolve } from "node:path";
-import { finished } from "node:stream/promises";
+/** A data set of scenes: pictures and records of each task, in the forms that `unifluid train` reads. */
+import { mkdir, rename, rm, stat } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
 import { InvalidOptionError } from "../errors.js";
 import { Random } from "../philox.js";
 import { TASKS, type TemplateTask } from "../prompts.js";
+import {
+  type DatasetRecord,
+  type DatasetWriter,
+  type DrawnScene,
+  ManifestWriter,
+  ShardWriter,
+} from "./dataset-writer.js";
 import { drawPng } from "./draw.js";
 import { caption, edit, type Question, question } from "./language.js";
 import { alike, type PairRule, randomScene, type Scene, SPLITS, type Split } from "./world.js";
@@ -22,6 +24,8 @@ export interface DatasetOptions {
   tasks?: readonly TemplateTask[];
   /** Pixels along each side. */
   size?: number;
+  /** So many tar shards of each task, instead of pictures beside manifests. */
+  shards?: number;
   signal?: AbortSignal;
   /** Called after each scene. */
   onScene?: () => void;
@@ -66,8 +70,6 @@ function questionsOf(scene: Scene, random: Random): Pick<Question, "question" | 
   return [...asked].map(([question, answer]) => ({ question, answer }));
 }
 
-type Manifests = Partial<Record<TemplateTask, object>>;
-
 /** Records and pictures of one scene. */
 function recordsOf(
   scene: Scene,
@@ -77,7 +79,7 @@ function recordsOf(
   const name = String(index).padStart(6, "0");
   const image = `images/${name}.png`;
   const pictures = new Map<string, Scene>([[image, scene]]);
-  const records: Manifests = {};
+  const records: Partial<Record<TemplateTask, DatasetRecord>> = {};
   const { seed, split, pairs } = options;
   for (const task of options.tasks) {
     switch (task) {
@@ -116,57 +118,46 @@ function recordsOf(
 const TOGETHER = 16;
 
 /**
- * Writes a data set to `folder`, which must not exist or be empty; it appears when it is complete. Throws
- * `INVALID_OPTION`, the signal's reason, or what the file system says.
+ * Writes a data set to `folder`, which must not exist; it appears when it is complete. Throws `INVALID_OPTION`,
+ * the signal's reason, or what the file system says.
  */
 export async function writeDataset(folder: string, options: DatasetOptions): Promise<void> {
-  const { count, signal, onScene, size } = options;
+  const { count, signal, onScene, size, shards } = options;
   const filled = {
     seed: options.seed,
     split: options.split ?? "train",
     pairs: options.pairs ?? "exclude",
     tasks: options.tasks ?? TASKS,
   };
+  if (shards !== undefined && shards > count)
+    throw new InvalidOptionError(
+      `expected at most ${count} shards, one a scene, but received ${shards}`,
+    );
   const target = resolve(folder);
   if (await stat(target).catch(() => undefined))
     throw new InvalidOptionError(`expected a folder that does not exist yet but ${folder} does`);
   const beside = `${target}.partial`;
   await rm(beside, { recursive: true, force: true });
-  await mkdir(join(beside, "images"), { recursive: true });
+  await mkdir(beside, { recursive: true });
+  const draw = async (index: number): Promise<DrawnScene> => {
+    const scene = sceneOf(filled.seed, filled.split, index, filled.pairs);
+    const { pictures, records } = recordsOf(scene, index, filled);
+    const drawn = [...pictures].map(async ([name, of]) => [name, await drawPng(of, size)] as const);
+    return { index, records, pictures: new Map(await Promise.all(drawn)) };
+  };
   try {
-    const manifests = filled.tasks.map((task) => ({
-      task,
-      stream: createWriteStream(join(beside, `${task}.jsonl`)),
-    }));
+    const writer: DatasetWriter =
+      shards === undefined
+        ? await ManifestWriter.open(beside, filled.tasks)
+        : new ShardWriter(beside, filled.tasks, shards, count);
     for (let first = 0; first < count; first += TOGETHER) {
       signal?.throwIfAborted();
-      const indices = Array.from(
-        { length: Math.min(TOGETHER, count - first) },
-        (_, i) => first + i,
-      );
-      const made = indices.map((i) =>
-        recordsOf(sceneOf(filled.seed, filled.split, i, filled.pairs), i, filled),
-      );
-      await Promise.all(
-        made.flatMap(({ pictures }) =>
-          [...pictures].map(async ([name, scene]) =>
-            writeFile(join(beside, name), await drawPng(scene, size)),
-          ),
-        ),
-      );
-      for (const { task, stream } of manifests) {
-        const text = made.map(({ records }) => `${JSON.stringify(records[task])}\n`).join("");
-        if (!stream.write(text))
-          await new Promise<void>((done) => stream.once("drain", () => done()));
-      }
+      const together = Math.min(TOGETHER, count - first);
+      const indices = Array.from({ length: together }, (_, i) => first + i);
+      await writer.write(await Promise.all(indices.map(draw)));
       for (const _ of indices) onScene?.();
     }
-    await Promise.all(
-      manifests.map(({ stream }) => {
-        stream.end();
-        return finished(stream);
-      }),
-    );
+    await writer.end();
     await mkdir(dirname(target), { recursive: true });
     await rename(beside, target);
   } catch (error) {

@@ -1,97 +1,57 @@
-/** The examples of a step as the native trainer takes them. A step's batch is a function of its number. */
+/** The examples of a step as the native trainer takes them. */
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
-import { InvalidRecordError, TrainingDataError, UniFluidError } from "../errors.js";
+import { InvalidRecordError } from "../errors.js";
 import type { NativeTrainingSequence } from "../native.js";
 import { Random } from "../philox.js";
 import { fillTemplate } from "../prompts.js";
-import type { RunConfig } from "./config.js";
-import { Pictures } from "./pictures.js";
-import { Source, type TrainingExample } from "./source.js";
+import { BrokenRecords } from "./broken-records.js";
+import type { UnifiedRunConfig } from "./config.js";
+import { dealt, Mixture } from "./mixture.js";
+import { Pictures, pathOf } from "./pictures.js";
+import type { SourceRecord, TrainingExample } from "./source.js";
+import type { StepData } from "./subject.js";
 
-/** Records that may be tried in the place of a broken one. */
-const SUBSTITUTES = 100;
-/** Records seen before a share of broken ones means anything. */
-const LEAST_SEEN = 200;
-
-interface OpenSource {
-  source: Source;
-  pictures: Pictures;
-  examples: number;
-}
+/** Records whose pictures are prepared at once. */
+const TOGETHER = 16;
 
 export class Batches {
   private readonly encoded = new Map<string, number[]>();
-  /** Broken records by source and index, told once. */
-  private readonly broken = new Set<string>();
-  private seen = 0;
 
   private constructor(
     private readonly checkpoint: Checkpoint,
-    private readonly config: RunConfig,
-    private readonly sources: readonly OpenSource[],
-    private readonly onBroken: (message: string) => void,
+    private readonly config: UnifiedRunConfig,
+    readonly mixture: Mixture,
+    /** Of each source. */
+    private readonly pictures: readonly Pictures[],
   ) {}
 
   static async open(
     checkpoint: Checkpoint,
-    config: RunConfig,
+    config: UnifiedRunConfig,
     onBroken: (message: string) => void,
   ): Promise<Batches> {
+    const mixture = await Mixture.open(config, new BrokenRecords(config.brokenShare, onBroken));
+    // Sources of one folder share their pictures.
     const caches = new Map<string, Pictures>();
-    const sources: OpenSource[] = [];
-    for (const [i, { manifest, examples }] of config.sources.entries()) {
-      const source = await Source.open(manifest, BigInt(config.seed), i);
-      // Manifests of one folder share their pictures.
-      const folder = manifest.replace(/[^\\/]*$/, "");
-      const pictures =
-        caches.get(folder) ?? (await Pictures.open(manifest, checkpoint, config.threads));
-      caches.set(folder, pictures);
-      sources.push({ source, pictures, examples });
+    try {
+      for (const { folder } of mixture.sources)
+        if (!caches.has(folder))
+          caches.set(folder, await Pictures.open(folder, checkpoint, config.threads));
+    } catch (error) {
+      for (const pictures of caches.values()) await pictures.close();
+      await mixture.close();
+      throw error;
     }
-    return new Batches(checkpoint, config, sources, onBroken);
+    const pictures = mixture.sources.map(({ folder }) => caches.get(folder) as Pictures);
+    return new Batches(checkpoint, config, mixture, pictures);
   }
 
   /** Step `step`, from 1, as `accumulation` batches. */
-  async of(step: number): Promise<NativeTrainingSequence[][]> {
-    // Streams above those of the sources' orders (`Source.at`).
-    const random = (k: number) => new Random(BigInt(this.config.seed), 1_000_000 + k, step);
-    const jobs: Promise<NativeTrainingSequence>[] = [];
-    for (const open of this.sources)
-      for (let k = 0; k < open.examples; k++)
-        jobs.push(this.draw(open, (step - 1) * open.examples + k, random(jobs.length)));
-    const all = await Promise.all(jobs);
-    const parts = Math.min(this.config.accumulation, all.length);
-    // Dealt out in turn, so that each batch has some of every source.
-    return Array.from({ length: parts }, (_, p) => all.filter((_, i) => i % parts === p));
-  }
-
-  private async draw(open: OpenSource, position: number, random: Random) {
-    const { source } = open;
-    for (let attempt = 0; attempt < Math.min(SUBSTITUTES, source.length); attempt++) {
-      const index = source.at(position + attempt);
-      const name = `${source.path}: record ${index}`;
-      if (this.broken.has(name)) continue;
-      if (attempt === 0) this.seen++;
-      try {
-        return await this.sequence(source.example(index, random), open.pictures, random);
-      } catch (error) {
-        this.skip(name, error);
-      }
-    }
-    throw new TrainingDataError(`${source.path}: too many broken records one after another`);
-  }
-
-  private skip(name: string, error: unknown): void {
-    const known =
-      error instanceof UniFluidError || typeof (error as { errno?: unknown }).errno === "number";
-    if (!known) throw error;
-    this.broken.add(name);
-    this.onBroken(`${name}: ${(error as Error).message}`);
-    const most = this.config.brokenShare * Math.max(this.seen, LEAST_SEEN);
-    if (this.broken.size > most)
-      throw new TrainingDataError(
-        `${this.broken.size} of ${this.seen} records seen are broken, more than brokenShare (${this.config.brokenShare}) allows; the last: ${name}: ${(error as Error).message}`,
-      );
+  async of(step: number): Promise<StepData<NativeTrainingSequence>> {
+    const { examples, positions } = await this.mixture.draw(step, async (record, random, place) =>
+      this.sequence(record.example(random), this.pictures[place] as Pictures, random),
+    );
+    return { batches: dealt(examples, this.config.accumulation), positions };
   }
 
   private ids(text: string): number[] {
@@ -150,36 +110,36 @@ export class Batches {
     return out;
   }
 
-  /** Computes what pictures lack of latents, before training. */
-  async prepare(onPicture: (done: number, total: number) => void, signal?: AbortSignal) {
-    const paths = new Map<string, Pictures>();
+  /** Computes what pictures lack of latents, before training; gives their number. */
+  async prepare(onPicture: () => void, signal?: AbortSignal): Promise<number> {
+    const done = new Set<string>();
     const random = new Random(0n, 0, 0);
-    for (const { source, pictures } of this.sources)
-      for (let i = 0; i < source.length; i++) {
-        try {
-          const { image, target } = source.example(i, random);
-          paths.set(image, pictures);
-          if (target) paths.set(target, pictures);
-        } catch (error) {
-          this.seen++;
-          this.skip(`${source.path}: record ${i}`, error);
-        }
-      }
-    let done = 0;
-    const left = [...paths];
-    const work = async () => {
-      for (let next = left.pop(); next; next = left.pop()) {
-        signal?.throwIfAborted();
-        const [path, pictures] = next;
-        this.seen++;
-        await pictures.prepare(path).catch((error) => this.skip(path, error));
-        onPicture(++done, paths.size);
+    const prepare = async (record: SourceRecord, pictures: Pictures) => {
+      const { image, target } = record.example(random);
+      for (const picture of target === undefined ? [image] : [image, target]) {
+        await pictures.prepare(picture);
+        const path = pathOf(picture);
+        if (!done.has(path)) onPicture();
+        done.add(path);
       }
     };
-    await Promise.all(Array.from({ length: 16 }, work));
+    for (const [place, source] of this.mixture.sources.entries()) {
+      const records = source.all();
+      const work = async () => {
+        for await (const record of records) {
+          signal?.throwIfAborted();
+          await this.mixture.broken.attempt(record.name, () =>
+            prepare(record, this.pictures[place] as Pictures),
+          );
+        }
+      };
+      await Promise.all(Array.from({ length: TOGETHER }, work));
+    }
+    return done.size;
   }
 
   async close(): Promise<void> {
-    for (const pictures of new Set(this.sources.map((s) => s.pictures))) await pictures.close();
+    await this.mixture.close();
+    for (const pictures of new Set(this.pictures)) await pictures.close();
   }
 }

@@ -3,18 +3,38 @@ import { readFile } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { parse } from "yaml";
 import { z } from "zod";
+import { isObject } from "../checkpoint/fields.js";
 import { InvalidConfigError } from "../errors.js";
 
 const positive = z.number().positive().finite();
 const share = z.number().min(0).max(1);
 const count = z.number().int().positive();
 
-const sourceSchema = z.strictObject({
-  /** JSON lines beside their images. */
-  manifest: z.string().min(1),
-  /** Examples of each step that come from here: the weight in the mixture. */
-  examples: count,
-});
+const pattern = z.string().min(1);
+
+const sourceSchema = z
+  .strictObject({
+    /** JSON lines beside their images. */
+    manifest: pattern.optional(),
+    /** Tar files in the form of WebDataset: names with {000..011}, {a,b}, * and ?. */
+    shards: z
+      .union([pattern, z.array(pattern).min(1)])
+      .transform((value) => (typeof value === "string" ? [value] : value))
+      .optional(),
+    /** Examples of each step that come from here: the weight in the mixture. */
+    examples: count,
+    /** Records in the shuffle buffer; 1: in the order in which they lie. Default: all of a manifest, 1000 of shards. */
+    shuffle: count.optional(),
+    /** Shards: what a plain text beside an image is. */
+    task: z.enum(["caption", "generate"]).optional(),
+  })
+  .refine(({ manifest, shards }) => (manifest === undefined) !== (shards === undefined), {
+    error: "expected either manifest or shards",
+  })
+  .refine(({ manifest, task }) => manifest === undefined || task === undefined, {
+    error: "expected no task: records of a manifest have their own",
+    path: ["task"],
+  });
 
 const sampleSchema = z.strictObject({
   every: count,
@@ -24,9 +44,8 @@ const sampleSchema = z.strictObject({
   seed: z.number().int().min(0).default(0),
 });
 
-const runSchema = z.strictObject({
-  /** The checkpoint to start from: a directory or the name of a shipped model. */
-  model: z.string().min(1),
+/** What every run has. */
+const common = {
   sources: z.array(sourceSchema).min(1),
   steps: count,
   /** Batches that a step is split into, to save memory. */
@@ -38,10 +57,24 @@ const runSchema = z.strictObject({
   /** Schedule "decay": the share of all steps, at the end, over which the rate falls to 0. */
   decayShare: share.default(0.2),
   beta1: share.default(0.9),
-  beta2: share.default(0.98),
   epsilon: positive.default(1e-8),
-  weightDecay: z.number().min(0).default(0.02),
   clipNorm: z.number().min(0).default(1),
+  /** Tensors that are not trained; * stands for anything. */
+  freeze: z.array(z.string().min(1)).default([]),
+  compute: z.enum(["f32", "bf16"]).default("bf16"),
+  seed: z.number().int().min(0).default(0),
+  threads: count.optional(),
+  checkpoint: z.strictObject({ every: count.default(500), keep: count.default(2) }).prefault({}),
+  /** Broken records beyond this share of those seen stop the run. */
+  brokenShare: share.default(0.01),
+};
+
+const unifiedSchema = z.strictObject({
+  /** The checkpoint to start from: a directory or the name of a shipped model. */
+  model: z.string().min(1),
+  ...common,
+  beta2: share.default(0.98),
+  weightDecay: z.number().min(0).default(0.02),
   ema: z.number().min(0).lt(1).default(0.998),
   /** The weight of the text loss. */
   lambda: z.number().min(0).default(0.5),
@@ -52,35 +85,76 @@ const runSchema = z.strictObject({
   order: z.enum(["random", "raster"]).default("random"),
   /** How often the prompt of a drawing is emptied, for guidance. */
   promptDropout: share.default(0.1),
-  /** Tensors that are not trained; * stands for anything. */
-  freeze: z.array(z.string().min(1)).default([]),
-  compute: z.enum(["f32", "bf16"]).default("bf16"),
   recompute: z.boolean().default(false),
-  seed: z.number().int().min(0).default(0),
-  threads: count.optional(),
-  checkpoint: z.strictObject({ every: count.default(500), keep: count.default(2) }).prefault({}),
   samples: sampleSchema.optional(),
-  /** Broken records beyond this share of those seen stop the run. */
-  brokenShare: share.default(0.01),
 });
 
-export type RunConfig = z.infer<typeof runSchema>;
+const reconstructionSchema = z.strictObject({
+  every: count,
+  /** Pictures of the sheet and of the mean PSNR. */
+  pictures: count.max(256).default(8),
+  /** Where they come from; default: the first source, whose pictures are trained on. */
+  manifest: z.string().min(1).optional(),
+});
+
+const autoencoderSchema = z.strictObject({
+  /** The directory whose autoencoder is trained, or the name of a shipped model. */
+  autoencoder: z.string().min(1),
+  ...common,
+  beta2: share.default(0.99),
+  weightDecay: z.number().min(0).default(0.01),
+  ema: z.number().min(0).lt(1).default(0.995),
+  /** The weight of the divergence of the latents from the standard normal distribution. */
+  klWeight: z.number().min(0).default(1e-3),
+  /** Pixels across a picture; default: that of the directory's model. */
+  imageSize: count.optional(),
+  /** Pictures over which each checkpoint's latents are measured. */
+  latentPictures: count.default(256),
+  /** Give each channel of the latents the same mean and spread. */
+  equalize: z.boolean().default(true),
+  samples: reconstructionSchema.optional(),
+});
+
+export type UnifiedRunConfig = z.infer<typeof unifiedSchema>;
+export type AutoencoderRunConfig = z.infer<typeof autoencoderSchema>;
+/** The run of a whole model, or of an autoencoder. */
+export type RunConfig = UnifiedRunConfig | AutoencoderRunConfig;
+
+export type SourceConfig = RunConfig["sources"][number];
+
+export const isAutoencoderRun = (config: RunConfig): config is AutoencoderRunConfig =>
+  "autoencoder" in config;
 
 /** Checks a run's settings; `where` names them in errors. Relative paths are resolved against `folder`. */
 export function parseRunConfig(value: unknown, where: string, folder: string): RunConfig {
-  const result = runSchema.safeParse(value);
-  if (!result.success) {
-    const problems = result.error.issues.map(
-      ({ path, message }) => `${path.join(".") || "the file"}: ${message}`,
-    );
-    throw new InvalidConfigError(`${where}: ${problems.join("; ")}`);
+  const at = (path: string) => resolve(folder, path);
+  const directory = (name: string) => (/[\\/.]/.test(name) ? at(name) : name);
+  const sourcesOf = (config: RunConfig) =>
+    config.sources.map(({ manifest, shards, ...rest }) => ({
+      ...(manifest === undefined ? { shards: shards!.map(at) } : { manifest: at(manifest) }),
+      ...rest,
+    }));
+  if (isObject(value) && "autoencoder" in value) {
+    const config = check(autoencoderSchema, value, where);
+    const { samples } = config;
+    return {
+      ...config,
+      autoencoder: directory(config.autoencoder),
+      sources: sourcesOf(config),
+      ...(samples?.manifest && { samples: { ...samples, manifest: at(samples.manifest) } }),
+    };
   }
-  const config = result.data;
-  return {
-    ...config,
-    model: /[\\/.]/.test(config.model) ? resolve(folder, config.model) : config.model,
-    sources: config.sources.map((s) => ({ ...s, manifest: resolve(folder, s.manifest) })),
-  };
+  const config = check(unifiedSchema, value, where);
+  return { ...config, model: directory(config.model), sources: sourcesOf(config) };
+}
+
+function check<T>(schema: z.ZodType<T>, value: unknown, where: string): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const problems = result.error.issues.map(
+    ({ path, message }) => `${path.join(".") || "the file"}: ${message}`,
+  );
+  throw new InvalidConfigError(`${where}: ${problems.join("; ")}`);
 }
 
 export async function readRunConfig(path: string): Promise<RunConfig> {

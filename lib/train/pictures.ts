@@ -1,14 +1,24 @@
 /**
  * Pictures as training takes them: bytes at the model's size and latents. What was once computed is kept in
- * one packed file, a slot for each picture, so that later epochs and runs only read.
+ * packed files, a slot for each picture, so that later epochs and runs only read. A process adds to a pack of its
+ * own, which nobody else writes to, so that any number of them may work on one folder, on any file system.
  */
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { appendFile, type FileHandle, mkdir, open, readFile, stat } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import {
+  appendFile,
+  type FileHandle,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  stat,
+} from "node:fs/promises";
+import { basename, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { TrainingDataError } from "../errors.js";
 import { decodeImage } from "../image-input.js";
 import { UniFluid } from "../model.js";
 
@@ -19,16 +29,53 @@ export interface Picture {
   latents: Float32Array;
 }
 
-interface Entry {
+/** A picture that is not decoded yet: a path, or the bytes of a file within another. */
+export type PictureFile = string | PackedPicture;
+
+export interface PackedPicture {
+  /** The name that it is kept under: the outer file's path and its own. */
   path: string;
-  /** Of the file, to see whether it has changed. */
+  bytes: Uint8Array;
+  /** When the outer file was last written, in milliseconds. */
+  modified: number;
+}
+
+/** What tells one picture from another and from itself after a change. */
+interface Stamp {
+  path: string;
   bytes: number;
   modified: number;
+}
+
+/** A line of a pack's index. */
+interface Line extends Stamp {
   slot: number;
 }
 
-/** Name of the folder beside a manifest that prepared pictures lie in. */
+/** Where a picture is kept. */
+interface Entry extends Line {
+  data: FileHandle;
+}
+
+/** A file of slots, and beside it an index of what they hold. */
+interface Pack {
+  data: FileHandle;
+  index: string;
+  slots: number;
+}
+
+/** Name of the folder beside a manifest or shards that prepared pictures lie in. */
 export const CACHE_FOLDER = ".unifluid-cache";
+
+const keyOf = ({ path, bytes, modified }: Stamp) => `${path}\n${bytes}\n${modified}`;
+
+async function stampOf(path: string): Promise<Stamp> {
+  const { size: bytes, mtimeMs: modified } = await stat(path);
+  return { path, bytes, modified };
+}
+
+/** The name of a picture as messages and the cache have it. */
+export const pathOf = (file: PictureFile): string => (typeof file === "string" ? file : file.path);
 
 /** What latents depend on: the autoencoder, the size and the grid. */
 async function identity(checkpoint: Checkpoint): Promise<string> {
@@ -44,10 +91,14 @@ async function identity(checkpoint: Checkpoint): Promise<string> {
 }
 
 export class Pictures {
+  /** By what tells a picture, since packs may hold it as it was before a change. */
   private readonly entries = new Map<string, Entry>();
   private readonly waiting = new Map<string, Promise<Entry>>();
   private model: Promise<UniFluid> | undefined;
-  private slots = 0;
+  /** Files that are open. */
+  private readonly handles: FileHandle[] = [];
+  /** This process's own pack, once there is something to add. */
+  private own: Pack | undefined;
   /** Index lines are written after their slots, one after another. */
   private writing: Promise<void> = Promise.resolve();
 
@@ -55,22 +106,30 @@ export class Pictures {
     private readonly checkpoint: Checkpoint,
     private readonly size: number,
     private readonly latentCount: number,
-    private readonly data: FileHandle,
-    private readonly index: string,
+    /** Packs have this name and what tells one process from another. */
+    private readonly name: string,
     private readonly threads: number | undefined,
   ) {}
 
-  /** Opens the cache beside `manifest`, or begins one. */
-  static async open(manifest: string, checkpoint: Checkpoint, threads?: number): Promise<Pictures> {
+  /** Opens the cache in `parent`, or begins one. Throws `TRAINING_DATA`. */
+  static async open(parent: string, checkpoint: Checkpoint, threads?: number): Promise<Pictures> {
     const { spec, config } = checkpoint;
     const size = config?.image?.imageSize ?? spec.vision?.imageSize ?? 0;
     const latents = spec.image ? spec.image.grid ** 2 * spec.image.tokenChannels : 0;
-    const folder = join(dirname(manifest), CACHE_FOLDER);
-    await mkdir(folder, { recursive: true });
+    const folder = join(parent, CACHE_FOLDER);
     const name = join(folder, await identity(checkpoint));
-    const data = await open(`${name}.bin`, "a+");
-    const pictures = new Pictures(checkpoint, size, latents, data, `${name}.jsonl`, threads);
-    await pictures.readIndex();
+    const pictures = new Pictures(checkpoint, size, latents, name, threads);
+    try {
+      await mkdir(folder, { recursive: true });
+      const known = basename(name);
+      const files = (await readdir(folder)).filter((n) => n.startsWith(known));
+      for (const index of files.filter((n) => n.endsWith(".jsonl")).sort())
+        await pictures.read(join(folder, index.slice(0, -".jsonl".length)));
+    } catch (cause) {
+      await pictures.close();
+      const reason = (cause as Error).message;
+      throw new TrainingDataError(`cannot keep prepared pictures: ${reason}`, { cause });
+    }
     return pictures;
   }
 
@@ -78,29 +137,36 @@ export class Pictures {
     return this.size * this.size * 3 + this.latentCount * 4;
   }
 
-  private async readIndex(): Promise<void> {
-    const text = await readFile(this.index, "utf8").catch(() => "");
-    const whole = Math.floor((await this.data.stat()).size / this.slotBytes);
-    this.slots = whole;
+  /** Reads the index of a pack, which another process may be adding to. */
+  private async read(pack: string): Promise<void> {
+    const data = await open(`${pack}.bin`, "r");
+    this.handles.push(data);
+    const text = await readFile(`${pack}.jsonl`, "utf8");
+    const whole = Math.floor((await data.stat()).size / this.slotBytes);
     for (const line of text.split("\n")) {
-      // A line that a killed process left half-written is no entry.
-      let entry: Entry;
+      // A line that is half-written is no entry.
+      let entry: Line;
       try {
-        entry = JSON.parse(line) as Entry;
+        entry = JSON.parse(line) as Line;
       } catch {
         continue;
       }
-      if (entry.slot < whole) this.entries.set(entry.path, entry);
+      if (entry.slot < whole) this.entries.set(keyOf(entry), { ...entry, data });
     }
-    // Slots begin where whole ones end.
-    await this.data.truncate(whole * this.slotBytes);
+  }
+
+  private async begin(): Promise<Pack> {
+    const name = `${this.name}-${randomUUID().slice(0, 8)}`;
+    const data = await open(`${name}.bin`, "ax+");
+    this.handles.push(data);
+    return { data, index: `${name}.jsonl`, slots: 0 };
   }
 
   /** Throws what decoding throws. */
-  async get(path: string): Promise<Picture> {
-    const entry = await this.prepare(path);
+  async get(file: PictureFile): Promise<Picture> {
+    const entry = await this.prepare(file);
     const bytes = new Uint8Array(this.slotBytes);
-    await this.data.read(bytes, 0, bytes.length, entry.slot * this.slotBytes);
+    await entry.data.read(bytes, 0, bytes.length, entry.slot * this.slotBytes);
     const split = this.size * this.size * 3;
     return {
       pixels: bytes.subarray(0, split),
@@ -109,19 +175,20 @@ export class Pictures {
   }
 
   /** Where a picture is kept; computed and added where it is new or has changed. */
-  async prepare(path: string): Promise<Entry> {
-    const known = this.entries.get(path);
-    const { size: bytes, mtimeMs: modified } = await stat(path);
-    if (known?.bytes === bytes && known.modified === modified) return known;
-    const begun = this.waiting.get(path);
-    if (begun) return begun;
-    const made = this.add(path, bytes, modified).finally(() => this.waiting.delete(path));
-    this.waiting.set(path, made);
+  async prepare(file: PictureFile): Promise<Entry> {
+    const stamp =
+      typeof file === "string" ? await stampOf(file) : { ...file, bytes: file.bytes.length };
+    const key = keyOf(stamp);
+    const known = this.entries.get(key) ?? this.waiting.get(key);
+    if (known) return known;
+    const input = typeof file === "string" ? file : file.bytes;
+    const made = this.add(input, stamp).finally(() => this.waiting.delete(key));
+    this.waiting.set(key, made);
     return made;
   }
 
-  private async add(path: string, bytes: number, modified: number): Promise<Entry> {
-    const { pixels: decoded, width, height } = await decodeImage(path);
+  private async add(input: string | Uint8Array, stamp: Stamp): Promise<Entry> {
+    const { pixels: decoded, width, height } = await decodeImage(input);
     const fits = width === this.size && height === this.size;
     const pixels = fits
       ? decoded
@@ -137,21 +204,31 @@ export class Pictures {
         pixels.length,
       );
     }
-    const entry = { path, bytes, modified, slot: 0 };
-    const write = this.writing.then(async () => {
-      await this.data.appendFile(slot);
-      entry.slot = this.slots++;
-      await appendFile(this.index, `${JSON.stringify(entry)}\n`);
-      this.entries.set(path, entry);
-    });
-    this.writing = write.catch(() => {});
-    await write;
+    const write = this.writing.then(() => this.append(stamp, slot));
+    this.writing = write.then(
+      () => {},
+      () => {},
+    );
+    return write;
+  }
+
+  private async append(stamp: Stamp, bytes: Buffer): Promise<Entry> {
+    const pack = this.own ?? (await this.begin());
+    // A pack in which something failed half-way has no more whole slots to come.
+    this.own = undefined;
+    const { data, index } = pack;
+    await data.appendFile(bytes);
+    const line: Line = { ...stamp, slot: pack.slots++ };
+    await appendFile(index, `${JSON.stringify(line)}\n`);
+    this.own = pack;
+    const entry = { ...line, data };
+    this.entries.set(keyOf(stamp), entry);
     return entry;
   }
 
   async close(): Promise<void> {
     await this.writing;
-    await this.data.close();
+    for (const handle of this.handles) await handle.close();
     if (this.model) await (await this.model).dispose();
   }
 }

@@ -2,7 +2,7 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { writeWhole } from "../image.js";
-import type { Metrics, RunFolder } from "./run-folder.js";
+import type { Metrics, RunFolder, SampleFigures } from "./run-folder.js";
 
 const WIDTH = 720;
 const HEIGHT = 220;
@@ -50,14 +50,50 @@ function curve(title: string, all: Point[]): string {
 <polyline points="${path}" fill="none" stroke="#1d4ed8" stroke-width="1.5"/></svg></figure>`;
 }
 
-/** Writes the report from the run's metrics, beside and then renamed. */
-export async function writeReport(folder: RunFolder, metrics: readonly Metrics[]): Promise<void> {
-  const of = (value: (m: Metrics) => number | null | undefined): Point[] =>
-    metrics.flatMap((m) => {
-      const v = value(m);
-      return typeof v === "number" ? [{ step: m.step, value: v }] : [];
+/** Curves of metrics, in the order in which they are shown; those of tasks come after the losses. */
+const CURVES: readonly (readonly [string, (m: Metrics) => number | null | undefined])[] = [
+  ["image loss", (m) => m.imageLoss],
+  ["text loss", (m) => m.textLoss],
+  ["loss", (m) => m.loss],
+  ["absolute error", (m) => m.absoluteError],
+  ["square error", (m) => m.squareError],
+  ["PSNR of the step's pictures, dB", (m) => m.psnr],
+  ["divergence of the latents", (m) => m.kl],
+];
+const LAST_CURVES: typeof CURVES = [
+  ["gradient norm", (m) => m.gradientNorm],
+  ["learning rate", (m) => m.learningRate],
+];
+
+/** Writes the report from the run's metrics and the figures of its samples, beside and then renamed. */
+export async function writeReport(
+  folder: RunFolder,
+  metrics: readonly Metrics[],
+  figures: readonly SampleFigures[],
+): Promise<void> {
+  const of = <T extends { step: number }>(
+    lines: readonly T[],
+    value: (line: T) => number | null | undefined,
+  ): Point[] =>
+    lines.flatMap((line) => {
+      const v = value(line);
+      return typeof v === "number" ? [{ step: line.step, value: v }] : [];
     });
-  const tasks = [...new Set(metrics.flatMap((m) => Object.keys(m.byTask)))].sort();
+  const tasks = [...new Set(metrics.flatMap((m) => Object.keys(m.byTask ?? {})))].sort();
+  const curves = [
+    ...CURVES.map(([title, value]) => curve(title, of(metrics, value))),
+    curve(
+      "PSNR of reconstructions, dB",
+      of(figures, (f) => f.psnr),
+    ),
+    ...tasks.map((task) =>
+      curve(
+        `loss of ${task}`,
+        of(metrics, (m) => m.byTask?.[task]),
+      ),
+    ),
+    ...LAST_CURVES.map(([title, value]) => curve(title, of(metrics, value))),
+  ];
   const samples = (await readdir(join(folder.path, "samples")).catch(() => [])).sort().reverse();
   const last = metrics[metrics.length - 1];
   const html = `<!doctype html>
@@ -67,30 +103,7 @@ export async function writeReport(folder: RunFolder, metrics: readonly Metrics[]
 figure{margin:1.5rem 0}svg{width:100%;background:#f8f8f8}svg text{font-size:12px}img{max-width:100%}</style></head>
 <body><h1>Training run</h1>
 <p>${last ? `Step ${last.step}, ${last.examples} examples, ${format(last.examplesPerSecond)} examples a second.` : "No step yet."}</p>
-${curve(
-  "image loss",
-  of((m) => m.imageLoss),
-)}
-${curve(
-  "text loss",
-  of((m) => m.textLoss),
-)}
-${tasks
-  .map((task) =>
-    curve(
-      `loss of ${task}`,
-      of((m) => m.byTask[task]),
-    ),
-  )
-  .join("\n")}
-${curve(
-  "gradient norm",
-  of((m) => m.gradientNorm),
-)}
-${curve(
-  "learning rate",
-  of((m) => m.learningRate),
-)}
+${curves.filter((text) => text !== "").join("\n")}
 ${samples.map((name) => `<h2>${escapeHtml(name.replace(/\.png$/, ""))}</h2><img src="samples/${escapeHtml(name)}" alt="samples">`).join("\n")}
 </body></html>
 `;

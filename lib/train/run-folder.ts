@@ -1,41 +1,52 @@
 /** The folder of a run: settings, metrics, checkpoints, samples and a report. */
-import {
-  copyFile,
-  cp,
-  mkdir,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  writeFile,
-} from "node:fs/promises";
+import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { readWeightFiles } from "../checkpoint/shards.js";
-import { storedName } from "../checkpoint/tensor-names.js";
 import { InvalidCheckpointError } from "../errors.js";
 import type { NativeTensor, NativeTrainer, NativeTrainerState } from "../native.js";
 
+/** What a line of metrics.jsonl says of a step's losses. */
+export interface Losses {
+  /** Of a whole model; null where the step had no such tokens. */
+  imageLoss?: number | null;
+  textLoss?: number | null;
+  byTask?: Record<string, number>;
+  /** Decoder rows a second. */
+  rowsPerSecond?: number;
+  /** Of an autoencoder: what is minimized, and its parts. */
+  loss?: number;
+  absoluteError?: number;
+  squareError?: number;
+  /** Divergence of the latents from the standard normal distribution, per value, in nats. */
+  kl?: number;
+  /** In decibels, of the pictures of the step. */
+  psnr?: number;
+}
+
 /** One line of metrics.jsonl. */
-export interface Metrics {
+export interface Metrics extends Losses {
   step: number;
   examples: number;
   learningRate: number;
-  imageLoss: number | null;
-  textLoss: number | null;
-  byTask: Record<string, number>;
   gradientNorm: number;
-  /** Decoder rows a second. */
-  rowsPerSecond: number;
   examplesPerSecond: number;
   seconds: number;
+}
+
+/** One line of samples.jsonl: figures of the pictures of a step. */
+export interface SampleFigures {
+  step: number;
+  [figure: string]: number;
 }
 
 const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "second"];
 /** The state of the optimizer beside a checkpoint's weights. */
 const STATE_FILE = "trainer.safetensors";
+/** Where each source of the run is. */
+const POSITIONS_FILE = "positions.json";
+/** Of a checkpoint, what is not the model's but of the run that wrote it. */
+export const RUN_FILES = [STATE_FILE, POSITIONS_FILE];
 const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
 
 export class RunFolder {
@@ -43,6 +54,10 @@ export class RunFolder {
 
   get metrics(): string {
     return join(this.path, "metrics.jsonl");
+  }
+
+  get figures(): string {
+    return join(this.path, "samples.jsonl");
   }
 
   checkpoint(step: number): string {
@@ -76,35 +91,24 @@ export class RunFolder {
       .sort((a, b) => a - b);
   }
 
-  /** Writes a checkpoint beside, then renames it, and removes old ones. */
+  /**
+   * Writes a checkpoint beside, then renames it, and removes old ones. `write` puts what loads for inference
+   * into an empty folder; the trainer's state comes beside it.
+   */
   async save(
     step: number,
     keep: number,
-    checkpoint: Checkpoint,
     trainer: NativeTrainer,
     tensors: readonly NativeTensor[],
     average: boolean,
+    positions: readonly unknown[],
+    write: (folder: string) => Promise<void>,
   ): Promise<string> {
     const target = this.checkpoint(step);
     const beside = `${target}.partial`;
     await rm(beside, { recursive: true, force: true });
     await mkdir(beside, { recursive: true });
-    for (const name of await readdir(checkpoint.directory)) {
-      if (/^model.*\.safetensors/.test(name) || name === STATE_FILE) continue;
-      const from = join(checkpoint.directory, name);
-      if (name === "vae") await cp(from, join(beside, name), { recursive: true });
-      else if (name.endsWith(".json")) await copyFile(from, join(beside, name));
-    }
-    const what = average ? "ema" : "weights";
-    await writeSafetensors(
-      join(beside, "model.safetensors"),
-      tensors.map(({ name, shape }) => ({
-        name: storedName(name),
-        dtype: "BF16" as const,
-        shape,
-        bytes: () => trainer.read(name, what, "BF16"),
-      })),
-    );
+    await write(beside);
     const states = STATES.filter((s) => average || s !== "ema");
     await writeSafetensors(
       join(beside, STATE_FILE),
@@ -117,6 +121,7 @@ export class RunFolder {
         })),
       ),
     );
+    await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(positions)}\n`);
     await rm(target, { recursive: true, force: true });
     await rename(beside, target);
     const others = (await this.steps()).filter((s) => s !== step);
@@ -143,21 +148,39 @@ export class RunFolder {
       throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} lacks tensors of this model`);
   }
 
-  /** Lines of metrics up to a step; what a later part of a broken-off run wrote is dropped. */
-  async keepMetrics(step: number): Promise<Metrics[]> {
-    const lines = (await this.readMetrics()).filter((m) => m.step <= step);
-    await writeFile(this.metrics, lines.map((m) => `${JSON.stringify(m)}\n`).join(""));
-    return lines;
+  /** Where the sources were at a checkpoint; undefined: it was written by a version that did not keep it. */
+  async positions(step: number): Promise<unknown[] | undefined> {
+    const path = join(this.checkpoint(step), POSITIONS_FILE);
+    const text = await readFile(path, "utf8").catch(() => undefined);
+    if (text === undefined) return undefined;
+    try {
+      return JSON.parse(text) as unknown[];
+    } catch (cause) {
+      throw new InvalidCheckpointError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
+    }
   }
 
-  async readMetrics(): Promise<Metrics[]> {
-    const text = await readFile(this.metrics, "utf8").catch(() => "");
-    return text.split("\n").flatMap((line) => {
+  /** Lines of metrics up to a step; what a later part of a broken-off run wrote is dropped. */
+  async keepMetrics(step: number): Promise<Metrics[]> {
+    return this.keepLines<Metrics>(this.metrics, (m) => m.step <= step);
+  }
+
+  /** The same of the figures of samples. */
+  async keepFigures(step: number): Promise<SampleFigures[]> {
+    return this.keepLines<SampleFigures>(this.figures, (f) => f.step <= step);
+  }
+
+  private async keepLines<T>(path: string, keep: (line: T) => boolean): Promise<T[]> {
+    const text = await readFile(path, "utf8").catch(() => "");
+    const lines = text.split("\n").flatMap((line) => {
       try {
-        return [JSON.parse(line) as Metrics];
+        return [JSON.parse(line) as T];
       } catch {
         return []; // empty, or half-written when the run was killed
       }
     });
+    const kept = lines.filter(keep);
+    if (text !== "") await writeFile(path, kept.map((m) => `${JSON.stringify(m)}\n`).join(""));
+    return kept;
   }
 }

@@ -1,122 +1,52 @@
-/** A manifest of training records, in an order that a seed decides. */
-import { readFile } from "node:fs/promises";
-import { dirname, resolve } from "node:path";
-import { z } from "zod";
-import { InvalidRecordError, TrainingDataError } from "../errors.js";
-import { Random } from "../philox.js";
+/** Where the records of a run come from, and in which order. */
+import type { Random } from "../philox.js";
 import type { TemplateTask } from "../prompts.js";
+import type { PictureFile } from "./pictures.js";
+import type { Said } from "./record.js";
 
-const text = z.string().min(1);
-const texts = z.union([text, z.array(text).min(1)]);
-
-const recordSchema = z.discriminatedUnion("task", [
-  z.object({ task: z.literal("generate"), image: text, prompt: texts }),
-  z.object({ task: z.literal("caption"), image: text, text: texts }),
-  z.object({
-    task: z.literal("answer"),
-    image: text,
-    question: text.optional(),
-    answer: text.optional(),
-    questions: z
-      .array(z.object({ question: text, answer: text }))
-      .min(1)
-      .optional(),
-  }),
-  z.object({ task: z.literal("edit"), image: text, target: text, instruction: texts }),
-]);
-
-/** One example to learn: what is said, and the paths of its pictures. */
-export interface TrainingExample {
+/** One example to learn: what is said, and its pictures. */
+export interface TrainingExample extends Said {
   task: TemplateTask;
-  /** The prompt, question or instruction; empty for a caption. */
-  prompt: string;
-  /** What is to be written. */
-  text?: string;
-  image: string;
+  image: PictureFile;
   /** The picture after an edit. */
-  target?: string;
+  target?: PictureFile;
 }
 
-const pickOne = (from: string | string[], random: Random): string =>
-  typeof from === "string" ? from : random.pick(from);
-
-function toExample(value: unknown, folder: string, random: Random): TrainingExample {
-  const result = recordSchema.safeParse(value);
-  if (!result.success) {
-    const { path, message } = result.error.issues[0]!;
-    throw new InvalidRecordError(`${path.join(".") || "record"}: ${message}`);
-  }
-  const record = result.data;
-  const image = resolve(folder, record.image);
-  switch (record.task) {
-    case "generate":
-      return { task: record.task, image, prompt: pickOne(record.prompt, random) };
-    case "caption":
-      return { task: record.task, image, prompt: "", text: pickOne(record.text, random) };
-    case "edit": {
-      const prompt = pickOne(record.instruction, random);
-      return { task: record.task, image, prompt, target: resolve(folder, record.target) };
-    }
-    case "answer": {
-      const { question, answer, questions } = record;
-      const one = questions ? random.pick(questions) : { question, answer };
-      if (!one.question || !one.answer)
-        throw new InvalidRecordError("expected question and answer, or questions");
-      return { task: record.task, image, prompt: one.question, text: one.answer };
-    }
-  }
+export interface SourceRecord {
+  /** The file and the record in it, for messages. */
+  readonly name: string;
+  /** `random` picks among its texts. Throws `INVALID_RECORD`. */
+  example(random: Random): TrainingExample;
+  /** Its pictures, one or two, whatever its task. Throws `INVALID_RECORD`. */
+  pictures(): PictureFile[];
 }
 
-export class Source {
-  private order: { epoch: number; indices: Int32Array } | undefined;
-
-  private constructor(
-    readonly path: string,
-    private readonly lines: readonly string[],
-    private readonly seed: bigint,
-    private readonly stream: number,
-  ) {}
-
-  /** `stream`: the source's place among those of the run, which names its randomness. */
-  static async open(path: string, seed: bigint, stream: number): Promise<Source> {
-    let content: string;
-    try {
-      content = await readFile(path, "utf8");
-    } catch (cause) {
-      throw new TrainingDataError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
-    }
-    const lines = content.split("\n").filter((line) => line.trim() !== "");
-    if (lines.length === 0) throw new TrainingDataError(`${path} has no records`);
-    return new Source(path, lines, seed, stream);
-  }
-
-  get length(): number {
-    return this.lines.length;
-  }
-
-  /** The record that comes `position`-th: each once an epoch, in a fresh order. */
-  at(position: number): number {
-    const epoch = Math.floor(position / this.length);
-    if (this.order?.epoch !== epoch) {
-      const random = new Random(this.seed, 100 + this.stream, epoch);
-      const indices = Int32Array.from({ length: this.length }, (_, i) => i);
-      for (let i = this.length - 1; i > 0; i--) {
-        const j = random.below(i + 1);
-        [indices[i], indices[j]] = [indices[j] as number, indices[i] as number];
-      }
-      this.order = { epoch, indices };
-    }
-    return this.order.indices[position % this.length] as number;
-  }
-
-  /** Record `index` as an example; `random` picks among its texts. Throws `INVALID_RECORD`. */
-  example(index: number, random: Random): TrainingExample {
-    let value: unknown;
-    try {
-      value = JSON.parse(this.lines[index] as string);
-    } catch (cause) {
-      throw new InvalidRecordError(`not JSON: ${(cause as Error).message}`, { cause });
-    }
-    return toExample(value, dirname(this.path), random);
-  }
+/** Records without an end: each once an epoch, in an order that the run's seed decides. */
+export interface Source {
+  readonly name: string;
+  /** The folder that prepared pictures lie in. */
+  readonly folder: string;
+  /** The next record. Calls follow one another. Throws `TRAINING_DATA`. */
+  next(): Promise<SourceRecord>;
+  /** What `restore` needs to go on from here, as JSON. */
+  position(): unknown;
+  /** Goes on from a position; false where it does not fit the source, which then begins anew. */
+  restore(position: unknown): Promise<boolean>;
+  /** Every record once, as they lie. */
+  all(): AsyncIterableIterator<SourceRecord>;
+  close(): Promise<void>;
 }
+
+/** What decides a source's order. */
+export interface OrderOptions {
+  /** The run's. */
+  seed: bigint;
+  /** That of the source among those of the run: it names the source's randomness. */
+  place: number;
+  /** Records in the shuffle buffer; 1: as they lie. */
+  shuffle?: number;
+}
+
+/** The streams of randomness of a source (`Random`), which no other part of a run draws from. */
+export const orderStream = (place: number) => 100 + place;
+export const shardStream = (place: number) => 500_000 + place;

@@ -16,6 +16,8 @@ import { promisify } from "node:util";
 import sharp from "sharp";
 import { parse as parseYaml } from "yaml";
 import { parseModelConfig } from "../../lib/checkpoint/config.js";
+import { Fields } from "../../lib/checkpoint/fields.js";
+import { parseVaeConfig } from "../../lib/checkpoint/vae-config.js";
 import { ExitCode } from "../../lib/cli/exit-codes.js";
 import { errorClass, errorCodes } from "../../lib/errors.js";
 import { generationBody } from "../../lib/server/schemas.js";
@@ -90,6 +92,10 @@ test.each(blocks("yaml"))(
     }
     if (manifest.text_config) {
       parseModelConfig({ model_type: "unifluid", ...manifest }, page);
+      return;
+    }
+    if (manifest.vae) {
+      parseVaeConfig(Fields.of(manifest.vae, page));
       return;
     }
     expect(manifest).toMatchObject({ apiVersion: expect.any(String), kind: expect.any(String) });

@@ -86,6 +86,20 @@ test('a head for objective "ddpm" begins with the noise as its input', async () 
   }
 });
 
+test("of the sizes of an autoencoder comes an autoencoder alone", async () => {
+  const vae = { block_out_channels: [8, 16], norm_num_groups: 4, latent_channels: 2 };
+  const made = await initCheckpoint(await yaml("alone", { vae }), join(folder, "alone"), {
+    seed: 1n,
+    tokenizer: "shapes-64",
+  });
+  expect(made.kind).toBe("vae");
+  expect(await readdir(join(folder, "alone"))).toEqual(["vae"]);
+  await using model = await UniFluid.load(join(folder, "alone"), { threads: 1 });
+  const pixels = new Uint8Array(8 * 8 * 3).fill(99);
+  const latents = await model.encodeImage({ pixels, width: 8, height: 8 });
+  expect(latents).toHaveLength(4 * 4 * 2);
+});
+
 test("parts come from other models, bit for bit", async () => {
   const tiny = join(FIXTURES, "unifluid-tiny");
   const config = JSON.parse(await readFile(join(tiny, "config.json"), "utf8"));
@@ -120,7 +134,7 @@ test("what does not fit is refused, and leaves nothing", async () => {
     );
   const wide = { ...TINY_MODEL, text_config: { ...TINY_MODEL.text_config, hidden_size: 64 } };
   const tiny = join(FIXTURES, "unifluid-tiny");
-  await refused(wide, { text: tiny }, "TENSOR_SHAPE", /language_model\.embed_tokens/);
+  await refused(wide, { text: tiny }, "INVALID_CONFIG", /text_config: .*but found/);
   const small = { ...TINY_MODEL, text_config: { ...TINY_MODEL.text_config, vocab_size: 100 } };
   await refused(small, {}, "TOKENIZER_MISMATCH", /tokenizer\.json/);
   const { text_config: _, ...none } = TINY_MODEL;

@@ -2,14 +2,17 @@
 import { join } from "node:path";
 import { findAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { vaeFactor } from "../../lib/checkpoint/vae-config";
 import type {
   NativeModelSpec,
   NativeTrainer,
   NativeTrainerOptions,
   NativeTrainerState,
   NativeTrainingSequence,
+  NativeVaeExample,
 } from "../../lib/native";
-import { FIXTURES } from "./fixtures";
+import { FIXTURES, type Tensors } from "./fixtures";
+import { fromBFloat16 } from "./numbers";
 
 export const MULTIPLIER = 2;
 
@@ -74,6 +77,17 @@ export function batchOf(spec: NativeModelSpec, step: number): NativeTrainingSequ
   const edit = { task: "edit", tokens: prefix(), visionPixels: pixels() };
   out.push({ ...edit, sourceLatents: r.values(cells * channels, 2), ...drawing() });
   return out;
+}
+
+/** Three pictures, with the noise of their latents. */
+export function picturesOf(spec: NativeModelSpec, step: number): NativeVaeExample[] {
+  const r = new Numbers(2000 + step);
+  const side = 32;
+  const cells = (side / vaeFactor(spec.vae!)) ** 2;
+  return Array.from({ length: 3 }, () => ({
+    pixels: r.values(3 * side * side),
+    noise: r.values(spec.vae!.latentChannels * cells, 1.75),
+  }));
 }
 
 const OPTIONS: NativeTrainerOptions = {
@@ -143,6 +157,14 @@ export const TINY_MODEL = {
 export function trained(spec: NativeModelSpec, autoencoder = false): string[] {
   return spec.tensors.map((t) => t.name).filter((n) => n.startsWith("vae.") === autoencoder);
 }
+
+/** The length of a vector. */
+export const norm = (v: ArrayLike<number>) =>
+  Math.sqrt(Array.from(v).reduce((sum, x) => sum + x * x, 0));
+
+/** A tensor's values of a fixture kept in bfloat16. */
+export const bfloats = (tensors: Tensors, name: string): number[] =>
+  Array.from(tensors.get(name).data as Uint16Array, fromBFloat16);
 
 export function readFloats(
   trainer: NativeTrainer,

@@ -139,6 +139,8 @@ describe("absent fields have the defaults of transformers", () => {
       normGroups: 32,
       scalingFactor: 0.18215,
       shiftFactor: 0,
+      downAttention: [false],
+      upAttention: [false],
       midBlockAttention: true,
       quantConv: true,
       postQuantConv: true,
@@ -291,6 +293,20 @@ describe("the autoencoder", () => {
     [{ _class_name: "AsymmetricAutoencoderKL" }, /AutoencoderKL/],
   ])("with %j is refused", (fields, message) => {
     expect(() => parseVaeConfig(Fields.of({ ...vae, ...fields }, "vae"))).toThrow(message);
+  });
+
+  test("may attend in any block", () => {
+    const parsed = parseVaeConfig(
+      Fields.of(
+        {
+          ...vae,
+          down_block_types: ["DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        },
+        "vae",
+      ),
+    );
+    expect(parsed.downAttention).toEqual([false, false, true]);
+    expect(parsed.upAttention).toEqual([false, false, false]);
   });
 
   test("must agree with the image part", () => {

@@ -1,0 +1,101 @@
+/** A part of another model, to be taken into a fresh one: its configuration and its weights. */
+import { type FileHandle, open } from "node:fs/promises";
+import { isObject, show } from "../checkpoint/fields.js";
+import { type ExpectedTensor, matchTensors, type NamedTensor } from "../checkpoint/tensor-table.js";
+import { InvalidConfigError, InvalidSafetensorsError } from "../errors.js";
+import type { NativeTensor } from "../native.js";
+
+export interface PartContents {
+  /** What users called it, for messages. */
+  source: string;
+  /** Fields of its configuration, as the file has them. */
+  fields: Record<string, unknown>;
+  /** Those that the weights decide, defaults included. */
+  sizes: Record<string, unknown>;
+  files: string[];
+  /** Under canonical names; all of the part and nothing else. */
+  tensors: NamedTensor[];
+}
+
+export class Part {
+  private matched = new Map<string, NativeTensor>();
+
+  constructor(private readonly contents: PartContents) {}
+
+  /**
+   * The part's configuration under what a YAML file says of it: fields that the weights do not decide may be
+   * others. Throws `INVALID_CONFIG`, which names both sizes where they differ.
+   *
+   * @param where What to call `given` in messages: the file and the section.
+   */
+  configUnder(given: unknown, where: string): Record<string, unknown> {
+    const { source, fields, sizes } = this.contents;
+    if (given === undefined || given === null) return fields;
+    if (!isObject(given)) throw new InvalidConfigError(`expected a mapping for ${where}`);
+    for (const [name, own] of Object.entries(sizes)) {
+      const asked = given[name];
+      if (asked === undefined || JSON.stringify(asked) === JSON.stringify(own)) continue;
+      throw new InvalidConfigError(
+        `${where}: expected ${show(own)} for ${name}, which ${source} has, but found ${show(asked)}; leave out sizes of parts that are taken`,
+      );
+    }
+    return { ...fields, ...given };
+  }
+
+  /**
+   * Finds the tensors that a model asks for. Those of `optional` are left out all together where one is missing
+   * or of another shape. Throws `MISSING_TENSOR`, `UNEXPECTED_TENSOR`, `TENSOR_SHAPE`.
+   */
+  match(expected: readonly ExpectedTensor[], optional?: RegExp): void {
+    const { tensors } = this.contents;
+    const fits = ({ name, shape }: ExpectedTensor) =>
+      tensors.some((t) => t.name === name && t.stored.shape.join() === shape.join());
+    const leave = expected.some((t) => optional?.test(t.name) && !fits(t));
+    const kept = ({ name }: { name: string }) => !leave || !optional?.test(name);
+    for (const tensor of matchTensors(expected.filter(kept), tensors.filter(kept)))
+      this.matched.set(tensor.name, tensor);
+  }
+
+  has(name: string): boolean {
+    return this.matched.has(name);
+  }
+
+  /** The values of a tensor that was matched. */
+  async read(name: string): Promise<Float32Array> {
+    const { dtype, shape, file, offset } = this.matched.get(name) as NativeTensor;
+    const count = shape.reduce((n, d) => n * d, 1);
+    const bytes = new Uint8Array(count * (dtype === "F32" ? 4 : 2));
+    const path = this.contents.files[file] as string;
+    const handle = await open(path);
+    try {
+      await readFully(handle, bytes, offset, path);
+    } finally {
+      await handle.close();
+    }
+    if (dtype === "F32") return new Float32Array(bytes.buffer);
+    const halves = new Uint16Array(bytes.buffer);
+    if (dtype === "BF16")
+      return new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer);
+    return Float32Array.from(halves, halfToFloat);
+  }
+}
+
+/** Reads until `bytes` is full: a single read gives at most 2 GiB. */
+async function readFully(file: FileHandle, bytes: Uint8Array, offset: number, path: string) {
+  for (let done = 0; done < bytes.length; ) {
+    const length = Math.min(bytes.length - done, 2 ** 30);
+    const { bytesRead } = await file.read(bytes, done, length, offset + done);
+    if (bytesRead === 0)
+      throw new InvalidSafetensorsError("SAFETENSORS_TRUNCATED", `${path} became shorter`);
+    done += bytesRead;
+  }
+}
+
+function halfToFloat(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 1023;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction ? Number.NaN : sign * Infinity;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+}

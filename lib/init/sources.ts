@@ -1,0 +1,236 @@
+/** Where parts of a fresh model come from: the directories and files that `unifluid init` takes. */
+import { readdir, readFile, stat } from "node:fs/promises";
+import { basename, extname, join } from "node:path";
+import { parseModelConfig } from "../checkpoint/config.js";
+import { Fields, isObject } from "../checkpoint/fields.js";
+import { locateCheckpoint } from "../checkpoint/locate.js";
+import { readSafetensorsHeader } from "../checkpoint/safetensors.js";
+import { readWeightFiles, type StoredTensor } from "../checkpoint/shards.js";
+import { canonicalName, canonicalVaeName, isIgnored } from "../checkpoint/tensor-names.js";
+import type { NamedTensor } from "../checkpoint/tensor-table.js";
+import { PALIGEMMA_TEXT } from "../checkpoint/text-config.js";
+import { parseVaeConfig } from "../checkpoint/vae-config.js";
+import { PALIGEMMA_VISION, parseVisionConfig } from "../checkpoint/vision-config.js";
+import { CheckpointNotFoundError, InvalidConfigError, InvalidOptionError } from "../errors.js";
+import type { NativeVaeConfig } from "../native.js";
+import { diffusersName, isLdmAutoencoder, ldmConfig } from "./ldm-autoencoder.js";
+import { Part } from "./part.js";
+
+type Json = Record<string, unknown>;
+
+async function readJson(path: string): Promise<Json> {
+  let text: string;
+  try {
+    text = await readFile(path, "utf8");
+  } catch (cause) {
+    throw new CheckpointNotFoundError(`cannot read ${path}: ${(cause as Error).message}`, {
+      cause,
+    });
+  }
+  try {
+    const json: unknown = JSON.parse(text);
+    if (isObject(json)) return json;
+  } catch (cause) {
+    throw new InvalidConfigError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
+  }
+  throw new InvalidConfigError(`${path}: expected an object`);
+}
+
+const isFile = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (s) => s.isFile(),
+    () => false,
+  );
+
+/** Tensors of files under canonical names, those of `part` alone. */
+function named(
+  files: readonly string[],
+  tensors: readonly StoredTensor[],
+  canonical: (stored: string) => string,
+  part: RegExp,
+): NamedTensor[] {
+  return tensors
+    .map((stored) => ({
+      name: canonical(stored.name),
+      stored,
+      path: files[stored.file] as string,
+    }))
+    .filter(({ name }) => part.test(name) && !isIgnored(name));
+}
+
+/** Fields that say of a part where it comes from, or how it lay in another model. */
+const FOREIGN =
+  /^(architectures|transformers_version|torch_dtype|dtype|_name_or_path|projection_dim|num_image_tokens)$/;
+
+/** The decoder of a Gemma, Gemma 2, PaliGemma or UniFluid directory. */
+export async function openText(model: string): Promise<Part> {
+  const directory = await locateCheckpoint(model);
+  const where = join(directory, "config.json");
+  const json = await readJson(where);
+  const { kind, text } = parseModelConfig(json, where);
+  const fields = kind === "gemma" || kind === "gemma2" ? json : textFields(json);
+  const { files, tensors } = await readWeightFiles(directory, "model");
+  return new Part({
+    source: model,
+    fields: {
+      ...Object.fromEntries(Object.entries(fields).filter(([name]) => !FOREIGN.test(name))),
+      model_type: text.gemma2 ? "gemma2" : "gemma",
+    },
+    sizes: {
+      model_type: text.gemma2 ? "gemma2" : "gemma",
+      vocab_size: text.vocabSize,
+      hidden_size: text.hiddenSize,
+      intermediate_size: text.intermediateSize,
+      num_hidden_layers: text.layers,
+      num_attention_heads: text.heads,
+      num_key_value_heads: text.kvHeads,
+      head_dim: text.headDim,
+    },
+    files,
+    tensors: named(files, tensors, (n) => canonicalName(n, kind), /^(language_model|lm_head)\./),
+  });
+}
+
+/** Of a model with images; PaliGemma may give ids at the top, and leave the section out. */
+function textFields(json: Json): Json {
+  const ids = ["bos_token_id", "eos_token_id"].filter((name) => json[name] !== undefined);
+  const section = isObject(json.text_config)
+    ? json.text_config
+    : { ...PALIGEMMA_TEXT, vocab_size: json.vocab_size ?? 257152 };
+  return { ...Object.fromEntries(ids.map((name) => [name, json[name]])), ...section };
+}
+
+export interface VisionSource {
+  part: Part;
+  /** `preprocessor_config.json`, where there is one. */
+  preprocessor?: string;
+}
+
+/** The vision tower, with the projector if there is one, of a PaliGemma, UniFluid or SigLIP directory. */
+export async function openVision(model: string): Promise<VisionSource> {
+  const directory = await locateCheckpoint(model);
+  const where = join(directory, "config.json");
+  const json = await readJson(where);
+  const kind = Fields.of(json, where).oneOf("model_type", [
+    "siglip",
+    "siglip_vision_model",
+    "paligemma",
+    "unifluid",
+  ]);
+  const absent = kind === "siglip" ? {} : kind === "paligemma" ? PALIGEMMA_VISION : undefined;
+  const section = kind === "siglip_vision_model" ? json : (json.vision_config ?? absent);
+  if (!isObject(section))
+    throw new InvalidOptionError(`expected a model that reads images for --vision: ${model}`);
+  const vision = parseVisionConfig(new Fields(section, where));
+  const canonical = kind.startsWith("siglip")
+    ? (name: string) => name.replace(/^vision_model\./, "vision_tower.")
+    : (name: string) => canonicalName(name, kind as "paligemma" | "unifluid");
+  const { files, tensors } = await readWeightFiles(directory, "model");
+  const preprocessor = join(directory, "preprocessor_config.json");
+  return {
+    part: new Part({
+      source: model,
+      fields: {
+        ...Object.fromEntries(Object.entries(section).filter(([name]) => !FOREIGN.test(name))),
+        model_type: "siglip_vision_model",
+      },
+      sizes: {
+        hidden_size: vision.hiddenSize,
+        intermediate_size: vision.intermediateSize,
+        num_hidden_layers: vision.layers,
+        num_attention_heads: vision.heads,
+        image_size: vision.imageSize,
+        patch_size: vision.patchSize,
+      },
+      files,
+      tensors: named(files, tensors, canonical, /^(vision_tower|multi_modal_projector)\./),
+    }),
+    preprocessor: (await isFile(preprocessor)) ? preprocessor : undefined,
+  };
+}
+
+/** Extensions of files that PyTorch pickles. */
+const PICKLES = [".ckpt", ".pt", ".pth", ".bin"];
+
+const pickled = (path: string) =>
+  new InvalidOptionError(
+    `expected safetensors for --vae but ${path} is a pickle of PyTorch, which can run any program and is not read: convert it in Python, safetensors.torch.save_file(torch.load("${basename(path)}", map_location="cpu", weights_only=True)["model"], "${basename(path, extname(path))}.safetensors")`,
+  );
+
+const vaeSizes = (vae: NativeVaeConfig): Json => ({
+  block_out_channels: vae.blockOutChannels,
+  layers_per_block: vae.layersPerBlock,
+  latent_channels: vae.latentChannels,
+  norm_num_groups: vae.normGroups,
+  mid_block_add_attention: vae.midBlockAttention,
+  use_quant_conv: vae.quantConv,
+  use_post_quant_conv: vae.postQuantConv,
+});
+
+/**
+ * The autoencoder of a directory that has one in diffusers' form, itself or under `vae/`, or of a safetensors
+ * file under LDM's names, which may be given by its directory. `given`: what the YAML file says of it, which
+ * tells what such a file does not.
+ */
+export async function openVae(model: string, given: Json, where: string): Promise<Part> {
+  if (await isFile(model)) return openLdm(model, given, where);
+  const directory = await locateCheckpoint(model);
+  for (const at of [join(directory, "vae"), directory]) {
+    const path = join(at, "config.json");
+    if (!(await isFile(path))) continue;
+    const json = await readJson(path);
+    if (json._class_name !== "AutoencoderKL" && at === directory) continue;
+    const sizes = vaeSizes(parseVaeConfig(Fields.of(json, path)));
+    const { files, tensors } = await readWeightFiles(at, "diffusion_pytorch_model");
+    const all = named(files, tensors, canonicalVaeName, /^/);
+    return new Part({ source: model, fields: json, sizes, files, tensors: all });
+  }
+  const names = await readdir(directory);
+  const files = names.filter((name) => name.endsWith(".safetensors"));
+  if (files.length === 1) return openLdm(join(directory, files[0] as string), given, where);
+  const pickle = names.find((name) => PICKLES.includes(extname(name)));
+  if (files.length === 0 && pickle) throw pickled(join(directory, pickle));
+  throw new CheckpointNotFoundError(
+    `there is no autoencoder in ${model}: expected vae/config.json, the config.json of an AutoencoderKL, or one safetensors file under LDM's names`,
+  );
+}
+
+async function openLdm(path: string, given: Json, where: string): Promise<Part> {
+  if (PICKLES.includes(extname(path))) throw pickled(path);
+  const header = await readSafetensorsHeader(path);
+  const stored = header.tensors
+    .map((tensor) => ({
+      ...tensor,
+      name: tensor.name.replace(/^first_stage_model\./, ""),
+      file: 0,
+    }))
+    // What LDM trains with: the critic and its weight.
+    .filter(({ name }) => !name.startsWith("loss."));
+  if (!isLdmAutoencoder(stored))
+    throw new InvalidOptionError(
+      `expected an autoencoder under LDM's names for --vae but ${path} lacks encoder.down.0.block.0.conv1.weight`,
+    );
+  const told = ldmConfig(stored);
+  const fields = {
+    ...told,
+    norm_num_groups: given.norm_num_groups ?? told.norm_num_groups,
+    ...(given.scaling_factor !== undefined && { scaling_factor: given.scaling_factor }),
+  };
+  if (!("scaling_factor" in fields))
+    throw new InvalidConfigError(
+      `${where}: expected a number for scaling_factor, which ${path} does not tell`,
+    );
+  const vae = parseVaeConfig(Fields.of(fields, where));
+  const levels = vae.blockOutChannels.length;
+  return new Part({
+    source: path,
+    fields: { _class_name: "AutoencoderKL", ...fields },
+    sizes: vaeSizes(vae),
+    files: [path],
+    tensors: stored.map((tensor) => ({
+      name: canonicalVaeName(diffusersName(tensor.name, levels)),
+      stored: tensor,
+      path,
+    })),
+  });
+}

@@ -1,0 +1,265 @@
+/** Training an autoencoder: pictures alone, and reconstructions as samples. */
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { loadAddon } from "../addon.js";
+import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
+import { locateCheckpoint } from "../checkpoint/locate.js";
+import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
+import { storedName } from "../checkpoint/tensor-names.js";
+import { vaeFactor } from "../checkpoint/vae-config.js";
+import { contactSheet } from "../contact-sheet.js";
+import { InvalidConfigError } from "../errors.js";
+import { Image } from "../image.js";
+import { decodeImage } from "../image-input.js";
+import { UniFluid } from "../model.js";
+import type {
+  NativeStepResult,
+  NativeTensor,
+  NativeTrainer,
+  NativeVaeConfig,
+  NativeVaeExample,
+} from "../native.js";
+import { Random } from "../philox.js";
+import { resize, toVaePixels } from "../preprocess.js";
+import { psnr } from "../psnr.js";
+import { BrokenRecords } from "./broken-records.js";
+import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
+import { equalizeLatents, LatentMeter, latentFactors } from "./latents.js";
+import { dealt, Mixture, openSource } from "./mixture.js";
+import type { Losses } from "./run-folder.js";
+import type { Source, SourceRecord } from "./source.js";
+import { commonOptions, createTrainer, type StepData, type Subject } from "./subject.js";
+
+/** Pictures that are encoded or decoded at a time. */
+const AT_ONCE = 16;
+/** The stream of randomness of the sheets of samples, and the place of their own manifest among the sources. */
+const SHEET_STREAM = 1_000;
+/** Square of the distance between the darkest pixel, -1, and the brightest, 1. */
+const PEAK_SQUARE = 4;
+const WEIGHTS = "diffusion_pytorch_model.safetensors";
+/** The tensors that latents come from, and the two in which they can be equalized. */
+const ENCODER = /^(encoder|quant_conv)\./;
+const BESIDE_LATENTS = /^(post_)?quant_conv\./;
+
+export class AutoencoderSubject implements Subject {
+  private constructor(
+    private readonly config: AutoencoderRunConfig,
+    private readonly checkpoint: Checkpoint,
+    readonly tensors: readonly NativeTensor[],
+    private readonly frozen: ReadonlySet<string>,
+    readonly native: NativeTrainer,
+    readonly mixture: Mixture,
+    private readonly size: number,
+  ) {}
+
+  static async open(
+    config: AutoencoderRunConfig,
+    onNote: (message: string) => void,
+  ): Promise<AutoencoderSubject> {
+    const checkpoint = await readCheckpoint(await locateCheckpoint(config.autoencoder));
+    const { spec } = checkpoint;
+    const size = pictureSize(config, checkpoint);
+    const tensors = spec.tensors.filter((t) => t.name.startsWith("vae."));
+    const broken = new BrokenRecords(config.brokenShare, (m) => onNote(`skipped ${m}`));
+    const mixture = await Mixture.open(config, broken);
+    // It is read when there is something to show; that it can be is known now.
+    if (config.samples) await (await openShown(config)).close();
+    const common = commonOptions(config, tensors, storedName);
+    const native = await createTrainer(
+      { files: spec.files, tensors, vae: spec.vae },
+      {
+        ...common,
+        vae: { klWeight: config.klWeight },
+        // Of a whole model.
+        recompute: false,
+        textWeight: 0,
+        batchMultiplier: 1,
+        noiseWeightCap: 1,
+        order: "random",
+      },
+    );
+    const frozen = new Set(common.frozen);
+    return new AutoencoderSubject(config, checkpoint, tensors, frozen, native, mixture, size);
+  }
+
+  async batches(step: number): Promise<StepData<NativeVaeExample>> {
+    const { size } = this;
+    const { examples, positions } = await this.mixture.draw(step, async (record, random) => ({
+      pixels: await toVaePixels(await this.picture(record, random), size, size, loadAddon()),
+    }));
+    return { batches: dealt(examples, this.config.accumulation), positions };
+  }
+
+  /** Of a record with two pictures, one is drawn. */
+  private async picture(record: SourceRecord, random: Random): Promise<Image> {
+    const file = random.pick(record.pictures());
+    const image = await decodeImage(typeof file === "string" ? file : file.bytes);
+    const { pixels } = await resize(image, this.size, this.size, "bicubic", loadAddon());
+    return Image.fromPixels(pixels, this.size, this.size);
+  }
+
+  losses({ vae }: NativeStepResult): Losses {
+    const { loss, absolute, square, kl } = vae!;
+    return {
+      loss,
+      absoluteError: absolute,
+      squareError: square,
+      kl,
+      psnr: 10 * Math.log10(PEAK_SQUARE / square),
+    };
+  }
+
+  watched({ vae }: NativeStepResult) {
+    return { loss: vae!.loss };
+  }
+
+  broken({ vae }: NativeStepResult): string[] {
+    const { absolute, square, kl } = vae!;
+    return Object.entries({ "absolute error": absolute, "square error": square, divergence: kl })
+      .filter(([, value]) => !Number.isFinite(value))
+      .map(([name, value]) => `the ${name} is ${value}`);
+  }
+
+  /** A directory with the autoencoder alone, in float32, whose latents have mean 0 and spread 1. */
+  async writeCheckpoint(folder: string): Promise<void> {
+    const { checkpoint, config, tensors, frozen } = this;
+    const directory = join(folder, "vae");
+    await mkdir(directory);
+    const path = join(checkpoint.directory, "vae", "config.json");
+    const fields: unknown = JSON.parse(await readFile(path, "utf8"));
+    const what = config.ema > 0 ? "ema" : "weights";
+    const values = new Map(
+      tensors.map(({ name }): [string, Float32Array] => [
+        storedName(name),
+        new Float32Array(Uint8Array.from(this.native.read(name, what, "F32")).buffer),
+      ]),
+    );
+    const write = async (factors: object) => {
+      await writeFile(
+        join(directory, "config.json"),
+        `${JSON.stringify({ ...(fields as object), ...factors }, null, 2)}\n`,
+      );
+      await writeSafetensors(
+        join(directory, WEIGHTS),
+        tensors.map(({ name, shape }) => ({
+          name: storedName(name),
+          dtype: "F32" as const,
+          shape,
+          bytes: () => new Uint8Array((values.get(storedName(name)) as Float32Array).buffer),
+        })),
+      );
+    };
+    const trains = (names: RegExp) =>
+      tensors.some(({ name }) => names.test(storedName(name)) && !frozen.has(name));
+    // Latents that stay as they were keep their factors: models may have learned them.
+    if (!trains(ENCODER)) return write({});
+    await write({ scaling_factor: 1, shift_factor: 0 });
+    const statistics = await this.measure(folder);
+    const { quantConv, postQuantConv } = checkpoint.spec.vae as NativeVaeConfig;
+    const foldable =
+      quantConv &&
+      postQuantConv &&
+      !tensors.some(({ name }) => BESIDE_LATENTS.test(storedName(name)) && frozen.has(name));
+    if (config.equalize && foldable) equalizeLatents(values, statistics);
+    await write(latentFactors(statistics));
+  }
+
+  /** Of the latents of the first steps' pictures. */
+  private async measure(folder: string) {
+    await using model = await UniFluid.load(folder, { threads: this.config.threads });
+    const meter = new LatentMeter((this.checkpoint.spec.vae as NativeVaeConfig).latentChannels);
+    const mixture = await Mixture.open(this.config, this.mixture.broken);
+    let left = this.config.latentPictures;
+    for (let step = 1; left > 0; step++) {
+      const { examples } = await mixture.draw(step, (record, random) =>
+        this.picture(record, random),
+      );
+      const pictures = examples.slice(0, left);
+      left -= pictures.length;
+      for (const latents of await inTurn(pictures, (picture) => model.encodeImage(picture)))
+        meter.add(latents);
+    }
+    await mixture.close();
+    return meter.statistics();
+  }
+
+  /** Pairs of a picture and what is left of it, with the mean PSNR of all. */
+  async sample(checkpoint: string) {
+    const pictures = await this.shown();
+    await using model = await UniFluid.load(checkpoint, { threads: this.config.threads });
+    const [width, height] = [this.size, this.size];
+    const pairs = await inTurn(pictures, async (picture) => {
+      const latents = await model.encodeImage(picture);
+      const rebuilt = await model.decodeLatents(latents, { width, height });
+      return { picture, rebuilt, ratio: psnr(picture, rebuilt) };
+    });
+    const sheet = await contactSheet(
+      pairs.flatMap(({ picture, rebuilt, ratio }) => [
+        { image: picture, label: "source" },
+        { image: rebuilt, label: `reconstruction, ${ratio.toFixed(1)} dB` },
+      ]),
+      { columns: 2 * Math.ceil(Math.sqrt(pairs.length / 2)) },
+    );
+    const mean = pairs.reduce((sum, { ratio }) => sum + ratio, 0) / pairs.length;
+    return { sheet, figures: { psnr: mean } };
+  }
+
+  /** The pictures of a sheet: the same each time. */
+  private async shown(): Promise<Image[]> {
+    const { config, mixture } = this;
+    const random = new Random(BigInt(config.seed), SHEET_STREAM, 0);
+    const source = await openShown(config);
+    const pictures: Image[] = [];
+    const names = new Set<string>();
+    while (pictures.length < config.samples!.pictures) {
+      const record = await source.next();
+      if (names.has(record.name)) break; // those were all
+      names.add(record.name);
+      await mixture.broken.attempt(record.name, async () => {
+        pictures.push(await this.picture(record, random));
+      });
+    }
+    await source.close();
+    return pictures;
+  }
+
+  async close(): Promise<void> {
+    this.native.dispose();
+    await this.mixture.close();
+  }
+}
+
+/** The source of the pictures that sheets show. */
+function openShown({ samples, sources, seed }: AutoencoderRunConfig): Promise<Source> {
+  return samples?.manifest
+    ? openSource({ manifest: samples.manifest }, BigInt(seed), SHEET_STREAM)
+    : openSource(sources[0] as SourceConfig, BigInt(seed), 0);
+}
+
+/** The side of a run's pictures. */
+function pictureSize({ autoencoder, imageSize }: AutoencoderRunConfig, checkpoint: Checkpoint) {
+  const { vae } = checkpoint.spec;
+  if (!vae)
+    throw new InvalidConfigError(
+      `expected a directory with an autoencoder under vae/ for autoencoder but found none in ${autoencoder}`,
+    );
+  const size = imageSize ?? checkpoint.config?.image?.imageSize;
+  if (size === undefined)
+    throw new InvalidConfigError(
+      `expected the side of the pictures for imageSize, since ${autoencoder} is no model that has one`,
+    );
+  const factor = vaeFactor(vae);
+  if (size % factor !== 0)
+    throw new InvalidConfigError(
+      `expected a multiple of ${factor} for imageSize but received ${size}`,
+    );
+  return size;
+}
+
+/** `make` of each item, some at a time. */
+async function inTurn<T, R>(items: readonly T[], make: (item: T) => Promise<R>): Promise<R[]> {
+  const out: R[] = [];
+  for (let i = 0; i < items.length; i += AT_ONCE)
+    out.push(...(await Promise.all(items.slice(i, i + AT_ONCE).map(make))));
+  return out;
+}

@@ -1,0 +1,122 @@
+/** The sources of a run, and what each step takes from them. */
+import { TrainingDataError } from "../errors.js";
+import { Random } from "../philox.js";
+import type { BrokenRecords } from "./broken-records.js";
+import type { RunConfig, SourceConfig } from "./config.js";
+import { ManifestSource } from "./manifest-source.js";
+import { ShardSource } from "./shard-source.js";
+import type { Source, SourceRecord } from "./source.js";
+
+/** Records that may be tried in the place of a broken one, one after another. */
+const SUBSTITUTES = 100;
+/** Streams of randomness above those of the sources' orders. */
+const PICK_STREAM = 1_000_000;
+
+/** What a step takes. */
+export interface Drawn<T> {
+  examples: T[];
+  /** Where each source is after the step, as JSON. */
+  positions: unknown[];
+}
+
+/** `place`: that of the source among those of the run, which names its randomness. Throws `TRAINING_DATA`. */
+export function openSource(
+  { manifest, shards, shuffle, task }: Omit<SourceConfig, "examples">,
+  seed: bigint,
+  place: number,
+): Promise<Source> {
+  return shards
+    ? ShardSource.open(shards, { seed, place, shuffle, task })
+    : ManifestSource.open(manifest!, { seed, place, shuffle });
+}
+
+export class Mixture {
+  private constructor(
+    private readonly config: RunConfig,
+    readonly sources: readonly Source[],
+    readonly broken: BrokenRecords,
+  ) {}
+
+  /** At the beginning of each source. Throws `TRAINING_DATA`. */
+  static async open(config: RunConfig, broken: BrokenRecords): Promise<Mixture> {
+    const sources: Source[] = [];
+    for (const [place, settings] of config.sources.entries())
+      sources.push(await openSource(settings, BigInt(config.seed), place));
+    return new Mixture(config, sources, broken);
+  }
+
+  /**
+   * The examples of step `step`, from 1: what `make` makes of records, source by source. They follow from the
+   * seed, the step and the positions, whatever is ready first: a broken record is replaced by what comes after
+   * all that its source gave. Calls follow one another, as the steps do. Throws `TRAINING_DATA`.
+   */
+  async draw<T>(
+    step: number,
+    make: (record: SourceRecord, random: Random, place: number) => Promise<T>,
+  ): Promise<Drawn<T>> {
+    let first = 0;
+    const parts: Promise<T[]>[] = [];
+    for (const [place, { examples }] of this.config.sources.entries()) {
+      const at = PICK_STREAM + first;
+      first += examples;
+      parts.push(
+        this.take(place, (record, k) =>
+          // Each attempt draws from the beginning.
+          make(record, new Random(BigInt(this.config.seed), at + k, step), place),
+        ),
+      );
+    }
+    const examples = (await Promise.all(parts)).flat();
+    return { examples, positions: this.sources.map((source) => source.position()) };
+  }
+
+  private async take<T>(
+    place: number,
+    make: (record: SourceRecord, k: number) => Promise<T>,
+  ): Promise<T[]> {
+    const source = this.sources[place] as Source;
+    const count = (this.config.sources[place] as SourceConfig).examples;
+    const made = new Map<number, T>();
+    for (let attempt = 0; attempt <= SUBSTITUTES; attempt++) {
+      const missing = Array.from({ length: count }, (_, k) => k).filter((k) => !made.has(k));
+      if (missing.length === 0) return Array.from({ length: count }, (_, k) => made.get(k) as T);
+      const records: SourceRecord[] = [];
+      for (const _ of missing) records.push(await source.next());
+      await Promise.all(
+        missing.map(async (k, i) => {
+          const record = records[i] as SourceRecord;
+          await this.broken.attempt(record.name, async () => {
+            made.set(k, await make(record, k));
+          });
+        }),
+      );
+    }
+    throw new TrainingDataError(`${source.name}: too many broken records one after another`);
+  }
+
+  /**
+   * Goes on behind step `step`. `positions`: those of that step; a checkpoint without them is of a version whose
+   * positions followed from the step. Calls `onNew` with each source that begins anew instead.
+   */
+  async restore(
+    step: number,
+    positions: unknown[] | undefined,
+    onNew: (name: string) => void,
+  ): Promise<void> {
+    for (const [i, source] of this.sources.entries()) {
+      const { examples } = this.config.sources[i] as SourceConfig;
+      const position = positions ? positions[i] : { drawn: step * examples };
+      if (!(await source.restore(position))) onNew(source.name);
+    }
+  }
+
+  async close(): Promise<void> {
+    for (const source of this.sources) await source.close();
+  }
+}
+
+/** Examples of a step as `parts` batches: dealt out in turn, so that each has some of every source. */
+export function dealt<T>(examples: readonly T[], parts: number): T[][] {
+  const count = Math.min(parts, examples.length);
+  return Array.from({ length: count }, (_, p) => examples.filter((_, i) => i % count === p));
+}

@@ -1,0 +1,250 @@
+/** Tar shards as a source: read in a row, shuffled in a buffer, taken up again where a run stopped. */
+import { access } from "node:fs/promises";
+import { basename, dirname } from "node:path";
+import { z } from "zod";
+import { InvalidRecordError, TrainingDataError } from "../errors.js";
+import { Random } from "../philox.js";
+import { listFiles } from "./file-patterns.js";
+import type { PackedPicture } from "./pictures.js";
+import { parseRecord, parseRecordText, pickSaid } from "./record.js";
+import { readShard, type ShardSample } from "./shards.js";
+import { ShuffleBuffer } from "./shuffle-buffer.js";
+import {
+  type OrderOptions,
+  orderStream,
+  type Source,
+  type SourceRecord,
+  shardStream,
+  type TrainingExample,
+} from "./source.js";
+
+/** What a text without a record is. */
+export type PlainTask = "caption" | "generate";
+
+export interface ShardOptions extends OrderOptions {
+  task?: PlainTask;
+}
+
+/** Records in the shuffle buffer, where nothing else was asked for. */
+const SHUFFLE = 1000;
+const IMAGE_EXTENSIONS = ["png", "jpg", "jpeg", "webp", "avif", "gif", "tif", "tiff"];
+
+const whole = z.number().int().min(0);
+const positionSchema = z.object({
+  /** Names of the files, which the numbers below count. */
+  shards: z.array(z.string()),
+  epoch: whole,
+  /** Records drawn in this epoch. */
+  drawn: whole,
+  /** What is read next: a place in the epoch's order of shards, and a sample of that shard. */
+  turn: whole,
+  sample: whole,
+  /** Shard and sample of the records that wait in the buffer. */
+  buffer: z.array(z.tuple([whole, whole])),
+});
+type Position = z.infer<typeof positionSchema>;
+
+/** A sample and the shard that it is of, by number. */
+interface Placed {
+  shard: number;
+  /** The place of the shard in the epoch's order. */
+  turn: number;
+  sample: ShardSample;
+}
+
+export class ShardSource implements Source {
+  private epoch = 0;
+  private drawn = 0;
+  /** What the stream reads next, as in a position. */
+  private turn = 0;
+  private sample = 0;
+  private buffer!: ShuffleBuffer<Placed>;
+  private stream!: AsyncGenerator<Placed, void>;
+
+  private constructor(
+    readonly name: string,
+    private readonly paths: readonly string[],
+    private readonly options: ShardOptions,
+  ) {
+    this.begin(0);
+  }
+
+  /** Throws `TRAINING_DATA`, also where one of the shards is not there. */
+  static async open(patterns: readonly string[], options: ShardOptions): Promise<ShardSource> {
+    const paths = await listFiles(patterns);
+    for (const path of paths)
+      await access(path).catch((cause) => {
+        throw new TrainingDataError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
+      });
+    return new ShardSource(patterns.join(", "), paths, options);
+  }
+
+  get folder(): string {
+    return dirname(this.paths[0] as string);
+  }
+
+  private get shuffle(): number {
+    return this.options.shuffle ?? SHUFFLE;
+  }
+
+  /** Numbers of the shards as an epoch reads them: in their order where nothing is shuffled. */
+  private order(epoch: number): number[] {
+    const numbers = [...this.paths.keys()];
+    if (this.shuffle === 1) return numbers;
+    const { seed, place } = this.options;
+    const all = new ShuffleBuffer<number>(
+      numbers.length,
+      new Random(seed, shardStream(place), epoch),
+    );
+    for (const n of numbers) all.push(n);
+    return numbers.map(() => all.take() as number);
+  }
+
+  private begin(epoch: number, at: Partial<Position> = {}): void {
+    const { drawn = 0, turn = 0, sample = 0 } = at;
+    const random = new Random(this.options.seed, orderStream(this.options.place), epoch);
+    for (let i = 0; i < drawn; i++) random.next();
+    this.buffer = new ShuffleBuffer(this.shuffle, random);
+    Object.assign(this, { epoch, drawn, turn, sample });
+    this.stream = this.read(this.order(epoch), turn, sample);
+  }
+
+  private async *read(order: number[], turn: number, sample: number): AsyncGenerator<Placed, void> {
+    for (let t = turn; t < order.length; t++) {
+      const shard = order[t] as number;
+      for await (const one of this.samples(shard))
+        if (t > turn || one.index >= sample) yield { shard, turn: t, sample: one };
+    }
+  }
+
+  private async *samples(shard: number): AsyncGenerator<ShardSample, void> {
+    const path = this.paths[shard] as string;
+    try {
+      yield* readShard(path);
+    } catch (cause) {
+      throw new TrainingDataError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
+    }
+  }
+
+  async next(): Promise<SourceRecord> {
+    for (;;) {
+      while (!this.buffer.full) {
+        const { value, done } = await this.stream.next();
+        if (done) break;
+        this.turn = value.turn;
+        this.sample = value.sample.index + 1;
+        this.buffer.push(value);
+      }
+      const taken = this.buffer.take();
+      if (taken) {
+        this.drawn++;
+        return this.record(taken.shard, taken.sample);
+      }
+      if (this.drawn === 0) throw new TrainingDataError(`${this.name} has no records`);
+      this.begin(this.epoch + 1);
+    }
+  }
+
+  position(): Position {
+    const { epoch, drawn, turn, sample } = this;
+    return {
+      shards: this.paths.map((path) => basename(path)),
+      epoch,
+      drawn,
+      turn,
+      sample,
+      buffer: this.buffer.items.map((item) => [item.shard, item.sample.index]),
+    };
+  }
+
+  /** Reads again what waited in the buffer. Throws `TRAINING_DATA` where a shard lacks it. */
+  async restore(position: unknown): Promise<boolean> {
+    const { data } = positionSchema.safeParse(position);
+    const names = this.paths.map((path) => basename(path));
+    if (!data || data.shards.join("\n") !== names.join("\n")) return false;
+    const found = new Map<string, Placed>();
+    for (const shard of new Set(data.buffer.map(([number]) => number))) {
+      const wanted = new Set(data.buffer.filter(([n]) => n === shard).map(([, sample]) => sample));
+      for await (const sample of this.samples(shard)) {
+        if (wanted.delete(sample.index))
+          found.set(`${shard} ${sample.index}`, { shard, turn: 0, sample });
+        if (wanted.size === 0) break;
+      }
+      if (wanted.size > 0)
+        throw new TrainingDataError(
+          `${this.paths[shard]} has changed since the run stopped: sample ${[...wanted][0]} is not there`,
+        );
+    }
+    await this.close();
+    this.begin(data.epoch, data);
+    for (const [shard, sample] of data.buffer)
+      this.buffer.push(found.get(`${shard} ${sample}`) as Placed);
+    return true;
+  }
+
+  async *all(): AsyncIterableIterator<SourceRecord> {
+    for (const shard of this.paths.keys())
+      for await (const sample of this.samples(shard)) yield this.record(shard, sample);
+  }
+
+  async close(): Promise<void> {
+    await this.stream.return();
+  }
+
+  private record(shard: number, sample: ShardSample): SourceRecord {
+    const path = this.paths[shard] as string;
+    return {
+      name: `${path}: ${sample.key}`,
+      example: (random) => exampleOf(path, sample, this.options.task ?? "caption", random),
+      pictures: () => {
+        const { image, target } = picturesOf(path, sample);
+        return target ? [image, target] : [image];
+      },
+    };
+  }
+}
+
+function picturesOf(path: string, { files, key, modified, fault }: ShardSample) {
+  if (fault !== undefined) throw new InvalidRecordError(fault);
+  const find = (prefix: string): PackedPicture | undefined => {
+    const extension = IMAGE_EXTENSIONS.map((e) => `${prefix}${e}`).find((e) => files.has(e));
+    if (extension === undefined) return undefined;
+    const bytes = files.get(extension) as Buffer;
+    return { path: `${path}/${key}.${extension}`, bytes, modified };
+  };
+  const image = find("");
+  if (!image) throw new InvalidRecordError(`expected an image beside it, such as ${key}.png`);
+  return { image, target: find("target.") };
+}
+
+function exampleOf(
+  path: string,
+  sample: ShardSample,
+  plain: PlainTask,
+  random: Random,
+): TrainingExample {
+  const { image, target } = picturesOf(path, sample);
+  const value = textsOf(sample, plain);
+  if (!target && "task" in value && value.task === "edit")
+    throw new InvalidRecordError(
+      `expected the edited image beside it, such as ${sample.key}.target.png`,
+    );
+  const record = parseRecord({ ...value, image: image.path, target: target?.path });
+  return {
+    task: record.task,
+    ...pickSaid(record, random),
+    image,
+    target: record.target === undefined ? undefined : target,
+  };
+}
+
+/** The record of a sample, without its pictures: its JSON where that has a task, else its plain text. */
+function textsOf({ key, files }: ShardSample, plain: PlainTask): object {
+  const json = files.get("json");
+  const value = json && parseRecordText(json.toString());
+  if (typeof value === "object" && value !== null && "task" in value) return value;
+  const text = files.get("txt")?.toString().trim();
+  if (text === undefined)
+    throw new InvalidRecordError(`expected ${key}.json with a task, or ${key}.txt`);
+  return plain === "caption" ? { task: plain, text } : { task: plain, prompt: text };
+}

@@ -1,0 +1,115 @@
+/** Training a whole model: sequences of all tasks, drawings as samples. */
+import { copyFile, cp, readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
+import { locateCheckpoint } from "../checkpoint/locate.js";
+import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
+import { storedName } from "../checkpoint/tensor-names.js";
+import { contactSheet } from "../contact-sheet.js";
+import { UniFluid } from "../model.js";
+import type { NativeStepResult, NativeTensor, NativeTrainer } from "../native.js";
+import { Batches } from "./batches.js";
+import type { UnifiedRunConfig } from "./config.js";
+import { type Losses, RUN_FILES } from "./run-folder.js";
+import { commonOptions, createTrainer, type Subject } from "./subject.js";
+
+const orNull = (v: number) => (Number.isFinite(v) ? v : null);
+
+export class UnifiedSubject implements Subject {
+  private constructor(
+    private readonly config: UnifiedRunConfig,
+    private readonly checkpoint: Checkpoint,
+    readonly tensors: readonly NativeTensor[],
+    readonly native: NativeTrainer,
+    private readonly data: Batches,
+  ) {}
+
+  static async open(
+    config: UnifiedRunConfig,
+    onNote: (message: string) => void,
+  ): Promise<UnifiedSubject> {
+    const checkpoint = await readCheckpoint(await locateCheckpoint(config.model));
+    const tensors = checkpoint.spec.tensors.filter((t) => !t.name.startsWith("vae."));
+    const options = {
+      ...commonOptions(config, tensors),
+      recompute: config.recompute,
+      textWeight: config.lambda,
+      batchMultiplier: config.diffusionBatchMultiplier,
+      noiseWeightCap: config.noiseWeightCap,
+      order: config.order,
+    };
+    const data = await Batches.open(checkpoint, config, (m) => onNote(`skipped ${m}`));
+    try {
+      const native = await createTrainer(checkpoint.spec, options);
+      return new UnifiedSubject(config, checkpoint, tensors, native, data);
+    } catch (error) {
+      await data.close();
+      throw error;
+    }
+  }
+
+  get mixture() {
+    return this.data.mixture;
+  }
+
+  batches(step: number) {
+    return this.data.of(step);
+  }
+
+  losses(result: NativeStepResult, seconds: number): Losses {
+    const { imageLoss, textLoss, byTask, rows } = result;
+    return {
+      imageLoss: orNull(imageLoss),
+      textLoss: orNull(textLoss),
+      byTask: Object.fromEntries(Object.entries(byTask).map(([t, v]) => [t, v.loss])),
+      rowsPerSecond: rows / seconds,
+    };
+  }
+
+  watched({ imageLoss, textLoss }: NativeStepResult) {
+    return { "image loss": imageLoss, "text loss": textLoss };
+  }
+
+  broken({ byTask }: NativeStepResult): string[] {
+    return Object.entries(byTask)
+      .filter(([, { loss }]) => !Number.isFinite(loss))
+      .map(([task, { loss }]) => `the loss of ${task} is ${loss}`);
+  }
+
+  /** In bfloat16; all but the weights as in the checkpoint that the run began with. */
+  async writeCheckpoint(folder: string): Promise<void> {
+    const { directory } = this.checkpoint;
+    for (const name of await readdir(directory)) {
+      if (/^model.*\.safetensors/.test(name) || RUN_FILES.includes(name)) continue;
+      const from = join(directory, name);
+      if (name === "vae") await cp(from, join(folder, name), { recursive: true });
+      else if (name.endsWith(".json")) await copyFile(from, join(folder, name));
+    }
+    const what = this.config.ema > 0 ? "ema" : "weights";
+    await writeSafetensors(
+      join(folder, "model.safetensors"),
+      this.tensors.map(({ name, shape }) => ({
+        name: storedName(name),
+        dtype: "BF16" as const,
+        shape,
+        bytes: () => this.native.read(name, what, "BF16"),
+      })),
+    );
+  }
+
+  /** Drawn as any program would draw them. */
+  async sample(checkpoint: string) {
+    const { prompts, steps, guidance, seed } = this.config.samples!;
+    await using model = await UniFluid.load(checkpoint, { threads: this.config.threads });
+    const images = await Promise.all(
+      prompts.map((prompt, i) => model.generate(prompt, { steps, guidance, seed: seed + i })),
+    );
+    const sheet = await contactSheet(images.map((image, i) => ({ image, label: prompts[i]! })));
+    return { sheet, figures: {} };
+  }
+
+  async close(): Promise<void> {
+    this.native.dispose();
+    await this.data.close();
+  }
+}

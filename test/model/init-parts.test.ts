@@ -1,0 +1,335 @@
+/** Parts of other models in a fresh one: LDM's autoencoders, SigLIP towers, decoders and their sizes. */
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { stringify } from "yaml";
+import { UniFluid } from "../../lib";
+import { Fields } from "../../lib/checkpoint/fields";
+import { vaeTensors } from "../../lib/checkpoint/tensor-table";
+import { parseVaeConfig } from "../../lib/checkpoint/vae-config";
+import { type InitOptions, initCheckpoint } from "../../lib/init/init";
+import { diffusersName, ldmConfig } from "../../lib/init/ldm-autoencoder";
+import { joinSafetensors, splitSafetensors } from "../support/checkpoints";
+import { FIXTURES, fixtureTensors, Tensors } from "../support/fixtures";
+import { fromBFloat16 } from "../support/numbers";
+import { relativeError } from "../support/parity";
+import { TINY_MODEL } from "../support/training";
+
+const LDM = join(FIXTURES, "ldm-vae");
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "init-parts-"));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+let made = 0;
+/** Makes a checkpoint of a YAML file with these fields. */
+async function init(config: object, options: Partial<InitOptions>) {
+  const out = join(folder, `made-${made++}`);
+  await writeFile(`${out}.yaml`, stringify(config));
+  return initCheckpoint(`${out}.yaml`, out, { seed: 3n, ...options });
+}
+const refused = (config: object, options: Partial<InitOptions>, code: string, message: RegExp) =>
+  expect(init(config, options)).rejects.toMatchObject({
+    code,
+    message: expect.stringMatching(message),
+  });
+const json = async (...path: string[]) => JSON.parse(await readFile(join(...path), "utf8"));
+
+function values(tensors: Tensors, name: string): number[] {
+  const { dtype, data } = tensors.get(name);
+  return dtype === "BF16" ? Array.from(data as Uint16Array, fromBFloat16) : Array.from(data);
+}
+
+describe("an autoencoder under LDM's names", () => {
+  const given = { vae: { norm_num_groups: 4, scaling_factor: 0.5 } };
+
+  async function computesWhatPyTorchDoes(directory: string) {
+    const expected = fixtureTensors("ldm-vae");
+    await using model = await UniFluid.load(directory, { threads: 1 });
+    const side = 16;
+    const area = side * side;
+    const image = expected.floats("image");
+    const pixels = Uint8Array.from(
+      { length: 3 * area },
+      (_, i) => image[(i % 3) * area + ((i / 3) | 0)]!,
+    );
+    const latents = await model.encodeImage({ pixels, width: side, height: side });
+    const mean = expected.floats("mean");
+    const cells = mean.length / 2;
+    const wanted = Array.from(latents, (_, i) => 0.5 * mean[(i % 2) * cells + ((i / 2) | 0)]!);
+    expect(relativeError(latents, wanted)).toBeLessThan(1e-5);
+    const drawn = await model.decodeLatents(Float32Array.from(wanted));
+    const out = expected.floats("pixels");
+    for (const [i, byte] of drawn.pixels.entries()) {
+      const value = (out[(i % 3) * area + ((i / 3) | 0)]! + 1) * 127.5;
+      expect(Math.abs(byte - Math.min(255, Math.max(0, value)))).toBeLessThan(0.51);
+    }
+  }
+
+  test("computes what PyTorch does, whether its file or its folder is given", async () => {
+    const paths = [join(LDM, "kl.safetensors"), join(folder, "ldm")];
+    await mkdir(paths[1]!);
+    const { header, data } = splitSafetensors(await readFile(paths[0]!));
+    // As part of a whole LDM.
+    const longer = Object.entries(header).map(([name, entry]) => [
+      name === "__metadata__" ? name : `first_stage_model.${name}`,
+      entry,
+    ]);
+    const file = joinSafetensors(Object.fromEntries(longer), data);
+    await writeFile(join(paths[1]!, "model.safetensors"), file);
+    for (const vae of paths) {
+      const { directory } = await init(given, { vae });
+      await computesWhatPyTorchDoes(directory);
+    }
+  });
+
+  /** Names and shapes of MAR's KL-16. */
+  function kl16() {
+    const tensors: { name: string; shape: number[] }[] = [];
+    const add = (name: string, ...shape: number[]) =>
+      tensors.push({ name: `${name}.weight`, shape }, { name: `${name}.bias`, shape: [shape[0]!] });
+    const block = (name: string, inputs: number, out: number) => {
+      add(`${name}.norm1`, inputs);
+      add(`${name}.conv1`, out, inputs, 3, 3);
+      add(`${name}.norm2`, out);
+      add(`${name}.conv2`, out, out, 3, 3);
+      if (inputs !== out) add(`${name}.nin_shortcut`, out, inputs, 1, 1);
+    };
+    const attention = (name: string, width: number) => {
+      add(`${name}.norm`, width);
+      for (const part of ["q", "k", "v", "proj_out"]) add(`${name}.${part}`, width, width, 1, 1);
+    };
+    const middle = (name: string) => {
+      block(`${name}.block_1`, 512, 512);
+      attention(`${name}.attn_1`, 512);
+      block(`${name}.block_2`, 512, 512);
+    };
+    const widths = [128, 128, 256, 256, 512];
+    add("encoder.conv_in", 128, 3, 3, 3);
+    let width = 128;
+    for (const [i, out] of widths.entries()) {
+      for (let j = 0; j < 2; j++) {
+        block(`encoder.down.${i}.block.${j}`, width, out);
+        if (i === 4) attention(`encoder.down.${i}.attn.${j}`, out);
+        width = out;
+      }
+      if (i < 4) add(`encoder.down.${i}.downsample.conv`, out, out, 3, 3);
+    }
+    middle("encoder.mid");
+    add("encoder.norm_out", 512);
+    add("encoder.conv_out", 32, 512, 3, 3);
+    add("decoder.conv_in", 512, 16, 3, 3);
+    middle("decoder.mid");
+    for (const i of [4, 3, 2, 1, 0]) {
+      for (let j = 0; j < 3; j++) {
+        block(`decoder.up.${i}.block.${j}`, width, widths[i]!);
+        width = widths[i]!;
+      }
+      if (i > 0) add(`decoder.up.${i}.upsample.conv`, width, width, 3, 3);
+    }
+    add("decoder.norm_out", 128);
+    add("decoder.conv_out", 3, 128, 3, 3);
+    add("quant_conv", 32, 32, 1, 1);
+    add("post_quant_conv", 16, 16, 1, 1);
+    return tensors.map((t) => ({ ...t, dtype: "F32" as const, offset: 0, bytes: 0, file: 0 }));
+  }
+
+  test("may be KL-16, whose configuration its tensors tell", () => {
+    const tensors = kl16();
+    const config = ldmConfig(tensors);
+    expect(config).toMatchObject({
+      block_out_channels: [128, 128, 256, 256, 512],
+      layers_per_block: 2,
+      latent_channels: 16,
+      scaling_factor: 0.2325,
+    });
+    const vae = parseVaeConfig(Fields.of(config, "kl16"));
+    expect(vae.downAttention).toEqual([false, false, false, false, true]);
+    expect(vae.upAttention).toEqual([false, false, false, false, false]);
+    // Every tensor has its place, and no place is empty.
+    const plain = ({ name, shape }: { name: string; shape: number[] }) =>
+      `${name} ${shape.filter((n) => n !== 1)}`;
+    const found = tensors.map((t) => plain({ ...t, name: `vae.${diffusersName(t.name, 5)}` }));
+    expect(found.sort()).toEqual(vaeTensors(vae).map(plain).sort());
+  });
+
+  test("is refused as a pickle, with the way to convert it, and where something is not told", async () => {
+    const pickle = join(folder, "pickle");
+    await mkdir(pickle);
+    await writeFile(join(pickle, "kl16.ckpt"), "PK");
+    for (const vae of [pickle, join(pickle, "kl16.ckpt")])
+      await refused(
+        given,
+        { vae },
+        "INVALID_OPTION",
+        /kl16\.ckpt is a pickle.*save_file.*"kl16\.safe/,
+      );
+    const untold = { vae: { norm_num_groups: 4 } };
+    await refused(untold, { vae: LDM }, "CHECKPOINT_NOT_FOUND", /one safetensors file/);
+    const vae = join(LDM, "kl.safetensors");
+    await refused(untold, { vae }, "INVALID_CONFIG", /vae: expected a number for scaling_factor/);
+    const wide = { vae: { ...given.vae, latent_channels: 8 } };
+    await refused(wide, { vae }, "INVALID_CONFIG", /expected 2 for latent_channels.*but found 8/);
+    const other = join(FIXTURES, "gemma-tiny", "model.safetensors");
+    await refused(given, { vae: other }, "INVALID_OPTION", /gemma-tiny.*lacks encoder\.down\.0/);
+    await refused(given, { vae: join(folder, "none") }, "CHECKPOINT_NOT_FOUND", /none/);
+  });
+});
+
+test("an autoencoder's own directory is taken, not only one above it", async () => {
+  const vae = join(FIXTURES, "vae-tiny", "vae");
+  const { directory } = await init({ vae: { scaling_factor: 0.9 } }, { vae });
+  expect(await json(directory, "vae", "config.json")).toEqual({
+    ...(await json(vae, "config.json")),
+    scaling_factor: 0.9,
+  });
+  const file = "diffusion_pytorch_model.safetensors";
+  const [from, to] = [new Tensors(join(vae, file)), new Tensors(join(directory, "vae", file))];
+  for (const name of to.names) expect(values(to, name)).toEqual(values(from, name));
+});
+
+describe("a SigLIP directory", () => {
+  /** SigLIP's two forms, with the tower of a fixture. */
+  async function siglip(name: string, alone: boolean): Promise<string> {
+    const directory = join(folder, name);
+    await mkdir(directory);
+    const from = join(FIXTURES, "unifluid-tiny");
+    const { vision_config } = await json(from, "config.json");
+    const config = alone
+      ? {
+          architectures: ["SiglipVisionModel"],
+          ...vision_config,
+          model_type: "siglip_vision_model",
+        }
+      : { model_type: "siglip", text_config: { hidden_size: 8 }, vision_config };
+    await writeFile(join(directory, "config.json"), JSON.stringify(config));
+    const { header, data } = splitSafetensors(await readFile(join(from, "model.safetensors")));
+    const entries = Object.entries(header).map(([stored, entry]) => {
+      const tower = /^model\.vision_tower\.(vision_model\..*)$/.exec(stored)?.[1];
+      // All else under names that a SigLIP has beside its tower.
+      return [tower ?? (stored === "__metadata__" ? stored : `text_model.${stored}`), entry];
+    });
+    const file = joinSafetensors(Object.fromEntries(entries), data);
+    await writeFile(join(directory, "model.safetensors"), file);
+    await cp(join(from, "preprocessor_config.json"), join(directory, "preprocessor_config.json"));
+    return directory;
+  }
+
+  test.each([
+    ["with its text tower", false],
+    ["of the image tower alone", true],
+  ])("%s gives the tower; the projector is fresh", async (name, alone) => {
+    const directory = await siglip(name.replaceAll(" ", "-"), alone);
+    const { vision_config: tower } = await json(FIXTURES, "unifluid-tiny", "config.json");
+    const { vision_config: _, ...rest } = TINY_MODEL;
+    const result = await init(rest, { vision: directory, vae: "shapes-64" });
+    expect((await json(result.directory, "config.json")).vision_config).toMatchObject({
+      hidden_size: tower.hidden_size,
+      num_hidden_layers: tower.num_hidden_layers,
+      model_type: "siglip_vision_model",
+    });
+    const to = new Tensors(join(result.directory, "model.safetensors"));
+    const from = new Tensors(join(FIXTURES, "unifluid-tiny", "model.safetensors"));
+    const taken = to.names.filter((n) => n.includes("vision_tower"));
+    expect(taken.length).toBeGreaterThan(15);
+    for (const stored of taken) expect(values(to, stored)).toEqual(values(from, stored));
+    const projector = to.get("model.multi_modal_projector.linear.weight");
+    expect(projector.shape).toEqual([TINY_MODEL.text_config.hidden_size, tower.hidden_size]);
+    expect(Array.from(projector.data).some((v) => v !== 0)).toBe(true);
+    await using model = await UniFluid.load(result.directory, { threads: 1 });
+    const pixels = new Uint8Array(64 * 64 * 3).fill(120);
+    await model.caption({ pixels, width: 64, height: 64 }, { maxNewTokens: 2 });
+  });
+
+  test("of another size than the file says is refused, with both", async () => {
+    const directory = await siglip("other-size", true);
+    const vision_config = { ...TINY_MODEL.vision_config, hidden_size: 48 };
+    const options = { vision: directory, vae: "shapes-64" };
+    await refused(
+      { ...TINY_MODEL, vision_config },
+      options,
+      "INVALID_CONFIG",
+      /vision_config: expected \d+ for hidden_size, which .*other-size has, but found 48/,
+    );
+    const blind = { vision: join(FIXTURES, "gemma-tiny"), vae: "shapes-64" };
+    await refused(
+      TINY_MODEL,
+      blind,
+      "INVALID_CONFIG",
+      /"siglip".*for model_type but found "gemma"/,
+    );
+  });
+});
+
+describe("a decoder", () => {
+  const { text_config: _, vision_config: __, ...drawing } = TINY_MODEL;
+
+  test.each(["gemma-tiny", "gemma2-tiny", "paligemma-tiny", "paligemma2-tiny", "unifluid-tiny"])(
+    "of %s brings its sizes and its tokenizer",
+    async (name) => {
+      const text = join(FIXTURES, name);
+      const { directory, config } = await init(drawing, { text, vae: "shapes-64" });
+      const from = await json(text, "config.json");
+      const { text_config } = await json(directory, "config.json");
+      const own = from.text_config ?? from;
+      for (const field of ["model_type", "hidden_size", "num_hidden_layers", "head_dim"])
+        expect(text_config[field]).toEqual(own[field]);
+      for (const field of ["architectures", "torch_dtype"])
+        expect(text_config[field]).toBeUndefined();
+      expect(await readFile(join(directory, "tokenizer.json"))).toEqual(
+        await readFile(join(text, "tokenizer.json")),
+      );
+      expect(config!.bosToken).toBe(own.bos_token_id ?? from.bos_token_id ?? 2);
+      const [a, b] = [text, directory].map((d) => new Tensors(join(d, "model.safetensors")));
+      const key = (stored: string) =>
+        stored.replace(/^.*?(layers\.|embed_tokens|norm\.weight)/, "$1");
+      const originals = new Map(
+        a!.names.filter((n) => !/vision|projector|diffusion/.test(n)).map((n) => [key(n), n]),
+      );
+      const taken = b!.names.filter((n) => n.startsWith("model.language_model."));
+      expect(taken.length).toBeGreaterThan(15);
+      for (const stored of taken)
+        expect(values(b!, stored)).toEqual(values(a!, originals.get(key(stored))!));
+    },
+  );
+
+  test("keeps what the weights do not decide as the file says, and refuses other sizes", async () => {
+    const text = join(FIXTURES, "gemma2-tiny");
+    const options = { text, vae: "shapes-64" };
+    const under = (text_config: object) => ({ ...drawing, text_config });
+    const { directory } = await init(under({ final_logit_softcapping: 20 }), options);
+    const { text_config } = await json(directory, "config.json");
+    expect(text_config.final_logit_softcapping).toBe(20);
+    const width = text_config.hidden_size;
+    // Sizes that agree may be repeated.
+    await init(under({ hidden_size: width }), options);
+    await refused(
+      under({ hidden_size: 96 }),
+      options,
+      "INVALID_CONFIG",
+      new RegExp(
+        `text_config: expected ${width} for hidden_size, which .*gemma2-tiny has, but found 96`,
+      ),
+    );
+    await refused(
+      under({ model_type: "gemma" }),
+      options,
+      "INVALID_CONFIG",
+      /"gemma2" for model_type/,
+    );
+    const vae = { text: join(FIXTURES, "vae-tiny"), vae: "shapes-64" };
+    await refused(drawing, vae, "CHECKPOINT_NOT_FOUND", /config\.json/);
+    expect((await readdir(folder)).filter((name) => name.endsWith(".partial"))).toEqual([]);
+  });
+
+  test("of another width than a PaliGemma's gets a fresh projector for its tower", async () => {
+    const { vision_config: _, ...rest } = TINY_MODEL;
+    const wide = { ...rest, text_config: { ...rest.text_config, hidden_size: 48 } };
+    const vision = join(FIXTURES, "paligemma-tiny");
+    const { directory } = await init(wide, { vision, vae: "shapes-64" });
+    const to = new Tensors(join(directory, "model.safetensors"));
+    expect(to.get("model.multi_modal_projector.linear.weight").shape[0]).toBe(48);
+  });
+});

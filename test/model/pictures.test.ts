@@ -1,0 +1,155 @@
+/** The cache of prepared pictures: what is in it is right, whoever filled it and however it was left. */
+import { execFile } from "node:child_process";
+import {
+  appendFile,
+  cp,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { promisify } from "node:util";
+import { stringify } from "yaml";
+import { type Checkpoint, locateCheckpoint, readCheckpoint } from "../../lib";
+import { writeDataset } from "../../lib/scenes/dataset";
+import { CACHE_FOLDER, Pictures } from "../../lib/train/pictures";
+
+const execute = promisify(execFile);
+const SCENES = 24;
+
+let folder: string;
+let checkpoint: Checkpoint;
+/** Of each image as a process that is alone prepares it. */
+let right: Buffer[];
+
+const paths = (data: string) =>
+  Array.from({ length: SCENES }, (_, i) =>
+    join(data, "images", `${String(i).padStart(6, "0")}.png`),
+  );
+
+async function using<T>(data: string, work: (pictures: Pictures) => Promise<T>): Promise<T> {
+  const pictures = await Pictures.open(data, checkpoint, 2);
+  try {
+    return await work(pictures);
+  } finally {
+    await pictures.close();
+  }
+}
+
+async function bytesOf(pictures: Pictures, path: string): Promise<Buffer> {
+  const { pixels, latents } = await pictures.get(path);
+  return Buffer.concat([pixels, Buffer.from(latents.buffer)]);
+}
+
+const read = (data: string) =>
+  using(data, (pictures) => Promise.all(paths(data).map((path) => bytesOf(pictures, path))));
+
+const filesOf = async (data: string, extension: string) =>
+  (await readdir(join(data, CACHE_FOLDER))).filter((name) => name.endsWith(extension)).sort();
+
+async function entriesOf(data: string): Promise<number> {
+  let count = 0;
+  for (const name of await filesOf(data, ".jsonl"))
+    count += (await readFile(join(data, CACHE_FOLDER, name), "utf8")).trimEnd().split("\n").length;
+  return count;
+}
+
+/** A copy of the data with nothing prepared. */
+async function fresh(name: string): Promise<string> {
+  const data = join(folder, name);
+  await cp(join(folder, "data"), data, { recursive: true });
+  return data;
+}
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "pictures-"));
+  checkpoint = await readCheckpoint(await locateCheckpoint("shapes-64"));
+  await writeDataset(join(folder, "data"), { count: SCENES, seed: 1n, tasks: ["caption"] });
+  right = await read(await fresh("alone"));
+}, 60_000);
+afterAll(() => rm(folder, { recursive: true }));
+
+test("what is kept is what was computed, and is computed once", async () => {
+  const data = join(folder, "alone");
+  expect(new Set(right.map((bytes) => bytes.toString("base64"))).size).toBe(SCENES);
+  expect(await read(data)).toEqual(right);
+  expect(await entriesOf(data)).toBe(SCENES);
+  expect(await filesOf(data, ".bin")).toHaveLength(1);
+});
+
+test("two at once, in turns, do not touch what the other writes", async () => {
+  const data = await fresh("turns");
+  await using(data, (first) =>
+    using(data, async (second) => {
+      for (const [i, path] of paths(data).entries()) await (i % 2 ? first : second).prepare(path);
+      // Neither knows what the other added; what both have is right.
+      for (const pictures of [first, second])
+        for (const [i, path] of paths(data).entries())
+          expect(await bytesOf(pictures, path)).toEqual(right[i]);
+    }),
+  );
+  expect(await read(data)).toEqual(right);
+  expect(await filesOf(data, ".bin")).toHaveLength(2);
+});
+
+test("two processes fill one cache, and both leave it whole", async () => {
+  const data = await fresh("processes");
+  const run = {
+    model: "shapes-64",
+    sources: [{ manifest: "processes/caption.jsonl", examples: 1 }],
+    steps: 1,
+    learningRate: 1,
+    threads: 1,
+  };
+  await writeFile(join(folder, "run.yaml"), stringify(run));
+  const main = resolve(__dirname, "../../dist/cli/main.js");
+  const prepare = () =>
+    execute(process.execPath, [main, "prepare", join(folder, "run.yaml"), "--json"]);
+  for (const { stdout } of await Promise.all([prepare(), prepare()]))
+    expect(JSON.parse(stdout)).toEqual({ pictures: SCENES });
+  const before = await entriesOf(data);
+  expect(await read(data)).toEqual(right);
+  // All was there.
+  expect(await entriesOf(data)).toBe(before);
+}, 120_000);
+
+test("a pack that a kill left half-written is read as far as it goes", async () => {
+  const data = await fresh("killed");
+  await read(data);
+  const [bin] = await filesOf(data, ".bin");
+  const [index] = await filesOf(data, ".jsonl");
+  const at = (name: string) => join(data, CACHE_FOLDER, name);
+  const slot = (await readFile(at(bin!))).length / SCENES;
+  // The last two pictures are cut off, one of them in the middle; the index ends in half a line.
+  await truncate(at(bin!), (SCENES - 2) * slot + 100);
+  await appendFile(at(index!), '{"path": "/a');
+  expect(await read(data)).toEqual(right);
+  expect(await filesOf(data, ".bin")).toHaveLength(2);
+  expect(await entriesOf(data)).toBe(SCENES + 1 + 2);
+});
+
+test("a cache of one file, as it was before, is still read", async () => {
+  const data = await fresh("old");
+  await read(data);
+  for (const name of [...(await filesOf(data, ".bin")), ...(await filesOf(data, ".jsonl"))]) {
+    const old = name.replace(/-[0-9a-f]{8}\./, ".");
+    expect(old).not.toBe(name);
+    await rename(join(data, CACHE_FOLDER, name), join(data, CACHE_FOLDER, old));
+  }
+  expect(await read(data)).toEqual(right);
+  expect(await entriesOf(data)).toBe(SCENES);
+});
+
+test("a folder that cannot be written to is told", async () => {
+  const data = join(folder, "none");
+  await writeFile(data, "a file");
+  await expect(Pictures.open(data, checkpoint)).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+    message: expect.stringContaining("cannot keep prepared pictures"),
+  });
+});

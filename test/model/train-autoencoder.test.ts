@@ -1,0 +1,255 @@
+/** Runs that train an autoencoder: what they learn and write, and what they refuse. */
+import { execFile } from "node:child_process";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { promisify } from "node:util";
+import { stringify } from "yaml";
+import { Trainer, type TrainOptions, UniFluid } from "../../lib";
+import { loadAddon } from "../../lib/addon";
+import { Image } from "../../lib/image";
+import { decodeImage } from "../../lib/image-input";
+import { initCheckpoint } from "../../lib/init/init";
+import { resize } from "../../lib/preprocess";
+import { psnr } from "../../lib/psnr";
+import { writeDataset } from "../../lib/scenes/dataset";
+import { FIXTURES, Tensors } from "../support/fixtures";
+
+const SIDE = 32;
+
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "train-vae-"));
+  const vae = { block_out_channels: [16, 16], norm_num_groups: 4, latent_channels: 3 };
+  await writeFile(join(folder, "vae.yaml"), stringify({ vae }));
+  await initCheckpoint(join(folder, "vae.yaml"), join(folder, "start"), {
+    seed: 1n,
+    tokenizer: "shapes-64",
+  });
+  await writeDataset(join(folder, "data"), { count: 24, seed: 1n });
+}, 120_000);
+afterAll(() => rm(folder, { recursive: true }));
+
+const config = (change: object = {}) => ({
+  autoencoder: join(folder, "start"),
+  imageSize: SIDE,
+  sources: ["generate", "edit"].map((task) => ({
+    manifest: join(folder, "data", `${task}.jsonl`),
+    examples: 2,
+  })),
+  steps: 6,
+  learningRate: 3e-3,
+  warmup: 2,
+  seed: 5,
+  threads: 2,
+  latentPictures: 12,
+  checkpoint: { every: 3, keep: 2 },
+  ...change,
+});
+
+async function train(out: string, change: object = {}, options: Partial<TrainOptions> = {}) {
+  await using trainer = await Trainer.open(config(change), { out: join(folder, out), ...options });
+  return await trainer.run();
+}
+const lines = async (...path: string[]) =>
+  (await readFile(join(folder, ...path), "utf8"))
+    .trimEnd()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+const vaeConfig = async (checkpoint: string) =>
+  JSON.parse(await readFile(join(checkpoint, "vae", "config.json"), "utf8"));
+
+/** Pictures of the data at the size of the runs. */
+async function pictures(count: number): Promise<Image[]> {
+  const out: Image[] = [];
+  for (let i = 0; i < count; i++) {
+    const path = join(folder, "data", "images", `${String(i).padStart(6, "0")}.png`);
+    const { pixels } = await resize(await decodeImage(path), SIDE, SIDE, "bicubic", loadAddon());
+    out.push(Image.fromPixels(pixels, SIDE, SIDE));
+  }
+  return out;
+}
+
+test("a run learns to rebuild pictures, and its checkpoints have latents of unit spread", async () => {
+  const summary = await train("learns", {
+    steps: 60,
+    samples: { every: 30, pictures: 6 },
+    checkpoint: { every: 30, keep: 1 },
+    latentPictures: 48,
+  });
+  expect(summary).toMatchObject({ step: 60, finished: true });
+  const metrics = await lines("learns", "metrics.jsonl");
+  expect(metrics.map((m) => m.step)).toEqual(Array.from({ length: 60 }, (_, i) => i + 1));
+  const mean = (from: number, key: string) =>
+    metrics.slice(from, from + 5).reduce((sum, m) => sum + m[key], 0) / 5;
+  expect(mean(55, "loss")).toBeLessThan(0.7 * mean(0, "loss"));
+  expect(mean(55, "psnr")).toBeGreaterThan(mean(0, "psnr") + 3);
+  const { absoluteError, squareError, kl, loss, psnr: ratio, imageLoss } = metrics[9];
+  expect(loss).toBeCloseTo(absoluteError + squareError + 1e-3 * kl, 5);
+  expect(ratio).toBeCloseTo(10 * Math.log10(4 / squareError), 5);
+  expect(imageLoss).toBeUndefined();
+
+  const figures = await lines("learns", "samples.jsonl");
+  expect(figures.map((f) => f.step)).toEqual([30, 60]);
+  expect(figures[1].psnr).toBeGreaterThan(figures[0].psnr);
+  expect(await readdir(join(folder, "learns", "samples"))).toEqual([
+    "step-00000030.png",
+    "step-00000060.png",
+  ]);
+  const report = await readFile(join(folder, "learns", "report.html"), "utf8");
+  for (const part of ["PSNR of reconstructions", "divergence", "samples/step-00000060.png"])
+    expect(report).toContain(part);
+  expect(report).not.toContain("image loss");
+
+  // The checkpoint is an autoencoder alone, in the layout of diffusers.
+  expect(await readdir(summary.checkpoint)).toEqual([
+    "positions.json",
+    "trainer.safetensors",
+    "vae",
+  ]);
+  await using model = await UniFluid.load(summary.checkpoint, { threads: 1 });
+  const all = await pictures(24);
+  const latents = await Promise.all(all.map((picture) => model.encodeImage(picture)));
+  for (let c = 0; c < 3; c++) {
+    const values = latents.flatMap((l) => Array.from(l).filter((_, i) => i % 3 === c));
+    const center = values.reduce((sum, v) => sum + v, 0) / values.length;
+    const square = values.reduce((sum, v) => sum + v * v, 0) / values.length;
+    // Measured over other draws of the same pictures and of their edits.
+    expect(Math.abs(center)).toBeLessThan(0.15);
+    expect(Math.abs(Math.sqrt(square - center ** 2) - 1)).toBeLessThan(0.15);
+  }
+  const rebuilt = await Promise.all(latents.map((l) => model.decodeLatents(l)));
+  const ratios = all.map((picture, i) => psnr(picture, rebuilt[i]!));
+  const average = ratios.reduce((sum, v) => sum + v, 0) / ratios.length;
+  expect(average).toBeGreaterThan(mean(0, "psnr") + 3);
+
+  // And a part to start a model from.
+  const made = join(folder, "taken");
+  const taken = { seed: 1n, tokenizer: "shapes-64", vae: summary.checkpoint };
+  await initCheckpoint(join(folder, "vae.yaml"), made, taken);
+  expect(await vaeConfig(made)).toEqual(await vaeConfig(summary.checkpoint));
+}, 120_000);
+
+test("equalizing the latents leaves the pictures as they are", async () => {
+  const [plain, equal] = [
+    await train("plain", { equalize: false }),
+    await train("equal", { equalize: true }),
+  ];
+  const [picture] = await pictures(1);
+  const through = async (checkpoint: string) => {
+    await using model = await UniFluid.load(checkpoint, { threads: 1 });
+    const latents = await model.encodeImage(picture!);
+    return { latents, image: await model.decodeLatents(latents) };
+  };
+  const [a, b] = [await through(plain.checkpoint), await through(equal.checkpoint)];
+  expect(Math.max(...a.latents.map((v, i) => Math.abs(v - b.latents[i]!)))).toBeGreaterThan(0.01);
+  // Bytes that lie between two whole numbers may go either way.
+  const apart = a.image.pixels.map((v, i) => Math.abs(v - b.image.pixels[i]!));
+  expect(Math.max(...apart)).toBeLessThanOrEqual(1);
+  // What goes on is the same either way.
+  const state = (out: string) => readFile(join(out, "trainer.safetensors"));
+  expect(Buffer.compare(await state(plain.checkpoint), await state(equal.checkpoint))).toBe(0);
+});
+
+test("stopped and taken up again, a run ends with the same bits", async () => {
+  const whole = await train("whole");
+  const controller = new AbortController();
+  const onStep = ({ step }: { step: number }) => void (step === 2 && controller.abort());
+  expect(await train("parts", {}, { signal: controller.signal, onStep })).toMatchObject({
+    step: 2,
+    finished: false,
+  });
+  const parts = await train("parts", {}, { resume: true });
+  expect(parts).toMatchObject({ step: 6, finished: true });
+  for (const file of ["trainer.safetensors", "vae/diffusion_pytorch_model.safetensors"]) {
+    const [a, b] = await Promise.all(
+      [whole, parts].map(({ checkpoint }) => readFile(join(checkpoint, file))),
+    );
+    expect(Buffer.compare(a!, b!)).toBe(0);
+  }
+  expect(await vaeConfig(parts.checkpoint)).toEqual(await vaeConfig(whole.checkpoint));
+});
+
+test("a frozen encoder keeps its latents, and their factors", async () => {
+  const { checkpoint } = await train("frozen", { freeze: ["encoder.*", "quant_conv.*"] });
+  const [before, after] = await Promise.all([
+    vaeConfig(join(folder, "start")),
+    vaeConfig(checkpoint),
+  ]);
+  expect(after).toEqual(before);
+  const weights = (directory: string) =>
+    new Tensors(join(directory, "vae", "diffusion_pytorch_model.safetensors"));
+  const [from, to] = [weights(join(folder, "start")), weights(checkpoint)];
+  for (const name of from.names) {
+    const same = from.floats(name).every((v, i) => v === to.floats(name)[i]);
+    if (/^(encoder|quant_conv)\./.test(name)) expect({ name, same }).toEqual({ name, same: true });
+  }
+  expect(to.floats("decoder.conv_out.weight")).not.toEqual(from.floats("decoder.conv_out.weight"));
+});
+
+test("records need no task, and broken ones are named", async () => {
+  const manifest = join(folder, "data", "pictures.jsonl");
+  const records = [
+    ...Array.from({ length: 8 }, (_, i) => ({ image: `images/00000${i}.png` })),
+    { picture: "images/000000.png" },
+    { image: "images/none.png" },
+  ];
+  await writeFile(manifest, records.map((r) => JSON.stringify(r)).join("\n"));
+  const notes: string[] = [];
+  await train(
+    "broken",
+    { sources: [{ manifest, examples: 5 }], steps: 2, latentPictures: 1 },
+    { onNote: (message) => notes.push(message) },
+  );
+  expect(notes).toHaveLength(2);
+  expect(notes.join()).toMatch(/pictures\.jsonl: record [89]: /);
+});
+
+test("shards are pictures as well, and give the run and the sheets that their manifest gives", async () => {
+  await writeDataset(join(folder, "shards"), { count: 24, seed: 1n, tasks: ["edit"], shards: 3 });
+  const change = { steps: 2, compute: "f32", samples: { every: 2, pictures: 30 } };
+  // In the order in which they lie, both give the same records.
+  const source = { examples: 4, shuffle: 1 };
+  const edit = { ...source, manifest: join(folder, "data", "edit.jsonl") };
+  const { checkpoint } = await train("unpacked", { ...change, sources: [edit] });
+  const shards = { ...source, shards: join(folder, "shards", "edit-*.tar") };
+  const packed = await train("packed", { ...change, sources: [shards] });
+  const weights = (path: string) => readFile(join(path, "trainer.safetensors"));
+  expect(Buffer.compare(await weights(packed.checkpoint), await weights(checkpoint))).toBe(0);
+  const sheet = (out: string) => readFile(join(folder, out, "samples", "step-00000002.png"));
+  expect(Buffer.compare(await sheet("packed"), await sheet("unpacked"))).toBe(0);
+});
+
+test("what does not fit is refused before anything starts", async () => {
+  const refused = (change: object, code: string, message: RegExp) =>
+    expect(train("refused", change)).rejects.toMatchObject({
+      code,
+      message: expect.stringMatching(message),
+    });
+  await refused({ imageSize: undefined }, "INVALID_CONFIG", /imageSize/);
+  await refused({ imageSize: 33 }, "INVALID_CONFIG", /multiple of 2 for imageSize/);
+  await refused({ lambda: 1 }, "INVALID_CONFIG", /lambda/);
+  await refused({ model: "shapes-64" }, "INVALID_CONFIG", /model/);
+  await refused({ autoencoder: join(FIXTURES, "gemma-tiny") }, "INVALID_CONFIG", /vae/);
+  await refused({ freeze: ["vae.*"] }, "INVALID_OPTION", /"vae\.\*"/);
+  const missing = { every: 1, manifest: join(folder, "none.jsonl") };
+  await refused({ samples: missing }, "TRAINING_DATA", /none\.jsonl/);
+});
+
+test("there is nothing to prepare", async () => {
+  await writeFile(join(folder, "run.yaml"), stringify(config()));
+  const main = resolve(__dirname, "../../dist/cli/main.js");
+  const prepare = [main, "prepare", join(folder, "run.yaml")];
+  await expect(promisify(execFile)(process.execPath, prepare)).rejects.toMatchObject({
+    code: 2,
+    stderr: expect.stringMatching(/INVALID_OPTION: .*run\.yaml trains an autoencoder/),
+  });
+});
+
+test("a loss that explodes stops the run, and names step and loss", async () => {
+  const change = { steps: 100, learningRate: 1e4, clipNorm: 0, warmup: 0, latentPictures: 1 };
+  await expect(train("diverges", change)).rejects.toMatchObject({
+    code: "TRAINING_DIVERGED",
+    message: expect.stringMatching(/^step \d+: the (loss|absolute|square|divergence|gradient)/),
+  });
+}, 120_000);

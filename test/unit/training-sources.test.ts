@@ -1,0 +1,395 @@
+/** Where training's records come from: manifests and tar shards, their order, positions and faults. */
+import { createWriteStream } from "node:fs";
+import { mkdir, mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { pipeline } from "node:stream/promises";
+import { pack } from "tar-stream";
+import { Random } from "../../lib/philox";
+import { writeDataset } from "../../lib/scenes/dataset";
+import { parseRunConfig } from "../../lib/train/config";
+import { expandBraces, listFiles } from "../../lib/train/file-patterns";
+import { ManifestSource } from "../../lib/train/manifest-source";
+import { ShardSource } from "../../lib/train/shard-source";
+import { readShard } from "../../lib/train/shards";
+import { ShuffleBuffer } from "../../lib/train/shuffle-buffer";
+import type { Source } from "../../lib/train/source";
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "sources-"));
+});
+afterEach(() => rm(folder, { recursive: true }));
+
+async function writeTar(path: string, files: Record<string, string | Uint8Array>): Promise<void> {
+  const archive = pack();
+  for (const [name, content] of Object.entries(files))
+    archive.entry({ name }, typeof content === "string" ? content : Buffer.from(content));
+  archive.finalize();
+  await pipeline(archive, createWriteStream(path));
+}
+
+/** Shards `a-0.tar`, … whose records have the captions 0, 1, 2, … */
+async function captionShards(sizes: readonly number[]): Promise<string> {
+  let n = 0;
+  for (const [shard, size] of sizes.entries()) {
+    const files: Record<string, string> = {};
+    for (let i = 0; i < size; i++, n++) {
+      files[`${n}.png`] = "picture";
+      files[`${n}.json`] = JSON.stringify({ task: "caption", text: String(n) });
+    }
+    await writeTar(join(folder, `a-${shard}.tar`), files);
+  }
+  return join(folder, `a-{0..${sizes.length - 1}}.tar`);
+}
+
+async function captionManifest(count: number): Promise<string> {
+  const path = join(folder, "a.jsonl");
+  const record = (n: number) => ({ task: "caption", image: "a.png", text: String(n) });
+  const lines = Array.from({ length: count }, (_, n) => JSON.stringify(record(n)));
+  await writeFile(path, lines.join("\n"));
+  return path;
+}
+
+const order = { seed: 1n, place: 0 };
+const random = () => new Random(0n, 0, 0);
+
+async function take(source: Source, count: number): Promise<number[]> {
+  const out: number[] = [];
+  for (let i = 0; i < count; i++) out.push(Number((await source.next()).example(random()).text));
+  return out;
+}
+const sorted = (values: readonly number[]) => [...values].sort((a, b) => a - b);
+const upTo = (count: number) => [...Array(count).keys()];
+
+describe.each<[string, (count: number, shuffle?: number, seed?: bigint) => Promise<Source>]>([
+  [
+    "a manifest",
+    async (count, shuffle, seed = 1n) =>
+      ManifestSource.open(await captionManifest(count), { ...order, seed, shuffle }),
+  ],
+  [
+    "shards",
+    async (count, shuffle, seed = 1n) => {
+      const pattern = await captionShards([5, count - 12, 7]);
+      return ShardSource.open([pattern], { ...order, seed, shuffle });
+    },
+  ],
+])("%s", (_, open) => {
+  const COUNT = 24;
+
+  test("gives each record once an epoch, in another order each time and for each seed", async () => {
+    const source = await open(COUNT);
+    const [first, second] = [await take(source, COUNT), await take(source, COUNT)];
+    expect(sorted(first)).toEqual(upTo(COUNT));
+    expect(sorted(second)).toEqual(upTo(COUNT));
+    expect(second).not.toEqual(first);
+    expect(first).not.toEqual(upTo(COUNT));
+    expect(await take(await open(COUNT), COUNT)).toEqual(first);
+    expect(await take(await open(COUNT, undefined, 2n), COUNT)).not.toEqual(first);
+    await source.close();
+  });
+
+  test("shuffles as far as the buffer reaches; a buffer of one leaves the order as it is", async () => {
+    const plain = await open(COUNT, 1);
+    expect(await take(plain, 2 * COUNT)).toEqual([...upTo(COUNT), ...upTo(COUNT)]);
+    const near = await open(COUNT, 4);
+    const drawn = await take(near, COUNT);
+    expect(sorted(drawn)).toEqual(upTo(COUNT));
+    expect(drawn).not.toEqual(upTo(COUNT));
+    await Promise.all([plain.close(), near.close()]);
+  });
+
+  test.each([undefined, 1, 4])(
+    "goes on from any position as if it had not stopped (buffer: %s)",
+    async (shuffle) => {
+      const whole = await open(COUNT, shuffle);
+      const all = await take(whole, 2 * COUNT + 3);
+      for (const stop of [0, 1, 5, 12, COUNT - 1, COUNT, COUNT + 4]) {
+        const before = await open(COUNT, shuffle);
+        await take(before, stop);
+        const position = JSON.parse(JSON.stringify(before.position()));
+        const after = await open(COUNT, shuffle);
+        expect(await after.restore(position)).toBe(true);
+        expect(await take(after, all.length - stop)).toEqual(all.slice(stop));
+        await Promise.all([before.close(), after.close()]);
+      }
+      await whole.close();
+    },
+  );
+
+  test("lists every record once, as they lie", async () => {
+    const source = await open(COUNT);
+    const texts: number[] = [];
+    for await (const record of source.all()) texts.push(Number(record.example(random()).text));
+    expect(texts).toEqual(upTo(COUNT));
+    await source.close();
+  });
+
+  test("does not go on from what is no position", async () => {
+    const source = await open(COUNT);
+    for (const wrong of [undefined, null, 3, {}, { drawn: -1 }])
+      expect([wrong, await source.restore(wrong)]).toEqual([wrong, false]);
+    await source.close();
+  });
+});
+
+test("a shuffle buffer with room for all gives every order alike", () => {
+  const counts = new Map<string, number>();
+  const numbers = new Random(3n, 1, 1);
+  for (let i = 0; i < 6000; i++) {
+    const buffer = new ShuffleBuffer<string>(3, numbers);
+    for (const item of "abc") buffer.push(item);
+    expect(buffer.full).toBe(true);
+    const drawn = [buffer.take(), buffer.take(), buffer.take()].join("");
+    counts.set(drawn, (counts.get(drawn) ?? 0) + 1);
+    expect(buffer.take()).toBeUndefined();
+  }
+  expect(counts.size).toBe(6);
+  // 1000 of each are expected, with a standard deviation of 29.
+  for (const count of counts.values()) expect(Math.abs(count - 1000)).toBeLessThan(150);
+});
+
+describe("names of shards", () => {
+  test("braces are a shell's", () => {
+    expect(expandBraces("a-{0..3}.tar")).toEqual(["a-0.tar", "a-1.tar", "a-2.tar", "a-3.tar"]);
+    expect(expandBraces("{008..011}")).toEqual(["008", "009", "010", "011"]);
+    expect(expandBraces("{2..0}")).toEqual(["2", "1", "0"]);
+    expect(expandBraces("{a,b}/{1,2}")).toEqual(["a/1", "a/2", "b/1", "b/2"]);
+    expect(expandBraces("{a,{b,c}}")).toEqual(["a", "b", "c"]);
+    expect(expandBraces("plain{x}{}")).toEqual(["plain{x}{}"]);
+    expect(() => expandBraces("{0..9999999}")).toThrow(/more than/);
+    expect(() => expandBraces("{0..9999}{0..9999}")).toThrow(/more than/);
+  });
+
+  test("* and ? stand for what is there, in order", async () => {
+    for (const name of ["b.tar", "a1.tar", "a22.tar", "a.tar.txt", ".a.tar"])
+      await writeFile(join(folder, name), "");
+    const list = async (pattern: string) =>
+      (await listFiles([join(folder, pattern)])).map((path) => path.slice(folder.length + 1));
+    expect(await list("*.tar")).toEqual(["a1.tar", "a22.tar", "b.tar"]);
+    expect(await list("a?.tar")).toEqual(["a1.tar"]);
+    expect(await list("{b,a*}.tar")).toEqual(["b.tar", "a1.tar", "a22.tar"]);
+    // What is named twice is there once, and what is not there is not told before it is opened.
+    expect(await listFiles(["x.tar", "{x,y}.tar"])).toEqual(["x.tar", "y.tar"]);
+    for (const [pattern, message] of [
+      ["none-*.tar", /no file fits .*none-\*\.tar/],
+      ["*/a.tar", /file's name alone/],
+      ["nowhere/*.tar", /cannot read .*nowhere/],
+    ] as const)
+      await expect(listFiles([join(folder, pattern)])).rejects.toMatchObject({
+        code: "TRAINING_DATA",
+        message: expect.stringMatching(message),
+      });
+  });
+});
+
+describe("samples of a shard", () => {
+  const samples = async (path: string) => {
+    const out = [];
+    for await (const { key, files, index, fault } of readShard(path))
+      out.push({ key, index, fault, files: [...files.keys()] });
+    return out;
+  };
+
+  test("are files that share their name up to the first dot", async () => {
+    const path = join(folder, "a.tar");
+    await writeTar(path, {
+      "x/000.JPG": "j",
+      "x/000.target.png": "t",
+      "x/._000.png": "left by another system",
+      "x/000.json": "{}",
+      README: "no key",
+      "y/000.txt": "another folder, another key",
+      [`long/${"n".repeat(180)}.txt`]: "a name beyond what old archives hold",
+    });
+    expect(await samples(path)).toMatchObject([
+      { index: 0, key: "x/000", files: ["jpg", "target.png", "json"], fault: undefined },
+      { index: 1, key: "y/000", files: ["txt"] },
+      { index: 2, key: `long/${"n".repeat(180)}`, files: ["txt"] },
+    ]);
+  });
+
+  test("end with a fault where the archive is cut off or is none", async () => {
+    const path = join(folder, "a.tar");
+    const big = new Uint8Array(5000);
+    await writeTar(path, { "0.png": big, "1.png": big, "2.png": big });
+    await truncate(path, 2 * 512 + 5120 + 100);
+    expect(await samples(path)).toEqual([
+      { key: "0", index: 0, files: ["png"], fault: undefined },
+      { key: "1", index: 1, files: [], fault: expect.stringContaining("damaged") },
+    ]);
+    await writeFile(path, "x".repeat(2000));
+    expect(await samples(path)).toMatchObject([{ fault: expect.stringContaining("damaged") }]);
+    await writeFile(path, "");
+    expect(await samples(path)).toEqual([]);
+    await expect(samples(join(folder, "none.tar"))).rejects.toMatchObject({ code: "ENOENT" });
+  });
+});
+
+describe("records of shards", () => {
+  const examples = async (files: Record<string, string>, task?: "caption" | "generate") => {
+    const path = join(folder, "a.tar");
+    await writeTar(path, files);
+    const source = await ShardSource.open([path], { ...order, task });
+    const out = [];
+    for await (const record of source.all()) out.push(record);
+    return out;
+  };
+
+  test("take their pictures by name, and other fields as a manifest's", async () => {
+    const [edit, answer] = await examples({
+      "0.json": JSON.stringify({ task: "edit", image: "old/name.png", instruction: "turn it" }),
+      "0.webp": "before",
+      "0.target.jpg": "after",
+      "1.json": JSON.stringify({ task: "answer", question: "what?", answer: "that" }),
+      "1.png": "picture",
+    });
+    const path = join(folder, "a.tar");
+    expect(edit!.name).toBe(`${path}: 0`);
+    expect(edit!.example(random())).toMatchObject({
+      task: "edit",
+      prompt: "turn it",
+      image: { path: `${path}/0.webp`, bytes: Buffer.from("before") },
+      target: { path: `${path}/0.target.jpg`, bytes: Buffer.from("after") },
+    });
+    expect(edit!.pictures()).toMatchObject([
+      { path: `${path}/0.webp` },
+      { path: `${path}/0.target.jpg` },
+    ]);
+    expect(answer!.pictures()).toMatchObject([{ path: `${path}/1.png` }]);
+    expect(answer!.example(random())).toMatchObject({
+      task: "answer",
+      prompt: "what?",
+      text: "that",
+    });
+  });
+
+  test("a plain text is a caption, or a prompt where the source says so; metadata beside it is none", async () => {
+    const files = { "0.jpg": "p", "0.txt": "a red star\n", "0.json": '{"url": "somewhere"}' };
+    const [caption] = await examples(files);
+    expect(caption!.example(random())).toMatchObject({ task: "caption", text: "a red star" });
+    const [prompt] = await examples(files, "generate");
+    expect(prompt!.example(random())).toMatchObject({ task: "generate", prompt: "a red star" });
+  });
+
+  test.each<[string, Record<string, string>, RegExp]>([
+    ["without a picture", { "0.txt": "a" }, /such as 0\.png/],
+    ["without a text", { "0.png": "p" }, /0\.json with a task, or 0\.txt/],
+    ["with JSON that is none", { "0.png": "p", "0.json": "{" }, /not JSON/],
+    [
+      "of an edit without its picture",
+      { "0.png": "p", "0.json": '{"task": "edit", "instruction": "a"}' },
+      /such as 0\.target\.png/,
+    ],
+    ["of an unknown task", { "0.png": "p", "0.json": '{"task": "sing"}' }, /task/],
+    ["with an empty text", { "0.png": "p", "0.txt": " \n" }, /text/],
+  ])("one %s is named", async (_, files, message) => {
+    const [record] = await examples(files);
+    expect(() => record!.example(random())).toThrow(
+      expect.objectContaining({ code: "INVALID_RECORD", message: expect.stringMatching(message) }),
+    );
+  });
+
+  test("a file that is there twice makes its sample a broken one", async () => {
+    const [record] = await examples({ "0.png": "p", "0.PNG": "q", "0.txt": "a" });
+    expect(() => record!.example(random())).toThrow(/png is there twice/);
+  });
+});
+
+test("shards that are missing, empty or changed are told", async () => {
+  const pattern = await captionShards([2, 2]);
+  const refused = { code: "TRAINING_DATA" };
+  const missing = ShardSource.open([join(folder, "a-{0..2}.tar")], order);
+  await expect(missing).rejects.toMatchObject({
+    ...refused,
+    message: expect.stringContaining("a-2.tar"),
+  });
+  await writeTar(join(folder, "empty.tar"), {});
+  const empty = await ShardSource.open([join(folder, "empty.tar")], order);
+  await expect(empty.next()).rejects.toMatchObject({
+    ...refused,
+    message: expect.stringContaining("no records"),
+  });
+  const source = await ShardSource.open([pattern], order);
+  await take(source, 1);
+  const position = source.position();
+  // Other shards: the place has no meaning there.
+  expect(await (await ShardSource.open([join(folder, "a-0.tar")], order)).restore(position)).toBe(
+    false,
+  );
+  for (const name of ["a-0.tar", "a-1.tar"]) await writeTar(join(folder, name), {});
+  const changed = await ShardSource.open([pattern], order);
+  await expect(changed.restore(position)).rejects.toMatchObject({
+    ...refused,
+    message: expect.stringMatching(/a-\d\.tar has changed/),
+  });
+});
+
+test("scenes in shards are those of the manifests", async () => {
+  const options = { count: 7, seed: 3n };
+  await writeDataset(join(folder, "plain"), options);
+  await writeDataset(join(folder, "shards"), { ...options, shards: 3 });
+  await writeDataset(join(folder, "again"), { ...options, shards: 3 });
+  for (const task of ["generate", "caption", "answer", "edit"] as const) {
+    const manifest = await ManifestSource.open(join(folder, "plain", `${task}.jsonl`), order);
+    const pattern = join(folder, "shards", `${task}-{000000..000002}.tar`);
+    const shards = await ShardSource.open([pattern], order);
+    const records = manifest.all();
+    let count = 0;
+    for await (const record of shards.all()) {
+      const { image, target, ...said } = record.example(random());
+      const {
+        image: path,
+        target: after,
+        ...same
+      } = (await records.next()).value!.example(random());
+      expect(said).toEqual(same);
+      for (const [picture, file] of [
+        [image, path],
+        [target, after],
+      ])
+        if (file !== undefined)
+          expect(picture).toMatchObject({ bytes: await readFile(file as string) });
+      count++;
+    }
+    expect(count).toBe(7);
+    const bytes = (name: string) => readFile(join(folder, name, `${task}-000001.tar`));
+    expect(await bytes("again")).toEqual(await bytes("shards"));
+  }
+  await expect(
+    writeDataset(join(folder, "few"), { count: 2, seed: 1n, shards: 3 }),
+  ).rejects.toMatchObject({ code: "INVALID_OPTION" });
+});
+
+test("settings of sources", async () => {
+  await mkdir(join(folder, "data"));
+  const run = (source: object) =>
+    parseRunConfig(
+      { model: "shapes-64", steps: 1, learningRate: 1, sources: [{ examples: 1, ...source }] },
+      "run.yaml",
+      folder,
+    ).sources[0];
+  expect(run({ manifest: "data/a.jsonl", shuffle: 5 })).toEqual({
+    examples: 1,
+    manifest: join(folder, "data/a.jsonl"),
+    shuffle: 5,
+  });
+  expect(run({ shards: "data/{0..3}.tar", task: "generate" })).toEqual({
+    examples: 1,
+    shards: [join(folder, "data/{0..3}.tar")],
+    task: "generate",
+  });
+  expect(run({ shards: ["a.tar", "b.tar"] })).toMatchObject({
+    shards: [join(folder, "a.tar"), join(folder, "b.tar")],
+  });
+  const refused = (source: object, message: RegExp) =>
+    expect(() => run(source)).toThrow(
+      expect.objectContaining({ code: "INVALID_CONFIG", message: expect.stringMatching(message) }),
+    );
+  refused({}, /sources\.0: expected either manifest or shards/);
+  refused({ manifest: "a", shards: "b" }, /either manifest or shards/);
+  refused({ manifest: "a", task: "caption" }, /sources\.0\.task/);
+  refused({ shards: [] }, /shards/);
+  refused({ shards: "a.tar", shuffle: 0 }, /shuffle/);
+});
