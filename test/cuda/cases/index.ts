@@ -1,5 +1,6 @@
 /** All cases, by family of operations. */
 import type { CudaCase, Invariant } from "../../support/cuda-cases";
+import * as attention from "./attention";
 import * as convolution from "./convolution";
 import * as diffusion from "./diffusion";
 import * as embedding from "./embedding";
@@ -9,6 +10,7 @@ import * as norm from "./norm";
 import * as sampling from "./sampling";
 
 export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = {
+  attention,
   convolution,
   diffusion,
   embedding,

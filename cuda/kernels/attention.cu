@@ -1,0 +1,246 @@
+// attention: rotary embedding and append to the caches, then the kernels that fit each span.
+//
+// `prepare` rotates keys into the caches, and queries, and keys of spans without a cache, into
+// scratch: an angle is computed once for several heads, and the kernels behind read rows that are
+// ready, each many times. Without rotary embedding and caches there is nothing to prepare.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cuda/dispatch.h"
+#include "cuda/kernels/attention.h"
+
+namespace unifluid::cuda {
+namespace {
+
+struct PrepareParams {
+  const void *q, *k, *v;
+  void* rotated_q;           // [m, heads * head_dim], or null
+  const float* frequencies;  // [head_dim / 2], or null
+  const AttendedSpan* spans;
+  const AttentionTile* tiles;
+  int64_t q_stride, k_stride, v_stride;
+  int32_t heads, kv_heads, head_dim;
+  int64_t first_position;
+};
+
+// Rows of a thread block: enough pairs of elements for its threads with heads of 64; one row alone,
+// in decoding, still has half of them at work for heads of 128.
+constexpr int kPrepareRows = 4, kPrepareThreads = 128;
+// Heads that share the computation of an angle.
+constexpr int kPrepareHeads = 4;
+
+// Two coordinates that are rotated together, c and c + half of a head; without rotation two that
+// are copied.
+template <class T>
+UNIFLUID_DEVICE void move_pair(const T* from, T* to, int c, int half, int head_dim, bool rotate,
+                               float sine, float cosine) {
+  const bool both = half + c < head_dim;  // not the middle of an odd head
+  const T first = from[c], second = both ? from[half + c] : from[c];
+  if (rotate) {
+    const float a = to_float(first), b = to_float(second);
+    to[c] = from_float<T>(fmaf(-b, sine, a * cosine));
+    to[half + c] = from_float<T>(fmaf(a, sine, b * cosine));
+  } else {
+    to[c] = first;
+    if (both) to[half + c] = second;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kPrepareThreads) prepare(PrepareParams p) {
+  const AttentionTile tile = p.tiles[blockIdx.x];
+  const AttendedSpan span = p.spans[tile.span];
+  const int rows = min(kPrepareRows, span.rows - tile.first), half = (p.head_dim + 1) / 2;
+  // Query heads, then key heads, each of which takes its values along.
+  const int first_head = static_cast<int>(blockIdx.y) * kPrepareHeads;
+  const int end_head = min(first_head + kPrepareHeads, p.heads + p.kv_heads);
+  const bool rotate = p.frequencies != nullptr;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * half; i += kPrepareThreads) {
+    const int c = i % half, r = tile.first + i / half;
+    const int64_t row = span.first_row + r, at = span.index + r;
+    float sine = 0, cosine = 1;
+    if (rotate)
+      sincosf(static_cast<float>(p.first_position + at) * p.frequencies[c], &sine, &cosine);
+    for (int h = first_head; h < end_head; ++h) {
+      const int64_t kv = h - p.heads, d = p.head_dim;
+      if (kv < 0) {
+        if (p.rotated_q)
+          move_pair(static_cast<const T*>(p.q) + row * p.q_stride + h * d,
+                    static_cast<T*>(p.rotated_q) + (row * p.heads + h) * d, c, half, p.head_dim,
+                    rotate, sine, cosine);
+        continue;
+      }
+      if (span.writes_keys)
+        move_pair(static_cast<const T*>(p.k) + row * p.k_stride + kv * d,
+                  static_cast<T*>(span.keys) + kv * span.key_head_stride + at * span.key_stride, c,
+                  half, p.head_dim, rotate, sine, cosine);
+      if (span.writes_values)
+        move_pair(
+            static_cast<const T*>(p.v) + row * p.v_stride + kv * d,
+            static_cast<T*>(span.values) + kv * span.value_head_stride + at * span.value_stride, c,
+            half, p.head_dim, false, 0.0f, 1.0f);
+    }
+  }
+}
+
+// ---- host ----
+
+// As transformers has them, and the CPU: powers in float64, the rest in float32.
+std::vector<float> rope_frequencies(float theta, int64_t head_dim) {
+  std::vector<float> out(static_cast<size_t>(head_dim / 2));
+  const float d = static_cast<float>(head_dim);
+  for (size_t c = 0; c < out.size(); ++c)
+    out[c] =
+        1.0f / static_cast<float>(std::pow(static_cast<double>(theta),
+                                           static_cast<double>(static_cast<float>(2 * c) / d)));
+  return out;
+}
+
+bool memory_aligned16(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
+
+size_t to_piece(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+void add_tiles(std::vector<AttentionTile>& tiles, int32_t span, int64_t count, int64_t each) {
+  // Later rows of a causal span see more: the longest tiles begin first.
+  for (int64_t first = (count - 1) / each * each; first >= 0; first -= each)
+    tiles.push_back({span, static_cast<int32_t>(first)});
+}
+
+template <class T>
+void attention(Queue& queue, const AttentionArgs& args, T) {
+  const int64_t d = args.head_dim, group = args.heads / args.kv_heads;
+  const size_t count = static_cast<size_t>(args.span_count);
+  const bool rotary = args.rope_theta > 0;
+  const bool tensor_cores = sizeof(T) == 2 && d <= kLargestTensorHead;
+
+  // ---- which kernel takes which span; what scratch is needed ----
+  std::vector<AttentionTile> prefill, decode, plain, prepared;
+  int64_t capacity = 0, score_rows = 0;
+  bool cacheless = false;
+  for (size_t i = 0; i < count; ++i) {
+    const AttentionSpan& span = args.spans[i];
+    if (span.rows == 0) continue;
+    const int32_t index = static_cast<int32_t>(i);
+    const int64_t queries = span.rows * group;
+    if (!tensor_cores) {
+      add_tiles(plain, index, queries, kPlainQueries);
+    } else if (queries <= kDecodeQueries || span.rows == 1) {
+      add_tiles(decode, index, queries, kDecodeQueries);
+      capacity = std::max(capacity, span.cache.keys ? span.cache.capacity : span.rows);
+      score_rows = std::max(score_rows, std::min<int64_t>(queries, kDecodeQueries));
+    } else {
+      add_tiles(prefill, index, queries, kPrefillQueries);
+    }
+    if (rotary || span.cache.keys) add_tiles(prepared, index, span.rows, kPrepareRows);
+    if (!span.cache.keys) cacheless = true;
+  }
+  if (prefill.empty() && decode.empty() && plain.empty()) return;
+
+  const int64_t score_stride = (capacity + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+  const size_t m = static_cast<size_t>(args.q.rows);
+  const size_t q_count = rotary ? m * static_cast<size_t>(args.heads * d) : 0;
+  const size_t k_count = rotary && cacheless ? m * static_cast<size_t>(args.kv_heads * d) : 0;
+  const size_t score_count =
+      decode.size() * static_cast<size_t>(args.kv_heads * score_rows * score_stride);
+  queue.reserve_scratch(to_piece(q_count * sizeof(T)) + to_piece(k_count * sizeof(T)) +
+                        to_piece(score_count * sizeof(float)));
+  T* const rotated_q = q_count ? queue.scratch<T>(q_count) : nullptr;
+  T* const rotated_k = k_count ? queue.scratch<T>(k_count) : nullptr;
+  float* const scores = score_count ? queue.scratch<float>(score_count) : nullptr;
+
+  // ---- where each span's keys and values are ----
+  const auto row_of = [](const Tensor& t, int64_t row) {
+    return static_cast<T*>(t.data) + row * t.stride;
+  };
+  std::vector<AttendedSpan> spans(count);
+  bool aligned = d % 8 == 0 && aligned16(args.q) && aligned16(args.k) && aligned16(args.v) &&
+                 aligned16(args.out);
+  for (size_t i = 0; i < count; ++i) {
+    const AttentionSpan& span = args.spans[i];
+    AttendedSpan s{};
+    s.first_row = span.first_row;
+    s.rows = static_cast<int32_t>(span.rows);
+    s.index = static_cast<int32_t>(span.index);
+    s.prefix_end = static_cast<int32_t>(span.prefix_end);
+    if (span.cache.keys) {
+      s.keys = span.cache.keys;
+      s.values = span.cache.values;
+      s.key_stride = s.value_stride = d;
+      s.key_head_stride = s.value_head_stride = span.cache.capacity * d;
+      s.writes_keys = s.writes_values = true;
+      aligned = aligned && memory_aligned16(s.keys) && memory_aligned16(s.values);
+    } else {
+      s.values = row_of(args.v, span.first_row);
+      s.value_stride = args.v.stride;
+      s.key_head_stride = s.value_head_stride = d;
+      s.writes_keys = rotary;
+      s.key_stride = rotary ? args.kv_heads * d : args.k.stride;
+      s.keys = rotary ? rotated_k + span.first_row * s.key_stride : row_of(args.k, span.first_row);
+    }
+    spans[i] = s;
+  }
+
+  AttentionParams p{};
+  p.q = rotary ? rotated_q : args.q.data;
+  p.q_stride = rotary ? args.heads * d : args.q.stride;
+  p.out = args.out.data;
+  p.out_stride = args.out.stride;
+  p.kv_heads = static_cast<int32_t>(args.kv_heads);
+  p.group = static_cast<int32_t>(group);
+  p.head_dim = static_cast<int32_t>(d);
+  p.window = static_cast<int32_t>(args.window);
+  p.scale = args.scale;
+  p.soft_cap = args.soft_cap;
+  p.scores = scores;
+  p.score_stride = score_stride;
+  p.score_rows = static_cast<int32_t>(score_rows);
+
+  // ---- staging, then launches ----
+  const auto stage = [&](const auto& list) { return queue.stage(list.data(), list.size()); };
+  p.spans = stage(spans);
+  const AttentionTile* const prefill_tiles = stage(prefill);
+  const AttentionTile* const decode_tiles = stage(decode);
+  const AttentionTile* const plain_tiles = stage(plain);
+  if (!prepared.empty()) {
+    PrepareParams r{};
+    r.q = args.q.data;
+    r.k = args.k.data;
+    r.v = args.v.data;
+    r.rotated_q = rotated_q;
+    if (rotary) r.frequencies = stage(rope_frequencies(args.rope_theta, d));
+    r.spans = p.spans;
+    r.tiles = stage(prepared);
+    r.q_stride = args.q.stride;
+    r.k_stride = args.k.stride;
+    r.v_stride = args.v.stride;
+    r.heads = static_cast<int32_t>(args.heads);
+    r.kv_heads = p.kv_heads;
+    r.head_dim = p.head_dim;
+    r.first_position = args.first_position;
+    queue.launch(prepare<T>,
+                 dim3(static_cast<unsigned>(prepared.size()),
+                      blocks_for(args.heads + args.kv_heads, kPrepareHeads)),
+                 dim3(kPrepareThreads), 0, r);
+  }
+  if (!prefill.empty()) {
+    p.tiles = prefill_tiles;
+    attend_prefill(queue, p, prefill.size(), aligned);
+  }
+  if (!decode.empty()) {
+    p.tiles = decode_tiles;
+    attend_decode(queue, p, decode.size(), aligned);
+  }
+  if (!plain.empty()) {
+    p.tiles = plain_tiles;
+    attend_plain(queue, p, plain.size(), args.q.type);
+  }
+}
+
+}  // namespace
+
+void attention(Queue& queue, const AttentionArgs& args) {
+  with_type(args.q.type, [&](auto t) { attention(queue, args, t); });
+}
+
+}  // namespace unifluid::cuda

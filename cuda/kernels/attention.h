@@ -1,0 +1,158 @@
+// What the kernels of attention share: spans as the device has them, tiles of queries, what a row
+// sees, and how a score becomes a weight.
+//
+// Queries of a span for one key head are packed: query i is row i / group of the span and head
+// i % group of those that share the key head. A key that was loaded serves all of them.
+//
+// Invariance (core/backend.h). Which kernels run for a row depends on the row's company: many rows
+// go to `prefill`, few to `decode`. They agree bit for bit because each step is the same arithmetic
+// on the same numbers:
+//
+//  - a score is one float accumulator over the head, mma steps of 16 in ascending order
+//  - keys are taken in blocks of kKeyBlock that begin at multiples of it; after each block a query
+//    has the maximum of all scores so far, which no order of comparison can change
+//  - weights are rounded to bfloat16; the output is one accumulator over keys in ascending order,
+//    rescaled at each block; the sum of weights is a column of it, of values that are all one
+//
+// A key that a row does not see has weight exactly 0, and a block of which it sees nothing changes
+// nothing: the maximum stays, the factor is 1, zeros are added.
+#pragma once
+
+#include "cuda/device/cp_async.h"
+#include "cuda/device/mma.h"
+#include "cuda/device/warp.h"
+#include "cuda/kernels.h"
+
+namespace unifluid::cuda {
+
+inline constexpr int kKeyBlock = 64;
+// Masked scores lie far below the least maximum, so that their weight is 0 even where a query has
+// seen nothing yet.
+inline constexpr float kMaskedScore = -3e38f, kLeastMaximum = -1e30f;
+
+// A span with the keys and values of its whole sequence: in its cache, in the operation's own
+// tensors, or in scratch. Strides in elements; pointers are to row 0 of the sequence, key head 0.
+struct AttendedSpan {
+  void *keys, *values;
+  int64_t key_stride, key_head_stride, value_stride, value_head_stride;
+  int64_t first_row;
+  int32_t rows, index, prefix_end;
+  bool writes_keys, writes_values;  // `prepare` puts this span's rows there
+};
+
+// Some packed queries of a span from `first` on; for `prepare`, some of its rows.
+struct AttentionTile {
+  int32_t span, first;
+};
+
+struct AttentionParams {
+  const void* q;  // rotated, not scaled
+  void* out;
+  const AttendedSpan* spans;
+  const AttentionTile* tiles;
+  int64_t q_stride, out_stride;
+  int32_t kv_heads, group, head_dim, window;
+  float scale, soft_cap;
+  float* scores;         // of `decode`: [tile][kv head][score_rows][score_stride]
+  int64_t score_stride;  // the largest capacity, in whole blocks
+  int32_t score_rows;    // the most queries of a tile
+};
+
+// Keys that a row sees, and those that any row of a tile sees: first to last.
+struct Sight {
+  int32_t first, last;
+};
+
+UNIFLUID_DEVICE Sight sight_of(const AttentionParams& p, const AttendedSpan& span, int row) {
+  const int index = span.index + row;
+  if (index < span.prefix_end) return {0, span.prefix_end - 1};
+  return {p.window > 0 ? max(0, index - p.window + 1) : 0, index};
+}
+
+UNIFLUID_DEVICE Sight sight_of_rows(const AttentionParams& p, const AttendedSpan& span, int first,
+                                    int last) {
+  const Sight a = sight_of(p, span, first), b = sight_of(p, span, last);
+  return {min(a.first, b.first), max(a.last, b.last)};
+}
+
+// Where query i of a span lies in q or in out.
+UNIFLUID_DEVICE int64_t query_offset(const AttentionParams& p, const AttendedSpan& span,
+                                     int kv_head, int query, int64_t stride) {
+  return (span.first_row + query / p.group) * stride +
+         static_cast<int64_t>(kv_head * p.group + query % p.group) * p.head_dim;
+}
+
+// ---- bfloat16: from a product to a weight ----
+// Weights are powers of 2, whose hardware function needs no range reduction. Scaling comes after
+// the subtraction of the maximum, so that the largest weight is exactly 1; `scale` is positive.
+
+// What maxima are taken of: the product of q and k, or the hyperbolic tangent of it.
+UNIFLUID_DEVICE float raw_score(const AttentionParams& p, float product) {
+  return p.soft_cap > 0 ? tanhf(product * (p.scale / p.soft_cap)) : product;
+}
+UNIFLUID_DEVICE float exponent_scale(const AttentionParams& p) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  return (p.soft_cap > 0 ? p.soft_cap : p.scale) * kLog2E;
+}
+// Of a score below `maximum`; also the factor that takes what was summed under a lower one to it.
+UNIFLUID_DEVICE float weight_of(float score, float maximum, float exponent_scale) {
+  return exp2f((score - maximum) * exponent_scale);
+}
+
+// Copies kRows rows to a tile of shared memory with rows of kColumns + 8 elements, at which 8
+// consecutive rows lie in different banks for ldmatrix. Row i comes from `from(i)`, or is zeros
+// where that is null; so are columns from `columns` on. Arrives with the group of copies that is
+// committed next, or at once where rows are not aligned to 16 bytes.
+template <int kRows, int kColumns, int kThreads, bool kAligned, class From>
+UNIFLUID_DEVICE void load_rows(const Shared<bf16>& to, uint32_t at, int columns, From from) {
+  constexpr uint32_t kStride = kColumns + 8;
+  if constexpr (kAligned) {
+    constexpr int kVectors = kColumns / 8;
+    static_assert(kRows * kVectors % kThreads == 0);
+#pragma unroll
+    for (int step = 0; step < kRows * kVectors / kThreads; ++step) {
+      const int i = step * kThreads + static_cast<int>(threadIdx.x);
+      const int row = i / kVectors, column = i % kVectors * 8;
+      const bf16* source = from(row);
+      const bool valid = source && column < columns;
+      cp_async16(to, at + static_cast<uint32_t>(row) * kStride + static_cast<uint32_t>(column),
+                 valid ? source + column : nullptr, valid);
+    }
+  } else {
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * kColumns; i += kThreads) {
+      const int row = i / kColumns, column = i % kColumns;
+      const bf16* source = from(row);
+      to.store(at + static_cast<uint32_t>(row) * kStride + static_cast<uint32_t>(column),
+               source && column < columns ? source[column] : bf16{0});
+    }
+  }
+}
+
+// Two neighbouring columns of an output row.
+template <bool kAligned>
+UNIFLUID_DEVICE void store_pair(bf16* row, int column, int columns, float a, float b) {
+  if (column >= columns) return;
+  if constexpr (kAligned) {
+    *reinterpret_cast<uint32_t*>(row + column) = pack_bf16(a, b);
+  } else {
+    row[column] = from_float<bf16>(a);
+    if (column + 1 < columns) row[column + 1] = from_float<bf16>(b);
+  }
+}
+
+// The values' column of ones, whose product with weights is their sum.
+inline constexpr FragmentB kOnes{{0x3f803f80u, 0x3f803f80u}};
+
+// ---- host ----
+// Each takes all queries of `tiles` tiles; `p.tiles` are of kPrefillQueries and so on. Head sizes
+// up to kLargestTensorHead go to the first two; `aligned`: q, out, keys and values by 16 bytes.
+
+inline constexpr int kPrefillQueries = 64, kDecodeQueries = 16, kPlainQueries = 16;
+inline constexpr int kLargestTensorHead = 256;
+
+void attend_prefill(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
+void attend_decode(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
+// Any head size and type; all rows in one way.
+void attend_plain(Queue&, const AttentionParams& p, size_t tiles, DType type);
+
+}  // namespace unifluid::cuda

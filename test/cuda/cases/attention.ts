@@ -1,0 +1,181 @@
+/**
+ * attention in bfloat16: each head size that has a kernel of its own, and sizes between; many rows and few, in one
+ * call; caches that are filled in pieces.
+ */
+import { type CudaCase, Inputs, type Invariant } from "../../support/cuda-cases";
+import type { Random } from "../../support/numbers";
+import type { Backend, Matrix } from "../../support/ops";
+
+interface Settings {
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  softCap?: number;
+  window?: number;
+  ropeTheta?: number;
+  /** Rows at the beginning of a sequence that see each other. */
+  prefix?: number;
+}
+
+const SETTINGS: Record<string, Settings> = {
+  "one head of 64": { heads: 1, kvHeads: 1, headDim: 64 },
+  "Gemma 2's: 256, grouped, soft cap, rotary": {
+    heads: 4,
+    kvHeads: 2,
+    headDim: 256,
+    softCap: 50,
+    ropeTheta: 10000,
+    prefix: 20,
+  },
+  "128, multi-query, window, rotary": {
+    heads: 5,
+    kvHeads: 1,
+    headDim: 128,
+    window: 37,
+    ropeTheta: 10000,
+  },
+  "a bidirectional prefix longer than the window": {
+    heads: 2,
+    kvHeads: 1,
+    headDim: 64,
+    window: 16,
+    prefix: 70,
+    ropeTheta: 500,
+  },
+  "SigLIP's 72": { heads: 2, kvHeads: 2, headDim: 72, prefix: 1000 },
+  "a head between, 48": { heads: 3, kvHeads: 1, headDim: 48, ropeTheta: 100 },
+  "an odd one, 34, whose rows are not aligned": {
+    heads: 2,
+    kvHeads: 2,
+    headDim: 34,
+    ropeTheta: 100,
+  },
+  "the VAE's one of 512": { heads: 1, kvHeads: 1, headDim: 512, prefix: 1000 },
+};
+
+interface Rows {
+  q: Matrix;
+  k: Matrix;
+  v: Matrix;
+}
+
+const draw = (random: Random, s: Settings, rows: number): Rows => {
+  const inputs = new Inputs(random);
+  return {
+    q: inputs.matrix(rows, s.heads * s.headDim),
+    k: inputs.matrix(rows, s.kvHeads * s.headDim),
+    v: inputs.matrix(rows, s.kvHeads * s.headDim),
+  };
+};
+
+const part = (m: Matrix, first: number, count: number): Matrix => ({
+  data: m.data.slice(first * m.cols, (first + count) * m.cols),
+  rows: count,
+  cols: m.cols,
+});
+
+const settingsOf = ({ heads, kvHeads, headDim, softCap, window, ropeTheta }: Settings) => ({
+  heads,
+  kvHeads,
+  headDim,
+  ...(softCap && { softCap }),
+  ...(window && { window }),
+  ...(ropeTheta && { ropeTheta, firstPosition: 1 }),
+  scale: headDim ** -0.5,
+});
+
+/** One sequence, through a cache, in pieces of these rows; outputs one after another. */
+function inPieces(backend: Backend, s: Settings, rows: Rows, pieces: number[]): Float32Array {
+  const cache = backend.createCache(s.kvHeads, rows.q.rows + 5, s.headDim);
+  const width = s.heads * s.headDim;
+  const out = new Float32Array(rows.q.rows * width);
+  let index = 0;
+  for (const count of pieces) {
+    const piece = {
+      q: part(rows.q, index, count),
+      k: part(rows.k, index, count),
+      v: part(rows.v, index, count),
+    };
+    const prefixEnd = Math.min(s.prefix ?? 0, rows.q.rows);
+    const spans = [{ firstRow: 0, rows: count, index, prefixEnd, cache }];
+    out.set(backend.attention({ ...piece, ...settingsOf(s), spans }), index * width);
+    index += count;
+  }
+  return out;
+}
+
+/** A prefix that sees itself comes in one piece; then many rows, few and single ones. */
+function piecesOf(total: number, prefix = 0): number[] {
+  const first = Math.min(total, Math.max(prefix, 75));
+  const pieces = [first];
+  for (let left = total - first, next = 0; left > 0; next++) {
+    const count = Math.min(left, [1, 7, 1, 2][next % 4]!);
+    pieces.push(count);
+    left -= count;
+  }
+  return pieces;
+}
+
+export const cases: CudaCase[] = Object.entries(SETTINGS).flatMap(([name, s]): CudaCase[] => [
+  {
+    name: `${name}: without a cache`,
+    // Scores and weights are rounded to 8 bits on the way.
+    tolerance: 8,
+    run(backend, random) {
+      const rows = draw(random, s, 100);
+      const prefixEnd = Math.min(s.prefix ?? 0, 100);
+      return backend.attention({
+        ...rows,
+        ...settingsOf(s),
+        spans: [{ firstRow: 0, rows: 100, index: 0, prefixEnd }],
+      });
+    },
+  },
+  {
+    name: `${name}: through a cache, in pieces`,
+    tolerance: 8,
+    run: (backend, random) =>
+      inPieces(backend, s, draw(random, s, 150), piecesOf(150, Math.min(s.prefix ?? 0, 150))),
+  },
+]);
+
+cases.push({
+  name: "sequences of every kind in one call",
+  tolerance: 8,
+  run(backend, random) {
+    const s = SETTINGS["Gemma 2's: 256, grouped, soft cap, rotary"]!;
+    const lengths = [1, 90, 3, 66];
+    const earlier = [130, 0, 30, 0];
+    const caches = lengths.map((length, i) =>
+      backend.createCache(s.kvHeads, length + earlier[i]! + 3, s.headDim),
+    );
+    lengths.forEach((_, i) => {
+      if (earlier[i] === 0) return;
+      backend.attention({
+        ...draw(random, s, earlier[i]!),
+        ...settingsOf(s),
+        spans: [{ firstRow: 0, rows: earlier[i]!, index: 0, prefixEnd: 0, cache: caches[i]! }],
+      });
+    });
+    let firstRow = 0;
+    const spans = lengths.map((rows, i) => {
+      const span = { firstRow, rows, index: earlier[i]!, prefixEnd: 0, cache: caches[i]! };
+      firstRow += rows;
+      return span;
+    });
+    return backend.attention({ ...draw(random, s, firstRow), ...settingsOf(s), spans });
+  },
+});
+
+/** Many rows at once go to another kernel than few: the same bits must come of both. */
+export const invariants: Invariant[] = Object.entries(SETTINGS).map(([name, s]) => ({
+  name,
+  run(backend, random) {
+    const rows = draw(random, s, 200);
+    const prefix = Math.min(s.prefix ?? 0, 200);
+    return {
+      whole: inPieces(backend, s, rows, [200]),
+      alone: inPieces(backend, s, rows, piecesOf(200, prefix)),
+    };
+  },
+}));
