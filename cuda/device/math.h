@@ -18,17 +18,14 @@ UNIFLUID_DEVICE float activate(float x) {
   return x;
 }
 
+// Chosen at run time. Three functions at each of a tile's outputs would be most of a library.
+UNIFLUID_DEVICE_CALLED float activate_any(Activation activation, float x) {
+  if (activation == Activation::silu) return activate<Activation::silu>(x);
+  if (activation == Activation::gelu_tanh) return activate<Activation::gelu_tanh>(x);
+  return activate<Activation::gelu_erf>(x);
+}
 UNIFLUID_DEVICE float activate(Activation activation, float x) {
-  switch (activation) {
-    case Activation::silu:
-      return activate<Activation::silu>(x);
-    case Activation::gelu_tanh:
-      return activate<Activation::gelu_tanh>(x);
-    case Activation::gelu_erf:
-      return activate<Activation::gelu_erf>(x);
-    default:
-      return x;
-  }
+  return activation == Activation::none ? x : activate_any(activation, x);
 }
 
 UNIFLUID_DEVICE float soft_capped(float x, float cap) { return cap * tanhf(x / cap); }

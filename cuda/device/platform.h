@@ -12,3 +12,9 @@
 #include <cstdint>
 
 #define UNIFLUID_DEVICE __device__ __forceinline__
+// Called, not copied to where it is used: long code that many unrolled places use.
+#ifdef UNIFLUID_SIMT
+#define UNIFLUID_DEVICE_CALLED inline
+#else
+#define UNIFLUID_DEVICE_CALLED __device__ __noinline__ inline
+#endif
