@@ -141,7 +141,7 @@ UNIFLUID_DEVICE void store_pair(bf16* row, int column, int columns, float a, flo
 }
 
 // The values' column of ones, whose product with weights is their sum.
-inline constexpr FragmentB kOnes{{0x3f803f80u, 0x3f803f80u}};
+UNIFLUID_DEVICE FragmentB ones() { return {{0x3f803f80u, 0x3f803f80u}}; }
 
 // ---- host ----
 // Each takes all queries of `tiles` tiles; `p.tiles` are of kPrefillQueries and so on. Head sizes

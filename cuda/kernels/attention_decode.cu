@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kValueThreads) decode_values(AttentionParams p
           ldmatrix_x4<false>(
               w.x, weights,
               lane % 16 * kWeightStride + b * kKeyBlock + k + 16 * half + lane / 16 * 8);
-          mma(totals, w, kOnes);
+          mma(totals, w, ones());
           mma(sums, w, FragmentB{{v[2 * half], v[2 * half + 1]}});
         }
       }
@@ -244,8 +244,8 @@ __global__ void __launch_bounds__(kValueThreads) decode_values(AttentionParams p
 template <int kHeadDim>
 void launch_scores(Queue& queue, const AttentionParams& p, size_t tiles, bool aligned) {
   const size_t shared = SharedBytes{}
-                            .take<bf16>(kDecodeQueries * (kHeadDim + 8))
-                            .take<bf16>(kKeyBlock * (kHeadDim + 8))
+                            .template take<bf16>(kDecodeQueries * (kHeadDim + 8))
+                            .template take<bf16>(kKeyBlock * (kHeadDim + 8))
                             .used;
   queue.launch(aligned ? decode_scores<kHeadDim, true> : decode_scores<kHeadDim, false>,
                dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),

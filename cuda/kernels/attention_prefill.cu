@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads) prefill(AttentionParams p) {
         weights.x[i] = pack_bf16(weight_of(s.x[e], maximum[e / 2], exponent),
                                  weight_of(s.x[e + 1], maximum[e / 2], exponent));
       }
-      mma(totals, weights, kOnes);
+      mma(totals, weights, ones());
 #pragma unroll
       for (uint32_t c = 0; c < kHeadDim / 8; c += 2) {
         uint32_t b[4];
