@@ -2,7 +2,9 @@
 import { createReadStream } from "node:fs";
 import { InvalidRecordError, TrainingDataError } from "../errors.js";
 import { DEFAULT_TEMPLATES, fillTemplate } from "../prompts.js";
-import { parseRecord, parseRecordText } from "../train/record.js";
+import { ManifestSource } from "../train/manifest-source.js";
+import { ShardSource } from "../train/shard-source.js";
+import type { Source, Texts } from "../train/source.js";
 
 /** SentencePiece's sign for a space. */
 export const SPACE = "\u2581";
@@ -42,40 +44,43 @@ async function* linesOf(path: string): AsyncGenerator<string, void> {
 }
 
 /** What a model reads and writes of a record: each template filled, and each text. */
-function textsOf(line: string): string[] {
-  const { task, said } = parseRecord(parseRecordText(line));
+function readAndWritten({ task, said }: Texts): string[] {
   return said.flatMap(({ prompt, text }) => {
     const read = fillTemplate(DEFAULT_TEMPLATES, task, prompt);
     return text === undefined ? [read] : [read, text];
   });
 }
 
+async function* textsOf(path: string): AsyncGenerator<string, void> {
+  // Records are read as they lie: their order is not drawn.
+  const order = { seed: 0n, place: 0 };
+  const name = path.toLowerCase();
+  let source: Source;
+  if (name.endsWith(".jsonl")) source = await ManifestSource.open(path, order);
+  else if (name.endsWith(".tar")) source = await ShardSource.open([path], order);
+  else {
+    for await (const line of linesOf(path)) yield `${line}\n`;
+    return;
+  }
+  for await (const record of source.all()) {
+    let texts: Texts;
+    try {
+      texts = record.texts();
+    } catch (cause) {
+      throw new InvalidRecordError(`${record.name}: ${(cause as Error).message}`, { cause });
+    }
+    yield* readAndWritten(texts);
+  }
+}
+
 /**
- * Counts the words of files: of manifests (`.jsonl`) those of their records' texts, of others all. Throws
- * `TRAINING_DATA`, and `INVALID_RECORD` for a record that cannot be trained on.
+ * Counts the words of files: of manifests (`.jsonl`) and tar shards (`.tar`) those of their records' texts, of
+ * others all. Throws `TRAINING_DATA`, and `INVALID_RECORD` for a record that cannot be trained on.
  */
 export async function countWords(paths: readonly string[]): Promise<Map<string, number>> {
   const counts = new Map<string, number>();
-  const add = (text: string) => {
-    for (const word of wordsOf(text)) counts.set(word, (counts.get(word) ?? 0) + 1);
-  };
-  for (const path of paths) {
-    const isManifest = path.toLowerCase().endsWith(".jsonl");
-    let index = 0;
-    for await (const line of linesOf(path)) {
-      if (!isManifest) {
-        add(`${line}\n`);
-        continue;
-      }
-      if (line.trim() === "") continue;
-      try {
-        for (const text of textsOf(line)) add(text);
-      } catch (cause) {
-        const reason = (cause as Error).message;
-        throw new InvalidRecordError(`${path}: record ${index}: ${reason}`, { cause });
-      }
-      index++;
-    }
-  }
+  for (const path of paths)
+    for await (const text of textsOf(path))
+      for (const word of wordsOf(text)) counts.set(word, (counts.get(word) ?? 0) + 1);
   return counts;
 }

@@ -18,7 +18,9 @@ const LEAST = 261;
 export function addTokenizer(program: Command): void {
   const command = program
     .command("tokenizer <files...>")
-    .description("learn a byte-pair tokenizer from texts, or from the texts of manifests (.jsonl)")
+    .description(
+      "learn a byte-pair tokenizer from texts, or from the records of .jsonl and .tar files",
+    )
     .requiredOption(
       "--vocab <n>",
       "most tokens, of which 260 are special tokens and bytes",

@@ -1,5 +1,5 @@
 /** Tokenizers that are learned: what merges are made, what any text becomes, and what cannot be learned from. */
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
@@ -145,6 +145,23 @@ describe("texts", () => {
     const texts = ["draw p1\n", "draw p2\n", "caption en\n", "c", "answer en q\n", "r", "edit i\n"];
     for (const word of texts.flatMap(wordsOf)) expected.set(word, (expected.get(word) ?? 0) + 1);
     expect(counts).toEqual(expected);
+  });
+
+  test("of shards are those of the manifests with the same records", async () => {
+    const tasks = ["caption", "answer"] as const;
+    const options = { count: 10, seed: 1n, tasks };
+    await writeDataset(join(folder, "plain"), options);
+    await writeDataset(join(folder, "shards"), { ...options, shards: 1 });
+    const manifests = tasks.map((task) => join(folder, "plain", `${task}.jsonl`));
+    const shards = tasks.map((task) => join(folder, "shards", `${task}-000000.tar`));
+    const counts = await countWords(manifests);
+    expect(counts.get(`${SPACE}background`)).toBeGreaterThan(9);
+    expect(await countWords(shards)).toEqual(counts);
+    await truncate(shards[0]!, 2000);
+    await expect(countWords(shards)).rejects.toMatchObject({
+      code: "INVALID_RECORD",
+      message: expect.stringMatching(/caption-000000\.tar: 000000: the archive is damaged/),
+    });
   });
 
   test("of files end their lines alike, with and without a last newline", async () => {
