@@ -194,7 +194,8 @@ export class ShardSource implements Source {
     const path = this.paths[shard] as string;
     const plain = this.options.task ?? "caption";
     return {
-      name: `${path}: ${sample.key}`,
+      // A key may occur twice, where shards were joined.
+      name: `${path}: sample ${sample.index} (${sample.key})`,
       texts: () => recordOf(path, sample, plain).record,
       example: (random) => {
         const { record, image, target } = recordOf(path, sample, plain);
@@ -208,13 +209,13 @@ export class ShardSource implements Source {
   }
 }
 
-function picturesOf(path: string, { files, key, modified, fault }: ShardSample) {
+function picturesOf(path: string, { index, files, key, modified, fault }: ShardSample) {
   if (fault !== undefined) throw new InvalidRecordError(fault);
   const find = (prefix: string): PackedPicture | undefined => {
     const extension = IMAGE_EXTENSIONS.map((e) => `${prefix}${e}`).find((e) => files.has(e));
     if (extension === undefined) return undefined;
     const bytes = files.get(extension) as Buffer;
-    return { path: `${path}/${key}.${extension}`, bytes, modified };
+    return { path: `${path}/${index}/${key}.${extension}`, bytes, modified };
   };
   const image = find("");
   if (!image) throw new InvalidRecordError(`expected an image beside it, such as ${key}.png`);

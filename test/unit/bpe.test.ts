@@ -160,7 +160,9 @@ describe("texts", () => {
     await truncate(shards[0]!, 2000);
     await expect(countWords(shards)).rejects.toMatchObject({
       code: "INVALID_RECORD",
-      message: expect.stringMatching(/caption-000000\.tar: 000000: the archive is damaged/),
+      message: expect.stringMatching(
+        /caption-000000\.tar: sample 0 \(000000\): the archive is damaged/,
+      ),
     });
   });
 
