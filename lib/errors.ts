@@ -124,7 +124,7 @@ export class InvalidOptionError extends UniFluidError<"INVALID_OPTION"> {
   }
 }
 
-/** A record of a file of jobs is malformed, or asks for nothing that can be done. */
+/** A record of a file of jobs or of training data is malformed, or asks for nothing that can be done. */
 export class InvalidRecordError extends UniFluidError<"INVALID_RECORD"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("INVALID_RECORD", message, options);
@@ -138,7 +138,7 @@ export class JobsChangedError extends UniFluidError<"JOBS_CHANGED"> {
   }
 }
 
-/** Records or pictures to train on cannot be read, or too many of them are broken. */
+/** Records, pictures or texts to train on cannot be read, or too many of them are broken. */
 export class TrainingDataError extends UniFluidError<"TRAINING_DATA"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("TRAINING_DATA", message, options);

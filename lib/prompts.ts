@@ -7,7 +7,7 @@ export type TemplateTask = "generate" | "caption" | "answer" | "edit";
 
 export type Templates = Readonly<Record<TemplateTask, string>>;
 
-const DEFAULTS: Templates = {
+export const DEFAULT_TEMPLATES: Templates = {
   generate: "draw {prompt}\n",
   caption: "caption en\n",
   answer: "answer en {question}\n",
@@ -22,14 +22,14 @@ const PLACEHOLDERS: Readonly<Record<TemplateTask, string | undefined>> = {
   edit: "{instruction}",
 };
 
-export const TASKS = Object.keys(DEFAULTS) as TemplateTask[];
+export const TASKS = Object.keys(DEFAULT_TEMPLATES) as TemplateTask[];
 
 /** Reads `prompts` of a `config.json`; absent templates are the defaults. */
 export function parseTemplates(config: Fields): Templates {
   const prompts = config.child("prompts");
-  const templates = { ...DEFAULTS };
+  const templates = { ...DEFAULT_TEMPLATES };
   for (const task of TASKS) {
-    const template = prompts.string(task, { default: DEFAULTS[task] });
+    const template = prompts.string(task, { default: DEFAULT_TEMPLATES[task] });
     const placeholder = PLACEHOLDERS[task];
     if (placeholder && template.split(placeholder).length !== 2) {
       prompts.fail(task, `a template that holds ${placeholder} once`);

@@ -24,7 +24,7 @@ export function addInit(program: Command): void {
     .requiredOption("-o, --out <folder>", "checkpoint directory to make")
     .option(
       "--tokenizer <model>",
-      "take the tokenizer of this model (default: that of --text, or shapes-64)",
+      "take the tokenizer of this model, or one by itself (default: that of --text, or shapes-64)",
     )
     .option(
       "--text <model>",

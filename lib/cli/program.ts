@@ -17,6 +17,7 @@ import { addInit } from "./init.js";
 import { addQueue } from "./queue.js";
 import { addScenes } from "./scenes.js";
 import { addServe } from "./serve.js";
+import { addTokenizer } from "./tokenizer.js";
 import { addPrepare, addTrain } from "./train.js";
 import { packageVersion } from "./version.js";
 import { addWorker } from "./worker.js";
@@ -41,6 +42,7 @@ export async function run(args: readonly string[]): Promise<void> {
   addQueue(program);
   addServe(program);
   addScenes(program);
+  addTokenizer(program);
   addInit(program);
   addPrepare(program);
   addTrain(program);

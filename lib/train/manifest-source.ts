@@ -60,6 +60,7 @@ export class ManifestSource implements Source {
     const at = (path: string) => resolve(this.folder, path);
     return {
       name: `${this.name}: record ${index}`,
+      texts: () => parseRecord(value()),
       example: (random) => {
         const record = parseRecord(value());
         const { task, image, target } = record;

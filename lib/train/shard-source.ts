@@ -15,7 +15,6 @@ import {
   type Source,
   type SourceRecord,
   shardStream,
-  type TrainingExample,
 } from "./source.js";
 
 /** What a text without a record is. */
@@ -193,9 +192,15 @@ export class ShardSource implements Source {
 
   private record(shard: number, sample: ShardSample): SourceRecord {
     const path = this.paths[shard] as string;
+    const plain = this.options.task ?? "caption";
     return {
-      name: `${path}: ${sample.key}`,
-      example: (random) => exampleOf(path, sample, this.options.task ?? "caption", random),
+      // A key may occur twice, where shards were joined.
+      name: `${path}: sample ${sample.index} (${sample.key})`,
+      texts: () => recordOf(path, sample, plain).record,
+      example: (random) => {
+        const { record, image, target } = recordOf(path, sample, plain);
+        return { task: record.task, ...pickSaid(record, random), image, target };
+      },
       pictures: () => {
         const { image, target } = picturesOf(path, sample);
         return target ? [image, target] : [image];
@@ -204,25 +209,21 @@ export class ShardSource implements Source {
   }
 }
 
-function picturesOf(path: string, { files, key, modified, fault }: ShardSample) {
+function picturesOf(path: string, { index, files, key, modified, fault }: ShardSample) {
   if (fault !== undefined) throw new InvalidRecordError(fault);
   const find = (prefix: string): PackedPicture | undefined => {
     const extension = IMAGE_EXTENSIONS.map((e) => `${prefix}${e}`).find((e) => files.has(e));
     if (extension === undefined) return undefined;
     const bytes = files.get(extension) as Buffer;
-    return { path: `${path}/${key}.${extension}`, bytes, modified };
+    return { path: `${path}/${index}/${key}.${extension}`, bytes, modified };
   };
   const image = find("");
   if (!image) throw new InvalidRecordError(`expected an image beside it, such as ${key}.png`);
   return { image, target: find("target.") };
 }
 
-function exampleOf(
-  path: string,
-  sample: ShardSample,
-  plain: PlainTask,
-  random: Random,
-): TrainingExample {
+/** A sample's record, and its pictures as far as the record's task has them. */
+function recordOf(path: string, sample: ShardSample, plain: PlainTask) {
   const { image, target } = picturesOf(path, sample);
   const value = textsOf(sample, plain);
   if (!target && "task" in value && value.task === "edit")
@@ -230,12 +231,7 @@ function exampleOf(
       `expected the edited image beside it, such as ${sample.key}.target.png`,
     );
   const record = parseRecord({ ...value, image: image.path, target: target?.path });
-  return {
-    task: record.task,
-    ...pickSaid(record, random),
-    image,
-    target: record.target === undefined ? undefined : target,
-  };
+  return { record, image, target: record.target === undefined ? undefined : target };
 }
 
 /** The record of a sample, without its pictures: its JSON where that has a task, else its plain text. */

@@ -2,7 +2,7 @@
 import type { Random } from "../philox.js";
 import type { TemplateTask } from "../prompts.js";
 import type { PictureFile } from "./pictures.js";
-import type { Said } from "./record.js";
+import type { Said, TrainingRecord } from "./record.js";
 
 /** One example to learn: what is said, and its pictures. */
 export interface TrainingExample extends Said {
@@ -12,9 +12,14 @@ export interface TrainingExample extends Said {
   target?: PictureFile;
 }
 
+/** The task of a record, and what is said in it, of which an example has one. */
+export type Texts = Pick<TrainingRecord, "task" | "said">;
+
 export interface SourceRecord {
   /** The file and the record in it, for messages. */
   readonly name: string;
+  /** All that may be said of its pictures. Throws `INVALID_RECORD`. */
+  texts(): Texts;
   /** `random` picks among its texts. Throws `INVALID_RECORD`. */
   example(random: Random): TrainingExample;
   /** Its pictures, one or two, whatever its task. Throws `INVALID_RECORD`. */

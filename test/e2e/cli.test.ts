@@ -242,6 +242,35 @@ test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async
   expect([unknown.code, unknown.out]).toEqual([5, ""]);
 });
 
+test("tokenizer learns from texts, and says when they give fewer tokens than were asked for", async () => {
+  writeFileSync(join(folder, "a.txt"), "a red star and a red circle\n".repeat(3));
+  const few = ["tokenizer", "a.txt", "--vocab", "270", "--out", "few"];
+  expect(await run(few)).toMatchObject({
+    code: 0,
+    out: "",
+    err: expect.stringMatching(/^unifluid: 270 tokens in few, \d+ by merges\n$/),
+  });
+  expect(readdirSync(join(folder, "few")).sort()).toEqual([
+    "tokenizer.json",
+    "tokenizer_config.json",
+  ]);
+  expect(await run(few)).toMatchObject({ code: 2, err: expect.stringContaining("few does") });
+  const all = await run(["tokenizer", "a.txt", "--vocab", "9999", "--out", "all", "--json"]);
+  const [made] = documents(all.out);
+  expect(made).toEqual({ folder: "all", tokens: expect.any(Number), merges: expect.any(Number) });
+  expect(made!.tokens).toBeLessThan(320);
+  const more = await run(["tokenizer", "a.txt", "--vocab", "9999", "--out", "more"]);
+  expect(more.err).toContain("no more pairs that occur twice");
+  for (const [code, args] of [
+    [2, ["a.txt", "--vocab", "260", "--out", "x"]],
+    [2, ["a.txt", "--out", "x"]],
+    [2, ["--vocab", "300", "--out", "x"]],
+    [3, ["none.txt", "--vocab", "300", "--out", "x"]],
+    [6, ["a.txt", "--vocab", "300", "--out", "a.txt/x"]],
+  ] as const)
+    expect([args, (await run(["tokenizer", ...args])).code]).toEqual([args, code]);
+});
+
 describe("what goes wrong", () => {
   const missing = "/nonexistent";
   test.each<[string, number, string, string[], Record<string, string>?]>([
@@ -322,6 +351,7 @@ test("help names every command and exit code", async () => {
     "caption",
     "answer",
     "complete",
+    "tokenizer",
     "info",
     "doctor",
     "build",

@@ -10,6 +10,7 @@ import { writeDataset } from "../../lib/scenes/dataset";
 import { parseRunConfig } from "../../lib/train/config";
 import { expandBraces, listFiles } from "../../lib/train/file-patterns";
 import { ManifestSource } from "../../lib/train/manifest-source";
+import type { PackedPicture } from "../../lib/train/pictures";
 import { ShardSource } from "../../lib/train/shard-source";
 import { readShard } from "../../lib/train/shards";
 import { ShuffleBuffer } from "../../lib/train/shuffle-buffer";
@@ -246,18 +247,18 @@ describe("records of shards", () => {
       "1.png": "picture",
     });
     const path = join(folder, "a.tar");
-    expect(edit!.name).toBe(`${path}: 0`);
+    expect(edit!.name).toBe(`${path}: sample 0 (0)`);
     expect(edit!.example(random())).toMatchObject({
       task: "edit",
       prompt: "turn it",
-      image: { path: `${path}/0.webp`, bytes: Buffer.from("before") },
-      target: { path: `${path}/0.target.jpg`, bytes: Buffer.from("after") },
+      image: { path: `${path}/0/0.webp`, bytes: Buffer.from("before") },
+      target: { path: `${path}/0/0.target.jpg`, bytes: Buffer.from("after") },
     });
     expect(edit!.pictures()).toMatchObject([
-      { path: `${path}/0.webp` },
-      { path: `${path}/0.target.jpg` },
+      { path: `${path}/0/0.webp` },
+      { path: `${path}/0/0.target.jpg` },
     ]);
-    expect(answer!.pictures()).toMatchObject([{ path: `${path}/1.png` }]);
+    expect(answer!.pictures()).toMatchObject([{ path: `${path}/1/1.png` }]);
     expect(answer!.example(random())).toMatchObject({
       task: "answer",
       prompt: "what?",
@@ -289,6 +290,17 @@ describe("records of shards", () => {
     expect(() => record!.example(random())).toThrow(
       expect.objectContaining({ code: "INVALID_RECORD", message: expect.stringMatching(message) }),
     );
+  });
+
+  test("that share a key, where shards were joined, are told apart", async () => {
+    const records = await examples({ "0.png": "p", "0.txt": "a", "1.txt": "b", "./0.png": "q" });
+    expect(records.map(({ name }) => name.replace(/.*: /, ""))).toEqual([
+      "sample 0 (0)",
+      "sample 1 (1)",
+      "sample 2 (0)",
+    ]);
+    const pathAt = (i: number) => (records[i]!.pictures()[0] as PackedPicture).path;
+    expect(pathAt(2)).not.toBe(pathAt(0));
   });
 
   test("a file that is there twice makes its sample a broken one", async () => {

@@ -1,0 +1,43 @@
+/** `unifluid tokenizer`: a vocabulary for texts of one's own. */
+
+import type { Command } from "commander";
+import { UniFluidError } from "../errors.js";
+import { note, type OutputFlags, runCommand } from "./context.js";
+import { OutputError } from "./exit-codes.js";
+import { addFlags, OUTPUT_FLAGS, whole } from "./flags.js";
+import { writeJson } from "./output.js";
+
+interface TokenizerFlags extends OutputFlags {
+  out: string;
+  vocab: number;
+}
+
+/** The special tokens, the bytes and a character. */
+const LEAST = 261;
+
+export function addTokenizer(program: Command): void {
+  const command = program
+    .command("tokenizer <files...>")
+    .description(
+      "learn a byte-pair tokenizer from texts, or from the records of .jsonl and .tar files",
+    )
+    .requiredOption(
+      "--vocab <n>",
+      "most tokens, of which 260 are special tokens and bytes",
+      whole(LEAST, 1_000_000),
+    )
+    .requiredOption("-o, --out <folder>", "folder to make, for init's --tokenizer");
+  addFlags(command, ...OUTPUT_FLAGS).action((files: string[], flags: TokenizerFlags) =>
+    runCommand(flags, async (context) => {
+      const { trainTokenizer } = await import("../bpe/tokenizer-files.js");
+      const { out, vocab } = flags;
+      const { tokens, merges } = await trainTokenizer(files, vocab, out).catch((error) => {
+        if (error instanceof UniFluidError) throw error;
+        throw new OutputError(`cannot write ${out}: ${error.message}`, { cause: error });
+      });
+      note(context, `${tokens} tokens in ${out}, ${merges} by merges`);
+      if (tokens < vocab) note(context, `the texts have no more pairs that occur twice`);
+      if (context.json) await writeJson({ folder: out, tokens, merges });
+    }),
+  );
+}
