@@ -197,7 +197,108 @@ function vaeTensors(c) {
   return out;
 }
 
-const json = (path, value) => writeFileSync(path, `${JSON.stringify(value, null, 2)}\n`);
+/** The autoencoder of 256² images in 16 x 16 tokens of 16 channels. */
+const KL16_VAE = {
+  ...SD_VAE,
+  block_out_channels: [128, 128, 256, 256, 512],
+  latent_channels: 16,
+  scaling_factor: 0.2325,
+};
+
+/** What UniFluid adds to a decoder of width `d`: image rows and the diffusion head (objective "ddpm"). */
+function imageTensors(d, channels, cells, width, depth) {
+  const linear = (name, out, inner) => [
+    [`${name}.weight`, [out, inner]],
+    [`${name}.bias`, [out]],
+  ];
+  const head = "diffusion_head.";
+  const out = [
+    ...linear("image_in", d, channels),
+    ["image_position.weight", [cells, d]],
+    ["image_next_position.weight", [cells, d]],
+    ["image_begin", [d]],
+    ...linear(`${head}input_proj`, width, channels),
+    ...linear(`${head}cond_embed`, width, d),
+    ...linear(`${head}time_embed.mlp.0`, width, 256),
+    ...linear(`${head}time_embed.mlp.2`, width, width),
+    ...linear(`${head}final_layer.adaLN_modulation.1`, 2 * width, width),
+    ...linear(`${head}final_layer.linear`, 2 * channels, width),
+  ];
+  for (let i = 0; i < depth; i++) {
+    const at = `${head}res_blocks.${i}.`;
+    out.push(
+      [`${at}in_ln.weight`, [width]],
+      [`${at}in_ln.bias`, [width]],
+      ...linear(`${at}mlp.0`, width, width),
+      ...linear(`${at}mlp.2`, width, width),
+      ...linear(`${at}adaLN_modulation.1`, 3 * width, width),
+    );
+  }
+  return out;
+}
+
+/** Draws 256² images with a decoder of these sizes; a vision tower of one layer, which drawing does not use. */
+function unifluid(folder, tokenizers, text, head) {
+  const vision = {
+    ...SIGLIP_SO400M,
+    num_hidden_layers: 1,
+    hidden_size: 64,
+    intermediate_size: 64,
+    num_attention_heads: 1,
+    image_size: 64,
+    patch_size: 16,
+  };
+  const [grid, channels] = [16, 16];
+  json(join(folder, "config.json"), {
+    model_type: "unifluid",
+    text_config: text,
+    vision_config: vision,
+    prefix_attention: "bidirectional",
+    image_generation: { image_size: 256, latent_patch: 1, grid, token_channels: channels },
+    diffusion_head: { ...head, timesteps: 1000, noise_schedule: "cosine", objective: "ddpm" },
+    edit_source_latents: false,
+    prompts: {
+      generate: "draw {prompt}\n",
+      caption: "caption en\n",
+      answer: "answer en {question}\n",
+      edit: "edit {instruction}\n",
+    },
+  });
+  json(join(folder, "generation_config.json"), {
+    image: {
+      steps: 100,
+      guidance: 2.5,
+      guidance_schedule: "constant",
+      temperature: 1,
+      order: "random",
+      x0_limit: 3,
+    },
+    text: { max_new_tokens: 16, temperature: 0 },
+  });
+  const projector = "model.multi_modal_projector.linear";
+  const tensors = [
+    ...gemma2Tensors(text, "model.language_model."),
+    ...siglipTensors(vision),
+    [`${projector}.weight`, [text.hidden_size, vision.hidden_size]],
+    [`${projector}.bias`, [text.hidden_size]],
+    ...imageTensors(text.hidden_size, channels, grid ** 2, head.width, head.depth),
+  ];
+  writeSafetensors(join(folder, "model.safetensors"), tensors, "BF16", 0.02);
+  mkdirSync(join(folder, "vae"), { recursive: true });
+  json(join(folder, "vae", "config.json"), KL16_VAE);
+  const path = join(folder, "vae", "diffusion_pytorch_model.safetensors");
+  writeSafetensors(path, vaeTensors(KL16_VAE), "BF16", 0.02);
+  copyTokenizer(tokenizers, folder);
+  copyFileSync(
+    join(tokenizers, "preprocessor_config.json"),
+    join(folder, "preprocessor_config.json"),
+  );
+}
+
+/** JavaScript writes 30.0 as 30, which transformers takes for an integer where it wants a float. */
+const FLOATS = /("(?:attn_logit_softcapping|final_logit_softcapping|rope_theta)": \d+)(?=[,\n])/g;
+const json = (path, value) =>
+  writeFileSync(path, `${JSON.stringify(value, null, 2).replace(FLOATS, "$1.0")}\n`);
 
 /** Builders by name; each fills an empty folder. `tokenizers`: a folder with a small tokenizer. */
 const BUILDERS = {
@@ -229,6 +330,30 @@ const BUILDERS = {
     writeSafetensors(join(folder, "model.safetensors"), tensors, "F32", 0.02);
     copyTokenizer(tokenizers, folder);
   },
+  "unifluid-2b": (folder, tokenizers) =>
+    unifluid(
+      folder,
+      tokenizers,
+      { ...GEMMA_2_2B, num_hidden_layers: 26, vocab_size: 256000 },
+      { width: 1280, depth: 8 },
+    ),
+  // The same in small, to try the benchmark itself.
+  "unifluid-small": (folder, tokenizers) =>
+    unifluid(
+      folder,
+      tokenizers,
+      {
+        ...GEMMA_2_2B,
+        hidden_size: 64,
+        intermediate_size: 128,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 64,
+        num_hidden_layers: 1,
+        vocab_size: 512,
+      },
+      { width: 64, depth: 1 },
+    ),
   "sd-vae": (folder) => {
     mkdirSync(join(folder, "vae"));
     json(join(folder, "vae", "config.json"), SD_VAE);

@@ -4,7 +4,7 @@
 //
 // Without --arch: the architecture of the GPU here, or 90a where there is none. --release: all that a release has.
 import { spawnSync } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, renameSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { delimiter, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -57,8 +57,43 @@ if (!nvcc) {
 const architectures = values.arch ?? (values.release ? RELEASE : architectureHere());
 const build = join(root, "build", "cuda");
 const started = performance.now();
-for (const args of [
-  [
+
+/** Without cmake, for machines that have nvcc and little else: file by file, as cuda/CMakeLists.txt has it. */
+function buildPlainly() {
+  const sources = (folder, ending) =>
+    readdirSync(join(root, folder))
+      .filter((name) => name.endsWith(ending) && name !== "loader.cpp")
+      .map((name) => join(root, folder, name));
+  const targets = architectures.split(";").flatMap((name) => {
+    const [number, real] = name.split("-");
+    const code = real ? `sm_${number}` : `[sm_${number},compute_${number}]`;
+    return ["-gencode", `arch=compute_${number},code=${code}`];
+  });
+  mkdirSync(build, { recursive: true });
+  const files = [
+    ...sources("cuda", ".cpp"),
+    ...sources("cuda/kernels", ".cu"),
+    join(root, "core", "convert.cpp"),
+  ];
+  const out = join(build, "unifluid_cuda.so");
+  const options = [
+    "-O3",
+    "-DNDEBUG",
+    "-std=c++20",
+    "-I",
+    root,
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
+  ];
+  return spawnSync(
+    nvcc,
+    [...options, ...targets, "-t", "0", "--shared", "--cudart", "static", "-o", out, ...files],
+    { stdio: "inherit", cwd: build },
+  );
+}
+
+function buildWithCmake() {
+  const configure = [
     "-S",
     join(root, "cuda"),
     "-B",
@@ -66,13 +101,17 @@ for (const args of [
     `-DCMAKE_CUDA_COMPILER=${nvcc}`,
     `-DCMAKE_CUDA_ARCHITECTURES=${architectures}`,
     "-DCMAKE_BUILD_TYPE=Release",
-  ],
-  ["--build", build, "--parallel", String(availableParallelism())],
-]) {
-  const { status, error } = spawnSync("cmake", args, { stdio: "inherit" });
-  if (error) fail(`cmake did not start: ${error.message}`);
-  if (status !== 0) fail("the CUDA library did not compile; the compiler's message is above");
+  ];
+  const compile = ["--build", build, "--parallel", String(availableParallelism())];
+  const configured = spawnSync("cmake", configure, { stdio: "inherit" });
+  if (configured.error || configured.status !== 0) return configured;
+  return spawnSync("cmake", compile, { stdio: "inherit" });
 }
+
+const noCmake = spawnSync("cmake", ["--version"]).error !== undefined;
+const { status, error } = noCmake ? buildPlainly() : buildWithCmake();
+if (error) fail(`the compiler did not start: ${error.message}`);
+if (status !== 0) fail("the CUDA library did not compile; the compiler's message is above");
 // Beside, then renamed: a process that has the old one open keeps it.
 const out = resolve(values.out);
 mkdirSync(dirname(out), { recursive: true });

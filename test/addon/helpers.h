@@ -94,6 +94,7 @@ Napi::Value attention(Call&, std::vector<Cache>&);
 Napi::Value diffusion_head(Call&);
 Napi::Value diffusion_sample(Call&);
 Napi::Value training(Call&);
+Napi::Value time_operation(Call&);
 
 // Functions without a backend: draws and schedules.
 void export_bandwidth(Napi::Env env, Napi::Object exports);

@@ -59,6 +59,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
              InstanceMethod<&TestBackend::operation<test::sample_text>>("sampleText"),
              InstanceMethod<&TestBackend::operation<test::diffusion_head>>("diffusionHead"),
              InstanceMethod<&TestBackend::operation<test::diffusion_sample>>("diffusionSample"),
+             InstanceMethod<&TestBackend::operation<test::time_operation>>("time"),
              InstanceMethod<&TestBackend::operation<test::training>>("training")}));
   }
 

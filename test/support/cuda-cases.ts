@@ -28,6 +28,8 @@ export interface Invariant {
 }
 
 const BF16_ROUNDOFF = 2 ** -9;
+/** In float32 sums have another order, over up to some thousand terms: that much is left of a tolerance. */
+export const FLOAT32_SHARE = 1 / 512;
 const bits = new Uint32Array(1);
 const value = new Float32Array(bits.buffer);
 

@@ -105,6 +105,30 @@ export interface Backend {
     args: { x: Matrix; weight: Float32Array },
     steps: number,
   ): { out: Float32Array; graphs: number };
+  /** Seconds that an operation takes on random inputs of these sizes (test/addon/timing.cpp). */
+  time(
+    args: { repeats: number } & (
+      | { operation: "copy"; rows: number; cols: number }
+      | { operation: "linear"; m: number; k: number; n: number }
+      | {
+          operation: "attention";
+          rows: number;
+          heads: number;
+          kvHeads: number;
+          headDim: number;
+          softCap?: number;
+        }
+      | {
+          operation: "head";
+          channels: number;
+          condition: number;
+          width: number;
+          depth: number;
+          steps: number;
+          tokens: number;
+        }
+    ),
+  ): number;
   close(): void;
 
   /** `inPlace`: the output is `residual`'s memory. */

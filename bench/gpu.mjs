@@ -1,0 +1,222 @@
+// The speed of the CUDA backend on the GPU of this machine, beside PyTorch on the same device in the same run;
+// `npm run gpu` runs it after the checks. Writes bench/results/<device>.md, with commit and driver.
+//
+//   node bench/gpu.mjs [--reference DIR] [--python python3] [--work DIR] [--rounds N] [--small]
+//
+// --reference is the folder of the PyTorch reference implementation, which runs in bfloat16 with
+// scaled_dot_product_attention, eager and compiled. Without PyTorch only our figures are written. --small: tiny
+// sizes and nothing written, to try the program itself, also on the simulated library.
+import { execFileSync, spawn } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { randomCheckpoint } from "./checkpoints.mjs";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+const { UniFluid } = await import("../dist/index.mjs");
+const require = createRequire(import.meta.url);
+const native = require(process.env.UNIFLUID_NATIVE ?? "../build/Release/unifluid.node");
+const tests = require(process.env.UNIFLUID_TEST_ADDON ?? "../build/Release/unifluid_test.node");
+const library =
+  process.env.UNIFLUID_CUDA_LIBRARY ?? join(root, "build", "Release", "unifluid_cuda.so");
+process.env.UNIFLUID_CUDA_LIBRARY = library;
+
+const { values: options } = parseArgs({
+  options: {
+    python: { type: "string", default: "python3" },
+    reference: { type: "string", default: "" },
+    work: { type: "string" },
+    rounds: { type: "string", default: "5" },
+    small: { type: "boolean", default: false },
+  },
+});
+const { small } = options;
+const rounds = small ? 1 : Number(options.rounds);
+const work = options.work ?? mkdtempSync(join(tmpdir(), "unifluid-gpu-"));
+const model2b = randomCheckpoint(
+  small ? "unifluid-small" : "unifluid-2b",
+  work,
+  join(root, "models", "shapes-64"),
+);
+const [device] = await native.cudaDevices(library);
+const backend = new tests.TestBackend({ library, compute: "bf16" });
+
+const median = (values) => {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+};
+const several = async (run) => {
+  const values = [];
+  for (let i = 0; i < rounds; i++) values.push(await run());
+  return median(values);
+};
+/** Seconds of an operation, the median of rounds. */
+const time = (args, repeats) =>
+  several(() => backend.time({ ...args, repeats: small ? 2 : repeats }));
+const seconds = async (run) => {
+  const begin = process.hrtime.bigint();
+  await run();
+  return Number(process.hrtime.bigint() - begin) / 1e9;
+};
+
+/** Seconds of the peer's case, one figure for each way that it runs; null where there is no PyTorch. */
+async function peer(name, extra = []) {
+  if (!options.reference) return null;
+  const args = [join(root, "bench", "gpu_peer.py"), name, "--reference", options.reference];
+  args.push("--checkpoint", model2b, "--rounds", String(rounds), ...extra);
+  const child = spawn(options.python, args, { stdio: ["ignore", "pipe", "inherit"] });
+  const figures = {};
+  child.once("error", () => {});
+  for await (const line of createInterface({ input: child.stdout })) {
+    const [way, value] = line.split(" ");
+    figures[way] = Number(value);
+  }
+  return Object.keys(figures).length > 0 ? figures : null;
+}
+
+const rows = [];
+const ms = (s) => `${(s * 1e3).toFixed(s < 0.01 ? 3 : 1)} ms`;
+/** `value`: ours in words; `ours` and `theirs` seconds for the ratios. */
+function record(what, value, aim, ours, theirs) {
+  const ratio = (way) => (theirs?.[way] ? `${(theirs[way] / ours).toFixed(2)}×` : "–");
+  rows.push([what, value, aim, ratio("eager"), ratio("compiled")]);
+  console.log(`| ${rows.at(-1).join(" | ")} |`);
+}
+
+console.log("| what | measured | aim | eager PyTorch | compiled PyTorch |");
+console.log("| --- | --- | --- | --- | --- |");
+
+// ---- operations ----
+const copied = small ? { rows: 64, cols: 512 } : { rows: 1 << 16, cols: 1 << 13 };
+const copy = await time({ operation: "copy", ...copied }, 20);
+const bandwidth = (2 * 2 * copied.rows * copied.cols) / copy;
+record("copy, bytes read and written a second", `${(bandwidth / 1e9).toFixed(0)} GB/s`, "", copy);
+
+{
+  const sizes = small ? { m: 1, k: 64, n: 512 } : { m: 1, k: 2304, n: 256000 };
+  const taken = await time({ operation: "linear", ...sizes }, 50);
+  const rate = (2 * sizes.k * sizes.n) / taken;
+  record(
+    `decode, 1 row: weights read, [${sizes.n}, ${sizes.k}]`,
+    `${(rate / 1e9).toFixed(0)} GB/s, ${((100 * rate) / bandwidth).toFixed(0)} % of the copy`,
+    "≥ 80 %",
+    taken,
+  );
+}
+{
+  const head = small
+    ? { channels: 16, condition: 64, width: 64, depth: 2, steps: 4, tokens: 1 }
+    : { channels: 16, condition: 2304, width: 1280, depth: 8, steps: 100, tokens: 1 };
+  for (const tokens of small ? [1] : [1, 64]) {
+    const taken = await time({ operation: "head", ...head, tokens }, 20);
+    const sizes = Object.entries({ ...head, tokens }).flatMap(([k, v]) => [`--${k}`, String(v)]);
+    record(
+      `head: ${head.steps} steps, depth ${head.depth}, width ${head.width}, ${tokens} token(s) with guidance`,
+      ms(taken),
+      tokens === 1 ? "≤ 1.5 ms" : "",
+      taken,
+      await peer("head", sizes),
+    );
+  }
+}
+{
+  const sizes = small
+    ? { rows: 128, heads: 2, kvHeads: 1, headDim: 64 }
+    : { rows: 2048, heads: 8, kvHeads: 4, headDim: 256 };
+  const taken = await time({ operation: "attention", ...sizes, softCap: 50 }, 20);
+  const flops = 4 * sizes.rows ** 2 * sizes.heads * sizes.headDim;
+  record(
+    `prefill attention, head ${sizes.headDim}, soft cap, ${sizes.rows} rows`,
+    `${ms(taken)}, ${(flops / taken / 1e12).toFixed(0)} TFLOP/s`,
+    "≥ 400 TFLOP/s",
+    taken,
+  );
+}
+{
+  const n = small ? 128 : 4096;
+  const taken = await time({ operation: "linear", m: n, k: n, n }, 20);
+  record(
+    `bf16 product ${n}³`,
+    `${ms(taken)}, ${((2 * n ** 3) / taken / 1e12).toFixed(0)} TFLOP/s`,
+    "≥ 0.80× PyTorch",
+    taken,
+    await peer("product", ["--size", String(n)]),
+  );
+}
+backend.close();
+
+// ---- models ----
+{
+  const model = await UniFluid.load(model2b, { device: "cuda", maxSequences: 64 });
+  const settings = small ? { steps: 2 } : { steps: 100 };
+  const draw = (batch) => () =>
+    seconds(() =>
+      Promise.all(
+        Array.from({ length: batch }, (_, i) =>
+          model.generateLatents("a red circle", { ...settings, seed: 7 + i }),
+        ),
+      ),
+    );
+  for (const batch of small ? [1] : [1, 64]) {
+    await draw(batch)();
+    const taken = await several(draw(batch));
+    record(
+      `256² images, unifluid-2b, guidance, batch ${batch}`,
+      batch === 1 ? `${taken.toFixed(3)} s` : `${(batch / taken).toFixed(1)} images/s`,
+      batch === 1 ? "≤ 1.0 s; 15× eager, 5× compiled" : "≥ 30 images/s; 5× compiled",
+      taken,
+      await peer("generate", ["--batch", String(batch), "--steps", String(settings.steps)]),
+    );
+  }
+  await model.dispose();
+}
+if (!small) {
+  const folder = randomCheckpoint("sd-vae", work);
+  const model = await UniFluid.load(folder, { device: "cuda" });
+  const latents = Float32Array.from({ length: 64 * 64 * 4 }, (_, i) => Math.sin(i));
+  const run = () => seconds(() => model.decodeLatents(latents));
+  await run();
+  const taken = await several(run);
+  record(
+    "SD-VAE shape, decode at 512², bf16",
+    ms(taken),
+    "≤ compiled PyTorch",
+    taken,
+    await peer("vae", ["--checkpoint", folder]),
+  );
+  await model.dispose();
+}
+if (!options.work) rmSync(work, { recursive: true, force: true });
+
+function commit() {
+  try {
+    return execFileSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root }).toString().trim();
+  } catch {
+    return "unknown";
+  }
+}
+
+const heading =
+  `Commit ${commit()}, ${device.name}, compute capability ${device.capability}, driver for CUDA ${device.driver}, ` +
+  `library for ${device.runtime}; medians of ${rounds} rounds${options.reference ? "" : "; PyTorch was not there"}.`;
+console.log(`\n${heading}`);
+if (!small) {
+  const table = [
+    ["what", "measured", "aim", "eager PyTorch takes", "compiled PyTorch takes"],
+    ["---", "---", "---", "---", "---"],
+    ...rows,
+  ];
+  const name = device.name
+    .toLowerCase()
+    .replace(/^nvidia /, "")
+    .replace(/[^a-z0-9]+/g, "-");
+  const file = join(root, "bench", "results", `${name}.md`);
+  const text = `# ${device.name}\n\n${heading}\n\n${table.map((row) => `| ${row.join(" | ")} |`).join("\n")}\n`;
+  writeFileSync(file, text);
+  console.log(`${file} is written`);
+}
