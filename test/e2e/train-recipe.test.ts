@@ -1,0 +1,88 @@
+/** The recipe of `examples/train`, command by command as its page has it, with few scenes and few steps. */
+import { execFile } from "node:child_process";
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { parse, stringify } from "yaml";
+
+const execute = promisify(execFile);
+const root = join(__dirname, "../..");
+const recipe = join(root, "examples/train");
+
+let folder: string;
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "unifluid-recipe-"));
+  cpSync(recipe, folder, { recursive: true });
+});
+afterAll(() => rmSync(folder, { recursive: true }));
+
+/** Steps of the short runs; the page's own are exchanged for them. */
+const SHORT = 2;
+const short = (step: number) => `step-${String(step).padStart(8, "0")}`;
+
+/** The page's commands on fewer scenes, with the names of the short runs' checkpoints. */
+function commands(): string[] {
+  const page = readFileSync(join(recipe, "README.md"), "utf8");
+  const blocks = [...page.matchAll(/^```sh\n([\s\S]*?)^```/gm)].map(([, block]) => block!);
+  return blocks.flatMap((block) =>
+    block
+      .trimEnd()
+      .split("\n")
+      .map((line) =>
+        line
+          .replace(/--count \d+/, "--count 30")
+          .replace(/--scenes \d+/, "--scenes 1")
+          .replace(/step-\d{8}/, short(SHORT)),
+      ),
+  );
+}
+
+test("its settings are those of whole runs, and its commands name their ends", () => {
+  const page = readFileSync(join(recipe, "README.md"), "utf8");
+  const steps = ["autoencoder.yaml", "run.yaml"].map(
+    (name) => parse(readFileSync(join(recipe, name), "utf8")).steps as number,
+  );
+  const named = new Set([...page.matchAll(/step-\d{8}/g)].map(([name]) => name));
+  expect([...named].sort()).toEqual(steps.map(short).sort());
+  for (const name of readdirSync(recipe).filter((file) => file.endsWith(".yaml")))
+    expect(page).toContain(name);
+});
+
+test("each command does its part", async () => {
+  for (const name of ["autoencoder.yaml", "run.yaml"]) {
+    const settings = parse(readFileSync(join(recipe, name), "utf8"));
+    const samples = { ...settings.samples, every: SHORT };
+    const checkpoint = { every: SHORT, keep: 1 };
+    const changed = { ...settings, steps: SHORT, checkpoint, samples };
+    writeFileSync(join(folder, name), stringify(changed));
+  }
+  const all = commands();
+  expect(all.length).toBeGreaterThan(9);
+  for (const command of all) {
+    const line = command.replace(
+      /^npx unifluid/,
+      `"${process.execPath}" "${root}/dist/cli/main.js"`,
+    );
+    expect(line).not.toBe(command);
+    await execute("bash", ["-c", line], { cwd: folder }).catch((error) => {
+      throw new Error(`${command}\n${error.stderr}`);
+    });
+  }
+  for (const run of ["autoencoder-run", "run"]) {
+    expect(readdirSync(join(folder, run, "checkpoints"))).toEqual([short(SHORT)]);
+    expect(readdirSync(join(folder, run, "samples"))).toEqual([`${short(SHORT)}.png`]);
+    expect(existsSync(join(folder, run, "report.html"))).toBe(true);
+  }
+  const evaluation = JSON.parse(readFileSync(join(folder, "evaluation.json"), "utf8"));
+  expect(evaluation.vae.psnr).toBeGreaterThan(0);
+  expect(existsSync(join(folder, "drawn.png"))).toBe(true);
+}, 600_000);
