@@ -305,6 +305,7 @@ TrainerSettings trainer_settings(const Napi::Value& value) {
   t.weight_decay = real(o, "weightDecay");
   t.clip_norm = real(o, "clipNorm");
   t.ema_decay = real(o, "emaDecay");
+  if (present(o, "lossesOnly")) t.losses_only = boolean(o, "lossesOnly");
   if (present(o, "vae")) {
     t.autoencoder = true;
     t.kl_weight = real(object(o.Get("vae"), "vae"), "klWeight");

@@ -37,6 +37,7 @@ Napi::Object to_js(Napi::Env env, const LossSum& sum) {
   o.Set("loss", sum.tokens ? sum.loss / static_cast<double>(sum.tokens)
                            : std::numeric_limits<double>::quiet_NaN());
   o.Set("tokens", static_cast<double>(sum.tokens));
+  o.Set("right", static_cast<double>(sum.right));
   return o;
 }
 

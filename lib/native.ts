@@ -332,6 +332,17 @@ export interface NativeTrainerOptions {
   emaDecay: number;
   /** Train the autoencoder of the spec instead: batches are pictures. */
   vae?: { klWeight: number };
+  /** `evaluate` alone, in the memory of the weights: no gradients, no moments. */
+  lossesOnly?: boolean;
+}
+
+export interface NativeLossSum {
+  /** A mean over `tokens`. */
+  loss: number;
+  /** Text tokens, or image tokens times the multiplier. */
+  tokens: number;
+  /** `evaluate`: text tokens that the model held for the likeliest. */
+  right: number;
 }
 
 export interface NativeStepResult {
@@ -340,7 +351,7 @@ export interface NativeStepResult {
   /** Means over the step's image tokens and text tokens; NaN where it has none. */
   imageLoss: number;
   textLoss: number;
-  byTask: Record<string, { loss: number; tokens: number }>;
+  byTask: Record<string, NativeLossSum>;
   /** Before clipping. */
   gradientNorm: number;
   /** Rows that went through the decoder. */

@@ -170,7 +170,8 @@ std::vector<float> permuted(const std::vector<float>& from, const Parameter& p, 
 }  // namespace
 
 Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weights& weights,
-                       const std::vector<std::string>& frozen, bool average, Backend& backend)
+                       const std::vector<std::string>& frozen, bool average, bool training,
+                       Backend& backend)
     : backend_(backend) {
   Shapes shapes;
   if (autoencoder) {
@@ -193,15 +194,19 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
       throw Error(error_code::kInvalidArgument, "there is no tensor " + name + " to freeze");
     all_[found->second].trainable = false;
   }
-  if (std::none_of(all_.begin(), all_.end(), [](const Parameter& p) { return p.trainable; }))
+  if (!training)
+    for (Parameter& p : all_) p.trainable = false;
+  else if (std::none_of(all_.begin(), all_.end(), [](const Parameter& p) { return p.trainable; }))
     throw Error(error_code::kInvalidArgument, "every tensor is frozen: nothing is left to train");
 
   const size_t bytes = static_cast<size_t>(size_) * sizeof(float);
-  for (Block* block : {&values_, &gradients_, &first_, &second_}) *block = Block(backend, bytes);
+  std::vector<Block*> blocks = {&values_};
+  if (training) blocks.insert(blocks.end(), {&gradients_, &first_, &second_});
+  for (Block* block : blocks) {
+    *block = Block(backend, bytes);
+    backend.training()->fill(Tensor(block->data(), DType::f32, 1, size_), 0);
+  }
   if (average) average_ = Block(backend, bytes);
-  for (ParameterState what : {ParameterState::weights, ParameterState::gradient,
-                              ParameterState::first, ParameterState::second})
-    backend.training()->fill(Tensor(piece(what), DType::f32, 1, size_), 0);
   for (Parameter& p : all_) {
     p.value = tensor(p, ParameterState::weights);
     if (p.trainable) p.gradient = tensor(p, ParameterState::gradient);
@@ -245,9 +250,16 @@ void Parameters::zero_gradients() {
   backend_.training()->fill(Tensor(gradients_.data(), DType::f32, 1, size_), 0);
 }
 
+void Parameters::expect(ParameterState what) const {
+  if (has(what)) return;
+  throw Error(error_code::kInvalidArgument, what == ParameterState::average
+                                                ? "this trainer keeps no moving average"
+                                                : "this trainer computes losses only");
+}
+
 std::vector<float> Parameters::read(const std::string& name, ParameterState what) const {
   const Parameter& p = at(name);
-  if (!has(what)) throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
+  expect(what);
   std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
   backend_.read(tensor(p, what), values.data());
   return permuted(values, p, false);
@@ -256,7 +268,7 @@ std::vector<float> Parameters::read(const std::string& name, ParameterState what
 void Parameters::write(const std::string& name, ParameterState what,
                        const std::vector<float>& values) {
   const Parameter& p = at(name);
-  if (!has(what)) throw Error(error_code::kInvalidArgument, "this trainer keeps no moving average");
+  expect(what);
   if (values.size() != static_cast<size_t>(p.rows * p.cols))
     throw Error(error_code::kInvalidArgument, "expected " + std::to_string(p.rows * p.cols) +
                                                   " values for " + name + " but received " +

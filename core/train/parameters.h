@@ -35,9 +35,10 @@ class Parameters {
   // Reads all the weights that the configuration has: those of the vision tower, the decoder and
   // the image part, or those of the autoencoder alone. `frozen`: names that are not trained. Throws
   // INVALID_CHECKPOINT where a tensor is missing or of another shape, INVALID_ARGUMENT where a
-  // frozen name does not exist or nothing is left to train.
+  // frozen name does not exist or nothing is left to train. Without `training` everything is
+  // frozen, and there are neither gradients nor moments.
   Parameters(const ModelConfig& config, bool autoencoder, const Weights& weights,
-             const std::vector<std::string>& frozen, bool average, Backend& backend);
+             const std::vector<std::string>& frozen, bool average, bool training, Backend& backend);
 
   // Throws INVALID_ARGUMENT where there is none.
   const Parameter& at(const std::string& name) const;
@@ -46,9 +47,7 @@ class Parameters {
 
   // All of a kind, `size()` elements.
   float* piece(ParameterState what) const;
-  bool has(ParameterState what) const {
-    return what != ParameterState::average || average_.data() != nullptr;
-  }
+  bool has(ParameterState what) const { return piece(what) != nullptr; }
   void zero_gradients();
 
   // One tensor in the checkpoint's layout.
@@ -60,6 +59,8 @@ class Parameters {
 
  private:
   Tensor tensor(const Parameter& p, ParameterState what) const;
+  // Throws INVALID_ARGUMENT where a kind is not kept.
+  void expect(ParameterState what) const;
 
   Backend& backend_;
   std::vector<Parameter> all_;

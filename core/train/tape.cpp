@@ -336,9 +336,11 @@ Var Tape::group_norm(Var x, int64_t images, int64_t groups, const Parameter& wei
 // ---- losses ----
 
 void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<int32_t>& targets,
-                         float cap, float scale, std::vector<float>* losses) {
+                         float cap, float scale, std::vector<float>* losses,
+                         std::vector<int32_t>* likeliest) {
   const Tensor in = value(hidden);
   losses->resize(targets.size());
+  if (!gradients_) likeliest->resize(targets.size());
   bool accumulate = false;
   const Tensor dhidden = needs(hidden) ? gradient(hidden, &accumulate) : Tensor();
   const int64_t step = std::max<int64_t>(1, kLogits / weight.rows);
@@ -347,6 +349,12 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
     const int64_t rows = std::min(step, in.rows - first);
     const Tensor x = in.slice(first, rows), logits = workspace_.tensor(rows, weight.rows);
     ops_.gemm({.a = x, .b = weight.value, .transpose_b = true, .bf16 = bf16_, .out = logits});
+    if (!gradients_) {
+      // A soft cap does not change which is the largest.
+      const std::vector<float> zero(static_cast<size_t>(rows));
+      const std::vector<double> unused(static_cast<size_t>(rows), 0.5);
+      backend_.sample_text({logits, zero.data(), unused.data(), likeliest->data() + first});
+    }
     ops_.cross_entropy({logits, targets.data() + first, cap, scale, losses->data() + first});
     if (!gradients_) continue;
     if (weight.trainable)

@@ -87,8 +87,10 @@ class Tape {
   // Losses. `scale` is the factor of each row's loss in what is minimized; losses get one number a
   // row.
   // Cross-entropy of hidden [m, d] through weight [vocab, d]. Logits exist for some rows at a time.
+  // `likeliest`: where only losses are asked for, the id of each row's largest logit.
   void cross_entropy(Var hidden, const Parameter& weight, const std::vector<int32_t>& targets,
-                     float cap, float scale, std::vector<float>* losses);
+                     float cap, float scale, std::vector<float>* losses,
+                     std::vector<int32_t>* likeliest);
   void diffusion_loss(Var output, bool flow, const Tensor& x0, const std::vector<int32_t>& index,
                       const std::vector<TrainingStep>& steps, const Tensor& epsilon, float scale,
                       std::vector<float>* losses);

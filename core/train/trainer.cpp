@@ -30,8 +30,9 @@ Trainer::Trainer(const ModelConfig& config, const std::vector<std::string>& file
                                 : "there is no decoder to train");
   if (options_.loss.multiplier < 1) refuse("expected at least one timestep for each image token");
   const Weights weights(files, std::move(records));
-  parameters_ = std::make_unique<Parameters>(config_, options_.autoencoder, weights,
-                                             options_.frozen, options_.ema_decay > 0, *backend_);
+  parameters_ =
+      std::make_unique<Parameters>(config_, options_.autoencoder, weights, options_.frozen,
+                                   options_.ema_decay > 0, !options_.losses_only, *backend_);
   workspace_.emplace(*backend_);
   if (options_.autoencoder)
     vae_.emplace(*config_.vae, *parameters_, options_.kl_weight);
@@ -63,6 +64,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
     }
   }
   if (examples == 0) refuse("expected at least one batch");
+  if (gradients && options_.losses_only) refuse("this trainer computes losses only");
 
   StepResult result;
   if (gradients) parameters_->zero_gradients();

@@ -32,6 +32,7 @@ struct TrainerOptions {
   float ema_decay = 0;       // min(this, step / (step + 10)); 0: no average
   bool autoencoder = false;  // train the VAE instead of the unified model
   float kl_weight = 0;
+  bool losses_only = false;  // no room for gradients and moments: `evaluate` alone
 };
 
 struct StepResult {
@@ -58,7 +59,7 @@ class Trainer {
                   float learning_rate);
   StepResult step(const std::vector<std::vector<VaeExample>>& batches, int64_t step,
                   float learning_rate);
-  // Losses alone, of the weights or of their average.
+  // Losses alone, of the weights or of their average, and how many text tokens were the likeliest.
   StepResult evaluate(const std::vector<std::vector<TrainingSequence>>& batches, int64_t step,
                       bool average);
   StepResult evaluate(const std::vector<std::vector<VaeExample>>& batches, int64_t step,

@@ -375,22 +375,24 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
   }
   const Var hidden = tape.rms_norm(x, at("language_model.norm.weight"), text.rms_norm_eps);
 
-  const auto count = [&](LossSum& sum, int32_t sequence, float loss) {
-    sum.loss += loss;
-    ++sum.tokens;
-    LossSum& task = losses->by_task[batch[static_cast<size_t>(sequence)].task];
-    task.loss += loss;
-    ++task.tokens;
+  const auto count = [&](LossSum& sum, int32_t sequence, float loss, bool right) {
+    for (LossSum* s : {&sum, &losses->by_task[batch[static_cast<size_t>(sequence)].task]}) {
+      s->loss += loss;
+      ++s->tokens;
+      s->right += right;
+    }
   };
 
   if (!p.predictions.empty()) {
     const Var out = tape.gather(static_cast<int64_t>(p.predictions.size()), d,
                                 {{hidden, nullptr, p.predictions}});
     std::vector<float> each;
+    std::vector<int32_t> likeliest;
     const std::string weight = text.tied ? "language_model.embed_tokens.weight" : "lm_head.weight";
     tape.cross_entropy(out, at(weight), p.words, text.logit_soft_cap,
-                       options_.text_weight / static_cast<float>(total.text), &each);
-    for (size_t i = 0; i < each.size(); ++i) count(losses->text, p.written[i], each[i]);
+                       options_.text_weight / static_cast<float>(total.text), &each, &likeliest);
+    for (size_t i = 0; i < each.size(); ++i)
+      count(losses->text, p.written[i], each[i], !likeliest.empty() && likeliest[i] == p.words[i]);
   }
   if (!p.conditions.empty()) {
     const int64_t m = static_cast<int64_t>(p.noised.size());
@@ -411,7 +413,7 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
     tape.diffusion_loss(output, config_.image->flow, targets, p.noised, p.steps, epsilon,
                         1 / static_cast<float>(total.image), &each);
     for (size_t i = 0; i < each.size(); ++i)
-      count(losses->image, p.drawn[static_cast<size_t>(p.noised[i])], each[i]);
+      count(losses->image, p.drawn[static_cast<size_t>(p.noised[i])], each[i], false);
   }
 }
 

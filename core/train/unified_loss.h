@@ -25,6 +25,7 @@ struct UnifiedLossOptions {
 struct LossSum {
   double loss = 0;
   int64_t tokens = 0;  // image tokens times the multiplier, or text tokens
+  int64_t right = 0;   // where only losses are computed: text tokens that were the likeliest
 };
 struct UnifiedLosses {
   LossSum image, text;

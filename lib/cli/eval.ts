@@ -1,12 +1,15 @@
 /** `unifluid eval`: how well a model draws, reads and edits. */
 
 import { type Command, Option } from "commander";
+import { parseDevice } from "../device.js";
+import { DeviceError } from "../errors.js";
 import { SUITE_PARTS, type SuitePart } from "../evaluate/parts.js";
-import type { Rate, SuiteReport } from "../evaluate/scenes-suite.js";
+import type { CellOrder } from "../generation-config.js";
 import { writeWhole } from "../image.js";
 import { parseSeed } from "../seed.js";
 import { type Context, type OutputFlags, runCommand } from "./context.js";
-import { OutputError } from "./exit-codes.js";
+import { lossRows, sceneRows } from "./eval-tables.js";
+import { OutputError, UsageError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { write, writeJson } from "./output.js";
@@ -14,28 +17,50 @@ import { startRate } from "./progress.js";
 import { formatTable } from "./tables.js";
 
 interface EvalFlags extends Omit<ModelFlags, "model">, OutputFlags {
-  suite: "scenes";
-  scenes: number;
-  seed: number | bigint;
+  suite: "scenes" | "loss";
+  scenes?: number;
+  manifest?: string[];
+  timesteps?: number;
+  seed?: number | bigint;
   steps?: number;
   guidance?: number;
+  order?: CellOrder;
   only?: SuitePart[];
   out?: string;
 }
 
+/** Options that mean something to one suite alone. */
+const OF_SUITE = {
+  scenes: ["scenes", "only", "steps", "guidance"],
+  loss: ["manifest", "timesteps"],
+} as const;
+
+const DEFAULT_SCENES = 100;
+
 export function addEval(program: Command): void {
   const command = program
     .command("eval <model>")
-    .description("measure a model on scenes that it has not seen: drawing, reading, editing")
+    .description("measure a model: on scenes that it has not seen, or its losses on any records")
     .addOption(
-      new Option("--suite <name>", "what to measure").choices(["scenes"]).default("scenes"),
+      new Option("--suite <name>", "what to measure").choices(["scenes", "loss"]).default("scenes"),
     )
-    .option("--scenes <n>", "scenes of each part", whole(1, 100_000), 100)
-    .option("--only <list>", `some of ${SUITE_PARTS.join(",")}`, someOf(SUITE_PARTS))
+    .option(
+      "--scenes <n>",
+      `suite scenes: scenes of each part (default: ${DEFAULT_SCENES})`,
+      whole(1, 100_000),
+    )
+    .option("--only <list>", `suite scenes: some of ${SUITE_PARTS.join(",")}`, someOf(SUITE_PARTS))
+    .option("--manifest <file...>", "suite loss: records as training takes them")
+    .option(
+      "--timesteps <n>",
+      "suite loss: timesteps at which each image token is tried (default: 4)",
+      whole(1, 1000),
+    )
     .option("-o, --out <file>", "also write the figures as JSON");
   addFlags(
     command,
     "seed",
+    "order",
     "steps",
     "guidance",
     "device",
@@ -50,86 +75,65 @@ export function addEval(program: Command): void {
 }
 
 async function evaluate(model: string, flags: EvalFlags, context: Context): Promise<void> {
+  const other = flags.suite === "scenes" ? "loss" : "scenes";
+  const foreign = OF_SUITE[other].find((name) => flags[name] !== undefined);
+  if (foreign) throw new UsageError(`--${foreign} is an option of the suite ${other}`);
+  const seed = parseSeed(flags.seed ?? 0);
+  if (flags.suite === "loss") await evaluateLosses(model, seed, flags, context);
+  else await evaluateSuite(model, seed, flags, context);
+}
+
+async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, context: Context) {
   const { evaluateScenes, itemsOf } = await import("../evaluate/scenes-suite.js");
-  const { steps, guidance, only } = flags;
-  const options = { scenes: flags.scenes, seed: parseSeed(flags.seed ?? 0), steps, guidance, only };
+  const { scenes = DEFAULT_SCENES, steps, guidance, order, only } = flags;
+  const options = { scenes, seed, steps, guidance, order, only };
   await withModel({ ...flags, model }, context.signal, async (loaded) => {
     const progress = startRate(context, itemsOf(options));
-    let report: SuiteReport;
-    try {
-      report = await evaluateScenes(loaded, {
-        ...options,
-        signal: context.signal,
-        onItem: () => progress.advance("done"),
-      });
-    } finally {
-      progress.stop();
-    }
-    if (flags.out !== undefined) await save(flags.out, report);
-    if (context.json) await writeJson(report);
-    else await write(formatTable(rows(report)));
+    const onItem = () => progress.advance("done");
+    const report = await evaluateScenes(loaded, {
+      ...options,
+      signal: context.signal,
+      onItem,
+    }).finally(() => progress.stop());
+    await tell(report, sceneRows(report), flags, context);
   });
 }
 
-async function save(path: string, report: SuiteReport): Promise<void> {
+async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, context: Context) {
+  const { manifest: manifests, timesteps, order, threads, maxMemory, device } = flags;
+  if (!manifests) throw new UsageError("the suite loss needs --manifest FILE");
+  const { evaluateLoss } = await import("../evaluate/loss-suite.js");
+  if (parseDevice(device).kind === "cuda")
+    throw new DeviceError("DEVICE_UNAVAILABLE", "the suite loss computes on the CPU only");
+  const progress = startRate(context, undefined);
+  const report = await evaluateLoss(model, {
+    manifests,
+    seed,
+    timesteps,
+    order,
+    threads,
+    maxMemory: maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20),
+    signal: context.signal,
+    onRecord: () => progress.advance("done"),
+  }).finally(() => progress.stop());
+  await tell(report, lossRows(report), flags, context);
+}
+
+async function tell(
+  report: object,
+  rows: readonly (readonly [string, string])[],
+  { out }: EvalFlags,
+  context: Context,
+): Promise<void> {
+  if (out !== undefined) await save(out, report);
+  if (context.json) await writeJson(report);
+  else await write(formatTable(rows));
+}
+
+async function save(path: string, report: object): Promise<void> {
   try {
     await writeWhole(path, Buffer.from(`${JSON.stringify(report, null, 2)}\n`));
   } catch (cause) {
     throw new OutputError(`cannot write ${path}: ${(cause as Error).message}`, { cause });
   }
-}
-
-const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
-const rate = ({ rate, n }: Rate) => `${percent(rate)} of ${n}`;
-
-function rows(report: SuiteReport): [string, string][] {
-  const { generation, heldOut, captions, answers, edits, vae } = report;
-  const each = (label: string, rates: Record<string, Rate>): [string, string][] =>
-    Object.entries(rates).map(([name, r]) => [`  ${label}${name}`, rate(r)]);
-  return [
-    ...(generation
-      ? ([
-          ["generation, mean of six tasks", percent(generation.score)],
-          ...each("", generation.tasks),
-          ["of a full caption", ""],
-          ...each("", generation.attributes),
-        ] as [string, string][])
-      : []),
-    ...(heldOut
-      ? ([
-          ["pairs never seen together, all right", rate(heldOut.heldOut)],
-          ["pairs that were, all right", rate(heldOut.seen)],
-        ] as [string, string][])
-      : []),
-    ...(captions
-      ? ([
-          ["captions, exact", rate(captions.exact)],
-          ...each("objects: ", captions.byObjects),
-          ["  words in place", percent(captions.wordsInPlace)],
-        ] as [string, string][])
-      : []),
-    ...(answers
-      ? ([
-          ["answers", rate(answers.all)],
-          ...each("", answers.byKind),
-          ["  most common answer of a kind", percent(answers.majority)],
-          ["  most common answer to the question", percent(answers.blind)],
-        ] as [string, string][])
-      : []),
-    ...(edits
-      ? ([
-          ["edits, change made and rest in place", rate(edits.all)],
-          ...each("", edits.byKind),
-          ["  contents alone", rate(edits.contents)],
-          ["  source handed back", rate(edits.copied)],
-        ] as [string, string][])
-      : []),
-    ...(vae
-      ? ([
-          ["autoencoder, PSNR", `${vae.psnr.toFixed(2)} dB`],
-          ["  parsed right, true pictures", rate(vae.parsed)],
-          ["  parsed right, after the autoencoder", rate(vae.parsedAfter)],
-        ] as [string, string][])
-      : []),
-  ];
 }

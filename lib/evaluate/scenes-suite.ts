@@ -2,6 +2,7 @@
  * The suite "scenes": how well a model draws, reads and edits the toy world. Its scenes have random
  * streams of their own, which no data set has.
  */
+import type { CellOrder } from "../generation-config.js";
 import { Image } from "../image.js";
 import type { UniFluid } from "../model.js";
 import { Random } from "../philox.js";
@@ -21,6 +22,7 @@ export interface SuiteOptions {
   /** Settings of drawing; absent: the model's. */
   steps?: number;
   guidance?: number;
+  order?: CellOrder;
   only?: readonly SuitePart[];
   signal?: AbortSignal;
   /** Called after each picture or text. */
@@ -92,8 +94,8 @@ class Suite {
   }
 
   private get drawing() {
-    const { steps, guidance, signal } = this.options;
-    return { steps, guidance, signal };
+    const { steps, guidance, order, signal } = this.options;
+    return { steps, guidance, order, signal };
   }
 
   /** One result for each item, in their order; the engine runs as many at once as it can. */

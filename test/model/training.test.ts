@@ -211,6 +211,26 @@ describe.each(models)("%s", (model) => {
     expect(await loss(1n, 1, "raster")).not.toBe(first);
   });
 
+  test("a trainer of losses alone computes the same ones, and cannot train", async () => {
+    const t = await trainer(spec, base);
+    const only = await trainer(spec, { ...base, lossesOnly: true });
+    const at = { step: 1, ema: false };
+    const losses = await only.evaluate([batchOf(spec, 1)], at);
+    expect(losses).toEqual(await t.evaluate([batchOf(spec, 1)], at));
+    expect(losses.byTask.generate).toMatchObject({ right: 0 });
+    for (const { right, tokens } of Object.values(losses.byTask))
+      expect(right).toBeLessThanOrEqual(tokens);
+    const refused = { code: "INVALID_ARGUMENT", message: "this trainer computes losses only" };
+    const step = only.step([batchOf(spec, 1)], { step: 1, learningRate: 0 });
+    await expect(step).rejects.toMatchObject(refused);
+    expect(() => only.read("image_begin", "first", "F32")).toThrow(
+      expect.objectContaining(refused),
+    );
+    expect(only.read("image_begin", "weights", "F32")).toEqual(
+      t.read("image_begin", "weights", "F32"),
+    );
+  });
+
   test("what does not fit the model is refused by name", async () => {
     const t = await trainer(spec, base);
     const at = { step: 1, learningRate: 1e-3 };

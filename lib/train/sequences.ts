@@ -1,0 +1,81 @@
+/** Examples as the sequences that the native trainer takes (spec section 5). */
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { InvalidRecordError } from "../errors.js";
+import type { NativeTrainingSequence } from "../native.js";
+import type { Random } from "../philox.js";
+import { fillTemplate, type TemplateTask } from "../prompts.js";
+import type { Pictures } from "./pictures.js";
+import type { TrainingExample } from "./source.js";
+
+const draws = (task: TemplateTask) => task === "generate" || task === "edit";
+
+export class Sequences {
+  private readonly encoded = new Map<string, number[]>();
+
+  /** @param settings.promptDropout How often the prompt of a drawing is emptied. */
+  constructor(
+    private readonly checkpoint: Checkpoint,
+    private readonly settings: { promptDropout: number },
+  ) {}
+
+  /** Throws `INVALID_RECORD` where the model lacks a part that a task needs. */
+  expectTask(task: TemplateTask): void {
+    const { spec } = this.checkpoint;
+    if (draws(task) && !spec.image)
+      throw new InvalidRecordError(`the model draws no images, which ${task} needs`);
+    if (task !== "generate" && !spec.vision)
+      throw new InvalidRecordError(`the model reads no images, which ${task} needs`);
+  }
+
+  /** Throws `INVALID_RECORD`, and what decoding a picture throws. */
+  async of(
+    example: TrainingExample,
+    pictures: Pictures,
+    random: Random,
+  ): Promise<NativeTrainingSequence> {
+    const { task } = example;
+    this.expectTask(task);
+    const { config, spec } = this.checkpoint;
+    const text = draws(task) && random.chance(this.settings.promptDropout) ? "" : example.prompt;
+    const template = fillTemplate(config!.templates, task, text);
+    const sequence: NativeTrainingSequence = {
+      task,
+      tokens: Int32Array.from([config!.bosToken, ...this.ids(template)]),
+    };
+    const picture = await pictures.get(example.image);
+    if (task === "generate") sequence.targetLatents = picture.latents;
+    else sequence.visionPixels = this.visionPixels(picture.pixels);
+    if (task === "edit") {
+      if (spec.image?.editSourceLatents) sequence.sourceLatents = picture.latents;
+      sequence.targetLatents = (await pictures.get(example.target!)).latents;
+    }
+    if (example.text !== undefined)
+      sequence.targetTokens = Int32Array.from([
+        ...this.ids(example.text),
+        config!.eosTokens[0] as number,
+      ]);
+    return sequence;
+  }
+
+  private ids(text: string): number[] {
+    let ids = this.encoded.get(text);
+    if (!ids) {
+      ids = this.checkpoint.tokenizer!.encode(text);
+      // Prompts repeat; what does not should not fill the memory.
+      if (this.encoded.size > 100_000) this.encoded.clear();
+      this.encoded.set(text, ids);
+    }
+    return ids;
+  }
+
+  /** [3, S, S], normalized as the checkpoint's preprocessor says. */
+  private visionPixels(pixels: Uint8Array): Float32Array {
+    const { rescaleFactor, mean, std } = this.checkpoint.preprocessor!;
+    const area = pixels.length / 3;
+    const out = new Float32Array(pixels.length);
+    for (let c = 0; c < 3; c++)
+      for (let i = 0; i < area; i++)
+        out[c * area + i] = ((pixels[i * 3 + c] as number) * rescaleFactor - mean[c]!) / std[c]!;
+    return out;
+  }
+}
