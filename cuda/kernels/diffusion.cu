@@ -103,8 +103,11 @@ struct ConditionParams {
   int64_t first_time;      // of the chunk
   bool time_of_row;        // every row has its own; else every step
   int64_t steps, rows, width;
-  void* out;           // T [steps * rows, W]
-  uint32_t* arrivals;  // of the launch that follows
+  void* out;  // T [steps * rows, W]
+  // Of the launch that follows, zeroed for it.
+  uint32_t* arrivals;
+  Posted* posts;
+  int64_t post_count;
 };
 
 // y = silu(time + condition)
@@ -112,6 +115,7 @@ template <class T>
 __global__ void join_conditions(ConditionParams p) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at == 0) *p.arrivals = 0;
+  if (at < p.post_count) p.posts[at] = {};
   if (at >= p.steps * p.rows * p.width) return;
   const int64_t line = at / p.width, c = at % p.width, row = line % p.rows;
   const int64_t time = p.first_time + (p.time_of_row ? row : line / p.rows);
@@ -141,6 +145,7 @@ struct Scratch {
   float *state, *noise, *hidden, *out;
   void* inner;
   uint32_t* arrivals;
+  Posted* posts;
 };
 
 // Names pieces of scratch memory twice: to count their bytes, and to have them.
@@ -181,11 +186,12 @@ int64_t chunk_of(const Job& job, int64_t rows) {
 Scratch take_scratch(const Job& job, const std::vector<StepsPass>& passes, Pieces pieces,
                      size_t* total) {
   const DiffusionHeadWeights& head = *job.head;
-  int64_t rows = 0, tokens = 0, lines = 0;
+  int64_t rows = 0, tokens = 0, lines = 0, posts = 0;
   for (const StepsPass& pass : passes) {
     rows = std::max(rows, pass.rows);
     tokens = std::max(tokens, pass.tokens);
     lines = std::max(lines, pass.rows * chunk_of(job, pass.rows));
+    posts = std::max(posts, pass.post_count);
   }
   const int64_t times = static_cast<int64_t>(job.times.size());
   const int64_t stride = steps_stride(job.type, head.width);
@@ -203,6 +209,7 @@ Scratch take_scratch(const Job& job, const std::vector<StepsPass>& passes, Piece
   s.out = pieces.floats(rows * outputs_of(head));
   s.inner = pieces.take(static_cast<size_t>(rows * stride) * size_of(job.type));
   s.arrivals = static_cast<uint32_t*>(pieces.take(sizeof(uint32_t)));
+  s.posts = static_cast<Posted*>(pieces.take(static_cast<size_t>(posts) * sizeof(Posted)));
   *total = pieces.total();
   return s;
 }
@@ -325,8 +332,11 @@ void modulate(Queue& queue, const Job& job, const StepsPass& pass, const int32_t
   p.width = head.width;
   p.out = scratch.y.data;
   p.arrivals = scratch.arrivals;
+  p.posts = scratch.posts;
+  p.post_count = pass.post_count;
+  const int64_t threads = std::max(lines * head.width, p.post_count);
   with_type(job.type, [&](auto zero) {
-    queue.launch(join_conditions<decltype(zero)>, dim3(blocks_for(lines * head.width, kThreads)),
+    queue.launch(join_conditions<decltype(zero)>, dim3(blocks_for(threads, kThreads)),
                  dim3(kThreads), 0, p);
   });
   for (int64_t b = 0; b <= head.depth; ++b) {
@@ -381,6 +391,7 @@ void run(Queue& queue, Job& job) {
     p.stride = static_cast<int32_t>(steps_stride(job.type, head.width));
     p.out = scratch.out;
     p.arrivals = scratch.arrivals;
+    p.posts = scratch.posts;
     if (job.network) {
       p.network_out = job.network->out.row(pass.first_token);
       p.network_stride = job.network->out.stride;
@@ -391,7 +402,7 @@ void run(Queue& queue, Job& job) {
       p.steps = static_cast<int32_t>(std::min(chunk, count - first));
       p.last = first + chunk >= count;
       modulate(queue, job, pass, staged.z_rows + first_row, first, p.steps, scratch);
-      launch_steps(queue, head, job.type, pass, p);
+      launch_steps(queue, job.type, pass, p);
     }
     first_row += pass.rows;
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "cuda/device/exchange.h"
 #include "cuda/queue.h"
 
 namespace unifluid::cuda {
@@ -44,6 +45,10 @@ struct StepsPass {
   int most_rows = 0, most_tokens = 0;  // of a team
   int slots = 0;                       // parts of matrices that a block holds in shared memory
   size_t shared = 0;                   // bytes
+  bool aligned = false;                // matrices can be read in vectors,
+  bool vectors_aligned = false;        // and the weights and biases of norms
+  bool posts = false;                  // rows go from block to block by posts, not barriers
+  int64_t posts_stride = 0, post_count = 0;
 };
 
 // Cuts tokens, `rows[i]` rows each (1 or 2), into passes, each of one launch for a run of steps.
@@ -65,7 +70,7 @@ struct StepsParams {
   const float* final_linear_bias;
   int32_t channels, width, depth, outputs;
   bool flow;
-  bool aligned;  // square matrices and the final one can be read in vectors
+  bool aligned, vectors_aligned;
 
   const void* modulation;  // T [steps * rows, modulation_width]
   int32_t modulation_width;
@@ -83,17 +88,19 @@ struct StepsParams {
   float* hidden;  // [rows, stride]
   void* inner;    // T [rows, stride]
   int32_t stride;
-  float* out;          // [rows, outputs]
-  uint32_t* arrivals;  // zeroed before the launch
-  bool last;           // results go to the tokens
+  float* out;  // [rows, outputs]
+  // Zeroed before the launch; one of the two serves.
+  uint32_t* arrivals;  // [1]
+  Posted* posts;       // [post_count]
+  int32_t posts_stride;
+  bool last;  // results go to the tokens
 
   // The network alone: one step, and what it says is all that is asked.
   void* network_out;  // T [rows, network_stride], or null
   int64_t network_stride;
 };
 
-// Fills in what the plan and the head's matrices say of `params`, and launches.
-void launch_steps(Queue& queue, const DiffusionHeadWeights& head, DType type, const StepsPass& pass,
-                  StepsParams params);
+// Fills in what the plan says of `params`, and launches.
+void launch_steps(Queue& queue, DType type, const StepsPass& pass, StepsParams params);
 
 }  // namespace unifluid::cuda

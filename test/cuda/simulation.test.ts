@@ -19,6 +19,7 @@ const FOUND: Record<string, RegExp | "results"> = {
   "shared memory that nothing wrote": /nothing wrote/,
   "missing grid barrier": "results",
   "divergent grid barrier": /divergent barrier/,
+  "missing post": /waits at exchange\.h:\d+ for what nobody posts/,
 };
 
 test("every defect has its expectation", () => {

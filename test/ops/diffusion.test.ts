@@ -43,6 +43,8 @@ const SHAPES = [
   { channels: 5, condition: 7, width: 19, depth: 1, flow: false, type: "f32" },
   { channels: 64, condition: 24, width: 40, depth: 3, flow: true, type: "f16" },
   { channels: 3, condition: 33, width: 130, depth: 0, flow: true, type: "bf16" },
+  // On a GPU: blocks with unequal numbers of columns, whose weights stream.
+  { channels: 6, condition: 9, width: 132, depth: 2, flow: true, type: "f32" },
 ] as const;
 
 describeBackends("diffusion_head", (backend) => {

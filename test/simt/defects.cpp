@@ -5,6 +5,7 @@
 #include <map>
 
 #include "cuda/device/cp_async.h"
+#include "cuda/device/exchange.h"
 #include "cuda/device/grid.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
@@ -145,6 +146,17 @@ void divergent_grid_barrier(const Arguments& a) {
   if (blockIdx.x == 0) a.out[threadIdx.x] = a.in[threadIdx.x];
 }
 
+// A block waits for a value of a round that the other does not post.
+void missing_post(const Arguments& a) {
+  Posted* box = reinterpret_cast<Posted*>(a.arrivals);
+  if (blockIdx.x == 1) {
+    if (threadIdx.x == 0) post(box, a.in[0], a.wrong ? 1 : 2);
+    return;
+  }
+  const float received = receive(box, 2);
+  a.out[threadIdx.x] = threadIdx.x == 0 ? received : a.in[threadIdx.x];
+}
+
 struct Defect {
   void (*kernel)(const Arguments&);
   int shift;  // out[i] = in[i + shift]
@@ -169,6 +181,7 @@ const std::map<std::string, Defect>& defects() {
       {"shared memory that nothing wrote", {read_of_nothing, 0}},
       {"missing grid barrier", {missing_grid_barrier, 0, true}},
       {"divergent grid barrier", {divergent_grid_barrier, 0, true}},
+      {"missing post", {missing_post, 0, true}},
   };
   return all;
 }
@@ -187,11 +200,11 @@ Outcome run_defect(const std::string& name, bool wrong, uint64_t seed) {
   std::array<float, kThreads + 1> out;
   for (uint32_t i = 0; i < kThreads; ++i) in[i] = 1.0f + static_cast<float>(i);
   out.fill(-1);
-  uint32_t arrivals = 0;
+  alignas(8) uint32_t arrivals[2] = {};
   struct Context {
     Arguments arguments;
     void (*kernel)(const Arguments&);
-  } context{{wrong, out.data(), in.data(), &arrivals}, defect.kernel};
+  } context{{wrong, out.data(), in.data(), arrivals}, defect.kernel};
   Outcome outcome;
   outcome.error = simt::run_grid(
       dim3(defect.cooperative ? 2 : 1), dim3(kThreads), 2 * kThreads * sizeof(float),

@@ -106,6 +106,12 @@ void grid_barrier(Place place) {
   wait(State::grid_barrier, place);
 }
 
+void spin(Place place) {
+  if (!current->block->grid->cooperative)
+    fail("a wait for other blocks in a launch that is not cooperative");
+  wait(State::spinning, place);
+}
+
 void warp_operation(uint32_t mask, const void* operation, void* payload,
                     void (*combine)(void* const*, uint32_t), Place place) {
   Thread& t = *current;
@@ -368,6 +374,8 @@ void run_blocks(Grid& grid, std::vector<std::unique_ptr<Block>>& blocks, std::mt
     for (auto& t : block->threads) make_ready(*t);
   const uint64_t total = grid.alive = scheduler.ready.size();
   std::vector<Thread*> turn;
+  constexpr int kIdleTurns = 1000;
+  int idle = 0;
   while (grid.error.empty()) {
     if (scheduler.ready.empty()) {
       // Only a whole grid at its barrier may be without a ready thread.
@@ -387,11 +395,20 @@ void run_blocks(Grid& grid, std::vector<std::unique_ptr<Block>>& blocks, std::mt
     }
     turn.swap(scheduler.ready);
     std::shuffle(turn.begin(), turn.end(), random);
+    size_t spun = 0;
     for (Thread* t : turn) {
       current = t;
       t->fiber.resume(&scheduler.stack);
       if (!grid.error.empty()) break;
+      if (t->state != State::spinning) continue;
+      ++spun;
+      make_ready(*t);
     }
+    // A turn in which all have looked in vain may have brought one of them a step further.
+    idle = spun == turn.size() ? idle + 1 : 0;
+    if (idle > kIdleTurns && grid.error.empty())
+      grid.error =
+          name(*turn.front()) + " waits at " + text(turn.front()->place) + " for what nobody posts";
     turn.clear();
   }
   current = nullptr;

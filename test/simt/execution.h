@@ -6,6 +6,7 @@
 //  - shared memory read that nothing wrote, or outside of its piece
 //  - the target of a cp.async read before its wait
 //  - lanes of a warp at different warp-wide operations
+//  - threads that wait for what nobody will post
 //
 // Threads run in an order shuffled by a seed, one at a time, each until it must wait. What a launch
 // did wrong is its error, with file and line; the launch ends there.
@@ -34,7 +35,7 @@ struct Place {
   int line;
 };
 
-enum class State : uint8_t { ready, block_barrier, warp_operation, grid_barrier, done };
+enum class State : uint8_t { ready, spinning, block_barrier, warp_operation, grid_barrier, done };
 
 struct Copy {
   unsigned char* to;
@@ -104,6 +105,8 @@ extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
 void wait(State state, Place place);
 void block_barrier(Place place);
 void grid_barrier(Place place);
+// Lets others run before the thread looks again for what it waits for.
+void spin(Place place);
 // Waits until all lanes of `mask` are at this operation; the last one runs combine(payloads).
 void warp_operation(uint32_t mask, const void* operation, void* payload,
                     void (*combine)(void* const* payloads, uint32_t mask), Place place);

@@ -1,0 +1,67 @@
+// Values from one block of a grid to others without a barrier: a float travels with the number of
+// the round that it belongs to, in one word of 8 bytes, and whoever needs it looks at that word
+// until the number is there. It takes one way to the second-level cache and back where a barrier
+// takes three, and leaves the first-level cache as it is. (NCCL calls this protocol LL.)
+//
+// The words are zeroed before the launch, all blocks of which are resident; rounds count from 1.
+// Nothing else is ordered: what was stored before a post is not seen by those who receive it.
+#pragma once
+
+#include "cuda/device/platform.h"
+
+namespace unifluid::cuda {
+
+struct alignas(8) Posted {
+  float value;
+  uint32_t round;
+};
+
+UNIFLUID_DEVICE void post(Posted* at, float value, uint32_t round) {
+#ifdef UNIFLUID_SIMT
+  *at = {value, round};
+#else
+  const uint64_t word = static_cast<uint64_t>(round) << 32 | __float_as_uint(value);
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(at), "l"(word) : "memory");
+#endif
+}
+
+// Two words side by side as they are now; `at` aligned to 16 bytes.
+UNIFLUID_DEVICE void look(const Posted* at, Posted (&now)[2]) {
+#ifdef UNIFLUID_SIMT
+  now[0] = at[0];
+  now[1] = at[1];
+#else
+  uint64_t words[2];
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0,%1}, [%2];"
+               : "=l"(words[0]), "=l"(words[1])
+               : "l"(at)
+               : "memory");
+  for (int i = 0; i < 2; ++i)
+    now[i] = {__uint_as_float(static_cast<uint32_t>(words[i])),
+              static_cast<uint32_t>(words[i] >> 32)};
+#endif
+}
+
+// Said by a thread that looked in vain, before it looks again.
+#ifdef UNIFLUID_SIMT
+inline void look_again(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  simt::spin({file, line});
+}
+#else
+UNIFLUID_DEVICE void look_again() {}
+#endif
+
+UNIFLUID_DEVICE float receive(const Posted* at, uint32_t round) {
+#ifdef UNIFLUID_SIMT
+  while (at->round != round) look_again();
+  return at->value;
+#else
+  uint64_t word;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(at) : "memory");
+  } while (static_cast<uint32_t>(word >> 32) != round);
+  return __uint_as_float(static_cast<uint32_t>(word));
+#endif
+}
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,145 @@
+// How the sampling steps of the diffusion head are shared out to blocks (diffusion_steps.cu).
+#include <algorithm>
+#include <string>
+
+#include "core/error.h"
+#include "cuda/dispatch.h"
+#include "cuda/kernels/diffusion_steps.h"
+#include "cuda/kernels/diffusion_tile.h"
+
+namespace unifluid::cuda {
+namespace {
+
+using namespace steps;
+
+// Rows of a team up to which posts are faster than barriers: their words are 10 KiB a row of
+// UniFluid's head, which every block reads in each exchange.
+constexpr int kMostPostedRows = 8;
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Bytes of shared memory that a block takes beside slots, and of one slot.
+size_t fixed_bytes(const DiffusionHeadWeights& head, DType type, int64_t rows, int64_t tokens,
+                   int64_t columns) {
+  const int64_t words = steps_stride(type, head.width) * static_cast<int64_t>(size_of(type)) / 4;
+  SharedBytes bytes;
+  bytes.take<uint32_t>(static_cast<size_t>(rows * input_stride(static_cast<int>(words))))
+      .take<float>(static_cast<size_t>(kWarps * rows * kPartialStride))
+      .take<float>(static_cast<size_t>(rows * columns))
+      .take<float>(static_cast<size_t>(tokens * head.channels));
+  return bytes.used;
+}
+size_t slot_bytes(const DiffusionHeadWeights& head, DType type, int64_t columns) {
+  const int64_t depth = 64 / static_cast<int64_t>(size_of(type));
+  const int64_t warp_pieces = blocks_for(blocks_for(head.width, depth), kWarps);
+  return static_cast<size_t>(kWarps * warp_pieces * std::min<int64_t>(columns, kTileColumns) * 64);
+}
+
+struct Split {
+  int64_t teams = 0, members = 0, columns = 0, quota = 0;
+};
+
+// How many teams: the fewest elements read from the second-level cache for each row and product,
+// since that is what all blocks wait for.
+Split best_split(const DiffusionHeadWeights& head, DType type, const DeviceLimits& limits,
+                 int64_t rows, int64_t tokens) {
+  Split best;
+  double least = 0;
+  const bool guided = rows > tokens, mixed = guided && rows < 2 * tokens;
+  for (int64_t teams = 1; teams <= std::min<int64_t>(limits.processors, tokens); ++teams) {
+    Split split{teams, limits.processors / teams, 0, 0};
+    // Pairs of columns, so that results are written in whole words.
+    split.columns = round_up(blocks_for(head.width, split.members), 2);
+    split.members = blocks_for(head.width, split.columns);
+    // A team takes tokens until none fits; one of two rows may leave a place free.
+    split.quota = blocks_for(rows, teams);
+    if (guided) split.quota = mixed ? split.quota + 1 : round_up(split.quota, 2);
+    split.quota = std::min<int64_t>(split.quota, kMostRows);
+    while (split.quota > 0 &&
+           fixed_bytes(head, type, split.quota, split.quota, split.columns) > limits.shared_bytes)
+      --split.quota;
+    if (split.quota < (guided ? 2 : 1)) continue;
+    const double cost = static_cast<double>(split.quota + split.columns) /
+                        static_cast<double>(std::min(rows, teams * split.quota));
+    if (best.teams > 0 && cost >= least) continue;
+    best = split;
+    least = cost;
+  }
+  if (best.teams == 0)
+    throw Error(error_code::kInvalidArgument,
+                "expected a diffusion head whose rows fit into the GPU's shared memory of " +
+                    std::to_string(limits.shared_bytes) + " bytes but received a width of " +
+                    std::to_string(head.width));
+  return best;
+}
+
+// Words of a row of posts: hidden, inner and outputs take turns in it.
+int64_t posts_stride(const DiffusionHeadWeights& head, DType type) {
+  return std::max(steps_stride(type, head.width), round_up(2 * head.channels, 2));
+}
+
+bool norms_readable_in_vectors(const DiffusionHeadWeights& head) {
+  const auto aligned = [](const float* v) { return reinterpret_cast<uintptr_t>(v) % 16 == 0; };
+  bool all = head.width % 4 == 0;
+  for (int64_t b = 0; b < head.depth; ++b)
+    all = all && aligned(head.blocks[b].norm_weight) && aligned(head.blocks[b].norm_bias);
+  return all;
+}
+
+bool readable_in_vectors(const DiffusionHeadWeights& head) {
+  bool aligned = aligned16(head.final_linear);
+  for (int64_t b = 0; b < head.depth; ++b)
+    aligned = aligned && aligned16(head.blocks[b].mlp0) && aligned16(head.blocks[b].mlp2);
+  return aligned;
+}
+
+}  // namespace
+
+int64_t steps_stride(DType type, int64_t width) {
+  return round_up(width, 64 / static_cast<int64_t>(size_of(type)));
+}
+
+std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
+                                  const DeviceLimits& limits, const std::vector<int32_t>& rows) {
+  std::vector<StepsPass> passes;
+  const int64_t count = static_cast<int64_t>(rows.size());
+  int64_t rows_left = 0;
+  for (int32_t r : rows) rows_left += r;
+  for (int64_t next = 0; next < count;) {
+    const Split split = best_split(head, type, limits, rows_left, count - next);
+    StepsPass pass;
+    pass.first_token = next;
+    pass.members = static_cast<int>(split.members);
+    pass.columns = static_cast<int>(split.columns);
+    for (int64_t t = 0; t < split.teams && next < count; ++t) {
+      StepsTeam team{static_cast<int32_t>(pass.tokens), 0, static_cast<int32_t>(pass.rows), 0};
+      for (; next < count && team.rows + rows[next] <= split.quota; ++next) {
+        team.rows += rows[next];
+        ++team.tokens;
+      }
+      pass.tokens += team.tokens;
+      pass.rows += team.rows;
+      pass.most_rows = std::max(pass.most_rows, team.rows);
+      pass.most_tokens = std::max(pass.most_tokens, team.tokens);
+      pass.teams.push_back(team);
+    }
+    rows_left -= pass.rows;
+    pass.shared = fixed_bytes(head, type, pass.most_rows, pass.most_tokens, pass.columns);
+    pass.aligned = readable_in_vectors(head);
+    pass.vectors_aligned = norms_readable_in_vectors(head);
+    if (pass.aligned) {
+      const size_t slot = slot_bytes(head, type, pass.columns);
+      const int64_t units = 2 * head.depth * blocks_for(pass.columns, kTileColumns);
+      pass.slots = static_cast<int>(std::min<int64_t>(
+          units, static_cast<int64_t>((limits.shared_bytes - pass.shared) / slot)));
+      pass.shared += static_cast<size_t>(pass.slots) * slot;
+    }
+    pass.posts = pass.most_rows <= kMostPostedRows;
+    pass.posts_stride = posts_stride(head, type);
+    pass.post_count = pass.posts ? kPostRounds * pass.rows * pass.posts_stride : 0;
+    passes.push_back(std::move(pass));
+  }
+  return passes;
+}
+
+}  // namespace unifluid::cuda
