@@ -9,7 +9,6 @@
 // 256, what every device from sm_80 on gives. There is no room for two; instead values arrive while
 // scores are computed, and the next keys while values are added. Smaller heads leave room for
 // several thread blocks, which overlap.
-#include "core/error.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels/attention.h"
 

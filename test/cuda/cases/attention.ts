@@ -50,6 +50,12 @@ const SETTINGS: Record<string, Settings> = {
     headDim: 34,
     ropeTheta: 100,
   },
+  "multi-query, more heads than a tile takes": {
+    heads: 20,
+    kvHeads: 1,
+    headDim: 32,
+    ropeTheta: 10000,
+  },
   "the VAE's one of 512": { heads: 1, kvHeads: 1, headDim: 512, prefix: 1000 },
 };
 
@@ -167,15 +173,59 @@ cases.push({
   },
 });
 
+/** Decoding computes weights for 512 keys at a time: two rounds, and a window that begins in the first. */
+const LONG: Record<string, Settings> = {
+  "more keys than a round": { heads: 2, kvHeads: 1, headDim: 64, softCap: 5, ropeTheta: 10000 },
+  "a window across two rounds": { heads: 2, kvHeads: 1, headDim: 64, window: 530 },
+};
+const LONG_ROWS = 600;
+const LONG_PIECES = [LONG_ROWS - 9, 1, 7, 1];
+
+cases.push(
+  ...Object.entries(LONG).map(
+    ([name, s]): CudaCase => ({
+      name,
+      tolerance: 8,
+      run: (backend, random) => inPieces(backend, s, draw(random, s, LONG_ROWS), LONG_PIECES),
+    }),
+  ),
+  {
+    name: "gaps between rows, which are then not aligned",
+    tolerance: 8,
+    run(backend, random) {
+      const s = SETTINGS["128, multi-query, window, rotary"]!;
+      const inputs = new Inputs(random);
+      const [q, k] = [s.heads * s.headDim, s.kvHeads * s.headDim];
+      return backend.attention({
+        q: inputs.matrix(72, q, 1, q + 3),
+        k: inputs.matrix(72, k, 1, k + 5),
+        v: inputs.matrix(72, k, 1, k + 1),
+        ...settingsOf(s),
+        spans: [
+          { firstRow: 0, rows: 2, index: 0, prefixEnd: 0 },
+          { firstRow: 2, rows: 70, index: 0, prefixEnd: 0 },
+        ],
+        outStride: q + 3,
+      });
+    },
+  },
+);
+
 /** Many rows at once go to another kernel than few: the same bits must come of both. */
-export const invariants: Invariant[] = Object.entries(SETTINGS).map(([name, s]) => ({
+const invariant = (name: string, s: Settings, total: number, pieces: number[]): Invariant => ({
   name,
   run(backend, random) {
-    const rows = draw(random, s, 200);
-    const prefix = Math.min(s.prefix ?? 0, 200);
+    const rows = draw(random, s, total);
     return {
-      whole: inPieces(backend, s, rows, [200]),
-      alone: inPieces(backend, s, rows, piecesOf(200, prefix)),
+      whole: inPieces(backend, s, rows, [total]),
+      alone: inPieces(backend, s, rows, pieces),
     };
   },
-}));
+});
+
+export const invariants: Invariant[] = [
+  ...Object.entries(SETTINGS).map(([name, s]) =>
+    invariant(name, s, 200, piecesOf(200, Math.min(s.prefix ?? 0, 200))),
+  ),
+  ...Object.entries(LONG).map(([name, s]) => invariant(name, s, LONG_ROWS, LONG_PIECES)),
+];
