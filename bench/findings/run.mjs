@@ -19,7 +19,6 @@ const { values } = parseArgs({
     work: { type: "string" },
     jobs: { type: "string", default: "2" },
     seeds: { type: "string", default: "1,2,3" },
-    stage: { type: "string", default: "all" }, // or train: without figures
   },
 });
 if (values.work === undefined) throw new Error("expected --work DIR, a folder for data and runs");
@@ -164,15 +163,100 @@ function trained(variant, seed) {
   return training.get(name);
 }
 
+const figuresOf = (run) => join(work, "figures", `${run}.json`);
+
+/** Losses on the test scenes, and how often what it writes and draws is right. */
+async function measure(variant, seed) {
+  const name = nameOf(variant, seed);
+  if (await exists(figuresOf(name))) return;
+  const checkpoint = checkpointOf(name);
+  const tasks = VARIANTS[variant].tasks ?? ["generate", ...READING];
+  const draws = tasks.includes("generate");
+  const reads = tasks.includes("caption");
+  const only = [...(draws ? ["generation"] : []), ...(reads ? ["captions", "answers"] : [])];
+  const losses = join("figures", `${name}-loss.json`);
+  const scenes = join("figures", `${name}-scenes.json`);
+  const manifests = tasks.map((task) => `test/${task}.jsonl`);
+  await unifluid(
+    "eval",
+    checkpoint,
+    "--suite",
+    "loss",
+    "--manifest",
+    ...manifests,
+    "--out",
+    losses,
+    "--threads",
+    "1",
+  );
+  await unifluid(
+    "eval",
+    checkpoint,
+    "--scenes",
+    "100",
+    "--only",
+    only.join(","),
+    "--out",
+    scenes,
+    "--threads",
+    "1",
+  );
+  const read = async (file) => JSON.parse(await readFile(join(work, file), "utf8"));
+  const { image, text, byTask } = await read(losses);
+  const { generation, captions, answers } = await read(scenes);
+  await writeWhole(
+    figuresOf(name),
+    JSON.stringify({ variant, seed, image, text, byTask, generation, captions, answers }),
+  );
+}
+
+const rate = (value) => value && { rate: value.rate, n: value.n };
+
+/** Of a run the figures that docs/findings.md speaks of. */
+function summary({ variant, seed, image, byTask, generation, captions, answers }) {
+  return {
+    variant,
+    seed,
+    imageLoss: image?.loss,
+    captionLoss: byTask.caption?.loss,
+    answerLoss: byTask.answer?.loss,
+    generationScore: generation?.score,
+    attributes:
+      generation &&
+      Object.fromEntries(
+        ["background", "count", "color", "shape"].map((name) => [
+          name,
+          generation.attributes[name].rate,
+        ]),
+      ),
+    captionsExact: rate(captions?.exact),
+    answersRight: rate(answers?.all),
+  };
+}
+
+/** What plot.mjs draws. */
+async function gather() {
+  const results = [];
+  for (const variant of Object.keys(VARIANTS))
+    for (const seed of seeds) {
+      const f = JSON.parse(await readFile(figuresOf(nameOf(variant, seed)), "utf8"));
+      results.push(summary(f));
+    }
+  await writeWhole(join(here, "results.json"), `${JSON.stringify(results, null, 2)}\n`);
+}
+
 await prepare();
+await mkdir(join(work, "figures"), { recursive: true });
 const left = seeds.flatMap((seed) => Object.keys(VARIANTS).map((variant) => [variant, seed]));
 const worker = async () => {
   for (let next = left.shift(); next; next = left.shift()) {
     const [variant, seed] = next;
     const begun = performance.now();
     await trained(variant, seed);
+    await measure(variant, seed);
     const seconds = (performance.now() - begun) / 1000;
-    console.log(`${nameOf(variant, seed)} trained, ${seconds.toFixed(0)} s`);
+    console.log(`${nameOf(variant, seed)}: ${seconds.toFixed(0)} s`);
   }
 };
 await Promise.all(Array.from({ length: Number(values.jobs) }, worker));
+await gather();
