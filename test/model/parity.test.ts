@@ -37,7 +37,9 @@ const isas = loadAddon()
 const cudaNames = names.filter((name) => name.endsWith("-tiny"));
 
 const cases: { name: string; on: string; load: LoadOptions }[] = [
-  ...names.flatMap((name) => isas.map((isa) => ({ name, on: isa, load: { isa, threads: 2 } }))),
+  ...names.flatMap((name) =>
+    isas.map((isa) => ({ name, on: isa, load: { device: "cpu" as const, isa, threads: 2 } })),
+  ),
   ...cudaNames.map((name) => ({
     name,
     on: "cuda-simulated",
