@@ -64,7 +64,9 @@ const seconds = async (run) => {
   return Number(process.hrtime.bigint() - begin) / 1e9;
 };
 
-/** Seconds of the peer's case, one figure for each way that it runs; null where there is no PyTorch. */
+/** Whether a figure of PyTorch's is wanting. */
+let peerMissing = options.reference === "";
+/** Seconds of the peer's case, one figure for each way that it runs; null where there is none. */
 async function peer(name, extra = []) {
   if (!options.reference) return null;
   const args = [join(root, "bench", "gpu_peer.py"), name, "--reference", options.reference];
@@ -76,7 +78,9 @@ async function peer(name, extra = []) {
     const [way, value] = line.split(" ");
     figures[way] = Number(value);
   }
-  return Object.keys(figures).length > 0 ? figures : null;
+  if (Object.keys(figures).length > 0) return figures;
+  peerMissing = true;
+  return null;
 }
 
 const rows = [];
@@ -131,7 +135,7 @@ record("copy, bytes read and written a second", `${(bandwidth / 1e9).toFixed(0)}
   const taken = await time({ operation: "attention", ...sizes, softCap: 50 }, 20);
   const flops = 4 * sizes.rows ** 2 * sizes.heads * sizes.headDim;
   record(
-    `prefill attention, head ${sizes.headDim}, soft cap, ${sizes.rows} rows`,
+    `prefill attention, head ${sizes.headDim}, soft cap, ${sizes.rows} rows that all see each other`,
     `${ms(taken)}, ${(flops / taken / 1e12).toFixed(0)} TFLOP/s`,
     "≥ 400 TFLOP/s",
     taken,
@@ -166,7 +170,7 @@ backend.close();
     await draw(batch)();
     const taken = await several(draw(batch));
     record(
-      `256² images, unifluid-2b, guidance, batch ${batch}`,
+      `256² images (latents, without decoding), unifluid-2b, guidance, batch ${batch}`,
       batch === 1 ? `${taken.toFixed(3)} s` : `${(batch / taken).toFixed(1)} images/s`,
       batch === 1 ? "≤ 1.0 s; 15× eager, 5× compiled" : "≥ 30 images/s; 5× compiled",
       taken,
@@ -203,7 +207,7 @@ function commit() {
 
 const heading =
   `Commit ${commit()}, ${device.name}, compute capability ${device.capability}, driver for CUDA ${device.driver}, ` +
-  `library for ${device.runtime}; medians of ${rounds} rounds${options.reference ? "" : "; PyTorch was not there"}.`;
+  `library for ${device.runtime}; medians of ${rounds} rounds${peerMissing ? "; PyTorch was not there, or failed where a dash stands" : ""}.`;
 console.log(`\n${heading}`);
 if (!small) {
   const table = [
