@@ -14,6 +14,7 @@ interface InitFlags extends OutputFlags {
   tokenizer?: string;
   text?: string;
   vision?: string;
+  image?: string;
   vae?: string;
 }
 
@@ -31,13 +32,17 @@ export function addInit(program: Command): void {
       "take the decoder of this model (Gemma, Gemma 2, PaliGemma, UniFluid)",
     )
     .option("--vision <model>", "take the vision tower of this model (SigLIP, PaliGemma, UniFluid)")
+    .option(
+      "--image <model>",
+      "take the diffusion head and the embeddings of image tokens of this model (UniFluid)",
+    )
     .option("--vae <model>", "take the autoencoder of this directory, or of a file like KL-16's");
   addFlags(command, "seed", ...OUTPUT_FLAGS).action((config: string, flags: InitFlags) =>
     runCommand(flags, async (context) => {
       const { initCheckpoint } = await import("../init/init.js");
-      const { out, tokenizer, text, vision, vae } = flags;
+      const { out, tokenizer, text, vision, image, vae } = flags;
       const seed = parseSeed(flags.seed);
-      const made = await initCheckpoint(config, out, { seed, tokenizer, text, vision, vae });
+      const made = await initCheckpoint(config, out, { seed, tokenizer, text, vision, image, vae });
       const parameters = Object.values(countParameters(made)).reduce((sum, n) => sum + n, 0);
       note(context, `${formatCount(parameters)} parameters in ${out}, seed ${seed}`);
       if (context.json) await writeJson({ folder: out, parameters, seed });

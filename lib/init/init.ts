@@ -13,7 +13,7 @@ import { parseVaeConfig } from "../checkpoint/vae-config.js";
 import { InvalidConfigError, InvalidOptionError } from "../errors.js";
 import { Tokenizer } from "../tokenizer.js";
 import { initialize, noiseIsInput } from "./initialize.js";
-import { openText, openVae, openVision } from "./sources.js";
+import { openImage, openText, openVae, openVision, PARTS } from "./sources.js";
 
 export interface InitOptions {
   seed: bigint;
@@ -22,18 +22,16 @@ export interface InitOptions {
    * `shapes-64`.
    */
   tokenizer?: string;
-  /** Models whose decoder, vision tower with its projector, or autoencoder is taken. */
+  /**
+   * Models whose decoder, vision tower with its projector, diffusion head with the embeddings of image tokens, or
+   * autoencoder is taken.
+   */
   text?: string;
   vision?: string;
+  image?: string;
   vae?: string;
 }
 
-/** Names of the tensors that a part is made of. */
-const PARTS = {
-  text: /^(language_model|lm_head)\b/,
-  vision: /^(vision_tower|multi_modal_projector)\b/,
-  vae: /^vae\./,
-} as const;
 const PROJECTOR = /^multi_modal_projector\b/;
 
 const PROMPTS = {
@@ -95,6 +93,7 @@ export async function initCheckpoint(
   if (!isObject(vaeFields)) throw new InvalidConfigError(`expected a mapping for ${at("vae")}`);
   const text = options.text === undefined ? undefined : await openText(options.text);
   const vision = options.vision === undefined ? undefined : await openVision(options.vision);
+  const image = options.image === undefined ? undefined : await openImage(options.image);
   const taken =
     options.vae === undefined ? undefined : await openVae(options.vae, vaeFields, at("vae"));
   if (!taken && Object.keys(vaeFields).length === 0)
@@ -107,11 +106,18 @@ export async function initCheckpoint(
   const vae = parseVaeConfig(Fields.of(vaeConfig, at("vae")));
   taken?.match(vaeTensors(vae));
 
-  const alone = Object.keys(given).length === 0 && !text && !vision;
+  const alone = Object.keys(given).length === 0 && !text && !vision && !image;
   const config: Record<string, unknown> = { ...DEFAULTS, ...given };
   if (text) config.text_config = text.configUnder(given.text_config, at("text_config"));
   if (vision)
     config.vision_config = vision.part.configUnder(given.vision_config, at("vision_config"));
+  if (image) {
+    config.image_generation = image.tokens.configUnder(
+      given.image_generation,
+      at("image_generation"),
+    );
+    config.diffusion_head = image.head.configUnder(given.diffusion_head, at("diffusion_head"));
+  }
   const parsed = alone ? undefined : parseModelConfig(config, configPath);
   const expected = parsed ? modelTensors(parsed) : [];
   text?.match(expected.filter(({ name }) => PARTS.text.test(name)));
@@ -119,6 +125,8 @@ export async function initCheckpoint(
     expected.filter(({ name }) => PARTS.vision.test(name)),
     PROJECTOR,
   );
+  image?.tokens.match(expected.filter(({ name }) => PARTS.tokens.test(name)));
+  image?.head.match(expected.filter(({ name }) => PARTS.head.test(name)));
   const tokenizerAt = await locateCheckpoint(options.tokenizer ?? options.text ?? "shapes-64");
   if (parsed) await Tokenizer.load(join(tokenizerAt, "tokenizer.json"), parsed.text.vocabSize);
   if (parsed?.image) checkImageAgainstVae(parsed.image, vae, configPath);
@@ -133,7 +141,7 @@ export async function initCheckpoint(
     "diffusion_head.input_proj.bias": head?.bias,
     "diffusion_head.final_layer.linear.weight": head?.output,
   };
-  const parts = [text, vision?.part, taken];
+  const parts = [text, vision?.part, image?.tokens, image?.head, taken];
   const valuesOf = async (tensor: ExpectedTensor): Promise<Float32Array> => {
     const part = parts.find((p) => p?.has(tensor.name));
     return part ? part.read(tensor.name) : (special[tensor.name] ?? initialize(tensor, seed));

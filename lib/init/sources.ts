@@ -36,6 +36,14 @@ async function readJson(path: string): Promise<Json> {
   throw new InvalidConfigError(`${path}: expected an object`);
 }
 
+/** Canonical names of the tensors that the parts of a model are made of. */
+export const PARTS = {
+  text: /^(language_model|lm_head)\./,
+  vision: /^(vision_tower|multi_modal_projector)\./,
+  tokens: /^image_/,
+  head: /^diffusion_head\./,
+} as const;
+
 const isFile = (path: string): Promise<boolean> =>
   stat(path).then(
     (s) => s.isFile(),
@@ -87,7 +95,7 @@ export async function openText(model: string): Promise<Part> {
       head_dim: text.headDim,
     },
     files,
-    tensors: named(files, tensors, (n) => canonicalName(n, kind), /^(language_model|lm_head)\./),
+    tensors: named(files, tensors, (n) => canonicalName(n, kind), PARTS.text),
   });
 }
 
@@ -143,9 +151,45 @@ export async function openVision(model: string): Promise<VisionSource> {
         patch_size: vision.patchSize,
       },
       files,
-      tensors: named(files, tensors, canonical, /^(vision_tower|multi_modal_projector)\./),
+      tensors: named(files, tensors, canonical, PARTS.vision),
     }),
     preprocessor: (await isFile(preprocessor)) ? preprocessor : undefined,
+  };
+}
+
+export interface ImageSource {
+  /** The embeddings of image tokens. */
+  tokens: Part;
+  head: Part;
+}
+
+/** What draws in a UniFluid directory: the embeddings of image tokens and the diffusion head. */
+export async function openImage(model: string): Promise<ImageSource> {
+  const directory = await locateCheckpoint(model);
+  const where = join(directory, "config.json");
+  const json = await readJson(where);
+  const { image } = parseModelConfig(json, where);
+  if (!image) throw new InvalidOptionError(`expected a model that draws for --image: ${model}`);
+  const { files, tensors } = await readWeightFiles(directory, "model");
+  const part = (section: unknown, sizes: Json, names: RegExp) =>
+    new Part({
+      source: model,
+      fields: section as Json,
+      sizes,
+      files,
+      tensors: named(files, tensors, (n) => canonicalName(n, "unifluid"), names),
+    });
+  return {
+    tokens: part(
+      json.image_generation,
+      { grid: image.grid, token_channels: image.tokenChannels },
+      PARTS.tokens,
+    ),
+    head: part(
+      json.diffusion_head,
+      { width: image.headWidth, depth: image.headDepth, objective: image.flow ? "flow" : "ddpm" },
+      PARTS.head,
+    ),
   };
 }
 

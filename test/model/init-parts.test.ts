@@ -333,3 +333,45 @@ describe("a decoder", () => {
     expect(to.get("model.multi_modal_projector.linear.weight").shape[0]).toBe(48);
   });
 });
+
+describe("what draws", () => {
+  const { image_generation: _, diffusion_head: __, ...reading } = TINY_MODEL;
+  const source = join(FIXTURES, "unifluid-tiny");
+
+  test("brings its sizes and its weights, and another vision tower beside it is fresh", async () => {
+    const parts = { text: source, image: source, vae: source };
+    const { vision_config: tower } = TINY_MODEL;
+    const { directory } = await init({ vision_config: tower }, parts);
+    const [from, to] = [await json(source, "config.json"), await json(directory, "config.json")];
+    expect(to.image_generation).toEqual(from.image_generation);
+    expect(to.diffusion_head).toEqual(from.diffusion_head);
+    expect(to.vision_config.hidden_size).toBe(tower.hidden_size);
+    const [a, b] = [source, directory].map((d) => new Tensors(join(d, "model.safetensors")));
+    const taken = b!.names.filter((name) => /^(image_|diffusion_head)/.test(name));
+    expect(taken.length).toBeGreaterThan(20);
+    for (const name of taken) expect(values(b!, name)).toEqual(values(a!, name));
+  });
+
+  test("is refused where it does not fit or is not there", async () => {
+    const diffusion_head = { ...TINY_MODEL.diffusion_head, width: 24 };
+    await refused(
+      { ...reading, diffusion_head },
+      { image: source, vae: source },
+      "INVALID_CONFIG",
+      /diffusion_head: expected \d+ for width, which .* has, but found 24/,
+    );
+    const text_config = { ...TINY_MODEL.text_config, hidden_size: 40 };
+    await refused(
+      { ...reading, text_config },
+      { image: source, vae: source },
+      "TENSOR_SHAPE",
+      /image_/,
+    );
+    await refused(
+      reading,
+      { image: join(FIXTURES, "paligemma-tiny"), vae: source },
+      "INVALID_OPTION",
+      /expected a model that draws for --image/,
+    );
+  });
+});
