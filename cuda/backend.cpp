@@ -121,6 +121,36 @@ void CudaBackend::sample_text(const SampleTextArgs& args) {
   std::memcpy(args.ids, host.data(), rows * sizeof(int32_t));
 }
 
+// ---- training: results for the host, which wait ----
+
+void CudaBackend::cross_entropy(const CrossEntropyArgs& args) {
+  if (args.logits.rows == 0) return;
+  queue_.begin_operation();
+  const float* losses = cuda::cross_entropy(queue_, args);
+  transfer_.download(losses, static_cast<size_t>(args.logits.rows) * sizeof(float), args.losses);
+}
+
+void CudaBackend::diffusion_loss(const DiffusionLossArgs& args) {
+  if (args.output.rows == 0) return;
+  queue_.begin_operation();
+  const float* losses = cuda::diffusion_loss(queue_, args);
+  transfer_.download(losses, static_cast<size_t>(args.output.rows) * sizeof(float), args.losses);
+}
+
+double CudaBackend::sum_of_squares(const float* values, int64_t count) {
+  if (count == 0) return 0;
+  queue_.begin_operation();
+  const double* sum = cuda::sum_of_squares(queue_, values, count);
+  double result = 0;
+  transfer_.download(sum, sizeof result, &result);
+  return result;
+}
+
+void CudaBackend::fill(const Tensor& tensor, float value) {
+  queue_.begin_operation();
+  cuda::fill(queue_, tensor, value);
+}
+
 // ---- devices ----
 
 int device_count() {

@@ -9,11 +9,12 @@
 #include "cuda/boundary.h"
 #include "cuda/kernels.h"
 #include "cuda/queue.h"
+#include "cuda/training_kernels.h"
 #include "cuda/transfer.h"
 
 namespace unifluid::cuda {
 
-class CudaBackend final : public Backend {
+class CudaBackend final : public Backend, public TrainingBackend {
  public:
   explicit CudaBackend(const OpenOptions& options);
   ~CudaBackend() override;
@@ -57,6 +58,50 @@ class CudaBackend final : public Backend {
   }
   void convolution(const ConvolutionArgs& args) override { run(cuda::convolution, args); }
   void group_norm(const GroupNormArgs& args) override { run(cuda::group_norm, args); }
+
+  // ---- core/training_backend.h ----
+
+  TrainingBackend* training() override { return this; }
+  void gemm(const GemmArgs& args) override { run(cuda::gemm, args); }
+  void column_sum(const ColumnSumArgs& args) override { run(cuda::column_sum, args); }
+  void add(const AddArgs& args) override { run(cuda::add, args); }
+  void activation(const ActivationArgs& args) override { run(cuda::activation, args); }
+  void activation_backward(const ActivationBackwardArgs& args) override {
+    run(cuda::activation_backward, args);
+  }
+  void gated(const GatedArgs& args) override { run(cuda::gated, args); }
+  void gated_backward(const GatedBackwardArgs& args) override { run(cuda::gated_backward, args); }
+  void gated_add(const GatedAddArgs& args) override { run(cuda::gated_add, args); }
+  void gated_add_backward(const GatedAddBackwardArgs& args) override {
+    run(cuda::gated_add_backward, args);
+  }
+  void rms_norm_backward(const RmsNormBackwardArgs& args) override {
+    run(cuda::rms_norm_backward, args);
+  }
+  void modulated_norm(const ModulatedNormArgs& args) override { run(cuda::modulated_norm, args); }
+  void modulated_norm_backward(const ModulatedNormBackwardArgs& args) override {
+    run(cuda::modulated_norm_backward, args);
+  }
+  void attention_backward(const AttentionBackwardArgs& args) override {
+    run(cuda::attention_backward, args);
+  }
+  void gather_rows(const GatherRowsArgs& args) override { run(cuda::gather_rows, args); }
+  void scatter_rows(const ScatterRowsArgs& args) override { run(cuda::scatter_rows, args); }
+  void cross_entropy(const CrossEntropyArgs& args) override;
+  void time_features(const TimeFeaturesArgs& args) override { run(cuda::time_features, args); }
+  void training_noise(const TrainingNoiseArgs& args) override { run(cuda::training_noise, args); }
+  void diffuse(const DiffuseArgs& args) override { run(cuda::diffuse, args); }
+  void diffusion_loss(const DiffusionLossArgs& args) override;
+  void patches(const PatchesArgs& args) override { run(cuda::patches, args); }
+  void patches_backward(const PatchesBackwardArgs& args) override {
+    run(cuda::patches_backward, args);
+  }
+  void group_norm_backward(const GroupNormBackwardArgs& args) override {
+    run(cuda::group_norm_backward, args);
+  }
+  void adamw(const AdamWArgs& args) override { run(cuda::adamw, args); }
+  double sum_of_squares(const float* values, int64_t count) override;
+  void fill(const Tensor& tensor, float value) override;
 
  private:
   template <class Args>

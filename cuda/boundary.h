@@ -1,12 +1,14 @@
 // The C boundary between the addon and `unifluid_cuda.so`: one exported function that returns a
 // table of functions. Nothing is thrown across it: a call that failed returns false and fills in a
-// `Failure`. Structs are those of core/backend.h, which both sides compile from the same source;
+// `Failure`. Structs are those of core/backend.h and
+// core/training_backend.h, which both sides compile from the same source;
 // `version` holds a number that changes with it.
 #pragma once
 
 #include <cstdint>
 
 #include "core/backend.h"
+#include "core/training_backend.h"
 
 namespace unifluid::cuda {
 
@@ -43,6 +45,36 @@ using Function = bool (*)(A..., Failure*);
 template <class Args>
 using Operation = Function<void*, const Args*>;
 
+// core/training_backend.h
+struct TrainingBoundary {
+  Operation<GemmArgs> gemm;
+  Operation<ColumnSumArgs> column_sum;
+  Operation<AddArgs> add;
+  Operation<ActivationArgs> activation;
+  Operation<ActivationBackwardArgs> activation_backward;
+  Operation<GatedArgs> gated;
+  Operation<GatedBackwardArgs> gated_backward;
+  Operation<GatedAddArgs> gated_add;
+  Operation<GatedAddBackwardArgs> gated_add_backward;
+  Operation<RmsNormBackwardArgs> rms_norm_backward;
+  Operation<ModulatedNormArgs> modulated_norm;
+  Operation<ModulatedNormBackwardArgs> modulated_norm_backward;
+  Operation<AttentionBackwardArgs> attention_backward;
+  Operation<GatherRowsArgs> gather_rows;
+  Operation<ScatterRowsArgs> scatter_rows;
+  Operation<CrossEntropyArgs> cross_entropy;
+  Operation<TimeFeaturesArgs> time_features;
+  Operation<TrainingNoiseArgs> training_noise;
+  Operation<DiffuseArgs> diffuse;
+  Operation<DiffusionLossArgs> diffusion_loss;
+  Operation<PatchesArgs> patches;
+  Operation<PatchesBackwardArgs> patches_backward;
+  Operation<GroupNormBackwardArgs> group_norm_backward;
+  Operation<AdamWArgs> adamw;
+  Function<void*, const float*, int64_t, double*> sum_of_squares;
+  Function<void*, const Tensor*, float> fill;
+};
+
 struct Boundary {
   uint64_t version;
 
@@ -78,13 +110,16 @@ struct Boundary {
   Operation<DiffusionSampleArgs> diffusion_sample;
   Operation<ConvolutionArgs> convolution;
   Operation<GroupNormArgs> group_norm;
+
+  TrainingBoundary training;
 };
 
 // Goes up with every change of core/backend.h's structs or of this table; the sizes catch what was
 // forgotten.
-inline constexpr uint64_t kBoundaryVersion = (uint64_t{1} << 32) + sizeof(Boundary) * 4096 +
-                                             sizeof(AttentionArgs) + sizeof(DiffusionHeadWeights) +
-                                             sizeof(ConvolutionArgs) + sizeof(DiffusionToken);
+inline constexpr uint64_t kBoundaryVersion =
+    (uint64_t{1} << 32) + sizeof(Boundary) * 4096 + sizeof(AttentionArgs) +
+    sizeof(DiffusionHeadWeights) + sizeof(ConvolutionArgs) + sizeof(DiffusionToken) +
+    sizeof(GemmArgs) + sizeof(TrainingStep) + sizeof(AdamWArgs);
 
 }  // namespace unifluid::cuda
 

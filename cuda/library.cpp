@@ -49,6 +49,43 @@ bool call(void* backend, const Args* args, Failure* failure) {
   return guarded(failure, [&] { (enter(backend).*operation)(*args); });
 }
 
+TrainingBoundary make_training_table() {
+  TrainingBoundary t{};
+  t.gemm = call<GemmArgs, &CudaBackend::gemm>;
+  t.column_sum = call<ColumnSumArgs, &CudaBackend::column_sum>;
+  t.add = call<AddArgs, &CudaBackend::add>;
+  t.activation = call<ActivationArgs, &CudaBackend::activation>;
+  t.activation_backward = call<ActivationBackwardArgs, &CudaBackend::activation_backward>;
+  t.gated = call<GatedArgs, &CudaBackend::gated>;
+  t.gated_backward = call<GatedBackwardArgs, &CudaBackend::gated_backward>;
+  t.gated_add = call<GatedAddArgs, &CudaBackend::gated_add>;
+  t.gated_add_backward = call<GatedAddBackwardArgs, &CudaBackend::gated_add_backward>;
+  t.rms_norm_backward = call<RmsNormBackwardArgs, &CudaBackend::rms_norm_backward>;
+  t.modulated_norm = call<ModulatedNormArgs, &CudaBackend::modulated_norm>;
+  t.modulated_norm_backward =
+      call<ModulatedNormBackwardArgs, &CudaBackend::modulated_norm_backward>;
+  t.attention_backward = call<AttentionBackwardArgs, &CudaBackend::attention_backward>;
+  t.gather_rows = call<GatherRowsArgs, &CudaBackend::gather_rows>;
+  t.scatter_rows = call<ScatterRowsArgs, &CudaBackend::scatter_rows>;
+  t.cross_entropy = call<CrossEntropyArgs, &CudaBackend::cross_entropy>;
+  t.time_features = call<TimeFeaturesArgs, &CudaBackend::time_features>;
+  t.training_noise = call<TrainingNoiseArgs, &CudaBackend::training_noise>;
+  t.diffuse = call<DiffuseArgs, &CudaBackend::diffuse>;
+  t.diffusion_loss = call<DiffusionLossArgs, &CudaBackend::diffusion_loss>;
+  t.patches = call<PatchesArgs, &CudaBackend::patches>;
+  t.patches_backward = call<PatchesBackwardArgs, &CudaBackend::patches_backward>;
+  t.group_norm_backward = call<GroupNormBackwardArgs, &CudaBackend::group_norm_backward>;
+  t.adamw = call<AdamWArgs, &CudaBackend::adamw>;
+  t.sum_of_squares = [](void* backend, const float* values, int64_t count, double* result,
+                        Failure* f) {
+    return guarded(f, [&] { *result = enter(backend).sum_of_squares(values, count); });
+  };
+  t.fill = [](void* backend, const Tensor* tensor, float value, Failure* f) {
+    return guarded(f, [&] { enter(backend).fill(*tensor, value); });
+  };
+  return t;
+}
+
 Boundary make_table() {
   Boundary t{};
   t.version = kBoundaryVersion;
@@ -120,6 +157,7 @@ Boundary make_table() {
   t.diffusion_sample = call<DiffusionSampleArgs, &CudaBackend::diffusion_sample>;
   t.convolution = call<ConvolutionArgs, &CudaBackend::convolution>;
   t.group_norm = call<GroupNormArgs, &CudaBackend::group_norm>;
+  t.training = make_training_table();
   return t;
 }
 

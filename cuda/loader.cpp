@@ -24,7 +24,7 @@ void call(bool (*function)(P...), A... arguments) {
   if (!function(arguments..., &failure)) raise(failure);
 }
 
-class LibraryBackend final : public Backend {
+class LibraryBackend final : public Backend, public TrainingBackend {
  public:
   LibraryBackend(const Boundary& library, const OpenOptions& options) : library_(library) {
     call(library_.open, &options, &backend_);
@@ -107,6 +107,82 @@ class LibraryBackend final : public Backend {
   }
   void group_norm(const GroupNormArgs& args) override {
     call(library_.group_norm, backend_, &args);
+  }
+
+  // Tensors of training are float32.
+  TrainingBackend* training() override { return type_ == DType::f32 ? this : nullptr; }
+
+  void gemm(const GemmArgs& args) override { call(library_.training.gemm, backend_, &args); }
+  void column_sum(const ColumnSumArgs& args) override {
+    call(library_.training.column_sum, backend_, &args);
+  }
+  void add(const AddArgs& args) override { call(library_.training.add, backend_, &args); }
+  void activation(const ActivationArgs& args) override {
+    call(library_.training.activation, backend_, &args);
+  }
+  void activation_backward(const ActivationBackwardArgs& args) override {
+    call(library_.training.activation_backward, backend_, &args);
+  }
+  void gated(const GatedArgs& args) override { call(library_.training.gated, backend_, &args); }
+  void gated_backward(const GatedBackwardArgs& args) override {
+    call(library_.training.gated_backward, backend_, &args);
+  }
+  void gated_add(const GatedAddArgs& args) override {
+    call(library_.training.gated_add, backend_, &args);
+  }
+  void gated_add_backward(const GatedAddBackwardArgs& args) override {
+    call(library_.training.gated_add_backward, backend_, &args);
+  }
+  void rms_norm_backward(const RmsNormBackwardArgs& args) override {
+    call(library_.training.rms_norm_backward, backend_, &args);
+  }
+  void modulated_norm(const ModulatedNormArgs& args) override {
+    call(library_.training.modulated_norm, backend_, &args);
+  }
+  void modulated_norm_backward(const ModulatedNormBackwardArgs& args) override {
+    call(library_.training.modulated_norm_backward, backend_, &args);
+  }
+  void attention_backward(const AttentionBackwardArgs& args) override {
+    call(library_.training.attention_backward, backend_, &args);
+  }
+  void gather_rows(const GatherRowsArgs& args) override {
+    call(library_.training.gather_rows, backend_, &args);
+  }
+  void scatter_rows(const ScatterRowsArgs& args) override {
+    call(library_.training.scatter_rows, backend_, &args);
+  }
+  void cross_entropy(const CrossEntropyArgs& args) override {
+    call(library_.training.cross_entropy, backend_, &args);
+  }
+  void time_features(const TimeFeaturesArgs& args) override {
+    call(library_.training.time_features, backend_, &args);
+  }
+  void training_noise(const TrainingNoiseArgs& args) override {
+    call(library_.training.training_noise, backend_, &args);
+  }
+  void diffuse(const DiffuseArgs& args) override {
+    call(library_.training.diffuse, backend_, &args);
+  }
+  void diffusion_loss(const DiffusionLossArgs& args) override {
+    call(library_.training.diffusion_loss, backend_, &args);
+  }
+  void patches(const PatchesArgs& args) override {
+    call(library_.training.patches, backend_, &args);
+  }
+  void patches_backward(const PatchesBackwardArgs& args) override {
+    call(library_.training.patches_backward, backend_, &args);
+  }
+  void group_norm_backward(const GroupNormBackwardArgs& args) override {
+    call(library_.training.group_norm_backward, backend_, &args);
+  }
+  void adamw(const AdamWArgs& args) override { call(library_.training.adamw, backend_, &args); }
+  double sum_of_squares(const float* values, int64_t count) override {
+    double result = 0;
+    call(library_.training.sum_of_squares, backend_, values, count, &result);
+    return result;
+  }
+  void fill(const Tensor& tensor, float value) override {
+    call(library_.training.fill, backend_, &tensor, value);
   }
 
   BackendFacts facts() const {

@@ -1,11 +1,11 @@
 /** Gradients of attention: prefixes, windows, soft-caps, grouped heads, rotary embedding. */
 import { expectGradients, matrix, type Vector, weighted } from "../support/gradients";
 import { expectClose, withRandom } from "../support/numbers";
-import { describeTrainingBackends, expectSameEverywhere } from "../support/ops";
+import { describeBackends, expectSameEverywhere } from "../support/ops";
 
 const { exp, floor, sqrt, tanh, cos, sin } = Math;
 
-describeTrainingBackends("gradients of attention", (backend) => {
+describeBackends("gradients of attention", (backend) => {
   interface Case {
     lengths: number[];
     prefixes: number[];

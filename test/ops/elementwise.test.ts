@@ -2,11 +2,11 @@
 import { activate } from "../support/activations";
 import { expectGradients, matrix, type Vector, weighted } from "../support/gradients";
 import { dotBound, expectClose, UNIT_ROUNDOFF, withRandom } from "../support/numbers";
-import { describeTrainingBackends, expectSameEverywhere } from "../support/ops";
+import { describeBackends, expectSameEverywhere } from "../support/ops";
 
 const { abs } = Math;
 
-describeTrainingBackends("elementwise operations and their gradients", (backend) => {
+describeBackends("elementwise operations and their gradients", (backend) => {
   const KINDS = ["silu", "gelu_tanh", "gelu_erf", "none"] as const;
 
   test.each(KINDS)("%s", (activation) => {

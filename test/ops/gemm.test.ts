@@ -8,16 +8,11 @@ import {
   UNIT_ROUNDOFF,
   withRandom,
 } from "../support/numbers";
-import {
-  type Backend,
-  describeTrainingBackends,
-  expectSameEverywhere,
-  type Matrix,
-} from "../support/ops";
+import { type Backend, describeBackends, expectSameEverywhere, type Matrix } from "../support/ops";
 
 const { abs } = Math;
 
-describeTrainingBackends("gemm", (backend) => {
+describeBackends("gemm", (backend) => {
   const product = (a: Matrix, ta: boolean, b: Matrix, tb: boolean) => {
     const [m, k] = ta ? [a.cols, a.rows] : [a.rows, a.cols];
     const n = tb ? b.rows : b.cols;

@@ -1,11 +1,11 @@
 /** The losses of training and their gradients, and what the diffusion loss starts from. */
 import { expectGradients, matrix, type Vector } from "../support/gradients";
 import { expectClose, UNIT_ROUNDOFF, withRandom } from "../support/numbers";
-import { describeTrainingBackends } from "../support/ops";
+import { describeBackends } from "../support/ops";
 
 const { abs, exp, floor, log, max, min, PI, sqrt, tanh, cos, sin } = Math;
 
-describeTrainingBackends("losses", (backend) => {
+describeBackends("losses", (backend) => {
   test.each([
     [3, 0],
     [50, 0],

@@ -8,11 +8,11 @@ import {
   weighted,
 } from "../support/gradients";
 import { expectClose, UNIT_ROUNDOFF, withRandom } from "../support/numbers";
-import { describeTrainingBackends, expectSameEverywhere } from "../support/ops";
+import { describeBackends, expectSameEverywhere } from "../support/ops";
 
 const { abs, exp, sqrt } = Math;
 
-describeTrainingBackends("gradients of norms", (backend) => {
+describeBackends("gradients of norms", (backend) => {
   const EPS = Math.fround(1e-6);
 
   test.each([3, 19, 64, 130])("rms_norm of %d", (n) => {

@@ -1,10 +1,10 @@
 /** AdamW and the norm of a gradient. */
 import { expectClose, withRandom } from "../support/numbers";
-import { describeTrainingBackends } from "../support/ops";
+import { describeBackends } from "../support/ops";
 
 const { abs, sqrt } = Math;
 
-describeTrainingBackends("AdamW", (backend) => {
+describeBackends("AdamW", (backend) => {
   test.each([1, 7, 40_000])("%d parameters", (count) => {
     withRandom((random) => {
       const state = {

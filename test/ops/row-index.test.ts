@@ -1,11 +1,11 @@
 /** Rows taken from tables and gradients given back to them, and patches of images. */
 import { matrix } from "../support/gradients";
 import { dotBound, expectClose, withRandom } from "../support/numbers";
-import { describeTrainingBackends } from "../support/ops";
+import { describeBackends } from "../support/ops";
 
 const { floor } = Math;
 
-describeTrainingBackends("rows by index, and patches", (backend) => {
+describeBackends("rows by index, and patches", (backend) => {
   test("gather and scatter: negative indices are left out, equal ones add up", () => {
     withRandom((random) => {
       const [rows, table, cols] = [9, 4, 70];

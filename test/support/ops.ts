@@ -313,7 +313,7 @@ export const cpuCases: BackendCase[] = instructionSets.flatMap((isa) => [
   { name: `${isa}, 2 threads`, options: { isa, threads: 2 } },
 ]);
 
-/** All of them, and CUDA in float32: what computes in float32 and can do without training. */
+/** All of them, and CUDA in float32: what computes in float32. */
 export const backendCases: BackendCase[] = [
   ...cpuCases,
   { name: "cuda-simulated", options: { library: simulatedLibrary, compute: "f32" } },
@@ -335,10 +335,6 @@ function describeCases(cases: BackendCase[], name: string, body: BackendTests) {
 /** A describe block for each backend; `body` gets a function that returns the open backend within tests. */
 export const describeBackends = (name: string, body: BackendTests): void =>
   describeCases(backendCases, name, body);
-
-/** As `describeBackends`, on those that can train. */
-export const describeTrainingBackends = (name: string, body: BackendTests): void =>
-  describeCases(cpuCases, name, body);
 
 /** Runs `body` on a backend that is closed afterwards. */
 export function withBackend<T>(options: BackendOptions, body: (backend: Backend) => T): T {
