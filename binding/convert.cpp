@@ -240,22 +240,30 @@ ModelSpec model_spec(const Napi::Value& value) {
   return spec;
 }
 
-// What a model and a trainer are given of the machine.
-template <class Options>
-static void resources(const Napi::Object& o, Options* options) {
+static Resources resources(const Napi::Object& o) {
+  Resources r;
   const int64_t threads = integer(o, "threads");
   if (threads < 1 || threads > 1024) wrong("threads", "an integer from 1 to 1024");
-  options->threads = static_cast<int>(threads);
-  if (present(o, "isa")) options->isa = text(o, "isa");
+  r.threads = static_cast<int>(threads);
+  if (present(o, "isa")) r.isa = text(o, "isa");
   const int64_t memory = integer(o, "maxMemory");
   if (memory < 0) wrong("maxMemory", "a positive integer");
-  options->max_memory = static_cast<size_t>(memory);
+  r.max_memory = static_cast<size_t>(memory);
+  if (present(o, "cuda")) {
+    const Napi::Object cuda = object(o.Get("cuda"), "cuda");
+    const std::string type = text(cuda, "dtype");
+    if (type != "float32" && type != "bfloat16") wrong("dtype", "float32 or bfloat16");
+    r.cuda_library = text(cuda, "library");
+    r.cuda_device = static_cast<int>(integer(cuda, "device"));
+    r.cuda_type = type == "float32" ? DType::f32 : DType::bf16;
+  }
+  return r;
 }
 
 LoadOptions load_options(const Napi::Value& value) {
   const Napi::Object o = object(value, "the options");
   LoadOptions options{};
-  resources(o, &options);
+  options.resources = resources(o);
   options.limits.max_sequences = integer(o, "maxSequences");
   if (options.limits.max_sequences < 1) wrong("maxSequences", "a positive integer");
   if (present(o, "maxQueue")) {
@@ -267,21 +275,13 @@ LoadOptions load_options(const Napi::Value& value) {
   if (row < 0 || fixed < 0) wrong("activations", "integers that are not negative");
   options.limits.row_activation_bytes = static_cast<size_t>(row);
   options.limits.fixed_activation_bytes = static_cast<size_t>(fixed);
-  if (present(o, "cuda")) {
-    const Napi::Object cuda = object(o.Get("cuda"), "cuda");
-    const std::string type = text(cuda, "dtype");
-    if (type != "float32" && type != "bfloat16") wrong("dtype", "float32 or bfloat16");
-    options.cuda_library = text(cuda, "library");
-    options.cuda_device = static_cast<int>(integer(cuda, "device"));
-    options.cuda_type = type == "float32" ? DType::f32 : DType::bf16;
-  }
   return options;
 }
 
 TrainerSettings trainer_settings(const Napi::Value& value) {
   const Napi::Object o = object(value, "the options");
   TrainerSettings settings{};
-  resources(o, &settings);
+  settings.resources = resources(o);
   TrainerOptions& t = settings.options;
   const std::string compute = text(o, "compute"), order = text(o, "order");
   if (compute != "f32" && compute != "bf16") wrong("compute", "f32 or bf16");

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "binding/resources.h"
 #include "core/config.h"
 #include "core/engine.h"
 #include "core/error.h"
@@ -23,19 +24,12 @@ struct ModelSpec {
 };
 
 struct LoadOptions {
-  int threads;
-  std::string isa;  // empty: the best
-  size_t max_memory;
+  Resources resources;
   EngineLimits limits;
-  std::string cuda_library;  // empty: the CPU
-  int cuda_device = 0;
-  DType cuda_type = DType::bf16;
 };
 
 struct TrainerSettings {
-  int threads;
-  std::string isa;  // empty: the best
-  size_t max_memory;
+  Resources resources;
   TrainerOptions options;
 };
 

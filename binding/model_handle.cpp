@@ -7,7 +7,6 @@
 #include "binding/task.h"
 #include "core/model.h"
 #include "cpu/backend.h"
-#include "cuda/loader.h"
 
 namespace unifluid::binding {
 
@@ -81,16 +80,9 @@ Napi::Value ModelHandle::load(const Napi::CallbackInfo& info) {
         env,
         [=] {
           try {
-            auto backend =
-                options.cuda_library.empty()
-                    ? make_cpu_backend(options.threads,
-                                       options.isa.empty() ? nullptr : options.isa.c_str(),
-                                       options.max_memory)
-                    : cuda::make_cuda_backend(
-                          options.cuda_library,
-                          {options.cuda_device, options.cuda_type, options.max_memory});
-            auto model = std::make_unique<Model>(spec->config, spec->files,
-                                                 std::move(spec->records), std::move(backend));
+            auto model =
+                std::make_unique<Model>(spec->config, spec->files, std::move(spec->records),
+                                        open_backend(options.resources));
             *engine = std::make_shared<Engine>(std::move(model), options.limits, sink);
           } catch (...) {
             channel->function.Release();

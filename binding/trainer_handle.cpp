@@ -10,7 +10,6 @@
 #include "binding/model_handle.h"
 #include "binding/task.h"
 #include "core/error.h"
-#include "cpu/backend.h"
 
 namespace unifluid::binding {
 
@@ -106,12 +105,9 @@ Napi::Value TrainerHandle::create(const Napi::CallbackInfo& info) {
     return Task::start(
         env,
         [=] {
-          auto backend = make_cpu_backend(settings.threads,
-                                          settings.isa.empty() ? nullptr : settings.isa.c_str(),
-                                          settings.max_memory);
           state->trainer =
               std::make_unique<Trainer>(spec->config, spec->files, std::move(spec->records),
-                                        settings.options, std::move(backend));
+                                        settings.options, open_backend(settings.resources));
         },
         [=](Napi::Env env) -> Napi::Value {
           auto held = state;

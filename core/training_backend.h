@@ -107,8 +107,8 @@ struct ModulatedNormBackwardArgs {
   Tensor dshift, dscale;   // written; or empty
 };
 
-// The forward operation's arguments (with spans that have no cache and begin at index 0), and the
-// gradients of q, k and v as they were before rotary embedding.
+// The forward operation's arguments (with spans that have no cache and begin at index 0, and `out`
+// holding the result), and the gradients of q, k and v as they were before rotary embedding.
 struct AttentionBackwardArgs {
   AttentionArgs forward;
   Tensor dout;        // [m, heads * head_dim]

@@ -33,6 +33,8 @@ class Weights {
   const float* vector(Backend&, const std::string& name, int64_t size) const;
   Tensor convolution(Backend&, const std::string& name, int64_t out, int64_t in,
                      int64_t kernel) const;
+  // As it lies in its file, in host memory.
+  StoredTensor stored(const std::string& name, int64_t rows, int64_t cols) const;
 
   struct NonFinite {
     std::string name;
@@ -43,8 +45,6 @@ class Weights {
   bool find_non_finite(NonFinite* found) const;
 
  private:
-  StoredTensor stored(const std::string& name, int64_t rows, int64_t cols) const;
-
   std::vector<MappedFile> files_;
   std::unordered_map<std::string, TensorRecord> records_;
 };

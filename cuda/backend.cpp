@@ -1,5 +1,6 @@
 #include "cuda/backend.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -121,20 +122,88 @@ void CudaBackend::sample_text(const SampleTextArgs& args) {
   std::memcpy(args.ids, host.data(), rows * sizeof(int32_t));
 }
 
-// ---- training: results for the host, which wait ----
+// ---- training ----
 
-void CudaBackend::cross_entropy(const CrossEntropyArgs& args) {
-  if (args.logits.rows == 0) return;
-  queue_.begin_operation();
-  const float* losses = cuda::cross_entropy(queue_, args);
-  transfer_.download(losses, static_cast<size_t>(args.logits.rows) * sizeof(float), args.losses);
+namespace {
+
+// Rows whose arrays an operation stages at a time: 48 bytes of each at most, of 2 MiB.
+constexpr int64_t kStagedRows = int64_t{1} << 15;
+
+// Calls body(first, count) for parts of `rows` rows, in order.
+template <class Body>
+void each_part(int64_t rows, Body body) {
+  for (int64_t first = 0; first < rows; first += kStagedRows)
+    body(first, std::min(kStagedRows, rows - first));
 }
 
+}  // namespace
+
+void CudaBackend::gather_rows(const GatherRowsArgs& args) {
+  each_part(args.out.rows, [&](int64_t first, int64_t count) {
+    GatherRowsArgs part = args;
+    part.index += first;
+    part.out = args.out.slice(first, count);
+    run(cuda::gather_rows, part);
+  });
+}
+
+void CudaBackend::scatter_rows(const ScatterRowsArgs& args) {
+  each_part(args.dout.rows, [&](int64_t first, int64_t count) {
+    ScatterRowsArgs part = args;
+    part.index += first;
+    part.dout = args.dout.slice(first, count);
+    run(cuda::scatter_rows, part);
+  });
+}
+
+void CudaBackend::time_features(const TimeFeaturesArgs& args) {
+  each_part(args.out.rows, [&](int64_t first, int64_t count) {
+    run(cuda::time_features, TimeFeaturesArgs{args.time + first, args.out.slice(first, count)});
+  });
+}
+
+void CudaBackend::training_noise(const TrainingNoiseArgs& args) {
+  each_part(args.out.rows, [&](int64_t first, int64_t count) {
+    run(cuda::training_noise,
+        TrainingNoiseArgs{args.seed, args.counters + first, args.out.slice(first, count)});
+  });
+}
+
+void CudaBackend::diffuse(const DiffuseArgs& args) {
+  each_part(args.out.rows, [&](int64_t first, int64_t count) {
+    DiffuseArgs part = args;
+    part.index += first;
+    part.steps += first;
+    part.epsilon = args.epsilon.slice(first, count);
+    part.out = args.out.slice(first, count);
+    run(cuda::diffuse, part);
+  });
+}
+
+// Losses go to the host, which waits for them.
 void CudaBackend::diffusion_loss(const DiffusionLossArgs& args) {
-  if (args.output.rows == 0) return;
-  queue_.begin_operation();
-  const float* losses = cuda::diffusion_loss(queue_, args);
-  transfer_.download(losses, static_cast<size_t>(args.output.rows) * sizeof(float), args.losses);
+  each_part(args.output.rows, [&](int64_t first, int64_t count) {
+    DiffusionLossArgs part = args;
+    part.index += first;
+    part.steps += first;
+    part.output = args.output.slice(first, count);
+    part.epsilon = args.epsilon.slice(first, count);
+    part.doutput = args.doutput.slice(first, count);
+    queue_.begin_operation();
+    const float* losses = cuda::diffusion_loss(queue_, part);
+    transfer_.download(losses, static_cast<size_t>(count) * sizeof(float), args.losses + first);
+  });
+}
+
+void CudaBackend::cross_entropy(const CrossEntropyArgs& args) {
+  each_part(args.logits.rows, [&](int64_t first, int64_t count) {
+    CrossEntropyArgs part = args;
+    part.logits = args.logits.slice(first, count);
+    part.targets += first;
+    queue_.begin_operation();
+    const float* losses = cuda::cross_entropy(queue_, part);
+    transfer_.download(losses, static_cast<size_t>(count) * sizeof(float), args.losses + first);
+  });
 }
 
 double CudaBackend::sum_of_squares(const float* values, int64_t count) {

@@ -85,12 +85,12 @@ class CudaBackend final : public Backend, public TrainingBackend {
   void attention_backward(const AttentionBackwardArgs& args) override {
     run(cuda::attention_backward, args);
   }
-  void gather_rows(const GatherRowsArgs& args) override { run(cuda::gather_rows, args); }
-  void scatter_rows(const ScatterRowsArgs& args) override { run(cuda::scatter_rows, args); }
+  void gather_rows(const GatherRowsArgs& args) override;
+  void scatter_rows(const ScatterRowsArgs& args) override;
   void cross_entropy(const CrossEntropyArgs& args) override;
-  void time_features(const TimeFeaturesArgs& args) override { run(cuda::time_features, args); }
-  void training_noise(const TrainingNoiseArgs& args) override { run(cuda::training_noise, args); }
-  void diffuse(const DiffuseArgs& args) override { run(cuda::diffuse, args); }
+  void time_features(const TimeFeaturesArgs& args) override;
+  void training_noise(const TrainingNoiseArgs& args) override;
+  void diffuse(const DiffuseArgs& args) override;
   void diffusion_loss(const DiffusionLossArgs& args) override;
   void patches(const PatchesArgs& args) override { run(cuda::patches, args); }
   void patches_backward(const PatchesBackwardArgs& args) override {

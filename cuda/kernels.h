@@ -1,7 +1,7 @@
 // The operations of core/backend.h on a GPU, one file a family in cuda/kernels/. Each function
 // appends its launches to the queue; tensors are of one activation type, float32 or bfloat16, and
-// matrices (weights and tables) of the same; vectors are float32. Only `LinearArgs::out`,
-// `SoftCapArgs::x` and `SampleTextArgs::logits` may be float32 beside bfloat16.
+// matrices (weights and tables) of the same; vectors are float32. Only `LinearArgs::out`
+// with its residual, `SoftCapArgs::x` and `SampleTextArgs::logits` may be float32 beside bfloat16.
 //
 // Rows and strides of activations are whole multiples of 8 elements where their tensor was made by
 // the core with such a width; kernels must be right for any width and stride, and may be fast only

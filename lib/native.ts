@@ -113,8 +113,14 @@ export interface NativeLoadOptions {
   maxQueue?: number;
   /** Bytes that a step's activations are expected to take (`lib/activation-memory.ts`). */
   activations: { row: number; fixed: number };
-  /** Computes on a GPU; `library`: the file of the CUDA library. Absent: on the CPU. */
-  cuda?: { library: string; device: number; dtype: NativeComputeType };
+  cuda?: NativeCuda;
+}
+
+/** Computes on a GPU; `library`: the file of the CUDA library. Absent: on the CPU. */
+export interface NativeCuda {
+  library: string;
+  device: number;
+  dtype: NativeComputeType;
 }
 
 export interface NativeCudaDevice {
@@ -307,6 +313,8 @@ export interface NativeTrainerOptions {
   isa?: string;
   /** Bytes that weights, moments and activations may take together; 0: what the system has free. */
   maxMemory: number;
+  /** With dtype "float32", which training computes in. */
+  cuda?: NativeCuda;
   /** Operands of matrix products: float32, or rounded to bfloat16. */
   compute: "f32" | "bf16";
   /** Compute the layers' activations again on the way back instead of keeping them. */

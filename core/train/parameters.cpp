@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/convert.h"
 #include "core/error.h"
 #include "core/training_backend.h"
 
@@ -210,13 +211,12 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
   for (Parameter& p : all_) {
     p.value = tensor(p, ParameterState::weights);
     if (p.trainable) p.gradient = tensor(p, ParameterState::gradient);
-    std::vector<float> stored(static_cast<size_t>(p.rows * p.cols));
-    backend.read(weights.matrix(backend, p.name, p.rows, p.cols), stored.data());
-    write(p.name, ParameterState::weights, stored);
+    const StoredTensor stored = weights.stored(p.name, p.rows, p.cols);
+    std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
+    convert_to_float(stored.data, stored.type, values.size(), values.data());
+    write(p.name, ParameterState::weights, values);
+    if (average) write(p.name, ParameterState::average, values);
   }
-  if (average)
-    backend.copy(Tensor(values_.data(), DType::f32, 1, size_),
-                 Tensor(average_.data(), DType::f32, 1, size_));
 }
 
 const Parameter& Parameters::at(const std::string& name) const {

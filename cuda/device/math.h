@@ -30,4 +30,12 @@ UNIFLUID_DEVICE float activate(Activation activation, float x) {
 
 UNIFLUID_DEVICE float soft_capped(float x, float cap) { return cap * tanhf(x / cap); }
 
+// What the diffusion head sees of a timestep: cosines, then sines, of the time times these; period
+// 10000.
+inline constexpr int kTimeFeatures = 256;
+UNIFLUID_DEVICE float time_frequency(int c) {
+  // ln 10000
+  return expf(-9.210340371976184f * static_cast<float>(c) / (kTimeFeatures / 2));
+}
+
 }  // namespace unifluid::cuda

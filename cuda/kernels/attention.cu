@@ -9,6 +9,7 @@
 
 #include "cuda/dispatch.h"
 #include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_rotation.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -85,17 +86,6 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare(PrepareParams p) {
 }
 
 // ---- host ----
-
-// As transformers has them, and the CPU: powers in float64, the rest in float32.
-std::vector<float> rope_frequencies(float theta, int64_t head_dim) {
-  std::vector<float> out(static_cast<size_t>(head_dim / 2));
-  const float d = static_cast<float>(head_dim);
-  for (size_t c = 0; c < out.size(); ++c)
-    out[c] =
-        1.0f / static_cast<float>(std::pow(static_cast<double>(theta),
-                                           static_cast<double>(static_cast<float>(2 * c) / d)));
-  return out;
-}
 
 bool memory_aligned16(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
 

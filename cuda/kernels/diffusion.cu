@@ -22,7 +22,6 @@
 namespace unifluid::cuda {
 namespace {
 
-constexpr int kTimeFeatures = 256;
 constexpr int kThreads = 256;
 // Rows of modulations held at a time, those of a chunk of steps: enough for their product to run at
 // its full speed; 136 MB for a head of UniFluid's size in bf16.
@@ -36,7 +35,6 @@ struct TimeParams {
   void* out;  // T [count, kTimeFeatures]
 };
 
-// A sinusoid of the timestep, cosines first, period 10000.
 template <class T>
 __global__ void time_features(TimeParams p) {
   constexpr int kHalf = kTimeFeatures / 2;
@@ -44,9 +42,7 @@ __global__ void time_features(TimeParams p) {
   if (at >= p.count * kHalf) return;
   const int64_t row = at / kHalf;
   const int c = static_cast<int>(at % kHalf);
-  // ln 10000
-  const float frequency = expf(-9.210340371976184f * static_cast<float>(c) / kHalf);
-  const float angle = p.time[row] * frequency;
+  const float angle = p.time[row] * time_frequency(c);
   T* out = static_cast<T*>(p.out) + row * kTimeFeatures;
   out[c] = from_float<T>(cosf(angle));
   out[kHalf + c] = from_float<T>(sinf(angle));

@@ -25,7 +25,7 @@ struct Params {
   int64_t x_stride, weight_strides[2], residual_stride, out_stride;
   int32_t m, n, k;
   Activation activation;
-  bool float_out;  // beside bf16 inputs
+  bool float_out;  // and residual, beside bf16 inputs
 };
 
 // out[row, column]: the end of both kernels.
@@ -36,8 +36,11 @@ UNIFLUID_DEVICE void finish(const Params& p, int row, int column, float product,
   if (p.bias) v += p.bias[column];
   v = activate(p.activation, v);
   if constexpr (kGated) v *= other;
-  if (p.residual)
-    v += to_float(static_cast<const T*>(p.residual)[row * p.residual_stride + column]);
+  if (p.residual) {
+    const int64_t from = row * p.residual_stride + column;
+    v += p.float_out ? static_cast<const float*>(p.residual)[from]
+                     : to_float(static_cast<const T*>(p.residual)[from]);
+  }
   const int64_t at = row * p.out_stride + column;
   if (p.float_out)
     static_cast<float*>(p.out)[at] = v;

@@ -2,9 +2,9 @@
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { canonicalName } from "../../lib/checkpoint/tensor-names";
-import type { NativeModelSpec, NativeTrainer } from "../../lib/native";
+import type { NativeModelSpec, NativeTrainer, NativeTrainerOptions } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
-import { instructionSets } from "../support/ops";
+import { instructionSets, simulatedLibrary } from "../support/ops";
 import { relativeError } from "../support/parity";
 import {
   batchOf,
@@ -43,6 +43,12 @@ function byName(tensors: Tensors, kind: string): Map<string, string> {
   return new Map(names.map((n) => [canonicalName(n.slice(prefix.length), "unifluid")!, n]));
 }
 
+/** Options for an instruction set, or for CUDA on its simulation. */
+const placeOf = (where: string): Partial<NativeTrainerOptions> =>
+  where === "cuda-simulated"
+    ? { cuda: { library: simulatedLibrary, device: 0, dtype: "float32" } }
+    : { isa: where };
+
 let open: NativeTrainer[] = [];
 async function trainer(...args: Parameters<typeof createTrainer>): Promise<NativeTrainer> {
   const t = await createTrainer(...args);
@@ -68,11 +74,11 @@ describe.each(models)("%s", (model) => {
   });
   const base = { noiseWeightCap: want.noise_weight_cap, textWeight: expected.text_weight };
 
-  test.each(instructionSets.map((isa) => isa))(
+  test.each([...instructionSets, "cuda-simulated"])(
     "losses and every gradient of one step are PyTorch's (%s)",
-    async (isa) => {
+    async (where) => {
       // With beta1 = 0 the first moment is the gradient.
-      const t = await trainer(spec, { ...base, isa, beta1: 0, clipNorm: 0 });
+      const t = await trainer(spec, { ...base, ...placeOf(where), beta1: 0, clipNorm: 0 });
       const result = await t.step([batchOf(spec, 1)], { step: 1, learningRate: 0 });
       const [image, text, gradient] = want.curve[0]!;
       expect(Math.abs(result.imageLoss / image - 1)).toBeLessThan(1e-5);

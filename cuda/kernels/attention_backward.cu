@@ -1,0 +1,479 @@
+// Gradients of attention over whole sequences, without a score matrix in memory: FlashAttention-2's
+// backward pass (arXiv 2307.08691, algorithm 2) in float32.
+//
+// `statistics` finds each query's log-sum of exponentials and D = sum(dout * out). Then scores are
+// computed again in square tiles, twice: `query_gradients` takes a tile of queries and goes over
+// the keys that they see, `key_gradients` a tile of keys and goes over the queries that see them.
+// No sum is shared by two blocks, so that each has one order: keys, and queries of one head after
+// the other, ascending.
+//
+// Three pieces of shared memory hold rows of a tile: two that stay, and one for the two tensors of
+// the other side in turn. More would not fit a head of 256 beside tiles of 32 on all processors.
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "cuda/device/math.h"
+#include "cuda/device/warp.h"
+#include "cuda/kernels/attention_rotation.h"
+#include "cuda/kernels/training_elements.h"
+#include "cuda/training_kernels.h"
+
+namespace unifluid::cuda {
+namespace {
+
+// Threads lie in a square; each has every kSide-th row and column of a tile of scores.
+constexpr int kSide = 16, kThreads = kSide * kSide;
+
+struct Span {
+  int64_t first_row;
+  int32_t rows, prefix_end;
+};
+// Rows of a span from `first` on.
+struct TileOf {
+  int32_t span, first;
+};
+
+struct Params {
+  Rows q, k;  // rotated
+  Rows v, out, dout;
+  Rows dq, dk, dv;     // dq, dk: of what was rotated
+  float *sums, *dots;  // [rows, heads]: log-sum of exponentials, sum(dout * out)
+  const Span* spans;
+  const TileOf* tiles;
+  int32_t heads, group, head_dim, window;
+  float scale, soft_cap;
+};
+
+struct Sight {
+  int32_t first, last;
+};
+// The keys that a row sees; both ends grow with the row.
+UNIFLUID_DEVICE Sight sight_of(const Params& p, const Span& span, int row) {
+  if (row < span.prefix_end) return {0, span.prefix_end - 1};
+  return {p.window > 0 ? max(0, row - p.window + 1) : 0, row};
+}
+// The rows that see a key of first .. last, and perhaps others.
+UNIFLUID_DEVICE Sight seen_by(const Params& p, const Span& span, int first, int last) {
+  const int begin = first < span.prefix_end ? 0 : first;
+  if (p.window <= 0) return {begin, span.rows - 1};
+  return {begin, min(span.rows, max(span.prefix_end, last + p.window)) - 1};
+}
+
+// `kColumns`: columns of a head, rounded up.
+template <int kRows_, int kColumns_>
+struct Shape {
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kEach = kRows / kSide;            // rows of a thread
+  static constexpr int kVectors = kColumns / 4 / kSide;  // of 4 columns of a thread
+  // Rows a vector apart, so that 8 of them lie in different banks.
+  static constexpr int kStride = kColumns + 4;
+  static constexpr int kScoreStride = kRows + 1;
+};
+
+template <class S>
+struct Tile {
+  Shared<float> data;
+
+  // Rows first .. first + kRows - 1 of a head; zeros past the end and in columns past the head's.
+  UNIFLUID_DEVICE void load(const Rows& from, int64_t first_row, int first, int rows, int column,
+                            int columns) const {
+    for (int i = static_cast<int>(threadIdx.x); i < S::kRows * S::kColumns; i += kThreads) {
+      const int r = i / S::kColumns, c = i % S::kColumns;
+      const bool inside = first + r < rows && c < columns;
+      data.store(static_cast<uint32_t>(r * S::kStride + c),
+                 inside ? from.at(first_row + first + r, column + c) : 0.0f);
+    }
+  }
+  UNIFLUID_DEVICE Vector<float> vector(int row, int column) const {
+    return data.load_vector(static_cast<uint32_t>(row * S::kStride + column));
+  }
+};
+
+// Of a tile, those of this thread: rows y + kSide * i, columns x + kSide * j.
+template <class S>
+struct Scores {
+  float value[S::kEach][S::kEach];
+};
+
+// a b^T
+template <class S>
+UNIFLUID_DEVICE Scores<S> products(const Tile<S>& a, const Tile<S>& b, int y, int x) {
+  Scores<S> s = {};
+  for (int c = 0; c < S::kColumns; c += 4) {
+    Vector<float> of_a[S::kEach], of_b[S::kEach];
+    for (int i = 0; i < S::kEach; ++i) of_a[i] = a.vector(y + kSide * i, c);
+    for (int j = 0; j < S::kEach; ++j) of_b[j] = b.vector(x + kSide * j, c);
+    for (int i = 0; i < S::kEach; ++i)
+      for (int j = 0; j < S::kEach; ++j)
+        for (int e = 0; e < 4; ++e)
+          s.value[i][j] = fmaf(of_a[i].value[e], of_b[j].value[e], s.value[i][j]);
+  }
+  return s;
+}
+
+template <class S>
+struct Sums {
+  Vector<float> value[S::kEach][S::kVectors];
+};
+
+// sums += weights rows, where weights [kRows, kRows] are rows of what is summed: row r of the
+// result is the sum over j of weights[r, j] rows[j], or of weights[j, r] if turned.
+template <class S, bool kTurned>
+UNIFLUID_DEVICE void add_products(Sums<S>& sums, const Shared<float>& weights, const Tile<S>& rows,
+                                  int y, int x) {
+  for (int j = 0; j < S::kRows; ++j) {
+    float weight[S::kEach];
+    for (int i = 0; i < S::kEach; ++i) {
+      const int r = y + kSide * i;
+      weight[i] = weights.load(
+          static_cast<uint32_t>(kTurned ? j * S::kScoreStride + r : r * S::kScoreStride + j));
+    }
+    for (int n = 0; n < S::kVectors; ++n) {
+      const Vector<float> v = rows.vector(j, 4 * (x + kSide * n));
+      for (int i = 0; i < S::kEach; ++i)
+        for (int e = 0; e < 4; ++e)
+          sums.value[i][n].value[e] = fmaf(weight[i], v.value[e], sums.value[i][n].value[e]);
+    }
+  }
+}
+
+template <class S>
+UNIFLUID_DEVICE void store(const Sums<S>& sums, const Rows& to, int64_t first_row, int first,
+                           int rows, int column, int columns, int y, int x) {
+  for (int i = 0; i < S::kEach; ++i) {
+    const int r = first + y + kSide * i;
+    if (r >= rows) continue;
+    for (int n = 0; n < S::kVectors; ++n)
+      for (int e = 0; e < 4; ++e) {
+        const int c = 4 * (x + kSide * n) + e;
+        if (c < columns) to.at(first_row + r, column + c) = sums.value[i][n].value[e];
+      }
+  }
+}
+
+struct Score {
+  float value, slope;  // and its derivative with respect to the product of q and k
+};
+UNIFLUID_DEVICE Score score_of(const Params& p, float product) {
+  const float s = product * p.scale;
+  if (!(p.soft_cap > 0)) return {s, p.scale};
+  const float t = tanhf(s / p.soft_cap);
+  return {p.soft_cap * t, p.scale * fmaf(-t, t, 1.0f)};
+}
+
+// Over the threads of a row.
+UNIFLUID_DEVICE float row_sum(float v) {
+  for (int offset = kSide / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  return v;
+}
+UNIFLUID_DEVICE float row_max(float v) {
+  for (int offset = kSide / 2; offset > 0; offset /= 2)
+    v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, offset));
+  return v;
+}
+
+// ---- kernels: blocks of (tiles, heads), the last of (tiles, key heads) ----
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) statistics(Params p) {
+  SharedArena arena;
+  const Tile<S> queries{arena.take<float>(S::kRows * S::kStride)};
+  const Tile<S> keys{arena.take<float>(S::kRows * S::kStride)};
+  const TileOf tile = p.tiles[blockIdx.x];
+  const Span span = p.spans[tile.span];
+  const int head = static_cast<int>(blockIdx.y), d = p.head_dim;
+  const int column = head * d, key_column = head / p.group * d;
+  const int y = static_cast<int>(threadIdx.x) / kSide, x = static_cast<int>(threadIdx.x) % kSide;
+  queries.load(p.q, span.first_row, tile.first, span.rows, column, d);
+
+  const int last_row = min(tile.first + S::kRows, span.rows) - 1;
+  const int begin = sight_of(p, span, tile.first).first / S::kRows * S::kRows;
+  const int end = sight_of(p, span, last_row).last;
+  float most[S::kEach], total[S::kEach] = {};
+  for (int i = 0; i < S::kEach; ++i) most[i] = -INFINITY;
+  for (int first = begin; first <= end; first += S::kRows) {
+    keys.load(p.k, span.first_row, first, span.rows, key_column, d);
+    __syncthreads();
+    const Scores<S> s = products(queries, keys, y, x);
+    for (int i = 0; i < S::kEach; ++i) {
+      const Sight sight = sight_of(p, span, tile.first + y + kSide * i);
+      float score[S::kEach], top = most[i];
+      for (int j = 0; j < S::kEach; ++j) {
+        const int key = first + x + kSide * j;
+        const bool seen = key >= sight.first && key <= sight.last;
+        score[j] = seen ? score_of(p, s.value[i][j]).value : -INFINITY;
+        top = fmaxf(top, score[j]);
+      }
+      top = row_max(top);
+      float part = 0;
+      for (int j = 0; j < S::kEach; ++j)
+        if (score[j] > -INFINITY) part += expf(score[j] - top);
+      part = row_sum(part);
+      // Nothing seen so far: nothing to rescale.
+      total[i] = (most[i] > -INFINITY ? total[i] * expf(most[i] - top) : 0.0f) + part;
+      most[i] = top;
+    }
+    __syncthreads();
+  }
+  for (int i = 0; i < S::kEach; ++i) {
+    const int r = tile.first + y + kSide * i;
+    float dot = 0;
+    if (r < span.rows)
+      for (int c = x; c < d; c += kSide)
+        dot = fmaf(p.dout.at(span.first_row + r, column + c),
+                   p.out.at(span.first_row + r, column + c), dot);
+    dot = row_sum(dot);
+    if (r >= span.rows || x != 0) continue;
+    const int64_t to = (span.first_row + r) * p.heads + head;
+    p.sums[to] = most[i] + logf(total[i]);
+    p.dots[to] = dot;
+  }
+}
+
+// The weights of a tile, and the gradients of its products of q and k, from these products and
+// those of dout and v; zeros where a row does not see a key.
+template <class S>
+UNIFLUID_DEVICE void score_gradients(const Params& p, const Span& span, int head, int first_query,
+                                     int first_key, const Scores<S>& scores, const Scores<S>& douts,
+                                     int y, int x, const Shared<float>& gradients,
+                                     const Shared<float>* weights) {
+  for (int i = 0; i < S::kEach; ++i) {
+    const int query = first_query + y + kSide * i;
+    const bool there = query < span.rows;
+    const Sight sight = sight_of(p, span, query);
+    const int64_t at = (span.first_row + query) * p.heads + head;
+    const float sum = there ? p.sums[at] : 0.0f, dot = there ? p.dots[at] : 0.0f;
+    for (int j = 0; j < S::kEach; ++j) {
+      const int key = first_key + x + kSide * j;
+      float weight = 0, gradient = 0;
+      if (there && key >= sight.first && key <= sight.last) {
+        const Score s = score_of(p, scores.value[i][j]);
+        weight = expf(s.value - sum);
+        gradient = weight * (douts.value[i][j] - dot) * s.slope;
+      }
+      const uint32_t to = static_cast<uint32_t>((y + kSide * i) * S::kScoreStride + x + kSide * j);
+      gradients.store(to, gradient);
+      if (weights) weights->store(to, weight);
+    }
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) query_gradients(Params p) {
+  SharedArena arena;
+  const Tile<S> queries{arena.take<float>(S::kRows * S::kStride)};
+  const Tile<S> douts{arena.take<float>(S::kRows * S::kStride)};
+  const Tile<S> other{arena.take<float>(S::kRows * S::kStride)};
+  const auto gradients = arena.take<float>(S::kRows * S::kScoreStride);
+  const TileOf tile = p.tiles[blockIdx.x];
+  const Span span = p.spans[tile.span];
+  const int head = static_cast<int>(blockIdx.y), d = p.head_dim;
+  const int column = head * d, key_column = head / p.group * d;
+  const int y = static_cast<int>(threadIdx.x) / kSide, x = static_cast<int>(threadIdx.x) % kSide;
+  queries.load(p.q, span.first_row, tile.first, span.rows, column, d);
+  douts.load(p.dout, span.first_row, tile.first, span.rows, column, d);
+
+  const int last_row = min(tile.first + S::kRows, span.rows) - 1;
+  const int begin = sight_of(p, span, tile.first).first / S::kRows * S::kRows;
+  const int end = sight_of(p, span, last_row).last;
+  Sums<S> dq = {};
+  for (int first = begin; first <= end; first += S::kRows) {
+    other.load(p.v, span.first_row, first, span.rows, key_column, d);
+    __syncthreads();
+    const Scores<S> of_values = products(douts, other, y, x);
+    __syncthreads();
+    other.load(p.k, span.first_row, first, span.rows, key_column, d);
+    __syncthreads();
+    const Scores<S> of_keys = products(queries, other, y, x);
+    score_gradients(p, span, head, tile.first, first, of_keys, of_values, y, x, gradients,
+                    static_cast<const Shared<float>*>(nullptr));
+    __syncthreads();
+    add_products<S, false>(dq, gradients, other, y, x);
+    __syncthreads();
+  }
+  store(dq, p.dq, span.first_row, tile.first, span.rows, column, d, y, x);
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) key_gradients(Params p) {
+  SharedArena arena;
+  const Tile<S> keys{arena.take<float>(S::kRows * S::kStride)};
+  const Tile<S> values{arena.take<float>(S::kRows * S::kStride)};
+  const Tile<S> other{arena.take<float>(S::kRows * S::kStride)};
+  const auto gradients = arena.take<float>(S::kRows * S::kScoreStride);
+  const auto weights = arena.take<float>(S::kRows * S::kScoreStride);
+  const TileOf tile = p.tiles[blockIdx.x];
+  const Span span = p.spans[tile.span];
+  const int key_head = static_cast<int>(blockIdx.y), d = p.head_dim;
+  const int key_column = key_head * d;
+  const int y = static_cast<int>(threadIdx.x) / kSide, x = static_cast<int>(threadIdx.x) % kSide;
+  keys.load(p.k, span.first_row, tile.first, span.rows, key_column, d);
+  values.load(p.v, span.first_row, tile.first, span.rows, key_column, d);
+
+  const int last_key = min(tile.first + S::kRows, span.rows) - 1;
+  const Sight rows = seen_by(p, span, tile.first, last_key);
+  Sums<S> dk = {}, dv = {};
+  for (int head = key_head * p.group; head < (key_head + 1) * p.group; ++head) {
+    const int column = head * d;
+    for (int first = rows.first / S::kRows * S::kRows; first <= rows.last; first += S::kRows) {
+      other.load(p.q, span.first_row, first, span.rows, column, d);
+      __syncthreads();
+      const Scores<S> of_keys = products(other, keys, y, x);
+      __syncthreads();
+      other.load(p.dout, span.first_row, first, span.rows, column, d);
+      __syncthreads();
+      const Scores<S> of_values = products(other, values, y, x);
+      score_gradients(p, span, head, first, tile.first, of_keys, of_values, y, x, gradients,
+                      &weights);
+      __syncthreads();
+      add_products<S, true>(dv, weights, other, y, x);
+      __syncthreads();
+      other.load(p.q, span.first_row, first, span.rows, column, d);
+      __syncthreads();
+      add_products<S, true>(dk, gradients, other, y, x);
+      __syncthreads();
+    }
+  }
+  store(dk, p.dk, span.first_row, tile.first, span.rows, key_column, d, y, x);
+  store(dv, p.dv, span.first_row, tile.first, span.rows, key_column, d, y, x);
+}
+
+// ---- rotary embedding ----
+
+struct RotationParams {
+  Rows from, to;             // may be one
+  const int32_t* positions;  // of each row
+  const float* frequencies;
+  int32_t half;
+  float sign;        // -1: back
+  ElementGrid grid;  // of pairs
+};
+__global__ void __launch_bounds__(kElementThreads) rotate_pair(RotationParams p) {
+  const ElementPlace at = element_place(p.grid);
+  if (!at.inside) return;
+  const int c = static_cast<int>(at.column % p.half);
+  const int64_t low = at.column / p.half * 2 * p.half + c, high = low + p.half;
+  float sine, cosine;
+  sincosf(static_cast<float>(p.positions[at.row]) * p.frequencies[c], &sine, &cosine);
+  sine *= p.sign;
+  const float a = p.from.at(at.row, low), b = p.from.at(at.row, high);
+  p.to.at(at.row, low) = a * cosine - b * sine;
+  p.to.at(at.row, high) = fmaf(a, sine, b * cosine);
+}
+
+// ---- host ----
+
+template <class S>
+void launch_all(Queue& queue, Params& p, const std::vector<TileOf>& tiles, const TileOf* staged) {
+  p.tiles = staged;
+  const unsigned count = static_cast<unsigned>(tiles.size());
+  const unsigned heads = static_cast<unsigned>(p.heads);
+  const auto bytes = [](int rows, int scores) {
+    SharedBytes all;
+    for (int i = 0; i < rows; ++i) all.template take<float>(S::kRows * S::kStride);
+    for (int i = 0; i < scores; ++i) all.template take<float>(S::kRows * S::kScoreStride);
+    return all.used;
+  };
+  queue.launch(statistics<S>, dim3(count, heads), dim3(kThreads), bytes(2, 0), p);
+  queue.launch(query_gradients<S>, dim3(count, heads), dim3(kThreads), bytes(3, 1), p);
+  queue.launch(key_gradients<S>, dim3(count, heads / static_cast<unsigned>(p.group)),
+               dim3(kThreads), bytes(3, 2), p);
+}
+
+// The tile for a head: as large as fits the shared memory that every processor has.
+constexpr int kLargestHead = 512;
+using Small = Shape<32, 64>;
+using Middle = Shape<32, 128>;
+using Large = Shape<16, 256>;
+using Largest = Shape<16, kLargestHead>;
+
+}  // namespace
+
+void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
+  const AttentionArgs& f = args.forward;
+  if (f.q.rows == 0) return;
+  const int64_t d = f.head_dim, rows = f.q.rows;
+  if (d > kLargestHead)
+    throw Error(error_code::kInvalidArgument,
+                "expected heads of at most " + std::to_string(kLargestHead) +
+                    " to train on a GPU but the model has heads of " + std::to_string(d));
+  const int tile_rows = d <= Middle::kColumns ? Small::kRows : Large::kRows;
+  std::vector<Span> spans;
+  std::vector<TileOf> tiles;
+  std::vector<int32_t> positions(static_cast<size_t>(rows));
+  for (int64_t i = 0; i < f.span_count; ++i) {
+    const AttentionSpan& s = f.spans[i];
+    const int32_t count = static_cast<int32_t>(s.rows);
+    for (int32_t first = 0; first < count; first += tile_rows)
+      tiles.push_back({static_cast<int32_t>(spans.size()), first});
+    spans.push_back({s.first_row, count, static_cast<int32_t>(s.prefix_end)});
+    for (int64_t r = 0; r < s.rows; ++r)
+      positions[static_cast<size_t>(s.first_row + r)] = static_cast<int32_t>(f.first_position + r);
+  }
+  if (tiles.empty()) return;
+
+  const bool rotary = f.rope_theta > 0;
+  const size_t m = static_cast<size_t>(rows), heads = static_cast<size_t>(f.heads);
+  const size_t q_count = rotary ? m * heads * static_cast<size_t>(d) : 0;
+  const size_t k_count = rotary ? m * static_cast<size_t>(f.kv_heads * d) : 0;
+  queue.reserve_scratch((q_count + k_count + 2 * m * heads) * sizeof(float) + 4 * 256);
+  Params p{};
+  p.q = f.q;
+  p.k = f.k;
+  p.v = f.v;
+  p.out = f.out;
+  p.dout = args.dout;
+  p.dq = args.dq;
+  p.dk = args.dk;
+  p.dv = args.dv;
+  p.heads = static_cast<int32_t>(f.heads);
+  p.group = static_cast<int32_t>(f.heads / f.kv_heads);
+  p.head_dim = static_cast<int32_t>(d);
+  p.window = static_cast<int32_t>(f.window);
+  p.scale = f.scale;
+  p.soft_cap = f.soft_cap;
+  p.sums = queue.scratch<float>(m * heads);
+  p.dots = queue.scratch<float>(m * heads);
+  const Tensor rotated_q(rotary ? queue.scratch<float>(q_count) : nullptr, DType::f32, rows,
+                         f.heads * d);
+  const Tensor rotated_k(rotary ? queue.scratch<float>(k_count) : nullptr, DType::f32, rows,
+                         f.kv_heads * d);
+
+  p.spans = queue.stage(spans.data(), spans.size());
+  const TileOf* const staged = queue.stage(tiles.data(), tiles.size());
+  RotationParams r{};
+  if (rotary) {
+    r.positions = queue.stage(positions.data(), positions.size());
+    const std::vector<float> frequencies = rope_frequencies(f.rope_theta, d);
+    r.frequencies = queue.stage(frequencies.data(), frequencies.size());
+    r.half = static_cast<int32_t>(d / 2);
+  }
+  const auto rotate = [&](const Tensor& from, const Tensor& to, float sign) {
+    r.from = from;
+    r.to = to;
+    r.sign = sign;
+    r.grid = ElementGrid(from.rows, from.cols / 2);
+    launch_elements(queue, rotate_pair, r.grid, r);
+  };
+  if (rotary) {
+    rotate(f.q, rotated_q, 1);
+    rotate(f.k, rotated_k, 1);
+    p.q = rotated_q;
+    p.k = rotated_k;
+  }
+  if (d <= Small::kColumns)
+    launch_all<Small>(queue, p, tiles, staged);
+  else if (d <= Middle::kColumns)
+    launch_all<Middle>(queue, p, tiles, staged);
+  else if (d <= Large::kColumns)
+    launch_all<Large>(queue, p, tiles, staged);
+  else
+    launch_all<Largest>(queue, p, tiles, staged);
+  if (rotary) {
+    rotate(args.dq, args.dq, -1);
+    rotate(args.dk, args.dk, -1);
+  }
+}
+
+}  // namespace unifluid::cuda
