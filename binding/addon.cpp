@@ -131,10 +131,27 @@ Napi::Value cuda_devices(const Napi::CallbackInfo& info) {
             o.Set("driver", cuda_version(d.driver));
             o.Set("runtime", cuda_version(d.runtime));
             o.Set("totalMemory", static_cast<double>(d.total_memory));
-            o.Set("freeMemory", static_cast<double>(d.free_memory));
             out.Set(i, o);
           }
           return out;
+        });
+  });
+}
+
+// cudaFreeMemory(library, device) -> Promise of bytes
+Napi::Value cuda_free_memory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&]() -> Napi::Value {
+    if (!info[0].IsString() || !info[1].IsNumber())
+      throw Error(error_code::kInvalidArgument,
+                  "expected a string for the library and a number for the device");
+    const std::string library = info[0].As<Napi::String>().Utf8Value();
+    const int32_t device = info[1].As<Napi::Number>().Int32Value();
+    auto bytes = std::make_shared<uint64_t>();
+    return Task::start(
+        env, [=] { *bytes = cuda::free_memory(library, device); },
+        [=](Napi::Env env) -> Napi::Value {
+          return Napi::Number::New(env, static_cast<double>(*bytes));
         });
   });
 }
@@ -171,6 +188,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("availableMemory", Napi::Function::New(env, available_memory));
   exports.Set("cudaDriverPresent", Napi::Function::New(env, driver_present));
   exports.Set("cudaDevices", Napi::Function::New(env, cuda_devices));
+  exports.Set("cudaFreeMemory", Napi::Function::New(env, cuda_free_memory));
   return exports;
 }
 

@@ -243,12 +243,15 @@ DeviceInfo device_info(int device) {
   info.processors = properties.multiProcessorCount;
   check(cudaDriverGetVersion(&info.driver), "to tell its driver");
   check(cudaRuntimeGetVersion(&info.runtime), "to tell its runtime");
+  info.total_memory = properties.totalGlobalMem;
+  return info;
+}
+
+uint64_t free_memory(int device) {
   check(cudaSetDevice(device), "to be chosen");
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "to tell its free memory");
-  info.total_memory = total;
-  info.free_memory = free;
-  return info;
+  return free;
 }
 
 }  // namespace unifluid::cuda

@@ -121,5 +121,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
 // 0 where there is none. Throws DEVICE_ERROR where the driver is at fault.
 int device_count();
 DeviceInfo device_info(int device);
+// Bytes. Unlike the others this opens a context on the device, of some hundred MiB.
+uint64_t free_memory(int device);
 
 }  // namespace unifluid::cuda

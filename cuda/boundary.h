@@ -22,7 +22,7 @@ struct DeviceInfo {
   int32_t major, minor;  // compute capability
   int32_t processors;
   int32_t driver, runtime;  // CUDA versions, 1000 * major + 10 * minor
-  uint64_t total_memory, free_memory;
+  uint64_t total_memory;
 };
 
 struct OpenOptions {
@@ -80,6 +80,7 @@ struct Boundary {
 
   Function<int32_t*> device_count;
   Function<int32_t, DeviceInfo*> device_info;
+  Function<int32_t, uint64_t*> free_memory;
   Function<const OpenOptions*, void**> open;
   void (*close)(void* backend);
 

@@ -95,6 +95,9 @@ Boundary make_table() {
   t.device_info = [](int32_t device, DeviceInfo* info, Failure* f) {
     return guarded(f, [&] { *info = device_info(device); });
   };
+  t.free_memory = [](int32_t device, uint64_t* bytes, Failure* f) {
+    return guarded(f, [&] { *bytes = free_memory(device); });
+  };
   t.open = [](const OpenOptions* options, void** backend, Failure* f) {
     return guarded(f, [&] { *backend = new CudaBackend(*options); });
   };

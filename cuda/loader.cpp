@@ -230,6 +230,12 @@ std::vector<DeviceInfo> list_devices(const std::string& path) {
   return devices;
 }
 
+uint64_t free_memory(const std::string& path, int32_t device) {
+  uint64_t bytes = 0;
+  call(open_library(path).free_memory, device, &bytes);
+  return bytes;
+}
+
 uint64_t graph_launches(const Backend& backend) {
   return static_cast<const LibraryBackend&>(backend).facts().graph_launches;
 }

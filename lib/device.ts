@@ -2,10 +2,9 @@
 
 import { existsSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
-import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { DeviceError, fromNative, InsufficientMemoryError } from "./errors.js";
-import { estimateMemory, formatMebibytes } from "./memory.js";
-import type { NativeAddon, NativeComputeType, NativeCudaDevice } from "./native.js";
+import { formatMebibytes } from "./memory.js";
+import type { NativeAddon, NativeComputeType, NativeCuda, NativeCudaDevice } from "./native.js";
 import { invalidOption } from "./options.js";
 
 /** "auto": the first GPU that can be used, else the CPU. */
@@ -26,7 +25,36 @@ export interface DeviceSurvey {
 /** Where a model will compute. */
 export type ChosenDevice =
   | { kind: "cpu" /** Why not on a GPU, where that was possible to want. */; reason?: string }
-  | { kind: "cuda"; library: string; index: number; dtype: NativeComputeType; freeMemory: number };
+  | { kind: "cuda"; library: string; index: number; dtype: NativeComputeType };
+
+/** What a device is chosen for. */
+export interface DeviceNeed {
+  /** What messages call it: a checkpoint's directory. */
+  name: string;
+  /** What a GPU would compute in, and the bytes that it takes there at least. */
+  dtype: NativeComputeType;
+  bytes: number;
+  /** Bytes that may be taken; 0: what the GPU has free. */
+  maxMemory: number;
+  /** Why "auto" must mean the CPU. */
+  cpuReason?: string;
+}
+
+/** Where to look for GPUs. */
+export interface Gpus {
+  survey(): Promise<DeviceSurvey>;
+  /** Bytes; asked of the GPU that is chosen alone, since it opens a context there. */
+  freeMemory(library: string, index: number): Promise<number>;
+}
+
+/** The GPUs of this machine. */
+export const gpusOf = (addon: NativeAddon, addonPath: string): Gpus => ({
+  survey: () => surveyDevices(addon, addonPath),
+  freeMemory: (library, index) =>
+    addon.cudaFreeMemory(library, index).catch((failure) => {
+      throw fromNative(failure);
+    }),
+});
 
 /** The CUDA library's file, beside the addon. */
 export const CUDA_LIBRARY = "unifluid_cuda.so";
@@ -34,12 +62,16 @@ export const CUDA_LIBRARY = "unifluid_cuda.so";
 /** Compute capability that the kernels need: bfloat16 tensor cores and asynchronous copies. */
 const LEAST_CAPABILITY = 8;
 
+const DEVICE = /^(auto|cpu|cuda|cuda:\d{1,3})$/;
+
+export const isDevice = (value: unknown): value is Device =>
+  typeof value === "string" && DEVICE.test(value);
+
 export function parseDevice(value: unknown): ParsedDevice {
+  if (!isDevice(value))
+    throw invalidOption('"auto", "cpu", "cuda" or "cuda:" and an index', "device", value);
   if (value === "auto" || value === "cpu") return { kind: value };
-  if (value === "cuda") return { kind: "cuda", index: 0 };
-  const match = typeof value === "string" ? /^cuda:(\d{1,3})$/.exec(value) : null;
-  if (!match) throw invalidOption('"auto", "cpu", "cuda" or "cuda:" and an index', "device", value);
-  return { kind: "cuda", index: Number(match[1]) };
+  return { kind: "cuda", index: Number(value.split(":")[1] ?? 0) };
 }
 
 /** The CUDA library: what UNIFLUID_CUDA_LIBRARY names, or the one beside the addon. */
@@ -84,38 +116,48 @@ const old = ({ name, capability }: NativeCudaDevice): string =>
   `${name} has compute capability ${capability}, and ${LEAST_CAPABILITY}.0 is needed`;
 
 /**
- * Chooses the device for a checkpoint. Throws `DeviceError` where a GPU was asked for and cannot be used, and
+ * Chooses a device. Throws `DeviceError` where a GPU was asked for and cannot be used, and
  * `InsufficientMemoryError` where it has too little memory; "auto" falls back to the CPU instead.
  */
 export async function chooseDevice(
   wanted: ParsedDevice,
-  dtype: NativeComputeType | undefined,
-  maxMemory: number,
-  checkpoint: Checkpoint,
-  survey: () => Promise<DeviceSurvey>,
+  need: DeviceNeed,
+  gpus: Gpus,
 ): Promise<ChosenDevice> {
   if (wanted.kind === "cpu") return { kind: "cpu" };
-  const { library, devices, reason } = await survey();
-  const index = wanted.kind === "cuda" ? wanted.index : devices.findIndex(capable);
   const asked = wanted.kind === "cuda";
+  if (!asked && need.cpuReason) return { kind: "cpu", reason: need.cpuReason };
+  const { library, devices, reason } = await gpus.survey();
+  const index = asked ? wanted.index : devices.findIndex(capable);
   const device = devices[index];
   if (!library || !device || !capable(device)) {
     const why = reason ?? (device ? old(device) : `the GPUs here are ${listed(devices)}`);
     if (!asked) return { kind: "cpu", reason: why };
     throw new DeviceError("DEVICE_UNAVAILABLE", `device "cuda:${index}" is not available: ${why}`);
   }
-  const type = dtype ?? "bfloat16";
-  const free = maxMemory ? Math.min(maxMemory, device.freeMemory) : device.freeMemory;
-  const needed = estimateMemory(checkpoint, type).onDevice;
-  if (needed > free) {
+  let free: number;
+  try {
+    free = await gpus.freeMemory(library, index);
+  } catch (error) {
+    if (asked) throw error;
+    return { kind: "cpu", reason: `${device.name}: ${(error as Error).message}` };
+  }
+  const available = need.maxMemory ? Math.min(need.maxMemory, free) : free;
+  if (need.bytes > available) {
     const why =
-      `${checkpoint.directory} takes at least ${formatMebibytes(needed)} on a GPU, but ` +
-      `${formatMebibytes(free)} are available on ${device.name}`;
+      `${need.name} takes at least ${formatMebibytes(need.bytes)} on a GPU, but ` +
+      `${formatMebibytes(available)} are available on ${device.name}`;
     if (!asked) return { kind: "cpu", reason: why };
     throw new InsufficientMemoryError(why);
   }
-  return { kind: "cuda", library, index, dtype: type, freeMemory: free };
+  return { kind: "cuda", library, index, dtype: need.dtype };
 }
+
+/** What the native side gets of the choice. */
+export const nativeCuda = (chosen: ChosenDevice): { cuda?: NativeCuda } =>
+  chosen.kind === "cpu"
+    ? {}
+    : { cuda: { library: chosen.library, device: chosen.index, dtype: chosen.dtype } };
 
 const listed = (devices: readonly NativeCudaDevice[]): string =>
   devices.map(({ name }, i) => `cuda:${i} (${name})`).join(", ") || "none";

@@ -25,7 +25,10 @@ export interface LoadOptions {
   dtype?: "auto" | "bfloat16" | "float32";
   /** Threads to compute with; default: the machine's cores. */
   threads?: number;
-  /** Instruction set, by its name in `unifluid doctor`; default: the environment's UNIFLUID_ISA, or the best. */
+  /**
+   * Instruction set, by its name in `unifluid doctor`; default: the environment's UNIFLUID_ISA, or the best. Where
+   * one is asked for, "auto" means the CPU.
+   */
   isa?: string;
   /**
    * Bytes that may be allocated beside the mapped weights, for caches, activations and repacked weights; on a
@@ -58,8 +61,10 @@ const MOST_THREADS = 1024;
 export interface ParsedLoadOptions {
   native: Omit<NativeLoadOptions, "activations" | "cuda">;
   device: ParsedDevice;
-  /** Absent: the device's own. */
-  dtype?: NativeComputeType;
+  /** What a GPU would compute in. */
+  dtype: NativeComputeType;
+  /** Why "auto" must mean the CPU. */
+  cpuReason?: string;
   signal?: AbortSignal;
 }
 
@@ -74,15 +79,22 @@ export function parseLoadOptions(
   if (dtype === "bfloat16" && device.kind === "cpu") {
     throw invalidOption('"float32" or "auto" with device "cpu"', "dtype", dtype);
   }
+  if (options.isa !== undefined && device.kind === "cuda") {
+    throw invalidOption('no value with device "cuda"', "isa", options.isa);
+  }
+  const isa = parseIsa(options.isa ?? (process.env.UNIFLUID_ISA || undefined), addon);
   return {
     device,
-    ...(dtype === "auto" ? {} : { dtype }),
+    dtype: dtype === "auto" ? "bfloat16" : dtype,
+    ...(isa !== undefined && {
+      cpuReason: `the instruction set ${isa} was asked for, which is the CPU's`,
+    }),
     native: {
       threads:
         threads === undefined
           ? defaultThreads()
           : integerOption("threads", threads, { min: 1, max: MOST_THREADS }),
-      isa: parseIsa(options.isa ?? (process.env.UNIFLUID_ISA || undefined), addon),
+      isa,
       maxMemory:
         maxMemory === undefined
           ? 0

@@ -67,6 +67,15 @@ export function estimateMemory(
   };
 }
 
+/** Bytes of a trainer's float32 tensors: weights, gradients, two moments and the average. Activations come on top. */
+export function trainingBytes(
+  tensors: readonly NativeTensor[],
+  { emaDecay, lossesOnly = false }: { emaDecay: number; lossesOnly?: boolean },
+): number {
+  const copies = (lossesOnly ? 1 : 4) + (emaDecay > 0 ? 1 : 0);
+  return 4 * copies * tensors.reduce((sum, tensor) => sum + elements(tensor), 0);
+}
+
 /** Throws unless the model's minimum fits `available` bytes. */
 export function checkMemory(checkpoint: Checkpoint, available: number): void {
   const { minimum } = estimateMemory(checkpoint);

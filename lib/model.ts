@@ -13,7 +13,7 @@ import { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 import type { CheckpointKind } from "./checkpoint/config.js";
 import { locateCheckpoint } from "./checkpoint/locate.js";
 import { vaeFactor } from "./checkpoint/vae-config.js";
-import { type ChosenDevice, chooseDevice, surveyDevices } from "./device.js";
+import { type ChosenDevice, chooseDevice, gpusOf, nativeCuda } from "./device.js";
 import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
 import { fromNative, InvalidImageError } from "./errors.js";
 import {
@@ -26,7 +26,7 @@ import {
 import { Image } from "./image.js";
 import { decodeImage, type ImageInput } from "./image-input.js";
 import { type LoadOptions, parseLoadOptions } from "./load-options.js";
-import { checkMemory } from "./memory.js";
+import { checkMemory, estimateMemory } from "./memory.js";
 import type { NativeAddon, NativeDrawRequest, NativeStats, NativeTextRequest } from "./native.js";
 import {
   choiceOption,
@@ -158,14 +158,20 @@ export class UniFluid implements AsyncDisposable {
    */
   static async load(model: string | URL, options?: LoadOptions): Promise<UniFluid> {
     const { addon, path } = findAddon();
-    const { native: nativeOptions, device, dtype, signal } = parseLoadOptions(options, addon);
+    const parsed = parseLoadOptions(options, addon);
+    const { native: nativeOptions, device, dtype, cpuReason, signal } = parsed;
     signal?.throwIfAborted();
     const checkpoint = await readCheckpoint(await locateCheckpoint(model), signal);
     signal?.throwIfAborted();
     const { maxSequences, maxQueue = maxSequences, maxMemory } = nativeOptions;
-    const chosen = await chooseDevice(device, dtype, maxMemory, checkpoint, () =>
-      surveyDevices(addon, path),
-    );
+    const need = {
+      name: checkpoint.directory,
+      dtype,
+      bytes: estimateMemory(checkpoint, dtype).onDevice,
+      maxMemory,
+      cpuReason,
+    };
+    const chosen = await chooseDevice(device, need, gpusOf(addon, path));
     if (chosen.kind === "cpu") checkMemory(checkpoint, maxMemory || addon.availableMemory());
     const requests = new Requests();
     const native = await addon
@@ -174,9 +180,7 @@ export class UniFluid implements AsyncDisposable {
         {
           ...nativeOptions,
           activations: activationBytes(checkpoint),
-          ...(chosen.kind === "cuda" && {
-            cuda: { library: chosen.library, device: chosen.index, dtype: chosen.dtype },
-          }),
+          ...nativeCuda(chosen),
         },
         requests.onEvents,
       )

@@ -134,7 +134,6 @@ export interface NativeCudaDevice {
   runtime: string;
   /** Bytes. */
   totalMemory: number;
-  freeMemory: number;
 }
 
 /** What a sequence starts from: image features, then source latents, then tokens (spec section 5). */
@@ -423,4 +422,6 @@ export interface NativeAddon {
   cudaDriverPresent(): boolean;
   /** The GPUs that the CUDA library at this path can use, by index. */
   cudaDevices(library: string): Promise<NativeCudaDevice[]>;
+  /** Bytes that one of them has free; opens a context on it, which takes some hundred MiB of its memory. */
+  cudaFreeMemory(library: string, device: number): Promise<number>;
 }

@@ -8,7 +8,7 @@
 // the other, ascending.
 //
 // Three pieces of shared memory hold rows of a tile: two that stay, and one for the two tensors of
-// the other side in turn. More would not fit a head of 256 beside tiles of 32 on all processors.
+// the other side in turn, so that heads of up to 512 fit the memory of every processor.
 #include <string>
 #include <vector>
 
@@ -381,7 +381,7 @@ void launch_all(Queue& queue, Params& p, const std::vector<TileOf>& tiles, const
                dim3(kThreads), bytes(3, 2), p);
 }
 
-// The tile for a head: as large as fits the shared memory that every processor has.
+// The tile for a head: as large as fits 99 KiB, the least shared memory of a processor.
 constexpr int kLargestHead = 512;
 using Small = Shape<32, 64>;
 using Middle = Shape<32, 128>;

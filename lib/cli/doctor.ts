@@ -6,7 +6,7 @@ import sharp from "sharp";
 import { describeMachine, findAddon, type LoadedAddon } from "../addon.js";
 import { shippedModels } from "../checkpoint/locate.js";
 import { surveyDevices } from "../device.js";
-import { DeviceError, NativeLoadError } from "../errors.js";
+import { DeviceError, fromNative, NativeLoadError } from "../errors.js";
 import { type OutputFlags, runCommand } from "./context.js";
 import { addFlags } from "./flags.js";
 import { write, writeJson } from "./output.js";
@@ -85,11 +85,15 @@ async function describeDevices({ addon, path }: LoadedAddon): Promise<Record<str
     device: reason ? `cpu; ${reason}` : "cuda, where a model fits its memory; else cpu",
     ...(library ? { "cuda library": library } : {}),
   };
-  devices.forEach((d, i) => {
+  for (const [i, d] of devices.entries()) {
+    const free = await addon
+      .cudaFreeMemory(library!, i)
+      .then((bytes) => `${formatBytes(bytes)} free`)
+      .catch((failure) => `free memory unknown (${fromNative(failure).message})`);
     lines[`cuda:${i}`] =
-      `${d.name}, compute capability ${d.capability}, ${formatBytes(d.freeMemory)} free of ` +
+      `${d.name}, compute capability ${d.capability}, ${free} of ` +
       `${formatBytes(d.totalMemory)}, driver for CUDA ${d.driver}, library for ${d.runtime}`;
-  });
+  }
   return lines;
 }
 

@@ -1,8 +1,6 @@
 /** `unifluid eval`: how well a model draws, reads and edits. */
 
 import { type Command, Option } from "commander";
-import { parseDevice } from "../device.js";
-import { DeviceError } from "../errors.js";
 import { SUITE_PARTS, type SuitePart } from "../evaluate/parts.js";
 import type { CellOrder } from "../generation-config.js";
 import { writeWhole } from "../image.js";
@@ -103,14 +101,13 @@ async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, con
   const { manifest: manifests, timesteps, order, threads, maxMemory, device } = flags;
   if (!manifests) throw new UsageError("the suite loss needs --manifest FILE");
   const { evaluateLoss } = await import("../evaluate/loss-suite.js");
-  if (parseDevice(device).kind === "cuda")
-    throw new DeviceError("DEVICE_UNAVAILABLE", "the suite loss computes on the CPU only");
   const progress = startRate(context, undefined);
   const report = await evaluateLoss(model, {
     manifests,
     seed,
     timesteps,
     order,
+    device,
     threads,
     maxMemory: maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20),
     signal: context.signal,

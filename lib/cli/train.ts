@@ -2,6 +2,7 @@
 
 import { Presets, SingleBar } from "cli-progress";
 import type { Command } from "commander";
+import type { Device } from "../device.js";
 import type { Metrics } from "../train/run-folder.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
@@ -11,6 +12,7 @@ import { duration } from "./progress.js";
 interface TrainFlags extends OutputFlags {
   out: string;
   resume?: boolean;
+  device?: Device;
 }
 
 export function addTrain(program: Command): void {
@@ -20,7 +22,11 @@ export function addTrain(program: Command): void {
       "train a model or an autoencoder as a run.yaml says; Ctrl-C stops with a checkpoint to go on from",
     )
     .option("-o, --out <folder>", "folder of the run", "run")
-    .option("--resume", "go on from the run's last checkpoint");
+    .option("--resume", "go on from the run's last checkpoint")
+    .option(
+      "--device <device>",
+      "device to train on, in place of the file's: auto, cpu, cuda, cuda:1, ...",
+    );
   addFlags(command, ...OUTPUT_FLAGS).action((config: string, flags: TrainFlags) =>
     runCommand(flags, (context) => train(config, flags, context)),
   );
@@ -42,7 +48,9 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
   const { readRunConfig } = await import("../train/config.js");
   const { Trainer } = await import("../train/trainer.js");
   const progress = startTraining(context);
-  const trainer = await Trainer.open(await readRunConfig(config), {
+  const run = await readRunConfig(config);
+  const settings = flags.device === undefined ? run : { ...run, device: flags.device };
+  const trainer = await Trainer.open(settings, {
     out: flags.out,
     resume: flags.resume,
     signal: context.signal,

@@ -3,15 +3,16 @@
  * follow from the seed and its place in the manifests, so that models are compared on the same noise.
  */
 import { resolve } from "node:path";
-import { loadAddon } from "../addon.js";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
-import { fromNative, NumericalError, TrainingDataError, UniFluidError } from "../errors.js";
+import type { Device } from "../device.js";
+import { NumericalError, TrainingDataError, UniFluidError } from "../errors.js";
 import type { CellOrder } from "../generation-config.js";
 import { defaultThreads } from "../load-options.js";
 import type { NativeTrainer, NativeTrainingSequence } from "../native.js";
 import { Random } from "../philox.js";
 import { ManifestSource } from "../train/manifest-source.js";
+import { createTrainer } from "../train/native-trainer.js";
 import { Pictures } from "../train/pictures.js";
 import { Sequences } from "../train/sequences.js";
 import type { SourceRecord } from "../train/source.js";
@@ -24,6 +25,8 @@ export interface LossOptions {
   timesteps?: number;
   /** Order of the image tokens. Default: the model's. */
   order?: CellOrder;
+  /** Default: "auto". */
+  device?: Device;
   threads?: number;
   /** Bytes; default: what the system has free. */
   maxMemory?: number;
@@ -74,7 +77,7 @@ export async function evaluateLoss(model: string, options: LossOptions): Promise
   try {
     const order = options.order ?? checkpoint.generation.image.order;
     const timesteps = options.timesteps ?? 4;
-    const native = await createTrainer(checkpoint, { ...options, order, timesteps });
+    const native = await openTrainer(checkpoint, { ...options, order, timesteps });
     try {
       return {
         suite: "loss",
@@ -93,35 +96,34 @@ export async function evaluateLoss(model: string, options: LossOptions): Promise
   }
 }
 
-async function createTrainer(
-  { spec }: Checkpoint,
+async function openTrainer(
+  { spec, directory }: Checkpoint,
   options: LossOptions & { order: CellOrder; timesteps: number },
 ): Promise<NativeTrainer> {
-  try {
-    return await loadAddon().createTrainer(spec, {
-      lossesOnly: true,
-      threads: options.threads ?? defaultThreads(),
-      maxMemory: options.maxMemory ?? 0,
-      compute: "f32",
-      // Without gradients nothing is computed again: only memory is saved.
-      recompute: true,
-      seed: options.seed,
-      batchMultiplier: options.timesteps,
-      noiseWeightCap: 1,
-      order: options.order,
-      emaDecay: 0,
-      // Of gradients and updates, which there are none of.
-      textWeight: 1,
-      frozen: [],
-      beta1: 0,
-      beta2: 0,
-      epsilon: 1,
-      weightDecay: 0,
-      clipNorm: 0,
-    });
-  } catch (error) {
-    throw fromNative(error);
-  }
+  const tensors = spec.tensors.filter((t) => !t.name.startsWith("vae."));
+  const of = { ...spec, tensors };
+  const { native } = await createTrainer(directory, of, options.device ?? "auto", {
+    lossesOnly: true,
+    threads: options.threads ?? defaultThreads(),
+    maxMemory: options.maxMemory ?? 0,
+    compute: "f32",
+    // Without gradients nothing is computed again: only memory is saved.
+    recompute: true,
+    seed: options.seed,
+    batchMultiplier: options.timesteps,
+    noiseWeightCap: 1,
+    order: options.order,
+    emaDecay: 0,
+    // Of gradients and updates, which there are none of.
+    textWeight: 1,
+    frozen: [],
+    beta1: 0,
+    beta2: 0,
+    epsilon: 1,
+    weightDecay: 0,
+    clipNorm: 0,
+  });
+  return native;
 }
 
 /** A record, where its pictures are kept, and its place among all: which names its randomness. */
@@ -162,13 +164,13 @@ class Records {
     manifest: string,
     stream: number,
     checkpoint: Checkpoint,
-    { seed, threads }: LossOptions,
+    { seed, device, threads }: LossOptions,
   ): Promise<void> {
     const source = await ManifestSource.open(resolve(manifest), { seed, place: 0 });
     // Manifests of one folder share their pictures.
     const { folder } = source;
     const pictures =
-      this.pictures.get(folder) ?? (await Pictures.open(folder, checkpoint, threads));
+      this.pictures.get(folder) ?? (await Pictures.open(folder, checkpoint, { device, threads }));
     this.pictures.set(folder, pictures);
     let index = 0;
     for await (const record of source.all()) {
@@ -262,9 +264,7 @@ async function measure(
     const work = native.evaluate([sequences], { step, ema: false });
     // The next records are read while these are at work.
     next = batch(first + TOGETHER);
-    const result = await work.catch((error) => {
-      throw fromNative(error);
-    });
+    const result = await work;
     if (!result.finite) {
       const bad = Object.entries(result.byTask).filter(([, { loss }]) => !Number.isFinite(loss));
       const last = records.name(first + sequences.length - 1);

@@ -8,6 +8,7 @@ import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { vaeFactor } from "../checkpoint/vae-config.js";
 import { contactSheet } from "../contact-sheet.js";
+import type { Device } from "../device.js";
 import { InvalidConfigError } from "../errors.js";
 import { Image } from "../image.js";
 import { decodeImage } from "../image-input.js";
@@ -26,9 +27,10 @@ import { BrokenRecords } from "./broken-records.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
 import { equalizeLatents, LatentMeter, latentFactors } from "./latents.js";
 import { dealt, Mixture, openSource } from "./mixture.js";
+import { createTrainer } from "./native-trainer.js";
 import type { Losses } from "./run-folder.js";
 import type { Source, SourceRecord } from "./source.js";
-import { commonOptions, createTrainer, type StepData, type Subject } from "./subject.js";
+import { commonOptions, type StepData, type Subject } from "./subject.js";
 
 /** Pictures that are encoded or decoded at a time. */
 const AT_ONCE = 16;
@@ -48,6 +50,7 @@ export class AutoencoderSubject implements Subject {
     readonly tensors: readonly NativeTensor[],
     private readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
+    private readonly device: Device,
     readonly mixture: Mixture,
     private readonly size: number,
   ) {}
@@ -65,8 +68,10 @@ export class AutoencoderSubject implements Subject {
     // It is read when there is something to show; that it can be is known now.
     if (config.samples) await (await openShown(config)).close();
     const common = commonOptions(config, tensors, storedName);
-    const native = await createTrainer(
+    const { native, device } = await createTrainer(
+      `training ${checkpoint.directory}`,
       { files: spec.files, tensors, vae: spec.vae },
+      config.device,
       {
         ...common,
         vae: { klWeight: config.klWeight },
@@ -79,7 +84,16 @@ export class AutoencoderSubject implements Subject {
       },
     );
     const frozen = new Set(common.frozen);
-    return new AutoencoderSubject(config, checkpoint, tensors, frozen, native, mixture, size);
+    return new AutoencoderSubject(
+      config,
+      checkpoint,
+      tensors,
+      frozen,
+      native,
+      device,
+      mixture,
+      size,
+    );
   }
 
   async batches(step: number): Promise<StepData<NativeVaeExample>> {
@@ -164,9 +178,14 @@ export class AutoencoderSubject implements Subject {
     await write(latentFactors(statistics));
   }
 
+  /** A checkpoint of this run, where the run computes. */
+  private load(folder: string): Promise<UniFluid> {
+    return UniFluid.load(folder, { device: this.device, threads: this.config.threads });
+  }
+
   /** Of the latents of the first steps' pictures. */
   private async measure(folder: string) {
-    await using model = await UniFluid.load(folder, { threads: this.config.threads });
+    await using model = await this.load(folder);
     const meter = new LatentMeter((this.checkpoint.spec.vae as NativeVaeConfig).latentChannels);
     const mixture = await Mixture.open(this.config, this.mixture.broken);
     let left = this.config.latentPictures;
@@ -186,7 +205,7 @@ export class AutoencoderSubject implements Subject {
   /** Pairs of a picture and what is left of it, with the mean PSNR of all. */
   async sample(checkpoint: string) {
     const pictures = await this.shown();
-    await using model = await UniFluid.load(checkpoint, { threads: this.config.threads });
+    await using model = await this.load(checkpoint);
     const [width, height] = [this.size, this.size];
     const pairs = await inTurn(pictures, async (picture) => {
       const latents = await model.encodeImage(picture);

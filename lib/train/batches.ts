@@ -33,7 +33,7 @@ export class Batches {
     try {
       for (const { folder } of mixture.sources)
         if (!caches.has(folder))
-          caches.set(folder, await Pictures.open(folder, checkpoint, config.threads));
+          caches.set(folder, await Pictures.open(folder, checkpoint, config));
     } catch (error) {
       for (const pictures of caches.values()) await pictures.close();
       await mixture.close();

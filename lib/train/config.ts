@@ -4,6 +4,7 @@ import { dirname, resolve } from "node:path";
 import { parse } from "yaml";
 import { z } from "zod";
 import { isObject } from "../checkpoint/fields.js";
+import { type Device, isDevice } from "../device.js";
 import { InvalidConfigError } from "../errors.js";
 
 const positive = z.number().positive().finite();
@@ -64,6 +65,10 @@ const common = {
   compute: z.enum(["f32", "bf16"]).default("bf16"),
   seed: z.number().int().min(0).default(0),
   threads: count.optional(),
+  /** "auto": the first GPU that can be used and has room for the weights, else the CPU. */
+  device: z
+    .custom<Device>(isDevice, "expected auto, cpu, cuda or cuda:1, cuda:2, ...")
+    .default("auto"),
   checkpoint: z.strictObject({ every: count.default(500), keep: count.default(2) }).prefault({}),
   /** Broken records beyond this share of those seen stop the run. */
   brokenShare: share.default(0.01),

@@ -20,6 +20,7 @@ import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { TrainingDataError } from "../errors.js";
 import { decodeImage } from "../image-input.js";
+import type { LoadOptions } from "../load-options.js";
 import { UniFluid } from "../model.js";
 
 export interface Picture {
@@ -108,17 +109,21 @@ export class Pictures {
     private readonly latentCount: number,
     /** Packs have this name and what tells one process from another. */
     private readonly name: string,
-    private readonly threads: number | undefined,
+    private readonly load: Pick<LoadOptions, "device" | "threads">,
   ) {}
 
   /** Opens the cache in `parent`, or begins one. Throws `TRAINING_DATA`. */
-  static async open(parent: string, checkpoint: Checkpoint, threads?: number): Promise<Pictures> {
+  static async open(
+    parent: string,
+    checkpoint: Checkpoint,
+    load: Pick<LoadOptions, "device" | "threads">,
+  ): Promise<Pictures> {
     const { spec, config } = checkpoint;
     const size = config?.image?.imageSize ?? spec.vision?.imageSize ?? 0;
     const latents = spec.image ? spec.image.grid ** 2 * spec.image.tokenChannels : 0;
     const folder = join(parent, CACHE_FOLDER);
     const name = join(folder, await identity(checkpoint));
-    const pictures = new Pictures(checkpoint, size, latents, name, threads);
+    const pictures = new Pictures(checkpoint, size, latents, name, load);
     try {
       await mkdir(folder, { recursive: true });
       const known = basename(name);
@@ -196,7 +201,10 @@ export class Pictures {
     const slot = Buffer.alloc(this.slotBytes);
     slot.set(pixels);
     if (this.latentCount > 0) {
-      this.model ??= UniFluid.load(this.checkpoint.directory, { threads: this.threads });
+      // They are kept: as exact as training takes them, wherever they are computed.
+      const { device, threads } = this.load;
+      const options = { device, threads, dtype: "float32" } as const;
+      this.model ??= UniFluid.load(this.checkpoint.directory, options);
       const image = { pixels, width: this.size, height: this.size };
       const latents = await (await this.model).encodeImage(image);
       slot.set(

@@ -108,22 +108,28 @@ export class RunFolder {
     const beside = `${target}.partial`;
     await rm(beside, { recursive: true, force: true });
     await mkdir(beside, { recursive: true });
-    await write(beside);
-    const states = STATES.filter((s) => average || s !== "ema");
-    await writeSafetensors(
-      join(beside, STATE_FILE),
-      states.flatMap((state) =>
-        tensors.map(({ name, shape }) => ({
-          name: `${state}.${name}`,
-          dtype: "F32" as const,
-          shape,
-          bytes: () => trainer.read(name, state, "F32"),
-        })),
-      ),
-    );
-    await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(positions)}\n`);
-    await rm(target, { recursive: true, force: true });
-    await rename(beside, target);
+    try {
+      await write(beside);
+      const states = STATES.filter((s) => average || s !== "ema");
+      await writeSafetensors(
+        join(beside, STATE_FILE),
+        states.flatMap((state) =>
+          tensors.map(({ name, shape }) => ({
+            name: `${state}.${name}`,
+            dtype: "F32" as const,
+            shape,
+            bytes: () => trainer.read(name, state, "F32"),
+          })),
+        ),
+      );
+      await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(positions)}\n`);
+      await rm(target, { recursive: true, force: true });
+      await rename(beside, target);
+    } catch (error) {
+      // A full disk, say, is not to stay full.
+      await rm(beside, { recursive: true, force: true });
+      throw error;
+    }
     const others = (await this.steps()).filter((s) => s !== step);
     for (const old of others.slice(0, Math.max(0, others.length - (keep - 1))))
       await rm(this.checkpoint(old), { recursive: true });

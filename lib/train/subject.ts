@@ -1,10 +1,8 @@
 /** What a run trains, a whole model or an autoencoder, as the loop of steps sees it. */
-import { loadAddon } from "../addon.js";
-import { fromNative, InvalidOptionError } from "../errors.js";
+import { InvalidOptionError } from "../errors.js";
 import type { Image } from "../image.js";
 import { defaultThreads } from "../load-options.js";
 import type {
-  NativeModelSpec,
   NativeStepResult,
   NativeTensor,
   NativeTrainer,
@@ -79,16 +77,4 @@ export function commonOptions(
     clipNorm: config.clipNorm,
     emaDecay: config.ema,
   };
-}
-
-/** Loads the weights into a trainer; errors as TypeScript has them. */
-export async function createTrainer(
-  spec: NativeModelSpec,
-  options: NativeTrainerOptions,
-): Promise<NativeTrainer> {
-  return loadAddon()
-    .createTrainer(spec, options)
-    .catch((error) => {
-      throw fromNative(error);
-    });
 }

@@ -2,7 +2,7 @@
 import { appendFile, readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { stringify } from "yaml";
-import { fromNative, InvalidOptionError, TrainingDivergedError } from "../errors.js";
+import { InvalidOptionError, TrainingDivergedError } from "../errors.js";
 import type { NativeStepResult } from "../native.js";
 import { AutoencoderSubject } from "./autoencoder.js";
 import { isAutoencoderRun, learningRateAt, parseRunConfig, type RunConfig } from "./config.js";
@@ -119,9 +119,7 @@ export class Trainer {
       // The next batch is made while this one is at work.
       next = step < config.steps ? subject.batches(step + 1) : undefined;
       next?.catch(() => {}); // told when it is waited for
-      const result = await work.catch((error) => {
-        throw fromNative(error);
-      });
+      const result = await work;
       this.judge(step, result);
       this.step = step;
       this.positions = positions;

@@ -6,12 +6,14 @@ import { locateCheckpoint } from "../checkpoint/locate.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { contactSheet } from "../contact-sheet.js";
+import type { Device } from "../device.js";
 import { UniFluid } from "../model.js";
 import type { NativeStepResult, NativeTensor, NativeTrainer } from "../native.js";
 import { Batches } from "./batches.js";
 import type { UnifiedRunConfig } from "./config.js";
+import { createTrainer } from "./native-trainer.js";
 import { type Losses, RUN_FILES } from "./run-folder.js";
-import { commonOptions, createTrainer, type Subject } from "./subject.js";
+import { commonOptions, type Subject } from "./subject.js";
 
 const orNull = (v: number) => (Number.isFinite(v) ? v : null);
 
@@ -21,6 +23,7 @@ export class UnifiedSubject implements Subject {
     private readonly checkpoint: Checkpoint,
     readonly tensors: readonly NativeTensor[],
     readonly native: NativeTrainer,
+    private readonly device: Device,
     private readonly data: Batches,
   ) {}
 
@@ -40,8 +43,11 @@ export class UnifiedSubject implements Subject {
     };
     const data = await Batches.open(checkpoint, config, (m) => onNote(`skipped ${m}`));
     try {
-      const native = await createTrainer(checkpoint.spec, options);
-      return new UnifiedSubject(config, checkpoint, tensors, native, data);
+      const { spec, directory } = checkpoint;
+      const of = { ...spec, tensors };
+      const name = `training ${directory}`;
+      const { native, device } = await createTrainer(name, of, config.device, options);
+      return new UnifiedSubject(config, checkpoint, tensors, native, device, data);
     } catch (error) {
       await data.close();
       throw error;
@@ -100,7 +106,10 @@ export class UnifiedSubject implements Subject {
   /** Drawn as any program would draw them. */
   async sample(checkpoint: string) {
     const { prompts, steps, guidance, seed } = this.config.samples!;
-    await using model = await UniFluid.load(checkpoint, { threads: this.config.threads });
+    await using model = await UniFluid.load(checkpoint, {
+      device: this.device,
+      threads: this.config.threads,
+    });
     const images = await Promise.all(
       prompts.map((prompt, i) => model.generate(prompt, { steps, guidance, seed: seed + i })),
     );

@@ -1,18 +1,21 @@
 /**
  * Checks of a CUDA library on plain Node, without jest: every operation beside the CPU, rows alone beside rows in
- * company, whole models beside the CPU. `npm run gpu` bundles and runs it; the exit code tells.
+ * company, whole models beside the CPU, steps of training. `npm run gpu` bundles and runs it; the exit code tells.
  *
  *   node gpu-checks.cjs LIBRARY MODELS [--quick] [--simulated]
  *
  * MODELS: a folder with the tiny checkpoints. --quick: each kernel once, for sanitizers, which are slow.
  */
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { parseArgs } from "node:util";
 import { UniFluid } from "../../lib";
+import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import type { NativeTrainerOptions } from "../../lib/native";
 import { type Comparison, compare, FLOAT32_SHARE } from "../support/cuda-cases";
 import { Random } from "../support/numbers";
 import { addon, type Backend } from "../support/ops";
 import { relativeError } from "../support/parity";
+import { batchOf, createTrainer, norm, picturesOf, readFloats, trained } from "../support/training";
 import { families } from "./cases";
 
 const { values: flags, positionals } = parseArgs({
@@ -104,6 +107,48 @@ async function checkModel(name: string, dtype: "float32" | "bfloat16"): Promise<
   await Promise.all([cpu.dispose(), cuda.dispose()]);
 }
 
+/** Losses to rounding, gradients of all weights together; bfloat16 rounds the operands of products. */
+const TRAINING_TOLERANCES = {
+  f32: { loss: 1e-5, gradient: 1e-4 },
+  bf16: { loss: 1e-2, gradient: 0.05 },
+} as const;
+
+/** One step of training: losses, and the gradients of every tensor. `vae`: the autoencoder's. */
+async function checkTraining(
+  directory: string,
+  compute: "f32" | "bf16",
+  vae: boolean,
+): Promise<void> {
+  const { spec } = await readCheckpoint(directory);
+  const options = {
+    compute,
+    // With beta1 = 0 the first moment is the gradient.
+    beta1: 0,
+    clipNorm: 0,
+    ...(vae && { vae: { klWeight: 1e-3 } }),
+  };
+  const step = async (change: Partial<NativeTrainerOptions>) => {
+    const trainer = await createTrainer(spec, { ...options, ...change });
+    const at = { step: 1, learningRate: 0 };
+    const result = vae
+      ? await trainer.step([picturesOf(spec, 1)], at)
+      : await trainer.step([batchOf(spec, 1)], at);
+    const gradient = trained(spec, vae).map((name) => readFloats(trainer, name, "first"));
+    trainer.dispose();
+    const loss = result.vae?.loss ?? result.imageLoss + result.textLoss;
+    return { loss, gradient };
+  };
+  const cpu = await step({ compute: "f32" });
+  const cuda = await step({ cuda: { library, device: 0, dtype: "float32" } });
+  const far = cpu.gradient.map((g, i) => norm(g.map((v, k) => v - cuda.gradient[i]![k]!)));
+  const title = `training ${compute} ${basename(directory)}${vae ? ", autoencoder" : ""}`;
+  const allowed = TRAINING_TOLERANCES[compute];
+  report(`${title}: loss`, Math.abs(cuda.loss / cpu.loss - 1), allowed.loss);
+  const error = norm(far) / norm(cpu.gradient.map((g) => norm(g)));
+  report(`${title}: gradients`, error, allowed.gradient);
+  console.log(`${title}: gradients ${error.toPrecision(2)} from the CPU's`);
+}
+
 async function main(): Promise<void> {
   const cpu = new addon.TestBackend({ threads: flags.simulated ? 1 : 4 });
   checkOperations(cpu);
@@ -111,6 +156,10 @@ async function main(): Promise<void> {
   const names = flags.quick ? ["unifluid-flow-tiny"] : ["unifluid-tiny", "unifluid-flow-tiny"];
   for (const name of names)
     for (const dtype of ["float32", "bfloat16"] as const) await checkModel(name, dtype);
+  for (const name of names)
+    for (const compute of ["f32", "bf16"] as const)
+      await checkTraining(join(models, name), compute, false);
+  await checkTraining(join(models, "vae-tiny"), "f32", true);
   console.log(failures ? `${failures} checks FAILED` : "all checks passed");
   process.exitCode = failures ? 1 : 0;
 }

@@ -33,7 +33,7 @@ const paths = (data: string) =>
   );
 
 async function using<T>(data: string, work: (pictures: Pictures) => Promise<T>): Promise<T> {
-  const pictures = await Pictures.open(data, checkpoint, 2);
+  const pictures = await Pictures.open(data, checkpoint, { threads: 2 });
   try {
     return await work(pictures);
   } finally {
@@ -148,7 +148,7 @@ test("a cache of one file, as it was before, is still read", async () => {
 test("a folder that cannot be written to is told", async () => {
   const data = join(folder, "none");
   await writeFile(data, "a file");
-  await expect(Pictures.open(data, checkpoint)).rejects.toMatchObject({
+  await expect(Pictures.open(data, checkpoint, {})).rejects.toMatchObject({
     code: "TRAINING_DATA",
     message: expect.stringContaining("cannot keep prepared pictures"),
   });

@@ -6,7 +6,6 @@ import { stringify } from "yaml";
 import { initCheckpoint } from "../../lib/init/init";
 import type { NativeModelSpec, NativeTrainer, NativeVaeExample } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
-import { instructionSets } from "../support/ops";
 import { relativeError } from "../support/parity";
 import {
   bfloats,
@@ -14,9 +13,11 @@ import {
   Numbers,
   norm,
   picturesOf,
+  placeOf,
   readFloats,
   specOf,
   trained,
+  trainingPlaces,
   writeFloats,
 } from "../support/training";
 
@@ -55,11 +56,11 @@ const stored = (name: string) => name.replace(/^vae\./, "");
 /** Softmax does not see what is added to all keys: their gradient is rounding. */
 const seen = (name: string) => !name.endsWith("to_k.bias");
 
-test.each(instructionSets.map((isa) => isa))(
+test.each(trainingPlaces)(
   "losses and every gradient of one step are PyTorch's (%s)",
-  async (isa) => {
+  async (place) => {
     // With beta1 = 0 the first moment is the gradient.
-    const t = await trainer(spec, { vae, isa, beta1: 0, clipNorm: 0 });
+    const t = await trainer(spec, { vae, ...placeOf(place), beta1: 0, clipNorm: 0 });
     const result = await t.step([picturesOf(spec, 1)], { step: 1, learningRate: 0 });
     const [absolute, square, kl, gradient] = want.curve[0]!;
     const close = (got: number, wanted: number, within: number) =>

@@ -2,9 +2,8 @@
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { canonicalName } from "../../lib/checkpoint/tensor-names";
-import type { NativeModelSpec, NativeTrainer, NativeTrainerOptions } from "../../lib/native";
+import type { NativeModelSpec, NativeTrainer } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
-import { instructionSets, simulatedLibrary } from "../support/ops";
 import { relativeError } from "../support/parity";
 import {
   batchOf,
@@ -12,9 +11,11 @@ import {
   createTrainer,
   MULTIPLIER,
   norm,
+  placeOf,
   readFloats,
   specOf,
   trained,
+  trainingPlaces,
 } from "../support/training";
 
 interface Expected {
@@ -43,12 +44,6 @@ function byName(tensors: Tensors, kind: string): Map<string, string> {
   return new Map(names.map((n) => [canonicalName(n.slice(prefix.length), "unifluid")!, n]));
 }
 
-/** Options for an instruction set, or for CUDA on its simulation. */
-const placeOf = (where: string): Partial<NativeTrainerOptions> =>
-  where === "cuda-simulated"
-    ? { cuda: { library: simulatedLibrary, device: 0, dtype: "float32" } }
-    : { isa: where };
-
 let open: NativeTrainer[] = [];
 async function trainer(...args: Parameters<typeof createTrainer>): Promise<NativeTrainer> {
   const t = await createTrainer(...args);
@@ -74,11 +69,11 @@ describe.each(models)("%s", (model) => {
   });
   const base = { noiseWeightCap: want.noise_weight_cap, textWeight: expected.text_weight };
 
-  test.each([...instructionSets, "cuda-simulated"])(
+  test.each(trainingPlaces)(
     "losses and every gradient of one step are PyTorch's (%s)",
-    async (where) => {
+    async (place) => {
       // With beta1 = 0 the first moment is the gradient.
-      const t = await trainer(spec, { ...base, ...placeOf(where), beta1: 0, clipNorm: 0 });
+      const t = await trainer(spec, { ...base, ...placeOf(place), beta1: 0, clipNorm: 0 });
       const result = await t.step([batchOf(spec, 1)], { step: 1, learningRate: 0 });
       const [image, text, gradient] = want.curve[0]!;
       expect(Math.abs(result.imageLoss / image - 1)).toBeLessThan(1e-5);
@@ -172,8 +167,8 @@ describe.each(models)("%s", (model) => {
 
   test("bfloat16 products stay near float32's, the same everywhere that rounds", async () => {
     const results = [];
-    for (const isa of instructionSets) {
-      const t = await trainer(spec, { ...base, isa, compute: "bf16" });
+    for (const place of trainingPlaces) {
+      const t = await trainer(spec, { ...base, ...placeOf(place), compute: "bf16" });
       results.push(await t.step([batchOf(spec, 1)], { step: 1, learningRate: 0 }));
     }
     const [image, text] = want.curve[0]!;

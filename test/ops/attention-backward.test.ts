@@ -85,6 +85,24 @@ describeBackends("gradients of attention", (backend) => {
       "all in both directions",
       { lengths: [17], prefixes: [17], heads: 1, kvHeads: 1, headDim: 20 },
     ],
+    [
+      "longer than a tile, the window shorter than the prefix",
+      {
+        lengths: [45, 3, 38],
+        prefixes: [20, 0, 33],
+        heads: 2,
+        kvHeads: 1,
+        headDim: 4,
+        softCap: 3,
+        window: 9,
+        ropeTheta: 50,
+      },
+    ],
+    // Kernels differ by the size of a head.
+    ...[80, 136, 260].map((headDim): [string, Case] => [
+      `heads of ${headDim}`,
+      { lengths: [19], prefixes: [4], heads: 2, kvHeads: 1, headDim, ropeTheta: 100 },
+    ]),
   ])("%s", (_, c) => {
     withRandom((random) => {
       const rows = c.lengths.reduce((a, b) => a + b, 0);

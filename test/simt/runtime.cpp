@@ -36,8 +36,7 @@ size_t allocated = 0;
 std::atomic<uint64_t> launches{0};
 
 thread_local int current_device = 0;  // of this thread, as on CUDA
-thread_local cudaError_t sticky = cudaSuccess;
-thread_local std::string message;
+thread_local std::string message;     // of the last fault
 
 struct Recorded {
   const void* kernel;
@@ -51,8 +50,11 @@ struct Recorded {
 
 }  // namespace
 
+// A fault stays with the stream in which it happened: to the others it is as if it had been in
+// another process. On a GPU the whole context may be lost.
 struct SimtStream {
   int device;
+  cudaError_t fault = cudaSuccess;
   bool capturing = false;
   std::vector<Recorded> captured;
 };
@@ -70,11 +72,11 @@ struct Call {
 
 // A stream is used with its own device chosen.
 cudaError_t usable(cudaStream_t stream) {
-  if (sticky != cudaSuccess) return sticky;
+  if (stream->fault != cudaSuccess) return stream->fault;
   return stream->device == current_device ? cudaSuccess : cudaErrorInvalidResourceHandle;
 }
 
-cudaError_t run(const Recorded& r) {
+cudaError_t run(const Recorded& r, cudaStream_t stream) {
   const size_t threads = size_t{r.block.x} * r.block.y * r.block.z;
   if (threads == 0 || threads > 1024 || r.grid.x == 0 || r.grid.y == 0 || r.grid.z == 0 ||
       r.grid.y > 65535 || r.grid.z > 65535 || r.shared > kSharedBytes)
@@ -95,7 +97,7 @@ cudaError_t run(const Recorded& r) {
                                                 &call);
   if (error.empty()) return cudaSuccess;
   message = error;
-  return sticky = cudaErrorLaunchFailure;
+  return stream->fault = cudaErrorLaunchFailure;
 }
 
 }  // namespace
@@ -113,7 +115,7 @@ cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3
     stream->captured.push_back(std::move(r));
     return cudaSuccess;
   }
-  return run(r);
+  return run(r, stream);
 }
 
 const char* last_error() { return message.c_str(); }
@@ -153,7 +155,7 @@ const char* cudaGetErrorString(cudaError_t error) {
   }
 }
 
-cudaError_t cudaGetLastError() { return sticky; }
+cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = static_cast<int>(devices.value.load());
@@ -186,11 +188,10 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   std::lock_guard lock(mutex);
   *total = memory_size.value.load();
   *free = *total - std::min(*total, allocated);
-  return sticky;
+  return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  if (sticky != cudaSuccess) return sticky;
   std::lock_guard lock(mutex);
   *memory = nullptr;
   if (bytes == 0) return cudaSuccess;
@@ -213,11 +214,10 @@ cudaError_t cudaFree(void* memory) {
   allocated -= found->second;
   allocations.erase(found);
   std::free(memory);
-  return sticky;
+  return cudaSuccess;
 }
 
 cudaError_t cudaMallocHost(void** memory, size_t bytes) {
-  if (sticky != cudaSuccess) return sticky;
   *memory = std::malloc(bytes);
   return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -241,36 +241,35 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  sticky = cudaSuccess;  // a new context, as after cudaDeviceReset
-  *stream = new SimtStream{current_device, false, {}};
+  *stream = new SimtStream{current_device, cudaSuccess, false, {}};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return sticky; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return stream->fault; }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   stream->capturing = true;
   stream->captured.clear();
-  return sticky;
+  return stream->fault;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   stream->capturing = false;
   *graph = new SimtGraph{std::move(stream->captured)};
-  return sticky;
+  return stream->fault;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
   *executable = new SimtGraph(*graph);
-  return sticky;
+  return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
   for (const Recorded& r : graph->launches)
-    if (const cudaError_t status = run(r); status != cudaSuccess) return status;
-  return sticky;
+    if (const cudaError_t status = run(r, stream); status != cudaSuccess) return status;
+  return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
@@ -282,8 +281,8 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new SimtEvent();
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return sticky; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return sticky; }
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t stream) { return stream->fault; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;

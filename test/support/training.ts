@@ -13,6 +13,7 @@ import type {
 } from "../../lib/native";
 import { FIXTURES, type Tensors } from "./fixtures";
 import { fromBFloat16 } from "./numbers";
+import { instructionSets, simulatedLibrary } from "./ops";
 
 export const MULTIPLIER = 2;
 
@@ -114,6 +115,13 @@ const native = findAddon().addon;
 export async function specOf(fixture: string): Promise<NativeModelSpec> {
   return (await readCheckpoint(join(FIXTURES, fixture))).spec;
 }
+
+/** Where trainers are held against PyTorch: every instruction set, and CUDA on its simulation. */
+export const trainingPlaces = [...instructionSets, "cuda-simulated"];
+export const placeOf = (place: string): Partial<NativeTrainerOptions> =>
+  place === "cuda-simulated"
+    ? { cuda: { library: simulatedLibrary, device: 0, dtype: "float32" } }
+    : { isa: place };
 
 export function createTrainer(
   spec: NativeModelSpec,

@@ -1,20 +1,22 @@
 /** Which device is chosen, and what is said where none can be. */
 import { join } from "node:path";
-import { type Checkpoint, readCheckpoint } from "../../lib/checkpoint/checkpoint";
-import { chooseDevice, type DeviceSurvey, parseDevice, surveyDevices } from "../../lib/device";
-import { estimateMemory } from "../../lib/memory";
+import {
+  chooseDevice,
+  type DeviceNeed,
+  type DeviceSurvey,
+  parseDevice,
+  surveyDevices,
+} from "../../lib/device";
 import type { NativeCudaDevice } from "../../lib/native";
-import { FIXTURES } from "../support/fixtures";
 
 const GiB = 2 ** 30;
-const gpu = (name: string, capability: string, freeMemory = 8 * GiB): NativeCudaDevice => ({
+const gpu = (name: string, capability: string): NativeCudaDevice => ({
   name,
   capability,
   processors: 100,
   driver: "13.0",
   runtime: "13.0",
   totalMemory: 16 * GiB,
-  freeMemory,
 });
 const newer = gpu("New", "9.0");
 const older = gpu("Old", "7.5");
@@ -95,26 +97,45 @@ describe("what GPUs there are", () => {
 });
 
 describe("the choice", () => {
-  let checkpoint: Checkpoint;
-  beforeAll(async () => {
-    checkpoint = await readCheckpoint(join(FIXTURES, "unifluid-tiny"));
-  });
+  const NEED = { name: "the model", dtype: "bfloat16", bytes: GiB, maxMemory: 0 } as const;
   const choose = (
     device: string,
     survey: DeviceSurvey,
-    { dtype, maxMemory = 0 }: { dtype?: "float32"; maxMemory?: number } = {},
-  ) => chooseDevice(parseDevice(device), dtype, maxMemory, checkpoint, async () => survey);
+    need: Partial<DeviceNeed> = {},
+    freeMemory: () => Promise<number> = async () => 8 * GiB,
+  ) =>
+    chooseDevice(
+      parseDevice(device),
+      { ...NEED, ...need },
+      { survey: async () => survey, freeMemory },
+    );
   const both: DeviceSurvey = { library: "lib.so", devices: [older, newer] };
+  const never = () => Promise.reject(new Error("not to be asked"));
 
-  test("cpu asks for no survey", async () => {
-    const never = () => Promise.reject(new Error("not to be asked"));
-    expect(await chooseDevice({ kind: "cpu" }, undefined, 0, checkpoint, never)).toEqual({
+  test("cpu asks for no survey, nor does auto where it must be the CPU", async () => {
+    const gpus = { survey: never, freeMemory: never };
+    expect(await chooseDevice({ kind: "cpu" }, NEED, gpus)).toEqual({ kind: "cpu" });
+    const need = { ...NEED, cpuReason: "the instruction set avx2 was asked for" };
+    expect(await chooseDevice({ kind: "auto" }, need, gpus)).toEqual({
       kind: "cpu",
+      reason: need.cpuReason,
     });
   });
 
-  test("auto takes the first GPU that can be used", async () => {
-    expect(await choose("auto", both)).toMatchObject({ kind: "cuda", index: 1, dtype: "bfloat16" });
+  test("auto takes the first GPU that can be used, and asks that one alone for its memory", async () => {
+    const asked: number[] = [];
+    const survey = async () => ({ ...both, devices: [older, newer, newer] });
+    const freeMemory = async (_: string, index: number) => {
+      asked.push(index);
+      return 8 * GiB;
+    };
+    expect(await chooseDevice({ kind: "auto" }, NEED, { survey, freeMemory })).toEqual({
+      kind: "cuda",
+      library: "lib.so",
+      index: 1,
+      dtype: "bfloat16",
+    });
+    expect(asked).toEqual([1]);
   });
 
   test("an index is taken at its word", async () => {
@@ -142,20 +163,27 @@ describe("the choice", () => {
   });
 
   test("a model that does not fit", async () => {
-    const { onDevice } = estimateMemory(checkpoint, "bfloat16");
-    const survey = (free: number) => ({ library: "lib.so", devices: [gpu("Small", "8.6", free)] });
-    expect(await choose("auto", survey(onDevice))).toMatchObject({ kind: "cuda" });
-    expect(await choose("auto", survey(onDevice - 1))).toMatchObject({
+    const small = { library: "lib.so", devices: [gpu("Small", "8.6")] };
+    const free = (bytes: number) => async () => bytes;
+    expect(await choose("auto", small, {}, free(GiB))).toMatchObject({ kind: "cuda" });
+    expect(await choose("auto", small, {}, free(GiB - 2 ** 20))).toMatchObject({
       kind: "cpu",
-      reason: expect.stringMatching(
-        /takes at least 1 MiB on a GPU, but 1 MiB are available on Small/,
-      ),
+      reason: "the model takes at least 1024 MiB on a GPU, but 1023 MiB are available on Small",
     });
-    await expect(choose("cuda", survey(onDevice - 1))).rejects.toMatchObject({
+    await expect(choose("cuda", small, {}, free(GiB - 1))).rejects.toMatchObject({
       code: "INSUFFICIENT_MEMORY",
     });
-    await expect(choose("cuda", survey(GiB), { maxMemory: onDevice - 1 })).rejects.toMatchObject({
+    await expect(choose("cuda", small, { maxMemory: GiB - 1 })).rejects.toMatchObject({
       code: "INSUFFICIENT_MEMORY",
     });
+  });
+
+  test("a GPU that fails when it is asked", async () => {
+    const failing = () => Promise.reject(new Error("out of order"));
+    expect(await choose("auto", both, {}, failing)).toEqual({
+      kind: "cpu",
+      reason: "New: out of order",
+    });
+    await expect(choose("cuda:1", both, {}, failing)).rejects.toThrow("out of order");
   });
 });

@@ -1,0 +1,79 @@
+/** The native trainer on the device that was asked for, with errors as TypeScript has them. */
+import { findAddon } from "../addon.js";
+import { chooseDevice, type Device, gpusOf, nativeCuda, parseDevice } from "../device.js";
+import { fromNative } from "../errors.js";
+import { trainingBytes } from "../memory.js";
+import type {
+  NativeModelSpec,
+  NativeStepResult,
+  NativeTrainer,
+  NativeTrainerOptions,
+  NativeTrainerState,
+} from "../native.js";
+
+export interface OpenTrainer {
+  native: NativeTrainer;
+  /** Where it computes, for models that are loaded beside it. */
+  device: Device;
+}
+
+/** Loads the weights into a trainer. `name`: what messages call it. */
+export async function createTrainer(
+  name: string,
+  spec: NativeModelSpec,
+  wanted: Device,
+  options: NativeTrainerOptions,
+): Promise<OpenTrainer> {
+  const { addon, path } = findAddon();
+  const { maxMemory } = options;
+  const bytes = trainingBytes(spec.tensors, options);
+  const need = { name, dtype: "float32", bytes, maxMemory } as const;
+  const chosen = await chooseDevice(parseDevice(wanted), need, gpusOf(addon, path));
+  const native = await addon
+    .createTrainer(spec, { ...options, ...nativeCuda(chosen) })
+    .catch((error) => {
+      throw fromNative(error);
+    });
+  return {
+    native: new TrainerWithErrors(native),
+    device: chosen.kind === "cpu" ? "cpu" : `cuda:${chosen.index}`,
+  };
+}
+
+class TrainerWithErrors implements NativeTrainer {
+  constructor(private readonly native: NativeTrainer) {}
+
+  description(): string {
+    return this.native.description();
+  }
+  step(...args: Parameters<NativeTrainer["step"]>): Promise<NativeStepResult> {
+    return this.started(() => this.native.step(...args));
+  }
+  evaluate(...args: Parameters<NativeTrainer["evaluate"]>): Promise<NativeStepResult> {
+    return this.started(() => this.native.evaluate(...args));
+  }
+  read(name: string, what: NativeTrainerState, type: "F32" | "BF16"): Uint8Array {
+    return this.done(() => this.native.read(name, what, type));
+  }
+  write(name: string, what: NativeTrainerState, bytes: Uint8Array): void {
+    this.done(() => this.native.write(name, what, bytes));
+  }
+  dispose(): void {
+    this.native.dispose();
+  }
+
+  private done<T>(call: () => T): T {
+    try {
+      return call();
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+  private async started<T>(call: () => Promise<T>): Promise<T> {
+    try {
+      return await call();
+    } catch (error) {
+      throw fromNative(error);
+    }
+  }
+}
