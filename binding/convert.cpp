@@ -389,9 +389,10 @@ Request request(const Napi::Value& value) {
   }
   if (kind == "encode")
     return EncodeRequest{floats(o, "pixels"), integer(o, "width"), integer(o, "height")};
+  if (kind == "features") return FeaturesRequest{floats(o, "pixels")};
   if (kind == "decode")
     return DecodeRequest{floats(o, "latents"), integer(o, "columns"), integer(o, "rows")};
-  wrong("kind", "text, score, draw, encode or decode");
+  wrong("kind", "text, score, draw, encode, features or decode");
 }
 
 namespace {
@@ -419,6 +420,8 @@ struct FillEvent {
     if (!e.logits.empty()) o.Set("logits", typed_array<float, Napi::Float32Array>(env, e.logits));
     if (!e.latents.empty())
       o.Set("latents", typed_array<float, Napi::Float32Array>(env, e.latents));
+    if (!e.features.empty())
+      o.Set("features", typed_array<float, Napi::Float32Array>(env, e.features));
     if (!e.pixels.empty()) {
       o.Set("pixels", typed_array<uint8_t, Napi::Uint8Array>(env, e.pixels));
       o.Set("width", static_cast<double>(e.width));

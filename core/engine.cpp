@@ -197,6 +197,10 @@ void Engine::start(Waiting&& waiting, int64_t& prefill) {
           emit(id, encode(request));
           ++completed_;
           prefill += kPrefillRows;
+        } else if constexpr (std::is_same_v<Kind, FeaturesRequest>) {
+          emit(id, features(request));
+          ++completed_;
+          prefill += model_->config.vision->features();
         } else if constexpr (std::is_same_v<Kind, DecodeRequest>) {
           emit(id, decode(request));
           ++completed_;
@@ -477,7 +481,18 @@ void Engine::decode_next() {
   }
 }
 
-// ---- the autoencoder alone ----
+// ---- the vision tower and the autoencoder alone ----
+
+DoneEvent Engine::features(const FeaturesRequest& r) {
+  Workspace::Scope scope(*workspace_);
+  const VisionConfig& vision = *model_->config.vision;
+  const Tensor out = workspace_->tensor(vision.features(), vision.hidden_size);
+  model_->vision->features(r.pixels.data(), *workspace_, out);
+  DoneEvent done;
+  done.features.resize(static_cast<size_t>(out.size()));
+  model_->backend->read(out, done.features.data());
+  return done;
+}
 
 DoneEvent Engine::encode(const EncodeRequest& r) {
   const VaeConfig& vae = *model_->config.vae;

@@ -95,6 +95,7 @@ class Engine {
   void complete_drawing(Sequence& sequence);
   void add_token(Sequence& sequence, int32_t token);
   DoneEvent encode(const EncodeRequest& request);
+  DoneEvent features(const FeaturesRequest& request);
   DoneEvent decode(const DecodeRequest& request);
   void decode_pixels(const float* tokens, int64_t columns, int64_t rows, DoneEvent& done);
 

@@ -92,6 +92,12 @@ struct Check {
     check_size("the image", r.pixels.size(), 3 * r.width * r.height);
   }
 
+  void operator()(const FeaturesRequest& r) const {
+    require_part(model.vision.has_value(), "this checkpoint has no vision tower");
+    const int64_t side = model.config.vision->image_size;
+    check_size("the image", r.pixels.size(), 3 * side * side);
+  }
+
   void operator()(const DecodeRequest& r) const {
     require_part(model.vae.has_value(), "this checkpoint has no autoencoder");
     require(r.columns > 0 && r.rows > 0 && r.columns <= kLargestSide && r.rows <= kLargestSide,

@@ -48,12 +48,18 @@ struct EncodeRequest {
   int64_t width, height;
 };
 
+// An image to the last hidden states of the vision tower.
+struct FeaturesRequest {
+  std::vector<float> pixels;  // [3, S, S]
+};
+
 struct DecodeRequest {
   std::vector<float> latents;  // [rows * columns, channels]
   int64_t columns, rows;
 };
 
-using Request = std::variant<TextRequest, ScoreRequest, DrawRequest, EncodeRequest, DecodeRequest>;
+using Request = std::variant<TextRequest, ScoreRequest, DrawRequest, EncodeRequest, FeaturesRequest,
+                             DecodeRequest>;
 
 struct TokenEvent {
   int32_t token;
@@ -70,6 +76,7 @@ struct DoneEvent {
   bool stopped = false;
   std::vector<float> logits;
   std::vector<float> latents;
+  std::vector<float> features;
   std::vector<uint8_t> pixels;
   int64_t width = 0, height = 0;
 };

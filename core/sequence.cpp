@@ -121,6 +121,7 @@ struct PrefixRows {
     return r.empty_tokens.empty() ? rows : rows + image + size_of_tokens(r.empty_tokens);
   }
   int64_t operator()(const EncodeRequest&) const { return 0; }
+  int64_t operator()(const FeaturesRequest&) const { return 0; }
   int64_t operator()(const DecodeRequest&) const { return 0; }
 };
 
@@ -141,6 +142,7 @@ struct BytesNeeded {
     return bytes + static_cast<size_t>(n * model.config.image->token_channels) * sizeof(float);
   }
   size_t operator()(const EncodeRequest&) const { return 0; }
+  size_t operator()(const FeaturesRequest&) const { return 0; }
   size_t operator()(const DecodeRequest&) const { return 0; }
 };
 

@@ -37,6 +37,13 @@ VisionTower::VisionTower(const VisionConfig& config, int64_t width, const Weight
 
 void VisionTower::forward(const float* pixels, Workspace& workspace, const Tensor& out) const {
   Workspace::Scope scope(workspace);
+  const Tensor seen = workspace.tensor(config_.features(), config_.hidden_size);
+  features(pixels, workspace, seen);
+  backend_.linear({seen, projector_.weight, projector_.bias, Activation::none, {}, out});
+}
+
+void VisionTower::features(const float* pixels, Workspace& workspace, const Tensor& out) const {
+  Workspace::Scope scope(workspace);
   const VisionConfig& c = config_;
   const int64_t m = c.features(), h = c.hidden_size, p = c.patch_size, s = c.image_size;
 
@@ -82,8 +89,7 @@ void VisionTower::forward(const float* pixels, Workspace& workspace, const Tenso
     backend_.linear({normed, layer.fc1.weight, layer.fc1.bias, c.activation, {}, hidden});
     backend_.linear({hidden, layer.fc2.weight, layer.fc2.bias, Activation::none, x, x});
   }
-  backend_.layer_norm({x, final_.weight, final_.bias, c.layer_norm_eps, normed});
-  backend_.linear({normed, projector_.weight, projector_.bias, Activation::none, {}, out});
+  backend_.layer_norm({x, final_.weight, final_.bias, c.layer_norm_eps, out});
 }
 
 }  // namespace unifluid

@@ -18,7 +18,10 @@ class VisionTower {
 
   const VisionConfig& config() const { return config_; }
 
-  // pixels: host, normalized RGB [3, S, S] -> out [features, width], unscaled.
+  // pixels: host, normalized RGB [3, S, S] -> out [features, hidden]: the last hidden states,
+  // behind the last norm.
+  void features(const float* pixels, Workspace& workspace, const Tensor& out) const;
+  // The same through the projector: out [features, width], unscaled.
   void forward(const float* pixels, Workspace& workspace, const Tensor& out) const;
 
  private:

@@ -13,6 +13,7 @@ import { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 import type { CheckpointKind } from "./checkpoint/config.js";
 import { locateCheckpoint } from "./checkpoint/locate.js";
 import { vaeFactor } from "./checkpoint/vae-config.js";
+import { visionRows } from "./checkpoint/vision-config.js";
 import { type ChosenDevice, chooseDevice, gpusOf, nativeCuda } from "./device.js";
 import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
 import { fromNative, InvalidImageError } from "./errors.js";
@@ -40,7 +41,7 @@ import {
   tokensOption,
 } from "./options.js";
 import { type Prefix, PrefixBuilder } from "./prefixes.js";
-import { toVaePixels } from "./preprocess.js";
+import { toVaePixels, toVisionPixels } from "./preprocess.js";
 import { type DoneEvent, Requests } from "./requests.js";
 import { parseSeed, type Seed, seedOfItem } from "./seed.js";
 import { requireAbility, type Task, tasksOf } from "./tasks.js";
@@ -119,6 +120,8 @@ export interface ModelInfo {
   vocabSize?: number;
   /** What it draws. */
   image?: { size: number; grid: number; tokenChannels: number; timesteps: number };
+  /** What it sees: images of `size` pixels a side, as `rows` features of `width` values. */
+  vision?: { size: number; rows: number; width: number };
   /** Default settings. */
   generation: GenerationConfig;
 }
@@ -488,6 +491,22 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /**
+   * What the vision tower sees in an image: its last hidden states, before the projector, [rows, width] with a row
+   * for each patch; the width is that of SigLIP (`hidden_size`).
+   */
+  async imageFeatures(image: ImageInput, options?: CallOptions): Promise<Float32Array> {
+    requireAbility(this.checkpoint, "imageFeatures");
+    const { signal, priority } = callOptions(options);
+    this.requests.model();
+    const { preprocessor, spec } = this.checkpoint;
+    const decoded = await decodeImage(image, { signal });
+    const { imageSize } = spec.vision!;
+    const pixels = await toVisionPixels(decoded, preprocessor!, this.addon, imageSize);
+    const done = await this.requests.run({ kind: "features", pixels, priority }, signal);
+    return done.features!;
+  }
+
+  /**
    * The autoencoder's latents of an image, [grid * grid, token channels]: the mean of what it could be,
    * shifted and scaled as the model draws them and `decodeLatents` takes them. The image is brought to the
    * model's size; an autoencoder alone takes any whose sides are multiples of its factor, and gives one row
@@ -758,8 +777,9 @@ function pairsOf(
 }
 
 function describe(checkpoint: Checkpoint, device: string, chosen: ChosenDevice): ModelInfo {
-  const { directory, kind, config, generation } = checkpoint;
+  const { directory, kind, config, generation, spec } = checkpoint;
   const image = config?.image;
+  const { vision } = spec;
   return {
     directory,
     kind,
@@ -773,6 +793,11 @@ function describe(checkpoint: Checkpoint, device: string, chosen: ChosenDevice):
       grid: image.grid,
       tokenChannels: image.tokenChannels,
       timesteps: image.timesteps,
+    },
+    vision: vision && {
+      size: vision.imageSize,
+      rows: visionRows(vision),
+      width: vision.hiddenSize,
     },
     generation: structuredClone(generation),
   };

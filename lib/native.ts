@@ -197,6 +197,12 @@ export interface NativeEncodeRequest extends NativeScheduling {
   height: number;
 }
 
+/** Vision tower: pixels [3, S, S], normalized, to its last hidden states. */
+export interface NativeFeaturesRequest extends NativeScheduling {
+  kind: "features";
+  pixels: Float32Array;
+}
+
 /** VAE: tokens [rows * columns, channels] of latents to pixels. */
 export interface NativeDecodeRequest extends NativeScheduling {
   kind: "decode";
@@ -211,6 +217,7 @@ export type NativeRequest =
   | NativeScoreRequest
   | NativeDrawRequest
   | NativeEncodeRequest
+  | NativeFeaturesRequest
   | NativeDecodeRequest;
 
 export type NativeEvent =
@@ -228,6 +235,8 @@ export type NativeEvent =
       logits?: Float32Array;
       /** draw, encode: [cells, token channels], cells in raster order. */
       latents?: Float32Array;
+      /** features: [rows, hidden size]. */
+      features?: Float32Array;
       /** draw with `decode`, decode: RGB bytes, [height, width, 3]. */
       pixels?: Uint8Array;
       width?: number;

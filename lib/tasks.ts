@@ -44,6 +44,7 @@ const NEEDS = {
   answer: ["decoder", "vision"],
   complete: ["decoder", "plainText"],
   encode: ["autoencoder"],
+  imageFeatures: ["vision"],
   decode: ["autoencoder"],
   tokenize: ["decoder"],
 } as const satisfies Record<string, readonly Part[]>;

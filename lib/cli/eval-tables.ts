@@ -1,13 +1,13 @@
 /** The figures of `unifluid eval` as lines for people. */
 
 import type { ImageLoss, LossReport, TextLoss } from "../evaluate/loss-suite.js";
-import type { Rate, SuiteReport } from "../evaluate/scenes-suite.js";
+import type { FrechetReport, Rate, SuiteReport } from "../evaluate/scenes-suite.js";
 
 const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 const rate = ({ rate, n }: Rate) => `${percent(rate)} of ${n}`;
 
 export function sceneRows(report: SuiteReport): [string, string][] {
-  const { generation, heldOut, captions, answers, edits, vae } = report;
+  const { generation, heldOut, captions, answers, edits, vae, frechet } = report;
   const each = (label: string, rates: Record<string, Rate>): [string, string][] =>
     Object.entries(rates).map(([name, r]) => [`  ${label}${name}`, rate(r)]);
   return [
@@ -55,6 +55,20 @@ export function sceneRows(report: SuiteReport): [string, string][] {
           ["  parsed right, after the autoencoder", rate(vae.parsedAfter)],
         ] as [string, string][])
       : []),
+    ...(frechet ? frechetRows(frechet) : []),
+  ];
+}
+
+function frechetRows(f: FrechetReport): [string, string][] {
+  const few = f.n <= f.width ? `; --scenes above ${f.width} for figures that compare` : "";
+  return [
+    ["Fréchet distance of drawings", f.drawn.toPrecision(4)],
+    ["  of other true pictures (the floor)", f.floor.toPrecision(4)],
+    ["  of those after the autoencoder", f.autoencoder.toPrecision(4)],
+    [
+      "  pictures and features",
+      `${f.n} against ${f.references}, ${f.width} features${f.features ? ` of ${f.features}` : ""}${few}`,
+    ],
   ];
 }
 

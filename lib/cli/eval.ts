@@ -4,6 +4,7 @@ import { type Command, Option } from "commander";
 import { SUITE_PARTS, type SuitePart } from "../evaluate/parts.js";
 import type { CellOrder } from "../generation-config.js";
 import { writeWhole } from "../image.js";
+import type { UniFluid } from "../model.js";
 import { parseSeed } from "../seed.js";
 import { type Context, type OutputFlags, runCommand } from "./context.js";
 import { lossRows, sceneRows } from "./eval-tables.js";
@@ -24,12 +25,13 @@ interface EvalFlags extends Omit<ModelFlags, "model">, OutputFlags {
   guidance?: number;
   order?: CellOrder;
   only?: SuitePart[];
+  features?: string;
   out?: string;
 }
 
 /** Options that mean something to one suite alone. */
 const OF_SUITE = {
-  scenes: ["scenes", "only", "steps", "guidance"],
+  scenes: ["scenes", "only", "steps", "guidance", "features"],
   loss: ["manifest", "timesteps"],
 } as const;
 
@@ -48,6 +50,10 @@ export function addEval(program: Command): void {
       whole(1, 100_000),
     )
     .option("--only <list>", `suite scenes: some of ${SUITE_PARTS.join(",")}`, someOf(SUITE_PARTS))
+    .option(
+      "--features <model>",
+      "suite scenes: model whose vision tower tells how far drawings are from true pictures (default: the model's own)",
+    )
     .option("--manifest <file...>", "suite loss: records as training takes them")
     .option(
       "--timesteps <n>",
@@ -84,17 +90,21 @@ async function evaluate(model: string, flags: EvalFlags, context: Context): Prom
 async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, context: Context) {
   const { evaluateScenes, itemsOf } = await import("../evaluate/scenes-suite.js");
   const { scenes = DEFAULT_SCENES, steps, guidance, order, only } = flags;
-  const options = { scenes, seed, steps, guidance, order, only };
-  await withModel({ ...flags, model }, context.signal, async (loaded) => {
-    const progress = startRate(context, itemsOf(options));
+  const settings = { scenes, seed, steps, guidance, order, only };
+  const measure = async (loaded: UniFluid, features?: UniFluid) => {
+    const progress = startRate(context, itemsOf(settings));
     const onItem = () => progress.advance("done");
-    const report = await evaluateScenes(loaded, {
-      ...options,
-      signal: context.signal,
-      onItem,
-    }).finally(() => progress.stop());
+    const options = { ...settings, features, signal: context.signal, onItem };
+    const report = await evaluateScenes(loaded, options).finally(() => progress.stop());
     await tell(report, sceneRows(report), flags, context);
-  });
+  };
+  await withModel({ ...flags, model }, context.signal, (loaded) =>
+    flags.features === undefined
+      ? measure(loaded)
+      : withModel({ ...flags, model: flags.features }, context.signal, (tower) =>
+          measure(loaded, tower),
+        ),
+  );
 }
 
 async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, context: Context) {

@@ -6,5 +6,6 @@ export const SUITE_PARTS = [
   "answers",
   "edits",
   "vae",
+  "frechet",
 ] as const;
 export type SuitePart = (typeof SUITE_PARTS)[number];

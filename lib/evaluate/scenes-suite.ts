@@ -2,6 +2,7 @@
  * The suite "scenes": how well a model draws, reads and edits the toy world. Its scenes have random
  * streams of their own, which no data set has.
  */
+import { UnsupportedTaskError } from "../errors.js";
 import type { CellOrder } from "../generation-config.js";
 import { Image } from "../image.js";
 import type { UniFluid } from "../model.js";
@@ -12,6 +13,7 @@ import { drawPixels } from "../scenes/draw.js";
 import { caption, edit, type Question, question } from "../scenes/language.js";
 import { parseScene } from "../scenes/parse.js";
 import { alike, randomScene, type Scene, SIZE } from "../scenes/world.js";
+import { frechetDistance, pooled, statisticsOf } from "./frechet.js";
 import { type Checks, check, GENEVAL_TASKS, type GenEvalTask, kept, passes } from "./judge.js";
 import { SUITE_PARTS, type SuitePart } from "./parts.js";
 
@@ -24,6 +26,8 @@ export interface SuiteOptions {
   guidance?: number;
   order?: CellOrder;
   only?: readonly SuitePart[];
+  /** The model whose vision tower gives the features of the Fréchet distance; default: the model itself. */
+  features?: UniFluid;
   signal?: AbortSignal;
   /** Called after each picture or text. */
   onItem?: () => void;
@@ -48,6 +52,24 @@ export interface SuiteReport {
   edits?: { all: Rate; contents: Rate; copied: Rate; byKind: Record<string, Rate> };
   /** What a perfect model would reach: true pictures, and those that went through the autoencoder. */
   vae?: { psnr: number; parsed: Rate; parsedAfter: Rate };
+  frechet?: FrechetReport;
+}
+
+/** Fréchet distances to true pictures, by the pooled features of a vision tower. */
+export interface FrechetReport {
+  /** Of pictures drawn from full captions of scenes. */
+  drawn: number;
+  /** Of other true pictures, as many: what a perfect model would have. */
+  floor: number;
+  /** Of the same true pictures after the autoencoder: what its drawings could have at best. */
+  autoencoder: number;
+  /** Pictures drawn, and true ones that they are compared with. */
+  n: number;
+  references: number;
+  /** Of the features; with no more pictures than that the covariance is singular, and distances are too large. */
+  width: number;
+  /** The model whose tower it was, where it was not the model's own. */
+  features?: string;
 }
 
 const rateOf = (hits: readonly boolean[]): Rate => ({
@@ -249,7 +271,47 @@ class Suite {
       parsedAfter: parsed(rebuilt),
     };
   }
+
+  async frechet(): Promise<FrechetReport> {
+    const { scenes: n, features: other } = this.options;
+    const tower = other ?? this.model;
+    const { vision, directory } = tower.info;
+    if (!vision)
+      throw new UnsupportedTaskError(
+        `${directory} has no vision tower whose features could be compared`,
+      );
+    const { width } = vision;
+    const scene = (part: number) => (i: number) => this.scene(part, i, () => true);
+    const measure = async (images: readonly Image[]) => {
+      const features = images.map(async (image) =>
+        pooled(await tower.imageFeatures(image, { signal: this.options.signal }), width),
+      );
+      return statisticsOf(await Promise.all(features));
+    };
+    const references = Array.from({ length: REFERENCES * n }, (_, i) => scene(60)(i));
+    const reference = await measure(await this.pictures(references));
+    const distance = async (images: readonly Image[]) =>
+      frechetDistance(await measure(images), reference);
+
+    const others = await this.pictures(this.count(scene(61)));
+    const rebuilt = await this.all(others, async (image) =>
+      this.model.decodeLatents(await this.model.encodeImage(image)),
+    );
+    const captions = this.count(scene(62)).map((s) => caption(s));
+    return {
+      drawn: await distance(await this.draw(captions, 600_000)),
+      floor: await distance(others),
+      autoencoder: await distance(rebuilt),
+      n,
+      references: references.length,
+      width,
+      ...(other && { features: directory }),
+    };
+  }
 }
+
+/** True pictures to each drawn one: those on which both distances rest. */
+const REFERENCES = 4;
 
 /** Scenes of training whose answers the baselines know. */
 const KNOWN = 4000;
@@ -286,6 +348,7 @@ export function itemsOf({ scenes, only = SUITE_PARTS }: SuiteOptions): number {
     answers: 1,
     edits: 1,
     vae: 1,
+    frechet: 2,
   };
   return only.reduce((sum, part) => sum + weights[part] * scenes, 0);
 }
@@ -302,6 +365,7 @@ export async function evaluateScenes(model: UniFluid, options: SuiteOptions): Pr
     edits: async () => ({ edits: await suite.edits() }),
     "held-out": async () => ({ heldOut: await suite.heldOut() }),
     generation: async () => ({ generation: await suite.generation() }),
+    frechet: async () => ({ frechet: await suite.frechet() }),
   };
   let report: SuiteReport = { seed: String(options.seed) };
   for (const part of Object.keys(parts) as SuitePart[]) {

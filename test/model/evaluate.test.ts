@@ -1,7 +1,9 @@
 /** The suite on models: what it reports, and that it can tell. */
+import { join } from "node:path";
 import { UniFluid } from "../../lib";
 import { SUITE_PARTS } from "../../lib/evaluate/parts";
 import { evaluateScenes, itemsOf } from "../../lib/evaluate/scenes-suite";
+import { FIXTURES } from "../support/fixtures";
 
 let model: UniFluid;
 beforeAll(async () => {
@@ -32,7 +34,30 @@ test("every part is measured, on as many cases as were asked for, the same again
   expect(report.vae!.parsed.rate).toBe(1);
   expect(report.vae!.psnr).toBeGreaterThan(28);
   expect(report.edits!.copied.rate).toBe(0);
+  const { drawn, floor, autoencoder, n, references, width } = report.frechet!;
+  expect([n, references, width]).toEqual([4, 16, model.info.vision!.width]);
+  // Two steps of diffusion draw blurs: far from true pictures, among each other as far as few are.
+  expect(drawn).toBeGreaterThan(floor);
+  expect(autoencoder).toBeGreaterThan(0);
   expect(await evaluateScenes(model, options)).toEqual(report);
+}, 120_000);
+
+test("another model's tower gives the features, and one is needed", async () => {
+  const other = await UniFluid.load(join(FIXTURES, "unifluid-tiny"), { threads: 1 });
+  const only = ["frechet"] as const;
+  const options = { scenes: 3, seed: 1n, steps: 1, only };
+  const report = await evaluateScenes(model, { ...options, features: other });
+  expect(report.frechet).toMatchObject({
+    width: other.info.vision!.width,
+    features: other.info.directory,
+  });
+  await other.dispose();
+  const blind = await UniFluid.load(join(FIXTURES, "gemma-tiny"), { threads: 1 });
+  await expect(evaluateScenes(model, { ...options, features: blind })).rejects.toMatchObject({
+    code: "UNSUPPORTED_TASK",
+    message: expect.stringMatching(/has no vision tower/),
+  });
+  await blind.dispose();
 }, 120_000);
 
 test("parts can be chosen, and an abort ends it", async () => {

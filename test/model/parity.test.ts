@@ -97,6 +97,9 @@ describe.each(cases)("$name on $on", ({ name, load }) => {
           : await model.answer(image, question, { maxNewTokens });
       expect(text).toBe(input.greedy_text.trim());
       expect(templateIds(model, fixture, input)).toEqual(input.prefix_ids);
+      const seen = fixture.tensor(`${input.name}.vision_last_hidden`);
+      expect([model.info.vision!.rows, model.info.vision!.width]).toEqual(seen.shape);
+      expect(relativeError(await model.imageFeatures(image), seen.data)).toBeLessThan(LOGITS);
     });
   }
 

@@ -1,0 +1,56 @@
+/** The Fréchet distance between two sets of pictures by the features that a vision tower has of them. */
+import { EigenvalueDecomposition, Matrix } from "ml-matrix";
+
+/** A normal distribution fitted to features. */
+export interface FeatureStatistics {
+  /** [width] */
+  mean: number[];
+  /** [width, width], of the sample: divided by n - 1. */
+  covariance: Matrix;
+  n: number;
+}
+
+/** The mean of a picture's rows of features [rows, width]. */
+export function pooled(features: Float32Array, width: number): number[] {
+  const rows = features.length / width;
+  const sums = new Array<number>(width).fill(0);
+  for (const [i, value] of features.entries()) sums[i % width]! += value;
+  return sums.map((sum) => sum / rows);
+}
+
+/** Of at least two pictures' pooled features. */
+export function statisticsOf(pictures: readonly (readonly number[])[]): FeatureStatistics {
+  const n = pictures.length;
+  const rows = new Matrix(pictures as number[][]);
+  const mean = rows.mean("column");
+  const centered = rows.subRowVector(mean);
+  return {
+    mean,
+    covariance: centered
+      .transpose()
+      .mmul(centered)
+      .div(n - 1),
+    n,
+  };
+}
+
+const eigen = (symmetric: Matrix) =>
+  new EigenvalueDecomposition(symmetric, { assumeSymmetric: true });
+
+/** Rounding makes eigenvalues of a singular matrix a little negative. */
+const root = (eigenvalue: number) => Math.sqrt(Math.max(0, eigenvalue));
+
+/**
+ * |a - b|^2 + tr(A + B - 2 (AB)^(1/2)) of means a, b and covariances A, B (Dowson and Landau, 1982; the "FID" of
+ * 1706.08500). (AB)^(1/2) has the trace of (A^(1/2) B A^(1/2))^(1/2), whose roots are of symmetric matrices.
+ */
+export function frechetDistance(a: FeatureStatistics, b: FeatureStatistics): number {
+  const between = a.mean.reduce((sum, v, i) => sum + (v - b.mean[i]!) ** 2, 0);
+  const { eigenvectorMatrix: vectors, realEigenvalues } = eigen(a.covariance);
+  const rootA = vectors.mmul(Matrix.diag(realEigenvalues.map(root))).mmul(vectors.transpose());
+  const product = rootA.mmul(b.covariance).mmul(rootA);
+  // Symmetric but for rounding.
+  const symmetric = Matrix.add(product, product.transpose()).mul(0.5);
+  const common = eigen(symmetric).realEigenvalues.reduce((sum, v) => sum + root(v), 0);
+  return between + a.covariance.trace() + b.covariance.trace() - 2 * common;
+}

@@ -1,0 +1,93 @@
+/** Fréchet distances of distributions whose distance is known. */
+import { Matrix } from "ml-matrix";
+import { frechetDistance, pooled, statisticsOf } from "../../lib/evaluate/frechet";
+import { withRandom } from "../support/numbers";
+
+const normal = (mean: number[], covariance: number[][]) => ({
+  mean,
+  covariance: new Matrix(covariance),
+  n: 100,
+});
+
+test("of normal distributions by hand", () => {
+  const a = normal(
+    [0, 0],
+    [
+      [1, 0],
+      [0, 4],
+    ],
+  );
+  expect(frechetDistance(a, a)).toBeCloseTo(0, 12);
+  // Variances along the same axes: differences of standard deviations.
+  const b = normal(
+    [3, -1],
+    [
+      [9, 0],
+      [0, 0],
+    ],
+  );
+  expect(frechetDistance(a, b)).toBeCloseTo(9 + 1 + 4 + 4, 12);
+  // Axes that differ, by scipy.linalg.sqrtm in float64.
+  const c = normal(
+    [1, 2],
+    [
+      [2, 0.6],
+      [0.6, 1],
+    ],
+  );
+  const d = normal(
+    [0, 2.5],
+    [
+      [1.5, -0.4],
+      [-0.4, 0.7],
+    ],
+  );
+  expect(frechetDistance(c, d)).toBeCloseTo(1.7018306139371, 10);
+  expect(frechetDistance(d, c)).toBeCloseTo(1.7018306139371, 10);
+});
+
+test("does not see how features are turned", () => {
+  withRandom((random) => {
+    const width = 12;
+    const cloud = (scale: number) =>
+      Array.from({ length: 40 }, () => [...random.floats(width, scale)]);
+    const [a, b] = [cloud(1), cloud(2)];
+    // A reflection: I - 2 v v^T / |v|^2.
+    const v = [...random.floats(width)];
+    const square = v.reduce((sum, x) => sum + x * x, 0);
+    const turn = (x: number[]) => {
+      const dot = x.reduce((sum, e, i) => sum + e * v[i]!, 0);
+      return x.map((e, i) => e - (2 * dot * v[i]!) / square);
+    };
+    const straight = frechetDistance(statisticsOf(a), statisticsOf(b));
+    const turned = frechetDistance(statisticsOf(a.map(turn)), statisticsOf(b.map(turn)));
+    expect(turned / straight).toBeCloseTo(1, 8);
+  })();
+});
+
+test("covariances of fewer pictures than features are taken as they are", () => {
+  withRandom((random) => {
+    const width = 30;
+    const few = Array.from({ length: 5 }, () => [...random.floats(width)]);
+    const statistics = statisticsOf(few);
+    expect(frechetDistance(statistics, statistics)).toBeLessThan(1e-6);
+    const shifted = statisticsOf(few.map((x) => x.map((e) => e + 0.5)));
+    expect(frechetDistance(statistics, shifted)).toBeCloseTo(width * 0.25, 5);
+  })();
+});
+
+test("rows are pooled to their mean", () => {
+  expect(pooled(Float32Array.of(1, 2, 3, 5, 6, 10), 3)).toEqual([3, 4, 6.5]);
+  const { mean, covariance, n } = statisticsOf([
+    [1, 2],
+    [3, 6],
+  ]);
+  expect([mean, covariance.to2DArray(), n]).toEqual([
+    [2, 4],
+    [
+      [2, 4],
+      [4, 8],
+    ],
+    2,
+  ]);
+});
