@@ -2,13 +2,24 @@
 //
 //   npm run gpu -- [--no-build] [--no-sanitizer] [--no-bench] [--reference DIR] [--python python3]
 //   npm run gpu -- --simulated       the checks alone, on the simulated library: no GPU is needed
-//   npm run gpu -- --pack DIR        what a machine with a GPU and nvcc, but without npm, needs for the same
+//   npm run gpu -- --pack DIR [--no-node] [--reference DIR]
+//                                    what a machine with a GPU and nvcc, but without npm, needs for the same
 //
+// --reference: the folder of the PyTorch reference implementation, for the figures beside ours.
 // It builds the library (nvcc), runs every operation and the tiny models on the device beside the CPU, runs
 // compute-sanitizer where it is on PATH, and writes the benchmark to bench/results/ (bench/gpu.mjs). Plain Node:
 // neither jest nor npm is used after the bundle is made.
 import { spawnSync } from "node:child_process";
-import { cpSync, existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { createRequire } from "node:module";
 import { delimiter, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -16,8 +27,14 @@ import { parseArgs } from "node:util";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const release = join(root, "build", "Release");
-const bundle = join(root, "build", "gpu", "gpu-checks.cjs");
+// In build/, so that their parent is the repository's root as a source's is.
+const checksBundle = join(root, "build", "gpu-checks.cjs");
+const benchBundle = join(root, "build", "gpu-bench.mjs");
 const fixtures = join(root, "test", "fixtures");
+
+const MEBIBYTE = 2 ** 20;
+/** Packs travel to lent machines, which take no more than this. */
+const LARGEST_PACK = 60 * MEBIBYTE;
 
 const { values: options } = parseArgs({
   options: {
@@ -26,6 +43,7 @@ const { values: options } = parseArgs({
     "no-bench": { type: "boolean", default: false },
     simulated: { type: "boolean", default: false },
     pack: { type: "string" },
+    "no-node": { type: "boolean", default: false },
     reference: { type: "string", default: "" },
     python: { type: "string", default: "python3" },
   },
@@ -53,23 +71,39 @@ const onPath = (program) =>
     .split(delimiter)
     .some((folder) => folder && existsSync(join(folder, program)));
 
-/** The checks as one file; what comes from npm stays outside of it. */
-function makeBundle() {
+/** The checks and the benchmark as one file each, with all that they need but the addons. */
+function makeBundles() {
   if (!existsSync(join(root, "node_modules", "esbuild"))) {
-    if (existsSync(bundle)) return; // it came with a pack
+    if (existsSync(checksBundle) && existsSync(benchBundle)) return; // they came with a pack
     fail("esbuild is not there: run npm install first");
   }
   const { buildSync } = createRequire(import.meta.url)("esbuild");
-  buildSync({
+  const common = {
     absWorkingDir: root,
-    entryPoints: ["test/cuda/gpu-checks.ts"],
     bundle: true,
     platform: "node",
     target: "node20",
-    packages: "external",
     external: ["*.node"],
-    outfile: bundle,
-    logLevel: "warning",
+    // No image file is read or written, and sharp's libraries weigh more than everything else.
+    alias: { sharp: "./scripts/no-sharp.mjs" },
+    logLevel: "error",
+  };
+  buildSync({ ...common, entryPoints: ["test/cuda/gpu-checks.ts"], outfile: checksBundle });
+  buildSync({
+    ...common,
+    entryPoints: ["bench/gpu.mjs"],
+    outfile: benchBundle,
+    format: "esm",
+    banner: {
+      js: [
+        'import { createRequire as requireOf } from "node:module";',
+        'import { dirname as folderOf } from "node:path";',
+        'import { fileURLToPath as pathOf } from "node:url";',
+        "const require = requireOf(import.meta.url);",
+        "const __filename = pathOf(import.meta.url);",
+        "const __dirname = folderOf(__filename);",
+      ].join("\n"),
+    },
   });
 }
 
@@ -80,17 +114,17 @@ const environment = {
 for (const file of Object.values(environment))
   if (!existsSync(file)) fail(`${file} is missing: npm run build:native makes it`);
 
+makeBundles();
 if (options.pack) {
   pack(resolve(options.pack));
 } else {
-  makeBundle();
   const library = join(
     release,
     options.simulated ? "unifluid_cuda_simulated.so" : "unifluid_cuda.so",
   );
   if (!options.simulated && !options["no-build"])
     run("build", process.execPath, ["scripts/build-cuda.mjs", "--out", library]);
-  const checks = [bundle, library, fixtures];
+  const checks = [checksBundle, library, fixtures];
   if (options.simulated) {
     run(
       "checks on the simulated library",
@@ -104,8 +138,11 @@ if (options.pack) {
     run("every check on the device", process.execPath, checks, { env: environment });
     if (!options["no-sanitizer"]) sanitize(checks);
     if (!options["no-bench"]) {
-      const args = ["bench/gpu.mjs", "--python", options.python];
-      if (options.reference) args.push("--reference", options.reference);
+      const args = [benchBundle, "--python", options.python];
+      const packed = join(root, "build", "reference");
+      const reference = options.reference || (existsSync(packed) ? packed : "");
+      if (reference) args.push("--reference", reference);
+      else console.log("\nno --reference: PyTorch's figures are left out");
       run("benchmark", process.execPath, args, {
         env: { ...environment, UNIFLUID_CUDA_LIBRARY: library },
       });
@@ -128,45 +165,53 @@ function sanitize(checks) {
     );
 }
 
-/** Built files, production packages and Node itself; sources come with the repository. */
+function bytesOf(path) {
+  if (!statSync(path).isDirectory()) return statSync(path).size;
+  return readdirSync(path).reduce((sum, name) => sum + bytesOf(join(path, name)), 0);
+}
+
+/** Built files, bundles, the reference and Node itself; sources come with the repository. */
 function pack(folder) {
-  makeBundle();
   rmSync(folder, { recursive: true, force: true });
-  mkdirSync(join(folder, "build"), { recursive: true });
-  const take = (path) => {
-    if (!existsSync(join(root, path))) fail(`${path} is missing: build it first`);
-    cpSync(join(root, path), join(folder, path), { recursive: true, dereference: true });
-  };
-  for (const path of [
-    "dist",
-    "build/gpu",
-    "build/Release/unifluid.node",
-    "build/Release/unifluid_test.node",
-  ])
-    take(path);
-  const { stdout } = spawnSync("npm", ["ls", "--omit=dev", "--all", "--parseable"], {
-    cwd: root,
-    encoding: "utf8",
-  });
-  for (const path of stdout.split("\n"))
-    if (path.startsWith(join(root, "node_modules"))) take(path.slice(root.length));
-  const xz = spawnSync("sh", [
-    "-c",
-    `xz -3 --stdout "$0" > "$1"`,
-    process.execPath,
-    join(folder, "node.xz"),
-  ]);
-  if (xz.status !== 0) fail("xz did not pack the node binary");
+  const build = join(folder, "build");
+  mkdirSync(join(build, "Release"), { recursive: true });
+  for (const file of [checksBundle, benchBundle, ...Object.values(environment)])
+    cpSync(file, join(folder, file.slice(root.length)));
+  if (options.reference) {
+    const programs = readdirSync(options.reference).filter((name) => name.endsWith(".py"));
+    if (programs.length === 0) fail(`there are no Python files in ${options.reference}`);
+    for (const name of programs)
+      cpSync(join(options.reference, name), join(build, "reference", name));
+  }
+  if (!options["no-node"]) {
+    const node = join(folder, "node.xz");
+    const command = `xz -3 --stdout "$0" > "$1"`;
+    if (spawnSync("sh", ["-c", command, process.execPath, node]).status !== 0)
+      fail("xz did not pack the node binary");
+  }
+  const script = join(folder, "run.sh");
   writeFileSync(
-    join(folder, "run.sh"),
+    script,
     `#!/bin/sh
-# In a checkout of the repository: sh ${"$"}PACK/run.sh [arguments of npm run gpu]
+# In a checkout of the repository: sh PACK/run.sh [arguments of npm run gpu]
 set -e
 pack=$(cd "$(dirname "$0")" && pwd)
-cp -r "$pack/dist" "$pack/build" "$pack/node_modules" .
-xz -dc "$pack/node.xz" > build/node && chmod +x build/node
-exec build/node scripts/gpu.mjs "$@"
+mkdir -p build
+cp -r "$pack/build/." build/
+node=node
+if [ -f "$pack/node.xz" ]; then
+  xz -dc "$pack/node.xz" > build/node
+  chmod +x build/node
+  node=build/node
+fi
+exec "$node" scripts/gpu.mjs "$@"
 `,
   );
-  console.log(`unifluid: ${folder} holds what a machine without npm needs; its run.sh says how`);
+  chmodSync(script, 0o755);
+  const bytes = bytesOf(folder);
+  const size = `${(bytes / MEBIBYTE).toFixed(1)} MiB`;
+  if (bytes > LARGEST_PACK) fail(`${folder} takes ${size}, more than a lent machine takes`);
+  console.log(
+    `unifluid: ${folder} holds what a machine without npm needs, ${size}: run.sh says how`,
+  );
 }

@@ -1,26 +1,52 @@
 /** What `npm run gpu` runs on a device, on the simulated library: the checks, and the benchmark in small. */
 import { execFile } from "node:child_process";
-import { join } from "node:path";
+import { cp, mkdtemp, readdir, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { simulatedLibrary } from "../support/ops";
 
 const root = join(__dirname, "../..");
-const run = (...args: string[]) =>
-  promisify(execFile)(process.execPath, args, {
-    cwd: root,
-    env: { ...process.env, UNIFLUID_CUDA_LIBRARY: simulatedLibrary },
-  });
+const promised = promisify(execFile);
+const environment = { ...process.env, UNIFLUID_CUDA_LIBRARY: simulatedLibrary };
 
-test("the checks pass, on plain Node", async () => {
-  const { stdout } = await run("scripts/gpu.mjs", "--simulated");
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "gpu-pack-"));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+test("a pack brings the checks to a checkout without packages, where they pass on plain Node", async () => {
+  const pack = join(folder, "pack");
+  const args = ["scripts/gpu.mjs", "--pack", pack, "--no-node", "--reference", "bench"];
+  const { stdout: told } = await promised(process.execPath, args, { cwd: root });
+  expect(told).toMatch(/holds what a machine without npm needs, \d+\.\d MiB/);
+  expect((await readdir(join(pack, "build"))).sort()).toEqual([
+    "Release",
+    "gpu-bench.mjs",
+    "gpu-checks.cjs",
+    "reference",
+  ]);
+  const checkout = join(folder, "checkout");
+  for (const path of ["scripts", "test/fixtures"])
+    await cp(join(root, path), join(checkout, path), { recursive: true });
+  // On a machine with a GPU nvcc makes the library.
+  const library = join("build", "Release", "unifluid_cuda_simulated.so");
+  await cp(simulatedLibrary, join(checkout, library));
+  const { stdout } = await promised("sh", [join(pack, "run.sh"), "--simulated"], {
+    cwd: checkout,
+    env: { PATH: `${dirname(process.execPath)}:/usr/bin:/bin` },
+  });
   expect(stdout).toMatch(/^bf16 attention: \d+ cases/m);
   expect(stdout).toMatch(/^float32 unifluid-flow-tiny: drawn/m);
+  expect(stdout).toMatch(/^training bf16 unifluid-flow-tiny: gradients/m);
   expect(stdout).toMatch(/^all checks passed$/m);
   expect(stdout).not.toMatch(/FAIL/);
 }, 300_000);
 
 test("the benchmark measures what its table asks for", async () => {
-  const { stdout } = await run("bench/gpu.mjs", "--small");
+  const bundle = join(root, "build", "gpu-bench.mjs");
+  const { stdout } = await promised(process.execPath, [bundle, "--small"], { env: environment });
   for (const what of [
     "copy",
     "decode, 1 row",
