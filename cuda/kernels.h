@@ -33,5 +33,7 @@ void group_norm(Queue&, const GroupNormArgs&);
 void pack_rows(Queue&, const Tensor& from, float* to);
 void unpack_rows(Queue&, const float* from, const Tensor& to);
 void copy_rows(Queue&, const Tensor& from, const Tensor& to);
+// to [cols, rows] = from [rows, cols] turned
+void turn_rows(Queue&, const Tensor& from, const Tensor& to);
 
 }  // namespace unifluid::cuda

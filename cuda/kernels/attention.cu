@@ -106,6 +106,8 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
 
   // ---- which kernel takes which span; what scratch is needed ----
   std::vector<AttentionTile> prefill, decode, plain, prepared;
+  std::vector<const AttentionSpan*> wide;
+  size_t wide_bytes = 0;
   int64_t capacity = 0, score_rows = 0;
   bool cacheless = false;
   for (size_t i = 0; i < count; ++i) {
@@ -113,6 +115,12 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
     if (span.rows == 0) continue;
     const int32_t index = static_cast<int32_t>(i);
     const int64_t queries = span.rows * group;
+    if (is_wide(args, span)) {
+      // One after another, in the same scratch.
+      wide.push_back(&span);
+      wide_bytes = std::max(wide_bytes, wide_scratch(args, span));
+      continue;
+    }
     if (!tensor_cores) {
       add_tiles(plain, index, queries, kPlainQueries);
     } else if (queries <= kDecodeQueries || span.rows == 1) {
@@ -125,7 +133,7 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
     if (rotary || span.cache.keys) add_tiles(prepared, index, span.rows, kPrepareRows);
     if (!span.cache.keys) cacheless = true;
   }
-  if (prefill.empty() && decode.empty() && plain.empty()) return;
+  if (prefill.empty() && decode.empty() && plain.empty() && wide.empty()) return;
 
   const int64_t score_stride = (capacity + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
   const size_t m = static_cast<size_t>(args.q.rows);
@@ -134,10 +142,12 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   const size_t score_count =
       decode.size() * static_cast<size_t>(args.kv_heads * score_rows * score_stride);
   queue.reserve_scratch(to_piece(q_count * sizeof(T)) + to_piece(k_count * sizeof(T)) +
-                        to_piece(score_count * sizeof(float)));
+                        to_piece(score_count * sizeof(float)) + wide_bytes);
   T* const rotated_q = q_count ? queue.scratch<T>(q_count) : nullptr;
   T* const rotated_k = k_count ? queue.scratch<T>(k_count) : nullptr;
   float* const scores = score_count ? queue.scratch<float>(score_count) : nullptr;
+  unsigned char* const wide_memory =
+      wide_bytes ? queue.scratch<unsigned char>(wide_bytes) : nullptr;
 
   // ---- where each span's keys and values are ----
   const auto row_of = [](const Tensor& t, int64_t row) {
@@ -225,6 +235,7 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
     p.tiles = plain_tiles;
     attend_plain(queue, p, plain.size(), args.q.type);
   }
+  for (const AttentionSpan* span : wide) attend_wide(queue, args, *span, wide_memory);
 }
 
 }  // namespace

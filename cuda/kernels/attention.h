@@ -152,6 +152,11 @@ inline constexpr int kLargestTensorHead = 256;
 
 void attend_prefill(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
 void attend_decode(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
+// Larger heads in bfloat16, of a span without a cache whose rows all see each other.
+bool is_wide(const AttentionArgs&, const AttentionSpan&);
+// Bytes at `scratch`, a multiple of 256.
+size_t wide_scratch(const AttentionArgs&, const AttentionSpan&);
+void attend_wide(Queue&, const AttentionArgs&, const AttentionSpan&, unsigned char* scratch);
 // Any head size and type; all rows in one way.
 void attend_plain(Queue&, const AttentionParams& p, size_t tiles, DType type);
 

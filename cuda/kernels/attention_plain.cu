@@ -1,5 +1,5 @@
-// Attention without tensor cores: float32, for parity with the CPU, and heads that are larger than
-// those of a decoder, such as the VAE's one of 512.
+// Attention without tensor cores: float32, for parity with the CPU, and what is left of heads that
+// are larger than those of a decoder.
 //
 // A block has 16 packed queries, its 4 warps 4 each: a query's maximum, sum and weights stay within
 // a warp. Heads of any size pass through shared memory in slices; only the sums of values have a

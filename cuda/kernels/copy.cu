@@ -1,10 +1,13 @@
-// Rows that change their type or their place: to and from packed float32 for the host, and between
-// activations. A thread takes one piece of a row, whatever the row.
+// Rows that change their type or their place: to and from packed float32 for the host, between
+// activations, and to columns.
+#include "cuda/device/shared.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/rows.h"
 
 namespace unifluid::cuda {
 namespace {
+
+// ---- rows to rows: a thread takes one piece of a row, whatever the row ----
 
 struct Params {
   const void* from;
@@ -22,7 +25,57 @@ __global__ void __launch_bounds__(kPieceThreads) copy_pieces(Params p) {
   store_piece<kAligned>(static_cast<To*>(p.to) + at.row * p.to_stride, at.column, p.grid.cols, v);
 }
 
+// ---- rows to columns ----
+
+// Squares of the matrix are turned in shared memory; the threads are kSide x kTurnRows.
+constexpr int kSide = 32, kTurnRows = 8;
+
+struct TurnParams {
+  const void* from;  // [rows, cols]
+  void* to;          // [cols, rows]
+  int64_t from_stride, to_stride;
+  int32_t rows, cols;
+};
+
+template <class From, class To>
+__global__ void __launch_bounds__(kSide* kTurnRows) turn_square(TurnParams p) {
+  SharedArena arena;
+  // One element longer, so that columns lie in different banks.
+  const auto square = arena.take<float>(kSide * (kSide + 1));
+  const int x = static_cast<int>(threadIdx.x) % kSide, y = static_cast<int>(threadIdx.x) / kSide;
+  const int first_row = static_cast<int>(blockIdx.x) * kSide;
+  const int first_column = static_cast<int>(blockIdx.y) * kSide;
+  for (int i = y; i < kSide; i += kTurnRows)
+    if (first_row + i < p.rows && first_column + x < p.cols)
+      square.store(static_cast<uint32_t>(i * (kSide + 1) + x),
+                   to_float(static_cast<const From*>(
+                       p.from)[(first_row + i) * p.from_stride + first_column + x]));
+  __syncthreads();
+  for (int i = y; i < kSide; i += kTurnRows)
+    if (first_column + i < p.cols && first_row + x < p.rows)
+      static_cast<To*>(p.to)[(first_column + i) * p.to_stride + first_row + x] =
+          from_float<To>(square.load(static_cast<uint32_t>(x * (kSide + 1) + i)));
+}
+
 }  // namespace
+
+void turn_rows(Queue& queue, const Tensor& from, const Tensor& to) {
+  if (from.size() == 0) return;
+  TurnParams p{};
+  p.from = from.data;
+  p.to = to.data;
+  p.from_stride = from.stride;
+  p.to_stride = to.stride;
+  p.rows = static_cast<int32_t>(from.rows);
+  p.cols = static_cast<int32_t>(from.cols);
+  with_type(from.type, [&](auto f) {
+    with_type(to.type, [&](auto t) {
+      queue.launch(turn_square<decltype(f), decltype(t)>,
+                   dim3(blocks_for(from.rows, kSide), blocks_for(from.cols, kSide)),
+                   dim3(kSide * kTurnRows), SharedBytes{}.take<float>(kSide * (kSide + 1)).used, p);
+    });
+  });
+}
 
 void copy_rows(Queue& queue, const Tensor& from, const Tensor& to) {
   if (from.size() == 0) return;

@@ -57,6 +57,7 @@ const SETTINGS: Record<string, Settings> = {
     ropeTheta: 10000,
   },
   "the VAE's one of 512": { heads: 1, kvHeads: 1, headDim: 512, prefix: 1000 },
+  "two large heads of one key head, 262": { heads: 2, kvHeads: 1, headDim: 262, prefix: 1000 },
 };
 
 interface Rows {
@@ -144,6 +145,18 @@ export const cases: CudaCase[] = Object.entries(SETTINGS).flatMap(([name, s]): C
       inPieces(backend, s, draw(random, s, 150), piecesOf(150, Math.min(s.prefix ?? 0, 150))),
   },
 ]);
+
+cases.push({
+  name: "the VAE's one of 512: more scores than are in memory at a time",
+  tolerance: 8,
+  deviceOnly: true,
+  run(backend, random) {
+    const s = SETTINGS["the VAE's one of 512"]!;
+    const rows = 4200;
+    const spans = [{ firstRow: 0, rows, index: 0, prefixEnd: rows }];
+    return backend.attention({ ...draw(random, s, rows), ...settingsOf(s), spans });
+  },
+});
 
 cases.push({
   name: "sequences of every kind in one call",
