@@ -60,10 +60,10 @@ export function sceneRows(report: SuiteReport): [string, string][] {
 }
 
 function frechetRows(f: FrechetReport): [string, string][] {
-  const few = f.n <= f.width ? `; --scenes above ${f.width} for figures that compare` : "";
+  const few = f.n <= f.width ? `; too few to trust, take --scenes above ${f.width}` : "";
   return [
     ["Fréchet distance of drawings", f.drawn.toPrecision(4)],
-    ["  of other true pictures (the floor)", f.floor.toPrecision(4)],
+    ["  of true pictures of these scenes (the floor)", f.floor.toPrecision(4)],
     ["  of those after the autoencoder", f.autoencoder.toPrecision(4)],
     [
       "  pictures and features",

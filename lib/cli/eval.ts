@@ -90,6 +90,8 @@ async function evaluate(model: string, flags: EvalFlags, context: Context): Prom
 async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, context: Context) {
   const { evaluateScenes, itemsOf } = await import("../evaluate/scenes-suite.js");
   const { scenes = DEFAULT_SCENES, steps, guidance, order, only } = flags;
+  if (flags.features !== undefined && only && !only.includes("frechet"))
+    throw new UsageError("--features is of the part frechet, which --only leaves out");
   const settings = { scenes, seed, steps, guidance, order, only };
   const measure = async (loaded: UniFluid, features?: UniFluid) => {
     const progress = startRate(context, itemsOf(settings));

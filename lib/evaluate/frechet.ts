@@ -5,9 +5,8 @@ import { EigenvalueDecomposition, Matrix } from "ml-matrix";
 export interface FeatureStatistics {
   /** [width] */
   mean: number[];
-  /** [width, width], of the sample: divided by n - 1. */
+  /** [width, width], of the sample: divided by n - 1; of a single picture zeros. */
   covariance: Matrix;
-  n: number;
 }
 
 /** The mean of a picture's rows of features [rows, width]. */
@@ -18,7 +17,7 @@ export function pooled(features: Float32Array, width: number): number[] {
   return sums.map((sum) => sum / rows);
 }
 
-/** Of at least two pictures' pooled features. */
+/** Of the pooled features of at least one picture. */
 export function statisticsOf(pictures: readonly (readonly number[])[]): FeatureStatistics {
   const n = pictures.length;
   const rows = new Matrix(pictures as number[][]);
@@ -29,8 +28,7 @@ export function statisticsOf(pictures: readonly (readonly number[])[]): FeatureS
     covariance: centered
       .transpose()
       .mmul(centered)
-      .div(n - 1),
-    n,
+      .div(Math.max(1, n - 1)),
   };
 }
 
@@ -52,5 +50,6 @@ export function frechetDistance(a: FeatureStatistics, b: FeatureStatistics): num
   // Symmetric but for rounding.
   const symmetric = Matrix.add(product, product.transpose()).mul(0.5);
   const common = eigen(symmetric).realEigenvalues.reduce((sum, v) => sum + root(v), 0);
-  return between + a.covariance.trace() + b.covariance.trace() - 2 * common;
+  // Never below zero but for rounding.
+  return Math.max(0, between + a.covariance.trace() + b.covariance.trace() - 2 * common);
 }

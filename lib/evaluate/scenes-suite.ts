@@ -55,18 +55,18 @@ export interface SuiteReport {
   frechet?: FrechetReport;
 }
 
-/** Fréchet distances to true pictures, by the pooled features of a vision tower. */
+/** Fréchet distances to true pictures of other scenes, by the pooled features of a vision tower. */
 export interface FrechetReport {
   /** Of pictures drawn from full captions of scenes. */
   drawn: number;
-  /** Of other true pictures, as many: what a perfect model would have. */
+  /** Of true pictures of the scenes drawn: what a perfect model would have. */
   floor: number;
   /** Of the same true pictures after the autoencoder: what its drawings could have at best. */
   autoencoder: number;
   /** Pictures drawn, and true ones that they are compared with. */
   n: number;
   references: number;
-  /** Of the features; with no more pictures than that the covariance is singular, and distances are too large. */
+  /** Of the features; of no more pictures than that the covariance is singular, and distances are too large. */
   width: number;
   /** The model whose tower it was, where it was not the model's own. */
   features?: string;
@@ -275,12 +275,7 @@ class Suite {
   async frechet(): Promise<FrechetReport> {
     const { scenes: n, features: other } = this.options;
     const tower = other ?? this.model;
-    const { vision, directory } = tower.info;
-    if (!vision)
-      throw new UnsupportedTaskError(
-        `${directory} has no vision tower whose features could be compared`,
-      );
-    const { width } = vision;
+    const width = widthOf(tower);
     const scene = (part: number) => (i: number) => this.scene(part, i, () => true);
     const measure = async (images: readonly Image[]) => {
       const features = images.map(async (image) =>
@@ -293,25 +288,35 @@ class Suite {
     const distance = async (images: readonly Image[]) =>
       frechetDistance(await measure(images), reference);
 
-    const others = await this.pictures(this.count(scene(61)));
-    const rebuilt = await this.all(others, async (image) =>
+    // The floor is of the same scenes: which ones were picked can matter more than how well they are drawn.
+    const scenes = this.count(scene(61));
+    const rendered = await this.pictures(scenes);
+    const rebuilt = await this.all(rendered, async (image) =>
       this.model.decodeLatents(await this.model.encodeImage(image)),
     );
-    const captions = this.count(scene(62)).map((s) => caption(s));
+    const captions = scenes.map((s) => caption(s));
     return {
       drawn: await distance(await this.draw(captions, 600_000)),
-      floor: await distance(others),
+      floor: await distance(rendered),
       autoencoder: await distance(rebuilt),
       n,
       references: references.length,
       width,
-      ...(other && { features: directory }),
+      ...(other && { features: other.info.directory }),
     };
   }
 }
 
-/** True pictures to each drawn one: those on which both distances rest. */
+/** True pictures to each drawn one: those that all distances are measured from. */
 const REFERENCES = 4;
+
+/** Of the features of a model's vision tower. */
+function widthOf({ info }: UniFluid): number {
+  if (info.vision) return info.vision.width;
+  throw new UnsupportedTaskError(
+    `${info.directory} has no vision tower whose features could be compared`,
+  );
+}
 
 /** Scenes of training whose answers the baselines know. */
 const KNOWN = 4000;
@@ -356,7 +361,9 @@ export function itemsOf({ scenes, only = SUITE_PARTS }: SuiteOptions): number {
 /** Runs the suite. Throws the signal's reason, or what the model throws. */
 export async function evaluateScenes(model: UniFluid, options: SuiteOptions): Promise<SuiteReport> {
   const suite = new Suite(model, options);
-  const { only = SUITE_PARTS } = options;
+  const { only = SUITE_PARTS, features = model } = options;
+  // Its part is the last, and the others may take hours.
+  if (only.includes("frechet")) widthOf(features);
   // Quick parts first.
   const parts: Record<SuitePart, () => Promise<Partial<SuiteReport>>> = {
     vae: async () => ({ vae: await suite.vae() }),

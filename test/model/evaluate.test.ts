@@ -1,9 +1,13 @@
 /** The suite on models: what it reports, and that it can tell. */
-import { join } from "node:path";
+import { execFile } from "node:child_process";
+import { join, resolve } from "node:path";
+import { promisify } from "node:util";
 import { UniFluid } from "../../lib";
 import { SUITE_PARTS } from "../../lib/evaluate/parts";
 import { evaluateScenes, itemsOf } from "../../lib/evaluate/scenes-suite";
 import { FIXTURES } from "../support/fixtures";
+
+const main = resolve(__dirname, "../../dist/cli/main.js");
 
 let model: UniFluid;
 beforeAll(async () => {
@@ -34,16 +38,13 @@ test("every part is measured, on as many cases as were asked for, the same again
   expect(report.vae!.parsed.rate).toBe(1);
   expect(report.vae!.psnr).toBeGreaterThan(28);
   expect(report.edits!.copied.rate).toBe(0);
-  const { drawn, floor, autoencoder, n, references, width } = report.frechet!;
+  const { n, references, width } = report.frechet!;
   expect([n, references, width]).toEqual([4, 16, model.info.vision!.width]);
-  // Two steps of diffusion draw blurs: far from true pictures, among each other as far as few are.
-  expect(drawn).toBeGreaterThan(floor);
-  expect(autoencoder).toBeGreaterThan(0);
   expect(await evaluateScenes(model, options)).toEqual(report);
 }, 120_000);
 
 test("another model's tower gives the features, and one is needed", async () => {
-  const other = await UniFluid.load(join(FIXTURES, "unifluid-tiny"), { threads: 1 });
+  const other = await UniFluid.load(join(FIXTURES, "unifluid-flow-tiny"), { threads: 1 });
   const only = ["frechet"] as const;
   const options = { scenes: 3, seed: 1n, steps: 1, only };
   const report = await evaluateScenes(model, { ...options, features: other });
@@ -51,13 +52,49 @@ test("another model's tower gives the features, and one is needed", async () => 
     width: other.info.vision!.width,
     features: other.info.directory,
   });
+  // An untrained model draws noise, and its autoencoder leaves nothing of true pictures.
+  const untrained = await evaluateScenes(other, { ...options, features: model });
+  const near = (await evaluateScenes(model, options)).frechet!;
+  expect(untrained.frechet!.floor).toBe(near.floor);
+  expect(near.autoencoder).toBeGreaterThan(0.5 * near.floor);
+  expect(near.autoencoder).toBeLessThan(2 * near.floor);
+  for (const name of ["drawn", "autoencoder"] as const) {
+    expect(untrained.frechet![name]).toBeGreaterThan(4 * near[name]);
+  }
   await other.dispose();
   const blind = await UniFluid.load(join(FIXTURES, "gemma-tiny"), { threads: 1 });
   await expect(evaluateScenes(model, { ...options, features: blind })).rejects.toMatchObject({
     code: "UNSUPPORTED_TASK",
     message: expect.stringMatching(/has no vision tower/),
   });
+  // Before any other part begins.
+  const onItem = () => {
+    throw new Error("began");
+  };
+  const all = { scenes: 3, seed: 1n, features: blind, onItem };
+  await expect(evaluateScenes(model, all)).rejects.toMatchObject({ code: "UNSUPPORTED_TASK" });
   await blind.dispose();
+}, 120_000);
+
+test("the command tells distances, of how many pictures and whether those are too few", async () => {
+  const run = (...args: string[]) =>
+    promisify(execFile)(process.execPath, [main, "eval", "shapes-64", ...args]).then(
+      ({ stdout }) => ({ code: 0, stdout, stderr: "" }),
+      ({ code, stdout, stderr }) => ({ code, stdout, stderr }),
+    );
+  const few = ["--only", "frechet", "--scenes", "1", "--steps", "1"];
+  const own = await run(...few);
+  expect(own.stdout).toMatch(
+    /^Fréchet distance of drawings +[\d.]+\n.*\(the floor\) +[\d.]+\n.*autoencoder +[\d.]+\n.* 1 against 4, \d+ features; too few/,
+  );
+  const tiny = join(FIXTURES, "unifluid-tiny");
+  const { frechet } = JSON.parse((await run(...few, "--features", tiny, "--json")).stdout);
+  expect(frechet).toMatchObject({ n: 1, references: 4, features: tiny });
+  expect(Object.values(frechet)).not.toContain(null);
+  expect(await run("--only", "vae", "--features", tiny)).toMatchObject({
+    code: 2,
+    stderr: expect.stringContaining("--features is of the part frechet"),
+  });
 }, 120_000);
 
 test("parts can be chosen, and an abort ends it", async () => {
