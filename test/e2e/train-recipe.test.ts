@@ -25,6 +25,8 @@ beforeAll(() => {
 });
 afterAll(() => rmSync(folder, { recursive: true }));
 
+/** The runs' settings. */
+const RUNS = ["autoencoder.yaml", "run.yaml", "finer-run.yaml"];
 /** Steps of the short runs; the page's own are exchanged for them. */
 const SHORT = 2;
 const short = (step: number) => `step-${String(step).padStart(8, "0")}`;
@@ -41,14 +43,14 @@ function commands(): string[] {
         line
           .replace(/--count \d+/, "--count 30")
           .replace(/--scenes \d+/, "--scenes 1")
-          .replace(/step-\d{8}/, short(SHORT)),
+          .replace(/step-\d{8}/g, short(SHORT)),
       ),
   );
 }
 
 test("its settings are those of whole runs, and its commands name their ends", () => {
   const page = readFileSync(join(recipe, "README.md"), "utf8");
-  const steps = ["autoencoder.yaml", "run.yaml"].map(
+  const steps = RUNS.map(
     (name) => parse(readFileSync(join(recipe, name), "utf8")).steps as number,
   );
   const named = new Set([...page.matchAll(/step-\d{8}/g)].map(([name]) => name));
@@ -58,7 +60,7 @@ test("its settings are those of whole runs, and its commands name their ends", (
 });
 
 test("each command does its part", async () => {
-  for (const name of ["autoencoder.yaml", "run.yaml"]) {
+  for (const name of RUNS) {
     const settings = parse(readFileSync(join(recipe, name), "utf8"));
     const samples = { ...settings.samples, every: SHORT };
     const checkpoint = { every: SHORT, keep: 1 };
@@ -77,7 +79,7 @@ test("each command does its part", async () => {
       throw new Error(`${command}\n${error.stderr}`);
     });
   }
-  for (const run of ["autoencoder-run", "run"]) {
+  for (const run of ["autoencoder-run", "run", "finer-run"]) {
     expect(readdirSync(join(folder, run, "checkpoints"))).toEqual([short(SHORT)]);
     expect(readdirSync(join(folder, run, "samples"))).toEqual([`${short(SHORT)}.png`]);
     expect(existsSync(join(folder, run, "report.html"))).toBe(true);
