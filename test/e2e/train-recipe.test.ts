@@ -50,9 +50,7 @@ function commands(): string[] {
 
 test("its settings are those of whole runs, and its commands name their ends", () => {
   const page = readFileSync(join(recipe, "README.md"), "utf8");
-  const steps = RUNS.map(
-    (name) => parse(readFileSync(join(recipe, name), "utf8")).steps as number,
-  );
+  const steps = RUNS.map((name) => parse(readFileSync(join(recipe, name), "utf8")).steps as number);
   const named = new Set([...page.matchAll(/step-\d{8}/g)].map(([name]) => name));
   expect([...named].sort()).toEqual(steps.map(short).sort());
   for (const name of readdirSync(recipe).filter((file) => file.endsWith(".yaml")))
