@@ -183,6 +183,8 @@ function pack(folder) {
     for (const name of programs)
       cpSync(join(options.reference, name), join(build, "reference", name));
   }
+  const { status, stdout } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root });
+  if (status === 0) writeFileSync(join(build, "commit"), stdout);
   if (!options["no-node"]) {
     const node = join(folder, "node.xz");
     const command = `xz -3 --stdout "$0" > "$1"`;

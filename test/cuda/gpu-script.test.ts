@@ -23,6 +23,7 @@ test("a pack brings the checks to a checkout without packages, where they pass o
   expect(told).toMatch(/holds what a machine without npm needs, \d+\.\d MiB/);
   expect((await readdir(join(pack, "build"))).sort()).toEqual([
     "Release",
+    "commit",
     "gpu-bench.mjs",
     "gpu-checks.cjs",
     "reference",
