@@ -1,8 +1,10 @@
-// One training step of the shipped model's size, ours beside PyTorch's, in turn.
+// One training step, ours beside PyTorch's, in turn.
 //
 //   npm run build && npm run bench:train -- --python PYTHON --reference DIR [--rounds 10] [--threads 2]
+//       [--size shipped|300m] [--device cpu|cuda]
 //
-// Both take batches of the same sequences: 24 drawings, 8 captions, 8 answers, 8 edits, each image token at 4
+// --size: the shipped model's, or about 300 million parameters. On a GPU products are in bfloat16, and PyTorch runs
+// eager and compiled; UNIFLUID_CUDA_LIBRARY may name the library. Both take batches of the same sequences: 24 drawings, 8 captions, 8 answers, 8 edits, each image token at 4
 // timesteps. PyTorch is the reference's training step (padded batches); --reference is its folder.
 import { spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -25,8 +27,16 @@ const { values } = parseArgs({
     reference: { type: "string" },
     rounds: { type: "string", default: "10" },
     threads: { type: "string", default: "2" },
+    size: { type: "string", default: "shipped" },
+    device: { type: "string", default: "cpu" },
   },
 });
+const SIZES = { shipped: "../examples/train/model.yaml", "300m": "train-300m.yaml" };
+if (!(values.size in SIZES) || !["cpu", "cuda"].includes(values.device))
+  throw new Error("expected --size shipped or 300m and --device cpu or cuda");
+const onGpu = values.device === "cuda";
+const library =
+  process.env.UNIFLUID_CUDA_LIBRARY ?? join(here, "../build/Release/unifluid_cuda.so");
 const rounds = Number(values.rounds);
 const threads = Number(values.threads);
 
@@ -43,32 +53,43 @@ const folder = await mkdtemp(join(tmpdir(), "bench-train-"));
 try {
   const checkpoint = join(folder, "model");
   const options = { seed: 1n, tokenizer: "shapes-64", vae: "shapes-64" };
-  const { spec } = await initCheckpoint(
-    join(here, "../examples/train/model.yaml"),
-    checkpoint,
-    options,
-  );
-  const results = {};
-  for (const compute of ["f32", "bf16"]) {
+  const { spec } = await initCheckpoint(join(here, SIZES[values.size]), checkpoint, options);
+  const results = [];
+  for (const [compute, way] of onGpu
+    ? [
+        ["bf16", "eager"],
+        ["bf16", "compiled"],
+      ]
+    : [
+        ["f32", "eager"],
+        ["bf16", "eager"],
+      ]) {
     const ours = await ourStep(spec, compute);
-    const theirs = values.python ? await peerStep(checkpoint, compute) : undefined;
+    const theirs = values.python ? await peerStep(checkpoint, compute, way) : undefined;
     const times = { ours: [], theirs: [] };
     for (let i = 0; i < rounds; i++) {
       times.ours.push(await ours.step());
       if (theirs) times.theirs.push(await theirs.step());
     }
+    results.push([
+      compute,
+      way,
+      ours.description,
+      median(times.ours),
+      theirs && median(times.theirs),
+    ]);
     ours.close();
     theirs?.close();
-    results[compute] = { ours: median(times.ours), theirs: theirs && median(times.theirs) };
   }
-  console.log(`${cpus()[0].model}, ${threads} threads, median of ${rounds} steps in turn`);
-  console.log("| products | ours | examples a second | PyTorch | PyTorch / ours |");
-  console.log("| --- | --- | --- | --- | --- |");
-  for (const [compute, { ours, theirs }] of Object.entries(results)) {
+  const machine = onGpu ? results[0][2] : `${cpus()[0].model}, ${threads} threads`;
+  console.log(`${machine}, size ${values.size}, median of ${rounds} steps in turn`);
+  console.log("| products | ours | examples a second | PyTorch | | PyTorch / ours |");
+  console.log("| --- | --- | --- | --- | --- | --- |");
+  for (const [compute, way, , ours, theirs] of results) {
     const peer = theirs ? `${(1000 * theirs).toFixed(0)} ms` : "-";
     const ratio = theirs ? (theirs / ours).toFixed(2) : "-";
     console.log(
-      `| ${compute} | ${(1000 * ours).toFixed(0)} ms | ${(EXAMPLES / ours).toFixed(0)} | ${peer} | ${ratio} |`,
+      `| ${compute} | ${(1000 * ours).toFixed(0)} ms | ${(EXAMPLES / ours).toFixed(0)} | ${way} | ${peer} | ${ratio} |`,
     );
   }
 } finally {
@@ -98,6 +119,7 @@ async function ourStep(spec, compute) {
     weightDecay: 0.02,
     clipNorm: 1,
     emaDecay: 0.998,
+    ...(onGpu && { cuda: { library, device: 0, dtype: "float32" } }),
   });
   const floats = (n) => Float32Array.from({ length: n }, () => 2 * Math.random() - 1);
   const ids = (n) => Int32Array.from({ length: n }, () => 4 + Math.floor(470 * Math.random()));
@@ -128,10 +150,11 @@ async function ourStep(spec, compute) {
     return (performance.now() - begun) / 1000;
   };
   await run(); // memory is allocated
-  return { step: run, close: () => trainer.dispose() };
+  const description = trainer.description();
+  return { description, step: run, close: () => trainer.dispose() };
 }
 
-async function peerStep(checkpoint, compute) {
+async function peerStep(checkpoint, compute, way) {
   const args = [
     join(here, "train_peer.py"),
     checkpoint,
@@ -141,8 +164,11 @@ async function peerStep(checkpoint, compute) {
     String(threads),
     "--dtype",
     compute,
+    "--device",
+    values.device,
     "--batch",
     JSON.stringify(BATCH),
+    ...(way === "compiled" ? ["--compile"] : []),
   ];
   const child = spawn(values.python, args, { stdio: ["pipe", "pipe", "inherit"] });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();

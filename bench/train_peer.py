@@ -1,6 +1,7 @@
 """The PyTorch side of bench/train.mjs: one training step for every line on standard input.
 
-    python train_peer.py CHECKPOINT --reference DIR [--threads 2] [--dtype f32|bf16] --batch JSON
+    python train_peer.py CHECKPOINT --reference DIR [--threads 2] [--dtype f32|bf16] [--device cpu|cuda] [--compile]
+                         --batch JSON
 
 Prints "ready", then the seconds of each step.  A step is that of the reference's train.py: joint batches of
 drawing, reading and editing, padded, AdamW and a moving average.
@@ -21,6 +22,8 @@ def main():
     p.add_argument("--reference", required=True)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--compile", action="store_true")
     p.add_argument("--batch", type=json.loads, required=True)
     a = p.parse_args()
     sys.path.insert(0, a.reference)
@@ -38,6 +41,8 @@ def main():
     torch.set_flush_denormal(True)
     model = UniFluid.load(a.checkpoint).train()
     model.vae = None
+    model.to(a.device)
+    torch.set_default_device(a.device)
     params = [w for w in model.parameters() if w.requires_grad]
     opt = torch.optim.AdamW([{"params": [w for w in params if w.dim() > 1], "weight_decay": 0.02},
                              {"params": [w for w in params if w.dim() < 2], "weight_decay": 0.0}],
@@ -69,8 +74,11 @@ def main():
         logits = model.logits(hidden[:, prefix.shape[1] - 1:])
         return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), reduction="sum"), target.numel()
 
+    if a.compile:
+        image_loss, text_loss = torch.compile(image_loss), torch.compile(text_loss)
+
     def step(k):
-        with torch.autocast("cpu", torch.bfloat16, enabled=a.dtype == "bf16"):
+        with torch.autocast(a.device, torch.bfloat16, enabled=a.dtype == "bf16"):
             embed = model.language_model.embed_tokens
             g, cap, ans, ed = (b[t] for t in ("generate", "caption", "answer", "edit"))
             generate = image_loss(list(embed(ids(g["count"], g["prefix"]))), torch.randn(g["count"], n, c))
@@ -90,6 +98,8 @@ def main():
         opt.step()
         with torch.no_grad():
             torch._foreach_lerp_(ema, params, 1 - min(0.998, k / (k + 10)))
+        if a.device == "cuda":
+            torch.cuda.synchronize()
 
     k = 1
     step(k)
