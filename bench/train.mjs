@@ -8,18 +8,16 @@
 // timesteps. PyTorch is the reference's training step (padded batches); --reference is its folder.
 import { spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
-import { createRequire } from "node:module";
 import { cpus, tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { loadAddon } from "../dist/addon.js";
+import { initCheckpoint } from "../dist/init/init.js";
 
-const require = createRequire(import.meta.url);
-const here = dirname(fileURLToPath(import.meta.url));
-const dist = join(here, "../dist");
-const { initCheckpoint } = require(join(dist, "init/init.js"));
-const { loadAddon } = require(join(dist, "addon.js"));
+const root = fileURLToPath(new URL("..", import.meta.url));
+const shapes = join(root, "models", "shapes-64");
 
 const { values } = parseArgs({
   options: {
@@ -31,12 +29,12 @@ const { values } = parseArgs({
     device: { type: "string", default: "cpu" },
   },
 });
-const SIZES = { shipped: "../examples/train/model.yaml", "300m": "train-300m.yaml" };
+const SIZES = { shipped: "examples/train/model.yaml", "300m": "bench/train-300m.yaml" };
 if (!(values.size in SIZES) || !["cpu", "cuda"].includes(values.device))
   throw new Error("expected --size shipped or 300m and --device cpu or cuda");
 const onGpu = values.device === "cuda";
 const library =
-  process.env.UNIFLUID_CUDA_LIBRARY ?? join(here, "../build/Release/unifluid_cuda.so");
+  process.env.UNIFLUID_CUDA_LIBRARY ?? join(root, "build", "Release", "unifluid_cuda.so");
 const rounds = Number(values.rounds);
 const threads = Number(values.threads);
 
@@ -52,8 +50,8 @@ const EXAMPLES = 48;
 const folder = await mkdtemp(join(tmpdir(), "bench-train-"));
 try {
   const checkpoint = join(folder, "model");
-  const options = { seed: 1n, tokenizer: "shapes-64", vae: "shapes-64" };
-  const { spec } = await initCheckpoint(join(here, SIZES[values.size]), checkpoint, options);
+  const options = { seed: 1n, tokenizer: shapes, vae: shapes };
+  const { spec } = await initCheckpoint(join(root, SIZES[values.size]), checkpoint, options);
   const results = [];
   for (const [compute, way] of onGpu
     ? [
@@ -156,7 +154,7 @@ async function ourStep(spec, compute) {
 
 async function peerStep(checkpoint, compute, way) {
   const args = [
-    join(here, "train_peer.py"),
+    join(root, "bench", "train_peer.py"),
     checkpoint,
     "--reference",
     values.reference,

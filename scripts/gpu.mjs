@@ -1,6 +1,7 @@
 // Checks and measures the CUDA library on the GPU of this machine, in one go:
 //
-//   npm run gpu -- [--no-build] [--no-sanitizer] [--no-bench] [--reference DIR] [--python python3]
+//   npm run gpu -- [--no-build] [--no-checks] [--no-sanitizer] [--no-bench] [--no-training] [--reference DIR]
+//                  [--python python3]
 //   npm run gpu -- --simulated       the checks alone, on the simulated library: no GPU is needed
 //   npm run gpu -- --pack DIR [--no-node] [--reference DIR]
 //                                    what a machine with a GPU and nvcc, but without npm, needs for the same
@@ -30,6 +31,8 @@ const release = join(root, "build", "Release");
 // In build/, so that their parent is the repository's root as a source's is.
 const checksBundle = join(root, "build", "gpu-checks.cjs");
 const benchBundle = join(root, "build", "gpu-bench.mjs");
+const trainingBundle = join(root, "build", "gpu-training.mjs");
+const bundles = [checksBundle, benchBundle, trainingBundle];
 const fixtures = join(root, "test", "fixtures");
 
 const MEBIBYTE = 2 ** 20;
@@ -40,7 +43,9 @@ const { values: options } = parseArgs({
   options: {
     "no-build": { type: "boolean", default: false },
     "no-sanitizer": { type: "boolean", default: false },
+    "no-checks": { type: "boolean", default: false },
     "no-bench": { type: "boolean", default: false },
+    "no-training": { type: "boolean", default: false },
     simulated: { type: "boolean", default: false },
     pack: { type: "string" },
     "no-node": { type: "boolean", default: false },
@@ -71,10 +76,10 @@ const onPath = (program) =>
     .split(delimiter)
     .some((folder) => folder && existsSync(join(folder, program)));
 
-/** The checks and the benchmark as one file each, with all that they need but the addons. */
+/** The checks and the benchmarks as one file each, with all that they need but the addons. */
 function makeBundles() {
   if (!existsSync(join(root, "node_modules", "esbuild"))) {
-    if (existsSync(checksBundle) && existsSync(benchBundle)) return; // they came with a pack
+    if (bundles.every((file) => existsSync(file))) return; // they came with a pack
     fail("esbuild is not there: run npm install first");
   }
   const { buildSync } = createRequire(import.meta.url)("esbuild");
@@ -89,22 +94,19 @@ function makeBundles() {
     logLevel: "error",
   };
   buildSync({ ...common, entryPoints: ["test/cuda/gpu-checks.ts"], outfile: checksBundle });
-  buildSync({
-    ...common,
-    entryPoints: ["bench/gpu.mjs"],
-    outfile: benchBundle,
-    format: "esm",
-    banner: {
-      js: [
-        'import { createRequire as requireOf } from "node:module";',
-        'import { dirname as folderOf } from "node:path";',
-        'import { fileURLToPath as pathOf } from "node:url";',
-        "const require = requireOf(import.meta.url);",
-        "const __filename = pathOf(import.meta.url);",
-        "const __dirname = folderOf(__filename);",
-      ].join("\n"),
-    },
-  });
+  const banner = {
+    js: [
+      'import { createRequire as requireOf } from "node:module";',
+      'import { dirname as folderOf } from "node:path";',
+      'import { fileURLToPath as pathOf } from "node:url";',
+      "const require = requireOf(import.meta.url);",
+      "const __filename = pathOf(import.meta.url);",
+      "const __dirname = folderOf(__filename);",
+    ].join("\n"),
+  };
+  const esm = { ...common, format: "esm", banner };
+  buildSync({ ...esm, entryPoints: ["bench/gpu.mjs"], outfile: benchBundle });
+  buildSync({ ...esm, entryPoints: ["bench/train.mjs"], outfile: trainingBundle });
 }
 
 const environment = {
@@ -135,18 +137,30 @@ if (options.pack) {
       },
     );
   } else {
-    run("every check on the device", process.execPath, checks, { env: environment });
+    if (!options["no-checks"])
+      run("every check on the device", process.execPath, checks, { env: environment });
     if (!options["no-sanitizer"]) sanitize(checks);
-    if (!options["no-bench"]) {
-      const args = [benchBundle, "--python", options.python];
-      const packed = join(root, "build", "reference");
-      const reference = options.reference || (existsSync(packed) ? packed : "");
-      if (reference) args.push("--reference", reference);
-      else console.log("\nno --reference: PyTorch's figures are left out");
-      run("benchmark", process.execPath, args, {
-        env: { ...environment, UNIFLUID_CUDA_LIBRARY: library },
+    const packed = join(root, "build", "reference");
+    const reference = options.reference || (existsSync(packed) ? packed : "");
+    if (!reference) console.log("\nno --reference: PyTorch's figures are left out");
+    const peer = reference ? ["--reference", reference] : [];
+    const env = { ...environment, UNIFLUID_CUDA_LIBRARY: library };
+    if (!options["no-bench"])
+      run("benchmark", process.execPath, [benchBundle, "--python", options.python, ...peer], {
+        env,
       });
-    }
+    if (!options["no-training"])
+      for (const size of ["shipped", "300m"])
+        run(
+          `a step of training, ${size}`,
+          process.execPath,
+          [
+            trainingBundle,
+            ...["--device", "cuda", "--size", size],
+            ...(reference ? ["--python", options.python, ...peer] : []),
+          ],
+          { env },
+        );
   }
 }
 
@@ -175,7 +189,7 @@ function pack(folder) {
   rmSync(folder, { recursive: true, force: true });
   const build = join(folder, "build");
   mkdirSync(join(build, "Release"), { recursive: true });
-  for (const file of [checksBundle, benchBundle, ...Object.values(environment)])
+  for (const file of [...bundles, ...Object.values(environment)])
     cpSync(file, join(folder, file.slice(root.length)));
   if (options.reference) {
     const programs = readdirSync(options.reference).filter((name) => name.endsWith(".py"));

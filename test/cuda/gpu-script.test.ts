@@ -26,6 +26,7 @@ test("a pack brings the checks to a checkout without packages, where they pass o
     "commit",
     "gpu-bench.mjs",
     "gpu-checks.cjs",
+    "gpu-training.mjs",
     "reference",
   ]);
   const checkout = join(folder, "checkout");
@@ -43,6 +44,13 @@ test("a pack brings the checks to a checkout without packages, where they pass o
   expect(stdout).toMatch(/^training bf16 unifluid-flow-tiny: gradients/m);
   expect(stdout).toMatch(/^all checks passed$/m);
   expect(stdout).not.toMatch(/FAIL/);
+}, 300_000);
+
+test("a step of training is measured, here on the CPU", async () => {
+  const bundle = join(root, "build", "gpu-training.mjs");
+  const { stdout } = await promised(process.execPath, [bundle, "--rounds", "1"]);
+  expect(stdout).toMatch(/size shipped, median of 1 steps/);
+  expect(stdout).toMatch(/^\| bf16 \| \d+ ms \| \d+ \| eager \| - \| - \|/m);
 }, 300_000);
 
 test("the benchmark measures what its table asks for", async () => {
