@@ -1,4 +1,4 @@
-// Element types, one into another, on the host.
+// Elements of one type into another, and into another order, on the host.
 #pragma once
 
 #include <cstddef>
@@ -12,5 +12,9 @@ void convert_to_float(const void* from, DType type, size_t count, float* to);
 
 // From any type to bfloat16, to nearest even; NaN stays NaN. `from` may be unaligned.
 void convert_to_bf16(const void* from, DType type, size_t count, uint16_t* to);
+
+// [outer, rows, cols] to [outer, cols, rows], elements of `size` bytes. A convolution's weight
+// comes as [out, in, taps] and is used as [out, taps, in], the order of channels-last patches.
+void turn_inner(const void* from, int64_t outer, int64_t rows, int64_t cols, size_t size, void* to);
 
 }  // namespace unifluid

@@ -99,21 +99,10 @@ class CpuBackend final : public Backend, public TrainingBackend {
 
   Tensor convolution_weight(const StoredTensor& stored, int64_t kernel) override {
     const int64_t taps = kernel * kernel;
-    const int64_t in = stored.cols / taps;
-    const size_t size = size_of(stored.type);
     Tensor weight(nullptr, stored.type, stored.rows, stored.cols);
     weight.data = allocate_weight(weight.bytes());
-    const char* from = static_cast<const char*>(stored.data);
-    char* to = static_cast<char*>(weight.data);
-    for (int64_t out = 0; out < stored.rows; ++out) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        for (int64_t channel = 0; channel < in; ++channel) {
-          std::memcpy(to, from + static_cast<size_t>(channel * taps + tap) * size, size);
-          to += size;
-        }
-      }
-      from += static_cast<size_t>(stored.cols) * size;
-    }
+    turn_inner(stored.data, stored.rows, stored.cols / taps, taps, size_of(stored.type),
+               weight.data);
     return weight;
   }
 

@@ -62,17 +62,10 @@ const float* CudaBackend::vector(const StoredTensor& stored) {
 }
 
 Tensor CudaBackend::convolution_weight(const StoredTensor& stored, int64_t kernel) {
-  const int64_t taps = kernel * kernel, in = stored.cols / taps;
+  const int64_t taps = kernel * kernel;
   const size_t size = size_of(stored.type);
   std::vector<char> ordered(static_cast<size_t>(stored.rows * stored.cols) * size);
-  char* to = ordered.data();
-  for (int64_t out = 0; out < stored.rows; ++out) {
-    const char* from =
-        static_cast<const char*>(stored.data) + static_cast<size_t>(out * stored.cols) * size;
-    for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t channel = 0; channel < in; ++channel, to += size)
-        std::memcpy(to, from + static_cast<size_t>(channel * taps + tap) * size, size);
-  }
+  turn_inner(stored.data, stored.rows, stored.cols / taps, taps, size, ordered.data());
   return upload(ordered.data(), stored.type, stored.rows, stored.cols);
 }
 

@@ -158,13 +158,8 @@ std::vector<float> permuted(const std::vector<float>& from, const Parameter& p, 
   if (p.kernel <= 1) return from;
   const int64_t taps = p.kernel * p.kernel, in = p.cols / taps;
   std::vector<float> to(from.size());
-  for (int64_t o = 0; o < p.rows; ++o)
-    for (int64_t t = 0; t < taps; ++t)
-      for (int64_t c = 0; c < in; ++c) {
-        const auto here = static_cast<size_t>((o * taps + t) * in + c);
-        const auto there = static_cast<size_t>((o * in + c) * taps + t);
-        to[to_here ? here : there] = from[to_here ? there : here];
-      }
+  turn_inner(from.data(), p.rows, to_here ? in : taps, to_here ? taps : in, sizeof(float),
+             to.data());
   return to;
 }
 
