@@ -4,6 +4,7 @@ import { InvalidRecordError, TrainingDataError } from "../errors.js";
 import { DEFAULT_TEMPLATES, fillTemplate } from "../prompts.js";
 import { ManifestSource } from "../train/manifest-source.js";
 import { ShardSource } from "../train/shard-source.js";
+import { isShardName } from "../train/shards.js";
 import type { Source, Texts } from "../train/source.js";
 
 /** SentencePiece's sign for a space. */
@@ -57,7 +58,7 @@ async function* textsOf(path: string): AsyncGenerator<string, void> {
   const name = path.toLowerCase();
   let source: Source;
   if (name.endsWith(".jsonl")) source = await ManifestSource.open(path, order);
-  else if (name.endsWith(".tar")) source = await ShardSource.open([path], order);
+  else if (isShardName(name)) source = await ShardSource.open([path], order);
   else {
     for await (const line of linesOf(path)) yield `${line}\n`;
     return;
@@ -74,7 +75,7 @@ async function* textsOf(path: string): AsyncGenerator<string, void> {
 }
 
 /**
- * Counts the words of files: of manifests (`.jsonl`) and tar shards (`.tar`) those of their records' texts, of
+ * Counts the words of files: of manifests (`.jsonl`) and tar shards (`.tar`, `.tar.gz`) those of their records' texts, of
  * others all. Throws `TRAINING_DATA`, and `INVALID_RECORD` for a record that cannot be trained on.
  */
 export async function countWords(paths: readonly string[]): Promise<Map<string, number>> {

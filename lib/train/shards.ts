@@ -6,6 +6,7 @@ import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import { posix } from "node:path";
 import { pipeline } from "node:stream/promises";
+import { createGunzip } from "node:zlib";
 import { extract } from "tar-stream";
 
 export interface ShardSample {
@@ -20,6 +21,9 @@ export interface ShardSample {
   fault?: string;
 }
 
+/** Whether a file is a shard by its name. */
+export const isShardName = (name: string): boolean => /\.(tar|tar\.gz|tgz)$/i.test(name);
+
 /** A file beyond this is no picture of the sizes that are read, but could fill the memory. */
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
 
@@ -32,14 +36,18 @@ function splitName(name: string): { key: string; extension: string } | undefined
 }
 
 /**
- * Reads a shard from its beginning, a sample at a time. Where the archive is damaged or cut off, the last sample
+ * Reads a shard from its beginning, a sample at a time; one whose name ends in .gz or .tgz is unpacked. Where the archive is damaged or cut off, the last sample
  * says so in `fault`. Throws what the file system says where it cannot be opened.
  */
 export async function* readShard(path: string): AsyncGenerator<ShardSample, void> {
   const { mtimeMs: modified } = await stat(path);
   const archive = extract();
+  const bytes = createReadStream(path);
   // An error destroys the archive, and the loop below throws it.
-  pipeline(createReadStream(path), archive).catch(() => {});
+  const read = /\.t?gz$/i.test(path)
+    ? pipeline(bytes, createGunzip(), archive)
+    : pipeline(bytes, archive);
+  read.catch(() => {});
   let index = 0;
   let current: { key: string; files: Map<string, Buffer>; fault?: string } | undefined;
   const finish = (): ShardSample => ({ index: index++, modified, ...current! });

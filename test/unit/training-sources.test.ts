@@ -4,6 +4,7 @@ import { mkdir, mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promi
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
+import { gzipSync } from "node:zlib";
 import { pack } from "tar-stream";
 import { Random } from "../../lib/philox";
 import { writeDataset } from "../../lib/scenes/dataset";
@@ -208,6 +209,24 @@ describe("samples of a shard", () => {
       { index: 0, key: "x/000", files: ["jpg", "target.png", "json"], fault: undefined },
       { index: 1, key: "y/000", files: ["txt"] },
       { index: 2, key: `long/${"n".repeat(180)}`, files: ["txt"] },
+    ]);
+  });
+
+  test("may be compressed", async () => {
+    const path = join(folder, "a.tar");
+    await writeTar(path, { "0.png": "one", "1.png": "two" });
+    const packed = gzipSync(await readFile(path));
+    for (const name of ["a.tar.gz", "a.TGZ"]) {
+      await writeFile(join(folder, name), packed);
+      expect(await samples(join(folder, name))).toEqual(await samples(path));
+    }
+    await writeFile(join(folder, "a.tgz"), packed.subarray(0, packed.length - 20));
+    expect((await samples(join(folder, "a.tgz"))).at(-1)).toMatchObject({
+      fault: expect.stringContaining("damaged"),
+    });
+    await writeFile(join(folder, "b.tar.gz"), "no archive");
+    expect(await samples(join(folder, "b.tar.gz"))).toMatchObject([
+      { fault: expect.stringContaining("damaged") },
     ]);
   });
 
