@@ -15,15 +15,16 @@ struct SumPlace {
   int64_t run, first, end;  // rows
   bool inside;
 };
-// Of a grid of (columns / kElementThreads, runs) blocks.
+// Of a grid of (runs, columns / kElementThreads) blocks: the pixels of a batch of pictures are more
+// runs than a grid has room for in its second dimension.
 UNIFLUID_DEVICE SumPlace sum_place(int64_t rows, int cols) {
-  const int column = static_cast<int>(blockIdx.x * kElementThreads + threadIdx.x);
-  const int64_t first = blockIdx.y * kSumRows;
+  const int column = static_cast<int>(blockIdx.y * kElementThreads + threadIdx.x);
+  const int64_t first = blockIdx.x * kSumRows;
   const int64_t end = first + kSumRows < rows ? first + kSumRows : rows;
-  return {column, blockIdx.y, first, end, column < cols};
+  return {column, blockIdx.x, first, end, column < cols};
 }
 inline dim3 sum_blocks(int64_t rows, int64_t cols) {
-  return dim3(blocks_for(cols, kElementThreads), static_cast<unsigned>(sum_runs(rows)));
+  return dim3(static_cast<unsigned>(sum_runs(rows)), blocks_for(cols, kElementThreads));
 }
 
 // out[j] += sum over runs of partial[run, j]
