@@ -7,7 +7,7 @@
 //                                    what a machine with a GPU and nvcc, but without npm, needs for the same
 //
 // --reference: the folder of the PyTorch reference implementation, for the figures beside ours; default: what a pack
-// brought, else ../shared/reference where that is there.
+// brought.
 // It builds the library (nvcc), runs every operation and the tiny models on the device beside the CPU, runs
 // compute-sanitizer where it is on PATH, and writes the benchmark to bench/results/ (bench/gpu.mjs). Plain Node:
 // neither jest nor npm is used after the bundle is made.
@@ -37,7 +37,7 @@ const bundles = [checksBundle, benchBundle, trainingBundle];
 const fixtures = join(root, "test", "fixtures");
 
 const MEBIBYTE = 2 ** 20;
-/** Packs travel to lent machines together with the repository's files, and those take 64 MiB in all. */
+/** Packs travel beside the repository's files, and the way that they take has room for 64 MiB in all. */
 const LARGEST_LOAD = 62 * MEBIBYTE;
 
 const { values: options } = parseArgs({
@@ -117,8 +117,8 @@ const environment = {
 for (const file of Object.values(environment))
   if (!existsSync(file)) fail(`${file} is missing: npm run build:native makes it`);
 
-const references = [join(root, "build", "reference"), join(root, "..", "shared", "reference")];
-const reference = options.reference || references.find((folder) => existsSync(folder)) || "";
+const packed = join(root, "build", "reference");
+const reference = options.reference || (existsSync(packed) ? packed : "");
 if (reference && !existsSync(reference))
   fail(
     `expected --reference to be the reference's folder but received ${reference}: it is not there`,
@@ -148,10 +148,7 @@ if (options.pack) {
     if (!options["no-checks"])
       run("every check on the device", process.execPath, checks, { env: environment });
     if (!options["no-sanitizer"]) sanitize(checks);
-    if (!reference)
-      console.log(
-        `\nPyTorch's figures are left out: no --reference, and none in ${references.join(" or ")}`,
-      );
+    if (!reference) console.log("\nno --reference: PyTorch's figures are left out");
     const peer = reference ? ["--reference", reference] : [];
     const env = { ...environment, UNIFLUID_CUDA_LIBRARY: library };
     if (!options["no-bench"])
@@ -247,7 +244,7 @@ exec "$node" scripts/gpu.mjs "$@"
   if (bytes + tracked > LARGEST_LOAD)
     fail(
       `${folder} takes ${size} and the repository's files ${mebibytes(tracked)}: together more than ` +
-        `${mebibytes(LARGEST_LOAD)}, which is what a lent machine takes`,
+        `${mebibytes(LARGEST_LOAD)}`,
     );
   console.log(
     `unifluid: ${folder} holds what a machine without npm needs, ${size}: run.sh says how`,
