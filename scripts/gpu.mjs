@@ -134,7 +134,7 @@ if (options.pack) {
   );
   if (!options.simulated && !options["no-build"])
     run("build", process.execPath, ["scripts/build-cuda.mjs", "--out", library]);
-  const checks = [checksBundle, library, fixtures];
+  const checks = [checksBundle, library, fixtures, join(root, "models", "shapes-64")];
   if (options.simulated) {
     run(
       "checks on the simulated library",

@@ -2,9 +2,9 @@
  * Checks of a CUDA library on plain Node, without jest: every operation beside the CPU, rows alone beside rows in
  * company, whole models beside the CPU, steps of training. `npm run gpu` bundles and runs it; the exit code tells.
  *
- *   node gpu-checks.cjs LIBRARY MODELS [--quick] [--simulated]
+ *   node gpu-checks.cjs LIBRARY TINY SHIPPED [--quick] [--simulated]
  *
- * MODELS: a folder with the tiny checkpoints. --quick: each kernel once, for sanitizers, which are slow.
+ * TINY: a folder with the tiny checkpoints; SHIPPED: the model that ships, which only a device is fast enough for. --quick: each kernel once, for sanitizers, which are slow.
  */
 import { basename, join } from "node:path";
 import { parseArgs } from "node:util";
@@ -22,7 +22,7 @@ const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: { quick: { type: "boolean" }, simulated: { type: "boolean" } },
 });
-const [library, models] = positionals as [string, string];
+const [library, models, shipped] = positionals as [string, string, string];
 process.env.UNIFLUID_CUDA_LIBRARY = library;
 
 /** Of the largest latent or logit; float32 as the issue of parity asks, bfloat16 as in test/cuda/model.test.ts. */
@@ -75,8 +75,8 @@ function checkOperations(cpu: Backend): void {
 
 const SETTINGS = { seed: 7, steps: 4 };
 
-async function checkModel(name: string, dtype: "float32" | "bfloat16"): Promise<void> {
-  const directory = join(models, name);
+async function checkModel(directory: string, dtype: "float32" | "bfloat16"): Promise<void> {
+  const name = basename(directory);
   const cpu = await UniFluid.load(directory, { device: "cpu" });
   const cuda = await UniFluid.load(directory, { device: "cuda", dtype, maxSequences: 16 });
   const draw = (model: UniFluid, seed = 7) =>
@@ -155,7 +155,9 @@ async function main(): Promise<void> {
   cpu.close();
   const names = flags.quick ? ["unifluid-flow-tiny"] : ["unifluid-tiny", "unifluid-flow-tiny"];
   for (const name of names)
-    for (const dtype of ["float32", "bfloat16"] as const) await checkModel(name, dtype);
+    for (const dtype of ["float32", "bfloat16"] as const)
+      await checkModel(join(models, name), dtype);
+  if (!flags.simulated && !flags.quick) await checkModel(shipped, "float32");
   for (const name of names)
     for (const compute of ["f32", "bf16"] as const)
       await checkTraining(join(models, name), compute, false);
