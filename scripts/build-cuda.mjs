@@ -84,6 +84,8 @@ function buildPlainly() {
     root,
     "-Xcompiler",
     "-fPIC,-fvisibility=hidden",
+    "-Xlinker",
+    `--version-script=${join(root, "cuda", "exports.map")}`,
   ];
   return spawnSync(
     nvcc,
