@@ -9,8 +9,6 @@ import { idle, type RunningServer, startServer } from "../support/server";
 const photo = join(__dirname, "../fixtures/shapes-64/expected/caption0.png");
 const dataUrl = `data:image/png;base64,${readFileSync(photo).toString("base64")}`;
 
-/** A 64 x 64 image in patches of 8 x 8. */
-
 let model: UniFluid;
 let server: RunningServer;
 let client: OpenAI;
