@@ -12,8 +12,9 @@ inline constexpr uint32_t kAllLanes = 0xffffffffu;
 UNIFLUID_DEVICE int lane_index() { return static_cast<int>(threadIdx.x % kWarp); }
 UNIFLUID_DEVICE int warp_index() { return static_cast<int>(threadIdx.x / kWarp); }
 
-// The same bits on all lanes: halves are added in one order, by exchange.
-UNIFLUID_DEVICE float warp_sum(float v) {
+// The same bits on all lanes: halves are added in one order, by exchange. T: float or double.
+template <class T>
+UNIFLUID_DEVICE T warp_sum(T v) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
   return v;
 }
@@ -23,13 +24,14 @@ UNIFLUID_DEVICE float warp_max(float v) {
   return v;
 }
 
-// Sums over a block; `scratch` has at least a float for each warp. All threads must call, and get
-// the same bits. Ends with a barrier.
-UNIFLUID_DEVICE float block_sum(float v, Shared<float> scratch) {
+// Sums over a block; `scratch` has at least an element for each warp. All threads must call, and
+// get the same bits. Ends with a barrier.
+template <class T>
+UNIFLUID_DEVICE T block_sum(T v, Shared<T> scratch) {
   v = warp_sum(v);
   if (lane_index() == 0) scratch.store(static_cast<uint32_t>(warp_index()), v);
   __syncthreads();
-  float total = 0;
+  T total = 0;
   for (uint32_t w = 0; w < blockDim.x / kWarp; ++w) total += scratch.load(w);
   __syncthreads();
   return total;

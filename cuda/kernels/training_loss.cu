@@ -150,16 +150,6 @@ UNIFLUID_DEVICE Bound likelihood(double x0, double mean, double log_variance) {
   return {-log(tiny ? 1e-12 : p), tiny ? 0 : -dp / p};
 }
 
-// Sums over a block of two warps.
-UNIFLUID_DEVICE double loss_sum(double v, const Shared<double>& scratch) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
-  if (lane_index() == 0) scratch.store(static_cast<uint32_t>(warp_index()), v);
-  __syncthreads();
-  const double total = scratch.load(0) + scratch.load(1);
-  __syncthreads();
-  return total;
-}
-
 // The velocity's square error.
 __global__ void __launch_bounds__(kLossThreads) flow_loss_row(LossParams p) {
   SharedArena arena;
@@ -210,8 +200,8 @@ __global__ void __launch_bounds__(kLossThreads) ddpm_loss_row(LossParams p) {
     bound += b.value;
     p.doutput.at(row, p.channels + c) = static_cast<float>(b.slope * range * p.scale / (n * bits));
   }
-  square = loss_sum(square, scratch);
-  bound = loss_sum(bound, scratch);
+  square = block_sum(square, scratch);
+  bound = block_sum(bound, scratch);
   if (threadIdx.x == 0)
     p.losses[row] = static_cast<float>(square / n * s.weight + bound / (n * bits));
 }

@@ -45,16 +45,6 @@ struct SquaresParams {
   int64_t count, pieces;
 };
 
-// All threads get the sum; each warp's lanes are added by exchange, then the warps in order.
-UNIFLUID_DEVICE double block_sum_of(double v, const Shared<double>& scratch) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
-  if (lane_index() == 0) scratch.store(static_cast<uint32_t>(warp_index()), v);
-  __syncthreads();
-  double total = 0;
-  for (uint32_t w = 0; w < blockDim.x / kWarp; ++w) total += scratch.load(w);
-  return total;
-}
-
 __global__ void __launch_bounds__(kElementThreads) square_piece(SquaresParams p) {
   SharedArena arena;
   const auto scratch = arena.take<double>(kElementThreads / kWarp);
@@ -64,7 +54,7 @@ __global__ void __launch_bounds__(kElementThreads) square_piece(SquaresParams p)
   float total = 0;
   for (int64_t i = first + threadIdx.x; i < end; i += kElementThreads)
     total = fmaf(p.values[i], p.values[i], total);
-  const double sum = block_sum_of(total, scratch);
+  const double sum = block_sum(static_cast<double>(total), scratch);
   if (threadIdx.x == 0) p.partial[blockIdx.x] = sum;
 }
 
@@ -73,7 +63,7 @@ __global__ void __launch_bounds__(kElementThreads) square_total(SquaresParams p)
   const auto scratch = arena.take<double>(kElementThreads / kWarp);
   double total = 0;
   for (int64_t i = threadIdx.x; i < p.pieces; i += kElementThreads) total += p.partial[i];
-  total = block_sum_of(total, scratch);
+  total = block_sum(total, scratch);
   if (threadIdx.x == 0) *p.total = total;
 }
 

@@ -1,7 +1,12 @@
 /** Gradients of attention: prefixes, windows, soft-caps, grouped heads, rotary embedding. */
 import { expectGradients, matrix, type Vector, weighted } from "../support/gradients";
 import { expectClose, withRandom } from "../support/numbers";
-import { describeBackends, expectSameEverywhere } from "../support/ops";
+import {
+  describeBackends,
+  expectSameBits,
+  expectSameEverywhere,
+  type Matrix,
+} from "../support/ops";
 
 const { exp, floor, sqrt, tanh, cos, sin } = Math;
 
@@ -150,6 +155,55 @@ describeBackends("gradients of attention", (backend) => {
         rows * 4,
         8,
       );
+    })();
+  });
+});
+
+describeBackends("gradients of attention in company", (backend) => {
+  test.each([4, 64, 136])("a sequence's bits are its own, heads of %d", (headDim) => {
+    withRandom((random) => {
+      const lengths = [21, 37, 5];
+      const rows = lengths.reduce((a, b) => a + b);
+      const [qw, kw] = [4 * headDim, 2 * headDim];
+      const inputs = {
+        q: random.matrix(rows, qw),
+        k: random.matrix(rows, kw),
+        v: random.matrix(rows, kw),
+        dout: random.matrix(rows, qw),
+      };
+      const common = {
+        name: "attentionBackward",
+        ...{ heads: 4, kvHeads: 2, headDim, scale: 0.25, softCap: 4, window: 11, ropeTheta: 100 },
+      };
+      const first = lengths[0]!;
+      const among = backend().training({
+        ...common,
+        ...inputs,
+        spans: [
+          { firstRow: 0, rows: first, prefixEnd: 9 },
+          { firstRow: first, rows: 37, prefixEnd: 20 },
+          { firstRow: first + 37, rows: 5, prefixEnd: 0 },
+        ],
+      });
+      const part = ({ data, cols }: Matrix): Matrix => ({
+        data: data.slice(first * cols, (first + 37) * cols),
+        rows: 37,
+        cols,
+      });
+      const alone = backend().training({
+        ...common,
+        q: part(inputs.q),
+        k: part(inputs.k),
+        v: part(inputs.v),
+        dout: part(inputs.dout),
+        spans: [{ firstRow: 0, rows: 37, prefixEnd: 20 }],
+      });
+      for (const [name, width] of [
+        ["dq", qw],
+        ["dk", kw],
+        ["dv", kw],
+      ] as const)
+        expectSameBits(among[name]!.slice(first * width, (first + 37) * width), alone[name]!, name);
     })();
   });
 });
