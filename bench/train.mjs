@@ -4,8 +4,9 @@
 //       [--size shipped|300m] [--device cpu|cuda]
 //
 // --size: the shipped model's, or about 300 million parameters. On a GPU products are in bfloat16, and PyTorch runs
-// eager and compiled; UNIFLUID_CUDA_LIBRARY may name the library. Both take batches of the same sequences: 24 drawings, 8 captions, 8 answers, 8 edits, each image token at 4
-// timesteps. PyTorch is the reference's training step (padded batches); --reference is its folder.
+// eager and compiled; UNIFLUID_CUDA_LIBRARY may name the library. Both take batches of the same sequences: 24
+// drawings, 8 captions, 8 answers, 8 edits, each image token at 4 timesteps. PyTorch is the reference's training step
+// (padded batches); --reference is its folder.
 import { spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { cpus, tmpdir } from "node:os";

@@ -6,7 +6,6 @@
 
 #include "binding/task.h"
 #include "core/model.h"
-#include "cpu/backend.h"
 
 namespace unifluid::binding {
 

@@ -61,7 +61,6 @@ class CudaBackend final : public Backend, public TrainingBackend {
 
   // ---- core/training_backend.h ----
 
-  TrainingBackend* training() override { return this; }
   void gemm(const GemmArgs& args) override { run(cuda::gemm, args); }
   void column_sum(const ColumnSumArgs& args) override { run(cuda::column_sum, args); }
   void add(const AddArgs& args) override { run(cuda::add, args); }

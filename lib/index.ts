@@ -67,10 +67,10 @@ export {
   type EditItem,
   type GenerateItem,
   type LogitsOptions,
-  type ModelInfo,
   UniFluid,
   type WriteOptions,
 } from "./model.js";
+export type { ModelInfo } from "./model-info.js";
 export type { NativeStats as ModelStats } from "./native.js";
 export type { Seed } from "./seed.js";
 export type { Task } from "./tasks.js";

@@ -10,15 +10,12 @@ import {
   runAll,
 } from "./bulk.js";
 import { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
-import type { CheckpointKind } from "./checkpoint/config.js";
 import { locateCheckpoint } from "./checkpoint/locate.js";
 import { vaeFactor } from "./checkpoint/vae-config.js";
-import { visionRows } from "./checkpoint/vision-config.js";
-import { type ChosenDevice, chooseDevice, gpusOf, nativeCuda } from "./device.js";
+import { chooseDevice, gpusOf, nativeCuda } from "./device.js";
 import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
 import { fromNative, InvalidImageError } from "./errors.js";
 import {
-  type GenerationConfig,
   type ImageSettings,
   imageSettings,
   type TextSettings,
@@ -28,6 +25,7 @@ import { Image } from "./image.js";
 import { decodeImage, type ImageInput } from "./image-input.js";
 import { type LoadOptions, parseLoadOptions } from "./load-options.js";
 import { checkMemory, estimateMemory } from "./memory.js";
+import { describeModel, type ModelInfo } from "./model-info.js";
 import type { NativeAddon, NativeDrawRequest, NativeStats, NativeTextRequest } from "./native.js";
 import {
   choiceOption,
@@ -44,7 +42,7 @@ import { type Prefix, PrefixBuilder } from "./prefixes.js";
 import { toVaePixels, toVisionPixels } from "./preprocess.js";
 import { type DoneEvent, Requests } from "./requests.js";
 import { parseSeed, type Seed, seedOfItem } from "./seed.js";
-import { requireAbility, type Task, tasksOf } from "./tasks.js";
+import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
 
@@ -102,28 +100,6 @@ export interface DecodeLatentsOptions extends CallOptions {
   /** Pixels; default: the latents make a square. */
   width?: number;
   height?: number;
-}
-
-/** What a loaded model is. */
-export interface ModelInfo {
-  /** Where it was loaded from. */
-  directory: string;
-  kind: CheckpointKind;
-  /** What its weights can do. */
-  tasks: Task[];
-  /** The device: kind, instruction set and threads, or the GPU's name, compute capability and type. */
-  device: string;
-  /** With device "auto": why it is the CPU and not a GPU. */
-  cpuReason?: string;
-  /** Rows that one sequence may have: tokens and what images take together. */
-  maxPositions?: number;
-  vocabSize?: number;
-  /** What it draws. */
-  image?: { size: number; grid: number; tokenChannels: number; timesteps: number };
-  /** What it sees: images of `size` pixels a side, as `rows` features of `width` values. */
-  vision?: { size: number; rows: number; width: number };
-  /** Default settings. */
-  generation: GenerationConfig;
 }
 
 const DRAW_OPTIONS = [
@@ -199,7 +175,7 @@ export class UniFluid implements AsyncDisposable {
       checkpoint,
       addon,
       requests,
-      describe(checkpoint, native.description(), chosen),
+      describeModel(checkpoint, native.description(), chosen),
       maxSequences + Math.min(maxQueue, maxSequences),
     );
   }
@@ -774,31 +750,4 @@ function pairsOf(
     );
   }
   return images.map((image, i) => [image, strings[i]!] as const);
-}
-
-function describe(checkpoint: Checkpoint, device: string, chosen: ChosenDevice): ModelInfo {
-  const { directory, kind, config, generation, spec } = checkpoint;
-  const image = config?.image;
-  const { vision } = spec;
-  return {
-    directory,
-    kind,
-    tasks: tasksOf(checkpoint),
-    device,
-    ...(chosen.kind === "cpu" && chosen.reason ? { cpuReason: chosen.reason } : {}),
-    maxPositions: config?.text.maxPositions,
-    vocabSize: config?.text.vocabSize,
-    image: image && {
-      size: image.imageSize,
-      grid: image.grid,
-      tokenChannels: image.tokenChannels,
-      timesteps: image.timesteps,
-    },
-    vision: vision && {
-      size: vision.imageSize,
-      rows: visionRows(vision),
-      width: vision.hiddenSize,
-    },
-    generation: structuredClone(generation),
-  };
 }

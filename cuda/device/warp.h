@@ -12,14 +12,16 @@ inline constexpr uint32_t kAllLanes = 0xffffffffu;
 UNIFLUID_DEVICE int lane_index() { return static_cast<int>(threadIdx.x % kWarp); }
 UNIFLUID_DEVICE int warp_index() { return static_cast<int>(threadIdx.x / kWarp); }
 
-// The same bits on all lanes: halves are added in one order, by exchange. T: float or double.
-template <class T>
+// Over each `kLanes` lanes, of a whole warp unless said otherwise. The same bits on all of them:
+// halves are added in one order, by exchange. T: float or double.
+template <int kLanes = kWarp, class T>
 UNIFLUID_DEVICE T warp_sum(T v) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
   return v;
 }
+template <int kLanes = kWarp>
 UNIFLUID_DEVICE float warp_max(float v) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
     v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, offset));
   return v;
 }

@@ -9,7 +9,6 @@
 
 #include "cuda/dispatch.h"
 #include "cuda/kernels/attention.h"
-#include "cuda/kernels/attention_rotation.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -239,6 +238,17 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
 }
 
 }  // namespace
+
+// Powers in float64, the rest in float32.
+std::vector<float> rope_frequencies(float theta, int64_t head_dim) {
+  std::vector<float> out(static_cast<size_t>(head_dim / 2));
+  const float d = static_cast<float>(head_dim);
+  for (size_t c = 0; c < out.size(); ++c)
+    out[c] =
+        1.0f / static_cast<float>(std::pow(static_cast<double>(theta),
+                                           static_cast<double>(static_cast<float>(2 * c) / d)));
+  return out;
+}
 
 void attention(Queue& queue, const AttentionArgs& args) {
   with_type(args.q.type, [&](auto t) { attention(queue, args, t); });

@@ -18,6 +18,8 @@
 // nothing: the maximum stays, the factor is 1, zeros are added.
 #pragma once
 
+#include <vector>
+
 #include "cuda/device/cp_async.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
@@ -40,7 +42,7 @@ struct AttendedSpan {
   bool writes_keys, writes_values;  // `prepare` puts this span's rows there
 };
 
-// Some packed queries of a span from `first` on; for `prepare`, some of its rows.
+// Some packed queries of a span from `first` on; for `prepare` and for gradients, some of its rows.
 struct AttentionTile {
   int32_t span, first;
 };
@@ -63,10 +65,14 @@ struct Sight {
   int32_t first, last;
 };
 
+// Of the row at `index` of its sequence; both ends grow with it.
+UNIFLUID_DEVICE Sight sight_at(int index, int prefix_end, int window) {
+  if (index < prefix_end) return {0, prefix_end - 1};
+  return {window > 0 ? max(0, index - window + 1) : 0, index};
+}
+
 UNIFLUID_DEVICE Sight sight_of(const AttentionParams& p, const AttendedSpan& span, int row) {
-  const int index = span.index + row;
-  if (index < span.prefix_end) return {0, span.prefix_end - 1};
-  return {p.window > 0 ? max(0, index - p.window + 1) : 0, index};
+  return sight_at(span.index + row, span.prefix_end, p.window);
 }
 
 UNIFLUID_DEVICE Sight sight_of_rows(const AttentionParams& p, const AttendedSpan& span, int first,
@@ -144,6 +150,10 @@ UNIFLUID_DEVICE void store_pair(bf16* row, int column, int columns, float a, flo
 UNIFLUID_DEVICE FragmentB ones() { return {{0x3f803f80u, 0x3f803f80u}}; }
 
 // ---- host ----
+
+// The frequencies of rotary embedding as transformers has them, and the CPU. [head_dim / 2]
+std::vector<float> rope_frequencies(float theta, int64_t head_dim);
+
 // Each takes all queries of `tiles` tiles; `p.tiles` are of kPrefillQueries and so on. Head sizes
 // up to kLargestTensorHead go to the first two; `aligned`: q, out, keys and values by 16 bytes.
 

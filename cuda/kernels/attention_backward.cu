@@ -15,7 +15,7 @@
 #include "core/error.h"
 #include "cuda/device/math.h"
 #include "cuda/device/warp.h"
-#include "cuda/kernels/attention_rotation.h"
+#include "cuda/kernels/attention.h"
 #include "cuda/kernels/training_elements.h"
 #include "cuda/training_kernels.h"
 
@@ -29,10 +29,6 @@ struct Span {
   int64_t first_row;
   int32_t rows, prefix_end;
 };
-// Rows of a span from `first` on.
-struct TileOf {
-  int32_t span, first;
-};
 
 struct Params {
   Rows q, k;  // rotated
@@ -40,18 +36,13 @@ struct Params {
   Rows dq, dk, dv;     // dq, dk: of what was rotated
   float *sums, *dots;  // [rows, heads]: log-sum of exponentials, sum(dout * out)
   const Span* spans;
-  const TileOf* tiles;
+  const AttentionTile* tiles;
   int32_t heads, group, head_dim, window;
   float scale, soft_cap;
 };
 
-struct Sight {
-  int32_t first, last;
-};
-// The keys that a row sees; both ends grow with the row.
 UNIFLUID_DEVICE Sight sight_of(const Params& p, const Span& span, int row) {
-  if (row < span.prefix_end) return {0, span.prefix_end - 1};
-  return {p.window > 0 ? max(0, row - p.window + 1) : 0, row};
+  return sight_at(row, span.prefix_end, p.window);
 }
 // The rows that see a key of first .. last, and perhaps others.
 UNIFLUID_DEVICE Sight seen_by(const Params& p, const Span& span, int first, int last) {
@@ -162,42 +153,54 @@ UNIFLUID_DEVICE Score score_of(const Params& p, float product) {
   return {p.soft_cap * t, p.scale * fmaf(-t, t, 1.0f)};
 }
 
-// Over the threads of a row.
-UNIFLUID_DEVICE float row_sum(float v) {
-  for (int offset = kSide / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kAllLanes, v, offset);
-  return v;
-}
-UNIFLUID_DEVICE float row_max(float v) {
-  for (int offset = kSide / 2; offset > 0; offset /= 2)
-    v = fmaxf(v, __shfl_xor_sync(kAllLanes, v, offset));
-  return v;
+// ---- kernels: blocks of (tiles, heads), the last of (tiles, key heads) ----
+
+// What a block works on, and where its threads are in it.
+struct Place {
+  Span span;
+  int first, last;  // rows of the tile
+  int head;
+  int y, x;
+};
+template <class S>
+UNIFLUID_DEVICE Place place_of(const Params& p) {
+  const AttentionTile tile = p.tiles[blockIdx.x];
+  const Span span = p.spans[tile.span];
+  const int thread = static_cast<int>(threadIdx.x);
+  return {span,
+          tile.first,
+          min(tile.first + S::kRows, span.rows) - 1,
+          static_cast<int>(blockIdx.y),
+          thread / kSide,
+          thread % kSide};
 }
 
-// ---- kernels: blocks of (tiles, heads), the last of (tiles, key heads) ----
+// The keys that a tile of queries sees, from the beginning of a tile of theirs.
+template <class S>
+UNIFLUID_DEVICE Sight keys_of(const Params& p, const Place& at) {
+  return {sight_of(p, at.span, at.first).first / S::kRows * S::kRows,
+          sight_of(p, at.span, at.last).last};
+}
 
 template <class S>
 __global__ void __launch_bounds__(kThreads) statistics(Params p) {
   SharedArena arena;
   const Tile<S> queries{arena.take<float>(S::kRows * S::kStride)};
   const Tile<S> keys{arena.take<float>(S::kRows * S::kStride)};
-  const TileOf tile = p.tiles[blockIdx.x];
-  const Span span = p.spans[tile.span];
-  const int head = static_cast<int>(blockIdx.y), d = p.head_dim;
-  const int column = head * d, key_column = head / p.group * d;
-  const int y = static_cast<int>(threadIdx.x) / kSide, x = static_cast<int>(threadIdx.x) % kSide;
-  queries.load(p.q, span.first_row, tile.first, span.rows, column, d);
+  const Place at = place_of<S>(p);
+  const auto& [span, begin, last, head, y, x] = at;
+  const int d = p.head_dim, column = head * d, key_column = head / p.group * d;
+  queries.load(p.q, span.first_row, begin, span.rows, column, d);
 
-  const int last_row = min(tile.first + S::kRows, span.rows) - 1;
-  const int begin = sight_of(p, span, tile.first).first / S::kRows * S::kRows;
-  const int end = sight_of(p, span, last_row).last;
+  const Sight keys_seen = keys_of<S>(p, at);
   float most[S::kEach], total[S::kEach] = {};
   for (int i = 0; i < S::kEach; ++i) most[i] = -INFINITY;
-  for (int first = begin; first <= end; first += S::kRows) {
+  for (int first = keys_seen.first; first <= keys_seen.last; first += S::kRows) {
     keys.load(p.k, span.first_row, first, span.rows, key_column, d);
     __syncthreads();
     const Scores<S> s = products(queries, keys, y, x);
     for (int i = 0; i < S::kEach; ++i) {
-      const Sight sight = sight_of(p, span, tile.first + y + kSide * i);
+      const Sight sight = sight_of(p, span, begin + y + kSide * i);
       float score[S::kEach], top = most[i];
       for (int j = 0; j < S::kEach; ++j) {
         const int key = first + x + kSide * j;
@@ -205,11 +208,11 @@ __global__ void __launch_bounds__(kThreads) statistics(Params p) {
         score[j] = seen ? score_of(p, s.value[i][j]).value : -INFINITY;
         top = fmaxf(top, score[j]);
       }
-      top = row_max(top);
+      top = warp_max<kSide>(top);
       float part = 0;
       for (int j = 0; j < S::kEach; ++j)
         if (score[j] > -INFINITY) part += expf(score[j] - top);
-      part = row_sum(part);
+      part = warp_sum<kSide>(part);
       // Nothing seen so far: nothing to rescale.
       total[i] = (most[i] > -INFINITY ? total[i] * expf(most[i] - top) : 0.0f) + part;
       most[i] = top;
@@ -217,13 +220,13 @@ __global__ void __launch_bounds__(kThreads) statistics(Params p) {
     __syncthreads();
   }
   for (int i = 0; i < S::kEach; ++i) {
-    const int r = tile.first + y + kSide * i;
+    const int r = begin + y + kSide * i;
     float dot = 0;
     if (r < span.rows)
       for (int c = x; c < d; c += kSide)
         dot = fmaf(p.dout.at(span.first_row + r, column + c),
                    p.out.at(span.first_row + r, column + c), dot);
-    dot = row_sum(dot);
+    dot = warp_sum<kSide>(dot);
     if (r >= span.rows || x != 0) continue;
     const int64_t to = (span.first_row + r) * p.heads + head;
     p.sums[to] = most[i] + logf(total[i]);
@@ -231,7 +234,7 @@ __global__ void __launch_bounds__(kThreads) statistics(Params p) {
   }
 }
 
-// The weights of a tile, and the gradients of its products of q and k, from these products and
+// The weights of a begin, and the gradients of its products of q and k, from these products and
 // those of dout and v; zeros where a row does not see a key.
 template <class S>
 UNIFLUID_DEVICE void score_gradients(const Params& p, const Span& span, int head, int first_query,
@@ -266,19 +269,15 @@ __global__ void __launch_bounds__(kThreads) query_gradients(Params p) {
   const Tile<S> douts{arena.take<float>(S::kRows * S::kStride)};
   const Tile<S> other{arena.take<float>(S::kRows * S::kStride)};
   const auto gradients = arena.take<float>(S::kRows * S::kScoreStride);
-  const TileOf tile = p.tiles[blockIdx.x];
-  const Span span = p.spans[tile.span];
-  const int head = static_cast<int>(blockIdx.y), d = p.head_dim;
-  const int column = head * d, key_column = head / p.group * d;
-  const int y = static_cast<int>(threadIdx.x) / kSide, x = static_cast<int>(threadIdx.x) % kSide;
-  queries.load(p.q, span.first_row, tile.first, span.rows, column, d);
-  douts.load(p.dout, span.first_row, tile.first, span.rows, column, d);
+  const Place at = place_of<S>(p);
+  const auto& [span, begin, last, head, y, x] = at;
+  const int d = p.head_dim, column = head * d, key_column = head / p.group * d;
+  queries.load(p.q, span.first_row, begin, span.rows, column, d);
+  douts.load(p.dout, span.first_row, begin, span.rows, column, d);
 
-  const int last_row = min(tile.first + S::kRows, span.rows) - 1;
-  const int begin = sight_of(p, span, tile.first).first / S::kRows * S::kRows;
-  const int end = sight_of(p, span, last_row).last;
+  const Sight keys_seen = keys_of<S>(p, at);
   Sums<S> dq = {};
-  for (int first = begin; first <= end; first += S::kRows) {
+  for (int first = keys_seen.first; first <= keys_seen.last; first += S::kRows) {
     other.load(p.v, span.first_row, first, span.rows, key_column, d);
     __syncthreads();
     const Scores<S> of_values = products(douts, other, y, x);
@@ -286,13 +285,13 @@ __global__ void __launch_bounds__(kThreads) query_gradients(Params p) {
     other.load(p.k, span.first_row, first, span.rows, key_column, d);
     __syncthreads();
     const Scores<S> of_keys = products(queries, other, y, x);
-    score_gradients(p, span, head, tile.first, first, of_keys, of_values, y, x, gradients,
+    score_gradients(p, span, head, begin, first, of_keys, of_values, y, x, gradients,
                     static_cast<const Shared<float>*>(nullptr));
     __syncthreads();
     add_products<S, false>(dq, gradients, other, y, x);
     __syncthreads();
   }
-  store(dq, p.dq, span.first_row, tile.first, span.rows, column, d, y, x);
+  store(dq, p.dq, span.first_row, begin, span.rows, column, d, y, x);
 }
 
 template <class S>
@@ -303,16 +302,12 @@ __global__ void __launch_bounds__(kThreads) key_gradients(Params p) {
   const Tile<S> other{arena.take<float>(S::kRows * S::kStride)};
   const auto gradients = arena.take<float>(S::kRows * S::kScoreStride);
   const auto weights = arena.take<float>(S::kRows * S::kScoreStride);
-  const TileOf tile = p.tiles[blockIdx.x];
-  const Span span = p.spans[tile.span];
-  const int key_head = static_cast<int>(blockIdx.y), d = p.head_dim;
-  const int key_column = key_head * d;
-  const int y = static_cast<int>(threadIdx.x) / kSide, x = static_cast<int>(threadIdx.x) % kSide;
-  keys.load(p.k, span.first_row, tile.first, span.rows, key_column, d);
-  values.load(p.v, span.first_row, tile.first, span.rows, key_column, d);
+  const auto [span, begin, last_key, key_head, y, x] = place_of<S>(p);
+  const int d = p.head_dim, key_column = key_head * d;
+  keys.load(p.k, span.first_row, begin, span.rows, key_column, d);
+  values.load(p.v, span.first_row, begin, span.rows, key_column, d);
 
-  const int last_key = min(tile.first + S::kRows, span.rows) - 1;
-  const Sight rows = seen_by(p, span, tile.first, last_key);
+  const Sight rows = seen_by(p, span, begin, last_key);
   Sums<S> dk = {}, dv = {};
   for (int head = key_head * p.group; head < (key_head + 1) * p.group; ++head) {
     const int column = head * d;
@@ -324,8 +319,7 @@ __global__ void __launch_bounds__(kThreads) key_gradients(Params p) {
       other.load(p.dout, span.first_row, first, span.rows, column, d);
       __syncthreads();
       const Scores<S> of_values = products(other, values, y, x);
-      score_gradients(p, span, head, first, tile.first, of_keys, of_values, y, x, gradients,
-                      &weights);
+      score_gradients(p, span, head, first, begin, of_keys, of_values, y, x, gradients, &weights);
       __syncthreads();
       add_products<S, true>(dv, weights, other, y, x);
       __syncthreads();
@@ -335,8 +329,8 @@ __global__ void __launch_bounds__(kThreads) key_gradients(Params p) {
       __syncthreads();
     }
   }
-  store(dk, p.dk, span.first_row, tile.first, span.rows, key_column, d, y, x);
-  store(dv, p.dv, span.first_row, tile.first, span.rows, key_column, d, y, x);
+  store(dk, p.dk, span.first_row, begin, span.rows, key_column, d, y, x);
+  store(dv, p.dv, span.first_row, begin, span.rows, key_column, d, y, x);
 }
 
 // ---- rotary embedding ----
@@ -365,7 +359,8 @@ __global__ void __launch_bounds__(kElementThreads) rotate_pair(RotationParams p)
 // ---- host ----
 
 template <class S>
-void launch_all(Queue& queue, Params& p, const std::vector<TileOf>& tiles, const TileOf* staged) {
+void launch_all(Queue& queue, Params& p, const std::vector<AttentionTile>& tiles,
+                const AttentionTile* staged) {
   p.tiles = staged;
   const unsigned count = static_cast<unsigned>(tiles.size());
   const unsigned heads = static_cast<unsigned>(p.heads);
@@ -400,7 +395,7 @@ void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
                     " to train on a GPU but the model has heads of " + std::to_string(d));
   const int tile_rows = d <= Middle::kColumns ? Small::kRows : Large::kRows;
   std::vector<Span> spans;
-  std::vector<TileOf> tiles;
+  std::vector<AttentionTile> tiles;
   std::vector<int32_t> positions(static_cast<size_t>(rows));
   for (int64_t i = 0; i < f.span_count; ++i) {
     const AttentionSpan& s = f.spans[i];
@@ -441,7 +436,7 @@ void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
                          f.kv_heads * d);
 
   p.spans = queue.stage(spans.data(), spans.size());
-  const TileOf* const staged = queue.stage(tiles.data(), tiles.size());
+  const AttentionTile* const staged = queue.stage(tiles.data(), tiles.size());
   RotationParams r{};
   if (rotary) {
     r.positions = queue.stage(positions.data(), positions.size());

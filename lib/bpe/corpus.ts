@@ -75,8 +75,8 @@ async function* textsOf(path: string): AsyncGenerator<string, void> {
 }
 
 /**
- * Counts the words of files: of manifests (`.jsonl`) and tar shards (`.tar`, `.tar.gz`) those of their records' texts, of
- * others all. Throws `TRAINING_DATA`, and `INVALID_RECORD` for a record that cannot be trained on.
+ * Counts the words of files: of manifests (`.jsonl`) and tar shards (`.tar`, `.tar.gz`) those of their records'
+ * texts, of others all. Throws `TRAINING_DATA`, and `INVALID_RECORD` for a record that cannot be trained on.
  */
 export async function countWords(paths: readonly string[]): Promise<Map<string, number>> {
   const counts = new Map<string, number>();

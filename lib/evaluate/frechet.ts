@@ -13,7 +13,9 @@ export interface FeatureStatistics {
 export function pooled(features: Float32Array, width: number): number[] {
   const rows = features.length / width;
   const sums = new Array<number>(width).fill(0);
-  for (const [i, value] of features.entries()) sums[i % width]! += value;
+  features.forEach((value, i) => {
+    sums[i % width]! += value;
+  });
   return sums.map((sum) => sum / rows);
 }
 

@@ -276,20 +276,21 @@ class Suite {
     const { scenes: n, features: other } = this.options;
     const tower = other ?? this.model;
     const width = widthOf(tower);
-    const scene = (part: number) => (i: number) => this.scene(part, i, () => true);
+    const scenesOf = (part: number, count: number) =>
+      Array.from({ length: count }, (_, i) => this.scene(part, i, () => true));
     const measure = async (images: readonly Image[]) => {
       const features = images.map(async (image) =>
         pooled(await tower.imageFeatures(image, { signal: this.options.signal }), width),
       );
       return statisticsOf(await Promise.all(features));
     };
-    const references = Array.from({ length: REFERENCES * n }, (_, i) => scene(60)(i));
+    const references = scenesOf(60, REFERENCES * n);
     const reference = await measure(await this.pictures(references));
     const distance = async (images: readonly Image[]) =>
       frechetDistance(await measure(images), reference);
 
     // The floor is of the same scenes: which ones were picked can matter more than how well they are drawn.
-    const scenes = this.count(scene(61));
+    const scenes = scenesOf(61, n);
     const rendered = await this.pictures(scenes);
     const rebuilt = await this.all(rendered, async (image) =>
       this.model.decodeLatents(await this.model.encodeImage(image)),

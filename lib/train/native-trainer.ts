@@ -29,11 +29,9 @@ export async function createTrainer(
   const bytes = trainingBytes(spec.tensors, options);
   const need = { name, dtype: "float32", bytes, maxMemory } as const;
   const chosen = await chooseDevice(parseDevice(wanted), need, gpusOf(addon, path));
-  const native = await addon
-    .createTrainer(spec, { ...options, ...nativeCuda(chosen) })
-    .catch((error) => {
-      throw fromNative(error);
-    });
+  const native = await eventually(() =>
+    addon.createTrainer(spec, { ...options, ...nativeCuda(chosen) }),
+  );
   return {
     native: new TrainerWithErrors(native),
     device: chosen.kind === "cpu" ? "cpu" : `cuda:${chosen.index}`,
@@ -47,33 +45,32 @@ class TrainerWithErrors implements NativeTrainer {
     return this.native.description();
   }
   step(...args: Parameters<NativeTrainer["step"]>): Promise<NativeStepResult> {
-    return this.started(() => this.native.step(...args));
+    return eventually(() => this.native.step(...args));
   }
   evaluate(...args: Parameters<NativeTrainer["evaluate"]>): Promise<NativeStepResult> {
-    return this.started(() => this.native.evaluate(...args));
+    return eventually(() => this.native.evaluate(...args));
   }
   read(name: string, what: NativeTrainerState, type: "F32" | "BF16"): Uint8Array {
-    return this.done(() => this.native.read(name, what, type));
+    return atOnce(() => this.native.read(name, what, type));
   }
   write(name: string, what: NativeTrainerState, bytes: Uint8Array): void {
-    this.done(() => this.native.write(name, what, bytes));
+    atOnce(() => this.native.write(name, what, bytes));
   }
   dispose(): void {
     this.native.dispose();
   }
+}
 
-  private done<T>(call: () => T): T {
-    try {
-      return call();
-    } catch (error) {
-      throw fromNative(error);
-    }
+function atOnce<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw fromNative(error);
   }
-  private async started<T>(call: () => Promise<T>): Promise<T> {
-    try {
-      return await call();
-    } catch (error) {
-      throw fromNative(error);
-    }
-  }
+}
+
+async function eventually<T>(call: () => Promise<T>): Promise<T> {
+  return atOnce(call).catch((error) => {
+    throw fromNative(error);
+  });
 }

@@ -36,8 +36,9 @@ function splitName(name: string): { key: string; extension: string } | undefined
 }
 
 /**
- * Reads a shard from its beginning, a sample at a time; one whose name ends in .gz or .tgz is unpacked. Where the archive is damaged or cut off, the last sample
- * says so in `fault`. Throws what the file system says where it cannot be opened.
+ * Reads a shard from its beginning, a sample at a time; one whose name ends in .gz or .tgz is unpacked. Where the
+ * archive is damaged or cut off, the last sample says so in `fault`. Throws what the file system says where it
+ * cannot be opened.
  */
 export async function* readShard(path: string): AsyncGenerator<ShardSample, void> {
   const { mtimeMs: modified } = await stat(path);

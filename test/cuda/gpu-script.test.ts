@@ -11,15 +11,19 @@ const promised = promisify(execFile);
 const environment = { ...process.env, UNIFLUID_CUDA_LIBRARY: simulatedLibrary };
 
 let folder: string;
+let pack: string;
+/** What packing said. */
+let told: string;
+// It also makes the bundles that every test here runs.
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "gpu-pack-"));
-});
+  pack = join(folder, "pack");
+  const args = ["scripts/gpu.mjs", "--pack", pack, "--no-node", "--reference", "bench"];
+  told = (await promised(process.execPath, args, { cwd: root })).stdout;
+}, 60_000);
 afterAll(() => rm(folder, { recursive: true }));
 
 test("a pack brings the checks to a checkout without packages, where they pass on plain Node", async () => {
-  const pack = join(folder, "pack");
-  const args = ["scripts/gpu.mjs", "--pack", pack, "--no-node", "--reference", "bench"];
-  const { stdout: told } = await promised(process.execPath, args, { cwd: root });
   expect(told).toMatch(/holds what a machine without npm needs, \d+\.\d MiB/);
   expect((await readdir(join(pack, "build"))).sort()).toEqual([
     "Release",

@@ -307,22 +307,20 @@ export interface BackendCase {
   options: BackendOptions;
 }
 
-/** Every instruction set that this processor has, with one thread and with two. */
-export const cpuCases: BackendCase[] = instructionSets.flatMap((isa) => [
-  { name: `${isa}, 1 thread`, options: { isa, threads: 1 } },
-  { name: `${isa}, 2 threads`, options: { isa, threads: 2 } },
-]);
-
-/** All of them, and CUDA in float32: what computes in float32. */
+/** What computes in float32: every instruction set of this processor, with one thread and with two, and CUDA. */
 export const backendCases: BackendCase[] = [
-  ...cpuCases,
+  ...instructionSets.flatMap((isa) => [
+    { name: `${isa}, 1 thread`, options: { isa, threads: 1 } },
+    { name: `${isa}, 2 threads`, options: { isa, threads: 2 } },
+  ]),
   { name: "cuda-simulated", options: { library: simulatedLibrary, compute: "f32" } },
 ];
 
 type BackendTests = (backend: () => Backend, at: BackendCase) => void;
 
-function describeCases(cases: BackendCase[], name: string, body: BackendTests) {
-  describe.each(cases)(`${name}: $name`, (at) => {
+/** A describe block for each backend; `body` gets a function that returns the open backend within tests. */
+export function describeBackends(name: string, body: BackendTests): void {
+  describe.each(backendCases)(`${name}: $name`, (at) => {
     let backend: Backend;
     beforeAll(() => {
       backend = new addon.TestBackend(at.options);
@@ -331,10 +329,6 @@ function describeCases(cases: BackendCase[], name: string, body: BackendTests) {
     body(() => backend, at);
   });
 }
-
-/** A describe block for each backend; `body` gets a function that returns the open backend within tests. */
-export const describeBackends = (name: string, body: BackendTests): void =>
-  describeCases(backendCases, name, body);
 
 /** Runs `body` on a backend that is closed afterwards. */
 export function withBackend<T>(options: BackendOptions, body: (backend: Backend) => T): T {
