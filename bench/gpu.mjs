@@ -44,6 +44,13 @@ const model2b = randomCheckpoint(
 );
 const [device] = await native.cudaDevices(library);
 const backend = new tests.TestBackend({ library, compute: "bf16" });
+/** On Hopper: a backend that does without its products of warpgroups, to see what they bring. */
+let plain = null;
+if (backend.description().endsWith(", wgmma")) {
+  process.env.UNIFLUID_CUDA_WARPGROUPS = "0";
+  plain = new tests.TestBackend({ library, compute: "bf16" });
+  delete process.env.UNIFLUID_CUDA_WARPGROUPS;
+}
 
 const median = (values) => {
   const sorted = [...values].sort((a, b) => a - b);
@@ -56,8 +63,8 @@ const several = async (run) => {
   return median(values);
 };
 /** Seconds of an operation, the median of rounds. */
-const time = (args, repeats) =>
-  several(() => backend.time({ ...args, repeats: small ? 2 : repeats }));
+const time = (args, repeats, on = backend) =>
+  several(() => on.time({ ...args, repeats: small ? 2 : repeats }));
 const seconds = async (run) => {
   const begin = process.hrtime.bigint();
   await run();
@@ -93,6 +100,13 @@ function record(what, value, aim, ours, theirs) {
   const ratio = (way) => (theirs?.[way] ? `${(theirs[way] / ours).toFixed(2)}×` : "–");
   rows.push([what, value, aim, ratio("eager"), ratio("compiled")]);
   console.log(`| ${rows.at(-1).join(" | ")} |`);
+}
+
+const rate = (taken, flops) => `${ms(taken)}, ${(flops / taken / 1e12).toFixed(0)} TFLOP/s`;
+async function recordPlain(what, args, flops) {
+  if (!plain) return;
+  const taken = await time(args, 20, plain);
+  record(`${what}, without wgmma`, rate(taken, flops), "", taken);
 }
 
 console.log("| what | measured | aim | eager PyTorch | compiled PyTorch |");
@@ -135,11 +149,13 @@ record("copy, bytes read and written a second", `${(bandwidth / 1e9).toFixed(0)}
   const sizes = small
     ? { rows: 128, heads: 2, kvHeads: 1, headDim: 64 }
     : { rows: 2048, heads: 8, kvHeads: 4, headDim: 256 };
-  const taken = await time({ operation: "attention", ...sizes, softCap: 50 }, 20);
+  const args = { operation: "attention", ...sizes, softCap: 50 };
+  const taken = await time(args, 20);
   const flops = 4 * sizes.rows ** 2 * sizes.heads * sizes.headDim;
+  const what = `prefill attention, head ${sizes.headDim}, soft cap, ${sizes.rows} rows that all see each other`;
   record(
-    `prefill attention, head ${sizes.headDim}, soft cap, ${sizes.rows} rows that all see each other`,
-    `${ms(taken)}, ${(flops / taken / 1e12).toFixed(0)} TFLOP/s`,
+    what,
+    rate(taken, flops),
     "≥ 400 TFLOP/s",
     taken,
     await peer("attention", [
@@ -147,19 +163,24 @@ record("copy, bytes read and written a second", `${(bandwidth / 1e9).toFixed(0)}
       ...["--kv-heads", sizes.kvHeads, "--head-dim", sizes.headDim],
     ]),
   );
+  await recordPlain(what, args, flops);
 }
 {
   const n = small ? 128 : 4096;
-  const taken = await time({ operation: "linear", m: n, k: n, n }, 20);
+  const args = { operation: "linear", m: n, k: n, n };
+  const taken = await time(args, 20);
+  const what = `bf16 product ${n}³`;
   record(
-    `bf16 product ${n}³`,
-    `${ms(taken)}, ${((2 * n ** 3) / taken / 1e12).toFixed(0)} TFLOP/s`,
+    what,
+    rate(taken, 2 * n ** 3),
     "≥ 0.80× PyTorch",
     taken,
     await peer("product", ["--size", String(n)]),
   );
+  await recordPlain(what, args, 2 * n ** 3);
 }
 backend.close();
+plain?.close();
 
 // ---- models ----
 {

@@ -7,6 +7,7 @@
 #include "core/convert.h"
 #include "core/error.h"
 #include "cuda/kernels.h"
+#include "cuda/warpgroup_probe.h"
 
 namespace unifluid::cuda {
 
@@ -21,6 +22,11 @@ CudaBackend::CudaBackend(const OpenOptions& options)
                  ", compute capability " + std::to_string(properties.major) + "." +
                  std::to_string(properties.minor) +
                  (compute_ == DType::bf16 ? ", bfloat16" : ", float32");
+  if (compute_ == DType::bf16) {
+    const WarpgroupState state = choose_warpgroups(queue_);
+    if (state == WarpgroupState::used) description_ += ", wgmma";
+    if (state == WarpgroupState::differs) description_ += ", no wgmma: it rounds otherwise here";
+  }
 }
 
 CudaBackend::~CudaBackend() {

@@ -36,7 +36,8 @@ Queue::Queue(int device) {
   check(cudaSetDevice(device), "to be chosen");
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
-  limits_ = {device, properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
+  limits_ = {device, properties.multiProcessorCount, 10 * properties.major + properties.minor,
+             properties.sharedMemPerBlockOptin, false};
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "to make a stream");
   void* host = nullptr;
   void* mirror = nullptr;

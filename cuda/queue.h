@@ -30,7 +30,10 @@ void check(cudaError_t status, const char* what);
 struct DeviceLimits {
   int index = 0;
   int processors = 1;              // multiprocessors
+  int capability = 0;              // 86: compute capability 8.6
   size_t shared_bytes = 48 << 10;  // of one block, at most
+  // Hopper's bulk copies and products of warpgroups may be used (cuda/warpgroup_probe.h).
+  bool warpgroups = false;
 };
 
 class Queue {
@@ -76,6 +79,7 @@ class Queue {
   void reserve_scratch(size_t bytes);
 
   const DeviceLimits& limits() const { return limits_; }
+  void allow_warpgroups(bool allowed) { limits_.warpgroups = allowed; }
   // Blocks of a kernel that a multiprocessor holds at once.
   template <class... P>
   int resident_blocks(void (*kernel)(P...), int threads, size_t shared) {

@@ -84,7 +84,8 @@ class SharedArena {
 #ifdef UNIFLUID_SIMT
     return simt::shared_take(at, bytes);
 #else
-    extern __shared__ __align__(128) unsigned char arena[];
+    // 1024: the pattern of the swizzle of 128 bytes (cuda/device/wgmma.h) repeats so often
+    extern __shared__ __align__(1024) unsigned char arena[];
     return arena + at;
 #endif
   }

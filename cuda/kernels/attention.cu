@@ -103,8 +103,14 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   const bool rotary = args.rope_theta > 0;
   const bool tensor_cores = sizeof(T) == 2 && d <= kLargestTensorHead;
 
+  bool aligned = d % 8 == 0 && aligned16(args.q) && aligned16(args.k) && aligned16(args.v) &&
+                 aligned16(args.out);
+  for (size_t i = 0; i < count; ++i)
+    aligned = aligned && memory_aligned16(args.spans[i].cache.keys) &&
+              memory_aligned16(args.spans[i].cache.values);
+
   // ---- which kernel takes which span; what scratch is needed ----
-  std::vector<AttentionTile> prefill, decode, plain, prepared;
+  std::vector<AttentionTile> warpgroups, prefill, decode, plain, prepared;
   std::vector<const AttentionSpan*> wide;
   size_t wide_bytes = 0;
   int64_t capacity = 0, score_rows = 0;
@@ -126,13 +132,16 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
       add_tiles(decode, index, queries, kDecodeQueries);
       capacity = std::max(capacity, span.cache.keys ? span.cache.capacity : span.rows);
       score_rows = std::max(score_rows, std::min<int64_t>(queries, kDecodeQueries));
+    } else if (takes_warpgroups(queue, queries, d, aligned)) {
+      add_tiles(warpgroups, index, queries, kWarpgroupQueries);
     } else {
       add_tiles(prefill, index, queries, kPrefillQueries);
     }
     if (rotary || span.cache.keys) add_tiles(prepared, index, span.rows, kPrepareRows);
     if (!span.cache.keys) cacheless = true;
   }
-  if (prefill.empty() && decode.empty() && plain.empty() && wide.empty()) return;
+  if (warpgroups.empty() && prefill.empty() && decode.empty() && plain.empty() && wide.empty())
+    return;
 
   const int64_t score_stride = (capacity + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
   const size_t m = static_cast<size_t>(args.q.rows);
@@ -153,8 +162,6 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
     return static_cast<T*>(t.data) + row * t.stride;
   };
   std::vector<AttendedSpan> spans(count);
-  bool aligned = d % 8 == 0 && aligned16(args.q) && aligned16(args.k) && aligned16(args.v) &&
-                 aligned16(args.out);
   for (size_t i = 0; i < count; ++i) {
     const AttentionSpan& span = args.spans[i];
     AttendedSpan s{};
@@ -168,7 +175,6 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
       s.key_stride = s.value_stride = d;
       s.key_head_stride = s.value_head_stride = span.cache.capacity * d;
       s.writes_keys = s.writes_values = true;
-      aligned = aligned && memory_aligned16(s.keys) && memory_aligned16(s.values);
     } else {
       s.values = row_of(args.v, span.first_row);
       s.value_stride = args.v.stride;
@@ -198,6 +204,7 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   // ---- staging, then launches ----
   const auto stage = [&](const auto& list) { return queue.stage(list.data(), list.size()); };
   p.spans = stage(spans);
+  const AttentionTile* const warpgroup_tiles = stage(warpgroups);
   const AttentionTile* const prefill_tiles = stage(prefill);
   const AttentionTile* const decode_tiles = stage(decode);
   const AttentionTile* const plain_tiles = stage(plain);
@@ -221,6 +228,10 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
                  dim3(static_cast<unsigned>(prepared.size()),
                       blocks_for(args.heads + args.kv_heads, kPrepareHeads)),
                  dim3(kPrepareThreads), 0, r);
+  }
+  if (!warpgroups.empty()) {
+    p.tiles = warpgroup_tiles;
+    attend_warpgroups(queue, p, warpgroups.size());
   }
   if (!prefill.empty()) {
     p.tiles = prefill_tiles;

@@ -5,8 +5,8 @@
 // i % group of those that share the key head. A key that was loaded serves all of them.
 //
 // Invariance (core/backend.h). Which kernels run for a row depends on the row's company: many rows
-// go to `prefill`, few to `decode`. They agree bit for bit because each step is the same arithmetic
-// on the same numbers:
+// go to `prefill`, few to `decode`; on Hopper many rows of one sequence go to warpgroups. They
+// agree bit for bit because each step is the same arithmetic on the same numbers:
 //
 //  - a score is one float accumulator over the head, mma steps of 16 in ascending order
 //  - keys are taken in blocks of kKeyBlock that begin at multiples of it; after each block a query
@@ -92,9 +92,13 @@ UNIFLUID_DEVICE int64_t query_offset(const AttentionParams& p, const AttendedSpa
 // Weights are powers of 2, whose hardware function needs no range reduction. Scaling comes after
 // the subtraction of the maximum, so that the largest weight is exactly 1; `scale` is positive.
 
-// What maxima are taken of: the product of q and k, or the hyperbolic tangent of it.
+// What maxima are taken of: the product of q and k, or the hyperbolic tangent of it. Of that only
+// the absolute error counts, some 2^-23, as it is multiplied by the cap and exponentiated; so it is
+// two functions of the hardware, where tanhf is a dozen instructions more.
 UNIFLUID_DEVICE float raw_score(const AttentionParams& p, float product) {
-  return p.soft_cap > 0 ? tanhf(product * (p.scale / p.soft_cap)) : product;
+  constexpr float kTwoLog2E = 2.8853900817779268f;
+  if (p.soft_cap <= 0) return product;
+  return 1.0f - __fdividef(2.0f, 1.0f + exp2f(product * (p.scale / p.soft_cap * kTwoLog2E)));
 }
 UNIFLUID_DEVICE float exponent_scale(const AttentionParams& p) {
   constexpr float kLog2E = 1.4426950408889634f;
@@ -158,9 +162,13 @@ std::vector<float> rope_frequencies(float theta, int64_t head_dim);
 // up to kLargestTensorHead go to the first two; `aligned`: q, out, keys and values by 16 bytes.
 
 inline constexpr int kPrefillQueries = 64, kDecodeQueries = 16, kPlainQueries = 16;
+inline constexpr int kWarpgroupQueries = 128;
 inline constexpr int kLargestTensorHead = 256;
 
 void attend_prefill(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
+// The same on Hopper, for `aligned` only; where `takes_warpgroups`.
+bool takes_warpgroups(const Queue&, int64_t queries, int64_t head_dim, bool aligned);
+void attend_warpgroups(Queue&, const AttentionParams& p, size_t tiles);
 void attend_decode(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
 // Larger heads in bfloat16, of a span without a cache whose rows all see each other.
 bool is_wide(const AttentionArgs&, const AttentionSpan&);

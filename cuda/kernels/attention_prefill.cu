@@ -10,14 +10,12 @@
 // scores are computed, and the next keys while values are added. Smaller heads leave room for
 // several thread blocks, which overlap.
 #include "cuda/dispatch.h"
-#include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_softmax.h"
 
 namespace unifluid::cuda {
 namespace {
 
 constexpr int kWarps = kPrefillQueries / 16, kThreads = kWarps * kWarp;
-// Pieces of 8 keys in a block
-constexpr int kKeyPieces = kKeyBlock / 8;
 
 template <int kHeadDim>
 size_t shared_bytes() {
@@ -64,19 +62,7 @@ __global__ void __launch_bounds__(kThreads) prefill(AttentionParams p) {
     cp_async_commit();
   };
 
-  // A thread has two queries, rows lane / 4 and lane / 4 + 8 of its warp's 16.
-  Sight sights[2];
-  int query[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    query[half] = static_cast<int>(first_query + lane / 4) + 8 * half;
-    sights[half] = query[half] < queries ? sight_of(p, span, (tile.first + query[half]) / p.group)
-                                         : Sight{0, -1};
-  }
-  const int all_first = max(sights[0].first, sights[1].first);
-  const int all_last = min(sights[0].last, sights[1].last);
-  const float exponent = exponent_scale(p);
-  float maximum[2] = {kLeastMaximum, kLeastMaximum};
+  OnlineSoftmax softmax(p, span, tile, static_cast<int>(first_query), queries);
   FragmentC sums[kHeadDim / 8] = {};
   FragmentC totals = {};
 
@@ -106,47 +92,14 @@ __global__ void __launch_bounds__(kThreads) prefill(AttentionParams p) {
     __syncthreads();  // values have come, and keys are free
     if (block + kKeyBlock <= seen.last) load_keys(block + kKeyBlock);
 
-    const bool all_seen = block >= all_first && block + kKeyBlock - 1 <= all_last;
-    float most[2] = {maximum[0], maximum[1]};
-#pragma unroll
-    for (int j = 0; j < kKeyPieces; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const Sight& sight = sights[e / 2];
-        const int key = block + 8 * j + static_cast<int>(lane % 4) * 2 + e % 2;
-        float score = raw_score(p, scores[j].x[e]);
-        if (!all_seen && (key < sight.first || key > sight.last)) score = kMaskedScore;
-        scores[j].x[e] = score;
-        most[e / 2] = fmaxf(most[e / 2], score);
-      }
     float factor[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      most[half] = fmaxf(most[half], __shfl_xor_sync(kAllLanes, most[half], 1));
-      most[half] = fmaxf(most[half], __shfl_xor_sync(kAllLanes, most[half], 2));
-      factor[half] = weight_of(maximum[half], most[half], exponent);
-      maximum[half] = most[half];
-    }
-    // Maxima seldom rise after the first blocks, and a factor of 1 changes nothing.
-    if (__any_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f)) {
-#pragma unroll
-      for (int c = 0; c < kHeadDim / 8; ++c)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums[c].x[e] *= factor[e / 2];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) totals.x[e] *= factor[e / 2];
-    }
+    softmax.take(p, scores, block, factor);
+    softmax.exponentiate(scores);
+    shrink(factor, sums, totals);
 
 #pragma unroll
     for (uint32_t k = 0; k < kKeyBlock / 16; ++k) {
-      FragmentA weights;
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) {
-        const FragmentC& s = scores[2 * k + i / 2];
-        const uint32_t e = i % 2 * 2;
-        weights.x[i] = pack_bf16(weight_of(s.x[e], maximum[e / 2], exponent),
-                                 weight_of(s.x[e + 1], maximum[e / 2], exponent));
-      }
+      const FragmentA weights = weights_operand(scores, static_cast<int>(k));
       mma(totals, weights, ones());
 #pragma unroll
       for (uint32_t c = 0; c < kHeadDim / 8; c += 2) {
@@ -158,17 +111,7 @@ __global__ void __launch_bounds__(kThreads) prefill(AttentionParams p) {
     }
   }
 
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (query[half] >= queries) continue;
-    bf16* out = static_cast<bf16*>(p.out) +
-                query_offset(p, span, kv_head, tile.first + query[half], p.out_stride);
-    const float inverse = 1.0f / totals.x[2 * half];
-#pragma unroll
-    for (int c = 0; c < kHeadDim / 8; ++c)
-      store_pair<kAligned>(out, 8 * c + static_cast<int>(lane % 4) * 2, p.head_dim,
-                           sums[c].x[2 * half] * inverse, sums[c].x[2 * half + 1] * inverse);
-  }
+  store_attended<kAligned>(p, span, tile, kv_head, softmax, queries, sums, totals);
 }
 
 template <int kHeadDim>

@@ -7,51 +7,19 @@
 // bf16 (cuda/kernels/tile.h): tiles of x and of the weights come to shared memory by cp.async,
 // several stages ahead. With few rows the product is a stream of weights: narrow tiles make enough
 // blocks, deep stages keep enough bytes in flight. A single accumulator also means no split of k;
-// at 16 columns a block even d = 2304 outputs are 144 blocks.
-#include "cuda/device/math.h"
+// at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper products of more rows go to
+// linear_warpgroup.cu.
 #include "cuda/dispatch.h"
-#include "cuda/kernels.h"
+#include "cuda/kernels/linear.h"
 #include "cuda/kernels/tile.h"
 
 namespace unifluid::cuda {
 namespace {
 
-struct Params {
-  const void* x;
-  const void* weights[2];  // with a gate: the gate's, then the other's
-  const float* bias;
-  const void* residual;
-  void* out;
-  int64_t x_stride, weight_strides[2], residual_stride, out_stride;
-  int32_t m, n, k;
-  Activation activation;
-  bool float_out;  // and residual, beside bf16 inputs
-};
-
-// out[row, column]: the end of both kernels.
-template <class T, bool kGated>
-UNIFLUID_DEVICE void finish(const Params& p, int row, int column, float product, float other) {
-  if (row >= p.m || column >= p.n) return;
-  float v = product;
-  if (p.bias) v += p.bias[column];
-  v = activate(p.activation, v);
-  if constexpr (kGated) v *= other;
-  if (p.residual) {
-    const int64_t from = row * p.residual_stride + column;
-    v += p.float_out ? static_cast<const float*>(p.residual)[from]
-                     : to_float(static_cast<const T*>(p.residual)[from]);
-  }
-  const int64_t at = row * p.out_stride + column;
-  if (p.float_out)
-    static_cast<float*>(p.out)[at] = v;
-  else
-    static_cast<T*>(p.out)[at] = from_float<T>(v);
-}
-
 // ---- bfloat16 ----
 
 template <class T, bool kGated, bool kAligned>
-__global__ void __launch_bounds__(T::kThreads) product_bf16(Params p) {
+__global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
   constexpr int kMatrices = kGated ? 2 : 1;
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
@@ -81,8 +49,9 @@ __global__ void __launch_bounds__(T::kThreads) product_bf16(Params p) {
     for (int j = 0; j < T::kPiecesN; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        finish<bf16, kGated>(p, first_row + T::row_of(i, e), first_column + T::column_of(j, e),
-                             sums[0][i][j].x[e], sums[kMatrices - 1][i][j].x[e]);
+        store_output<bf16, kGated>(p, first_row + T::row_of(i, e),
+                                   first_column + T::column_of(j, e), sums[0][i][j].x[e],
+                                   sums[kMatrices - 1][i][j].x[e]);
 }
 
 // Few rows, few columns: 2 warps, 8 columns each, 128 deep; 5 stages ahead are 20 KiB of weights in
@@ -100,15 +69,17 @@ using SquareGated = Tile<128, 64, 32, 2, 4, 4>;
 constexpr int32_t kWideColumns = 8192;
 
 template <class T, bool kGated, bool kAligned>
-void launch_product(Queue& queue, const Params& p) {
+void launch_product(Queue& queue, const LinearParams& p) {
   queue.launch(product_bf16<T, kGated, kAligned>,
                dim3(blocks_for(p.m, T::kRows), blocks_for(p.n, T::kColumns)), dim3(T::kThreads),
                T::shared_bytes(kGated ? 2 : 1), p);
 }
 
 template <bool kGated, bool kAligned>
-void product(Queue& queue, const Params& p, bf16) {
-  if (p.m > 64)
+void product(Queue& queue, const LinearParams& p, bf16) {
+  if (p.m > 64 && kAligned && queue.limits().warpgroups)
+    multiply_by_warpgroups(queue, p, kGated);
+  else if (p.m > 64)
     launch_product<std::conditional_t<kGated, SquareGated, Square>, kGated, kAligned>(queue, p);
   else if (p.m > 16)
     launch_product<Stream64, kGated, kAligned>(queue, p);
@@ -125,7 +96,7 @@ constexpr int kSide = 16, kThreadColumns = 4, kFloatDepth = 16;
 constexpr int kFloatColumns = kSide * kThreadColumns;
 
 template <int kThreadRows, bool kGated>
-__global__ void __launch_bounds__(kSide* kSide) product_f32(Params p) {
+__global__ void __launch_bounds__(kSide* kSide) product_f32(LinearParams p) {
   constexpr int kMatrices = kGated ? 2 : 1;
   constexpr int kRows = kSide * kThreadRows;
   SharedArena arena;
@@ -172,12 +143,12 @@ __global__ void __launch_bounds__(kSide* kSide) product_f32(Params p) {
   }
   for (int i = 0; i < kThreadRows; ++i)
     for (int j = 0; j < kThreadColumns; ++j)
-      finish<float, kGated>(p, first_row + ty + kSide * i, first_column + tx + kSide * j,
-                            sums[0][i][j], sums[kMatrices - 1][i][j]);
+      store_output<float, kGated>(p, first_row + ty + kSide * i, first_column + tx + kSide * j,
+                                  sums[0][i][j], sums[kMatrices - 1][i][j]);
 }
 
 template <int kThreadRows, bool kGated>
-void launch_f32(Queue& queue, const Params& p) {
+void launch_f32(Queue& queue, const LinearParams& p) {
   constexpr int kRows = kSide * kThreadRows;
   const size_t shared =
       SharedBytes{}
@@ -190,7 +161,7 @@ void launch_f32(Queue& queue, const Params& p) {
 }
 
 template <bool kGated, bool kAligned>
-void product(Queue& queue, const Params& p, float) {
+void product(Queue& queue, const LinearParams& p, float) {
   if (p.m > 16)
     launch_f32<4, kGated>(queue, p);
   else
@@ -198,7 +169,7 @@ void product(Queue& queue, const Params& p, float) {
 }
 
 template <bool kGated>
-void product(Queue& queue, const Params& p, DType type, bool aligned) {
+void product(Queue& queue, const LinearParams& p, DType type, bool aligned) {
   if (p.m == 0 || p.n == 0) return;
   with_type(type, [&](auto t) {
     if (aligned)
@@ -211,7 +182,7 @@ void product(Queue& queue, const Params& p, DType type, bool aligned) {
 }  // namespace
 
 void linear(Queue& queue, const LinearArgs& args) {
-  Params p{};
+  LinearParams p{};
   p.x = args.x.data;
   p.weights[0] = args.weight.data;
   p.bias = args.bias;
@@ -230,7 +201,7 @@ void linear(Queue& queue, const LinearArgs& args) {
 }
 
 void gated_linear(Queue& queue, const GatedLinearArgs& args) {
-  Params p{};
+  LinearParams p{};
   p.x = args.x.data;
   p.weights[0] = args.gate.data;
   p.weights[1] = args.up.data;

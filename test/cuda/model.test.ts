@@ -110,6 +110,27 @@ test("auto takes the GPU where the model fits it, and the CPU otherwise", async 
   });
 });
 
+// In the simulation both kinds of product round alike; a device is tried for it (cuda/warpgroup_probe.h).
+test("with the products of warpgroups of a Hopper GPU: the same bits", async () => {
+  const name = "unifluid-flow-tiny";
+  const picture = openFixture(name);
+  const image = picture.imageOf(picture.inputs.find(({ task }) => task === "caption")!);
+  const work = (model: UniFluid) =>
+    Promise.all([
+      ...Array.from({ length: 8 }, (_, i) =>
+        model.generateLatents(`${prompt}, ${prompt} and ${i} others`, { ...options, seed: i }),
+      ),
+      model.logits({ image, task: "caption" }),
+    ]);
+  const expected = await withModel(name, { device: "cuda" }, work);
+  simulate({ capability: 90 });
+  await withModel(name, { device: "cuda" }, async (model) => {
+    expect(model.info.device).toMatch(/compute capability 9\.0, bfloat16, wgmma$/);
+    const drawn = await work(model);
+    for (const [i, each] of expected.entries()) expectSameBits(drawn[i]!, each, `result ${i}`);
+  });
+});
+
 test("a second device", async () => {
   const draw = (model: UniFluid) => model.generateLatents(prompt, options);
   const first = await withModel("unifluid-tiny", { device: "cuda" }, draw);

@@ -1,34 +1,53 @@
-/** Operations on the simulated CUDA library in bfloat16, and the invariance of their rows. */
+/**
+ * Operations on the simulated CUDA library in bfloat16, and the invariance of their rows. What Hopper has kernels of
+ * its own for runs on a simulated Hopper too.
+ */
 import { compare } from "../support/cuda-cases";
 import { Random } from "../support/numbers";
-import { addon, type Backend, expectSameBits, simulatedLibrary } from "../support/ops";
+import { addon, type Backend, expectSameBits, simulate, simulatedLibrary } from "../support/ops";
 import { families } from "./cases";
 
-let cuda: Backend;
+const cudaOptions = { library: simulatedLibrary, compute: "bf16" } as const;
 let cpu: Backend;
 beforeAll(() => {
-  cuda = new addon.TestBackend({ library: simulatedLibrary, compute: "bf16" });
   cpu = new addon.TestBackend({ threads: 1 });
 });
-afterAll(() => {
-  cuda.close();
-  cpu.close();
-});
+afterAll(() => cpu.close());
 
-describe.each(Object.entries(families))("%s", (_, { cases, invariants }) => {
-  const simulated = cases.filter((c) => !c.deviceOnly);
-  test.each(simulated.map((c) => [c.name, c] as const))("%s", (_name, c) => {
-    const { seed } = new Random();
-    const { error, tolerance, where } = compare(c, cuda, cpu, () => new Random(seed));
-    if (!(error <= tolerance))
-      throw new Error(
-        `off by ${error} units where ${tolerance} are allowed, seed ${seed}, ${where}`,
-      );
+describe.each([
+  { device: "8.6", capability: 86, of: Object.keys(families), wgmma: false },
+  { device: "9.0", capability: 90, of: ["linear", "attention"], wgmma: true },
+])("compute capability $device", ({ capability, of, wgmma }) => {
+  let cuda: Backend;
+  beforeAll(() => {
+    simulate({ capability });
+    cuda = new addon.TestBackend(cudaOptions);
   });
-  if (invariants.length > 0)
-    test.each(invariants.map((c) => [c.name, c] as const))("invariant: %s", (_name, c) => {
+  afterAll(() => {
+    cuda.close();
+    simulate();
+  });
+
+  test("uses the products of warpgroups where there are any", () => {
+    expect(cuda.description().endsWith(", wgmma")).toBe(wgmma);
+  });
+
+  describe.each(of)("%s", (family) => {
+    const { cases, invariants } = families[family]!;
+    const simulated = cases.filter((c) => !c.deviceOnly);
+    test.each(simulated.map((c) => [c.name, c] as const))("%s", (_name, c) => {
       const { seed } = new Random();
-      const { whole, alone } = c.run(cuda, new Random(seed));
-      expectSameBits(alone, whole, `seed ${seed}`);
+      const { error, tolerance, where } = compare(c, cuda, cpu, () => new Random(seed));
+      if (!(error <= tolerance))
+        throw new Error(
+          `off by ${error} units where ${tolerance} are allowed, seed ${seed}, ${where}`,
+        );
     });
+    if (invariants.length > 0)
+      test.each(invariants.map((c) => [c.name, c] as const))("invariant: %s", (_name, c) => {
+        const { seed } = new Random();
+        const { whole, alone } = c.run(cuda, new Random(seed));
+        expectSameBits(alone, whole, `seed ${seed}`);
+      });
+  });
 });

@@ -1,7 +1,4 @@
-#include "test/simt/defects.h"
-
 #include <array>
-#include <functional>
 #include <map>
 
 #include "cuda/device/cp_async.h"
@@ -9,18 +6,10 @@
 #include "cuda/device/grid.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
+#include "test/simt/defect.h"
 
 namespace unifluid::cuda {
 namespace {
-
-constexpr uint32_t kThreads = 64;
-
-struct Arguments {
-  bool wrong;
-  float* out;       // [kThreads], and one that only kernels see
-  const float* in;  // [kThreads], 16-byte aligned
-  uint32_t* arrivals;
-};
 
 // Each thread reads what its neighbour wrote.
 void missing_syncthreads(const Arguments& a) {
@@ -157,32 +146,30 @@ void missing_post(const Arguments& a) {
   a.out[threadIdx.x] = threadIdx.x == 0 ? received : a.in[threadIdx.x];
 }
 
-struct Defect {
-  void (*kernel)(const Arguments&);
-  int shift;  // out[i] = in[i + shift]
-  bool cooperative = false;
-};
-
 int twisted(int i, int shift) { return shift == -1 ? i ^ 1 : (i + shift) % int{kThreads}; }
 
 const std::map<std::string, Defect>& defects() {
-  static const std::map<std::string, Defect> all = {
-      {"missing __syncthreads", {missing_syncthreads, 1}},
-      {"missing __syncthreads before the next writes", {missing_second_syncthreads, 2}},
-      {"missing __syncwarp", {missing_syncwarp, -1}},
-      {"divergent barrier", {divergent_barrier, 0}},
-      {"barrier at two places", {barrier_at_two_places, 0}},
-      {"divergent shuffle", {divergent_shuffle, 0}},
-      {"missing cp.async wait", {missing_cp_async_wait, 0}},
-      {"missing barrier after a cp.async wait", {missing_barrier_after_cp_async, 4}},
-      {"out-of-bounds shared read", {out_of_bounds_read, 0}},
-      {"out-of-bounds shared write", {out_of_bounds_write, 0}},
-      {"more shared memory than the launch has", {more_than_the_launch_has, 0}},
-      {"shared memory that nothing wrote", {read_of_nothing, 0}},
-      {"missing grid barrier", {missing_grid_barrier, 0, true}},
-      {"divergent grid barrier", {divergent_grid_barrier, 0, true}},
-      {"missing post", {missing_post, 0, true}},
-  };
+  static const std::map<std::string, Defect> all = [] {
+    std::map<std::string, Defect> all = hopper_defects();
+    all.insert({
+        {"missing __syncthreads", {missing_syncthreads, 1}},
+        {"missing __syncthreads before the next writes", {missing_second_syncthreads, 2}},
+        {"missing __syncwarp", {missing_syncwarp, -1}},
+        {"divergent barrier", {divergent_barrier, 0}},
+        {"barrier at two places", {barrier_at_two_places, 0}},
+        {"divergent shuffle", {divergent_shuffle, 0}},
+        {"missing cp.async wait", {missing_cp_async_wait, 0}},
+        {"missing barrier after a cp.async wait", {missing_barrier_after_cp_async, 4}},
+        {"out-of-bounds shared read", {out_of_bounds_read, 0}},
+        {"out-of-bounds shared write", {out_of_bounds_write, 0}},
+        {"more shared memory than the launch has", {more_than_the_launch_has, 0}},
+        {"shared memory that nothing wrote", {read_of_nothing, 0}},
+        {"missing grid barrier", {missing_grid_barrier, 0, true}},
+        {"divergent grid barrier", {divergent_grid_barrier, 0, true}},
+        {"missing post", {missing_post, 0, true}},
+    });
+    return all;
+  }();
   return all;
 }
 
@@ -207,8 +194,8 @@ Outcome run_defect(const std::string& name, bool wrong, uint64_t seed) {
   } context{{wrong, out.data(), in.data(), arrivals}, defect.kernel};
   Outcome outcome;
   outcome.error = simt::run_grid(
-      dim3(defect.cooperative ? 2 : 1), dim3(kThreads), 2 * kThreads * sizeof(float),
-      defect.cooperative, seed,
+      dim3(defect.cooperative ? 2 : 1), dim3(defect.threads), defect.shared, defect.cooperative,
+      seed,
       [](void* pointer) {
         const Context& c = *static_cast<Context*>(pointer);
         c.kernel(c.arguments);

@@ -6,6 +6,7 @@
 
 namespace simt {
 
+thread_local uint64_t next_stamp = 1;
 thread_local Thread* current __attribute__((tls_model("initial-exec"))) = nullptr;
 
 namespace {
@@ -35,11 +36,6 @@ std::string name(const Thread& t) {
   return "block " + triple(t.block->index) + " thread " + triple(t.index);
 }
 
-void make_ready(Thread& t) {
-  t.state = State::ready;
-  scheduler.ready.push_back(&t);
-}
-
 void release_block(Block& block) {
   block.arrived = 0;
   block.epoch = next_epoch++;
@@ -51,6 +47,7 @@ void run_thread(void* argument) {
   Thread& t = *static_cast<Thread*>(argument);
   scheduler.call(scheduler.context);
   if (!t.copies.empty()) fail("the thread ended with a cp.async that it did not wait for");
+  if (!t.products.empty()) fail("the thread ended with a product that it did not wait for");
   t.state = State::done;
   Block& block = *t.block;
   ++block.ended;
@@ -63,6 +60,11 @@ void run_thread(void* argument) {
 }
 
 }  // namespace
+
+void make_ready(Thread& t) {
+  t.state = State::ready;
+  scheduler.ready.push_back(&t);
+}
 
 void fail(const std::string& what) {
   Thread& t = *current;
@@ -196,8 +198,12 @@ void cp_async(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || (valid && reinterpret_cast<uintptr_t>(from) % 16))
     fail("a cp.async of 16 bytes with an address that is not aligned to them");
   Shadow* s = shadow_of(to, 0, 1);
+  const bool piped = !current->block->mbarriers.empty();
   for (int i = 0; i < 8; ++i) {
-    note_write(s[i]);
+    if (piped)
+      note_piped_write(s[i], static_cast<int32_t>(current->linear));
+    else
+      note_write(s[i]);
     s[i].pending = true;
   }
   std::memset(to, 0xff, 16);
@@ -227,7 +233,10 @@ void cp_async_wait(size_t pending) {
     Shadow* s = shadow_of(copy.to, 0, 1);
     for (int k = 0; k < 8; ++k) {
       s[k].pending = false;
-      note_write(s[k]);
+      if (s[k].piped)
+        s[k].write_stamp = next_stamp++;
+      else
+        note_write(s[k]);
     }
   }
   t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<ptrdiff_t>(done));
@@ -259,7 +268,7 @@ void combine_ldmatrix(void* const* payloads, uint32_t) {
   }
 }
 
-struct Product {
+struct WarpProduct {
   float* c;
   const uint32_t *a, *b;
 };
@@ -270,7 +279,7 @@ float high(uint32_t word) { return bf16_value(static_cast<uint16_t>(word >> 16))
 void combine_mma(void* const* payloads, uint32_t) {
   float a[16][16], b[8][16];
   for (int l = 0; l < 32; ++l) {
-    const Product& p = *static_cast<Product*>(payloads[l]);
+    const WarpProduct& p = *static_cast<WarpProduct*>(payloads[l]);
     const int g = l / 4, t = l % 4 * 2;
     for (int half = 0; half < 2; ++half) {
       a[g][t + 8 * half] = low(p.a[2 * half]);
@@ -282,7 +291,7 @@ void combine_mma(void* const* payloads, uint32_t) {
     }
   }
   for (int l = 0; l < 32; ++l) {
-    float* c = static_cast<Product*>(payloads[l])->c;
+    float* c = static_cast<WarpProduct*>(payloads[l])->c;
     const int g = l / 4, t = l % 4 * 2;
     for (int i = 0; i < 4; ++i) {
       const float* row = a[g + 8 * (i / 2)];
@@ -304,7 +313,7 @@ void ldmatrix(uint32_t* out, int matrices, bool transpose, const void* row) {
 }
 
 void mma_m16n8k16(float* c, const uint32_t* a, const uint32_t* b) {
-  Product payload{c, a, b};
+  WarpProduct payload{c, a, b};
   warp_operation(0xffffffffu, reinterpret_cast<const void*>(&combine_mma), &payload, combine_mma,
                  {"mma", 0});
 }
@@ -328,10 +337,12 @@ std::unique_ptr<Block> make_block(Grid& grid, uint3 index) {
   block->index = index;
   block->first_epoch = block->epoch = next_epoch++;
   block->arrived = block->ended = 0;
+  block->mbarriers.clear();
   // Poison: NaN of both types. A piece's end is the arena's for the bounds of `Shared`.
-  block->arena.assign(grid.shared + 128, 0xff);
+  constexpr size_t kAlignment = 1024;
+  block->arena.assign(grid.shared + kAlignment, 0xff);
   const auto base = reinterpret_cast<uintptr_t>(block->arena.data());
-  block->shared = block->arena.data() + (128 - base % 128) % 128;
+  block->shared = block->arena.data() + (kAlignment - base % kAlignment) % kAlignment;
   if (block->shadow.size() < grid.shared / 2 + 1) block->shadow.resize(grid.shared / 2 + 1);
   const uint32_t count = grid.block.x * grid.block.y * grid.block.z;
   block->warps.assign((count + 31) / 32, Warp{});
@@ -339,6 +350,7 @@ std::unique_ptr<Block> make_block(Grid& grid, uint3 index) {
     const uint32_t lanes = std::min(32u, count - w * 32);
     block->warps[w] = {next_epoch++, 0, lanes == 32 ? 0xffffffffu : (1u << lanes) - 1, 0};
   }
+  block->warpgroups.assign(count / 128, 0);
   block->threads.resize(count);
   for (uint32_t i = 0; i < count; ++i) {
     auto& t = block->threads[i];
@@ -351,6 +363,11 @@ std::unique_ptr<Block> make_block(Grid& grid, uint3 index) {
     t->uncommitted = 0;
     t->copies.clear();
     t->groups.clear();
+    t->products.clear();
+    t->product_groups.clear();
+    t->uncommitted_products = 0;
+    t->products_fenced = false;
+    t->fence_stamp = 0;
     t->fiber.prepare(run_thread, t.get());
   }
   return block;

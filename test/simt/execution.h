@@ -14,8 +14,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "test/simt/fiber.h"
@@ -35,12 +37,37 @@ struct Place {
   int line;
 };
 
-enum class State : uint8_t { ready, spinning, block_barrier, warp_operation, grid_barrier, done };
+enum class State : uint8_t {
+  ready,
+  spinning,
+  block_barrier,
+  warp_operation,
+  warpgroup_wait,
+  grid_barrier,
+  done
+};
 
 struct Copy {
   unsigned char* to;
   const unsigned char* from;
   bool valid;
+};
+
+// A product that a warpgroup has begun (test/simt/hopper.h): this thread's part.
+struct Product {
+  float* d;
+  int n;
+  bool a_in_registers, b_columns;
+  uint32_t a[4];
+  uint64_t a_descriptor, b_descriptor;
+};
+
+// A barrier in shared memory, and the copies that complete on it.
+struct Mbarrier {
+  uint32_t arrivals, missing;  // of a phase; of this one
+  int64_t bytes;               // expected, less those that have come
+  uint32_t parity;             // of the phase that goes on
+  std::vector<std::function<void()>> copies;
 };
 
 struct Block;
@@ -57,6 +84,11 @@ struct Thread {
   std::vector<Copy> copies;    // cp.async, not yet done
   std::vector<size_t> groups;  // copies in each committed group
   size_t uncommitted;
+  std::vector<Product> products;  // not yet done; groups as those of copies
+  std::vector<size_t> product_groups;
+  size_t uncommitted_products;
+  bool products_fenced;  // since the latest wait
+  uint64_t fence_stamp;  // of its latest fence of the asynchronous proxy
   Fiber fiber;
 };
 
@@ -73,9 +105,13 @@ struct Shadow {
   uint64_t read_epoch = 0, read_warp_epoch = 0;
   int32_t writer = 0, reader = 0;  // threads; kMany: several of one warp; kManyWarps
   uint32_t reader_warp = 0;
-  bool pending = false;  // target of a cp.async that was not waited for
+  bool pending = false;  // target of a copy that was not waited for
+  bool piped = false;    // written by a copy whose readers wait at a barrier in shared memory
+  uint64_t write_stamp = 0;
+  uint32_t product_readers = 0;  // products that read it and may still run
 };
-inline constexpr int32_t kMany = -1, kManyWarps = -2;
+// The writer of a bulk copy is none of the threads.
+inline constexpr int32_t kMany = -1, kManyWarps = -2, kBulkCopy = -3;
 
 struct Block {
   Grid* grid;
@@ -83,6 +119,8 @@ struct Block {
   uint64_t first_epoch, epoch;  // counts its barriers
   uint32_t arrived, ended;
   std::vector<Warp> warps;
+  std::vector<uint32_t> warpgroups;                // threads of each at its wait
+  std::unordered_map<size_t, Mbarrier> mbarriers;  // by their place in shared memory
   unsigned char* shared;
   std::vector<Shadow> shadow;
   std::vector<std::unique_ptr<Thread>> threads;
@@ -100,9 +138,13 @@ struct Grid {
 // The running thread. Always set while a kernel runs.
 extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
 
+// Counts writes to shared memory and fences.
+extern thread_local uint64_t next_stamp;
+
 // Ends the launch with an error.
 [[noreturn]] void fail(const std::string& what);
 void wait(State state, Place place);
+void make_ready(Thread& t);
 void block_barrier(Place place);
 void grid_barrier(Place place);
 // Lets others run before the thread looks again for what it waits for.
@@ -132,8 +174,9 @@ inline Shadow* shadow_of(const void* data, uint32_t index, size_t size) {
 inline void note_read(Shadow& s) {
   const Thread& t = *current;
   const Block& block = *t.block;
-  if (s.pending) fail_race("read before the wait of a cp.async", s);
+  if (s.pending) fail_race("read before the wait of a copy", s);
   if (s.write_epoch < block.first_epoch) fail_race("read of what nothing wrote", s);
+  if (s.piped) return;
   const int32_t me = static_cast<int32_t>(t.linear);
   const uint64_t warp_epoch = block.warps[t.warp].epoch;
   if (s.write_epoch == block.epoch && s.writer != me &&
@@ -150,6 +193,7 @@ inline void note_read(Shadow& s) {
 }
 
 inline void note_write(Shadow& s) {
+  if (s.product_readers) fail_race("write while a product may read", s);
   const Thread& t = *current;
   const Block& block = *t.block;
   const int32_t me = static_cast<int32_t>(t.linear);
@@ -163,7 +207,18 @@ inline void note_write(Shadow& s) {
   s.write_epoch = block.epoch;
   s.write_warp_epoch = warp_epoch;
   s.writer = me;
-  s.pending = false;
+  s.write_stamp = next_stamp++;
+  s.pending = s.piped = false;
+}
+
+// A copy begins to write here. Its readers wait at a barrier in shared memory, which says nothing
+// to the epochs; what is written must not be in use.
+inline void note_piped_write(Shadow& s, int32_t writer) {
+  if (s.product_readers) fail_race("write while a product may read", s);
+  if (s.pending) fail_race("write before an earlier copy was waited for", s);
+  s.writer = writer;
+  s.write_epoch = current->block->epoch;
+  s.pending = s.piped = true;
 }
 
 inline void shared_read(const void* data, uint32_t index, uint32_t n, uint32_t count, size_t size) {

@@ -4,6 +4,8 @@
 //   UNIFLUID_SIMT_MEMORY      bytes of device memory; default 2 GiB
 //   UNIFLUID_SIMT_SEED        of the order of threads; default 1
 //   UNIFLUID_SIMT_FAIL        1: launches fail, as by a device fault; default 0
+//   UNIFLUID_SIMT_CAPABILITY  compute capability, as 86 or 90; default 86
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -14,8 +16,8 @@
 namespace {
 
 constexpr size_t kDefaultMemory = size_t{2} << 30;
-// Of a device of compute capability 8.6, the least of those supported.
-constexpr size_t kSharedBytes = 99 << 10;
+// Of a block, by compute capability: the least of those supported, and Hopper's.
+constexpr size_t kLeastShared = 99 << 10, kHopperShared = 227 << 10;
 constexpr int kProcessors = 4;
 
 struct Setting {
@@ -28,7 +30,10 @@ struct Setting {
   }
 };
 Setting devices("UNIFLUID_SIMT_DEVICES", 1), memory_size("UNIFLUID_SIMT_MEMORY", kDefaultMemory),
-    order_seed("UNIFLUID_SIMT_SEED", 1), failing("UNIFLUID_SIMT_FAIL", 0);
+    order_seed("UNIFLUID_SIMT_SEED", 1), failing("UNIFLUID_SIMT_FAIL", 0),
+    capability("UNIFLUID_SIMT_CAPABILITY", 86);
+
+size_t shared_bytes() { return capability.value / 10 == 9 ? kHopperShared : kLeastShared; }
 
 std::mutex mutex;
 std::unordered_map<void*, size_t> allocations;
@@ -79,7 +84,7 @@ cudaError_t usable(cudaStream_t stream) {
 cudaError_t run(const Recorded& r, cudaStream_t stream) {
   const size_t threads = size_t{r.block.x} * r.block.y * r.block.z;
   if (threads == 0 || threads > 1024 || r.grid.x == 0 || r.grid.y == 0 || r.grid.z == 0 ||
-      r.grid.y > 65535 || r.grid.z > 65535 || r.shared > kSharedBytes)
+      r.grid.y > 65535 || r.grid.z > 65535 || r.shared > shared_bytes())
     return cudaErrorInvalidValue;
   const uint64_t number = ++launches;
   std::vector<unsigned char> copy = r.arguments;
@@ -124,7 +129,7 @@ const char* last_error() { return message.c_str(); }
 
 // Sets what is named as in the environment; false where there is no such thing.
 extern "C" __attribute__((visibility("default"))) bool simt_set(const char* name, uint64_t value) {
-  for (Setting* setting : {&devices, &memory_size, &order_seed, &failing})
+  for (Setting* setting : {&devices, &memory_size, &order_seed, &failing, &capability})
     if (std::strcmp(setting->name, name) == 0) {
       setting->value = value;
       return true;
@@ -174,7 +179,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) return cudaErrorNoDevice;
   if (device < 0 || device >= count) return cudaErrorInvalidDevice;
-  *properties = {"simulated", 8, 6, kProcessors, memory_size.value.load(), kSharedBytes};
+  const int version = static_cast<int>(capability.value);
+  *properties = {"simulated",   version / 10, version % 10, kProcessors, memory_size.value.load(),
+                 shared_bytes()};
   return cudaSuccess;
 }
 
@@ -288,14 +295,23 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  const bool known = std::strcmp(name, "cuTensorMapEncodeTiled") == 0;
+  *function = known ? reinterpret_cast<void*>(&cuTensorMapEncodeTiled) : nullptr;
+  *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}
+
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
-  return value >= 0 && static_cast<size_t>(value) <= kSharedBytes ? cudaSuccess
-                                                                  : cudaErrorInvalidValue;
+  return value >= 0 && static_cast<size_t>(value) <= shared_bytes() ? cudaSuccess
+                                                                    : cudaErrorInvalidValue;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads,
                                                           size_t shared) {
   const int by_threads = 1536 / std::max(threads, 1);
-  const int by_shared = shared ? static_cast<int>(kSharedBytes / shared) : by_threads;
+  const int by_shared = shared ? static_cast<int>(shared_bytes() / shared) : by_threads;
   *blocks = std::min({by_threads, by_shared, 2});
   return cudaSuccess;
 }
