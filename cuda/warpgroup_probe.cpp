@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "cuda/kernels.h"
+#include "cuda/kernels/linear.h"
 #include "cuda/tensor_map.h"
 
 namespace unifluid::cuda {
@@ -67,17 +67,12 @@ bool agrees(Queue& queue) {
   Memory out(queue, kRows * kHeads * kHeadDim * 4);
   x.fill(1);
   weights.fill(2);
-  const auto both_ways = [&](auto run) {
-    std::vector<unsigned char> results[2];
-    for (int with = 0; with < 2; ++with) {
-      out.clear();
-      queue.allow_warpgroups(with == 1);
-      queue.begin_operation();
-      run();
-      queue.synchronize();
-      results[with] = out.contents();
-    }
-    return results[0] == results[1];
+  const auto result = [&](auto run) {
+    out.clear();
+    queue.begin_operation();
+    run();
+    queue.synchronize();
+    return out.contents();
   };
 
   LinearArgs linear_args{};
@@ -108,9 +103,20 @@ bool agrees(Queue& queue) {
   attention_args.span_count = 1;
   attention_args.out = out.tensor(DType::bf16, kSequence, kHeads * kHeadDim);
 
-  return both_ways([&] { linear(queue, linear_args); }) &&
-         both_ways([&] { gated_linear(queue, gated_args); }) &&
-         both_ways([&] { attention(queue, attention_args); });
+  const auto product = result([&] { linear(queue, linear_args); });
+  const auto gated = result([&] { gated_linear(queue, gated_args); });
+  for (int columns : kWarpgroupColumns) {
+    const auto by_warpgroups = [&](const LinearParams& p, bool is_gated) {
+      return result([&] { multiply_by_warpgroups(queue, p, is_gated, columns); });
+    };
+    if (by_warpgroups(params_of(linear_args), false) != product ||
+        by_warpgroups(params_of(gated_args), true) != gated)
+      return false;
+  }
+  const auto attended = [&] { return result([&] { attention(queue, attention_args); }); };
+  const auto by_warps = attended();
+  queue.allow_warpgroups(true);
+  return attended() == by_warps;
 }
 
 }  // namespace

@@ -9,6 +9,9 @@
 // blocks, deep stages keep enough bytes in flight. A single accumulator also means no split of k;
 // at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper products of more rows go to
 // linear_warpgroup.cu.
+#include <algorithm>
+#include <cmath>
+
 #include "cuda/dispatch.h"
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/tile.h"
@@ -59,6 +62,8 @@ __global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
 using StreamNarrow = Tile<16, 16, 128, 1, 2, 6>;
 // Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.
 using StreamWide = Tile<16, 64, 64, 1, 4, 6>;
+// The same bytes in flight for two matrices: twice as many are more than 99 KiB of shared memory.
+using StreamWideGated = Tile<16, 32, 64, 1, 4, 6>;
 // Up to 64 rows: each weight that has come serves 64 rows.
 using Stream64 = Tile<64, 32, 64, 2, 2, 4>;
 // The largest square that leaves two blocks to a processor with 64 accumulators a thread.
@@ -75,18 +80,54 @@ void launch_product(Queue& queue, const LinearParams& p) {
                T::shared_bytes(kGated ? 2 : 1), p);
 }
 
+// What a tile costs, for the choice among those of many rows: by calculation, not measured.
+struct TileCost {
+  int rows, columns;  // of all weights together
+  double products;    // multiply-adds a clock of a processor that has nothing else to wait for
+
+  // Clocks of the busiest processor for each element of k. Operands come from the second-level
+  // cache, 64 bytes a clock.
+  double of(const LinearParams& p, int matrices, int processors) const {
+    constexpr double kBytes = 64;
+    const double tiles =
+        static_cast<double>(blocks_for(p.m, rows)) * blocks_for(int64_t{p.n} * matrices, columns);
+    const double load = sizeof(bf16) * (rows + columns) / kBytes;
+    return std::ceil(tiles / processors) * std::max(load, rows * columns / products);
+  }
+};
+
 template <bool kGated, bool kAligned>
 void product(Queue& queue, const LinearParams& p, bf16) {
-  if (p.m > 64 && kAligned && queue.limits().warpgroups)
-    multiply_by_warpgroups(queue, p, kGated);
-  else if (p.m > 64)
-    launch_product<std::conditional_t<kGated, SquareGated, Square>, kGated, kAligned>(queue, p);
-  else if (p.m > 16)
+  constexpr int kMatrices = kGated ? 2 : 1;
+  if (p.m <= 16) {
+    if (p.n >= kWideColumns)
+      launch_product<std::conditional_t<kGated, StreamWideGated, StreamWide>, kGated, kAligned>(
+          queue, p);
+    else
+      launch_product<StreamNarrow, kGated, kAligned>(queue, p);
+    return;
+  }
+  if (p.m <= 64) return launch_product<Stream64, kGated, kAligned>(queue, p);
+
+  const auto cost = [&](TileCost tile) { return tile.of(p, kMatrices, queue.limits().processors); };
+  constexpr double kWarpProducts = 600;
+  const double streams = cost({64, 32 * kMatrices, kWarpProducts * 0.75});
+  const double squares = cost({128, 128, kWarpProducts});
+  double best = std::min(streams, squares);
+  if (kAligned && queue.limits().warpgroups) {
+    int columns = 0;
+    for (const TileCost& tile :
+         {TileCost{128, 256, 1700}, TileCost{128, 128, 1500}, TileCost{64, 64, 1200}})
+      if (cost(tile) < best) {
+        best = cost(tile);
+        columns = tile.columns;
+      }
+    if (columns) return multiply_by_warpgroups(queue, p, kGated, columns);
+  }
+  if (streams < squares)
     launch_product<Stream64, kGated, kAligned>(queue, p);
-  else if (p.n >= kWideColumns)
-    launch_product<StreamWide, kGated, kAligned>(queue, p);
   else
-    launch_product<StreamNarrow, kGated, kAligned>(queue, p);
+    launch_product<std::conditional_t<kGated, SquareGated, Square>, kGated, kAligned>(queue, p);
 }
 
 // ---- float32 ----
@@ -181,7 +222,7 @@ void product(Queue& queue, const LinearParams& p, DType type, bool aligned) {
 
 }  // namespace
 
-void linear(Queue& queue, const LinearArgs& args) {
+LinearParams params_of(const LinearArgs& args) {
   LinearParams p{};
   p.x = args.x.data;
   p.weights[0] = args.weight.data;
@@ -197,10 +238,10 @@ void linear(Queue& queue, const LinearArgs& args) {
   p.k = static_cast<int32_t>(args.x.cols);
   p.activation = args.activation;
   p.float_out = args.out.type == DType::f32;
-  product<false>(queue, p, args.x.type, aligned16(args.x) && aligned16(args.weight));
+  return p;
 }
 
-void gated_linear(Queue& queue, const GatedLinearArgs& args) {
+LinearParams params_of(const GatedLinearArgs& args) {
   LinearParams p{};
   p.x = args.x.data;
   p.weights[0] = args.gate.data;
@@ -215,7 +256,15 @@ void gated_linear(Queue& queue, const GatedLinearArgs& args) {
   p.k = static_cast<int32_t>(args.x.cols);
   p.activation = args.activation;
   p.float_out = args.out.type == DType::f32;
-  product<true>(queue, p, args.x.type,
+  return p;
+}
+
+void linear(Queue& queue, const LinearArgs& args) {
+  product<false>(queue, params_of(args), args.x.type, aligned16(args.x) && aligned16(args.weight));
+}
+
+void gated_linear(Queue& queue, const GatedLinearArgs& args) {
+  product<true>(queue, params_of(args), args.x.type,
                 aligned16(args.x) && aligned16(args.gate) && aligned16(args.up));
 }
 

@@ -20,15 +20,17 @@
 namespace unifluid::cuda {
 namespace {
 
-constexpr int kRows = 128, kDepth = kBoxColumns, kMultipliers = 2;
-constexpr int kThreads = (1 + kMultipliers) * kWarpgroup;
+constexpr int kDepth = kBoxColumns;
 constexpr int kRowGroup = 8;
-static_assert(kDepth == kPanelColumns && kRows == 64 * kMultipliers);
+static_assert(kDepth == kPanelColumns);
 
-template <int kColumns_>
+// As many stages as come to 192 KiB.
+template <int kRows_, int kColumns_>
 struct WideTile {
-  static constexpr int kColumns = kColumns_;
-  static constexpr uint32_t kStages = kColumns == 256 ? 4 : 6;
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kMultipliers = kRows / 64;  // warpgroups
+  static constexpr int kThreads = (1 + kMultipliers) * kWarpgroup;
+  static constexpr uint32_t kStages = 192 * 8 / (kRows + kColumns);
   static constexpr uint32_t kTileX = kRows * kDepth, kTileW = kColumns * kDepth;
   static constexpr uint32_t kStageBytes = (kTileX + kTileW) * sizeof(bf16);
 
@@ -41,7 +43,7 @@ struct WideTile {
   }
 };
 
-// Boxes of x have kRows rows; of weights half of a tile's columns.
+// Boxes of x have a tile's rows; of weights half of a tile's columns.
 struct Maps {
   TensorMap x, weights[2];
   int32_t row_tiles, column_tiles;
@@ -121,10 +123,12 @@ UNIFLUID_DEVICE void store_tile(const LinearParams& p, const FragmentC (&sums)[k
 #endif
 
 template <class T, bool kGated>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(T::kThreads, 1)
     product_warpgroups(const __grid_constant__ Maps maps, LinearParams p, bool whole) {
 #ifdef UNIFLUID_WARPGROUPS
   constexpr int kOutColumns = kGated ? T::kColumns / 2 : T::kColumns;
+  // Two warpgroups of multipliers beside that of copies: an even share of registers is too few.
+  constexpr bool kManyRegisters = T::kMultipliers > 1;
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * T::kTileW);
@@ -135,14 +139,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread == 0)
     for (uint32_t i = 0; i < T::kStages; ++i) {
       mbarrier_init(full, i, 1);
-      mbarrier_init(free, i, kMultipliers * kWarpgroup / kWarp);
+      mbarrier_init(free, i, T::kMultipliers * kWarpgroup / kWarp);
     }
   __syncthreads();
 
   const int tiles = maps.row_tiles * maps.column_tiles, steps = (p.k + kDepth - 1) / kDepth;
   RingPlace<T::kStages> place;
   if (thread < kWarpgroup) {
-    give_registers<40>();
+    if constexpr (kManyRegisters) give_registers<40>();
     if (thread > 0) return;
     for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
          tile += static_cast<int>(gridDim.x)) {
@@ -150,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int step = 0; step < steps; ++step, place.advance()) {
         mbarrier_wait(free, place.slot, place.parity ^ 1);
         mbarrier_arrive_expecting(full, place.slot, T::kStageBytes);
-        copy_box(x_tiles, place.slot * T::kTileX, maps.x, step * kDepth, at.row * kRows, full,
+        copy_box(x_tiles, place.slot * T::kTileX, maps.x, step * kDepth, at.row * T::kRows, full,
                  place.slot);
         for (int w = 0; w < 2; ++w)
           copy_box(w_tiles, place.slot * T::kTileW + static_cast<uint32_t>(w) * (T::kTileW / 2),
@@ -161,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
 
-  take_registers<232>();
+  if constexpr (kManyRegisters) take_registers<232>();
   const int warpgroup = thread / kWarpgroup - 1;
   const auto release = [&](uint32_t slot) {
     if (lane_index() == 0) mbarrier_arrive(free, slot);
@@ -191,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     warpgroup_wait<0>();
     keep_in_place(sums);
     release(last);
-    store_tile<kGated>(p, sums, at.row * kRows + warpgroup * 64 + warp_index() % 4 * 16,
+    store_tile<kGated>(p, sums, at.row * T::kRows + warpgroup * 64 + warp_index() % 4 * 16,
                        at.column * kOutColumns, whole);
   }
 #endif
@@ -206,39 +210,39 @@ void launch(Queue& queue, const LinearParams& p) {
     return t;
   };
   Maps maps{};
-  maps.x = tensor_map(matrix(p.x, p.m, p.x_stride), kRows);
+  maps.x = tensor_map(matrix(p.x, p.m, p.x_stride), T::kRows);
   for (int w = 0; w < 2; ++w) {
     const int from = kGated ? w : 0;
     maps.weights[w] =
         tensor_map(matrix(p.weights[from], p.n, p.weight_strides[from]), T::kColumns / 2);
   }
-  maps.row_tiles = static_cast<int32_t>(blocks_for(p.m, kRows));
+  maps.row_tiles = static_cast<int32_t>(blocks_for(p.m, T::kRows));
   maps.column_tiles = static_cast<int32_t>(blocks_for(p.n, kOutColumns));
   const bool whole =
       !p.float_out && reinterpret_cast<uintptr_t>(p.out) % 16 == 0 && p.out_stride % 8 == 0;
   const int tiles = maps.row_tiles * maps.column_tiles;
   queue.launch(product_warpgroups<T, kGated>,
                dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
-               dim3(kThreads), T::shared_bytes(), maps, p, whole);
+               dim3(T::kThreads), T::shared_bytes(), maps, p, whole);
 }
 
-template <bool kGated>
-void launch(Queue& queue, const LinearParams& p) {
-  // Tiles of twice the size only where there is one for each processor.
-  const unsigned wide = blocks_for(p.m, kRows) * blocks_for(p.n, kGated ? 128 : 256);
-  if (wide >= static_cast<unsigned>(queue.limits().processors))
-    launch<WideTile<256>, kGated>(queue, p);
+template <int kRows, int kColumns>
+void launch(Queue& queue, const LinearParams& p, bool gated) {
+  if (gated)
+    launch<WideTile<kRows, kColumns>, true>(queue, p);
   else
-    launch<WideTile<128>, kGated>(queue, p);
+    launch<WideTile<kRows, kColumns>, false>(queue, p);
 }
 
 }  // namespace
 
-void multiply_by_warpgroups(Queue& queue, const LinearParams& p, bool gated) {
-  if (gated)
-    launch<true>(queue, p);
+void multiply_by_warpgroups(Queue& queue, const LinearParams& p, bool gated, int columns) {
+  if (columns == 256)
+    launch<128, 256>(queue, p, gated);
+  else if (columns == 128)
+    launch<128, 128>(queue, p, gated);
   else
-    launch<false>(queue, p);
+    launch<64, 64>(queue, p, gated);
 }
 
 }  // namespace unifluid::cuda

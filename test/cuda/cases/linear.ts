@@ -5,7 +5,10 @@ import type { Activation } from "../../support/ops";
 
 const ACTIVATIONS: Activation[] = ["none", "silu", "gelu_tanh", "gelu_erf"];
 
-/** [m, k, n]: one element, tails of k, sizes at which rows cannot be copied in vectors; one of each tile. */
+/**
+ * [m, k, n]: one element, tails of k, sizes at which rows cannot be copied in vectors; one of each tile, as they are
+ * chosen for the simulation's four processors.
+ */
 const SHAPES: [number, number, number][] = [
   [1, 1, 1],
   [1, 17, 9],
@@ -16,14 +19,21 @@ const SHAPES: [number, number, number][] = [
   [64, 72, 96],
   [65, 40, 130],
   [130, 160, 136],
-  [300, 456, 520],
+  [200, 456, 328],
+  [77, 40, 2304],
   [2, 32, 8200],
+];
+/** So many that a device's processors all have a tile of the larger ones. */
+const LARGE_SHAPES: [number, number, number][] = [
+  [2048, 200, 2304],
+  [4096, 136, 4096],
 ];
 
 export const cases: CudaCase[] = [
-  ...SHAPES.map(
+  ...[...SHAPES, ...LARGE_SHAPES].map(
     ([m, k, n]): CudaCase => ({
       name: `linear [${m}, ${k}] by ${n}`,
+      deviceOnly: m > 1000,
       run(backend, random) {
         const inputs = new Inputs(random);
         return backend.linear({ x: inputs.matrix(m, k), weight: inputs.weight(n, k) });
@@ -46,9 +56,10 @@ export const cases: CudaCase[] = [
       },
     }),
   ),
-  ...SHAPES.filter(([, , n]) => n < 1000).map(
+  ...[...SHAPES, ...LARGE_SHAPES].map(
     ([m, k, n]): CudaCase => ({
       name: `gated_linear [${m}, ${k}] by ${n}`,
+      deviceOnly: m > 1000,
       run(backend, random) {
         const inputs = new Inputs(random);
         const x = inputs.matrix(m, k);
