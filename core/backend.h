@@ -91,7 +91,8 @@ struct AttentionArgs {
   int64_t first_position;      // the rotary position of a sequence's row 0
   const AttentionSpan* spans;  // host, [span_count]
   int64_t span_count;
-  Tensor out;  // [m, heads * head_dim]
+  bool bf16 = false;  // float32 operands of products may be rounded to bfloat16, as in GemmArgs
+  Tensor out;         // [m, heads * head_dim]
 };
 
 // out[i] = table[ids[i]] * scale

@@ -22,8 +22,9 @@ CudaBackend::CudaBackend(const OpenOptions& options)
                  ", compute capability " + std::to_string(properties.major) + "." +
                  std::to_string(properties.minor) +
                  (compute_ == DType::bf16 ? ", bfloat16" : ", float32");
+  // In float32 training still multiplies in bfloat16.
+  const WarpgroupState state = choose_warpgroups(queue_);
   if (compute_ == DType::bf16) {
-    const WarpgroupState state = choose_warpgroups(queue_);
     if (state == WarpgroupState::used) description_ += ", wgmma";
     if (state == WarpgroupState::differs) description_ += ", no wgmma: it rounds otherwise here";
   }
@@ -217,6 +218,30 @@ double CudaBackend::sum_of_squares(const float* values, int64_t count) {
 void CudaBackend::fill(const Tensor& tensor, float value) {
   queue_.begin_operation();
   cuda::fill(queue_, tensor, value);
+}
+
+// Training's, in float32: with rounded operands it is that of inference between two copies.
+void CudaBackend::attention(const AttentionArgs& args) {
+  const bool rounds = args.bf16 && args.q.type == DType::f32 && args.head_dim % 8 == 0;
+  if (!rounds) return run(cuda::attention, args);
+  AttentionArgs rounded = args;
+  std::vector<Tensor> pieces;
+  try {
+    for (Tensor* t : {&rounded.q, &rounded.k, &rounded.v, &rounded.out}) {
+      *t = Tensor(nullptr, DType::bf16, t->rows, t->cols);
+      t->data = arena_.allocate(t->bytes());
+      pieces.push_back(*t);
+    }
+    copy(args.q, rounded.q);
+    copy(args.k, rounded.k);
+    copy(args.v, rounded.v);
+    run(cuda::attention, rounded);
+    copy(rounded.out, args.out);
+  } catch (...) {
+    for (const Tensor& t : pieces) arena_.release(t.data, t.bytes());
+    throw;
+  }
+  for (const Tensor& t : pieces) arena_.release(t.data, t.bytes());
 }
 
 // ---- devices ----

@@ -46,7 +46,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
   void gated_linear(const GatedLinearArgs& args) override { run(cuda::gated_linear, args); }
   void rms_norm(const RmsNormArgs& args) override { run(cuda::rms_norm, args); }
   void layer_norm(const LayerNormArgs& args) override { run(cuda::layer_norm, args); }
-  void attention(const AttentionArgs& args) override { run(cuda::attention, args); }
+  void attention(const AttentionArgs& args) override;
   void embed_tokens(const EmbedTokensArgs& args) override { run(cuda::embed_tokens, args); }
   void image_embed(const ImageEmbedArgs& args) override { run(cuda::image_embed, args); }
   void add_rows(const AddRowsArgs& args) override { run(cuda::add_rows, args); }

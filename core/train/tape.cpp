@@ -224,6 +224,7 @@ Var Tape::attention(Var q, Var k, Var v, const AttentionShape& shape,
   args.first_position = shape.first_position;
   args.spans = kept->data();
   args.span_count = static_cast<int64_t>(kept->size());
+  args.bf16 = bf16_;
   args.out = out;
   backend_.attention(args);
   // Queries, keys and values come from linear layers of their own and have no other use.

@@ -94,13 +94,16 @@ UNIFLUID_DEVICE int64_t query_offset(const AttentionParams& p, const AttendedSpa
 
 // What maxima are taken of: the product of q and k, or the hyperbolic tangent of it. Of that only
 // the absolute error counts, some 2^-23, as it is multiplied by the cap and exponentiated; so it is
-// two functions of the hardware, where tanhf is a dozen instructions more.
-UNIFLUID_DEVICE float raw_score(const AttentionParams& p, float product) {
+// two functions of the hardware, where tanhf is a dozen instructions more. P: parameters with a
+// scale and a soft_cap.
+template <class P>
+UNIFLUID_DEVICE float raw_score(const P& p, float product) {
   constexpr float kTwoLog2E = 2.8853900817779268f;
   if (p.soft_cap <= 0) return product;
   return 1.0f - __fdividef(2.0f, 1.0f + exp2f(product * (p.scale / p.soft_cap * kTwoLog2E)));
 }
-UNIFLUID_DEVICE float exponent_scale(const AttentionParams& p) {
+template <class P>
+UNIFLUID_DEVICE float exponent_scale(const P& p) {
   constexpr float kLog2E = 1.4426950408889634f;
   return (p.soft_cap > 0 ? p.soft_cap : p.scale) * kLog2E;
 }

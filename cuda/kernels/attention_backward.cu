@@ -7,16 +7,17 @@
 // No sum is shared by two blocks, so that each has one order: keys, and queries of one head after
 // the other, ascending.
 //
+// Where products may round their operands, tensor cores do all this
+// (attention_backward_rounded.cu).
+//
 // Three pieces of shared memory hold rows of a tile: two that stay, and one for the two tensors of
 // the other side in turn, so that heads of up to 512 fit the memory of every processor.
 #include <string>
 #include <vector>
 
 #include "core/error.h"
-#include "cuda/device/math.h"
 #include "cuda/device/warp.h"
-#include "cuda/kernels/attention.h"
-#include "cuda/kernels/training_elements.h"
+#include "cuda/kernels/attention_backward.h"
 #include "cuda/training_kernels.h"
 
 namespace unifluid::cuda {
@@ -24,32 +25,6 @@ namespace {
 
 // Threads lie in a square; each has every kSide-th row and column of a tile of scores.
 constexpr int kSide = 16, kThreads = kSide * kSide;
-
-struct Span {
-  int64_t first_row;
-  int32_t rows, prefix_end;
-};
-
-struct Params {
-  Rows q, k;  // rotated
-  Rows v, out, dout;
-  Rows dq, dk, dv;     // dq, dk: of what was rotated
-  float *sums, *dots;  // [rows, heads]: log-sum of exponentials, sum(dout * out)
-  const Span* spans;
-  const AttentionTile* tiles;
-  int32_t heads, group, head_dim, window;
-  float scale, soft_cap;
-};
-
-UNIFLUID_DEVICE Sight sight_of(const Params& p, const Span& span, int row) {
-  return sight_at(row, span.prefix_end, p.window);
-}
-// The rows that see a key of first .. last, and perhaps others.
-UNIFLUID_DEVICE Sight seen_by(const Params& p, const Span& span, int first, int last) {
-  const int begin = first < span.prefix_end ? 0 : first;
-  if (p.window <= 0) return {begin, span.rows - 1};
-  return {begin, min(span.rows, max(span.prefix_end, last + p.window)) - 1};
-}
 
 // `kColumns`: columns of a head, rounded up.
 template <int kRows_, int kColumns_>
@@ -146,7 +121,7 @@ UNIFLUID_DEVICE void store(const Sums<S>& sums, const Rows& to, int64_t first_ro
 struct Score {
   float value, slope;  // and its derivative with respect to the product of q and k
 };
-UNIFLUID_DEVICE Score score_of(const Params& p, float product) {
+UNIFLUID_DEVICE Score score_of(const AttentionGradients& p, float product) {
   const float s = product * p.scale;
   if (!(p.soft_cap > 0)) return {s, p.scale};
   const float t = tanhf(s / p.soft_cap);
@@ -157,15 +132,15 @@ UNIFLUID_DEVICE Score score_of(const Params& p, float product) {
 
 // What a block works on, and where its threads are in it.
 struct Place {
-  Span span;
+  GradientSpan span;
   int first, last;  // rows of the tile
   int head;
   int y, x;
 };
 template <class S>
-UNIFLUID_DEVICE Place place_of(const Params& p) {
+UNIFLUID_DEVICE Place place_of(const AttentionGradients& p) {
   const AttentionTile tile = p.tiles[blockIdx.x];
-  const Span span = p.spans[tile.span];
+  const GradientSpan span = p.spans[tile.span];
   const int thread = static_cast<int>(threadIdx.x);
   return {span,
           tile.first,
@@ -177,13 +152,13 @@ UNIFLUID_DEVICE Place place_of(const Params& p) {
 
 // The keys that a tile of queries sees, from the beginning of a tile of theirs.
 template <class S>
-UNIFLUID_DEVICE Sight keys_of(const Params& p, const Place& at) {
+UNIFLUID_DEVICE Sight keys_of(const AttentionGradients& p, const Place& at) {
   return {sight_of(p, at.span, at.first).first / S::kRows * S::kRows,
           sight_of(p, at.span, at.last).last};
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) statistics(Params p) {
+__global__ void __launch_bounds__(kThreads) statistics(AttentionGradients p) {
   SharedArena arena;
   const Tile<S> queries{arena.take<float>(S::kRows * S::kStride)};
   const Tile<S> keys{arena.take<float>(S::kRows * S::kStride)};
@@ -237,10 +212,10 @@ __global__ void __launch_bounds__(kThreads) statistics(Params p) {
 // The weights of a begin, and the gradients of its products of q and k, from these products and
 // those of dout and v; zeros where a row does not see a key.
 template <class S>
-UNIFLUID_DEVICE void score_gradients(const Params& p, const Span& span, int head, int first_query,
-                                     int first_key, const Scores<S>& scores, const Scores<S>& douts,
-                                     int y, int x, const Shared<float>& gradients,
-                                     const Shared<float>* weights) {
+UNIFLUID_DEVICE void score_gradients(const AttentionGradients& p, const GradientSpan& span,
+                                     int head, int first_query, int first_key,
+                                     const Scores<S>& scores, const Scores<S>& douts, int y, int x,
+                                     const Shared<float>& gradients, const Shared<float>* weights) {
   for (int i = 0; i < S::kEach; ++i) {
     const int query = first_query + y + kSide * i;
     const bool there = query < span.rows;
@@ -263,7 +238,7 @@ UNIFLUID_DEVICE void score_gradients(const Params& p, const Span& span, int head
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) query_gradients(Params p) {
+__global__ void __launch_bounds__(kThreads) query_gradients(AttentionGradients p) {
   SharedArena arena;
   const Tile<S> queries{arena.take<float>(S::kRows * S::kStride)};
   const Tile<S> douts{arena.take<float>(S::kRows * S::kStride)};
@@ -295,7 +270,7 @@ __global__ void __launch_bounds__(kThreads) query_gradients(Params p) {
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) key_gradients(Params p) {
+__global__ void __launch_bounds__(kThreads) key_gradients(AttentionGradients p) {
   SharedArena arena;
   const Tile<S> keys{arena.take<float>(S::kRows * S::kStride)};
   const Tile<S> values{arena.take<float>(S::kRows * S::kStride)};
@@ -336,13 +311,16 @@ __global__ void __launch_bounds__(kThreads) key_gradients(Params p) {
 // ---- rotary embedding ----
 
 struct RotationParams {
-  Rows from, to;             // may be one
+  Rows from;
+  void* to;  // float or bf16; may be `from`
+  int64_t to_stride;
   const int32_t* positions;  // of each row
   const float* frequencies;
   int32_t half;
   float sign;        // -1: back
   ElementGrid grid;  // of pairs
 };
+template <class T>
 __global__ void __launch_bounds__(kElementThreads) rotate_pair(RotationParams p) {
   const ElementPlace at = element_place(p.grid);
   if (!at.inside) return;
@@ -352,17 +330,16 @@ __global__ void __launch_bounds__(kElementThreads) rotate_pair(RotationParams p)
   sincosf(static_cast<float>(p.positions[at.row]) * p.frequencies[c], &sine, &cosine);
   sine *= p.sign;
   const float a = p.from.at(at.row, low), b = p.from.at(at.row, high);
-  p.to.at(at.row, low) = a * cosine - b * sine;
-  p.to.at(at.row, high) = fmaf(a, sine, b * cosine);
+  T* to = static_cast<T*>(p.to) + at.row * p.to_stride;
+  to[low] = from_float<T>(a * cosine - b * sine);
+  to[high] = from_float<T>(fmaf(a, sine, b * cosine));
 }
 
 // ---- host ----
 
 template <class S>
-void launch_all(Queue& queue, Params& p, const std::vector<AttentionTile>& tiles,
-                const AttentionTile* staged) {
-  p.tiles = staged;
-  const unsigned count = static_cast<unsigned>(tiles.size());
+void launch_all(Queue& queue, const AttentionGradients& p, size_t tiles) {
+  const unsigned count = static_cast<unsigned>(tiles);
   const unsigned heads = static_cast<unsigned>(p.heads);
   const auto bytes = [](int rows, int scores) {
     SharedBytes all;
@@ -383,6 +360,17 @@ using Middle = Shape<32, 128>;
 using Large = Shape<16, 256>;
 using Largest = Shape<16, kLargestHead>;
 
+void float_gradients(Queue& queue, const AttentionGradients& p, size_t tiles) {
+  if (p.head_dim <= Small::kColumns)
+    launch_all<Small>(queue, p, tiles);
+  else if (p.head_dim <= Middle::kColumns)
+    launch_all<Middle>(queue, p, tiles);
+  else if (p.head_dim <= Large::kColumns)
+    launch_all<Large>(queue, p, tiles);
+  else
+    launch_all<Largest>(queue, p, tiles);
+}
+
 }  // namespace
 
 void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
@@ -393,8 +381,11 @@ void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
     throw Error(error_code::kInvalidArgument,
                 "expected heads of at most " + std::to_string(kLargestHead) +
                     " to train on a GPU but the model has heads of " + std::to_string(d));
-  const int tile_rows = d <= Middle::kColumns ? Small::kRows : Large::kRows;
-  std::vector<Span> spans;
+  const bool rounded = f.bf16 && takes_rounded(d);
+  const int tile_rows = rounded                 ? kRoundedTileRows
+                        : d <= Middle::kColumns ? Small::kRows
+                                                : Large::kRows;
+  std::vector<GradientSpan> spans;
   std::vector<AttentionTile> tiles;
   std::vector<int32_t> positions(static_cast<size_t>(rows));
   for (int64_t i = 0; i < f.span_count; ++i) {
@@ -410,10 +401,14 @@ void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
 
   const bool rotary = f.rope_theta > 0;
   const size_t m = static_cast<size_t>(rows), heads = static_cast<size_t>(f.heads);
-  const size_t q_count = rotary ? m * heads * static_cast<size_t>(d) : 0;
-  const size_t k_count = rotary ? m * static_cast<size_t>(f.kv_heads * d) : 0;
-  queue.reserve_scratch((q_count + k_count + 2 * m * heads) * sizeof(float) + 4 * 256);
-  Params p{};
+  // Queries, and keys, as the kernels want them: rotated, rounded, or both.
+  const bool changed = rotary || rounded;
+  const DType type = rounded ? DType::bf16 : DType::f32;
+  const size_t q_bytes = m * heads * static_cast<size_t>(d) * size_of(type);
+  const size_t k_bytes = m * static_cast<size_t>(f.kv_heads * d) * size_of(type);
+  queue.reserve_scratch((changed ? q_bytes + k_bytes : 0) + (rounded ? q_bytes + k_bytes : 0) +
+                        2 * m * heads * sizeof(float) + 6 * 256);
+  AttentionGradients p{};
   p.q = f.q;
   p.k = f.k;
   p.v = f.v;
@@ -430,13 +425,15 @@ void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
   p.soft_cap = f.soft_cap;
   p.sums = queue.scratch<float>(m * heads);
   p.dots = queue.scratch<float>(m * heads);
-  const Tensor rotated_q(rotary ? queue.scratch<float>(q_count) : nullptr, DType::f32, rows,
-                         f.heads * d);
-  const Tensor rotated_k(rotary ? queue.scratch<float>(k_count) : nullptr, DType::f32, rows,
-                         f.kv_heads * d);
+  const auto packed = [&](bool wanted, const Tensor& like, size_t bytes) {
+    return Tensor(wanted ? queue.scratch<char>(bytes) : nullptr, type, rows, like.cols);
+  };
+  const Tensor changed_q = packed(changed, f.q, q_bytes), changed_k = packed(changed, f.k, k_bytes);
+  const Tensor rounded_v = packed(rounded, f.v, k_bytes);
+  const Tensor rounded_dout = packed(rounded, f.q, q_bytes);
 
   p.spans = queue.stage(spans.data(), spans.size());
-  const AttentionTile* const staged = queue.stage(tiles.data(), tiles.size());
+  p.tiles = queue.stage(tiles.data(), tiles.size());
   RotationParams r{};
   if (rotary) {
     r.positions = queue.stage(positions.data(), positions.size());
@@ -446,25 +443,35 @@ void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
   }
   const auto rotate = [&](const Tensor& from, const Tensor& to, float sign) {
     r.from = from;
-    r.to = to;
+    r.to = to.data;
+    r.to_stride = to.stride;
     r.sign = sign;
     r.grid = ElementGrid(from.rows, from.cols / 2);
-    launch_elements(queue, rotate_pair, r.grid, r);
+    launch_elements(queue, to.type == DType::bf16 ? rotate_pair<bf16> : rotate_pair<float>, r.grid,
+                    r);
   };
   if (rotary) {
-    rotate(f.q, rotated_q, 1);
-    rotate(f.k, rotated_k, 1);
-    p.q = rotated_q;
-    p.k = rotated_k;
+    rotate(f.q, changed_q, 1);
+    rotate(f.k, changed_k, 1);
+  } else if (rounded) {
+    copy_rows(queue, f.q, changed_q);
+    copy_rows(queue, f.k, changed_k);
   }
-  if (d <= Small::kColumns)
-    launch_all<Small>(queue, p, tiles, staged);
-  else if (d <= Middle::kColumns)
-    launch_all<Middle>(queue, p, tiles, staged);
-  else if (d <= Large::kColumns)
-    launch_all<Large>(queue, p, tiles, staged);
-  else
-    launch_all<Largest>(queue, p, tiles, staged);
+  if (rounded) {
+    copy_rows(queue, f.v, rounded_v);
+    copy_rows(queue, args.dout, rounded_dout);
+    p.rounded_q = static_cast<const bf16*>(changed_q.data);
+    p.rounded_k = static_cast<const bf16*>(changed_k.data);
+    p.rounded_v = static_cast<const bf16*>(rounded_v.data);
+    p.rounded_dout = static_cast<const bf16*>(rounded_dout.data);
+    rounded_gradients(queue, p, tiles.size());
+  } else {
+    if (rotary) {
+      p.q = changed_q;
+      p.k = changed_k;
+    }
+    float_gradients(queue, p, tiles.size());
+  }
   if (rotary) {
     rotate(args.dq, args.dq, -1);
     rotate(args.dk, args.dk, -1);

@@ -16,6 +16,7 @@ AttentionArgs attention_settings(Call& call) {
   args.window = static_cast<int64_t>(call.number("window", 0));
   args.rope_theta = static_cast<float>(call.number("ropeTheta", 0));
   args.first_position = static_cast<int64_t>(call.number("firstPosition", 0));
+  args.bf16 = call.number("bf16", 0) != 0;
   return args;
 }
 

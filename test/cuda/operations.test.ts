@@ -7,7 +7,6 @@ import { Random } from "../support/numbers";
 import { addon, type Backend, expectSameBits, simulate, simulatedLibrary } from "../support/ops";
 import { families } from "./cases";
 
-const cudaOptions = { library: simulatedLibrary, compute: "bf16" } as const;
 let cpu: Backend;
 beforeAll(() => {
   cpu = new addon.TestBackend({ threads: 1 });
@@ -16,24 +15,30 @@ afterAll(() => cpu.close());
 
 describe.each([
   { device: "8.6", capability: 86, of: Object.keys(families), wgmma: false },
-  { device: "9.0", capability: 90, of: ["linear", "attention"], wgmma: true },
+  {
+    device: "9.0",
+    capability: 90,
+    of: ["linear", "attention", "attention_gradients"],
+    wgmma: true,
+  },
 ])("compute capability $device", ({ capability, of, wgmma }) => {
-  let cuda: Backend;
-  beforeAll(() => {
-    simulate({ capability });
-    cuda = new addon.TestBackend(cudaOptions);
-  });
-  afterAll(() => {
-    cuda.close();
-    simulate();
-  });
-
-  test("uses the products of warpgroups where there are any", () => {
-    expect(cuda.description().endsWith(", wgmma")).toBe(wgmma);
-  });
+  beforeAll(() => simulate({ capability }));
+  afterAll(() => simulate());
 
   describe.each(of)("%s", (family) => {
-    const { cases, invariants } = families[family]!;
+    const { cases, invariants, training } = families[family]!;
+    let cuda: Backend;
+    beforeAll(() => {
+      const compute = training ? "f32" : "bf16";
+      cuda = new addon.TestBackend({ library: simulatedLibrary, compute });
+    });
+    afterAll(() => cuda.close());
+
+    if (!training)
+      test("uses the products of warpgroups where there are any", () => {
+        expect(cuda.description().endsWith(", wgmma")).toBe(wgmma);
+      });
+
     const simulated = cases.filter((c) => !c.deviceOnly);
     test.each(simulated.map((c) => [c.name, c] as const))("%s", (_name, c) => {
       const { seed } = new Random();

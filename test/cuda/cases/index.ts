@@ -1,6 +1,7 @@
 /** All cases, by family of operations. */
 import type { CudaCase, Invariant } from "../../support/cuda-cases";
 import * as attention from "./attention";
+import * as attentionGradients from "./attention-gradients";
 import * as convolution from "./convolution";
 import * as diffusion from "./diffusion";
 import * as embedding from "./embedding";
@@ -9,8 +10,16 @@ import * as linear from "./linear";
 import * as norm from "./norm";
 import * as sampling from "./sampling";
 
-export const families: Record<string, { cases: CudaCase[]; invariants: Invariant[] }> = {
+export interface Family {
+  cases: CudaCase[];
+  invariants: Invariant[];
+  /** Of training, whose activations are float32 while products round their operands. */
+  training?: boolean;
+}
+
+export const families: Record<string, Family> = {
   attention,
+  attention_gradients: attentionGradients,
   convolution,
   diffusion,
   embedding,
