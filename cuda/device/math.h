@@ -1,4 +1,5 @@
-// Activations and rotary angles, as the CPU has them: float32, no fast approximations.
+// Activations and rotary angles, as the CPU has them: float32, no fast approximations. But for
+// `power_of_two`, of attention in bfloat16.
 #pragma once
 
 #include "core/backend.h"
@@ -26,6 +27,17 @@ UNIFLUID_DEVICE_CALLED float activate_any(Activation activation, float x) {
 }
 UNIFLUID_DEVICE float activate(Activation activation, float x) {
   return activation == Activation::none ? x : activate_any(activation, x);
+}
+
+// 2^x as the hardware has it, within two units in the last place; what would be denormal is 0.
+UNIFLUID_DEVICE float power_of_two(float x) {
+#ifdef UNIFLUID_SIMT
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
 }
 
 UNIFLUID_DEVICE float soft_capped(float x, float cap) { return cap * tanhf(x / cap); }

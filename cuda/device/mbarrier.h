@@ -11,15 +11,28 @@
 
 namespace unifluid::cuda {
 
+namespace mbarrier {
+#ifdef UNIFLUID_SIMT
+inline void* place(const Shared<uint64_t>& barriers, uint32_t i) {
+  simt::shared_bounds(barriers.address(0), i, 1, barriers.count(), sizeof(uint64_t));
+  return barriers.address(i);
+}
+#else
+UNIFLUID_DEVICE uint32_t place(const Shared<uint64_t>& barriers, uint32_t i) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(barriers.address(i)));
+}
+#endif
+}  // namespace mbarrier
+
 // Before any use, by one thread; a barrier of the block must follow.
 UNIFLUID_DEVICE void mbarrier_init(const Shared<uint64_t>& barriers, uint32_t i,
                                    uint32_t arrivals) {
 #ifdef UNIFLUID_SIMT
-  simt::shared_bounds(barriers.address(0), i, 1, barriers.count(), sizeof(uint64_t));
-  simt::mbarrier_init(barriers.address(i), arrivals);
+  simt::mbarrier_init(mbarrier::place(barriers, i), arrivals);
 #else
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(barriers.address(i)));
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(mbarrier::place(barriers, i)),
+               "r"(arrivals)
+               : "memory");
   // also for the bulk copies that will complete on it
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
@@ -27,11 +40,10 @@ UNIFLUID_DEVICE void mbarrier_init(const Shared<uint64_t>& barriers, uint32_t i,
 
 UNIFLUID_DEVICE void mbarrier_arrive(const Shared<uint64_t>& barriers, uint32_t i) {
 #ifdef UNIFLUID_SIMT
-  simt::shared_bounds(barriers.address(0), i, 1, barriers.count(), sizeof(uint64_t));
-  simt::mbarrier_arrive(barriers.address(i), 0);
+  simt::mbarrier_arrive(mbarrier::place(barriers, i), 0);
 #else
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(barriers.address(i)));
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(mbarrier::place(barriers, i))
+               : "memory");
 #endif
 }
 
@@ -39,24 +51,23 @@ UNIFLUID_DEVICE void mbarrier_arrive(const Shared<uint64_t>& barriers, uint32_t 
 UNIFLUID_DEVICE void mbarrier_arrive_expecting(const Shared<uint64_t>& barriers, uint32_t i,
                                                uint32_t bytes) {
 #ifdef UNIFLUID_SIMT
-  simt::shared_bounds(barriers.address(0), i, 1, barriers.count(), sizeof(uint64_t));
-  simt::mbarrier_arrive(barriers.address(i), bytes);
+  simt::mbarrier_arrive(mbarrier::place(barriers, i), bytes);
 #else
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(barriers.address(i)));
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(mbarrier::place(barriers, i)),
+      "r"(bytes)
+      : "memory");
 #endif
 }
 
 #ifdef UNIFLUID_SIMT
 inline void mbarrier_wait(const Shared<uint64_t>& barriers, uint32_t i, uint32_t parity,
                           const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-  simt::shared_bounds(barriers.address(0), i, 1, barriers.count(), sizeof(uint64_t));
-  simt::mbarrier_wait(barriers.address(i), parity, {file, line});
+  simt::mbarrier_wait(mbarrier::place(barriers, i), parity, {file, line});
 }
 #else
 UNIFLUID_DEVICE void mbarrier_wait(const Shared<uint64_t>& barriers, uint32_t i, uint32_t parity) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(barriers.address(i)));
+  const uint32_t address = mbarrier::place(barriers, i);
   uint32_t over;
   do {
     // Sleeps for a while by itself.
@@ -82,10 +93,10 @@ UNIFLUID_DEVICE void copy_box(const Shared<bf16>& to, uint32_t index, const Tens
 #ifdef UNIFLUID_SIMT
   simt::shared_bounds(to.address(0), index, map.box_rows * map.box_columns, to.count(),
                       sizeof(bf16));
-  simt::tensor_copy(to.address(index), &map, column, row, barriers.address(i));
+  simt::tensor_copy(to.address(index), &map, column, row, mbarrier::place(barriers, i));
 #else
   const uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(to.address(index)));
-  const uint32_t barrier = static_cast<uint32_t>(__cvta_generic_to_shared(barriers.address(i)));
+  const uint32_t barrier = mbarrier::place(barriers, i);
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),

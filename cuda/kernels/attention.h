@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "cuda/device/cp_async.h"
+#include "cuda/device/math.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
 #include "cuda/kernels.h"
@@ -100,7 +101,7 @@ template <class P>
 UNIFLUID_DEVICE float raw_score(const P& p, float product) {
   constexpr float kTwoLog2E = 2.8853900817779268f;
   if (p.soft_cap <= 0) return product;
-  return 1.0f - __fdividef(2.0f, 1.0f + exp2f(product * (p.scale / p.soft_cap * kTwoLog2E)));
+  return 1.0f - __fdividef(2.0f, 1.0f + power_of_two(product * (p.scale / p.soft_cap * kTwoLog2E)));
 }
 template <class P>
 UNIFLUID_DEVICE float exponent_scale(const P& p) {
@@ -109,7 +110,7 @@ UNIFLUID_DEVICE float exponent_scale(const P& p) {
 }
 // Of a score below `maximum`; also the factor that takes what was summed under a lower one to it.
 UNIFLUID_DEVICE float weight_of(float score, float maximum, float exponent_scale) {
-  return exp2f((score - maximum) * exponent_scale);
+  return power_of_two((score - maximum) * exponent_scale);
 }
 
 // Copies kRows rows to a tile of shared memory with rows of kColumns + 8 elements, at which 8

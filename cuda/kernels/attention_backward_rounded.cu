@@ -122,7 +122,7 @@ struct Pair {
 UNIFLUID_DEVICE Pair pair_of(const AttentionGradients& p, float product, float dout_value,
                              float sum, float dot) {
   const float raw = raw_score(p, product);
-  const float weight = exp2f(fmaf(raw, exponent_scale(p), -sum));
+  const float weight = power_of_two(fmaf(raw, exponent_scale(p), -sum));
   const float slope = p.soft_cap > 0 ? p.scale * fmaf(-raw, raw, 1.0f) : p.scale;
   return {weight, weight * (dout_value - dot) * slope};
 }

@@ -79,71 +79,33 @@ struct Product {
 constexpr uint32_t kTile = 8 * 16;
 
 struct Steps {
-  bool proxy_fence = true, barrier = true, fence = true, wait = true;
+  bool proxy_fence = true, barrier = true, fence = true;
+  bool wait = true, store_first = false;
+  bool one_differs = false, half_leaves = false;
 };
 void multiply(const Arguments& a, Steps steps) {
   SharedArena arena;
-  const auto tile = arena.take<bf16>(kTile);
+  const auto tile = arena.take<bf16>(kTile), twin = arena.take<bf16>(kTile);
   Product::fill(tile, a.in);
+  Product::fill(twin, a.in);
   if (steps.proxy_fence) fence_async_proxy();
   if (steps.barrier) __syncthreads();
+  if (steps.half_leaves && threadIdx.x >= kWarpgroup / 2) return;
   Product product;
   if (steps.fence) warpgroup_fence();
-  product.begin(tile);
+  product.begin(steps.one_differs && threadIdx.x == 5 ? twin : tile);
   warpgroup_commit();
+  if (steps.store_first) product.store(a.out);
   if (steps.wait) warpgroup_wait<0>();
-  product.store(a.out);
+  if (!steps.store_first) product.store(a.out);
 }
 void missing_proxy_fence(const Arguments& a) { multiply(a, {.proxy_fence = !a.wrong}); }
 void missing_barrier(const Arguments& a) { multiply(a, {.barrier = !a.wrong}); }
 void missing_fence(const Arguments& a) { multiply(a, {.fence = !a.wrong}); }
 void missing_wait(const Arguments& a) { multiply(a, {.wait = !a.wrong}); }
-
-void accumulators_too_early(const Arguments& a) {
-  SharedArena arena;
-  const auto tile = arena.take<bf16>(kTile);
-  Product::fill(tile, a.in);
-  fence_async_proxy();
-  __syncthreads();
-  Product product;
-  warpgroup_fence();
-  product.begin(tile);
-  warpgroup_commit();
-  if (a.wrong) product.store(a.out);
-  warpgroup_wait<0>();
-  if (!a.wrong) product.store(a.out);
-}
-
-void different_products(const Arguments& a) {
-  SharedArena arena;
-  const auto tile = arena.take<bf16>(kTile);
-  const auto other = arena.take<bf16>(kTile);
-  Product::fill(tile, a.in);
-  Product::fill(other, a.in);
-  fence_async_proxy();
-  __syncthreads();
-  Product product;
-  warpgroup_fence();
-  product.begin(a.wrong && threadIdx.x == 5 ? other : tile);
-  warpgroup_commit();
-  warpgroup_wait<0>();
-  product.store(a.out);
-}
-
-void half_of_a_warpgroup(const Arguments& a) {
-  SharedArena arena;
-  const auto tile = arena.take<bf16>(kTile);
-  Product::fill(tile, a.in);
-  fence_async_proxy();
-  __syncthreads();
-  if (a.wrong && threadIdx.x >= 64) return;
-  Product product;
-  warpgroup_fence();
-  product.begin(tile);
-  warpgroup_commit();
-  warpgroup_wait<0>();
-  product.store(a.out);
-}
+void accumulators_too_early(const Arguments& a) { multiply(a, {.store_first = a.wrong}); }
+void different_products(const Arguments& a) { multiply(a, {.one_differs = a.wrong}); }
+void half_of_a_warpgroup(const Arguments& a) { multiply(a, {.half_leaves = a.wrong}); }
 
 // The tile is written again by cp.async; the product that reads it must have been waited for.
 void copy_over_a_product(const Arguments& a) {
