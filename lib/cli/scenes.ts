@@ -18,6 +18,7 @@ interface ScenesFlags extends OutputFlags {
   size: number;
   split: Split;
   pairs: PairRule;
+  minObjects: number;
   tasks: TemplateTask[];
   shards?: number;
 }
@@ -46,6 +47,7 @@ export function addScenes(program: Command): void {
         .choices(PAIR_RULES)
         .default("exclude"),
     )
+    .option("--min-objects <n>", "fewest objects of a scene, of three", whole(1, 3), 1)
     .option("--tasks <list>", "tasks to write records of", someOf(TASKS), [...TASKS])
     .option(
       "--shards <n>",
@@ -58,7 +60,7 @@ export function addScenes(program: Command): void {
 }
 
 async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
-  const { out, count, size, split, pairs, tasks, shards } = flags;
+  const { out, count, size, split, pairs, minObjects, tasks, shards } = flags;
   const { writeDataset } = await import("../scenes/dataset.js");
   const seed = parseSeed(flags.seed);
   const progress = startRate(context, count);
@@ -69,6 +71,7 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
       size,
       split,
       pairs,
+      minObjects,
       tasks,
       shards,
       signal: context.signal,
@@ -81,5 +84,6 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
     progress.stop();
   }
   note(context, `${count} scenes in ${out}, seed ${seed}`);
-  if (context.json) await writeJson({ folder: out, count, seed, split, pairs, tasks, shards });
+  if (context.json)
+    await writeJson({ folder: out, count, seed, split, pairs, minObjects, tasks, shards });
 }

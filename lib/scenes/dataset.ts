@@ -21,6 +21,8 @@ export interface DatasetOptions {
   split?: Split;
   /** Whether the colour–shape pairs kept from training may occur. */
   pairs?: PairRule;
+  /** The fewest objects of a scene, 1 to 3; default 1. */
+  minObjects?: number;
   tasks?: readonly TemplateTask[];
   /** Pixels along each side. */
   size?: number;
@@ -34,9 +36,19 @@ export interface DatasetOptions {
 /** Questions asked of each scene; more would repeat themselves. */
 const QUESTIONS = 6;
 
-/** A scene by its name: the same in every data set of this seed and split. */
-export function sceneOf(seed: bigint, split: Split, index: number, pairs: PairRule): Scene {
-  return randomScene(streamOf(seed, split, "scene", index), { pairs });
+/** A scene by its name: the same in every data set of this seed and split with the same pairs and fewest objects. */
+export function sceneOf(
+  seed: bigint,
+  split: Split,
+  index: number,
+  pairs: PairRule,
+  minObjects = 1,
+): Scene {
+  const random = streamOf(seed, split, "scene", index);
+  for (;;) {
+    const scene = randomScene(random, { pairs });
+    if (scene.objects.length >= minObjects) return scene;
+  }
 }
 
 /** The randomness of one part of a scene's record. */
@@ -140,7 +152,7 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
   await rm(beside, { recursive: true, force: true });
   await mkdir(beside, { recursive: true });
   const draw = async (index: number): Promise<DrawnScene> => {
-    const scene = sceneOf(filled.seed, filled.split, index, filled.pairs);
+    const scene = sceneOf(filled.seed, filled.split, index, filled.pairs, options.minObjects);
     const { pictures, records } = recordsOf(scene, index, filled);
     const drawn = [...pictures].map(async ([name, of]) => [name, await drawPng(of, size)] as const);
     return { index, records, pictures: new Map(await Promise.all(drawn)) };

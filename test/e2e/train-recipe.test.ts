@@ -26,7 +26,7 @@ beforeAll(() => {
 afterAll(() => rmSync(folder, { recursive: true }));
 
 /** The runs' settings. */
-const RUNS = ["autoencoder.yaml", "run.yaml", "finer-run.yaml"];
+const RUNS = ["autoencoder.yaml", "run.yaml", "finer-run.yaml", "crowded-run.yaml"];
 /** Steps of the short runs; the page's own are exchanged for them. */
 const SHORT = 2;
 const short = (step: number) => `step-${String(step).padStart(8, "0")}`;
@@ -50,8 +50,10 @@ function commands(): string[] {
 
 test("its settings are those of whole runs, and its commands name their ends", () => {
   const page = readFileSync(join(recipe, "README.md"), "utf8");
-  const steps = RUNS.map((name) => parse(readFileSync(join(recipe, name), "utf8")).steps as number);
-  const named = new Set([...page.matchAll(/step-\d{8}/g)].map(([name]) => name));
+  const settings = RUNS.map((name) => readFileSync(join(recipe, name), "utf8"));
+  const steps = settings.map((text) => parse(text).steps as number);
+  const names = [page, ...settings].flatMap((text) => [...text.matchAll(/step-\d{8}/g)]);
+  const named = new Set(names.map(([name]) => name));
   expect([...named].sort()).toEqual(steps.map(short).sort());
   for (const name of readdirSync(recipe).filter((file) => file.endsWith(".yaml")))
     expect(page).toContain(name);
@@ -62,7 +64,8 @@ test("each command does its part", async () => {
     const settings = parse(readFileSync(join(recipe, name), "utf8"));
     const samples = { ...settings.samples, every: SHORT };
     const checkpoint = { every: SHORT, keep: 1 };
-    const changed = { ...settings, steps: SHORT, checkpoint, samples };
+    const model = settings.model?.replace(/step-\d{8}/, short(SHORT));
+    const changed = { ...settings, ...(model && { model }), steps: SHORT, checkpoint, samples };
     writeFileSync(join(folder, name), stringify(changed));
   }
   const all = commands();
@@ -77,7 +80,7 @@ test("each command does its part", async () => {
       throw new Error(`${command}\n${error.stderr}`);
     });
   }
-  for (const run of ["autoencoder-run", "run", "finer-run"]) {
+  for (const run of ["autoencoder-run", "run", "finer-run", "crowded-run"]) {
     expect(readdirSync(join(folder, run, "checkpoints"))).toEqual([short(SHORT)]);
     expect(readdirSync(join(folder, run, "samples"))).toEqual([`${short(SHORT)}.png`]);
     expect(existsSync(join(folder, run, "report.html"))).toBe(true);

@@ -66,6 +66,12 @@ test("a scene has its name, whatever was drawn before it", () => {
   expect(sceneOf(5n, "train", 40, "exclude")).toEqual(sceneOf(5n, "train", 40, "exclude"));
   expect(sceneOf(5n, "train", 40, "exclude")).not.toEqual(sceneOf(5n, "test", 40, "exclude"));
   expect(sceneOf(5n, "train", 40, "exclude")).not.toEqual(sceneOf(6n, "train", 40, "exclude"));
+  for (let i = 0; i < 40; i++) {
+    const any = sceneOf(5n, "train", i, "exclude");
+    const many = sceneOf(5n, "train", i, "exclude", 2);
+    expect(many.objects.length).toBeGreaterThan(1);
+    if (any.objects.length > 1) expect(many).toEqual(any);
+  }
 });
 
 describe("what is said of a scene", () => {
