@@ -44,6 +44,8 @@ test("a pack brings the checks to a checkout without packages, where they pass o
   const { stdout } = await promised("sh", [join(pack, "run.sh"), "--simulated"], {
     cwd: checkout,
     env: { PATH: `${dirname(process.execPath)}:/usr/bin:/bin`, ...simulated },
+  }).catch((error) => {
+    throw new Error(`${error.message}\n${error.stdout}`); // which check it was
   });
   const attention = /^bf16 attention: \d+ cases/gm;
   expect(stdout.match(attention)).toHaveLength(2); // with the products of warpgroups and without
