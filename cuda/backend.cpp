@@ -7,7 +7,7 @@
 #include "core/convert.h"
 #include "core/error.h"
 #include "cuda/kernels.h"
-#include "cuda/warpgroup_probe.h"
+#include "cuda/kernels/warpgroup_probe.h"
 
 namespace unifluid::cuda {
 

@@ -32,7 +32,7 @@ struct DeviceLimits {
   int processors = 1;              // multiprocessors
   int capability = 0;              // 86: compute capability 8.6
   size_t shared_bytes = 48 << 10;  // of one block, at most
-  // Hopper's bulk copies and products of warpgroups may be used (cuda/warpgroup_probe.h).
+  // Hopper's bulk copies and products of warpgroups may be used (cuda/kernels/warpgroup_probe.h).
   bool warpgroups = false;
 };
 

@@ -211,11 +211,11 @@ void launch(Queue& queue, const LinearParams& p) {
   };
   Maps maps{};
   maps.x = tensor_map(matrix(p.x, p.m, p.x_stride), T::kRows);
-  for (int w = 0; w < 2; ++w) {
-    const int from = kGated ? w : 0;
-    maps.weights[w] =
-        tensor_map(matrix(p.weights[from], p.n, p.weight_strides[from]), T::kColumns / 2);
-  }
+  const auto weight_map = [&](int w) {
+    return tensor_map(matrix(p.weights[w], p.n, p.weight_strides[w]), T::kColumns / 2);
+  };
+  maps.weights[0] = weight_map(0);
+  maps.weights[1] = kGated ? weight_map(1) : maps.weights[0];
   maps.row_tiles = static_cast<int32_t>(blocks_for(p.m, T::kRows));
   maps.column_tiles = static_cast<int32_t>(blocks_for(p.n, kOutColumns));
   const bool whole =

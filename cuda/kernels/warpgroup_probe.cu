@@ -1,4 +1,4 @@
-#include "cuda/warpgroup_probe.h"
+#include "cuda/kernels/warpgroup_probe.h"
 
 #include <cstdlib>
 #include <string>

@@ -110,3 +110,20 @@ test("a library that is none, and a machine without a GPU", () => {
     }),
   );
 });
+
+test("products of warpgroups that round otherwise are not used", () => {
+  const bf16 = { library: simulatedLibrary, compute: "bf16" } as const;
+  const random = new Random(11);
+  const x = random.matrix(130, 64);
+  const weight = { ...random.matrix(72, 64), type: "f32" } as const;
+  const run = (end: RegExp) =>
+    withBackend(bf16, (backend) => {
+      expect(backend.description()).toMatch(end);
+      return backend.linear({ x, weight });
+    });
+  const expected = run(/bfloat16$/);
+  simulate({ capability: 90 });
+  expectSameBits(run(/bfloat16, wgmma$/), expected);
+  simulate({ capability: 90, rounding: true });
+  expectSameBits(run(/bfloat16, no wgmma: it rounds otherwise here$/), expected);
+});

@@ -38,7 +38,7 @@ function report(name: string, error: number, tolerance: number, where = ""): voi
     );
 }
 
-/** Families with kernels of warpgroups on Hopper, which the environment switches (cuda/warpgroup_probe.h). */
+/** Families with kernels of warpgroups on Hopper, which the environment switches (cuda/kernels/warpgroup_probe.h). */
 const WARPGROUP_FAMILIES = ["linear", "attention", "attention_gradients"];
 const WARPGROUPS = "UNIFLUID_CUDA_WARPGROUPS";
 

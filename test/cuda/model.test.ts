@@ -110,7 +110,7 @@ test("auto takes the GPU where the model fits it, and the CPU otherwise", async 
   });
 });
 
-// In the simulation both kinds of product round alike; a device is tried for it (cuda/warpgroup_probe.h).
+// In the simulation both kinds of product round alike; a device is tried for it (cuda/kernels/warpgroup_probe.h).
 test("with the products of warpgroups of a Hopper GPU: the same bits", async () => {
   const name = "unifluid-flow-tiny";
   const picture = openFixture(name);

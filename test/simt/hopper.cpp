@@ -200,11 +200,14 @@ void run_product(size_t first, size_t index) {
     read_operand(a_operand, 64, a.data(), 16, 1);
     end_product_reads(a_operand, 64);
   }
-  // As mma_m16n8k16: the sum over 16 first, each output's k in order.
+  // As mma_m16n8k16: the sum over 16 first, each output's k in order. Or in reverse.
+  const size_t reverse = rounds_otherwise() ? 15 : 0;
   for (size_t row = 0; row < 64; ++row) {
     std::fill(sums.begin(), sums.end(), 0.0f);
-    for (size_t k = 0; k < 16; ++k)
+    for (size_t step = 0; step < 16; ++step) {
+      const size_t k = step ^ reverse;
       for (size_t c = 0; c < n; ++c) sums[c] += a[row * 16 + k] * b[k * n + c];
+    }
     const size_t lane = row / 16 * 32 + row % 8 * 4, half = row % 16 / 8 * 2;
     for (size_t c = 0; c < n; ++c) part(lane + c % 8 / 2).d[c / 8 * 4 + half + c % 2] += sums[c];
   }

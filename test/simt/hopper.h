@@ -38,6 +38,9 @@ void warpgroup_commit();
 // Until at most `pending` of the latest groups are unfinished.
 void warpgroup_wait(size_t pending, Place place);
 
+// Whether the order of a product's sums is another than that of a warp's: a setting.
+bool rounds_otherwise();
+
 // The start-address field of a descriptor.
 uint64_t shared_address(const void* data);
 

@@ -5,6 +5,8 @@
 //   UNIFLUID_SIMT_SEED        of the order of threads; default 1
 //   UNIFLUID_SIMT_FAIL        1: launches fail, as by a device fault; default 0
 //   UNIFLUID_SIMT_CAPABILITY  compute capability, as 86 or 90; default 86
+//   UNIFLUID_SIMT_ROUNDING    1: products of warpgroups round otherwise than those of warps;
+//   default 0
 #include <cuda.h>
 #include <cuda_runtime.h>
 
@@ -31,7 +33,7 @@ struct Setting {
 };
 Setting devices("UNIFLUID_SIMT_DEVICES", 1), memory_size("UNIFLUID_SIMT_MEMORY", kDefaultMemory),
     order_seed("UNIFLUID_SIMT_SEED", 1), failing("UNIFLUID_SIMT_FAIL", 0),
-    capability("UNIFLUID_SIMT_CAPABILITY", 86);
+    capability("UNIFLUID_SIMT_CAPABILITY", 86), rounding("UNIFLUID_SIMT_ROUNDING", 0);
 
 size_t shared_bytes() { return capability.value / 10 == 9 ? kHopperShared : kLeastShared; }
 
@@ -125,11 +127,13 @@ cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3
 
 const char* last_error() { return message.c_str(); }
 
+bool rounds_otherwise() { return rounding.value != 0; }
+
 }  // namespace simt
 
 // Sets what is named as in the environment; false where there is no such thing.
 extern "C" __attribute__((visibility("default"))) bool simt_set(const char* name, uint64_t value) {
-  for (Setting* setting : {&devices, &memory_size, &order_seed, &failing, &capability})
+  for (Setting* setting : {&devices, &memory_size, &order_seed, &failing, &capability, &rounding})
     if (std::strcmp(setting->name, name) == 0) {
       setting->value = value;
       return true;

@@ -72,10 +72,8 @@ export const cases: CudaCase[] = Object.entries(SETTINGS).flatMap(([name, s]) =>
   RESULTS.map(
     (result): CudaCase => ({
       name: `${name}: ${result}`,
-      // Weights and the gradients of scores are rounded to 8 bits on the way, and before them rotated queries and
-      // keys: a score of 4 is then off by up to 1/64, and its weight by as large a share. A window leaves few keys
-      // to even that out: 5 units are seen in a draw of fifty.
-      tolerance: 16,
+      // Weights and the gradients of scores are rounded to 8 bits on the way.
+      tolerance: 8,
       run: (backend, random) => gradients(backend, random, s)[result]!,
     }),
   ),
