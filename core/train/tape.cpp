@@ -71,8 +71,8 @@ void Tape::backward_to(size_t first) {
   }
 }
 
-Var Tape::recomputed(Var x, std::function<Var(Var)> body) {
-  const Tensor out = workspace_.tensor(value(x).rows, value(x).cols);
+Var Tape::recomputed(Var x, int64_t rows, std::function<Var(Var)> body) {
+  const Tensor out = workspace_.tensor(rows, value(x).cols);
   const size_t mark = nodes_.size();
   bool any;
   {

@@ -101,9 +101,9 @@ class Tape {
   Var host(Var x, int64_t rows, int64_t cols, const std::vector<float>& out,
            std::function<std::vector<float>(const std::vector<float>& dout)> back);
 
-  // body(x), of x's shape, keeping none of what lies between: it is computed again when the
-  // gradient goes back. body may use no other value of the tape.
-  Var recomputed(Var x, std::function<Var(Var)> body);
+  // body(x), which is [rows, x's columns], keeping none of what lies between: it is computed again
+  // when the gradient goes back. body may use no other value of the tape.
+  Var recomputed(Var x, int64_t rows, std::function<Var(Var)> body);
 
   // Sends gradients back through everything noted.
   void backward() { backward_to(0); }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "core/error.h"
 #include "core/philox.h"
@@ -159,7 +160,7 @@ Var UnifiedLoss::vision(Tape& tape, Backend& backend,
   for (int64_t i = 0; i < c.layers; ++i) {
     if (options_.recompute)
       x = tape.recomputed(
-          x, [&tape, this, i, spans](Var v) { return vision_layer(tape, i, v, spans); });
+          x, m, [&tape, this, i, spans](Var v) { return vision_layer(tape, i, v, spans); });
     else
       x = vision_layer(tape, i, x, spans);
   }
@@ -169,7 +170,8 @@ Var UnifiedLoss::vision(Tape& tape, Backend& backend,
 }
 
 Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
-                               const std::vector<AttentionSpan>& spans) const {
+                               const std::vector<AttentionSpan>& spans,
+                               const std::vector<int32_t>* wanted) const {
   const TextConfig& c = *config_.text;
   const std::string root = "language_model.layers." + std::to_string(layer) + ".";
   const auto norm = [&](Var v, const char* name, Var residual = kNone) {
@@ -182,11 +184,16 @@ Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
   const Var q = project(normed, "self_attn.q_proj");
   const Var k = project(normed, "self_attn.k_proj");
   const Var v = project(normed, "self_attn.v_proj");
-  const Var mixed =
+  Var mixed =
       tape.attention(q, k, v,
                      {c.heads, c.kv_heads, c.head_dim, c.attention_scale, c.attention_soft_cap,
                       c.windows[static_cast<size_t>(layer)], c.rope_theta, c.first_position},
                      spans);
+  if (wanted) {
+    const auto rows = static_cast<int64_t>(wanted->size());
+    mixed = tape.gather(rows, c.heads * c.head_dim, {{mixed, nullptr, *wanted}});
+    x = tape.gather(rows, c.hidden_size, {{x, nullptr, *wanted}});
+  }
   const auto mlp = [&](Var v_, Var residual) {
     const Var gate = project(v_, "mlp.gate_proj"), up = project(v_, "mlp.up_proj");
     return project(tape.gated(gate, up, c.activation), "mlp.down_proj", residual);
@@ -366,14 +373,28 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
     parts.push_back({kNone, &at("image_next_position.weight"), p.next});
   }
   Var x = tape.gather(p.rows, d, std::move(parts));
+  // Behind the last layer's attention only rows count that something is predicted from: less than a
+  // half where pictures are read.
+  std::vector<int32_t> outputs = p.conditions;
+  outputs.insert(outputs.end(), p.predictions.begin(), p.predictions.end());
   for (int64_t i = 0; i < text.layers; ++i) {
+    const std::vector<int32_t>* wanted = i + 1 < text.layers ? nullptr : &outputs;
     if (options_.recompute)
       x = tape.recomputed(
-          x, [&tape, this, i, spans = p.spans](Var v) { return decoder_layer(tape, i, v, spans); });
+          x, wanted ? static_cast<int64_t>(wanted->size()) : p.rows,
+          [&tape, this, i, spans = p.spans, outputs, last = wanted != nullptr](Var v) {
+            return decoder_layer(tape, i, v, spans, last ? &outputs : nullptr);
+          });
     else
-      x = decoder_layer(tape, i, x, p.spans);
+      x = decoder_layer(tape, i, x, p.spans, wanted);
   }
   const Var hidden = tape.rms_norm(x, at("language_model.norm.weight"), text.rms_norm_eps);
+  // Rows [first, first + count) of them.
+  const auto outputs_from = [&](size_t first, size_t count) {
+    std::vector<int32_t> index(count);
+    std::iota(index.begin(), index.end(), static_cast<int32_t>(first));
+    return tape.gather(static_cast<int64_t>(count), d, {{hidden, nullptr, std::move(index)}});
+  };
 
   const auto count = [&](LossSum& sum, int32_t sequence, float loss, bool right) {
     for (LossSum* s : {&sum, &losses->by_task[batch[static_cast<size_t>(sequence)].task]}) {
@@ -384,8 +405,7 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
   };
 
   if (!p.predictions.empty()) {
-    const Var out = tape.gather(static_cast<int64_t>(p.predictions.size()), d,
-                                {{hidden, nullptr, p.predictions}});
+    const Var out = outputs_from(p.conditions.size(), p.predictions.size());
     std::vector<float> each;
     std::vector<int32_t> likeliest;
     const std::string weight = text.tied ? "language_model.embed_tokens.weight" : "lm_head.weight";
@@ -396,8 +416,7 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
   }
   if (!p.conditions.empty()) {
     const int64_t m = static_cast<int64_t>(p.noised.size());
-    const Var z = tape.gather(static_cast<int64_t>(p.conditions.size()), d,
-                              {{hidden, nullptr, p.conditions}});
+    const Var z = outputs_from(0, p.conditions.size());
     const Tensor targets = workspace.tensor(static_cast<int64_t>(p.conditions.size()), channels);
     const Tensor epsilon = workspace.tensor(m, channels);
     const Var noised = tape.input(m, channels);

@@ -56,7 +56,10 @@ class UnifiedLoss {
   struct Packed;
   Var vision(Tape&, Backend&, const std::vector<TrainingSequence>& batch) const;
   Var vision_layer(Tape&, int64_t layer, Var x, const std::vector<AttentionSpan>&) const;
-  Var decoder_layer(Tape&, int64_t layer, Var x, const std::vector<AttentionSpan>&) const;
+  // The rows of x, or those alone that are `wanted` where it is not null: the others only serve as
+  // keys and values.
+  Var decoder_layer(Tape&, int64_t layer, Var x, const std::vector<AttentionSpan>&,
+                    const std::vector<int32_t>* wanted) const;
   Var head(Tape&, Backend&, Var z, const std::vector<int32_t>& rows, Var noised,
            const std::vector<TrainingStep>& steps) const;
   const Parameter& at(const std::string& name) const { return parameters_.at(name); }

@@ -58,6 +58,29 @@ UNIFLUID_INLINE float element(Get x, bool second) {
   return float_of(high | low);
 }
 
+// Steps [0, count) of a line along k, at most whole vectors of them: how many were packed. Elements
+// of k lie together.
+template <Form form>
+UNIFLUID_INLINE int64_t pack_along(const float* from, int64_t count, float* out) {
+  int64_t s = 0;
+  if constexpr (form == Form::pairs)
+    for (; s + kLanes <= count; s += kLanes)
+      store(out + s, round_neighbours(load(from + 2 * s), load(from + 2 * s + kLanes)));
+  return s;
+}
+
+// One step of `count` lines that lie together, at most whole vectors of them; `next`: the second
+// element of each pair, or null past the end.
+template <Form form>
+UNIFLUID_INLINE int64_t pack_across(const float* from, const float* next, int64_t count,
+                                    float* out) {
+  int64_t i = 0;
+  if constexpr (form == Form::pairs)
+    for (; i + kLanes <= count; i += kLanes)
+      store(out + i, round_across(load(from + i), next ? load(next + i) : zero()));
+  return i;
+}
+
 // Columns [column, column + kPanel) of b as a panel: out[step][kPanel].
 template <Form form>
 void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out) {
@@ -69,8 +92,9 @@ void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out) {
       const float* row = from + s * depth * b.row;
       const bool second = s * depth + 1 < k;
       float* to = out + s * kPanel;
+      const int64_t packed = pack_across<form>(row, second ? row + b.row : nullptr, columns, to);
 #pragma GCC ivdep
-      for (int64_t j = 0; j < columns; ++j)
+      for (int64_t j = packed; j < columns; ++j)
         to[j] = element<form>([&](int64_t d) { return row[d * b.row + j]; }, second);
       for (int64_t j = columns; j < kPanel; ++j) to[j] = 0;
     }
@@ -101,8 +125,9 @@ void pack_rows(View a, int64_t rows, int64_t k, int64_t first, int64_t end, floa
       const float* from = a.data + i * a.row;
       float* to = out + i * row;
       const int64_t whole = least(end, k / depth);
+      const int64_t packed = pack_along<form>(from + first * depth, whole - first, to);
 #pragma GCC ivdep
-      for (int64_t s = first; s < whole; ++s)
+      for (int64_t s = first + packed; s < whole; ++s)
         to[s - first] = element<form>([&](int64_t d) { return from[s * depth + d]; }, true);
       for (int64_t s = whole < first ? first : whole; s < end; ++s)
         to[s - first] = element<form>([&](int64_t d) { return from[s * depth + d]; }, false);
@@ -112,8 +137,9 @@ void pack_rows(View a, int64_t rows, int64_t k, int64_t first, int64_t end, floa
       const float* from = a.data + s * depth * a.column;
       const bool second = s * depth + 1 < k;
       float* to = out + (s - first) * column;
+      const int64_t packed = pack_across<form>(from, second ? from + a.column : nullptr, rows, to);
 #pragma GCC ivdep
-      for (int64_t i = 0; i < rows; ++i)
+      for (int64_t i = packed; i < rows; ++i)
         to[i] = element<form>([&](int64_t d) { return from[i + d * a.column]; }, second);
     }
   }
