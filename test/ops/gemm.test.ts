@@ -61,15 +61,23 @@ describeBackends("gemm", (backend) => {
 
   test("bfloat16 rounds the operands, and nothing else", () => {
     withRandom((random) => {
-      const [m, n, k] = [19, 37, 75];
       const round = (x: Matrix) => ({
         ...x,
         data: x.data.map((v) => fromBFloat16(toBFloat16(v))),
       });
-      const [a, b] = [random.matrix(m, k), random.matrix(n, k)];
-      const args = { name: "gemm", a, b, transposeB: true, bf16: true };
-      const { out, bound } = product(round(a), false, round(b), true);
-      expectClose(backend().training(args).out!, out, bound);
+      // Beyond and below whole vectors; an odd k leaves half of a pair over.
+      for (const [m, n, k] of [
+        [19, 37, 75],
+        [5, 7, 32],
+      ] as const)
+        for (const ta of [false, true])
+          for (const tb of [false, true]) {
+            const a = ta ? random.matrix(k, m, 1, m + 3) : random.matrix(m, k, 1, k + 3);
+            const b = tb ? random.matrix(n, k) : random.matrix(k, n);
+            const args = { name: "gemm", a, b, transposeA: ta, transposeB: tb, bf16: true };
+            const { out, bound } = product(round(a), ta, round(b), tb);
+            expectClose(backend().training(args).out!, out, bound);
+          }
     })();
   });
 });
