@@ -45,11 +45,18 @@ const model2b = randomCheckpoint(
 const [device] = await native.cudaDevices(library);
 const backend = new tests.TestBackend({ library, compute: "bf16" });
 /** On Hopper: a backend that does without its products of warpgroups, to see what they bring. */
-let plain = null;
-if (backend.description().endsWith(", wgmma")) {
+const plain =
+  backend.description().endsWith(", wgmma") &&
+  (await withoutWarpgroups(() => new tests.TestBackend({ library, compute: "bf16" })));
+
+/** What is opened meanwhile does without them. */
+async function withoutWarpgroups(run) {
   process.env.UNIFLUID_CUDA_WARPGROUPS = "0";
-  plain = new tests.TestBackend({ library, compute: "bf16" });
-  delete process.env.UNIFLUID_CUDA_WARPGROUPS;
+  try {
+    return await run();
+  } finally {
+    delete process.env.UNIFLUID_CUDA_WARPGROUPS;
+  }
 }
 
 const median = (values) => {
@@ -225,19 +232,23 @@ plain?.close();
 }
 if (!small) {
   const folder = randomCheckpoint("sd-vae", work);
-  const model = await UniFluid.load(folder, { device: "cuda" });
   const latents = Float32Array.from({ length: 64 * 64 * 4 }, (_, i) => Math.sin(i));
-  const run = () => seconds(() => model.decodeLatents(latents));
-  await run();
-  const taken = await several(run);
-  record(
-    "SD-VAE shape, decode at 512², bf16",
-    ms(taken),
-    "≤ compiled PyTorch",
-    taken,
-    await peer("vae", ["--checkpoint", folder]),
-  );
-  await model.dispose();
+  const decode = async () => {
+    const model = await UniFluid.load(folder, { device: "cuda" });
+    const run = () => seconds(() => model.decodeLatents(latents));
+    await run();
+    const taken = await several(run);
+    await model.dispose();
+    return taken;
+  };
+  const what = "SD-VAE shape, decode at 512², bf16";
+  const taken = await decode();
+  const theirs = await peer("vae", ["--checkpoint", folder]);
+  record(what, ms(taken), "≤ compiled PyTorch", taken, theirs);
+  if (plain) {
+    const without = await withoutWarpgroups(decode);
+    record(`${what}, without wgmma`, ms(without), "", without);
+  }
 }
 if (!options.work) rmSync(work, { recursive: true, force: true });
 

@@ -91,9 +91,8 @@ UNIFLUID_DEVICE void mbarrier_wait(const Shared<uint64_t>& barriers, uint32_t i,
 UNIFLUID_DEVICE void copy_box(const Shared<bf16>& to, uint32_t index, const TensorMap& map,
                               int column, int row, const Shared<uint64_t>& barriers, uint32_t i) {
 #ifdef UNIFLUID_SIMT
-  simt::shared_bounds(to.address(0), index, map.box_rows * map.box_columns, to.count(),
-                      sizeof(bf16));
-  simt::tensor_copy(to.address(index), &map, column, row, mbarrier::place(barriers, i));
+  simt::shared_bounds(to.address(0), index, map.box_elements(), to.count(), sizeof(bf16));
+  simt::tensor_copy(to.address(index), &map, {column, row}, mbarrier::place(barriers, i));
 #else
   const uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(to.address(index)));
   const uint32_t barrier = mbarrier::place(barriers, i);
@@ -101,6 +100,24 @@ UNIFLUID_DEVICE void copy_box(const Shared<bf16>& to, uint32_t index, const Tens
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),
       "l"(&map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+#endif
+}
+
+// The same of an image's map, from pixel (y, x) and a channel on.
+UNIFLUID_DEVICE void copy_box(const Shared<bf16>& to, uint32_t index, const TensorMap& map,
+                              int channel, int x, int y, const Shared<uint64_t>& barriers,
+                              uint32_t i) {
+#ifdef UNIFLUID_SIMT
+  simt::shared_bounds(to.address(0), index, map.box_elements(), to.count(), sizeof(bf16));
+  simt::tensor_copy(to.address(index), &map, {channel, x, y}, mbarrier::place(barriers, i));
+#else
+  const uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(to.address(index)));
+  const uint32_t barrier = mbarrier::place(barriers, i);
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(target),
+      "l"(&map), "r"(channel), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 #endif
 }

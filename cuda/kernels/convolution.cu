@@ -8,9 +8,10 @@
 // where its pixels' windows begin and moves from tap to tap by counting; the first layers, with 3
 // or 4 channels, have a window of a few dozen elements and gather them one by one. An output is one
 // float32 accumulator over the window in ascending order, so that the tile chosen for the size of
-// the image does not show in the bits.
+// the image does not show in the bits. On Hopper most layers go to convolution_warpgroup.cu.
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
+#include "cuda/kernels/convolution.h"
 #include "cuda/kernels/tile.h"
 
 namespace unifluid::cuda {
@@ -291,6 +292,8 @@ bool pairs(const Tensor& t) {
 
 void convolution(Queue& queue, const ConvolutionArgs& args) {
   if (args.out.size() == 0) return;
+  if (queue.limits().warpgroups && args.out.cols > Narrow::kColumns && suits_warpgroups(args))
+    return convolve_by_warpgroups(queue, args);
   Params p{};
   p.x = args.x.data;
   p.weight = args.weight.data;

@@ -10,11 +10,11 @@
 // at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper products of more rows go to
 // linear_warpgroup.cu.
 #include <algorithm>
-#include <cmath>
 
 #include "cuda/dispatch.h"
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/tile.h"
+#include "cuda/kernels/tile_cost.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -80,22 +80,6 @@ void launch_product(Queue& queue, const LinearParams& p) {
                T::shared_bytes(kGated ? 2 : 1), p);
 }
 
-// What a tile costs, for the choice among those of many rows: by calculation, not measured.
-struct TileCost {
-  int rows, columns;  // of all weights together
-  double products;    // multiply-adds a clock of a processor that has nothing else to wait for
-
-  // Clocks of the busiest processor for each element of k. Operands come from the second-level
-  // cache, 64 bytes a clock.
-  double of(const LinearParams& p, int matrices, int processors) const {
-    constexpr double kBytes = 64;
-    const double tiles =
-        static_cast<double>(blocks_for(p.m, rows)) * blocks_for(int64_t{p.n} * matrices, columns);
-    const double load = sizeof(bf16) * (rows + columns) / kBytes;
-    return std::ceil(tiles / processors) * std::max(load, rows * columns / products);
-  }
-};
-
 template <bool kGated, bool kAligned>
 void product(Queue& queue, const LinearParams& p, bf16) {
   constexpr int kMatrices = kGated ? 2 : 1;
@@ -109,15 +93,18 @@ void product(Queue& queue, const LinearParams& p, bf16) {
   }
   if (p.m <= 64) return launch_product<Stream64, kGated, kAligned>(queue, p);
 
-  const auto cost = [&](TileCost tile) { return tile.of(p, kMatrices, queue.limits().processors); };
+  const auto cost = [&](const TileCost& tile) {
+    const int64_t tiles =
+        int64_t{blocks_for(p.m, tile.rows)} * blocks_for(int64_t{p.n} * kMatrices, tile.columns);
+    return tile.of(tiles, queue.limits().processors);
+  };
   constexpr double kWarpProducts = 600;
   const double streams = cost({64, 32 * kMatrices, kWarpProducts * 0.75});
   const double squares = cost({128, 128, kWarpProducts});
   double best = std::min(streams, squares);
   if (kAligned && queue.limits().warpgroups) {
     int columns = 0;
-    for (const TileCost& tile :
-         {TileCost{128, 256, 1700}, TileCost{128, 128, 1500}, TileCost{64, 64, 1200}})
+    for (const TileCost& tile : kWarpgroupTiles)
       if (cost(tile) < best) {
         best = cost(tile);
         columns = tile.columns;

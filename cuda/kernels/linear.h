@@ -53,9 +53,7 @@ LinearParams params_of(const LinearArgs&);
 LinearParams params_of(const GatedLinearArgs&);
 
 // bfloat16, x and weights aligned to 16 bytes, only where `limits().warpgroups`; the bits of the
-// other kernels. Tiles of 64, 128 or 256 `columns`, with a gate of both weights together; those of
-// 64 have 64 rows, the others 128.
+// other kernels. With the tile of so many `columns` of kWarpgroupTiles (tile_cost.h).
 void multiply_by_warpgroups(Queue&, const LinearParams& p, bool gated, int columns);
-inline constexpr int kWarpgroupColumns[] = {64, 128, 256};
 
 }  // namespace unifluid::cuda

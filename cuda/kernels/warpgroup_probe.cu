@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "cuda/kernels/linear.h"
+#include "cuda/kernels/tile_cost.h"
 #include "cuda/tensor_map.h"
 
 namespace unifluid::cuda {
@@ -61,6 +62,8 @@ class Memory {
 constexpr int64_t kRows = 200, kColumns = 328, kDepth = 136;
 // Heads of the largest size, two to a key head, of a sequence that ends within a block of keys.
 constexpr int64_t kHeads = 2, kHeadDim = 256, kSequence = 136;
+// An image that is enlarged, of more than a tile in either direction.
+constexpr int64_t kHeight = 11, kWidth = 20, kChannels = 128, kOutputs = 72;
 
 bool agrees(Queue& queue) {
   Memory x(queue, kRows * kHeads * kHeadDim * 2), weights(queue, 2 * kColumns * kDepth * 2);
@@ -103,20 +106,33 @@ bool agrees(Queue& queue) {
   attention_args.span_count = 1;
   attention_args.out = out.tensor(DType::bf16, kSequence, kHeads * kHeadDim);
 
+  ConvolutionArgs convolution_args{};
+  convolution_args.x = x.tensor(DType::bf16, kHeight * kWidth, kChannels);
+  convolution_args.height = kHeight;
+  convolution_args.width = kWidth;
+  convolution_args.upsample = 2;
+  convolution_args.kernel = 3;
+  convolution_args.stride = 1;
+  convolution_args.pad_before = convolution_args.pad_after = 1;
+  convolution_args.weight = weights.tensor(DType::bf16, kOutputs, 9 * kChannels);
+  convolution_args.bias = static_cast<const float*>(x.tensor(DType::f32, 1, kOutputs).data);
+  convolution_args.out = out.tensor(DType::bf16, 4 * kHeight * kWidth, kOutputs);
+
   const auto product = result([&] { linear(queue, linear_args); });
   const auto gated = result([&] { gated_linear(queue, gated_args); });
-  for (int columns : kWarpgroupColumns) {
+  for (const TileCost& tile : kWarpgroupTiles) {
     const auto by_warpgroups = [&](const LinearParams& p, bool is_gated) {
-      return result([&] { multiply_by_warpgroups(queue, p, is_gated, columns); });
+      return result([&] { multiply_by_warpgroups(queue, p, is_gated, tile.columns); });
     };
     if (by_warpgroups(params_of(linear_args), false) != product ||
         by_warpgroups(params_of(gated_args), true) != gated)
       return false;
   }
   const auto attended = [&] { return result([&] { attention(queue, attention_args); }); };
-  const auto by_warps = attended();
+  const auto convolved = [&] { return result([&] { convolution(queue, convolution_args); }); };
+  const auto attended_by_warps = attended(), convolved_by_warps = convolved();
   queue.allow_warpgroups(true);
-  return attended() == by_warps;
+  return attended() == attended_by_warps && convolved() == convolved_by_warps;
 }
 
 }  // namespace

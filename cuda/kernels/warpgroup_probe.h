@@ -2,8 +2,8 @@
 //
 // A row's result must not depend on which other rows are computed with it (core/backend.h), and its
 // company decides whether a row is multiplied by a warp or by a warpgroup. So both must round
-// alike, which no document promises. It is tried when a device is opened: the same products and the
-// same attention on both, compared bit by bit. It takes a few launches.
+// alike, which no document promises. It is tried when a device is opened: the same products, the
+// same attention and the same convolution on both, compared bit by bit. It takes a few launches.
 #pragma once
 
 #include "cuda/queue.h"

@@ -16,7 +16,7 @@ import { Random } from "../support/numbers";
 import { addon, type Backend } from "../support/ops";
 import { relativeError } from "../support/parity";
 import { batchOf, createTrainer, norm, picturesOf, readFloats, trained } from "../support/training";
-import { families } from "./cases";
+import { families, WARPGROUP_FAMILIES } from "./cases";
 
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
@@ -38,8 +38,7 @@ function report(name: string, error: number, tolerance: number, where = ""): voi
     );
 }
 
-/** Families with kernels of warpgroups on Hopper, which the environment switches (cuda/kernels/warpgroup_probe.h). */
-const WARPGROUP_FAMILIES = ["linear", "attention", "attention_gradients"];
+/** Of a backend that opens: whether it uses Hopper's warpgroups (cuda/kernels/warpgroup_probe.h). */
 const WARPGROUPS = "UNIFLUID_CUDA_WARPGROUPS";
 
 function checkOperations(cpu: Backend): void {

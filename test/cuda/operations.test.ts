@@ -5,7 +5,7 @@
 import { compare } from "../support/cuda-cases";
 import { Random } from "../support/numbers";
 import { addon, type Backend, expectSameBits, simulate, simulatedLibrary } from "../support/ops";
-import { families } from "./cases";
+import { families, WARPGROUP_FAMILIES } from "./cases";
 
 let cpu: Backend;
 beforeAll(() => {
@@ -15,12 +15,7 @@ afterAll(() => cpu.close());
 
 describe.each([
   { device: "8.6", capability: 86, of: Object.keys(families), wgmma: false },
-  {
-    device: "9.0",
-    capability: 90,
-    of: ["linear", "attention", "attention_gradients"],
-    wgmma: true,
-  },
+  { device: "9.0", capability: 90, of: WARPGROUP_FAMILIES, wgmma: true },
 ])("compute capability $device", ({ capability, of, wgmma }) => {
   beforeAll(() => simulate({ capability }));
   afterAll(() => simulate());

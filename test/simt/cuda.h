@@ -13,11 +13,18 @@ enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0 };
 using cuuint32_t = uint32_t;
 using cuuint64_t = uint64_t;
 
-// A matrix of two-byte elements and the box of it that a copy takes.
+// A tensor of two-byte elements and the box of it that a copy takes; dimensions from the innermost
+// on, those that are missing of length 1.
 struct CUtensorMap {
+  static constexpr uint32_t kMostDimensions = 3;
+
   const unsigned char* data;
-  int64_t columns, rows, row_bytes;
-  uint32_t box_columns, box_rows;
+  uint32_t rank;
+  int64_t sizes[kMostDimensions];
+  int64_t bytes[kMostDimensions];  // from one to the next
+  uint32_t box[kMostDimensions];
+
+  uint32_t box_elements() const { return box[0] * box[1] * box[2]; }
 };
 
 CUresult cuTensorMapEncodeTiled(CUtensorMap*, CUtensorMapDataType, cuuint32_t rank, void* data,

@@ -11,7 +11,11 @@ namespace {
 // ---- copies: two rows of 128 bytes, which are the floats of `in` ----
 
 CUtensorMap map_of(const float* in) {
-  return {reinterpret_cast<const unsigned char*>(in), kBoxColumns, 2, 128, kBoxColumns, 2};
+  return {reinterpret_cast<const unsigned char*>(in),
+          2,
+          {kBoxColumns, 2, 1},
+          {2, 128, 0},
+          {kBoxColumns, 2, 1}};
 }
 constexpr uint32_t kBoxBytes = 2 * 128;
 constexpr uint32_t kBox = kBoxBytes / sizeof(bf16);

@@ -59,31 +59,39 @@ void mbarrier_wait(void* barrier, uint32_t parity, Place place) {
   }
 }
 
-void tensor_copy(void* to, const CUtensorMap* map, int column, int row, void* barrier) {
+void tensor_copy(void* to, const CUtensorMap* map, std::initializer_list<int> first,
+                 void* barrier) {
   constexpr size_t kRowBytes = 128;
   if (place_of(to) % kSwizzleUnit) fail("a swizzled copy to a place not aligned to 1024 bytes");
-  if (map->box_columns * 2 != kRowBytes) fail("a map whose rows are not 128 bytes");
-  const size_t bytes = map->box_rows * kRowBytes;
+  if (map->box[0] * 2 != kRowBytes) fail("a map whose rows are not 128 bytes");
+  if (first.size() != map->rank) fail("a copy with more or fewer coordinates than its map has");
+  const size_t bytes = size_t{map->box_elements()} * 2;
   if (place_of(to) + bytes > current->block->grid->shared) fail("a copy beyond shared memory");
   Shadow* shadow = shadow_of(to, 0, 1);
   for (size_t i = 0; i < bytes / 2; ++i) note_piped_write(shadow[i], kBulkCopy);
   std::memset(to, 0xff, bytes);
   Block* block = current->block;
-  const size_t first = place_of(to);
+  const size_t target = place_of(to);
   Mbarrier& b = mbarrier_at(barrier);
-  b.copies.push_back([block, first, bytes, map = *map, column, row, &b, shadow] {
-    for (size_t r = 0; r < map.box_rows; ++r)
-      for (size_t c = 0; c < map.box_columns; ++c) {
-        const int64_t from_row = row + static_cast<int64_t>(r);
-        const int64_t from_column = column + static_cast<int64_t>(c);
-        const bool inside =
-            from_row >= 0 && from_row < map.rows && from_column >= 0 && from_column < map.columns;
-        unsigned char* target = block->shared + swizzled(first + r * kRowBytes + c * 2);
-        if (inside)
-          std::memcpy(target, map.data + from_row * map.row_bytes + from_column * 2, 2);
-        else
-          std::memset(target, 0, 2);
+  std::array<int64_t, CUtensorMap::kMostDimensions> corner{};
+  std::copy(first.begin(), first.end(), corner.begin());
+  b.copies.push_back([block, target, bytes, map = *map, corner, &b, shadow] {
+    for (uint32_t i = 0; i < map.box_elements(); ++i) {
+      const uint32_t place[] = {i % map.box[0], i / map.box[0] % map.box[1],
+                                i / map.box[0] / map.box[1]};
+      bool inside = true;
+      int64_t from = 0;
+      for (size_t d = 0; d < CUtensorMap::kMostDimensions; ++d) {
+        const int64_t at = corner[d] + place[d];
+        inside = inside && at >= 0 && at < map.sizes[d];
+        from += at * map.bytes[d];
       }
+      unsigned char* element = block->shared + swizzled(target + size_t{i} * 2);
+      if (inside)
+        std::memcpy(element, map.data + from, 2);
+      else
+        std::memset(element, 0, 2);
+    }
     for (size_t i = 0; i < bytes / 2; ++i) shadow[i].pending = false;
     b.bytes -= static_cast<int64_t>(bytes);
   });
@@ -274,19 +282,20 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_
                                 CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
                                 CUtensorMapFloatOOBfill) {
   constexpr cuuint64_t kMostSize = cuuint64_t{1} << 32, kMostStride = cuuint64_t{1} << 40;
-  if (rank != 2 || reinterpret_cast<uintptr_t>(data) % 16 || strides[0] % 16 ||
-      strides[0] >= kMostStride)
+  if (rank < 2 || rank > CUtensorMap::kMostDimensions || reinterpret_cast<uintptr_t>(data) % 16)
     return CUDA_ERROR_INVALID_VALUE;
-  for (int i = 0; i < 2; ++i)
+  CUtensorMap made{static_cast<const unsigned char*>(data), rank, {1, 1, 1}, {2, 0, 0}, {1, 1, 1}};
+  for (cuuint32_t i = 0; i < rank; ++i) {
     if (sizes[i] == 0 || sizes[i] > kMostSize || box[i] == 0 || box[i] > 256 ||
         element_strides[i] != 1)
       return CUDA_ERROR_INVALID_VALUE;
+    made.sizes[i] = static_cast<int64_t>(sizes[i]);
+    made.box[i] = box[i];
+    if (i == 0) continue;
+    if (strides[i - 1] % 16 || strides[i - 1] >= kMostStride) return CUDA_ERROR_INVALID_VALUE;
+    made.bytes[i] = static_cast<int64_t>(strides[i - 1]);
+  }
   if (box[0] * 2 > 128) return CUDA_ERROR_INVALID_VALUE;  // of a swizzle of 128 bytes
-  *map = {static_cast<const unsigned char*>(data),
-          static_cast<int64_t>(sizes[0]),
-          static_cast<int64_t>(sizes[1]),
-          static_cast<int64_t>(strides[0]),
-          box[0],
-          box[1]};
+  *map = made;
   return CUDA_SUCCESS;
 }

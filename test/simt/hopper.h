@@ -13,6 +13,8 @@
 //  - arrivals and bytes that do not add up to a phase
 #pragma once
 
+#include <initializer_list>
+
 #include "test/simt/cuda.h"
 #include "test/simt/execution.h"
 
@@ -23,8 +25,9 @@ void mbarrier_init(void* barrier, uint32_t arrivals);
 void mbarrier_arrive(void* barrier, uint32_t bytes);
 // Returns when the phase of this parity is over.
 void mbarrier_wait(void* barrier, uint32_t parity, Place place);
-// The box whose first element is (row, column), rows of 128 bytes, swizzled, zeros outside.
-void tensor_copy(void* to, const CUtensorMap* map, int column, int row, void* barrier);
+// The box whose first element has these coordinates, from the innermost on: rows of 128 bytes,
+// swizzled, zeros outside.
+void tensor_copy(void* to, const CUtensorMap* map, std::initializer_list<int> first, void* barrier);
 
 // This thread's writes to shared memory so far become visible to copies and products.
 void fence_proxy_async();

@@ -28,6 +28,22 @@ const SHAPES: [string, Shape][] = [
   ["upsampling", { ...up, height: 6, width: 7, channels: 32, outputs: 40 }],
   ["upsampling, large", { ...up, height: 12, width: 13, channels: 16, outputs: 144 }],
   ["upsampling odd channels", { ...up, height: 3, width: 4, channels: 10, outputs: 9 }],
+  // On Hopper: each tile, as they are chosen for the simulation's four processors; boxes at every edge.
+  ["whole boxes", { ...same, height: 9, width: 13, channels: 64, outputs: 40 }],
+  ["whole boxes, a square tile", { ...same, height: 30, width: 15, channels: 64, outputs: 120 }],
+  ["whole boxes, a wide tile", { ...same, height: 30, width: 15, channels: 128, outputs: 248 }],
+  ["whole boxes of one pixel", { ...same, height: 1, width: 1, channels: 64, outputs: 24 }],
+  ["pointwise, whole boxes", { ...pointwise, height: 9, width: 8, channels: 192, outputs: 50 }],
+  ["upsampling whole boxes", { ...up, height: 5, width: 9, channels: 64, outputs: 72 }],
+  ["downsampling whole boxes", { ...down, height: 9, width: 8, channels: 64, outputs: 72 }],
+  [
+    "whole boxes without padding",
+    { ...same, padBefore: 0, padAfter: 0, height: 11, width: 19, channels: 64, outputs: 33 },
+  ],
+  [
+    "whole boxes, padded after only",
+    { ...up, padBefore: 0, height: 6, width: 5, channels: 64, outputs: 48 },
+  ],
   [
     "patches",
     {
@@ -99,11 +115,15 @@ export const cases: CudaCase[] = [
   ),
 ];
 
-/** The whole image takes the large tile, the strip the square one and the line a small one. */
-export const invariants: Invariant[] = [9, 1].map((lines) => ({
-  name: `${lines} lines of an image of 24`,
+/** The whole image takes the large tile, the strip the square one and the line a small one; on Hopper others. */
+export const invariants: Invariant[] = [
+  { lines: 9, channels: 8 },
+  { lines: 1, channels: 8 },
+  { lines: 3, channels: 64 },
+].map(({ lines, channels }) => ({
+  name: `${lines} lines of an image of 24, ${channels} channels`,
   run(backend, random) {
-    const [width, channels, outputs] = [24, 8, 136];
+    const [width, outputs] = [24, 136];
     const shape = { ...same, padBefore: 0, padAfter: 0, height: 24, width, channels, outputs };
     const inputs = randomInputs(random, shape);
     const [first, size] = [5, (width - 2) * outputs];

@@ -28,3 +28,6 @@ export const families: Record<string, Family> = {
   norm,
   sampling,
 };
+
+/** Those with kernels of their own on Hopper. */
+export const WARPGROUP_FAMILIES = ["linear", "attention", "convolution", "attention_gradients"];

@@ -1,0 +1,13 @@
+// Convolutions by warpgroups, beside those of convolution.cu.
+#pragma once
+
+#include "cuda/kernels.h"
+
+namespace unifluid::cuda {
+
+// Whether `convolve_by_warpgroups` takes such a convolution.
+bool suits_warpgroups(const ConvolutionArgs&);
+// Only where `limits().warpgroups`; the bits of the other kernels.
+void convolve_by_warpgroups(Queue&, const ConvolutionArgs&);
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,121 @@
+// The convolutions of convolution.cu on Hopper, where windows move by one pixel and channels come
+// in whole boxes: the pixels of a tile are 8 lines of the image, so that one tap of all their
+// windows is a box of it, with zeros outside.
+//
+// Of an enlarged image pixels of one parity make a tile: their taps lie side by side in the image
+// that is there.
+#include "cuda/kernels/convolution.h"
+#include "cuda/kernels/product_warpgroups.h"
+#include "cuda/kernels/tile_cost.h"
+
+namespace unifluid::cuda {
+namespace {
+
+constexpr int kTileLines = 8;
+
+struct PixelRows {
+  TensorMap map;
+  int32_t channel_boxes, kernel, pad, enlarged;
+  int32_t across, down;  // tiles of one parity
+  int32_t out_width, out_height;
+
+  struct Corner {
+    int y, x, parity_y, parity_x;  // in the image that is there
+  };
+  template <class T>
+  UNIFLUID_DEVICE Corner corner(int tile) const {
+    const int parity = tile / (across * down), within = tile % (across * down);
+    return {within / across * kTileLines, within % across * (T::kRows / kTileLines), parity >> 1,
+            parity & 1};
+  }
+
+  template <class T>
+  UNIFLUID_DEVICE void copy(const Shared<bf16>& to, uint32_t index, int row_tile, int step,
+                            const Shared<uint64_t>& barriers, uint32_t i) const {
+    const Corner at = corner<T>(row_tile);
+    const int tap = step / channel_boxes;
+    // Shifts round down, as above the image they must.
+    copy_box(to, index, map, step % channel_boxes * kBoxColumns,
+             at.x + ((at.parity_x + tap % kernel - pad) >> enlarged),
+             at.y + ((at.parity_y + tap / kernel - pad) >> enlarged), barriers, i);
+  }
+
+  template <class T>
+  UNIFLUID_DEVICE int place(int row_tile, int row) const {
+    constexpr int kTileWidth = T::kRows / kTileLines;
+    const Corner at = corner<T>(row_tile);
+    const int y = ((at.y + row / kTileWidth) << enlarged) + at.parity_y;
+    const int x = ((at.x + row % kTileWidth) << enlarged) + at.parity_x;
+    return y < out_height && x < out_width ? y * out_width + x : -1;
+  }
+};
+
+LinearParams product_of(const ConvolutionArgs& args) {
+  LinearParams p{};
+  p.weights[0] = args.weight.data;
+  p.weight_strides[0] = args.weight.stride;
+  p.bias = args.bias;
+  p.residual = args.residual.data;
+  p.residual_stride = args.residual.stride;
+  p.out = args.out.data;
+  p.out_stride = args.out.stride;
+  p.m = static_cast<int32_t>(args.out.rows);
+  p.n = static_cast<int32_t>(args.out.cols);
+  p.k = static_cast<int32_t>(args.weight.cols);
+  p.activation = Activation::none;
+  return p;
+}
+
+// All but the map.
+PixelRows rows_of(const ConvolutionArgs& args, int tile_rows) {
+  PixelRows rows{};
+  const int tile_width = tile_rows / kTileLines;
+  rows.channel_boxes = static_cast<int32_t>(args.x.cols / kBoxColumns);
+  rows.kernel = static_cast<int32_t>(args.kernel);
+  rows.pad = static_cast<int32_t>(args.pad_before);
+  rows.enlarged = args.upsample == 2;
+  rows.out_width = static_cast<int32_t>(args.width * args.upsample + args.pad_before +
+                                        args.pad_after - args.kernel + 1);
+  rows.out_height = static_cast<int32_t>(args.out.rows) / rows.out_width;
+  rows.across = static_cast<int32_t>(
+      blocks_for((rows.out_width + rows.enlarged) >> rows.enlarged, tile_width));
+  rows.down = static_cast<int32_t>(
+      blocks_for((rows.out_height + rows.enlarged) >> rows.enlarged, kTileLines));
+  return rows;
+}
+
+int64_t row_tiles(const PixelRows& rows) {
+  return int64_t{rows.across} * rows.down << 2 * rows.enlarged;
+}
+
+template <int kRows, int kColumns>
+void launch(Queue& queue, const ConvolutionArgs& args) {
+  PixelRows rows = rows_of(args, kRows);
+  rows.map = image_map(args.x, args.width, kRows / kTileLines, kTileLines);
+  launch_wide<WideTile<kRows, kColumns>, false>(queue, rows, row_tiles(rows), product_of(args));
+}
+
+}  // namespace
+
+bool suits_warpgroups(const ConvolutionArgs& args) {
+  return args.x.type == DType::bf16 && args.stride == 1 && args.x.cols % kBoxColumns == 0 &&
+         aligned16(args.x) && aligned16(args.weight);
+}
+
+void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args) {
+  const auto cost = [&](const TileCost& tile) {
+    return tile.of(row_tiles(rows_of(args, tile.rows)) * blocks_for(args.out.cols, tile.columns),
+                   queue.limits().processors);
+  };
+  const TileCost& best =
+      *std::min_element(std::begin(kWarpgroupTiles), std::end(kWarpgroupTiles),
+                        [&](const TileCost& a, const TileCost& b) { return cost(a) < cost(b); });
+  if (best.columns == 256)
+    launch<128, 256>(queue, args);
+  else if (best.columns == 128)
+    launch<128, 128>(queue, args);
+  else
+    launch<64, 64>(queue, args);
+}
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,246 @@
+// Matrix products of many rows on Hopper: operands come by bulk copies of whole boxes, one thread
+// asking for them, and two warpgroups multiply 64 rows each with wgmma.
+//
+// A block computes 128 rows and 256 columns, which is what the accumulators of two warpgroups hold
+// and what reads each operand least often for its products: 48 KiB of operands a step of 64 for
+// 128 * 256 * 64 multiply-adds. Four steps are in flight. Where that leaves processors idle a tile
+// is 128 columns, or 64 rows and columns. With a gate half of the columns are of either weight, so
+// that a thread has both factors of an output.
+//
+// Blocks stay for many tiles: copies for the next one begin while the last is being written. Eight
+// tiles of rows take turns before the next column, for the second-level cache.
+//
+// What a row is, `Rows` knows: of a matrix (linear_warpgroup.cu) or the window of a pixel
+// (convolution_warpgroup.cu). It has
+//   copy<T>(to, index, row_tile, step, barriers, i): starts the copy of the box of rows `row_tile`
+//     and of step `step`'s 64 columns, as copy_box does
+//   place<T>(row_tile, row): the row of the output, or -1 where there is none
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/device/mbarrier.h"
+#include "cuda/device/warp.h"
+#include "cuda/device/wgmma.h"
+#include "cuda/dispatch.h"
+#include "cuda/kernels/linear.h"
+
+namespace unifluid::cuda {
+
+inline constexpr int kWideDepth = kBoxColumns;
+static_assert(kWideDepth == kPanelColumns);
+
+// As many stages as come to 192 KiB.
+template <int kRows_, int kColumns_>
+struct WideTile {
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kMultipliers = kRows / 64;  // warpgroups
+  static constexpr int kThreads = (1 + kMultipliers) * kWarpgroup;
+  static constexpr uint32_t kStages = 192 * 8 / (kRows + kColumns);
+  static constexpr uint32_t kTileX = kRows * kWideDepth, kTileW = kColumns * kWideDepth;
+  static constexpr uint32_t kStageBytes = (kTileX + kTileW) * sizeof(bf16);
+
+  static size_t shared_bytes() {
+    return SharedBytes{}
+        .template take<bf16>(kStages * kTileX)
+        .template take<bf16>(kStages * kTileW)
+        .template take<uint64_t>(2 * kStages)
+        .used;
+  }
+};
+
+inline Tensor bf16_matrix(const void* data, int64_t rows, int64_t cols, int64_t stride) {
+  Tensor t(const_cast<void*>(data), DType::bf16, rows, cols);
+  t.stride = stride;
+  return t;
+}
+
+// A product: its rows, boxes of half of a tile's columns of the weights, and what becomes of it.
+template <class Rows>
+struct WideProduct {
+  Rows rows;
+  TensorMap weights[2];
+  LinearParams out;  // neither x nor the weights
+  int32_t row_tiles, column_tiles;
+  bool whole;  // rows of the output can be written by 16 bytes
+};
+
+struct TilePlace {
+  int row, column;
+};
+template <class Rows>
+UNIFLUID_DEVICE TilePlace tile_place(const WideProduct<Rows>& work, int tile) {
+  constexpr int kRowGroup = 8;
+  const int each = kRowGroup * work.column_tiles;
+  const int first = tile / each * kRowGroup, within = tile % each;
+  const int rows = min(kRowGroup, work.row_tiles - first);
+  return {first + within % rows, within / rows};
+}
+
+#ifdef UNIFLUID_WARPGROUPS
+
+// Lane t of each four has element 2 t, 2 t + 1 of four pieces of 8; afterwards all of piece t.
+UNIFLUID_DEVICE void exchange_pieces(uint32_t (&words)[4]) {
+  const bool odd = lane_index() & 1, upper = lane_index() & 2;
+  uint32_t a = odd ? words[0] : words[1], b = odd ? words[2] : words[3];
+  a = __shfl_xor_sync(kAllLanes, a, 1);
+  b = __shfl_xor_sync(kAllLanes, b, 1);
+  (odd ? words[0] : words[1]) = a;
+  (odd ? words[2] : words[3]) = b;
+  a = upper ? words[0] : words[2];
+  b = upper ? words[1] : words[3];
+  a = __shfl_xor_sync(kAllLanes, a, 2);
+  b = __shfl_xor_sync(kAllLanes, b, 2);
+  (upper ? words[0] : words[2]) = a;
+  (upper ? words[1] : words[3]) = b;
+}
+
+// Writes the sums of this thread's 64 rows, which begin at `first_row` of a tile.
+template <class T, bool kGated, class Rows, int kPieces>
+UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, const FragmentC (&sums)[kPieces],
+                                int row_tile, int first_row, int first_column) {
+  constexpr int kOutPieces = kGated ? kPieces / 2 : kPieces;
+  const LinearParams& p = work.out;
+  const int lane = lane_index();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = work.rows.template place<T>(row_tile, first_row + lane / 4 + 8 * half);
+#pragma unroll
+    for (int j = 0; j < kOutPieces; j += 4) {
+      const int column = first_column + 8 * j;
+      // The same for the whole warp, but for rows that are none.
+      if (work.whole && column + 32 <= p.n) {
+        uint32_t words[4] = {};
+        if (row >= 0) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int at = column + 8 * i + lane % 4 * 2;
+            const float* product = &sums[j + i].x[2 * half];
+            const float* other = &sums[kPieces - kOutPieces + j + i].x[2 * half];
+            words[i] = pack_bf16(output_of<bf16, kGated>(p, row, at, product[0], other[0]),
+                                 output_of<bf16, kGated>(p, row, at + 1, product[1], other[1]));
+          }
+        }
+        exchange_pieces(words);
+        if (row >= 0)
+          *reinterpret_cast<uint4*>(static_cast<bf16*>(p.out) + row * p.out_stride + column +
+                                    lane % 4 * 8) =
+              make_uint4(words[0], words[1], words[2], words[3]);
+      } else if (row >= 0) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            store_output<bf16, kGated>(p, row, column + 8 * i + lane % 4 * 2 + e,
+                                       sums[j + i].x[2 * half + e],
+                                       sums[kPieces - kOutPieces + j + i].x[2 * half + e]);
+      }
+    }
+  }
+}
+
+#endif
+
+template <class T, bool kGated, class Rows>
+__global__ void __launch_bounds__(T::kThreads, 1)
+    product_warpgroups(const __grid_constant__ WideProduct<Rows> work) {
+#ifdef UNIFLUID_WARPGROUPS
+  constexpr int kOutColumns = kGated ? T::kColumns / 2 : T::kColumns;
+  // Two warpgroups of multipliers beside that of copies: an even share of registers is too few.
+  constexpr bool kManyRegisters = T::kMultipliers > 1;
+  SharedArena arena;
+  const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
+  const auto w_tiles = arena.take<bf16>(T::kStages * T::kTileW);
+  const auto barriers = arena.take<uint64_t>(2 * T::kStages);
+  const auto full = barriers.part(0, T::kStages);
+  const auto free = barriers.part(T::kStages, T::kStages);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0)
+    for (uint32_t i = 0; i < T::kStages; ++i) {
+      mbarrier_init(full, i, 1);
+      mbarrier_init(free, i, T::kMultipliers * kWarpgroup / kWarp);
+    }
+  __syncthreads();
+
+  const int tiles = work.row_tiles * work.column_tiles;
+  const int steps = (work.out.k + kWideDepth - 1) / kWideDepth;
+  RingPlace<T::kStages> place;
+  if (thread < kWarpgroup) {
+    if constexpr (kManyRegisters) give_registers<40>();
+    if (thread > 0) return;
+    for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+         tile += static_cast<int>(gridDim.x)) {
+      const TilePlace at = tile_place(work, tile);
+      for (int step = 0; step < steps; ++step, place.advance()) {
+        mbarrier_wait(free, place.slot, place.parity ^ 1);
+        mbarrier_arrive_expecting(full, place.slot, T::kStageBytes);
+        work.rows.template copy<T>(x_tiles, place.slot * T::kTileX, at.row, step, full, place.slot);
+        for (int w = 0; w < 2; ++w)
+          copy_box(w_tiles, place.slot * T::kTileW + static_cast<uint32_t>(w) * (T::kTileW / 2),
+                   work.weights[w], step * kWideDepth,
+                   at.column * kOutColumns + (kGated ? 0 : w * T::kColumns / 2), full, place.slot);
+      }
+    }
+    return;
+  }
+
+  if constexpr (kManyRegisters) take_registers<232>();
+  const int warpgroup = thread / kWarpgroup - 1;
+  const auto release = [&](uint32_t slot) {
+    if (lane_index() == 0) mbarrier_arrive(free, slot);
+  };
+  for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
+    const TilePlace at = tile_place(work, tile);
+    FragmentC sums[T::kColumns / 8] = {};
+    uint32_t last = 0;
+    for (int step = 0; step < steps; ++step, place.advance()) {
+      mbarrier_wait(full, place.slot, place.parity);
+      keep_in_place(sums);
+      warpgroup_fence();
+#pragma unroll
+      for (uint32_t k = 0; k < kWideDepth; k += 16)
+        warpgroup_mma(sums,
+                      descriptor::of_rows(
+                          x_tiles, place.slot * T::kTileX +
+                                       static_cast<uint32_t>(warpgroup) * 64 * kPanelColumns + k),
+                      descriptor::of_rows(w_tiles, place.slot * T::kTileW + k));
+      warpgroup_commit();
+      keep_in_place(sums);
+      // The step before is done.
+      warpgroup_wait<1>();
+      if (step > 0) release(last);
+      last = place.slot;
+    }
+    warpgroup_wait<0>();
+    keep_in_place(sums);
+    release(last);
+    store_tile<T, kGated>(work, sums, at.row, warpgroup * 64 + warp_index() % 4 * 16,
+                          at.column * kOutColumns);
+  }
+#endif
+}
+
+// ---- host ----
+
+// `row_tiles` tiles of rows by all columns of `p`, whose weights are those of a product.
+template <class T, bool kGated, class Rows>
+void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const LinearParams& p) {
+  constexpr int kOutColumns = kGated ? T::kColumns / 2 : T::kColumns;
+  WideProduct<Rows> work{};
+  work.rows = rows;
+  for (int w = 0; w < (kGated ? 2 : 1); ++w)
+    work.weights[w] =
+        tensor_map(bf16_matrix(p.weights[w], p.n, p.k, p.weight_strides[w]), T::kColumns / 2);
+  if (!kGated) work.weights[1] = work.weights[0];
+  work.out = p;
+  work.row_tiles = static_cast<int32_t>(row_tiles);
+  work.column_tiles = static_cast<int32_t>(blocks_for(p.n, kOutColumns));
+  work.whole =
+      !p.float_out && reinterpret_cast<uintptr_t>(p.out) % 16 == 0 && p.out_stride % 8 == 0;
+  const int tiles = work.row_tiles * work.column_tiles;
+  queue.launch(product_warpgroups<T, kGated, Rows>,
+               dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
+               dim3(T::kThreads), T::shared_bytes(), work);
+}
+
+}  // namespace unifluid::cuda
