@@ -1,6 +1,7 @@
 /** Which device a model computes on, and why. */
 
 import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
 import { dirname, join, resolve } from "node:path";
 import { DeviceError, fromNative, InsufficientMemoryError } from "./errors.js";
 import { formatMebibytes } from "./memory.js";
@@ -56,8 +57,11 @@ export const gpusOf = (addon: NativeAddon, addonPath: string): Gpus => ({
     }),
 });
 
-/** The CUDA library's file, beside the addon. */
+/** The CUDA library's file: beside the addon, where `unifluid build --cuda` puts it, or in a package of its own. */
 export const CUDA_LIBRARY = "unifluid_cuda.so";
+
+/** Brings the library compiled. Large, and of use to few: whoever wants it installs it. */
+const CUDA_PACKAGE = "@unifluid/cuda-linux-x64";
 
 /** Compute capability that the kernels need: bfloat16 tensor cores and asynchronous copies. */
 const LEAST_CAPABILITY = 8;
@@ -74,27 +78,43 @@ export function parseDevice(value: unknown): ParsedDevice {
   return { kind: "cuda", index: Number(value.split(":")[1] ?? 0) };
 }
 
-/** The CUDA library: what UNIFLUID_CUDA_LIBRARY names, or the one beside the addon. */
-function libraryBeside(addonPath: string): { path: string; explicit: boolean } {
+/** The CUDA library: what UNIFLUID_CUDA_LIBRARY names, or the one beside the addon, or that of its package. */
+function findLibrary(addonPath: string): { path?: string; explicit?: string } {
   const explicit = process.env.UNIFLUID_CUDA_LIBRARY;
-  return explicit
-    ? { path: resolve(explicit), explicit: true }
-    : { path: join(dirname(addonPath), CUDA_LIBRARY), explicit: false };
+  if (explicit) {
+    const path = resolve(explicit);
+    return existsSync(path) ? { path, explicit: path } : { explicit: path };
+  }
+  const beside = join(dirname(addonPath), CUDA_LIBRARY);
+  if (existsSync(beside)) return { path: beside };
+  try {
+    // From the addon, which stays where node_modules is when a bundler moves the rest.
+    return { path: createRequire(addonPath).resolve(`${CUDA_PACKAGE}/${CUDA_LIBRARY}`) };
+  } catch {
+    return {};
+  }
 }
+
+/** How to come by a library here. */
+const advice = (): string => {
+  const compile = '"npx unifluid build --cuda" compiles it';
+  const packaged = process.platform === "linux" && process.arch === "x64";
+  return packaged ? `"npm install ${CUDA_PACKAGE}" brings it, ${compile}` : compile;
+};
 
 /** Looks for GPUs. Never throws: what stands in the way is the reason. */
 export async function surveyDevices(
   addon: Pick<NativeAddon, "cudaDriverPresent" | "cudaDevices">,
   addonPath: string,
 ): Promise<DeviceSurvey> {
-  const { path, explicit } = libraryBeside(addonPath);
+  const { path, explicit } = findLibrary(addonPath);
   // A library that was named may be one that needs no driver.
   if (!explicit && !addon.cudaDriverPresent())
     return { devices: [], reason: "no NVIDIA driver is here (libcuda.so.1)" };
-  if (!existsSync(path)) {
+  if (!path) {
     const reason = explicit
-      ? `UNIFLUID_CUDA_LIBRARY names ${path}, which is not there`
-      : `an NVIDIA driver is here, but this build has no CUDA library (${path}): "npx unifluid build --cuda" makes it`;
+      ? `UNIFLUID_CUDA_LIBRARY names ${explicit}, which is not there`
+      : `an NVIDIA driver is here, but no CUDA library (${CUDA_LIBRARY}): ${advice()}`;
     return { devices: [], reason };
   }
   try {

@@ -1,5 +1,5 @@
-// Prints what an addon gives and needs, and fails where it gives more than Node looks for or needs newer libraries
-// than it may.
+// Prints what an addon, or the CUDA library, gives and needs, and fails where it gives more than is looked for or needs
+// newer libraries than it may.
 //
 //   node scripts/check-binary.mjs FILE... [--max-glibc 2.28] [--max-glibcxx 3.4.25]
 import { parseArgs } from "node:util";
@@ -7,7 +7,8 @@ import { compareVersions, floorOf, readSharedObject } from "./elf.mjs";
 
 // Memory of ours in JavaScript's hands: Electron's heap forbids it.
 const FORBIDDEN = ["napi_create_external_arraybuffer", "napi_create_external_buffer"];
-const EXPORTS = ["napi_register_module_v1", "node_api_module_get_api_version_v1"];
+const ADDON = ["napi_register_module_v1", "node_api_module_get_api_version_v1"];
+const CUDA_LIBRARY = ["unifluid_cuda_open"];
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -22,8 +23,9 @@ for (const path of positionals) {
     console.error(`${path}: ${text}`);
     failed = true;
   };
-  if (String(exported) !== String(EXPORTS)) {
-    problem(`expected to export ${EXPORTS.join(", ")} but exports ${exported.join(", ")}`);
+  const expected = path.endsWith(".node") ? ADDON : CUDA_LIBRARY;
+  if (String(exported) !== String(expected)) {
+    problem(`expected to export ${expected.join(", ")} but exports ${exported.join(", ")}`);
   }
   const foreign = FORBIDDEN.filter((name) => imported.includes(name));
   if (foreign.length > 0) problem(`expected no use of ${foreign.join(", ")}`);

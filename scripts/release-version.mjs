@@ -8,6 +8,7 @@ import { parseArgs } from "node:util";
 import { compareVersions } from "./elf.mjs";
 
 const FILES = ["package.json", "package-lock.json", "CHANGELOG.md"];
+const CUDA_PACKAGE = "@unifluid/cuda-linux-x64";
 const UNRELEASED = "## Unreleased\n";
 
 const { values, positionals } = parseArgs({
@@ -32,8 +33,11 @@ function entriesOf(changelog, name) {
 function check(tag) {
   const name = tag.replace(/^v/, "");
   for (const file of ["package.json", "package-lock.json"]) {
-    const { version } = readJson(file);
+    const json = readJson(file);
+    const { version } = json;
     if (`v${version}` !== tag) fail(`the tag is ${tag}, and ${file} has version ${version}`);
+    const peer = (json.packages?.[""] ?? json).peerDependencies?.[CUDA_PACKAGE];
+    if (peer && peer !== version) fail(`${file} asks for ${CUDA_PACKAGE} ${peer}, not ${version}`);
   }
   if (entriesOf(readFileSync("CHANGELOG.md", "utf8"), name) === "")
     fail(`CHANGELOG.md has no entries under "## ${name}"`);
@@ -45,6 +49,17 @@ function check(tag) {
       `package.json needs "repository" with the address of ${origin}: the statement of origin is held against it`,
     );
   console.log(`${tag}: package, changelog and tag agree`);
+}
+
+/** The package of the CUDA library has the same version, and belongs to no other. */
+function followVersion(next) {
+  for (const file of ["package.json", "package-lock.json"]) {
+    const json = readJson(file);
+    const peers = (json.packages?.[""] ?? json).peerDependencies;
+    if (!peers?.[CUDA_PACKAGE]) continue;
+    peers[CUDA_PACKAGE] = next;
+    writeFileSync(file, `${JSON.stringify(json, null, 2)}\n`);
+  }
 }
 
 function release(next) {
@@ -62,6 +77,7 @@ function release(next) {
 
   const date = new Date().toISOString().slice(0, 10);
   run("npm", "version", next, "--no-git-tag-version", "--ignore-scripts");
+  followVersion(next);
   writeFileSync(
     "CHANGELOG.md",
     changelog.replace(UNRELEASED, `${UNRELEASED}\n## ${next} (${date})\n`),

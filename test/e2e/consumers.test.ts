@@ -201,6 +201,69 @@ test("with pnpm", async () => {
   expect(stdout).toBe("64\n");
 }, 120_000);
 
+describe("with the package of the CUDA library", () => {
+  let library: string;
+  beforeAll(async () => {
+    // Of the right name, and of no version that the addon could take for its own.
+    const source = join(work, "library.cpp");
+    writeFileSync(source, 'extern "C" const void* unifluid_cuda_open() { return nullptr; }\n');
+    const compiled = join(work, "unifluid_cuda.so");
+    await execute("g++", ["-shared", "-fPIC", "-nostdlib", "-o", compiled, source]);
+    const folder = join(work, "cuda-package");
+    const script = join(root, "scripts", "cuda-package.mjs");
+    await execute(process.execPath, [script, "--library", compiled, "--out", folder]);
+    const args = ["pack", folder, "--json", "--ignore-scripts", "--pack-destination", work];
+    const { stdout } = await execute("npm", args);
+    library = join(work, (JSON.parse(stdout) as [{ filename: string }])[0].filename);
+  });
+
+  /** Which library a machine with a driver would open, as a program of the project finds it. */
+  async function found(folder: string) {
+    writeFileSync(
+      join(folder, "found.cjs"),
+      `const { dirname, join } = require("node:path");
+       const dist = dirname(require.resolve("unifluid"));
+       const { surveyDevices } = require(join(dist, "device.js"));
+       const { addon, path } = require(join(dist, "addon.js")).findAddon();
+       const cudaDevices = (path) => addon.cudaDevices(path);
+       surveyDevices({ cudaDriverPresent: () => true, cudaDevices }, path).then((found) => console.log(JSON.stringify(found)));`,
+    );
+    return JSON.parse((await run(process.execPath, ["found.cjs"], folder)).stdout);
+  }
+  const asPackaged = {
+    library: expect.stringMatching(/@unifluid\/cuda-linux-x64\/unifluid_cuda\.so$/),
+    devices: [],
+    reason: expect.stringMatching(/cuda-linux-x64.* belongs to another version of this package/),
+  };
+
+  const onX64 = process.arch === "x64" ? test : test.skip;
+  onX64(
+    "installed beside, it is found",
+    async () => {
+      expect((await found(project)).reason).toMatch(/"npm install @unifluid\/cuda-linux-x64"/);
+      const folder = await install("cuda", library);
+      expect(await found(folder)).toEqual(asPackaged);
+    },
+    120_000,
+  );
+
+  onX64(
+    "with pnpm",
+    async () => {
+      const folder = join(work, "cuda-pnpm");
+      mkdirSync(folder);
+      const dependencies = {
+        unifluid: `file:${tarball}`,
+        "@unifluid/cuda-linux-x64": `file:${library}`,
+      };
+      writeFileSync(join(folder, "package.json"), JSON.stringify({ private: true, dependencies }));
+      await run(bin("pnpm"), ["install", "--prefer-offline", "--ignore-scripts"], folder);
+      expect(await found(folder)).toEqual(asPackaged);
+    },
+    120_000,
+  );
+});
+
 describe("doctor says in one line what is the case and what to do", () => {
   const installed = () =>
     join(project, "node_modules", "unifluid", "prebuilds", target, "unifluid.node");

@@ -49,7 +49,8 @@ describe("a version", () => {
   const CHANGELOG = "# Changelog\n\n## Unreleased\n\n- Draws circles.\n\n## 0.1.0\n\nFirst.\n";
 
   beforeEach(async () => {
-    const manifest = { name: "thing", version: "0.1.0" };
+    const peerDependencies = { "@unifluid/cuda-linux-x64": "0.1.0", other: "^1.0.0" };
+    const manifest = { name: "thing", version: "0.1.0", peerDependencies };
     write("package.json", `${JSON.stringify(manifest, null, 2)}\n`);
     const lock = { ...manifest, lockfileVersion: 3, requires: true, packages: { "": manifest } };
     write("package-lock.json", `${JSON.stringify(lock, null, 2)}\n`);
@@ -62,10 +63,15 @@ describe("a version", () => {
   test("is written where it stands, dated, committed and tagged", async () => {
     const { stdout } = await release("0.2.0");
     expect(stdout).toContain("git push --atomic origin HEAD v0.2.0");
-    expect(JSON.parse(read("package.json")).version).toBe("0.2.0");
+    // The package of the CUDA library goes along.
+    const raised = {
+      version: "0.2.0",
+      peerDependencies: { "@unifluid/cuda-linux-x64": "0.2.0", other: "^1.0.0" },
+    };
+    expect(JSON.parse(read("package.json"))).toMatchObject(raised);
     expect(JSON.parse(read("package-lock.json"))).toMatchObject({
       version: "0.2.0",
-      packages: { "": { version: "0.2.0" } },
+      packages: { "": raised },
     });
     expect(read("CHANGELOG.md").replace(/\d{4}-\d\d-\d\d/, "DATE")).toBe(
       "# Changelog\n\n## Unreleased\n\n## 0.2.0 (DATE)\n\n- Draws circles.\n\n## 0.1.0\n\nFirst.\n",

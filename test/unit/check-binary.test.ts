@@ -1,7 +1,7 @@
 /** The script that looks at what an addon gives and needs. */
 
 import { execFile } from "node:child_process";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { findAddon } from "../../lib/addon";
 
@@ -30,6 +30,8 @@ test("what needs newer libraries than it may fails", async () => {
 });
 
 test("another library has other symbols, and another file is none", async () => {
+  const simulated = join(dirname(addon), "unifluid_cuda_simulated.so");
+  expect(await check(simulated)).toMatch(/failed: .*to export unifluid_cuda_open but exports .*,/s);
   const node = join(__dirname, "../../node_modules/sharp");
   expect(await check(join(node, "package.json"))).toMatch(/failed: .*is no ELF file/s);
   expect(await check()).toMatch(/^failed/);

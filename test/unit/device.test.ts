@@ -1,5 +1,7 @@
 /** Which device is chosen, and what is said where none can be. */
-import { join } from "node:path";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import {
   chooseDevice,
   type DeviceNeed,
@@ -62,7 +64,33 @@ describe("what GPUs there are", () => {
 
   test("a driver and no library: what to do", async () => {
     const { reason } = await survey(true, none);
-    expect(reason).toMatch(/no CUDA library \(.*unifluid_cuda\.so\): "npx unifluid build --cuda"/);
+    expect(reason).toMatch(
+      /no CUDA library \(unifluid_cuda\.so\): .*"npx unifluid build --cuda" compiles it/,
+    );
+  });
+
+  test("the library beside the addon, before that of its package", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "unifluid-device-"));
+    try {
+      const addon = join(folder, "prebuilds", "unifluid.node");
+      const packaged = join(folder, "node_modules", "@unifluid", "cuda-linux-x64");
+      for (const path of [dirname(addon), packaged]) mkdirSync(path, { recursive: true });
+      const asked: string[] = [];
+      const cudaDevices = async (path: string) => {
+        asked.push(path);
+        return [newer];
+      };
+      for (const path of [packaged, dirname(addon)]) {
+        writeFileSync(join(path, "unifluid_cuda.so"), "");
+        await surveyDevices({ cudaDriverPresent: () => true, cudaDevices }, addon);
+      }
+      expect(asked).toEqual([
+        join(packaged, "unifluid_cuda.so"),
+        join(dirname(addon), "unifluid_cuda.so"),
+      ]);
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
   });
 
   test("a library that is named and not there", async () => {

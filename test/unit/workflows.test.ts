@@ -76,7 +76,7 @@ test("containers are pinned to a digest", () => {
         : [container.image]
       : [],
   );
-  expect(images.length).toBe(3);
+  expect(images.length).toBe(4);
   for (const image of images) expect(image).toMatch(/@sha256:[0-9a-f]{64}$/);
 });
 
