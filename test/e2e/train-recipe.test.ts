@@ -26,7 +26,13 @@ beforeAll(() => {
 afterAll(() => rmSync(folder, { recursive: true }));
 
 /** The runs' settings. */
-const RUNS = ["autoencoder.yaml", "run.yaml", "finer-run.yaml", "crowded-run.yaml"];
+const RUNS = [
+  "autoencoder.yaml",
+  "run.yaml",
+  "finer-run.yaml",
+  "crowded-run.yaml",
+  "longer-run.yaml",
+];
 /** Steps of the short runs; the page's own are exchanged for them. */
 const SHORT = 2;
 const short = (step: number) => `step-${String(step).padStart(8, "0")}`;
@@ -80,7 +86,7 @@ test("each command does its part", async () => {
       throw new Error(`${command}\n${error.stderr}`);
     });
   }
-  for (const run of ["autoencoder-run", "run", "finer-run", "crowded-run"]) {
+  for (const run of ["autoencoder-run", "run", "finer-run", "crowded-run", "longer-run"]) {
     expect(readdirSync(join(folder, run, "checkpoints"))).toEqual([short(SHORT)]);
     expect(readdirSync(join(folder, run, "samples"))).toEqual([`${short(SHORT)}.png`]);
     expect(existsSync(join(folder, run, "report.html"))).toBe(true);
