@@ -164,7 +164,8 @@ export class Trainer {
     const perStep = this.config.sources.reduce((sum, s) => sum + s.examples, 0);
     const metrics: Metrics = {
       step,
-      examples: step * perStep,
+      // A run may go on with more or fewer a step than it began with.
+      examples: (this.metrics.at(-1)?.examples ?? 0) + perStep,
       learningRate,
       ...this.subject.losses(result, took),
       gradientNorm: result.gradientNorm,

@@ -154,13 +154,16 @@ test("shards are learned from, and a run of them that was stopped ends with the 
 });
 
 test("sources that are not as they were begin anew, and a note says so", async () => {
-  const source = (names: string) => ({
-    sources: [{ shards: join(folder, "shards", `generate-00000${names}.tar`), examples: 2 }],
+  const source = (names: string, examples: number) => ({
+    sources: [{ shards: join(folder, "shards", `generate-00000${names}.tar`), examples }],
   });
-  await train("fewer", { ...source("{0..2}"), steps: 1 });
+  await train("fewer", { ...source("{0..2}", 2), steps: 1 });
   const notes: string[] = [];
   const options = { resume: true, onNote: (message: string) => notes.push(message) };
-  expect(await train("fewer", { ...source("1"), steps: 2 }, options)).toMatchObject({ step: 2 });
+  expect(await train("fewer", { ...source("1", 3), steps: 2 }, options)).toMatchObject({
+    step: 2,
+  });
+  expect((await metricsOf("fewer")).map(({ examples }) => examples)).toEqual([2, 5]);
   expect(notes).toEqual([
     expect.stringContaining("settings differ"),
     expect.stringContaining("read from its beginning"),
