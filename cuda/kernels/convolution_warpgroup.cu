@@ -19,20 +19,19 @@ struct PixelRows {
   int32_t across, down;  // tiles of one parity
   int32_t out_width, out_height;
 
+  // In the image that is there.
   struct Corner {
-    int y, x, parity_y, parity_x;  // in the image that is there
+    int y, x, parity_y, parity_x;
   };
   template <class T>
-  UNIFLUID_DEVICE Corner corner(int tile) const {
-    const int parity = tile / (across * down), within = tile % (across * down);
+  UNIFLUID_DEVICE Corner corner(int row_tile) const {
+    const int parity = row_tile / (across * down), within = row_tile % (across * down);
     return {within / across * kTileLines, within % across * (T::kRows / kTileLines), parity >> 1,
             parity & 1};
   }
 
-  template <class T>
-  UNIFLUID_DEVICE void copy(const Shared<bf16>& to, uint32_t index, int row_tile, int step,
+  UNIFLUID_DEVICE void copy(const Shared<bf16>& to, uint32_t index, const Corner& at, int step,
                             const Shared<uint64_t>& barriers, uint32_t i) const {
-    const Corner at = corner<T>(row_tile);
     const int tap = step / channel_boxes;
     // Shifts round down, as above the image they must.
     copy_box(to, index, map, step % channel_boxes * kBoxColumns,
@@ -41,9 +40,8 @@ struct PixelRows {
   }
 
   template <class T>
-  UNIFLUID_DEVICE int place(int row_tile, int row) const {
+  UNIFLUID_DEVICE int place(const Corner& at, int row) const {
     constexpr int kTileWidth = T::kRows / kTileLines;
-    const Corner at = corner<T>(row_tile);
     const int y = ((at.y + row / kTileWidth) << enlarged) + at.parity_y;
     const int x = ((at.x + row % kTileWidth) << enlarged) + at.parity_x;
     return y < out_height && x < out_width ? y * out_width + x : -1;
@@ -88,13 +86,6 @@ int64_t row_tiles(const PixelRows& rows) {
   return int64_t{rows.across} * rows.down << 2 * rows.enlarged;
 }
 
-template <int kRows, int kColumns>
-void launch(Queue& queue, const ConvolutionArgs& args) {
-  PixelRows rows = rows_of(args, kRows);
-  rows.map = image_map(args.x, args.width, kRows / kTileLines, kTileLines);
-  launch_wide<WideTile<kRows, kColumns>, false>(queue, rows, row_tiles(rows), product_of(args));
-}
-
 }  // namespace
 
 bool suits_warpgroups(const ConvolutionArgs& args) {
@@ -110,12 +101,12 @@ void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args) {
   const TileCost& best =
       *std::min_element(std::begin(kWarpgroupTiles), std::end(kWarpgroupTiles),
                         [&](const TileCost& a, const TileCost& b) { return cost(a) < cost(b); });
-  if (best.columns == 256)
-    launch<128, 256>(queue, args);
-  else if (best.columns == 128)
-    launch<128, 128>(queue, args);
-  else
-    launch<64, 64>(queue, args);
+  with_wide_tile(best.columns, [&](auto tile) {
+    using T = decltype(tile);
+    PixelRows rows = rows_of(args, T::kRows);
+    rows.map = image_map(args.x, args.width, T::kRows / kTileLines, kTileLines);
+    launch_wide<T, false>(queue, rows, row_tiles(rows), product_of(args));
+  });
 }
 
 }  // namespace unifluid::cuda

@@ -12,9 +12,10 @@
 //
 // What a row is, `Rows` knows: of a matrix (linear_warpgroup.cu) or the window of a pixel
 // (convolution_warpgroup.cu). It has
-//   copy<T>(to, index, row_tile, step, barriers, i): starts the copy of the box of rows `row_tile`
-//     and of step `step`'s 64 columns, as copy_box does
-//   place<T>(row_tile, row): the row of the output, or -1 where there is none
+//   corner<T>(row_tile): where a tile of rows begins
+//   copy(to, index, corner, step, barriers, i): starts the copy of the box of a tile's rows and of
+//     step `step`'s 64 columns, as copy_box does
+//   place<T>(corner, row): the row of the output, or -1 where there is none
 #pragma once
 
 #include <algorithm>
@@ -96,15 +97,15 @@ UNIFLUID_DEVICE void exchange_pieces(uint32_t (&words)[4]) {
 }
 
 // Writes the sums of this thread's 64 rows, which begin at `first_row` of a tile.
-template <class T, bool kGated, class Rows, int kPieces>
+template <class T, bool kGated, class Rows, class Corner, int kPieces>
 UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, const FragmentC (&sums)[kPieces],
-                                int row_tile, int first_row, int first_column) {
+                                const Corner& corner, int first_row, int first_column) {
   constexpr int kOutPieces = kGated ? kPieces / 2 : kPieces;
   const LinearParams& p = work.out;
   const int lane = lane_index();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = work.rows.template place<T>(row_tile, first_row + lane / 4 + 8 * half);
+    const int row = work.rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
 #pragma unroll
     for (int j = 0; j < kOutPieces; j += 4) {
       const int column = first_column + 8 * j;
@@ -171,10 +172,11 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
          tile += static_cast<int>(gridDim.x)) {
       const TilePlace at = tile_place(work, tile);
+      const auto corner = work.rows.template corner<T>(at.row);
       for (int step = 0; step < steps; ++step, place.advance()) {
         mbarrier_wait(free, place.slot, place.parity ^ 1);
         mbarrier_arrive_expecting(full, place.slot, T::kStageBytes);
-        work.rows.template copy<T>(x_tiles, place.slot * T::kTileX, at.row, step, full, place.slot);
+        work.rows.copy(x_tiles, place.slot * T::kTileX, corner, step, full, place.slot);
         for (int w = 0; w < 2; ++w)
           copy_box(w_tiles, place.slot * T::kTileW + static_cast<uint32_t>(w) * (T::kTileW / 2),
                    work.weights[w], step * kWideDepth,
@@ -214,13 +216,24 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     warpgroup_wait<0>();
     keep_in_place(sums);
     release(last);
-    store_tile<T, kGated>(work, sums, at.row, warpgroup * 64 + warp_index() % 4 * 16,
-                          at.column * kOutColumns);
+    store_tile<T, kGated>(work, sums, work.rows.template corner<T>(at.row),
+                          warpgroup * 64 + warp_index() % 4 * 16, at.column * kOutColumns);
   }
 #endif
 }
 
 // ---- host ----
+
+// Calls body(T{}) with the tile of kWarpgroupTiles that has so many columns.
+template <class Body>
+void with_wide_tile(int columns, Body body) {
+  if (columns == 256)
+    body(WideTile<128, 256>{});
+  else if (columns == 128)
+    body(WideTile<128, 128>{});
+  else
+    body(WideTile<64, 64>{});
+}
 
 // `row_tiles` tiles of rows by all columns of `p`, whose weights are those of a product.
 template <class T, bool kGated, class Rows>
