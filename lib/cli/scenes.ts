@@ -3,7 +3,14 @@
 import { type Command, Option } from "commander";
 import { UniFluidError } from "../errors.js";
 import { TASKS, type TemplateTask } from "../prompts.js";
-import { PAIR_RULES, type PairRule, SPLITS, type Split } from "../scenes/world.js";
+import {
+  PAIR_RULES,
+  type PairRule,
+  SHAPES,
+  type Shape,
+  SPLITS,
+  type Split,
+} from "../scenes/world.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { OutputError } from "./exit-codes.js";
@@ -19,6 +26,7 @@ interface ScenesFlags extends OutputFlags {
   split: Split;
   pairs: PairRule;
   minObjects: number;
+  withShape?: Shape;
   tasks: TemplateTask[];
   shards?: number;
 }
@@ -48,6 +56,9 @@ export function addScenes(program: Command): void {
         .default("exclude"),
     )
     .option("--min-objects <n>", "fewest objects of a scene, of three", whole(1, 3), 1)
+    .addOption(
+      new Option("--with-shape <shape>", "only scenes that have one of this shape").choices(SHAPES),
+    )
     .option("--tasks <list>", "tasks to write records of", someOf(TASKS), [...TASKS])
     .option(
       "--shards <n>",
@@ -60,7 +71,7 @@ export function addScenes(program: Command): void {
 }
 
 async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
-  const { out, count, size, split, pairs, minObjects, tasks, shards } = flags;
+  const { out, count, size, split, pairs, minObjects, withShape, tasks, shards } = flags;
   const { writeDataset } = await import("../scenes/dataset.js");
   const seed = parseSeed(flags.seed);
   const progress = startRate(context, count);
@@ -72,6 +83,7 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
       split,
       pairs,
       minObjects,
+      withShape,
       tasks,
       shards,
       signal: context.signal,
@@ -85,5 +97,15 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
   }
   note(context, `${count} scenes in ${out}, seed ${seed}`);
   if (context.json)
-    await writeJson({ folder: out, count, seed, split, pairs, minObjects, tasks, shards });
+    await writeJson({
+      folder: out,
+      count,
+      seed,
+      split,
+      pairs,
+      minObjects,
+      withShape,
+      tasks,
+      shards,
+    });
 }

@@ -13,16 +13,30 @@ import {
 } from "./dataset-writer.js";
 import { drawPng } from "./draw.js";
 import { caption, edit, type Question, question } from "./language.js";
-import { alike, type PairRule, randomScene, type Scene, SPLITS, type Split } from "./world.js";
+import {
+  alike,
+  type PairRule,
+  randomScene,
+  type Scene,
+  type Shape,
+  SPLITS,
+  type Split,
+} from "./world.js";
 
-export interface DatasetOptions {
-  count: number;
-  seed: bigint;
-  split?: Split;
-  /** Whether the colour–shape pairs kept from training may occur. */
+/** Which scenes a data set has. */
+export interface SceneRule {
+  /** Whether the colour–shape pairs kept from training may occur; default "exclude". */
   pairs?: PairRule;
   /** The fewest objects of a scene, 1 to 3; default 1. */
   minObjects?: number;
+  /** Only scenes that have an object of this shape. */
+  withShape?: Shape;
+}
+
+export interface DatasetOptions extends SceneRule {
+  count: number;
+  seed: bigint;
+  split?: Split;
   tasks?: readonly TemplateTask[];
   /** Pixels along each side. */
   size?: number;
@@ -36,18 +50,19 @@ export interface DatasetOptions {
 /** Questions asked of each scene; more would repeat themselves. */
 const QUESTIONS = 6;
 
-/** A scene by its name: the same in every data set of this seed and split with the same pairs and fewest objects. */
+/** A scene by its name: the same in every data set of this seed, split and rule. */
 export function sceneOf(
   seed: bigint,
   split: Split,
   index: number,
-  pairs: PairRule,
-  minObjects = 1,
+  { pairs, minObjects = 1, withShape }: SceneRule = {},
 ): Scene {
   const random = streamOf(seed, split, "scene", index);
   for (;;) {
     const scene = randomScene(random, { pairs });
-    if (scene.objects.length >= minObjects) return scene;
+    const { objects } = scene;
+    if (objects.length < minObjects) continue;
+    if (withShape === undefined || objects.some(({ shape }) => shape === withShape)) return scene;
   }
 }
 
@@ -152,7 +167,7 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
   await rm(beside, { recursive: true, force: true });
   await mkdir(beside, { recursive: true });
   const draw = async (index: number): Promise<DrawnScene> => {
-    const scene = sceneOf(filled.seed, filled.split, index, filled.pairs, options.minObjects);
+    const scene = sceneOf(filled.seed, filled.split, index, options);
     const { pictures, records } = recordsOf(scene, index, filled);
     const drawn = [...pictures].map(async ([name, of]) => [name, await drawPng(of, size)] as const);
     return { index, records, pictures: new Map(await Promise.all(drawn)) };

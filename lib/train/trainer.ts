@@ -80,7 +80,7 @@ export class Trainer {
       if (step > 0) {
         await folder.restore(step, subject.native, subject.tensors);
         await subject.mixture.restore(step, await folder.positions(step), (name) =>
-          onNote(`${name} is not as it was: it is read from its beginning`),
+          onNote(`${name} is new or not as it was: it is read from its beginning`),
         );
       }
       const metrics = await folder.keepMetrics(step);

@@ -63,14 +63,17 @@ test("scenes keep the rules: inside, apart, no pair that is held out, counts as 
 });
 
 test("a scene has its name, whatever was drawn before it", () => {
-  expect(sceneOf(5n, "train", 40, "exclude")).toEqual(sceneOf(5n, "train", 40, "exclude"));
-  expect(sceneOf(5n, "train", 40, "exclude")).not.toEqual(sceneOf(5n, "test", 40, "exclude"));
-  expect(sceneOf(5n, "train", 40, "exclude")).not.toEqual(sceneOf(6n, "train", 40, "exclude"));
+  expect(sceneOf(5n, "train", 40)).toEqual(sceneOf(5n, "train", 40));
+  expect(sceneOf(5n, "train", 40)).not.toEqual(sceneOf(5n, "test", 40));
+  expect(sceneOf(5n, "train", 40)).not.toEqual(sceneOf(6n, "train", 40));
   for (let i = 0; i < 40; i++) {
-    const any = sceneOf(5n, "train", i, "exclude");
-    const many = sceneOf(5n, "train", i, "exclude", 2);
+    const any = sceneOf(5n, "train", i);
+    const many = sceneOf(5n, "train", i, { minObjects: 2 });
     expect(many.objects.length).toBeGreaterThan(1);
     if (any.objects.length > 1) expect(many).toEqual(any);
+    const star = sceneOf(5n, "train", i, { withShape: "star" });
+    expect(star.objects.map((o) => o.shape)).toContain("star");
+    if (any.objects.some((o) => o.shape === "star")) expect(star).toEqual(any);
   }
 });
 
