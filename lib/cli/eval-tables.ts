@@ -17,6 +17,8 @@ export function sceneRows(report: SuiteReport): [string, string][] {
           ...each("", generation.tasks),
           ["of a full caption", ""],
           ...each("", generation.attributes),
+          ...each("all, objects: ", generation.byObjects),
+          ...each("there in its colour: ", generation.byShape),
         ] as [string, string][])
       : []),
     ...(heldOut

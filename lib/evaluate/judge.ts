@@ -51,6 +51,16 @@ export function check(seen: SeenScene, scene: Scene, { relations = true } = {}):
   return { ...checks, all: Object.values(checks).every(Boolean) };
 }
 
+/** Which of the scene's objects, in their order, are there in their colour; none seen counts for two. */
+export function objectsThere(seen: SeenScene, scene: Scene): boolean[] {
+  const left = [...seen.objects];
+  return scene.objects.map((o) => {
+    const index = left.findIndex((p) => p.shape === o.shape && p.color === o.color);
+    if (index >= 0) left.splice(index, 1);
+    return index >= 0;
+  });
+}
+
 /** Pixels within which an object that was not to change must still lie. */
 const STILL = 4;
 

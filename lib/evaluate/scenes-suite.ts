@@ -14,7 +14,15 @@ import { caption, edit, type Question, question } from "../scenes/language.js";
 import { parseScene } from "../scenes/parse.js";
 import { alike, randomScene, type Scene, SIZE } from "../scenes/world.js";
 import { frechetDistance, pooled, statisticsOf } from "./frechet.js";
-import { type Checks, check, GENEVAL_TASKS, type GenEvalTask, kept, passes } from "./judge.js";
+import {
+  type Checks,
+  check,
+  GENEVAL_TASKS,
+  type GenEvalTask,
+  kept,
+  objectsThere,
+  passes,
+} from "./judge.js";
 import { SUITE_PARTS, type SuitePart } from "./parts.js";
 
 export interface SuiteOptions {
@@ -41,8 +49,17 @@ export interface Rate {
 
 export interface SuiteReport {
   seed: string;
-  /** Mean of the six tasks. */
-  generation?: { score: number; tasks: Record<string, Rate>; attributes: Record<string, Rate> };
+  /**
+   * `score` is the mean of the six tasks. Of full captions: `attributes` that are right, everything right by number
+   * of objects, and objects that are there in their colour by shape.
+   */
+  generation?: {
+    score: number;
+    tasks: Record<string, Rate>;
+    attributes: Record<string, Rate>;
+    byObjects: Record<string, Rate>;
+    byShape: Record<string, Rate>;
+  };
   /** Everything right of one object whose colour and shape were never seen together; and of pairs that were. */
   heldOut?: { heldOut: Rate; seen: Rate };
   captions?: { exact: Rate; byObjects: Record<string, Rate>; wordsInPlace: number };
@@ -168,12 +185,23 @@ class Suite {
       scenes.map((s) => caption(s)),
       80_000,
     );
-    const checks = images.map((im, i) => check(parseScene(im.pixels), scenes[i]!));
+    const seen = images.map((im) => parseScene(im.pixels));
+    const checks = seen.map((s, i) => check(s, scenes[i]!));
     const found = checks.flatMap((c) =>
       (Object.entries(c) as [keyof Checks, boolean][]).map(([k, v]) => [k, v] as const),
     );
     const score = GENEVAL_TASKS.reduce((sum, t) => sum + tasks[t]!.rate, 0) / GENEVAL_TASKS.length;
-    return { score, tasks, attributes: ratesBy(found) };
+    const there = scenes.flatMap((scene, i) => {
+      const hits = objectsThere(seen[i]!, scene);
+      return scene.objects.map(({ shape }, k) => [shape, hits[k]!] as const);
+    });
+    return {
+      score,
+      tasks,
+      attributes: ratesBy(found),
+      byObjects: ratesBy(checks.map(({ all }, i) => [String(scenes[i]!.objects.length), all])),
+      byShape: ratesBy(there),
+    };
   }
 
   async heldOut(): Promise<SuiteReport["heldOut"]> {

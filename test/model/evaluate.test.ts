@@ -34,6 +34,12 @@ test("every part is measured, on as many cases as were asked for, the same again
     expect(rate).toBeGreaterThanOrEqual(0);
     expect(rate).toBeLessThanOrEqual(1);
   }
+  const cases = (rates: Record<string, { n: number }>) =>
+    Object.values(rates).reduce((sum, { n }) => sum + n, 0);
+  const { byObjects, byShape } = report.generation!;
+  expect(cases(byObjects)).toBe(4);
+  const objects = Object.entries(byObjects).reduce((sum, [k, { n }]) => sum + Number(k) * n, 0);
+  expect(cases(byShape)).toBe(objects);
   // True pictures are parsed right, a source handed back is no edit, and the autoencoder is a good one.
   expect(report.vae!.parsed.rate).toBe(1);
   expect(report.vae!.psnr).toBeGreaterThan(28);

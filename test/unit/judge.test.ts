@@ -1,5 +1,12 @@
 /** The rules that pictures are judged by, on pictures drawn right and with one defect each. */
-import { check, GENEVAL_TASKS, kept, passes, positionOf } from "../../lib/evaluate/judge";
+import {
+  check,
+  GENEVAL_TASKS,
+  kept,
+  objectsThere,
+  passes,
+  positionOf,
+} from "../../lib/evaluate/judge";
 import { drawPixels } from "../../lib/scenes/draw";
 import { parseScene, type SeenObject } from "../../lib/scenes/parse";
 import type { Scene, SceneObject } from "../../lib/scenes/world";
@@ -27,6 +34,19 @@ test("a picture that is right is right in everything", async () => {
     relation: true,
     all: true,
   });
+});
+
+test("each object is looked for by itself", async () => {
+  const there = async (
+    change: (objects: SceneObject[]) => SceneObject[],
+    scene: Scene = wanted,
+  ): Promise<boolean[]> => objectsThere(await changed(change), scene);
+  expect(await there((o) => o)).toEqual([true, true]);
+  expect(await there(([a]) => [a!])).toEqual([true, false]);
+  expect(await there(([a, b]) => [{ ...a!, shape: "star" }, b!])).toEqual([false, true]);
+  expect(await there(([a, b]) => [a!, { ...b!, color: "cyan" }])).toEqual([true, false]);
+  const twice = { ...wanted, objects: [wanted.objects[0]!, wanted.objects[0]!] };
+  expect(await there((o) => o, twice)).toEqual([true, false]);
 });
 
 test.each([
