@@ -60,6 +60,13 @@ UNIFLUID_DEVICE uint64_t of_rows(const Shared<bf16>& tile, uint32_t index) {
 UNIFLUID_DEVICE uint64_t of_columns(const Shared<bf16>& tile, uint32_t index, uint32_t panel) {
   return make(tile, index, panel * static_cast<uint32_t>(sizeof(bf16)), kUnitBytes, 1);
 }
+// What lies so many elements, a multiple of 8, behind what `d` describes. The address is in the low
+// bits, which all of shared memory does not exhaust: one addition, where `make` is a handful.
+UNIFLUID_DEVICE uint64_t further(uint64_t d, uint32_t elements) {
+  const uint32_t low =
+      static_cast<uint32_t>(d) + elements * static_cast<uint32_t>(sizeof(bf16)) / 16;
+  return d >> 32 << 32 | low;
+}
 // Eight rows of 16 columns, in two blocks of 8 columns, without permutation.
 UNIFLUID_DEVICE uint64_t of_eight_rows(const Shared<bf16>& tile) {
   return make(tile, 0, 128, 256, 0);

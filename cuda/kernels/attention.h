@@ -90,8 +90,7 @@ UNIFLUID_DEVICE int64_t query_offset(const AttentionParams& p, const AttendedSpa
 }
 
 // ---- bfloat16: from a product to a weight ----
-// Weights are powers of 2, whose hardware function needs no range reduction. Scaling comes after
-// the subtraction of the maximum, so that the largest weight is exactly 1; `scale` is positive.
+// Weights are powers of 2, whose hardware function needs no range reduction; scales are positive.
 
 // What maxima are taken of: the product of q and k, or the hyperbolic tangent of it. Of that only
 // the absolute error counts, some 2^-23, as it is multiplied by the cap and exponentiated; so it is
@@ -101,16 +100,22 @@ template <class P>
 UNIFLUID_DEVICE float raw_score(const P& p, float product) {
   constexpr float kTwoLog2E = 2.8853900817779268f;
   if (p.soft_cap <= 0) return product;
-  return 1.0f - __fdividef(2.0f, 1.0f + power_of_two(product * (p.scale / p.soft_cap * kTwoLog2E)));
+  const float power = power_of_two(product * (p.scale / p.soft_cap * kTwoLog2E));
+  return fmaf(-2.0f, reciprocal(1.0f + power), 1.0f);
 }
 template <class P>
 UNIFLUID_DEVICE float exponent_scale(const P& p) {
   constexpr float kLog2E = 1.4426950408889634f;
   return (p.soft_cap > 0 ? p.soft_cap : p.scale) * kLog2E;
 }
-// Of a score below `maximum`; also the factor that takes what was summed under a lower one to it.
-UNIFLUID_DEVICE float weight_of(float score, float maximum, float exponent_scale) {
-  return power_of_two((score - maximum) * exponent_scale);
+// Of a score; `offset` is the maximum times the scale. Its rounding is the same for all weights of
+// a query, so that their shares do not show it.
+UNIFLUID_DEVICE float weight_of(float score, float offset, float exponent_scale) {
+  return power_of_two(fmaf(score, exponent_scale, -offset));
+}
+// What was summed under one maximum shrinks by it under a higher one: by exactly 1 under the same.
+UNIFLUID_DEVICE float shrinking(float maximum, float higher, float exponent_scale) {
+  return power_of_two((maximum - higher) * exponent_scale);
 }
 
 // Copies kRows rows to a tile of shared memory with rows of kColumns + 8 elements, at which 8
@@ -123,10 +128,14 @@ UNIFLUID_DEVICE void load_rows(const Shared<bf16>& to, uint32_t at, int columns,
   if constexpr (kAligned) {
     constexpr int kVectors = kColumns / 8;
     static_assert(kRows * kVectors % kThreads == 0);
+    const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll
     for (int step = 0; step < kRows * kVectors / kThreads; ++step) {
-      const int i = step * kThreads + static_cast<int>(threadIdx.x);
-      const int row = i / kVectors, column = i % kVectors * 8;
+      // Where it can be, a thread's columns are the same in every step.
+      constexpr bool kWholeRows = kThreads % kVectors == 0;
+      const int i = step * kThreads + thread;
+      const int row = kWholeRows ? thread / kVectors + step * (kThreads / kVectors) : i / kVectors;
+      const int column = (kWholeRows ? thread : i) % kVectors * 8;
       const bf16* source = from(row);
       const bool valid = source && column < columns;
       cp_async16(to, at + static_cast<uint32_t>(row) * kStride + static_cast<uint32_t>(column),

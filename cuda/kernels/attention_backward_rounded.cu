@@ -122,7 +122,7 @@ struct Pair {
 UNIFLUID_DEVICE Pair pair_of(const AttentionGradients& p, float product, float dout_value,
                              float sum, float dot) {
   const float raw = raw_score(p, product);
-  const float weight = power_of_two(fmaf(raw, exponent_scale(p), -sum));
+  const float weight = weight_of(raw, sum, exponent_scale(p));
   const float slope = p.soft_cap > 0 ? p.scale * fmaf(-raw, raw, 1.0f) : p.scale;
   return {weight, weight * (dout_value - dot) * slope};
 }
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads) query_side(AttentionGradients p) {
     __syncthreads();
     multiply_rows<S>(scores, q_tile, k_tile);
     __syncthreads();
-    float before[2] = {most[0], most[1]};
+    float before[2] = {most[0], most[1]}, offset[2];
 #pragma unroll
     for (int j = 0; j < S::kPieces; ++j)
 #pragma unroll
@@ -176,12 +176,14 @@ __global__ void __launch_bounds__(kThreads) query_side(AttentionGradients p) {
     for (int half = 0; half < 2; ++half) {
       most[half] = fmaxf(most[half], __shfl_xor_sync(kAllLanes, most[half], 1));
       most[half] = fmaxf(most[half], __shfl_xor_sync(kAllLanes, most[half], 2));
-      total[half] *= weight_of(before[half], most[half], exponent);
+      total[half] *= shrinking(before[half], most[half], exponent);
+      offset[half] = most[half] * exponent;
     }
 #pragma unroll
     for (int j = 0; j < S::kPieces; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) total[e / 2] += weight_of(scores[j].x[e], most[e / 2], exponent);
+      for (int e = 0; e < 4; ++e)
+        total[e / 2] += weight_of(scores[j].x[e], offset[e / 2], exponent);
   }
 
   float sum[2], dot[2] = {};

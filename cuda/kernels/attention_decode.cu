@@ -107,7 +107,7 @@ size_t value_bytes() {
 }
 
 template <bool kAligned>
-__global__ void __launch_bounds__(kValueThreads) decode_values(AttentionParams p) {
+__global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParams p) {
   SharedArena arena;
   const auto v_tiles = arena.take<bf16>(kSlots * kKeyBlock * kValueStride);
   const auto weights = arena.take<bf16>(kDecodeQueries * kWeightStride);
@@ -173,10 +173,11 @@ __global__ void __launch_bounds__(kValueThreads) decode_values(AttentionParams p
       float maximum = kLeastMaximum;
       for (uint32_t b = 0; b <= static_cast<uint32_t>(warp) + 1; ++b)
         maximum = fmaxf(maximum, maxima.load(static_cast<uint32_t>(i) * kMaxima + b));
+      const float offset = maximum * exponent;
       for (uint32_t e = 0; e < 2; ++e)
         weights.store(static_cast<uint32_t>(i) * kWeightStride +
                           static_cast<uint32_t>(warp) * kKeyBlock + lane * 2 + e,
-                      from_float<bf16>(weight_of(score[i][e], maximum, exponent)));
+                      from_float<bf16>(weight_of(score[i][e], offset, exponent)));
     }
     __syncthreads();
 
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(kValueThreads) decode_values(AttentionParams p
       for (uint32_t half = 0; half < 2; ++half) {
         const float most =
             fmaxf(maximum[half], maxima.load((lane / 4 + 8 * half) * kMaxima + 1 + b));
-        const float factor = weight_of(maximum[half], most, exponent);
+        const float factor = shrinking(maximum[half], most, exponent);
         maximum[half] = most;
         for (uint32_t e = 2 * half; e < 2 * half + 2; ++e) {
           sums.x[e] *= factor;

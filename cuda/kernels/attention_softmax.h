@@ -35,35 +35,45 @@ struct OnlineSoftmax {
   // the factors by which what was summed so far shrinks.
   UNIFLUID_DEVICE void take(const AttentionParams& p, FragmentC (&scores)[kKeyPieces], int block,
                             float (&factor)[2]) {
-    const bool all_seen = block >= all_first && block + kKeyBlock - 1 <= all_last;
     float most[2] = {maximum[0], maximum[1]};
 #pragma unroll
     for (int j = 0; j < kKeyPieces; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const Sight& sight = sights[e / 2];
-        const int key = block + 8 * j + lane_index() % 4 * 2 + e % 2;
-        float score = raw_score(p, scores[j].x[e]);
-        if (!all_seen && (key < sight.first || key > sight.last)) score = kMaskedScore;
-        scores[j].x[e] = score;
-        most[e / 2] = fmaxf(most[e / 2], score);
-      }
+      for (int e = 0; e < 4; ++e) scores[j].x[e] = raw_score(p, scores[j].x[e]);
+    // Most blocks are seen as a whole; masking would be half of what is computed here.
+    if (block < all_first || block + kKeyBlock - 1 > all_last) mask(scores, block);
+#pragma unroll
+    for (int j = 0; j < kKeyPieces; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) most[e / 2] = fmaxf(most[e / 2], scores[j].x[e]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       most[half] = fmaxf(most[half], __shfl_xor_sync(kAllLanes, most[half], 1));
       most[half] = fmaxf(most[half], __shfl_xor_sync(kAllLanes, most[half], 2));
-      factor[half] = weight_of(maximum[half], most[half], exponent);
+      factor[half] = shrinking(maximum[half], most[half], exponent);
       maximum[half] = most[half];
     }
   }
 
   // Scores become weights, still float.
   UNIFLUID_DEVICE void exponentiate(FragmentC (&scores)[kKeyPieces]) const {
+    const float offset[2] = {maximum[0] * exponent, maximum[1] * exponent};
 #pragma unroll
     for (int j = 0; j < kKeyPieces; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        scores[j].x[e] = weight_of(scores[j].x[e], maximum[e / 2], exponent);
+        scores[j].x[e] = weight_of(scores[j].x[e], offset[e / 2], exponent);
+  }
+
+  UNIFLUID_DEVICE void mask(FragmentC (&scores)[kKeyPieces], int block) const {
+#pragma unroll
+    for (int j = 0; j < kKeyPieces; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const Sight& sight = sights[e / 2];
+        const int key = block + 8 * j + lane_index() % 4 * 2 + e % 2;
+        if (key < sight.first || key > sight.last) scores[j].x[e] = kMaskedScore;
+      }
   }
 };
 

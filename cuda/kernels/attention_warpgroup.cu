@@ -42,22 +42,50 @@ struct Pieces {
 
 #ifdef UNIFLUID_WARPGROUPS
 
-// Starts the copies of `kRows` rows of a head to panels; as load_rows otherwise. `thread` of
-// kCopiers.
-template <int kRows, int kHeadDim, int kCopiers, class From>
-UNIFLUID_DEVICE void load_panels(const Shared<bf16>& to, uint32_t at, int columns, int thread,
-                                 From from) {
-  constexpr int kVectors = kHeadDim / 8, kAll = kRows * kVectors;
-#pragma unroll 4
-  for (int i = thread; i < kAll; i += kCopiers) {
+// Where element (row, column) of a tile of kRows rows lies in its panels.
+template <int kRows>
+UNIFLUID_DEVICE uint32_t in_panels(int row, int column) {
+  return static_cast<uint32_t>(column / kPanelColumns * kRows * kPanelColumns) +
+         swizzled(static_cast<uint32_t>(row), static_cast<uint32_t>(column % kPanelColumns));
+}
+
+// Starts the copies of the tile's queries, by all threads; row i comes from `from(i)`, or is zeros.
+template <int kHeadDim, class From>
+UNIFLUID_DEVICE void load_queries(const Shared<bf16>& to, int columns, From from) {
+  constexpr int kVectors = kHeadDim / 8, kAll = kWarpgroupQueries * kVectors;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kAll; i += kThreads) {
     const int row = i / kVectors, column = i % kVectors * 8;
     const bf16* source = from(row);
     const bool valid = source && column < columns;
-    cp_async16(
-        to,
-        at + static_cast<uint32_t>(column / kPanelColumns * kRows * kPanelColumns) +
-            swizzled(static_cast<uint32_t>(row), static_cast<uint32_t>(column % kPanelColumns)),
-        valid ? source + column : nullptr, valid);
+    cp_async16(to, in_panels<kWarpgroupQueries>(row, column), valid ? source + column : nullptr,
+               valid);
+  }
+}
+
+// Starts the copies of a block of keys or values of which there are `count` rows, `stride` apart;
+// the others come as zeros. By a warpgroup. A thread has one column, so that all that changes from
+// one of its copies to the next are two sums: there are as many as the multipliers have products.
+template <int kHeadDim>
+UNIFLUID_DEVICE void load_block(const Shared<bf16>& to, uint32_t at, int columns, const bf16* rows,
+                                int64_t stride, int count) {
+  constexpr int kVectors = kHeadDim / 8, kAtOnce = kWarpgroup / kVectors;
+  // Copies after which the permutation is that of the first again.
+  constexpr int kPhases = kAtOnce < 8 ? 8 / kAtOnce : 1;
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+  const int row = thread / kVectors, column = thread % kVectors * 8;
+  uint32_t to_phase[kPhases];
+#pragma unroll
+  for (int i = 0; i < kPhases; ++i)
+    to_phase[i] = at + in_panels<kKeyBlock>(row + i * kAtOnce, column);
+  const bf16* from = rows + row * stride + column;
+  const int left = column < columns ? count - row : 0;
+#pragma unroll
+  for (int i = 0; i < kKeyBlock / kAtOnce; ++i) {
+    constexpr int kStep = kPhases * kAtOnce * kPanelColumns;
+    cp_async16(to, to_phase[i % kPhases] + static_cast<uint32_t>(i / kPhases * kStep), from,
+               i * kAtOnce < left);
+    from += kAtOnce * stride;
   }
 }
 
@@ -94,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
     }
   if (thread < int{kOnes}) ones_tile.store(static_cast<uint32_t>(thread), bf16{0x3f80});
   __syncthreads();  // copies go through barriers from here on
-  load_panels<kWarpgroupQueries, kHeadDim, kThreads>(q_tile, 0, p.head_dim, thread, [&](int i) {
+  load_queries<kHeadDim>(q_tile, p.head_dim, [&](int i) {
     return i < queries ? static_cast<const bf16*>(p.q) +
                              query_offset(p, span, kv_head, tile.first + i, p.q_stride)
                        : nullptr;
@@ -117,20 +145,17 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
     uint32_t before = 0;
     for (int block = begin; block <= seen.last; block += kKeyBlock) {
       mbarrier_wait(keys_free, place.slot, place.parity ^ 1);
-      load_panels<kKeyBlock, kHeadDim, kWarpgroup>(
-          k_tiles, place.slot * P::kKeyTile, p.head_dim, thread, [&](int i) {
-            return block + i <= seen.last ? keys + (block + i) * span.key_stride : nullptr;
-          });
+      load_block<kHeadDim>(k_tiles, place.slot * P::kKeyTile, p.head_dim,
+                           keys + block * span.key_stride, span.key_stride, seen.last + 1 - block);
       cp_async_commit();
       if (block > begin) {
         cp_async_wait<1>();
         announce(values_full, before);
       }
       mbarrier_wait(values_free, place.slot, place.parity ^ 1);
-      load_panels<kKeyBlock, kHeadDim, kWarpgroup>(
-          v_tiles, place.slot * P::kKeyTile, p.head_dim, thread, [&](int i) {
-            return block + i <= seen.last ? values + (block + i) * span.value_stride : nullptr;
-          });
+      load_block<kHeadDim>(v_tiles, place.slot * P::kKeyTile, p.head_dim,
+                           values + block * span.value_stride, span.value_stride,
+                           seen.last + 1 - block);
       cp_async_commit();
       cp_async_wait<1>();
       announce(keys_full, place.slot);
@@ -154,6 +179,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
   FragmentC scores[kKeyPieces] = {};
   FragmentA weights[kKeyBlock / 16] = {};
 
+  const uint64_t first_q = descriptor::of_rows(q_tile, first_query * kPanelColumns);
+  const uint64_t first_k = descriptor::of_rows(k_tiles, 0);
+  const uint64_t first_v = descriptor::of_columns(v_tiles, 0, P::kKeyPanel);
   const auto begin_scores = [&](uint32_t slot) {
 #pragma unroll
     for (int j = 0; j < kKeyPieces; ++j) scores[j] = FragmentC{};
@@ -163,10 +191,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
     for (uint32_t c = 0; c < kHeadDim; c += 16) {
       const uint32_t panel = c / kPanelColumns, column = c % kPanelColumns;
       warpgroup_mma(
-          scores,
-          descriptor::of_rows(q_tile,
-                              panel * P::kQueryPanel + first_query * kPanelColumns + column),
-          descriptor::of_rows(k_tiles, slot * P::kKeyTile + panel * P::kKeyPanel + column));
+          scores, descriptor::further(first_q, panel * P::kQueryPanel + column),
+          descriptor::further(first_k, slot * P::kKeyTile + panel * P::kKeyPanel + column));
     }
     warpgroup_commit();
   };
@@ -177,9 +203,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
 #pragma unroll
     for (uint32_t k = 0; k < kKeyBlock / 16; ++k) {
       warpgroup_mma<false>(totals, weights[k], descriptor::of_eight_rows(ones_tile));
-      warpgroup_mma<true>(sums, weights[k],
-                          descriptor::of_columns(
-                              v_tiles, slot * P::kKeyTile + 16 * k * kPanelColumns, P::kKeyPanel));
+      warpgroup_mma<true>(
+          sums, weights[k],
+          descriptor::further(first_v, slot * P::kKeyTile + 16 * k * kPanelColumns));
     }
     warpgroup_commit();
   };

@@ -12,6 +12,7 @@
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/convolution.h"
+#include "cuda/kernels/epilogue.h"
 #include "cuda/kernels/tile.h"
 
 namespace unifluid::cuda {
@@ -20,16 +21,13 @@ namespace {
 struct Params {
   const void* x;
   const void* weight;
-  const float* bias;
-  const void* residual;
-  void* out;
-  int64_t x_stride, weight_stride, residual_stride, out_stride;
+  int64_t x_stride, weight_stride;
   int32_t height, width, row_pixels;  // enlarged; pixels of a row of x
   int32_t enlarged;                   // by 1 << enlarged
   int32_t channels, kernel, stride, pad;
   int32_t out_width, pixels, outputs, window;  // window: kernel * kernel * channels
   int32_t output_tiles;
-  bool pairs;  // two neighbouring outputs can be read and written at once
+  Epilogue out;
 };
 
 // Where the window of an output pixel begins in the enlarged image. Pixels past the last have
@@ -68,32 +66,6 @@ UNIFLUID_DEVICE int64_t element_at(const Params& p, const Corner& corner, const 
   if (tap.y >= p.kernel || y < 0 || y >= p.height || x < 0 || x >= p.width) return -1;
   const int64_t pixel = int64_t{y >> p.enlarged} * p.row_pixels + (x >> p.enlarged);
   return pixel * p.x_stride + tap.channel;
-}
-
-// out[pixel, output] = residual + sum + bias
-template <class T>
-UNIFLUID_DEVICE void finish(const Params& p, int pixel, int output, float sum) {
-  if (pixel >= p.pixels || output >= p.outputs) return;
-  float v = sum + p.bias[output];
-  if (p.residual)
-    v += to_float(static_cast<const T*>(p.residual)[pixel * p.residual_stride + output]);
-  static_cast<T*>(p.out)[pixel * p.out_stride + output] = from_float<T>(v);
-}
-
-// The same for two neighbouring outputs of bfloat16, the first an even one.
-UNIFLUID_DEVICE void finish_pair(const Params& p, int pixel, int output, float first,
-                                 float second) {
-  if (pixel >= p.pixels || output >= p.outputs) return;
-  float low = first + p.bias[output], high = second + p.bias[output + 1];
-  if (p.residual) {
-    const bf16* residual = static_cast<const bf16*>(p.residual);
-    const uint32_t pair =
-        *reinterpret_cast<const uint32_t*>(residual + pixel * p.residual_stride + output);
-    low += __uint_as_float(pair << 16);
-    high += __uint_as_float(pair & 0xffff0000u);
-  }
-  bf16* out = static_cast<bf16*>(p.out) + pixel * p.out_stride + output;
-  *reinterpret_cast<uint32_t*>(out) = pack_bf16(low, high);
 }
 
 // ---- bfloat16 ----
@@ -151,6 +123,7 @@ class Windows {
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(T::kThreads) convolution_bf16(Params p) {
+  using Kind = EpilogueKind<false, false, false, true>;
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * T::kTileW);
@@ -174,18 +147,15 @@ __global__ void __launch_bounds__(T::kThreads) convolution_bf16(Params p) {
 #pragma unroll
   for (int i = 0; i < T::kPiecesM; ++i)
 #pragma unroll
-    for (int j = 0; j < T::kPiecesN; ++j)
+    for (int j = 0; j < T::kPiecesN; ++j) {
+      FragmentC& piece = sums[0][i][j];
+      const int output = first_output + T::column_of(j, 0);
+      finish<Kind>(p.out, output, piece, piece);
 #pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        const int pixel = first_pixel + T::row_of(i, e), output = first_output + T::column_of(j, e);
-        const float first = sums[0][i][j].x[e], second = sums[0][i][j].x[e + 1];
-        if (p.pairs) {
-          finish_pair(p, pixel, output, first, second);
-        } else {
-          finish<bf16>(p, pixel, output, first);
-          finish<bf16>(p, pixel, output + 1, second);
-        }
-      }
+      for (int e = 0; e < 4; e += 2)
+        store_outputs<Kind>(p.out, first_pixel + T::row_of(i, e), output, piece.x[e],
+                            piece.x[e + 1]);
+    }
 }
 
 // To 3 channels: one piece of 16 columns, whose windows alone are worth reading.
@@ -231,6 +201,7 @@ constexpr int kFloatThreads = kSide * kSide;
 constexpr int kFloatStride = kTile + 1;
 
 __global__ void __launch_bounds__(kFloatThreads) convolution_f32(Params p) {
+  using Kind = EpilogueKind<false, false, true, true>;
   SharedArena arena;
   const auto x_tile = arena.take<float>(kDepth * kFloatStride);
   const auto w_tile = arena.take<float>(kDepth * kFloatStride);
@@ -271,8 +242,12 @@ __global__ void __launch_bounds__(kFloatThreads) convolution_f32(Params p) {
     __syncthreads();
   }
   for (int i = 0; i < kEach; ++i)
-    for (int j = 0; j < kEach; ++j)
-      finish<float>(p, first_pixel + ty + kSide * i, first_output + tx + kSide * j, sums[i][j]);
+    for (int j = 0; j < kEach; ++j) {
+      const int output = first_output + tx + kSide * j;
+      if (output >= p.outputs) continue;
+      const float v = finished<Kind>(p.out, output, sums[i][j], 0.0f);
+      store_output<float>(p.out, first_pixel + ty + kSide * i, output, v);
+    }
 }
 
 void launch_f32(Queue& queue, Params p) {
@@ -281,11 +256,6 @@ void launch_f32(Queue& queue, Params p) {
   const size_t shared =
       SharedBytes{}.take<float>(kDepth * kFloatStride).take<float>(kDepth * kFloatStride).used;
   queue.launch(convolution_f32, dim3(blocks), dim3(kFloatThreads), shared, p);
-}
-
-bool pairs(const Tensor& t) {
-  return !t ||
-         (reinterpret_cast<uintptr_t>(t.data) % 4 == 0 && t.cols % 2 == 0 && t.stride % 2 == 0);
 }
 
 }  // namespace
@@ -297,13 +267,8 @@ void convolution(Queue& queue, const ConvolutionArgs& args) {
   Params p{};
   p.x = args.x.data;
   p.weight = args.weight.data;
-  p.bias = args.bias;
-  p.residual = args.residual.data;
-  p.out = args.out.data;
   p.x_stride = args.x.stride;
   p.weight_stride = args.weight.stride;
-  p.residual_stride = args.residual.stride;
-  p.out_stride = args.out.stride;
   p.height = static_cast<int32_t>(args.height * args.upsample);
   p.width = static_cast<int32_t>(args.width * args.upsample);
   p.row_pixels = static_cast<int32_t>(args.width);
@@ -317,7 +282,7 @@ void convolution(Queue& queue, const ConvolutionArgs& args) {
   p.pixels = static_cast<int32_t>(args.out.rows);
   p.outputs = static_cast<int32_t>(args.out.cols);
   p.window = static_cast<int32_t>(args.weight.cols);
-  p.pairs = pairs(args.out) && pairs(args.residual);
+  p.out = epilogue_of(args.out, args.residual, args.bias, Activation::none);
   if (args.x.type == DType::f32)
     launch_f32(queue, p);
   else if (aligned16(args.x) && aligned16(args.weight))

@@ -14,6 +14,7 @@ namespace {
 constexpr int kTileLines = 8;
 
 struct PixelRows {
+  static constexpr bool kOfMatrix = false;
   TensorMap map;
   int32_t channel_boxes, kernel, pad, enlarged;
   int32_t across, down;  // tiles of one parity
@@ -52,15 +53,10 @@ LinearParams product_of(const ConvolutionArgs& args) {
   LinearParams p{};
   p.weights[0] = args.weight.data;
   p.weight_strides[0] = args.weight.stride;
-  p.bias = args.bias;
-  p.residual = args.residual.data;
-  p.residual_stride = args.residual.stride;
-  p.out = args.out.data;
-  p.out_stride = args.out.stride;
   p.m = static_cast<int32_t>(args.out.rows);
   p.n = static_cast<int32_t>(args.out.cols);
   p.k = static_cast<int32_t>(args.weight.cols);
-  p.activation = Activation::none;
+  p.out = epilogue_of(args.out, args.residual, args.bias, Activation::none);
   return p;
 }
 
@@ -90,7 +86,7 @@ int64_t row_tiles(const PixelRows& rows) {
 
 bool suits_warpgroups(const ConvolutionArgs& args) {
   return args.x.type == DType::bf16 && args.stride == 1 && args.x.cols % kBoxColumns == 0 &&
-         aligned16(args.x) && aligned16(args.weight);
+         aligned16(args.x) && aligned16(args.weight) && product_of(args).out.pairs;
 }
 
 void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args) {

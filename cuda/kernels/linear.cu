@@ -24,6 +24,7 @@ namespace {
 template <class T, bool kGated, bool kAligned>
 __global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
   constexpr int kMatrices = kGated ? 2 : 1;
+  using Kind = EpilogueKind<kGated, true, true, true>;
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * T::kTileW);
@@ -49,12 +50,14 @@ __global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
 #pragma unroll
   for (int i = 0; i < T::kPiecesM; ++i)
 #pragma unroll
-    for (int j = 0; j < T::kPiecesN; ++j)
+    for (int j = 0; j < T::kPiecesN; ++j) {
+      FragmentC& piece = sums[0][i][j];
+      const int column = first_column + T::column_of(j, 0);
+      finish<Kind>(p.out, column, piece, sums[kMatrices - 1][i][j]);
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        store_output<bf16, kGated>(p, first_row + T::row_of(i, e),
-                                   first_column + T::column_of(j, e), sums[0][i][j].x[e],
-                                   sums[kMatrices - 1][i][j].x[e]);
+      for (int e = 0; e < 4; e += 2)
+        store_outputs<Kind>(p.out, first_row + T::row_of(i, e), column, piece.x[e], piece.x[e + 1]);
+    }
 }
 
 // Few rows, few columns: 2 warps, 8 columns each, 128 deep; 5 stages ahead are 20 KiB of weights in
@@ -102,7 +105,7 @@ void product(Queue& queue, const LinearParams& p, bf16) {
   const double streams = cost({64, 32 * kMatrices, kWarpProducts * 0.75});
   const double squares = cost({128, 128, kWarpProducts});
   double best = std::min(streams, squares);
-  if (kAligned && queue.limits().warpgroups) {
+  if (kAligned && p.out.pairs && queue.limits().warpgroups) {
     int columns = 0;
     for (const TileCost& tile : kWarpgroupTiles)
       if (cost(tile) < best) {
@@ -127,6 +130,7 @@ template <int kThreadRows, bool kGated>
 __global__ void __launch_bounds__(kSide* kSide) product_f32(LinearParams p) {
   constexpr int kMatrices = kGated ? 2 : 1;
   constexpr int kRows = kSide * kThreadRows;
+  using Kind = EpilogueKind<kGated, true, true, true>;
   SharedArena arena;
   // k-major, one element longer than the tile, so that neither side of the exchange conflicts
   const auto x_tile = arena.take<float>(kFloatDepth * (kRows + 1));
@@ -170,9 +174,12 @@ __global__ void __launch_bounds__(kSide* kSide) product_f32(LinearParams p) {
     __syncthreads();
   }
   for (int i = 0; i < kThreadRows; ++i)
-    for (int j = 0; j < kThreadColumns; ++j)
-      store_output<float, kGated>(p, first_row + ty + kSide * i, first_column + tx + kSide * j,
-                                  sums[0][i][j], sums[kMatrices - 1][i][j]);
+    for (int j = 0; j < kThreadColumns; ++j) {
+      const int column = first_column + tx + kSide * j;
+      if (column >= p.n) continue;
+      const float v = finished<Kind>(p.out, column, sums[0][i][j], sums[kMatrices - 1][i][j]);
+      store_output<float>(p.out, first_row + ty + kSide * i, column, v);
+    }
 }
 
 template <int kThreadRows, bool kGated>
@@ -213,18 +220,12 @@ LinearParams params_of(const LinearArgs& args) {
   LinearParams p{};
   p.x = args.x.data;
   p.weights[0] = args.weight.data;
-  p.bias = args.bias;
-  p.residual = args.residual.data;
-  p.out = args.out.data;
   p.x_stride = args.x.stride;
   p.weight_strides[0] = args.weight.stride;
-  p.residual_stride = args.residual.stride;
-  p.out_stride = args.out.stride;
   p.m = static_cast<int32_t>(args.x.rows);
   p.n = static_cast<int32_t>(args.weight.rows);
   p.k = static_cast<int32_t>(args.x.cols);
-  p.activation = args.activation;
-  p.float_out = args.out.type == DType::f32;
+  p.out = epilogue_of(args.out, args.residual, args.bias, args.activation);
   return p;
 }
 
@@ -233,16 +234,13 @@ LinearParams params_of(const GatedLinearArgs& args) {
   p.x = args.x.data;
   p.weights[0] = args.gate.data;
   p.weights[1] = args.up.data;
-  p.out = args.out.data;
   p.x_stride = args.x.stride;
   p.weight_strides[0] = args.gate.stride;
   p.weight_strides[1] = args.up.stride;
-  p.out_stride = args.out.stride;
   p.m = static_cast<int32_t>(args.x.rows);
   p.n = static_cast<int32_t>(args.gate.rows);
   p.k = static_cast<int32_t>(args.x.cols);
-  p.activation = args.activation;
-  p.float_out = args.out.type == DType::f32;
+  p.out = epilogue_of(args.out, {}, nullptr, args.activation);
   return p;
 }
 

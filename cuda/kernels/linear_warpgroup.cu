@@ -5,6 +5,7 @@ namespace unifluid::cuda {
 namespace {
 
 struct MatrixRows {
+  static constexpr bool kOfMatrix = true;
   TensorMap map;
   int32_t count;
 

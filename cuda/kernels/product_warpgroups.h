@@ -12,6 +12,7 @@
 //
 // What a row is, `Rows` knows: of a matrix (linear_warpgroup.cu) or the window of a pixel
 // (convolution_warpgroup.cu). It has
+//   kOfMatrix: whether there can be an activation, and outputs in float32
 //   corner<T>(row_tile): where a tile of rows begins
 //   copy(to, index, corner, step, barriers, i): starts the copy of the box of a tile's rows and of
 //     step `step`'s 64 columns, as copy_box does
@@ -61,8 +62,8 @@ template <class Rows>
 struct WideProduct {
   Rows rows;
   TensorMap weights[2];
-  LinearParams out;  // neither x nor the weights
-  int32_t row_tiles, column_tiles;
+  Epilogue out;
+  int32_t k, row_tiles, column_tiles;
   bool whole;  // rows of the output can be written by 16 bytes
 };
 
@@ -98,11 +99,15 @@ UNIFLUID_DEVICE void exchange_pieces(uint32_t (&words)[4]) {
 
 // Writes the sums of this thread's 64 rows, which begin at `first_row` of a tile.
 template <class T, bool kGated, class Rows, class Corner, int kPieces>
-UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, const FragmentC (&sums)[kPieces],
+UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, FragmentC (&sums)[kPieces],
                                 const Corner& corner, int first_row, int first_column) {
   constexpr int kOutPieces = kGated ? kPieces / 2 : kPieces;
-  const LinearParams& p = work.out;
-  const int lane = lane_index();
+  using Kind = EpilogueKind<kGated, Rows::kOfMatrix, Rows::kOfMatrix, false>;
+  const Epilogue& e = work.out;
+  const int lane = lane_index(), pair = lane % 4 * 2;
+#pragma unroll
+  for (int j = 0; j < kOutPieces; ++j)
+    finish<Kind>(e, first_column + 8 * j + pair, sums[j], sums[kPieces - kOutPieces + j]);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = work.rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
@@ -110,31 +115,26 @@ UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, const FragmentC (
     for (int j = 0; j < kOutPieces; j += 4) {
       const int column = first_column + 8 * j;
       // The same for the whole warp, but for rows that are none.
-      if (work.whole && column + 32 <= p.n) {
+      if (work.whole && column + 32 <= e.columns) {
         uint32_t words[4] = {};
         if (row >= 0) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const int at = column + 8 * i + lane % 4 * 2;
-            const float* product = &sums[j + i].x[2 * half];
-            const float* other = &sums[kPieces - kOutPieces + j + i].x[2 * half];
-            words[i] = pack_bf16(output_of<bf16, kGated>(p, row, at, product[0], other[0]),
-                                 output_of<bf16, kGated>(p, row, at + 1, product[1], other[1]));
+            float* sum = &sums[j + i].x[2 * half];
+            add_residual<false>(e, row, column + 8 * i + pair, sum[0], sum[1]);
+            words[i] = pack_bf16(sum[0], sum[1]);
           }
         }
         exchange_pieces(words);
         if (row >= 0)
-          *reinterpret_cast<uint4*>(static_cast<bf16*>(p.out) + row * p.out_stride + column +
+          *reinterpret_cast<uint4*>(static_cast<bf16*>(e.out) + row * e.out_stride + column +
                                     lane % 4 * 8) =
               make_uint4(words[0], words[1], words[2], words[3]);
       } else if (row >= 0) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            store_output<bf16, kGated>(p, row, column + 8 * i + lane % 4 * 2 + e,
-                                       sums[j + i].x[2 * half + e],
-                                       sums[kPieces - kOutPieces + j + i].x[2 * half + e]);
+          store_outputs<Kind>(e, row, column + 8 * i + pair, sums[j + i].x[2 * half],
+                              sums[j + i].x[2 * half + 1]);
       }
     }
   }
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   __syncthreads();
 
   const int tiles = work.row_tiles * work.column_tiles;
-  const int steps = (work.out.k + kWideDepth - 1) / kWideDepth;
+  const int steps = (work.k + kWideDepth - 1) / kWideDepth;
   RingPlace<T::kStages> place;
   if (thread < kWarpgroup) {
     if constexpr (kManyRegisters) give_registers<40>();
@@ -191,6 +191,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const auto release = [&](uint32_t slot) {
     if (lane_index() == 0) mbarrier_arrive(free, slot);
   };
+  const uint64_t first_x =
+      descriptor::of_rows(x_tiles, static_cast<uint32_t>(warpgroup) * 64 * kPanelColumns);
+  const uint64_t first_w = descriptor::of_rows(w_tiles, 0);
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
     const TilePlace at = tile_place(work, tile);
     FragmentC sums[T::kColumns / 8] = {};
@@ -201,11 +204,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       warpgroup_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kWideDepth; k += 16)
-        warpgroup_mma(sums,
-                      descriptor::of_rows(
-                          x_tiles, place.slot * T::kTileX +
-                                       static_cast<uint32_t>(warpgroup) * 64 * kPanelColumns + k),
-                      descriptor::of_rows(w_tiles, place.slot * T::kTileW + k));
+        warpgroup_mma(sums, descriptor::further(first_x, place.slot * T::kTileX + k),
+                      descriptor::further(first_w, place.slot * T::kTileW + k));
       warpgroup_commit();
       keep_in_place(sums);
       // The step before is done.
@@ -245,11 +245,12 @@ void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const Linear
     work.weights[w] =
         tensor_map(bf16_matrix(p.weights[w], p.n, p.k, p.weight_strides[w]), T::kColumns / 2);
   if (!kGated) work.weights[1] = work.weights[0];
-  work.out = p;
+  work.out = p.out;
+  work.k = p.k;
   work.row_tiles = static_cast<int32_t>(row_tiles);
   work.column_tiles = static_cast<int32_t>(blocks_for(p.n, kOutColumns));
-  work.whole =
-      !p.float_out && reinterpret_cast<uintptr_t>(p.out) % 16 == 0 && p.out_stride % 8 == 0;
+  work.whole = !p.out.float_out && reinterpret_cast<uintptr_t>(p.out.out) % 16 == 0 &&
+               p.out.out_stride % 8 == 0;
   const int tiles = work.row_tiles * work.column_tiles;
   queue.launch(product_warpgroups<T, kGated, Rows>,
                dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),

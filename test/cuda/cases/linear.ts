@@ -40,21 +40,28 @@ export const cases: CudaCase[] = [
       },
     }),
   ),
-  ...ACTIVATIONS.map(
-    (activation): CudaCase => ({
-      name: `linear with bias, ${activation}, residual and gaps`,
-      run(backend, random) {
-        const inputs = new Inputs(random);
-        return backend.linear({
-          x: inputs.matrix(70, 48, 1, 56),
-          weight: inputs.weight(44, 48),
-          bias: random.floats(44),
-          activation,
-          residual: inputs.matrix(70, 44, 1, 47),
-          outStride: 50,
-        });
-      },
-    }),
+  ...ACTIVATIONS.flatMap((activation) =>
+    // Columns one by one, in pairs, and by 16 bytes.
+    [
+      { n: 44, residualStride: 47, outStride: 50 },
+      { n: 44, residualStride: 46, outStride: 50 },
+      { n: 72, residualStride: 74, outStride: 80 },
+    ].map(
+      ({ n, residualStride, outStride }): CudaCase => ({
+        name: `linear with bias, ${activation}, residual and gaps, ${n} columns, ${residualStride} apart`,
+        run(backend, random) {
+          const inputs = new Inputs(random);
+          return backend.linear({
+            x: inputs.matrix(70, 48, 1, 56),
+            weight: inputs.weight(n, 48),
+            bias: random.floats(n),
+            activation,
+            residual: inputs.matrix(70, n, 1, residualStride),
+            outStride,
+          });
+        },
+      }),
+    ),
   ),
   ...[...SHAPES, ...LARGE_SHAPES].map(
     ([m, k, n]): CudaCase => ({
