@@ -49,6 +49,15 @@ UNIFLUID_DEVICE uint4 load_fresh(const uint4* at) {
 #endif
 }
 
+// Four words that nobody writes during the launch.
+UNIFLUID_DEVICE uint4 load_constant(const uint4* at) {
+#ifdef UNIFLUID_SIMT
+  return *at;
+#else
+  return __ldg(at);
+#endif
+}
+
 // Asks for the line of `at` in the second-level cache; no effect on results.
 UNIFLUID_DEVICE void prefetch_l2(const void* at) {
 #ifdef UNIFLUID_SIMT

@@ -26,6 +26,7 @@ size_t fixed_bytes(const DiffusionHeadWeights& head, DType type, int64_t rows, i
   bytes.take<uint32_t>(static_cast<size_t>(rows * input_stride(static_cast<int>(words))))
       .take<float>(static_cast<size_t>(kWarps * rows * kPartialStride))
       .take<float>(static_cast<size_t>(rows * columns))
+      .take<float>(kMoments)
       .take<float>(static_cast<size_t>(tokens * head.channels));
   return bytes.used;
 }

@@ -26,10 +26,11 @@
 //
 // Order of sums, which depends on the width alone, so that a token has the same bits in any
 // company: a warp adds its run of the depth in ascending pieces, eight partial sums are added in
-// the order of the warps. Tensor cores take columns as rows of A and rows as columns of B, eight to
-// a tile, half of what the other way would waste on one image. A lane holds 8 neighbouring elements
-// (bf16), which serve as the depths of two products of 16: in which order a fragment names its
-// depths is free as long as both sides agree.
+// the order of the warps. A row is normalized in four parts by as many warps, since with one image
+// all blocks wait for it; sums and squares of the parts are then joined. Tensor cores take columns
+// as rows of A and rows as columns of B, eight to a tile, half of what the other way would waste on
+// one image. A lane holds 8 neighbouring elements (bf16), which serve as the depths of two products
+// of 16: in which order a fragment names its depths is free as long as both sides agree.
 //
 // State and guidance are small: every block of a team keeps the latents of all its tokens.
 #include "cuda/kernels/diffusion_steps.h"
@@ -46,11 +47,12 @@ namespace {
 
 using namespace steps;
 
-// Elements of a row that a lane keeps in registers while it is normalized; wider rows (over 1280)
-// are read again.
-constexpr int kHeldElements = 40;
+// Pieces of a part of a row that a lane keeps in registers while it is normalized: those of wider
+// rows (over 2048) are read again.
+template <class T>
+constexpr int kHeld = 16 / kSize<T>;
 constexpr float kNormEps = 1e-6f;
-// Pieces that a thread waits for at once.
+// Rows of inputs that a thread waits for at once.
 constexpr int kReceived = 2;
 
 // One block at work. kPosts: rows go from block to block by posts, else by stores and a barrier.
@@ -69,6 +71,7 @@ class Worker {
         partial(
             arena.take<float>(static_cast<uint32_t>(kWarps * params.most_rows * kPartialStride))),
         own(arena.take<float>(static_cast<uint32_t>(params.most_rows * params.columns))),
+        moments(arena.take<float>(kMoments)),
         state(arena.take<float>(static_cast<uint32_t>(params.most_tokens * params.channels))),
         weights(params, arena, first_column, columns) {}
 
@@ -82,8 +85,7 @@ class Worker {
                    (static_cast<int64_t>(step) * p.rows + team.row) * p.modulation_width;
       project_input();
       if (step + 1 < p.steps) prefetch_modulation();
-      for (int b = 0; b < p.depth; ++b) run_block(b);
-      run_final();
+      for (int index = 0; index <= 2 * p.depth; ++index) run_product(index);
       if (p.network_out) return;
       update(p.first_step + step);
     }
@@ -96,6 +98,9 @@ class Worker {
   }
 
  private:
+  static constexpr int kRowsEach = kPosts ? 1 : kMostRowsEach;
+  static constexpr int kWarpRows = kWarps / kParts, kRowsTogether = kWarpRows * kRowsEach;
+
   UNIFLUID_DEVICE static int thread() { return static_cast<int>(threadIdx.x); }
 
   // ---- the exchange of rows ----
@@ -106,6 +111,15 @@ class Worker {
       ++round;
     else
       grid_barrier(p.arrivals, round);
+  }
+  // The same, of whole rows: what lies behind the width is handed out as zeros.
+  UNIFLUID_DEVICE void meet_for_rows() {
+    if (kPosts && member == 0) {
+      const int tail = p.stride - p.width;
+      for (int at = thread(); at < team.rows * tail; at += kThreads)
+        post(posted(round + 1, at / tail, p.width + at % tail), 0.0f, round + 1);
+    }
+    meet();
   }
   UNIFLUID_DEVICE Posted* posted(uint32_t of_round, int row, int column) const {
     const int64_t at = static_cast<int64_t>(of_round % kPostRounds) * p.rows + team.row + row;
@@ -135,20 +149,19 @@ class Worker {
     else
       return load_fresh(p.out + static_cast<int64_t>(team.row + row) * p.outputs + column);
   }
-  // Looks at elements k .. of a row; those behind the width are 0. False: not all have come.
-  UNIFLUID_DEVICE bool look_at_piece(int row, int k, float (&values)[kSize<T>]) const {
+  // Looks at elements k .. of a row. 0: all have come.
+  UNIFLUID_DEVICE uint32_t look_at_piece(int row, int k, float (&values)[kSize<T>]) const {
     const Posted* from = posted(round, row, k);
-    bool all = true;
+    uint32_t other = 0;
     for (int i = 0; i < kSize<T>; i += 2) {
       Posted now[2];
       look(from + i, now);
       for (int e = 0; e < 2; ++e) {
-        const bool inside = k + i + e < p.width;
-        all = all && (!inside || now[e].round == round);
-        values[i + e] = inside ? now[e].value : 0.0f;
+        values[i + e] = now[e].value;
+        other |= now[e].round ^ round;
       }
     }
-    return all;
+    return other;
   }
   UNIFLUID_DEVICE void load_hidden(int row, int k, float (&values)[kSize<T>]) const {
     const float* from = hidden_row(row) + k;
@@ -179,15 +192,18 @@ class Worker {
   UNIFLUID_DEVICE void product(const T* weight, int first, int count, int index, Before before,
                                Load load, After after) {
     if (count <= 0) {  // the inputs are for others
-      meet();
+      meet_for_rows();
       __syncthreads();
     }
     for (int tile = 0; tile * kTileColumns < count; ++tile) {
       const int begin = tile * kTileColumns, here = min(kTileColumns, count - begin);
+      // A thread has the same column of some rows.
+      const int column = thread() % kTileColumns, first_row = thread() / kTileColumns;
+      constexpr int kRowsApart = kThreads / kTileColumns;
       float2 operands[kResults];
       for (int i = 0; i < kResults; ++i) {
-        const int at = thread() + i * kThreads;
-        if (at < team.rows * here) operands[i] = before(at / here, begin + at % here);
+        const int row = first_row + i * kRowsApart;
+        if (column < here && row < team.rows) operands[i] = before(row, begin + column);
       }
       if (tile == 0) load();
       const int unit = weights.unit_of(index, tile);
@@ -211,16 +227,16 @@ class Worker {
         });
       }
       __syncthreads();
-      if (index >= 0) weights.release(unit);
       for (int i = 0; i < kResults; ++i) {
-        const int at = thread() + i * kThreads;
-        if (at >= team.rows * here) continue;
-        const int row = at / here, column = at % here;
+        const int row = first_row + i * kRowsApart;
+        if (column >= here || row >= team.rows) continue;
         float sum = 0;
         for (int w = 0; w < kWarps; ++w)
           sum += partial.load((w * p.most_rows + row) * kPartialStride + column);
         after(row, begin + column, sum, operands[i]);
       }
+      // Others wait for the results, not for the copies that begin here.
+      if (index >= 0) weights.release(unit);
     }
   }
 
@@ -271,44 +287,58 @@ class Worker {
       prefetch_l2(next + i);
   }
 
-  UNIFLUID_DEVICE void run_block(int b) {
-    const StepsBlock block = p.blocks[b];
-    const int shift = b * 3 * p.width, gate = shift + 2 * p.width;
+  // Products of the network: mlp0 and mlp2 of each block, then the final layer. One place in the
+  // code for all of them, as the instructions of a step must fit into their cache.
+  enum class Kind { expand, contract, finish };
+  UNIFLUID_DEVICE void run_product(int index) {
+    const Kind kind = index == 2 * p.depth ? Kind::finish
+                      : index % 2          ? Kind::contract
+                                           : Kind::expand;
+    const StepsBlock block = p.depth > 0 ? p.blocks[min(index / 2, p.depth - 1)] : StepsBlock{};
+    const void* weight = block.mlp0;
+    const float* bias = block.mlp0_bias;
+    const int shift = index / 2 * 3 * p.width, gate = shift + 2 * p.width;
+    int first = first_column, count = columns;
+    if (kind == Kind::contract) {
+      weight = block.mlp2;
+      bias = block.mlp2_bias;
+    } else if (kind == Kind::finish) {
+      const int each = (p.outputs + p.members - 1) / p.members;
+      weight = p.final_linear;
+      bias = p.final_linear_bias;
+      first = member * each;
+      count = min(each, p.outputs - first);
+    }
     product(
-        static_cast<const T*>(block.mlp0), first_column, columns, 2 * b,
-        [&](int, int column) { return make_float2(block.mlp0_bias[first_column + column], 0.0f); },
-        [&] { load_normalized(block.norm_weight, block.norm_bias, shift); },
-        [&](int row, int column, float sum, float2 bias) {
-          hand_out_inner(row, first_column + column, activate<Activation::silu>(sum + bias.x));
-        });
-    product(
-        static_cast<const T*>(block.mlp2), first_column, columns, 2 * b + 1,
+        static_cast<const T*>(weight), first, count, kind == Kind::finish ? -1 : index,
         [&](int row, int column) {
-          return make_float2(block.mlp2_bias[first_column + column],
-                             to_float(modulation_row(row)[gate + first_column + column]));
+          return make_float2(
+              bias[first + column],
+              kind == Kind::contract ? to_float(modulation_row(row)[gate + first + column]) : 0.0f);
         },
-        [&] { load_inner(); },
+        [&] {
+          const bool affine = kind == Kind::expand;
+          if (kind == Kind::contract)
+            load_inner();
+          else
+            load_normalized(affine ? block.norm_weight : nullptr,
+                            affine ? block.norm_bias : nullptr, shift);
+        },
         [&](int row, int column, float sum, float2 bias_gate) {
-          const uint32_t at = static_cast<uint32_t>(row * p.columns + column);
-          const float v = fmaf(bias_gate.y, sum + bias_gate.x, own.load(at));
-          own.store(at, v);
-          hand_out_hidden(row, first_column + column, v);
-        });
-  }
-
-  UNIFLUID_DEVICE void run_final() {
-    const int each = (p.outputs + p.members - 1) / p.members, first = member * each;
-    product(
-        static_cast<const T*>(p.final_linear), first, min(each, p.outputs - first), -1,
-        [&](int, int column) { return make_float2(p.final_linear_bias[first + column], 0.0f); },
-        [&] { load_normalized(nullptr, nullptr, p.depth * 3 * p.width); },
-        [&](int row, int column, float sum, float2 bias) {
-          sum += bias.x;
-          if (p.network_out)
+          sum += bias_gate.x;
+          if (kind == Kind::expand) {
+            hand_out_inner(row, first + column, activate<Activation::silu>(sum));
+          } else if (kind == Kind::contract) {
+            const uint32_t at = static_cast<uint32_t>(row * p.columns + column);
+            const float v = fmaf(bias_gate.y, sum, own.load(at));
+            own.store(at, v);
+            hand_out_hidden(row, first + column, v);
+          } else if (p.network_out) {
             static_cast<T*>(p.network_out)[(team.row + row) * p.network_stride + first + column] =
                 from_float<T>(sum);
-          else
+          } else {
             hand_out_output(row, first + column, sum);
+          }
         });
   }
 
@@ -338,132 +368,202 @@ class Worker {
     return a;
   }
 
+  // The elements of a part of a row: runs of a piece for each lane, every fourth one.
+  UNIFLUID_DEVICE static constexpr int run_of(int part, int i) {
+    return (i * kParts + part) * kWarp * kSize<T>;
+  }
+  UNIFLUID_DEVICE int part_size(int part) const {
+    constexpr int kRun = kWarp * kSize<T>;
+    const int whole = p.width / (kParts * kRun);
+    return whole * kRun + min(max(p.width - run_of(part, whole), 0), kRun);
+  }
+  // Of a part: the sum of its elements, and of their squared distances from their mean.
+  struct Moments {
+    float sum, squares;
+  };
+  // Mean, and inverse of the standard deviation, of a row from those of its parts.
+  struct Norm {
+    float mean, inverse;
+  };
+  // What is known of the parts before they come.
+  struct Sizes {
+    float size[kParts], inverse[kParts], inverse_width;
+  };
+  UNIFLUID_DEVICE Sizes part_sizes() const {
+    Sizes sizes;
+    sizes.inverse_width = 1.0f / static_cast<float>(p.width);
+    for (int part = 0; part < kParts; ++part) {
+      sizes.size[part] = static_cast<float>(part_size(part));
+      sizes.inverse[part] = 1.0f / fmaxf(sizes.size[part], 1.0f);
+    }
+    return sizes;
+  }
+  template <class Get>
+  UNIFLUID_DEVICE Norm norm_of(const Sizes& sizes, Get moments_of) const {
+    float total = 0, squares = 0;
+    for (int part = 0; part < kParts; ++part) total += moments_of(part).sum;
+    const float mean = total * sizes.inverse_width;
+    for (int part = 0; part < kParts; ++part) {
+      const Moments m = moments_of(part);
+      const float away = fmaf(-sizes.size[part], mean, m.sum);
+      squares += fmaf(away * away, sizes.inverse[part], m.squares);
+    }
+    return {mean, rsqrtf(fmaf(squares, sizes.inverse_width, kNormEps))};
+  }
+
   // x = norm(hidden) * (1 + scale) + shift, where norm is layer norm, with weight and bias unless
-  // null; a warp a row. `shift`: the column of the modulations; scales follow.
+  // null. `shift`: the column of the modulations; scales follow. A warp has one part of kRowsEach
+  // rows at a time.
   UNIFLUID_DEVICE void load_normalized(const float* weight, const float* bias, int shift) {
-    constexpr int kHeld = kHeldElements / kSize<T>;
-    const int step = kWarp * kSize<T>, begin = lane_index() * kSize<T>;
-    Affine affines[kHeld];
-    const auto prepare = [&](int row) {
-      if (row >= team.rows) return;
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i)
-        if (begin + i * step < p.stride)
-          affines[i] = affine(weight, bias, modulation_row(row) + shift, begin + i * step);
+    const int part = warp_index() % kParts, warp_row = warp_index() / kParts;
+    const auto element_of = [&](int i) { return run_of(part, i) + lane_index() * kSize<T>; };
+    const auto affine_at = [&](int row, int k) {
+      return affine(weight, bias, modulation_row(row) + shift, k);
     };
-    prepare(warp_index());
-    meet();
-    for (int row = warp_index(); row < team.rows; row += kWarps) {
-      if (row >= kWarps) prepare(row);
-      float held[kHeld][kSize<T>];
-      receive_row(row, held);
-      // visit(k, values, affine) for all pieces of the lane, in ascending order
-      const auto each = [&](auto visit) {
+    int rows[kRowsEach];
+    Affine affines[kRowsEach][kHeld<T>];
+    const auto prepare = [&](int first) {
 #pragma unroll
-        for (int i = 0; i < kHeld; ++i)
-          if (begin + i * step < p.stride)
-            visit(begin + i * step, held[i], [&] { return affines[i]; });
-        for (int k = begin + kHeld * step; k < p.stride; k += step) {
+      for (int j = 0; j < kRowsEach; ++j) {
+        rows[j] = first + j * kWarpRows + warp_row;
+#pragma unroll
+        for (int i = 0; i < kHeld<T>; ++i)
+          if (rows[j] < team.rows && element_of(i) < p.stride)
+            affines[j][i] = affine_at(rows[j], element_of(i));
+      }
+    };
+    prepare(0);
+    const Sizes sizes = part_sizes();
+    const float inverse_size = 1.0f / static_cast<float>(max(part_size(part), 1));
+    meet_for_rows();
+    for (int first = 0, buffer = 0; first < team.rows; first += kRowsTogether, buffer ^= 1) {
+      if (first > 0) prepare(first);
+      float held[kRowsEach][kHeld<T>][kSize<T>];
+      for (;;) {
+        uint32_t other = 0;
+#pragma unroll
+        for (int j = 0; j < kRowsEach; ++j)
+#pragma unroll
+          for (int i = 0; i < kHeld<T>; ++i)
+            if (rows[j] < team.rows && element_of(i) < p.stride)
+              other |= look_or_load(rows[j], element_of(i), held[j][i]);
+        if (other == 0) break;
+        look_again();
+      }
+      // visit(k, i, values) for the lane's pieces of row j, in ascending order; i is kHeld for
+      // those that are read again
+      const auto each = [&](int j, auto visit) {
+#pragma unroll
+        for (int i = 0; i < kHeld<T>; ++i)
+          if (element_of(i) < p.stride) visit(element_of(i), i, held[j][i]);
+        for (int i = kHeld<T>; element_of(i) < p.stride; ++i) {
           float values[kSize<T>];
-          receive_piece(row, k, values);
-          visit(k, values, [&] { return affine(weight, bias, modulation_row(row) + shift, k); });
+          while (look_or_load(rows[j], element_of(i), values) != 0) look_again();
+          visit(element_of(i), kHeld<T>, values);
         }
       };
-      float total = 0;
-      each([&](int, const float(&values)[kSize<T>], auto) {
-        for (int i = 0; i < kSize<T>; ++i) total += values[i];
-      });
-      const float mean = warp_sum(total) / static_cast<float>(p.width);
-      float squares = 0;
-      each([&](int k, const float(&values)[kSize<T>], auto) {
-        for (int i = 0; i < kSize<T>; ++i) {
-          const float d = k + i < p.width ? values[i] - mean : 0.0f;
-          squares = fmaf(d, d, squares);
+      float sums[kRowsEach] = {}, squares[kRowsEach] = {};
+#pragma unroll
+      for (int j = 0; j < kRowsEach; ++j) {
+        if (rows[j] < team.rows)
+          each(j, [&](int, int, const float(&values)[kSize<T>]) {
+            for (int e = 0; e < kSize<T>; ++e) sums[j] += values[e];
+          });
+        sums[j] = warp_sum(sums[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kRowsEach; ++j) {
+        const float mean = sums[j] * inverse_size;
+        if (rows[j] < team.rows)
+          each(j, [&](int k, int, const float(&values)[kSize<T>]) {
+            for (int e = 0; e < kSize<T>; ++e) {
+              const float d = k + e < p.width ? values[e] - mean : 0.0f;
+              squares[j] = fmaf(d, d, squares[j]);
+            }
+          });
+        squares[j] = warp_sum(squares[j]);
+      }
+      const auto moments_of = [&](int j, int of_part) {
+        const int row = buffer * kRowsTogether + j * kWarpRows + warp_row;
+        return static_cast<uint32_t>((row * kParts + of_part) * 2);
+      };
+      if (lane_index() == 0)
+#pragma unroll
+        for (int j = 0; j < kRowsEach; ++j) {
+          moments.store(moments_of(j, part), sums[j]);
+          moments.store(moments_of(j, part) + 1, squares[j]);
         }
-      });
-      const float variance = warp_sum(squares) / static_cast<float>(p.width);
-      const float inverse = 1.0f / sqrtf(variance + kNormEps);
-      each([&](int k, const float(&values)[kSize<T>], auto get_affine) {
-        const Affine a = get_affine();
-        float normalized[kSize<T>];
-        for (int i = 0; i < kSize<T>; ++i) {
-          const float v = fmaf((values[i] - mean) * inverse, a.scale[i], a.shift[i]);
-          normalized[i] = k + i < p.width ? v : 0.0f;
-        }
-        store_piece(x, static_cast<uint32_t>(row * x_stride + k / kSize<T> * 4),
-                    piece_of<T>(normalized));
-      });
+      __syncthreads();
+#pragma unroll
+      for (int j = 0; j < kRowsEach; ++j) {
+        if (rows[j] >= team.rows) break;
+        const Norm norm = norm_of(sizes, [&](int of_part) {
+          const uint32_t at = moments_of(j, of_part);
+          return Moments{moments.load(at), moments.load(at + 1)};
+        });
+        each(j, [&](int k, int i, const float(&values)[kSize<T>]) {
+          const Affine a = i < kHeld<T> ? affines[j][i < kHeld<T> ? i : 0] : affine_at(rows[j], k);
+          float normalized[kSize<T>];
+          for (int e = 0; e < kSize<T>; ++e) {
+            const float v = fmaf((values[e] - norm.mean) * norm.inverse, a.scale[e], a.shift[e]);
+            normalized[e] = k + e < p.width ? v : 0.0f;
+          }
+          store_piece(x, static_cast<uint32_t>(rows[j] * x_stride + k / kSize<T> * 4),
+                      piece_of<T>(normalized));
+        });
+      }
     }
     __syncthreads();
   }
 
-  // The lane's pieces of a row of the hidden state, as many as it keeps.
-  template <int kHeld>
-  UNIFLUID_DEVICE void receive_row(int row, float (&held)[kHeld][kSize<T>]) const {
-    const int step = kWarp * kSize<T>, begin = lane_index() * kSize<T>;
+  UNIFLUID_DEVICE uint32_t look_or_load(int row, int k, float (&values)[kSize<T>]) const {
     if constexpr (kPosts) {
-      for (;;) {
-        bool all = true;
-#pragma unroll
-        for (int i = 0; i < kHeld; ++i)
-          if (begin + i * step < p.stride)
-            all = look_at_piece(row, begin + i * step, held[i]) && all;
-        if (all) return;
-        look_again();
-      }
+      return look_at_piece(row, k, values);
     } else {
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i)
-        if (begin + i * step < p.stride) load_hidden(row, begin + i * step, held[i]);
-    }
-  }
-  UNIFLUID_DEVICE void receive_piece(int row, int k, float (&values)[kSize<T>]) const {
-    if constexpr (kPosts)
-      while (!look_at_piece(row, k, values)) look_again();
-    else
       load_hidden(row, k, values);
+      return 0;
+    }
   }
 
   // x = inner
   UNIFLUID_DEVICE void load_inner() {
-    meet();
-    const int row_pieces = share.all * 4, count = team.rows * row_pieces;
-    const auto put = [&](int at, const Piece& piece) {
-      store_piece(x, static_cast<uint32_t>(at / row_pieces * x_stride + at % row_pieces * 4),
-                  piece);
+    meet_for_rows();
+    const int row_pieces = share.all * 4;
+    const auto put = [&](int row, int piece, const Piece& values) {
+      store_piece(x, static_cast<uint32_t>(row * x_stride + piece * 4), values);
     };
     if constexpr (kPosts) {
-      for (int first = thread(); first < count; first += kReceived * kThreads) {
-        float values[kReceived][kSize<T>];
-        for (;;) {
-          bool all = true;
+      for (int first = 0; first < team.rows; first += kReceived)
+        for (int piece = thread(); piece < row_pieces; piece += kThreads) {
+          float values[kReceived][kSize<T>];
+          for (;;) {
+            uint32_t other = 0;
 #pragma unroll
-          for (int i = 0; i < kReceived; ++i) {
-            const int at = first + i * kThreads;
-            if (at < count)
-              all = look_at_piece(at / row_pieces, at % row_pieces * kSize<T>, values[i]) && all;
+            for (int i = 0; i < kReceived; ++i)
+              if (first + i < team.rows)
+                other |= look_at_piece(first + i, piece * kSize<T>, values[i]);
+            if (other == 0) break;
+            look_again();
           }
-          if (all) break;
-          look_again();
-        }
 #pragma unroll
-        for (int i = 0; i < kReceived; ++i)
-          if (first + i * kThreads < count) put(first + i * kThreads, piece_of<T>(values[i]));
-      }
-    } else {
-      for (int at = thread(); at < count; at += kThreads) {
-        const int k = at % row_pieces * kSize<T>;
-        Piece piece{};
-        if (k < p.width)
-          piece =
-              piece_of(load_fresh(reinterpret_cast<const uint4*>(inner_row(at / row_pieces) + k)));
-        if (k + kSize < T >> p.width) {  // nobody wrote what lies behind the width
-          float values[kSize<T>];
-          for (int i = 0; i < kSize<T>; ++i)
-            values[i] = k + i < p.width ? element<T>(piece, i) : 0.0f;
-          piece = piece_of<T>(values);
+          for (int i = 0; i < kReceived; ++i)
+            if (first + i < team.rows) put(first + i, piece, piece_of<T>(values[i]));
         }
-        put(at, piece);
+    } else {
+      for (int row = 0, piece = thread();; piece += kThreads) {
+        for (; piece >= row_pieces; piece -= row_pieces) ++row;
+        if (row >= team.rows) break;
+        const int k = piece * kSize<T>;
+        Piece values{};
+        if (k < p.width)
+          values = piece_of(load_fresh(reinterpret_cast<const uint4*>(inner_row(row) + k)));
+        if (k + kSize < T >> p.width) {  // nobody wrote what lies behind the width
+          float inside[kSize<T>];
+          for (int i = 0; i < kSize<T>; ++i)
+            inside[i] = k + i < p.width ? element<T>(values, i) : 0.0f;
+          values = piece_of<T>(inside);
+        }
+        put(row, piece, values);
       }
     }
     __syncthreads();
@@ -516,6 +616,7 @@ class Worker {
   const Shared<uint32_t> x;     // [rows, x_stride] the inputs of a product
   const Shared<float> partial;  // [warps, rows, kPartialStride]
   const Shared<float> own;      // [rows, columns] hidden, of the block's columns
+  const Shared<float> moments;  // of parts of rows, [2, kRowsTogether, kParts, 2]
   const Shared<float> state;    // [tokens, C]
   WeightStream<T> weights;
   uint32_t round = 0;

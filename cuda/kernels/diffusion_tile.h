@@ -2,6 +2,7 @@
 // bytes of their operands (diffusion_steps.cu says why).
 #pragma once
 
+#include "cuda/device/grid.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
 
@@ -19,6 +20,10 @@ inline constexpr int kResults = kMostRows * kTileColumns / kThreads;
 // A row of partial sums: four words more than columns, so that the four row pairs of a fragment
 // lie in different banks.
 inline constexpr int kPartialStride = kTileColumns + 4;
+// Parts of a row that is normalized, and rows of which a warp has a part at a time.
+inline constexpr int kParts = 4, kMostRowsEach = 2;
+// Words of the moments of all parts at a time, twice.
+inline constexpr int kMoments = 2 * kWarps * kMostRowsEach * 2;
 // Exchanges after which the words of posts are used again.
 inline constexpr int kPostRounds = 3;
 // Slots that units stream through: one is used while the other is filled.
@@ -84,7 +89,7 @@ UNIFLUID_DEVICE void store_piece(const Shared<uint32_t>& to, uint32_t index, con
 template <class T>
 UNIFLUID_DEVICE Piece read_piece(const T* row, int k, int width, bool aligned) {
   if (k >= width) return {};
-  if (aligned) return piece_of(*reinterpret_cast<const uint4*>(row + k));
+  if (aligned) return piece_of(load_constant(reinterpret_cast<const uint4*>(row + k)));
   float values[kSize<T>];
   for (int i = 0; i < kSize<T>; ++i) values[i] = k + i < width ? to_float(row[k + i]) : 0.0f;
   return piece_of<T>(values);
