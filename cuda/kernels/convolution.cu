@@ -132,13 +132,13 @@ __global__ void __launch_bounds__(T::kThreads) convolution_bf16(Params p) {
   const int first_output = static_cast<int>(blockIdx.x) % p.output_tiles * T::kColumns;
 
   Windows<T, kAligned> windows(p, first_pixel);
+  TileRows<T, T::kColumns, kAligned> weights(p.weight, p.weight_stride, first_output, p.outputs,
+                                             p.window);
   FragmentC sums[1][T::kPiecesM][T::kPiecesN] = {};
   each_stage<T>((p.window + T::kDepth - 1) / T::kDepth,
                 [&](int step, uint32_t slot) {
                   windows.load(p, x_tiles, slot * T::kTileX, step);
-                  load_tile<T, kAligned>(w_tiles, slot * T::kTileW, p.weight, p.weight_stride,
-                                         first_output, p.outputs, T::kColumns, step * T::kDepth,
-                                         p.window);
+                  weights.load(w_tiles, slot * T::kTileW, step);
                 },
                 [&](uint32_t slot) {
                   multiply_stage<T, 1>(sums, x_tiles, slot * T::kTileX, w_tiles, slot * T::kTileW);

@@ -31,16 +31,19 @@ __global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
   const int first_row = static_cast<int>(blockIdx.x) * T::kRows;
   const int first_column = static_cast<int>(blockIdx.y) * T::kColumns;
 
+  using Weights = TileRows<T, T::kColumns, kAligned>;
+  const auto weights_of = [&](int w) {
+    return Weights(p.weights[w], p.weight_strides[w], first_column, p.n, p.k);
+  };
+  TileRows<T, T::kRows, kAligned> rows(p.x, p.x_stride, first_row, p.m, p.k);
+  Weights weights[2] = {weights_of(0), weights_of(kMatrices - 1)};
   FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
   each_stage<T>((p.k + T::kDepth - 1) / T::kDepth,
                 [&](int step, uint32_t slot) {
-                  load_tile<T, kAligned>(x_tiles, slot * T::kTileX, p.x, p.x_stride, first_row, p.m,
-                                         T::kRows, step * T::kDepth, p.k);
-                  for (int w = 0; w < kMatrices; ++w)
-                    load_tile<T, kAligned>(
-                        w_tiles, (slot * kMatrices + static_cast<uint32_t>(w)) * T::kTileW,
-                        p.weights[w], p.weight_strides[w], first_column, p.n, T::kColumns,
-                        step * T::kDepth, p.k);
+                  rows.load(x_tiles, slot * T::kTileX, step);
+#pragma unroll
+                  for (uint32_t w = 0; w < kMatrices; ++w)
+                    weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
                 },
                 [&](uint32_t slot) {
                   multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,

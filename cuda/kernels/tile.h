@@ -43,30 +43,73 @@ struct Tile {
   }
 };
 
-// `rows` rows of `depth` elements of a matrix, those beyond its edges as zeros.
-template <class T, bool kAligned>
-UNIFLUID_DEVICE void load_tile(const Shared<bf16>& to, uint32_t at, const void* from,
-                               int64_t stride, int first_row, int all_rows, int rows, int first_k,
-                               int k) {
-  const bf16* source = static_cast<const bf16*>(from);
-  if constexpr (kAligned) {
-    constexpr int kChunks = T::kDepth / 8;
-    for (int i = static_cast<int>(threadIdx.x); i < rows * kChunks; i += T::kThreads) {
-      const int row = i / kChunks, column = i % kChunks * 8;
-      const bool inside = first_row + row < all_rows && first_k + column < k;
-      const int64_t offset = inside ? (first_row + row) * stride + first_k + column : 0;
-      cp_async16(to, at + static_cast<uint32_t>(row * T::kStride + column), source + offset,
-                 inside);
+// Copies kRows rows of a matrix from `first_row` on, T::kDepth elements further at each step.
+// Behind k they are zeros, and so are rows behind the matrix's last: these at a stage's first use,
+// and they stay.
+//
+// A thread has one column and every kAtOnce-th row. Where few rows are multiplied this is most of
+// what the kernel does besides waiting: all that a copy needs at each step is one addition.
+template <class T, int kRows, bool kAligned>
+class TileRows {
+ public:
+  UNIFLUID_DEVICE TileRows(const void* matrix, int64_t stride, int first_row, int all_rows, int k)
+      : from_(static_cast<const bf16*>(matrix) + (first_row + row()) * stride + column()),
+        stride_(stride),
+        k_(k),
+        left_(min(all_rows - first_row, kRows) - row()) {}
+
+  // To the stage at `at`; steps in ascending order from 0.
+  UNIFLUID_DEVICE void load(const Shared<bf16>& to, uint32_t at, int step) {
+    const bool inside = step * T::kDepth + column() < k_;
+    const bf16* from = from_;
+    at += static_cast<uint32_t>(row() * T::kStride + column());
+#pragma unroll
+    for (int i = 0; i < (kRows + kAtOnce - 1) / kAtOnce; ++i) {
+      const bool there = i * kAtOnce < left_;
+      const bool fits = kRows % kAtOnce == 0 || row() + i * kAtOnce < kRows;
+      if (there || (fits && step < T::kStages))
+        cp_async16(to, at + static_cast<uint32_t>(i * kAtOnce * T::kStride), from, inside && there);
+      from += kAtOnce * stride_;
     }
-  } else {
+    from_ += T::kDepth;
+  }
+
+ private:
+  static constexpr int kRowThreads = T::kDepth / 8, kAtOnce = T::kThreads / kRowThreads;
+  static_assert(T::kThreads % kRowThreads == 0);
+
+  UNIFLUID_DEVICE static int row() { return static_cast<int>(threadIdx.x) / kRowThreads; }
+  UNIFLUID_DEVICE static int column() { return static_cast<int>(threadIdx.x) % kRowThreads * 8; }
+
+  const bf16* from_;
+  const int64_t stride_;
+  const int k_, left_;
+};
+
+// The same where rows cannot be copied in vectors: element by element.
+template <class T, int kRows>
+class TileRows<T, kRows, false> {
+ public:
+  UNIFLUID_DEVICE TileRows(const void* matrix, int64_t stride, int first_row, int all_rows, int k)
+      : from_(static_cast<const bf16*>(matrix) + first_row * stride),
+        stride_(stride),
+        k_(k),
+        rows_(all_rows - first_row) {}
+
+  UNIFLUID_DEVICE void load(const Shared<bf16>& to, uint32_t at, int step) const {
+    const int rows = step < T::kStages ? kRows : min(rows_, kRows);
     for (int i = static_cast<int>(threadIdx.x); i < rows * T::kDepth; i += T::kThreads) {
-      const int row = i / T::kDepth, column = i % T::kDepth;
-      const bool inside = first_row + row < all_rows && first_k + column < k;
+      const int row = i / T::kDepth, column = i % T::kDepth, k = step * T::kDepth + column;
       to.store(at + static_cast<uint32_t>(row * T::kStride + column),
-               inside ? source[(first_row + row) * stride + first_k + column] : bf16{0});
+               row < rows_ && k < k_ ? from_[row * stride_ + k] : bf16{0});
     }
   }
-}
+
+ private:
+  const bf16* const from_;
+  const int64_t stride_;
+  const int k_, rows_;
+};
 
 // Runs the stages of a product: load(step, slot) starts the copies of a step's operands to stage
 // `slot`, kStages - 1 steps before multiply(slot) takes them. Plain stores to shared memory do in
