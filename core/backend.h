@@ -31,6 +31,12 @@ struct LinearArgs {
   Tensor out;       // [m, n]
 };
 
+// Products none of which needs another's result: at once, where that is faster. Each as if alone.
+struct GroupedLinearArgs {
+  const LinearArgs* products;  // host, [count]
+  int64_t count;
+};
+
 // out = activation(x gate^T) * (x up^T): the first half of a GeGLU
 struct GatedLinearArgs {
   Tensor x;         // [m, k]
@@ -40,12 +46,16 @@ struct GatedLinearArgs {
 };
 
 // out = residual + x / sqrt(mean(x^2) + eps) * (1 + weight), in float32 (Gemma's)
+// With `next_weight` also what the same of `out`, as stored, by that weight is: what stands between
+// two blocks of a decoder, in one pass.
 struct RmsNormArgs {
   Tensor x;             // [m, n]
   const float* weight;  // [n]
   float eps;
-  Tensor residual;  // [m, n], or empty; may be `out`
-  Tensor out;       // [m, n]; may be `x`
+  Tensor residual;                     // [m, n], or empty; may be `out`
+  Tensor out;                          // [m, n]; may be `x`
+  const float* next_weight = nullptr;  // [n], or null
+  Tensor next_out = {};                // [m, n]; may be `out`, which is then lost
 };
 
 // out = (x - mean) / sqrt(variance + eps) * weight + bias
@@ -281,6 +291,9 @@ class Backend {
 
   // ---- operations ----
   virtual void linear(const LinearArgs&) = 0;
+  virtual void grouped_linear(const GroupedLinearArgs& args) {
+    for (int64_t i = 0; i < args.count; ++i) linear(args.products[i]);
+  }
   virtual void gated_linear(const GatedLinearArgs&) = 0;
   virtual void rms_norm(const RmsNormArgs&) = 0;
   virtual void layer_norm(const LayerNormArgs&) = 0;

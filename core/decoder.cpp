@@ -1,6 +1,7 @@
 #include "core/decoder.h"
 
 #include <cmath>
+#include <iterator>
 #include <string>
 
 namespace unifluid {
@@ -62,14 +63,21 @@ void Decoder::forward(const Tensor& x, const std::vector<DecoderSpan>& spans, Wo
   const Tensor hidden = workspace.tensor(m, c.intermediate_size);
   const Tensor branch = c.gemma2 ? workspace.tensor(m, d) : Tensor();
 
+  // Where a norm of the stream goes: between layers to the next one's input.
+  const auto input_norm = [&](size_t layer) {
+    return layer < layers_.size() ? layers_[layer].input_norm : final_norm_;
+  };
+  const auto input_of = [&](size_t layer) { return layer < layers_.size() ? normed : out; };
+
+  backend_.rms_norm({x, input_norm(0), c.rms_norm_eps, Tensor(), input_of(0)});
   std::vector<AttentionSpan> attention_spans(spans.size());
   const int64_t layer_elements = c.kv_heads * c.head_dim;  // times capacity: keys of one layer
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    backend_.rms_norm({x, layer.input_norm, c.rms_norm_eps, Tensor(), normed});
-    backend_.linear({.x = normed, .weight = layer.q, .residual = {}, .out = q});
-    backend_.linear({.x = normed, .weight = layer.k, .residual = {}, .out = k});
-    backend_.linear({.x = normed, .weight = layer.v, .residual = {}, .out = v});
+    const LinearArgs projections[] = {{.x = normed, .weight = layer.q, .residual = {}, .out = q},
+                                      {.x = normed, .weight = layer.k, .residual = {}, .out = k},
+                                      {.x = normed, .weight = layer.v, .residual = {}, .out = v}};
+    backend_.grouped_linear({projections, std::size(projections)});
     for (size_t s = 0; s < spans.size(); ++s) {
       const DecoderSpan& span = spans[s];
       const size_t half =
@@ -97,19 +105,20 @@ void Decoder::forward(const Tensor& x, const std::vector<DecoderSpan>& spans, Wo
 
     if (c.gemma2) {
       backend_.linear({.x = mixed, .weight = layer.o, .residual = {}, .out = branch});
-      backend_.rms_norm({branch, layer.post_attention_norm, c.rms_norm_eps, x, x});
-      backend_.rms_norm({x, layer.pre_mlp_norm, c.rms_norm_eps, Tensor(), normed});
+      backend_.rms_norm(
+          {branch, layer.post_attention_norm, c.rms_norm_eps, x, x, layer.pre_mlp_norm, normed});
       backend_.gated_linear({normed, layer.gate, layer.up, c.activation, hidden});
       backend_.linear({.x = hidden, .weight = layer.down, .residual = {}, .out = branch});
-      backend_.rms_norm({branch, layer.post_mlp_norm, c.rms_norm_eps, x, x});
+      backend_.rms_norm(
+          {branch, layer.post_mlp_norm, c.rms_norm_eps, x, x, input_norm(i + 1), input_of(i + 1)});
     } else {
       backend_.linear({.x = mixed, .weight = layer.o, .residual = x, .out = x});
       backend_.rms_norm({x, layer.post_attention_norm, c.rms_norm_eps, Tensor(), normed});
       backend_.gated_linear({normed, layer.gate, layer.up, c.activation, hidden});
       backend_.linear({.x = hidden, .weight = layer.down, .residual = x, .out = x});
+      backend_.rms_norm({x, input_norm(i + 1), c.rms_norm_eps, Tensor(), input_of(i + 1)});
     }
   }
-  backend_.rms_norm({x, final_norm_, c.rms_norm_eps, Tensor(), out});
 }
 
 void Decoder::logits(const Tensor& hidden, const Tensor& out) const {

@@ -43,6 +43,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
   void submit() override { queue_.flush(); }
 
   void linear(const LinearArgs& args) override { run(cuda::linear, args); }
+  void grouped_linear(const GroupedLinearArgs& args) override { run(cuda::grouped_linear, args); }
   void gated_linear(const GatedLinearArgs& args) override { run(cuda::gated_linear, args); }
   void rms_norm(const RmsNormArgs& args) override { run(cuda::rms_norm, args); }
   void layer_norm(const LayerNormArgs& args) override { run(cuda::layer_norm, args); }

@@ -98,6 +98,7 @@ struct Boundary {
   Function<void*> synchronize;
 
   Operation<LinearArgs> linear;
+  Operation<GroupedLinearArgs> grouped_linear;
   Operation<GatedLinearArgs> gated_linear;
   Operation<RmsNormArgs> rms_norm;
   Operation<LayerNormArgs> layer_norm;
@@ -118,7 +119,7 @@ struct Boundary {
 // Goes up with every change of core/backend.h's structs or of this table; the sizes catch what was
 // forgotten.
 inline constexpr uint64_t kBoundaryVersion =
-    (uint64_t{1} << 32) + sizeof(Boundary) * 4096 + sizeof(AttentionArgs) +
+    (uint64_t{2} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
     sizeof(DiffusionHeadWeights) + sizeof(ConvolutionArgs) + sizeof(DiffusionToken) +
     sizeof(GemmArgs) + sizeof(TrainingStep) + sizeof(AdamWArgs);
 

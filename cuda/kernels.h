@@ -14,6 +14,7 @@
 namespace unifluid::cuda {
 
 void linear(Queue&, const LinearArgs&);
+void grouped_linear(Queue&, const GroupedLinearArgs&);
 void gated_linear(Queue&, const GatedLinearArgs&);
 void rms_norm(Queue&, const RmsNormArgs&);
 void layer_norm(Queue&, const LayerNormArgs&);

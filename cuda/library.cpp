@@ -147,6 +147,7 @@ Boundary make_table() {
     return guarded(f, [&] { enter(backend).synchronize(); });
   };
   t.linear = call<LinearArgs, &CudaBackend::linear>;
+  t.grouped_linear = call<GroupedLinearArgs, &CudaBackend::grouped_linear>;
   t.gated_linear = call<GatedLinearArgs, &CudaBackend::gated_linear>;
   t.rms_norm = call<RmsNormArgs, &CudaBackend::rms_norm>;
   t.layer_norm = call<LayerNormArgs, &CudaBackend::layer_norm>;

@@ -77,6 +77,9 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   void synchronize() override { call(library_.synchronize, backend_); }
 
   void linear(const LinearArgs& args) override { call(library_.linear, backend_, &args); }
+  void grouped_linear(const GroupedLinearArgs& args) override {
+    call(library_.grouped_linear, backend_, &args);
+  }
   void gated_linear(const GatedLinearArgs& args) override {
     call(library_.gated_linear, backend_, &args);
   }

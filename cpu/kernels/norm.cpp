@@ -35,23 +35,29 @@ void each_row(const Args& args, void (*row)(const Args&, int64_t), Parallel& par
   parallel.run((rows + work.run - 1) / work.run, rows_task<Args>, &work);
 }
 
-void rms_norm_row(const RmsNormArgs& a, int64_t row) {
+void rms_norm_row(const RmsNormArgs& a, const Tensor& from, const float* weights,
+                  const Tensor& added, const Tensor& to, int64_t row) {
   const int64_t n = a.x.cols;
-  const float* x = row_of(a.x, row);
+  const float* x = row_of(from, row);
   Vec squares = zero();
   each_vector(n, [&](int64_t c, int k) {
     const Vec v = load_n(x + c, k);
     squares = fma(v, v, squares);
   });
   const Vec scale = set1(inverse_root(sum(squares) / static_cast<float>(n) + a.eps));
-  const float* residual = a.residual ? row_of(a.residual, row) : nullptr;
-  float* out = mutable_row_of(a.out, row);
+  const float* residual = added ? row_of(added, row) : nullptr;
+  float* out = mutable_row_of(to, row);
   each_vector(n, [&](int64_t c, int k) {
-    const Vec weight = add(set1(1.0f), load_n(a.weight + c, k));
+    const Vec weight = add(set1(1.0f), load_n(weights + c, k));
     Vec v = mul(mul(load_n(x + c, k), scale), weight);
     if (residual) v = add(load_n(residual + c, k), v);
     store_n(out + c, v, k);
   });
+}
+
+void rms_norm_rows(const RmsNormArgs& a, int64_t row) {
+  rms_norm_row(a, a.x, a.weight, a.residual, a.out, row);
+  if (a.next_weight) rms_norm_row(a, a.out, a.next_weight, Tensor(), a.next_out, row);
 }
 
 void layer_norm_row(const LayerNormArgs& a, int64_t row) {
@@ -227,7 +233,7 @@ void finish_moments(const GroupWork& work, int64_t runs) {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& args, Parallel& parallel) {
-  each_row(args, rms_norm_row, parallel);
+  each_row(args, rms_norm_rows, parallel);
 }
 
 void layer_norm(const LayerNormArgs& args, Parallel& parallel) {

@@ -21,15 +21,14 @@ namespace {
 
 // ---- bfloat16 ----
 
+// The outputs of one block.
 template <class T, bool kGated, bool kAligned>
-__global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
+UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int first_column) {
   constexpr int kMatrices = kGated ? 2 : 1;
   using Kind = EpilogueKind<kGated, true, true, true>;
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * T::kTileW);
-  const int first_row = static_cast<int>(blockIdx.x) * T::kRows;
-  const int first_column = static_cast<int>(blockIdx.y) * T::kColumns;
 
   using Weights = TileRows<T, T::kColumns, kAligned>;
   const auto weights_of = [&](int w) {
@@ -63,9 +62,32 @@ __global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
     }
 }
 
-// Few rows, few columns: 2 warps, 8 columns each, 128 deep; 5 stages ahead are 20 KiB of weights in
-// flight for each block, and several blocks share a processor.
-using StreamNarrow = Tile<16, 16, 128, 1, 2, 6>;
+template <class T, bool kGated, bool kAligned>
+__global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
+  multiply_tile<T, kGated, kAligned>(p, static_cast<int>(blockIdx.x) * T::kRows,
+                                     static_cast<int>(blockIdx.y) * T::kColumns);
+}
+
+// Several products of few rows, such as the projections of attention: alone each is over before
+// enough of its weights are on their way. Blocks take the products' columns one after another.
+constexpr int kMostGrouped = 4;
+struct ProductGroup {
+  LinearParams products[kMostGrouped];
+  int32_t column_tiles[kMostGrouped];
+};
+template <class T>
+__global__ void __launch_bounds__(T::kThreads)
+    products_bf16(const __grid_constant__ ProductGroup group) {
+  int product = 0, tile = static_cast<int>(blockIdx.y);
+  for (; tile >= group.column_tiles[product]; ++product) tile -= group.column_tiles[product];
+  multiply_tile<T, false, true>(group.products[product], static_cast<int>(blockIdx.x) * T::kRows,
+                                tile * T::kColumns);
+}
+
+// Few rows, few columns: 2 warps, 8 columns each, 128 deep. The 144 blocks of Gemma-2-2B's width
+// must keep in flight what an H200's memory brings in its latency, some 4 MB: 9 stages ahead are 36
+// KiB of weights for each. Two blocks share a processor, or on smaller devices none.
+using StreamNarrow = Tile<16, 16, 128, 1, 2, 10>;
 // Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.
 using StreamWide = Tile<16, 64, 64, 1, 4, 6>;
 // The same bytes in flight for two matrices: twice as many are more than 99 KiB of shared memory.
@@ -78,6 +100,8 @@ using Square = Tile<128, 128, 32, 2, 4, 4>;
 using SquareGated = Tile<128, 64, 32, 2, 4, 4>;
 
 constexpr int32_t kWideColumns = 8192;
+// Rows up to which products are streams of weights.
+constexpr int32_t kStreamedRows = 64;
 
 template <class T, bool kGated, bool kAligned>
 void launch_product(Queue& queue, const LinearParams& p) {
@@ -97,7 +121,7 @@ void product(Queue& queue, const LinearParams& p, bf16) {
       launch_product<StreamNarrow, kGated, kAligned>(queue, p);
     return;
   }
-  if (p.m <= 64) return launch_product<Stream64, kGated, kAligned>(queue, p);
+  if (p.m <= kStreamedRows) return launch_product<Stream64, kGated, kAligned>(queue, p);
 
   const auto cost = [&](const TileCost& tile) {
     const int64_t tiles =
@@ -121,6 +145,33 @@ void product(Queue& queue, const LinearParams& p, bf16) {
     launch_product<Stream64, kGated, kAligned>(queue, p);
   else
     launch_product<std::conditional_t<kGated, SquareGated, Square>, kGated, kAligned>(queue, p);
+}
+
+template <class T>
+void launch_group(Queue& queue, const GroupedLinearArgs& args) {
+  ProductGroup group{};
+  unsigned tiles = 0;
+  for (int64_t i = 0; i < args.count; ++i) {
+    group.products[i] = params_of(args.products[i]);
+    group.column_tiles[i] = static_cast<int32_t>(blocks_for(group.products[i].n, T::kColumns));
+    tiles += blocks_for(group.products[i].n, T::kColumns);
+  }
+  queue.launch(products_bf16<T>, dim3(blocks_for(group.products[0].m, T::kRows), tiles),
+               dim3(T::kThreads), T::shared_bytes(1), group);
+}
+
+// Products of bf16 that one launch can take.
+bool can_be_grouped(const GroupedLinearArgs& args) {
+  if (args.count < 2 || args.count > kMostGrouped) return false;
+  int64_t columns = 0;
+  for (int64_t i = 0; i < args.count; ++i) {
+    const LinearArgs& product = args.products[i];
+    if (product.x.type != DType::bf16 || !aligned16(product.x) || !aligned16(product.weight) ||
+        product.x.rows != args.products[0].x.rows)
+      return false;
+    columns += product.weight.rows;
+  }
+  return args.products[0].x.rows > 0 && args.products[0].x.rows <= kStreamedRows && columns > 0;
 }
 
 // ---- float32 ----
@@ -249,6 +300,17 @@ LinearParams params_of(const GatedLinearArgs& args) {
 
 void linear(Queue& queue, const LinearArgs& args) {
   product<false>(queue, params_of(args), args.x.type, aligned16(args.x) && aligned16(args.weight));
+}
+
+void grouped_linear(Queue& queue, const GroupedLinearArgs& args) {
+  if (!can_be_grouped(args)) {
+    for (int64_t i = 0; i < args.count; ++i) linear(queue, args.products[i]);
+    return;
+  }
+  if (args.products[0].x.rows <= StreamNarrow::kRows)
+    launch_group<StreamNarrow>(queue, args);
+  else
+    launch_group<Stream64>(queue, args);
 }
 
 void gated_linear(Queue& queue, const GatedLinearArgs& args) {

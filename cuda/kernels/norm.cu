@@ -20,7 +20,9 @@ struct Params {
   const float* bias;
   const void* residual;
   void* out;
-  int64_t x_stride, residual_stride, out_stride;
+  const float* next_weight;
+  void* next_out;
+  int64_t x_stride, residual_stride, out_stride, next_stride;
   int32_t n;
   float eps;
 };
@@ -52,6 +54,7 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_row(Params p) {
   const T* residual =
       p.residual ? static_cast<const T*>(p.residual) + row * p.residual_stride : nullptr;
   T* out = static_cast<T*>(p.out) + row * p.out_stride;
+  squares = 0;
   each_piece(p.n, [&](int column) {
     Piece v = load_piece<kAligned>(x, column, p.n);
     const Piece weight = load_piece<kAligned>(p.weight, column, p.n);
@@ -61,6 +64,22 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_row(Params p) {
       for (int i = 0; i < kPiece; ++i) v.value[i] += r.value[i];
     }
     store_piece<kAligned>(out, column, p.n, v);
+    for (int i = 0; i < kPiece; ++i) {
+      const float stored = kAligned || column + i < p.n ? rounded<T>(v.value[i]) : 0.0f;
+      squares = fmaf(stored, stored, squares);
+    }
+  });
+  if (!p.next_weight) return;
+
+  const float next_scale =
+      inverse_root(block_sum(squares, scratch) / static_cast<float>(p.n) + p.eps);
+  T* next_out = static_cast<T*>(p.next_out) + row * p.next_stride;
+  each_piece(p.n, [&](int column) {
+    Piece v = load_piece<kAligned>(out, column, p.n);
+    const Piece weight = load_piece<kAligned>(p.next_weight, column, p.n);
+    for (int i = 0; i < kPiece; ++i)
+      v.value[i] = v.value[i] * next_scale * (1.0f + weight.value[i]);
+    store_piece<kAligned>(next_out, column, p.n, v);
   });
 }
 
@@ -123,10 +142,14 @@ void rms_norm(Queue& queue, const RmsNormArgs& args) {
   p.x_stride = args.x.stride;
   p.residual_stride = args.residual.stride;
   p.out_stride = args.out.stride;
+  p.next_weight = args.next_weight;
+  p.next_out = args.next_out.data;
+  p.next_stride = args.next_out.stride;
   p.n = static_cast<int32_t>(args.x.cols);
   p.eps = args.eps;
   const bool aligned = whole_pieces(args.x) && whole_pieces(args.weight) &&
-                       whole_pieces(args.residual) && whole_pieces(args.out);
+                       whole_pieces(args.residual) && whole_pieces(args.out) &&
+                       whole_pieces(args.next_weight) && whole_pieces(args.next_out);
   with_type(args.x.type, [&](auto t) {
     using T = decltype(t);
     launch(queue, aligned ? rms_norm_row<T, true> : rms_norm_row<T, false>, args.x.rows, p);

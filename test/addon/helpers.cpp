@@ -47,9 +47,9 @@ double Call::number(const char* name, double otherwise) const {
   return has(name) ? number(name) : otherwise;
 }
 
-Activation Call::activation(const char* name) const {
-  if (!has(name)) return Activation::none;
-  const std::string word = arguments.Get(name).ToString().Utf8Value();
+Activation Call::activation(Napi::Value value) const {
+  if (value.IsUndefined()) return Activation::none;
+  const std::string word = value.ToString().Utf8Value();
   if (word == "none") return Activation::none;
   if (word == "silu") return Activation::silu;
   if (word == "gelu_tanh") return Activation::gelu_tanh;

@@ -37,7 +37,9 @@ class Call {
   double number(const char* name) const;
   double number(const char* name, double otherwise) const;
   int64_t integer(const char* name) const { return static_cast<int64_t>(number(name)); }
-  Activation activation(const char* name) const;  // none where absent
+  // none where absent
+  Activation activation(const char* name) const { return activation(arguments.Get(name)); }
+  Activation activation(Napi::Value value) const;
 
   // ---- tensors ----
   // An activation { data: Float32Array, rows, cols, stride? }; empty where absent.
@@ -80,8 +82,10 @@ std::vector<double> numbers(Napi::Value value);
 // The methods of the class TestBackend, one file a family. Each takes its call's arguments and
 // returns what JavaScript gets.
 Napi::Value linear(Call&);
+Napi::Value grouped_linear(Call&);
 Napi::Value gated_linear(Call&);
 Napi::Value rms_norm(Call&);
+Napi::Value rms_norms(Call&);
 Napi::Value layer_norm(Call&);
 Napi::Value group_norm(Call&);
 Napi::Value convolution(Call&);

@@ -1,4 +1,4 @@
-// linear, gated_linear
+// linear, grouped_linear, gated_linear
 #include "test/addon/helpers.h"
 
 namespace unifluid::test {
@@ -15,6 +15,28 @@ Napi::Value linear(Call& call) {
   args.out = call.has("inPlace") ? args.residual : call.output(args.x.rows, args.weight.rows);
   call.backend.linear(args);
   return call.result(args.out);
+}
+
+// { x, products: [{ weight, bias?, activation?, residual? }], outStride? }: a result each
+Napi::Value grouped_linear(Call& call) {
+  const auto list = call.arguments.Get("products").As<Napi::Array>();
+  std::vector<LinearArgs> products;
+  const Tensor x = call.input("x");
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const auto product = list.Get(i).As<Napi::Object>();
+    LinearArgs args;
+    args.x = x;
+    args.weight = call.matrix(product.Get("weight"));
+    args.bias = call.vector(product.Get("bias"));
+    args.activation = call.activation(product.Get("activation"));
+    args.residual = call.input(product.Get("residual"));
+    args.out = call.output(x.rows, args.weight.rows);
+    products.push_back(args);
+  }
+  call.backend.grouped_linear({products.data(), static_cast<int64_t>(products.size())});
+  auto results = Napi::Array::New(call.arguments.Env(), products.size());
+  for (uint32_t i = 0; i < products.size(); ++i) results.Set(i, call.result(products[i].out));
+  return results;
 }
 
 // { x, gate, up, activation?, outStride? }

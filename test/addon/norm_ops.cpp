@@ -18,6 +18,22 @@ Napi::Value rms_norm(Call& call) {
   return call.result(args.out);
 }
 
+// { x, weight, eps, residual, nextWeight, outStride? } -> { out, next }; out is `residual`'s memory
+Napi::Value rms_norms(Call& call) {
+  RmsNormArgs args{};
+  args.x = call.input("x");
+  args.weight = call.vector("weight");
+  args.eps = static_cast<float>(call.number("eps"));
+  args.residual = args.out = call.input("residual");
+  args.next_weight = call.vector("nextWeight");
+  args.next_out = call.output(args.x.rows, args.x.cols);
+  call.backend.rms_norm(args);
+  auto results = Napi::Object::New(call.arguments.Env());
+  results.Set("out", call.result(args.out));
+  results.Set("next", call.result(args.next_out));
+  return results;
+}
+
 // { x, weight?, bias?, eps, inPlace?, outStride? }
 Napi::Value layer_norm(Call& call) {
   LayerNormArgs args{};

@@ -45,6 +45,23 @@ const rowsWithoutGaps = (out: Float32Array, rows: number, cols: number, stride: 
 const scaleBound = (n: number) => UNIT_ROUNDOFF * (sqrt(n) / 2 + 8);
 
 describeBackends("rms_norm", (backend) => {
+  test.each(WIDTHS)("rows of %d and the norm of what they become, as one after another", (n) => {
+    withRandom((random) => {
+      const x = random.matrix(7, n, 3, n + 3);
+      const [weight, nextWeight] = [random.floats(n, 0.5), random.floats(n, 0.5)];
+      const residual = random.matrix(7, n, 1);
+      const first = backend().rmsNorm({ x, weight, eps: EPS, residual });
+      const second = backend().rmsNorm({
+        x: { ...residual, data: first },
+        weight: nextWeight,
+        eps: EPS,
+      });
+      const both = backend().rmsNorms({ x, weight, eps: EPS, residual, nextWeight });
+      expectSameBits(both.out, first, "the rows");
+      expectSameBits(both.next, second, "their norm");
+    });
+  });
+
   test.each(WIDTHS)("rows of %d, with a residual and without, in place and apart", (n) => {
     withRandom((random) => {
       for (const rows of [1, 7]) {

@@ -142,6 +142,18 @@ export interface Backend {
       inPlace?: true;
     },
   ): Float32Array;
+  /** A result for each product. */
+  groupedLinear(
+    args: Strided & {
+      x: Matrix;
+      products: {
+        weight: Weight;
+        bias?: Float32Array;
+        activation?: Activation;
+        residual?: Matrix;
+      }[];
+    },
+  ): Float32Array[];
   gatedLinear(
     args: Strided & { x: Matrix; gate: Weight; up: Weight; activation?: Activation },
   ): Float32Array;
@@ -154,6 +166,16 @@ export interface Backend {
       inPlace?: "x" | "residual";
     },
   ): Float32Array;
+  /** The result, in `residual`'s memory, and its own norm. */
+  rmsNorms(
+    args: Strided & {
+      x: Matrix;
+      weight: Float32Array;
+      eps: number;
+      residual: Matrix;
+      nextWeight: Float32Array;
+    },
+  ): { out: Float32Array; next: Float32Array };
   layerNorm(
     args: Strided & {
       x: Matrix;

@@ -63,6 +63,29 @@ export const cases: CudaCase[] = [
       }),
     ),
   ),
+  // One launch for few rows that can be copied in vectors; a launch each otherwise.
+  ...[
+    [1, 264],
+    [16, 72],
+    [40, 264],
+    [3, 37],
+    [70, 48],
+  ].map(
+    ([m, k]): CudaCase => ({
+      name: `grouped_linear [${m}, ${k}]`,
+      run(backend, random) {
+        const inputs = new Inputs(random);
+        const products = [40, 16, 9].map((n, i) => ({
+          weight: inputs.weight(n, k!),
+          bias: i === 1 ? random.floats(n) : undefined,
+          activation: i === 2 ? ("gelu_tanh" as const) : undefined,
+          residual: i === 0 ? inputs.matrix(m!, n) : undefined,
+        }));
+        const results = backend.groupedLinear({ x: inputs.matrix(m!, k!), products });
+        return Float32Array.from(results.flatMap((result) => [...result]));
+      },
+    }),
+  ),
   ...[...SHAPES, ...LARGE_SHAPES].map(
     ([m, k, n]): CudaCase => ({
       name: `gated_linear [${m}, ${k}] by ${n}`,
@@ -90,15 +113,19 @@ export const invariants: Invariant[] = [
     const x = inputs.matrix(130, k);
     const rest = { weight: inputs.weight(n, k), bias: random.floats(n) };
     const gated = { gate: rest.weight, up: inputs.weight(n, k) };
+    const products = [rest, { weight: gated.up }];
     const part = rowsOf(x, first!, count!);
     const slice = (all: Float32Array) => all.slice(first! * n, (first! + count!) * n);
     const whole = slice(backend.linear({ x, ...rest }));
     const gatedWhole = slice(backend.gatedLinear({ x, ...gated }));
+    const other = slice(backend.linear({ x, weight: gated.up }));
+    const grouped = backend.groupedLinear({ x: part, products });
     return {
-      whole: Float32Array.from([...whole, ...gatedWhole]),
+      whole: Float32Array.from([...whole, ...gatedWhole, ...whole, ...other]),
       alone: Float32Array.from([
         ...backend.linear({ x: part, ...rest }),
         ...backend.gatedLinear({ x: part, ...gated }),
+        ...grouped.flatMap((result) => [...result]),
       ]),
     };
   },

@@ -20,6 +20,16 @@ export const cases: CudaCase[] = WIDTHS.flatMap((n): CudaCase[] => [
     },
   },
   {
+    name: `rms_norm of ${n} and of what it becomes`,
+    run(backend, random) {
+      const inputs = new Inputs(random);
+      const weights = { weight: random.floats(n), nextWeight: random.floats(n) };
+      const x = inputs.matrix(3, n, 4);
+      const both = backend.rmsNorms({ x, ...weights, eps: EPS, residual: inputs.matrix(3, n) });
+      return Float32Array.from([...both.out, ...both.next]);
+    },
+  },
+  {
     name: `rms_norm of ${n}, in place and with gaps`,
     run(backend, random) {
       const inputs = new Inputs(random);
