@@ -90,7 +90,9 @@ __global__ void __launch_bounds__(T::kThreads)
 using StreamNarrow = Tile<16, 16, 128, 1, 2, 10>;
 // Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.
 using StreamWide = Tile<16, 64, 64, 1, 4, 6>;
-// The same bytes in flight for two matrices: twice as many are more than 99 KiB of shared memory.
+// Of gates: the same bytes in flight for two matrices, as all must fit into 99 KiB of shared
+// memory.
+using StreamNarrowGated = Tile<16, 16, 128, 1, 2, 6>;
 using StreamWideGated = Tile<16, 32, 64, 1, 4, 6>;
 // Up to 64 rows: each weight that has come serves 64 rows.
 using Stream64 = Tile<64, 32, 64, 2, 2, 4>;
@@ -118,7 +120,8 @@ void product(Queue& queue, const LinearParams& p, bf16) {
       launch_product<std::conditional_t<kGated, StreamWideGated, StreamWide>, kGated, kAligned>(
           queue, p);
     else
-      launch_product<StreamNarrow, kGated, kAligned>(queue, p);
+      launch_product<std::conditional_t<kGated, StreamNarrowGated, StreamNarrow>, kGated, kAligned>(
+          queue, p);
     return;
   }
   if (p.m <= kStreamedRows) return launch_product<Stream64, kGated, kAligned>(queue, p);
