@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(T::kThreads)
 
 // Few rows, few columns: 2 warps, 8 columns each, 128 deep. The 144 blocks of Gemma-2-2B's width
 // must keep in flight what an H200's memory brings in its latency, some 4 MB: 9 stages ahead are 36
-// KiB of weights for each. Two blocks share a processor, or on smaller devices none.
+// KiB of weights for each. Two blocks share a processor; on smaller devices it has one.
 using StreamNarrow = Tile<16, 16, 128, 1, 2, 10>;
 // Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.
 using StreamWide = Tile<16, 64, 64, 1, 4, 6>;
