@@ -32,6 +32,7 @@ const RUNS = [
   "finer-run.yaml",
   "crowded-run.yaml",
   "longer-run.yaml",
+  "stars-run.yaml",
 ];
 /** Steps of the short runs; the page's own are exchanged for them. */
 const SHORT = 2;
