@@ -74,18 +74,12 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
   const { out, count, size, split, pairs, minObjects, withShape, tasks, shards } = flags;
   const { writeDataset } = await import("../scenes/dataset.js");
   const seed = parseSeed(flags.seed);
+  const data = { count, seed, split, pairs, minObjects, withShape, tasks, shards };
   const progress = startRate(context, count);
   try {
     await writeDataset(out, {
-      count,
-      seed,
+      ...data,
       size,
-      split,
-      pairs,
-      minObjects,
-      withShape,
-      tasks,
-      shards,
       signal: context.signal,
       onScene: () => progress.advance("done"),
     });
@@ -96,16 +90,5 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
     progress.stop();
   }
   note(context, `${count} scenes in ${out}, seed ${seed}`);
-  if (context.json)
-    await writeJson({
-      folder: out,
-      count,
-      seed,
-      split,
-      pairs,
-      minObjects,
-      withShape,
-      tasks,
-      shards,
-    });
+  if (context.json) await writeJson({ folder: out, ...data });
 }
