@@ -19,7 +19,7 @@ UNIFLUID_DEVICE float power_of_two(float x) {
 #endif
 }
 
-// 1 / x, x normal, likewise within one unit in the last place.
+// 1 / x likewise, within one unit in the last place, of normal numbers and infinity.
 UNIFLUID_DEVICE float reciprocal(float x) {
 #ifdef UNIFLUID_SIMT
   return 1.0f / x;

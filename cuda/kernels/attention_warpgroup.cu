@@ -64,8 +64,8 @@ UNIFLUID_DEVICE void load_queries(const Shared<bf16>& to, int columns, From from
 }
 
 // Starts the copies of a block of keys or values of which there are `count` rows, `stride` apart;
-// the others come as zeros. By a warpgroup. A thread has one column, so that all that changes from
-// one of its copies to the next are two sums: there are as many as the multipliers have products.
+// the others come as zeros. By a warpgroup. A thread has one column, so that a copy needs little
+// more than an addition: these instructions take turns with those of the multipliers.
 template <int kHeadDim>
 UNIFLUID_DEVICE void load_block(const Shared<bf16>& to, uint32_t at, int columns, const bf16* rows,
                                 int64_t stride, int count) {

@@ -25,9 +25,9 @@ struct Params {
   int32_t height, width, row_pixels;  // enlarged; pixels of a row of x
   int32_t enlarged;                   // by 1 << enlarged
   int32_t channels, kernel, stride, pad;
-  int32_t out_width, pixels, outputs, window;  // window: kernel * kernel * channels
+  int32_t out_width, window;  // window: kernel * kernel * channels
   int32_t output_tiles;
-  Epilogue out;
+  Epilogue out;  // and its pixels and channels
 };
 
 // Where the window of an output pixel begins in the enlarged image. Pixels past the last have
@@ -37,7 +37,7 @@ struct Corner {
 };
 UNIFLUID_DEVICE Corner corner_of(const Params& p, int pixel) {
   constexpr int kFarAbove = -(1 << 30);
-  if (pixel >= p.pixels) return {kFarAbove, 0};
+  if (pixel >= p.out.rows) return {kFarAbove, 0};
   return {pixel / p.out_width * p.stride - p.pad, pixel % p.out_width * p.stride - p.pad};
 }
 
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(T::kThreads) convolution_bf16(Params p) {
   const int first_output = static_cast<int>(blockIdx.x) % p.output_tiles * T::kColumns;
 
   Windows<T, kAligned> windows(p, first_pixel);
-  TileRows<T, T::kColumns, kAligned> weights(p.weight, p.weight_stride, first_output, p.outputs,
+  TileRows<T, T::kColumns, kAligned> weights(p.weight, p.weight_stride, first_output, p.out.columns,
                                              p.window);
   FragmentC sums[1][T::kPiecesM][T::kPiecesN] = {};
   each_stage<T>((p.window + T::kDepth - 1) / T::kDepth,
@@ -169,8 +169,8 @@ using Large = Tile<256, 128, 32, 4, 2, 3>;
 
 template <class T, bool kAligned>
 void launch(Queue& queue, Params p) {
-  p.output_tiles = static_cast<int32_t>(blocks_for(p.outputs, T::kColumns));
-  const unsigned blocks = blocks_for(p.pixels, T::kRows) * static_cast<unsigned>(p.output_tiles);
+  p.output_tiles = static_cast<int32_t>(blocks_for(p.out.columns, T::kColumns));
+  const unsigned blocks = blocks_for(p.out.rows, T::kRows) * static_cast<unsigned>(p.output_tiles);
   queue.launch(convolution_bf16<T, kAligned>, dim3(blocks), dim3(T::kThreads), T::shared_bytes(1),
                p);
 }
@@ -179,12 +179,12 @@ template <bool kAligned>
 void launch(Queue& queue, const Params& p) {
   // A tile must give three quarters of the multiprocessors a block, or a smaller one is faster.
   const auto enough = [&](int rows, int columns) {
-    return int64_t{blocks_for(p.pixels, rows)} * blocks_for(p.outputs, columns) * 4 >=
+    return int64_t{blocks_for(p.out.rows, rows)} * blocks_for(p.out.columns, columns) * 4 >=
            int64_t{queue.limits().processors} * 3;
   };
-  if (p.outputs <= Narrow::kColumns)
+  if (p.out.columns <= Narrow::kColumns)
     launch<Narrow, kAligned>(queue, p);
-  else if (p.outputs <= Small::kColumns || !enough(Square::kRows, Square::kColumns))
+  else if (p.out.columns <= Small::kColumns || !enough(Square::kRows, Square::kColumns))
     launch<Small, kAligned>(queue, p);
   else if (!enough(Large::kRows, Large::kColumns))
     launch<Square, kAligned>(queue, p);
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kFloatThreads) convolution_f32(Params p) {
       x_tile.store(at, element < 0 ? 0.0f : x[element]);
       const int output = first_output + ty + kSide * i;
       w_tile.store(
-          at, output < p.outputs && k < p.window ? weight[output * p.weight_stride + k] : 0.0f);
+          at, output < p.out.columns && k < p.window ? weight[output * p.weight_stride + k] : 0.0f);
     }
     advance(p, tap, kDepth);
     __syncthreads();
@@ -244,15 +244,15 @@ __global__ void __launch_bounds__(kFloatThreads) convolution_f32(Params p) {
   for (int i = 0; i < kEach; ++i)
     for (int j = 0; j < kEach; ++j) {
       const int output = first_output + tx + kSide * j;
-      if (output >= p.outputs) continue;
+      if (output >= p.out.columns) continue;
       const float v = finished<Kind>(p.out, output, sums[i][j], 0.0f);
       store_output<float>(p.out, first_pixel + ty + kSide * i, output, v);
     }
 }
 
 void launch_f32(Queue& queue, Params p) {
-  p.output_tiles = static_cast<int32_t>(blocks_for(p.outputs, kTile));
-  const unsigned blocks = blocks_for(p.pixels, kTile) * static_cast<unsigned>(p.output_tiles);
+  p.output_tiles = static_cast<int32_t>(blocks_for(p.out.columns, kTile));
+  const unsigned blocks = blocks_for(p.out.rows, kTile) * static_cast<unsigned>(p.output_tiles);
   const size_t shared =
       SharedBytes{}.take<float>(kDepth * kFloatStride).take<float>(kDepth * kFloatStride).used;
   queue.launch(convolution_f32, dim3(blocks), dim3(kFloatThreads), shared, p);
@@ -279,8 +279,6 @@ void convolution(Queue& queue, const ConvolutionArgs& args) {
   p.pad = static_cast<int32_t>(args.pad_before);
   p.out_width = static_cast<int32_t>(
       (p.width + args.pad_before + args.pad_after - args.kernel) / args.stride + 1);
-  p.pixels = static_cast<int32_t>(args.out.rows);
-  p.outputs = static_cast<int32_t>(args.out.cols);
   p.window = static_cast<int32_t>(args.weight.cols);
   p.out = epilogue_of(args.out, args.residual, args.bias, Activation::none);
   if (args.x.type == DType::f32)

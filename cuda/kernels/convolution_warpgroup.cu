@@ -53,8 +53,6 @@ LinearParams product_of(const ConvolutionArgs& args) {
   LinearParams p{};
   p.weights[0] = args.weight.data;
   p.weight_strides[0] = args.weight.stride;
-  p.m = static_cast<int32_t>(args.out.rows);
-  p.n = static_cast<int32_t>(args.out.cols);
   p.k = static_cast<int32_t>(args.weight.cols);
   p.out = epilogue_of(args.out, args.residual, args.bias, Activation::none);
   return p;

@@ -32,9 +32,9 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
 
   using Weights = TileRows<T, T::kColumns, kAligned>;
   const auto weights_of = [&](int w) {
-    return Weights(p.weights[w], p.weight_strides[w], first_column, p.n, p.k);
+    return Weights(p.weights[w], p.weight_strides[w], first_column, p.out.columns, p.k);
   };
-  TileRows<T, T::kRows, kAligned> rows(p.x, p.x_stride, first_row, p.m, p.k);
+  TileRows<T, T::kRows, kAligned> rows(p.x, p.x_stride, first_row, p.out.rows, p.k);
   Weights weights[2] = {weights_of(0), weights_of(kMatrices - 1)};
   FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
   each_stage<T>((p.k + T::kDepth - 1) / T::kDepth,
@@ -85,8 +85,9 @@ __global__ void __launch_bounds__(T::kThreads)
 }
 
 // Few rows, few columns: 2 warps, 8 columns each, 128 deep. The 144 blocks of Gemma-2-2B's width
-// must keep in flight what an H200's memory brings in its latency, some 4 MB: 9 stages ahead are 36
-// KiB of weights for each. Two blocks share a processor; on smaller devices it has one.
+// must keep in flight what an H200's memory brings in its latency, by calculation 4 MB: 9 stages
+// ahead are 36 KiB of weights for each. Two blocks share a processor; on smaller devices it has
+// one.
 using StreamNarrow = Tile<16, 16, 128, 1, 2, 10>;
 // Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.
 using StreamWide = Tile<16, 64, 64, 1, 4, 6>;
@@ -108,15 +109,15 @@ constexpr int32_t kStreamedRows = 64;
 template <class T, bool kGated, bool kAligned>
 void launch_product(Queue& queue, const LinearParams& p) {
   queue.launch(product_bf16<T, kGated, kAligned>,
-               dim3(blocks_for(p.m, T::kRows), blocks_for(p.n, T::kColumns)), dim3(T::kThreads),
-               T::shared_bytes(kGated ? 2 : 1), p);
+               dim3(blocks_for(p.out.rows, T::kRows), blocks_for(p.out.columns, T::kColumns)),
+               dim3(T::kThreads), T::shared_bytes(kGated ? 2 : 1), p);
 }
 
 template <bool kGated, bool kAligned>
 void product(Queue& queue, const LinearParams& p, bf16) {
   constexpr int kMatrices = kGated ? 2 : 1;
-  if (p.m <= 16) {
-    if (p.n >= kWideColumns)
+  if (p.out.rows <= 16) {
+    if (p.out.columns >= kWideColumns)
       launch_product<std::conditional_t<kGated, StreamWideGated, StreamWide>, kGated, kAligned>(
           queue, p);
     else
@@ -124,11 +125,11 @@ void product(Queue& queue, const LinearParams& p, bf16) {
           queue, p);
     return;
   }
-  if (p.m <= kStreamedRows) return launch_product<Stream64, kGated, kAligned>(queue, p);
+  if (p.out.rows <= kStreamedRows) return launch_product<Stream64, kGated, kAligned>(queue, p);
 
   const auto cost = [&](const TileCost& tile) {
-    const int64_t tiles =
-        int64_t{blocks_for(p.m, tile.rows)} * blocks_for(int64_t{p.n} * kMatrices, tile.columns);
+    const int64_t tiles = int64_t{blocks_for(p.out.rows, tile.rows)} *
+                          blocks_for(int64_t{p.out.columns} * kMatrices, tile.columns);
     return tile.of(tiles, queue.limits().processors);
   };
   constexpr double kWarpProducts = 600;
@@ -156,10 +157,11 @@ void launch_group(Queue& queue, const GroupedLinearArgs& args) {
   unsigned tiles = 0;
   for (int64_t i = 0; i < args.count; ++i) {
     group.products[i] = params_of(args.products[i]);
-    group.column_tiles[i] = static_cast<int32_t>(blocks_for(group.products[i].n, T::kColumns));
-    tiles += blocks_for(group.products[i].n, T::kColumns);
+    group.column_tiles[i] =
+        static_cast<int32_t>(blocks_for(group.products[i].out.columns, T::kColumns));
+    tiles += blocks_for(group.products[i].out.columns, T::kColumns);
   }
-  queue.launch(products_bf16<T>, dim3(blocks_for(group.products[0].m, T::kRows), tiles),
+  queue.launch(products_bf16<T>, dim3(blocks_for(group.products[0].out.rows, T::kRows), tiles),
                dim3(T::kThreads), T::shared_bytes(1), group);
 }
 
@@ -201,7 +203,7 @@ __global__ void __launch_bounds__(kSide* kSide) product_f32(LinearParams p) {
   for (int first = 0; first < p.k; first += kFloatDepth) {
     for (int i = thread; i < kRows * kFloatDepth; i += kSide * kSide) {
       const int row = i / kFloatDepth, k = i % kFloatDepth;
-      const bool inside = first_row + row < p.m && first + k < p.k;
+      const bool inside = first_row + row < p.out.rows && first + k < p.k;
       x_tile.store(static_cast<uint32_t>(k * (kRows + 1) + row),
                    inside ? x[(first_row + row) * p.x_stride + first + k] : 0.0f);
     }
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kSide* kSide) product_f32(LinearParams p) {
       const float* weight = static_cast<const float*>(p.weights[w]);
       for (int i = thread; i < kFloatColumns * kFloatDepth; i += kSide * kSide) {
         const int column = i / kFloatDepth, k = i % kFloatDepth;
-        const bool inside = first_column + column < p.n && first + k < p.k;
+        const bool inside = first_column + column < p.out.columns && first + k < p.k;
         w_tile.store(
             static_cast<uint32_t>((w * kFloatDepth + k) * (kFloatColumns + 1) + column),
             inside ? weight[(first_column + column) * p.weight_strides[w] + first + k] : 0.0f);
@@ -233,7 +235,7 @@ __global__ void __launch_bounds__(kSide* kSide) product_f32(LinearParams p) {
   for (int i = 0; i < kThreadRows; ++i)
     for (int j = 0; j < kThreadColumns; ++j) {
       const int column = first_column + tx + kSide * j;
-      if (column >= p.n) continue;
+      if (column >= p.out.columns) continue;
       const float v = finished<Kind>(p.out, column, sums[0][i][j], sums[kMatrices - 1][i][j]);
       store_output<float>(p.out, first_row + ty + kSide * i, column, v);
     }
@@ -248,13 +250,13 @@ void launch_f32(Queue& queue, const LinearParams& p) {
           .template take<float>((kGated ? 2 : 1) * kFloatDepth * (kFloatColumns + 1))
           .used;
   queue.launch(product_f32<kThreadRows, kGated>,
-               dim3(blocks_for(p.m, kRows), blocks_for(p.n, kFloatColumns)), dim3(kSide * kSide),
-               shared, p);
+               dim3(blocks_for(p.out.rows, kRows), blocks_for(p.out.columns, kFloatColumns)),
+               dim3(kSide * kSide), shared, p);
 }
 
 template <bool kGated, bool kAligned>
 void product(Queue& queue, const LinearParams& p, float) {
-  if (p.m > 16)
+  if (p.out.rows > 16)
     launch_f32<4, kGated>(queue, p);
   else
     launch_f32<1, kGated>(queue, p);
@@ -262,7 +264,7 @@ void product(Queue& queue, const LinearParams& p, float) {
 
 template <bool kGated>
 void product(Queue& queue, const LinearParams& p, DType type, bool aligned) {
-  if (p.m == 0 || p.n == 0) return;
+  if (p.out.rows == 0 || p.out.columns == 0) return;
   with_type(type, [&](auto t) {
     if (aligned)
       product<kGated, true>(queue, p, t);
@@ -279,8 +281,6 @@ LinearParams params_of(const LinearArgs& args) {
   p.weights[0] = args.weight.data;
   p.x_stride = args.x.stride;
   p.weight_strides[0] = args.weight.stride;
-  p.m = static_cast<int32_t>(args.x.rows);
-  p.n = static_cast<int32_t>(args.weight.rows);
   p.k = static_cast<int32_t>(args.x.cols);
   p.out = epilogue_of(args.out, args.residual, args.bias, args.activation);
   return p;
@@ -294,8 +294,6 @@ LinearParams params_of(const GatedLinearArgs& args) {
   p.x_stride = args.x.stride;
   p.weight_strides[0] = args.gate.stride;
   p.weight_strides[1] = args.up.stride;
-  p.m = static_cast<int32_t>(args.x.rows);
-  p.n = static_cast<int32_t>(args.gate.rows);
   p.k = static_cast<int32_t>(args.x.cols);
   p.out = epilogue_of(args.out, {}, nullptr, args.activation);
   return p;

@@ -10,8 +10,8 @@ struct LinearParams {
   const void* x;
   const void* weights[2];  // with a gate: the gate's, then the other's
   int64_t x_stride, weight_strides[2];
-  int32_t m, n, k;
-  Epilogue out;
+  int32_t k;
+  Epilogue out;  // and its rows and columns
 };
 
 // ---- host ----

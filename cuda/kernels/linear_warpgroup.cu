@@ -28,11 +28,12 @@ struct MatrixRows {
 void multiply_by_warpgroups(Queue& queue, const LinearParams& p, bool gated, int columns) {
   with_wide_tile(columns, [&](auto tile) {
     using T = decltype(tile);
-    const MatrixRows rows{tensor_map(bf16_matrix(p.x, p.m, p.k, p.x_stride), T::kRows), p.m};
+    const MatrixRows rows{tensor_map(bf16_matrix(p.x, p.out.rows, p.k, p.x_stride), T::kRows),
+                          p.out.rows};
     if (gated)
-      launch_wide<T, true>(queue, rows, blocks_for(p.m, T::kRows), p);
+      launch_wide<T, true>(queue, rows, blocks_for(p.out.rows, T::kRows), p);
     else
-      launch_wide<T, false>(queue, rows, blocks_for(p.m, T::kRows), p);
+      launch_wide<T, false>(queue, rows, blocks_for(p.out.rows, T::kRows), p);
   });
 }
 

@@ -37,50 +37,42 @@ UNIFLUID_DEVICE void each_piece(int n, Body body) {
     body(column);
 }
 
-template <class T, bool kAligned>
-__global__ void __launch_bounds__(kMostThreads) rms_norm_row(Params p) {
-  SharedArena arena;
-  const auto scratch = arena.take<float>(kMostThreads / kWarp);
-  const int64_t row = blockIdx.x;
-  const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-
+// out = residual + x / sqrt(mean(x^2) + eps) * (1 + weight); by all threads
+template <bool kAligned, class T>
+UNIFLUID_DEVICE void normalize(const Params& p, const Shared<float>& scratch, const T* x,
+                               const float* weights, const T* residual, T* out) {
   float squares = 0;
   each_piece(p.n, [&](int column) {
     const Piece v = load_piece<kAligned>(x, column, p.n);
     for (int i = 0; i < kPiece; ++i) squares = fmaf(v.value[i], v.value[i], squares);
   });
   const float scale = inverse_root(block_sum(squares, scratch) / static_cast<float>(p.n) + p.eps);
-
-  const T* residual =
-      p.residual ? static_cast<const T*>(p.residual) + row * p.residual_stride : nullptr;
-  T* out = static_cast<T*>(p.out) + row * p.out_stride;
-  squares = 0;
   each_piece(p.n, [&](int column) {
     Piece v = load_piece<kAligned>(x, column, p.n);
-    const Piece weight = load_piece<kAligned>(p.weight, column, p.n);
+    const Piece weight = load_piece<kAligned>(weights, column, p.n);
     for (int i = 0; i < kPiece; ++i) v.value[i] = v.value[i] * scale * (1.0f + weight.value[i]);
     if (residual) {
       const Piece r = load_piece<kAligned>(residual, column, p.n);
       for (int i = 0; i < kPiece; ++i) v.value[i] += r.value[i];
     }
     store_piece<kAligned>(out, column, p.n, v);
-    for (int i = 0; i < kPiece; ++i) {
-      const float stored = kAligned || column + i < p.n ? rounded<T>(v.value[i]) : 0.0f;
-      squares = fmaf(stored, stored, squares);
-    }
   });
-  if (!p.next_weight) return;
+}
 
-  const float next_scale =
-      inverse_root(block_sum(squares, scratch) / static_cast<float>(p.n) + p.eps);
-  T* next_out = static_cast<T*>(p.next_out) + row * p.next_stride;
-  each_piece(p.n, [&](int column) {
-    Piece v = load_piece<kAligned>(out, column, p.n);
-    const Piece weight = load_piece<kAligned>(p.next_weight, column, p.n);
-    for (int i = 0; i < kPiece; ++i)
-      v.value[i] = v.value[i] * next_scale * (1.0f + weight.value[i]);
-    store_piece<kAligned>(next_out, column, p.n, v);
-  });
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kMostThreads) rms_norm_row(Params p) {
+  SharedArena arena;
+  const auto scratch = arena.take<float>(kMostThreads / kWarp);
+  const int64_t row = blockIdx.x;
+  const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
+  const T* residual =
+      p.residual ? static_cast<const T*>(p.residual) + row * p.residual_stride : nullptr;
+  T* out = static_cast<T*>(p.out) + row * p.out_stride;
+  normalize<kAligned>(p, scratch, x, p.weight, residual, out);
+  // Of the row as it is stored; a thread reads what it wrote itself.
+  if (p.next_weight)
+    normalize<kAligned, T>(p, scratch, out, p.next_weight, nullptr,
+                           static_cast<T*>(p.next_out) + row * p.next_stride);
 }
 
 template <class T, bool kAligned>

@@ -242,13 +242,13 @@ void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const Linear
   WideProduct<Rows> work{};
   work.rows = rows;
   for (int w = 0; w < (kGated ? 2 : 1); ++w)
-    work.weights[w] =
-        tensor_map(bf16_matrix(p.weights[w], p.n, p.k, p.weight_strides[w]), T::kColumns / 2);
+    work.weights[w] = tensor_map(bf16_matrix(p.weights[w], p.out.columns, p.k, p.weight_strides[w]),
+                                 T::kColumns / 2);
   if (!kGated) work.weights[1] = work.weights[0];
   work.out = p.out;
   work.k = p.k;
   work.row_tiles = static_cast<int32_t>(row_tiles);
-  work.column_tiles = static_cast<int32_t>(blocks_for(p.n, kOutColumns));
+  work.column_tiles = static_cast<int32_t>(blocks_for(p.out.columns, kOutColumns));
   work.whole = !p.out.float_out && reinterpret_cast<uintptr_t>(p.out.out) % 16 == 0 &&
                p.out.out_stride % 8 == 0;
   const int tiles = work.row_tiles * work.column_tiles;

@@ -178,7 +178,6 @@ template <class T>
 T __ldcg(const T* at) {
   return *at;
 }
-inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 using std::max;
 using std::min;
