@@ -110,6 +110,7 @@ async function ourStep(spec, compute) {
     textWeight: 0.5,
     batchMultiplier: BATCH.multiplier,
     noiseWeightCap: 1,
+    contextNoise: 0,
     order: "random",
     frozen: [],
     beta1: 0.9,

@@ -292,6 +292,7 @@ TrainerSettings trainer_settings(const Napi::Value& value) {
   t.loss.text_weight = real(o, "textWeight");
   t.loss.multiplier = integer(o, "batchMultiplier");
   t.loss.noise_weight_cap = real(o, "noiseWeightCap");
+  t.loss.context_noise = real(o, "contextNoise");
   t.loss.raster = order == "raster";
   const Napi::Array frozen = array(o, "frozen");
   for (uint32_t i = 0; i < frozen.Length(); ++i) {

@@ -40,4 +40,12 @@ void training_noise(uint64_t seed, uint64_t counter, int64_t channels, float* ou
           Draw::training_noise, channels, out);
 }
 
+void context_noise(uint64_t seed, uint64_t counter, float highest, int64_t channels, float* out) {
+  const auto low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
+  const PhiloxWords w = philox4x32(seed, 0, low, high, static_cast<uint32_t>(Draw::context_level));
+  const auto level = static_cast<float>(highest * uniform(w.word[0]));
+  normals(seed, low, high, Draw::context_noise, channels, out);
+  for (int64_t c = 0; c < channels; ++c) out[c] *= level;
+}
+
 }  // namespace unifluid

@@ -18,4 +18,8 @@ void step_noise(uint64_t seed, int32_t cell, int64_t step, int64_t channels, flo
 // The noise of one token at one timestep of a training step, named by `counter`; out [channels].
 void training_noise(uint64_t seed, uint64_t counter, int64_t channels, float* out);
 
+// The noise of an image token that a later one is trained to follow, named by `counter`: its level
+// is drawn uniformly from [0, highest), each channel is normal; out [channels].
+void context_noise(uint64_t seed, uint64_t counter, float highest, int64_t channels, float* out);
+
 }  // namespace unifluid

@@ -20,6 +20,8 @@ enum class Draw : uint32_t {
   training_noise = 4,
   training_time = 5,
   training_order = 6,
+  context_noise = 7,
+  context_level = 8,
 };
 
 struct PhiloxWords {

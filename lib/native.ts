@@ -334,6 +334,8 @@ export interface NativeTrainerOptions {
   batchMultiplier: number;
   /** "ddpm": the largest weight of a timestep's square error; 1: the published loss. */
   noiseWeightCap: number;
+  /** Standard deviation up to which image tokens that others follow are read with noise; 0: none. */
+  contextNoise: number;
   order: "random" | "raster";
   /** Canonical names of tensors that are not trained. */
   frozen: string[];

@@ -36,6 +36,7 @@ async function trained(directory, compute) {
     textWeight: 0.5,
     batchMultiplier: 2,
     noiseWeightCap: 1,
+    contextNoise: 0,
     order: "random",
     frozen: [],
     beta1: 0.9,

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "core/noise.h"
 #include "core/philox.h"
 #include "core/schedule.h"
 
@@ -276,6 +277,18 @@ struct UnifiedLoss::Packed {
     inputs.insert(inputs.end(), values, values + channels);
     return static_cast<int32_t>(inputs.size() / static_cast<size_t>(channels)) - 1;
   }
+  // An image token of the suffix, with noise up to `highest`; `number`: its place in the step.
+  int32_t context(const float* values, int64_t channels, const DrawnAt& at, int64_t number,
+                  float highest) {
+    const int32_t index = input(values, channels);
+    if (highest <= 0) return index;
+    std::vector<float> noise(static_cast<size_t>(channels));
+    context_noise(at.seed, (static_cast<uint64_t>(at.step) << 32) | static_cast<uint32_t>(number),
+                  highest, channels, noise.data());
+    float* row = inputs.data() + inputs.size() - noise.size();
+    for (size_t c = 0; c < noise.size(); ++c) row[c] += noise[c];
+    return index;
+  }
 };
 
 void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
@@ -328,7 +341,9 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
         if (k == 0)
           p.row(-1, -1, -1, -1, cell, true);
         else
-          p.row(-1, -1, p.input(s.target_latents.data() + order[k - 1] * channels, channels),
+          p.row(-1, -1,
+                p.context(s.target_latents.data() + order[k - 1] * channels, channels, drawn_at,
+                          example * cells + k, options_.context_noise),
                 order[k - 1], cell, false);
         const float* target = s.target_latents.data() + cell * channels;
         const auto condition = static_cast<int32_t>(p.conditions.size());

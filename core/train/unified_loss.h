@@ -17,8 +17,11 @@ struct UnifiedLossOptions {
   float text_weight = 1;       // lambda
   int64_t multiplier = 4;      // timesteps of each image token: diffusion_batch_mul
   float noise_weight_cap = 1;  // "ddpm": the largest weight of a timestep's square error
-  bool raster = false;         // else a fresh random order for every image
-  bool recompute = false;      // decoder and vision layers are computed again on the way back
+  // Each image token that a later one follows is read with normal noise of a standard deviation up
+  // to this: as inexact as the model's own will be (as xAR's noisy contexts, arXiv 2502.20388).
+  float context_noise = 0;
+  bool raster = false;     // else a fresh random order for every image
+  bool recompute = false;  // decoder and vision layers are computed again on the way back
 };
 
 // Sums, so that those of several batches add up.

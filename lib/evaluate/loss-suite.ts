@@ -112,6 +112,7 @@ async function openTrainer(
     seed: options.seed,
     batchMultiplier: options.timesteps,
     noiseWeightCap: 1,
+    contextNoise: 0,
     order: options.order,
     emaDecay: 0,
     // Of gradients and updates, which there are none of.

@@ -80,6 +80,7 @@ export class AutoencoderSubject implements Subject {
         textWeight: 0,
         batchMultiplier: 1,
         noiseWeightCap: 1,
+        contextNoise: 0,
         order: "random",
       },
     );

@@ -87,6 +87,8 @@ const unifiedSchema = z.strictObject({
   diffusionBatchMultiplier: count.default(4),
   /** "ddpm": the largest weight of a timestep's square error. */
   noiseWeightCap: z.number().min(1).default(1),
+  /** Standard deviation up to which the image tokens that others follow are read with noise. */
+  contextNoise: z.number().min(0).max(10).default(0),
   order: z.enum(["random", "raster"]).default("random"),
   /** How often the prompt of a drawing is emptied, for guidance. */
   promptDropout: share.default(0.1),

@@ -39,6 +39,7 @@ export class UnifiedSubject implements Subject {
       textWeight: config.lambda,
       batchMultiplier: config.diffusionBatchMultiplier,
       noiseWeightCap: config.noiseWeightCap,
+      contextNoise: config.contextNoise,
       order: config.order,
     };
     const data = await Batches.open(checkpoint, config, (m) => onNote(`skipped ${m}`));

@@ -23,6 +23,10 @@ interface Expected {
   text_weight: number;
   learning_rate: number;
   warmup: number;
+  "context-noise": {
+    highest: number;
+    models: Record<string, { image_loss: number; gradient_norm: number }>;
+  };
   [model: string]: unknown;
 }
 interface ModelExpected {
@@ -95,6 +99,20 @@ describe.each(models)("%s", (model) => {
       }
     },
   );
+
+  test("tokens that others follow are read with PyTorch's noise, and are drawn without", async () => {
+    const { highest, models: noisy } = expected["context-noise"];
+    const { image_loss, gradient_norm } = noisy[model]!;
+    const t = await trainer(spec, { ...base, contextNoise: highest, clipNorm: 0 });
+    const at = { step: 1, learningRate: 0 };
+    const result = await t.step([batchOf(spec, 1)], at);
+    expect(Math.abs(result.imageLoss / image_loss - 1)).toBeLessThan(1e-5);
+    expect(Math.abs(result.gradientNorm / gradient_norm - 1)).toBeLessThan(1e-4);
+    // Ten times further from the loss without noise than the two programs may differ; texts have none.
+    const [image, text] = want.curve[0]!;
+    expect(Math.abs(result.imageLoss / image - 1)).toBeGreaterThan(1e-4);
+    expect(Math.abs(result.textLoss / text - 1)).toBeLessThan(1e-5);
+  });
 
   test("fifty steps follow PyTorch's losses, and end at its weights and their average", async () => {
     const t = await trainer(spec, base);

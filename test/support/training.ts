@@ -100,6 +100,7 @@ const OPTIONS: NativeTrainerOptions = {
   textWeight: 0.7,
   batchMultiplier: MULTIPLIER,
   noiseWeightCap: 1,
+  contextNoise: 0,
   order: "random",
   frozen: [],
   beta1: 0.9,
