@@ -144,7 +144,7 @@ export async function initCheckpoint(
   const parts = [text, vision?.part, image?.tokens, image?.head, taken];
   const valuesOf = async (tensor: ExpectedTensor): Promise<Float32Array> => {
     const part = parts.find((p) => p?.has(tensor.name));
-    return part ? part.read(tensor.name) : (special[tensor.name] ?? initialize(tensor, seed));
+    return part ? part.values(tensor) : (special[tensor.name] ?? initialize(tensor, seed));
   };
   const write = (path: string, tensors: readonly ExpectedTensor[]) =>
     writeSafetensors(

@@ -4,6 +4,7 @@ import { isObject, show } from "../checkpoint/fields.js";
 import { type ExpectedTensor, matchTensors, type NamedTensor } from "../checkpoint/tensor-table.js";
 import { InvalidConfigError, InvalidSafetensorsError } from "../errors.js";
 import type { NativeTensor } from "../native.js";
+import type { Resizing } from "./resize.js";
 
 export interface PartContents {
   /** What users called it, for messages. */
@@ -12,6 +13,8 @@ export interface PartContents {
   fields: Record<string, unknown>;
   /** Those that the weights decide, defaults included. */
   sizes: Record<string, unknown>;
+  /** One of them that may be asked for at another value. */
+  resizing?: Resizing;
   files: string[];
   /** Under canonical names; all of the part and nothing else. */
   tensors: NamedTensor[];
@@ -29,25 +32,33 @@ export class Part {
    * @param where What to call `given` in messages: the file and the section.
    */
   configUnder(given: unknown, where: string): Record<string, unknown> {
-    const { source, fields, sizes } = this.contents;
+    const { source, fields, sizes, resizing } = this.contents;
     if (given === undefined || given === null) return fields;
     if (!isObject(given)) throw new InvalidConfigError(`expected a mapping for ${where}`);
     for (const [name, own] of Object.entries(sizes)) {
       const asked = given[name];
       if (asked === undefined || JSON.stringify(asked) === JSON.stringify(own)) continue;
+      const bound = resizing?.field === name ? resizing.bound : undefined;
+      if (bound && typeof asked === "number" && typeof own === "number")
+        if (bound === "at least" ? asked > own : asked < own) continue;
       throw new InvalidConfigError(
-        `${where}: expected ${show(own)} for ${name}, which ${source} has, but found ${show(asked)}; leave out sizes of parts that are taken`,
+        `${where}: expected ${bound ? `${bound} ` : ""}${show(own)} for ${name}, which ${source} has, but found ${show(asked)}; leave out sizes of parts that are taken`,
       );
     }
     return { ...fields, ...given };
   }
 
   /**
-   * Finds the tensors that a model asks for. Those of `optional` are left out all together where one is missing
-   * or of another shape. Throws `MISSING_TENSOR`, `UNEXPECTED_TENSOR`, `TENSOR_SHAPE`.
+   * Finds the tensors that a model asks for, but those that only its other size has. Those of `optional` are left
+   * out all together where one is missing or of another shape. Throws `MISSING_TENSOR`, `UNEXPECTED_TENSOR`,
+   * `TENSOR_SHAPE`.
    */
-  match(expected: readonly ExpectedTensor[], optional?: RegExp): void {
-    const { tensors } = this.contents;
+  match(asked: readonly ExpectedTensor[], optional?: RegExp): void {
+    const { tensors, resizing } = this.contents;
+    const expected = asked.flatMap((tensor) => {
+      const shape = resizing ? resizing.ownShape(tensor) : tensor.shape;
+      return shape ? [{ ...tensor, shape }] : [];
+    });
     const fits = ({ name, shape }: ExpectedTensor) =>
       tensors.some((t) => t.name === name && t.stored.shape.join() === shape.join());
     const leave = expected.some((t) => optional?.test(t.name) && !fits(t));
@@ -60,8 +71,14 @@ export class Part {
     return this.matched.has(name);
   }
 
-  /** The values of a tensor that was matched. */
-  async read(name: string): Promise<Float32Array> {
+  /** The values of a tensor that was matched, in the shape that is asked for. */
+  values(tensor: ExpectedTensor): Promise<Float32Array> {
+    const { resizing } = this.contents;
+    const read = (name: string) => this.read(name);
+    return resizing ? resizing.fit(tensor, read) : read(tensor.name);
+  }
+
+  private async read(name: string): Promise<Float32Array> {
     const { dtype, shape, file, offset } = this.matched.get(name) as NativeTensor;
     const count = shape.reduce((n, d) => n * d, 1);
     const bytes = new Uint8Array(count * (dtype === "F32" ? 4 : 2));

@@ -15,6 +15,7 @@ import { CheckpointNotFoundError, InvalidConfigError, InvalidOptionError } from 
 import type { NativeVaeConfig } from "../native.js";
 import { diffusersName, isLdmAutoencoder, ldmConfig } from "./ldm-autoencoder.js";
 import { Part } from "./part.js";
+import { deeperHead, narrowerMlp, type Resizing } from "./resize.js";
 
 type Json = Record<string, unknown>;
 
@@ -94,6 +95,7 @@ export async function openText(model: string): Promise<Part> {
       num_key_value_heads: text.kvHeads,
       head_dim: text.headDim,
     },
+    resizing: narrowerMlp(text.intermediateSize),
     files,
     tensors: named(files, tensors, (n) => canonicalName(n, kind), PARTS.text),
   });
@@ -171,11 +173,12 @@ export async function openImage(model: string): Promise<ImageSource> {
   const { image } = parseModelConfig(json, where);
   if (!image) throw new InvalidOptionError(`expected a model that draws for --image: ${model}`);
   const { files, tensors } = await readWeightFiles(directory, "model");
-  const part = (section: unknown, sizes: Json, names: RegExp) =>
+  const part = (section: unknown, sizes: Json, names: RegExp, resizing?: Resizing) =>
     new Part({
       source: model,
       fields: section as Json,
       sizes,
+      resizing,
       files,
       tensors: named(files, tensors, (n) => canonicalName(n, "unifluid"), names),
     });
@@ -189,6 +192,7 @@ export async function openImage(model: string): Promise<ImageSource> {
       json.diffusion_head,
       { width: image.headWidth, depth: image.headDepth, objective: image.flow ? "flow" : "ddpm" },
       PARTS.head,
+      deeperHead(image.headDepth),
     ),
   };
 }

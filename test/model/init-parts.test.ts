@@ -375,3 +375,108 @@ describe("what draws", () => {
     );
   });
 });
+
+describe("sizes that may be others than a part's", () => {
+  const source = join(FIXTURES, "unifluid-flow-tiny");
+  const parts = { text: source, vision: source, image: source, vae: source };
+  const drawn = async (directory: string) => {
+    await using model = await UniFluid.load(directory, { threads: 1, dtype: "float32" });
+    return Array.from(await model.encodeImage(await model.generate("ab", { seed: 3, steps: 4 })));
+  };
+
+  test("a head of more blocks draws as before; the blocks learn", async () => {
+    const plain = await init({}, parts);
+    const { diffusion_head: head } = await json(source, "config.json");
+    const deeper = await init({ diffusion_head: { depth: head.depth + 2 } }, parts);
+    expect((await json(deeper.directory, "config.json")).diffusion_head).toEqual({
+      ...head,
+      depth: head.depth + 2,
+    });
+    expect(await drawn(deeper.directory)).toEqual(await drawn(plain.directory));
+    const tensors = new Tensors(join(deeper.directory, "model.safetensors"));
+    for (const block of [head.depth, head.depth + 1]) {
+      const at = `diffusion_head.res_blocks.${block}`;
+      const norm = (name: string) => Math.hypot(...values(tensors, `${at}.${name}.weight`));
+      // The gate is zero; behind it are weights that a gradient can reach.
+      expect([norm("adaLN_modulation.1"), norm("mlp.0") > 1, norm("mlp.2") > 1]).toEqual([
+        0,
+        true,
+        true,
+      ]);
+    }
+  });
+
+  /** The fixture's feed-forward layers with `extra` units before them, which write next to nothing. */
+  async function widened(extra: number) {
+    const directory = join(folder, "widened");
+    await cp(source, directory, { recursive: true });
+    const config = await json(source, "config.json");
+    const units = config.text_config.intermediate_size;
+    config.text_config.intermediate_size = units + extra;
+    await writeFile(join(directory, "config.json"), JSON.stringify(config));
+    const tensors = new Tensors(join(source, "model.safetensors"));
+    let data = Buffer.alloc(0);
+    const header: Record<string, object> = {};
+    for (const name of tensors.names) {
+      const own = values(tensors, name);
+      let { shape } = tensors.get(name);
+      const kind = /language_model.*mlp\.(gate|up|down)_proj/.exec(name)?.[1];
+      let all = own;
+      if (kind) {
+        const [rows, columns] = shape as [number, number];
+        shape = kind === "down" ? [rows, units + extra] : [units + extra, columns];
+        // New units come first, so that those to keep are not merely the first ones.
+        all = Array.from({ length: shape[0]! * shape[1]! }, (_, i) => {
+          const [row, column] = [Math.floor(i / shape[1]!), i % shape[1]!];
+          const unit = (kind === "down" ? column : row) - extra;
+          if (unit < 0) return kind === "gate" ? 3 : 1e-6;
+          return own[kind === "down" ? row * columns + unit : unit * columns + column]!;
+        });
+      }
+      const bytes = Buffer.from(Float32Array.from(all).buffer);
+      header[name] = {
+        dtype: "F32",
+        shape: [...shape],
+        data_offsets: [data.length, data.length + bytes.length],
+      };
+      data = Buffer.concat([data, bytes]);
+    }
+    await writeFile(join(directory, "model.safetensors"), joinSafetensors(header, data));
+    return { directory, units };
+  }
+
+  test("narrower feed-forward layers lose the units that write least", async () => {
+    const { directory, units } = await widened(16);
+    const back = await init(
+      { text_config: { intermediate_size: units } },
+      { ...parts, text: directory },
+    );
+    const [a, b] = [source, back.directory].map((d) => new Tensors(join(d, "model.safetensors")));
+    const projections = b!.names.filter((n) => /language_model.*mlp/.test(n));
+    expect(projections.length).toBeGreaterThan(5);
+    for (const name of projections) {
+      expect(b!.get(name).shape).toEqual(a!.get(name).shape);
+      expect(values(b!, name)).toEqual(values(a!, name));
+    }
+  });
+
+  test("in the other direction they are refused, with both", async () => {
+    const under = (section: string, fields: object) => ({ [section]: fields });
+    const { diffusion_head: head, text_config: text } = await json(source, "config.json");
+    await refused(
+      under("diffusion_head", { depth: head.depth - 1 }),
+      parts,
+      "INVALID_CONFIG",
+      new RegExp(`expected at least ${head.depth} for depth, which .* has, but found`),
+    );
+    const wider = { intermediate_size: text.intermediate_size + 8 };
+    await refused(
+      under("text_config", wider),
+      parts,
+      "INVALID_CONFIG",
+      new RegExp(`expected at most ${text.intermediate_size} for intermediate_size`),
+    );
+    for (const depth of [head.depth + 0.5, "many"])
+      await refused(under("diffusion_head", { depth }), parts, "INVALID_CONFIG", /depth/);
+  });
+});
