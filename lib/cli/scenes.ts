@@ -28,6 +28,7 @@ interface ScenesFlags extends OutputFlags {
   minObjects: number;
   withShape?: Shape;
   tasks: TemplateTask[];
+  shortPrompts?: boolean;
   shards?: number;
 }
 
@@ -60,6 +61,7 @@ export function addScenes(program: Command): void {
       new Option("--with-shape <shape>", "only scenes that have one of this shape").choices(SHAPES),
     )
     .option("--tasks <list>", "tasks to write records of", someOf(TASKS), [...TASKS])
+    .option("--short-prompts", "only prompts that leave out sizes and background")
     .option(
       "--shards <n>",
       "write so many tar shards (WebDataset) of each task instead of images and manifests",
@@ -71,10 +73,11 @@ export function addScenes(program: Command): void {
 }
 
 async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
-  const { out, count, size, split, pairs, minObjects, withShape, tasks, shards } = flags;
+  const { out, count, size, split, pairs, minObjects, withShape, tasks, shortPrompts, shards } =
+    flags;
   const { writeDataset } = await import("../scenes/dataset.js");
   const seed = parseSeed(flags.seed);
-  const data = { count, seed, split, pairs, minObjects, withShape, tasks, shards };
+  const data = { count, seed, split, pairs, minObjects, withShape, tasks, shortPrompts, shards };
   const progress = startRate(context, count);
   try {
     await writeDataset(out, {

@@ -38,6 +38,8 @@ export interface DatasetOptions extends SceneRule {
   seed: bigint;
   split?: Split;
   tasks?: readonly TemplateTask[];
+  /** Only prompts that leave out sizes and background; default: those that say them too. */
+  shortPrompts?: boolean;
   /** Pixels along each side. */
   size?: number;
   /** So many tar shards of each task, instead of pictures beside manifests. */
@@ -77,13 +79,12 @@ export function streamOf(
   return new Random(seed, SPLITS.indexOf(split) * parts.length + parts.indexOf(part), index);
 }
 
-/** Every way to prompt for the scene: sizes and background said or not, two objects either way about. */
-export function promptsOf(scene: Scene): string[] {
+/** Every way to prompt for the scene: sizes and background said or not (`short`: not), two objects either way about. */
+export function promptsOf(scene: Scene, short = false): string[] {
+  const said = short ? [false] : [true, false];
   const flips = scene.objects.length === 2 && !alike(scene.objects) ? [false, true] : [false];
-  const prompts = [true, false].flatMap((size) =>
-    [true, false].flatMap((background) =>
-      flips.map((flip) => caption(scene, { size, background, flip })),
-    ),
+  const prompts = said.flatMap((size) =>
+    said.flatMap((background) => flips.map((flip) => caption(scene, { size, background, flip }))),
   );
   return [...new Set(prompts)];
 }
@@ -101,7 +102,7 @@ function questionsOf(scene: Scene, random: Random): Pick<Question, "question" | 
 function recordsOf(
   scene: Scene,
   index: number,
-  options: Required<Pick<DatasetOptions, "seed" | "split" | "pairs" | "tasks">>,
+  options: Required<Pick<DatasetOptions, "seed" | "split" | "pairs" | "tasks" | "shortPrompts">>,
 ) {
   const name = String(index).padStart(6, "0");
   const image = `images/${name}.png`;
@@ -111,7 +112,7 @@ function recordsOf(
   for (const task of options.tasks) {
     switch (task) {
       case "generate":
-        records.generate = { task, image, prompt: promptsOf(scene), scene };
+        records.generate = { task, image, prompt: promptsOf(scene, options.shortPrompts), scene };
         break;
       case "caption":
         records.caption = { task, image, text: caption(scene), scene };
@@ -155,6 +156,7 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
     split: options.split ?? "train",
     pairs: options.pairs ?? "exclude",
     tasks: options.tasks ?? TASKS,
+    shortPrompts: options.shortPrompts ?? false,
   };
   if (shards !== undefined && shards > count)
     throw new InvalidOptionError(

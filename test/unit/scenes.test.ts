@@ -116,6 +116,10 @@ describe("what is said of a scene", () => {
     for (const [i, scene] of scenes(100).entries())
       expect(promptsOf(scene)).toContain(prompt(scene, new Random(2n, 0, i)));
     expect(promptsOf(pair)).toHaveLength(8);
+    expect(promptsOf(pair, true).sort()).toEqual([
+      "a blue square left of a red circle",
+      "a red circle right of a blue square",
+    ]);
   });
 
   test("answers are true", () => {
@@ -266,6 +270,13 @@ describe("a data set", () => {
     expect(await picture.metadata()).toMatchObject({ format: "png", width: 64, channels: 3 });
     const seen = parseScene(await picture.raw().toBuffer());
     expect(seen.background).toBe(first.edited.background);
+    await writeDataset(join(folder, "short"), {
+      ...options,
+      tasks: ["generate"],
+      shortPrompts: true,
+    });
+    for (const { prompt: prompts } of await records(join(folder, "short", "generate.jsonl")))
+      for (const words of prompts) expect(words).not.toMatch(/small|large|background/);
   });
 
   test("leaves nothing behind where it was stopped, and overwrites nothing", async () => {
