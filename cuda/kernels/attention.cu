@@ -1,8 +1,10 @@
 // attention: rotary embedding and append to the caches, then the kernels that fit each span.
 //
-// `prepare` rotates keys into the caches, and queries, and keys of spans without a cache, into
-// scratch: an angle is computed once for several heads, and the kernels behind read rows that are
-// ready, each many times. Without rotary embedding and caches there is nothing to prepare.
+// Of spans of many rows `prepare` rotates keys into the caches, and queries, and keys of spans
+// without a cache, into scratch: an angle is computed once for several heads, and the kernels
+// behind read rows that are ready, each many times. The few rows of decoding are rotated and
+// appended where their scores are computed. Without rotary embedding and caches there is nothing to
+// prepare.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -14,14 +16,11 @@ namespace unifluid::cuda {
 namespace {
 
 struct PrepareParams {
-  const void *q, *k, *v;
-  void* rotated_q;           // [m, heads * head_dim], or null
-  const float* frequencies;  // [head_dim / 2], or null
+  IncomingRows in;
+  void* rotated_q;  // [m, heads * head_dim], or null
   const AttendedSpan* spans;
   const AttentionTile* tiles;
-  int64_t q_stride, k_stride, v_stride;
   int32_t heads, kv_heads, head_dim;
-  int64_t first_position;
 };
 
 // Rows of a thread block: enough pairs of elements for its threads with heads of 64; one row alone,
@@ -29,23 +28,6 @@ struct PrepareParams {
 constexpr int kPrepareRows = 4, kPrepareThreads = 128;
 // Heads that share the computation of an angle.
 constexpr int kPrepareHeads = 4;
-
-// Two coordinates that are rotated together, c and c + half of a head; without rotation two that
-// are copied.
-template <class T>
-UNIFLUID_DEVICE void move_pair(const T* from, T* to, int c, int half, int head_dim, bool rotate,
-                               float sine, float cosine) {
-  const bool both = half + c < head_dim;  // not the middle of an odd head
-  const T first = from[c], second = both ? from[half + c] : from[c];
-  if (rotate) {
-    const float a = to_float(first), b = to_float(second);
-    to[c] = from_float<T>(fmaf(-b, sine, a * cosine));
-    to[half + c] = from_float<T>(fmaf(a, sine, b * cosine));
-  } else {
-    to[c] = first;
-    if (both) to[half + c] = second;
-  }
-}
 
 template <class T>
 __global__ void __launch_bounds__(kPrepareThreads) prepare(PrepareParams p) {
@@ -55,31 +37,31 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare(PrepareParams p) {
   // Query heads, then key heads, each of which takes its values along.
   const int first_head = static_cast<int>(blockIdx.y) * kPrepareHeads;
   const int end_head = min(first_head + kPrepareHeads, p.heads + p.kv_heads);
-  const bool rotate = p.frequencies != nullptr;
+  const bool rotate = p.in.frequencies != nullptr;
   for (int i = static_cast<int>(threadIdx.x); i < rows * half; i += kPrepareThreads) {
     const int c = i % half, r = tile.first + i / half;
     const int64_t row = span.first_row + r, at = span.index + r;
-    float sine = 0, cosine = 1;
-    if (rotate)
-      sincosf(static_cast<float>(p.first_position + at) * p.frequencies[c], &sine, &cosine);
+    const Angle angle = angle_of(p.in, at, c);
     for (int h = first_head; h < end_head; ++h) {
       const int64_t kv = h - p.heads, d = p.head_dim;
       if (kv < 0) {
         if (p.rotated_q)
-          move_pair(static_cast<const T*>(p.q) + row * p.q_stride + h * d,
-                    static_cast<T*>(p.rotated_q) + (row * p.heads + h) * d, c, half, p.head_dim,
-                    rotate, sine, cosine);
+          store_rotated(static_cast<T*>(p.rotated_q) + (row * p.heads + h) * d, c, p.head_dim,
+                        rotated(static_cast<const T*>(p.in.q) + row * p.in.q_stride + h * d, c,
+                                p.head_dim, rotate, angle));
         continue;
       }
       if (span.writes_keys)
-        move_pair(static_cast<const T*>(p.k) + row * p.k_stride + kv * d,
-                  static_cast<T*>(span.keys) + kv * span.key_head_stride + at * span.key_stride, c,
-                  half, p.head_dim, rotate, sine, cosine);
+        store_rotated(static_cast<T*>(span.keys) + kv * span.key_head_stride + at * span.key_stride,
+                      c, p.head_dim,
+                      rotated(static_cast<const T*>(p.in.k) + row * p.in.k_stride + kv * d, c,
+                              p.head_dim, rotate, angle));
       if (span.writes_values)
-        move_pair(
-            static_cast<const T*>(p.v) + row * p.v_stride + kv * d,
+        store_rotated(
             static_cast<T*>(span.values) + kv * span.value_head_stride + at * span.value_stride, c,
-            half, p.head_dim, false, 0.0f, 1.0f);
+            p.head_dim,
+            rotated(static_cast<const T*>(p.in.v) + row * p.in.v_stride + kv * d, c, p.head_dim,
+                    false, angle));
     }
   }
 }
@@ -126,26 +108,28 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
       wide_bytes = std::max(wide_bytes, wide_scratch(args, span));
       continue;
     }
-    if (!tensor_cores) {
-      add_tiles(plain, index, queries, kPlainQueries);
-    } else if (queries <= kDecodeQueries || span.rows == 1) {
+    if (!span.cache.keys) cacheless = true;
+    if (tensor_cores && (queries <= kDecodeQueries || span.rows == 1)) {
       add_tiles(decode, index, queries, kDecodeQueries);
       capacity = std::max(capacity, span.cache.keys ? span.cache.capacity : span.rows);
       score_rows = std::max(score_rows, std::min<int64_t>(queries, kDecodeQueries));
+      continue;
+    }
+    if (!tensor_cores) {
+      add_tiles(plain, index, queries, kPlainQueries);
     } else if (takes_warpgroups(queue, queries, d, aligned)) {
       add_tiles(warpgroups, index, queries, kWarpgroupQueries);
     } else {
       add_tiles(prefill, index, queries, kPrefillQueries);
     }
     if (rotary || span.cache.keys) add_tiles(prepared, index, span.rows, kPrepareRows);
-    if (!span.cache.keys) cacheless = true;
   }
   if (warpgroups.empty() && prefill.empty() && decode.empty() && plain.empty() && wide.empty())
     return;
 
   const int64_t score_stride = (capacity + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
   const size_t m = static_cast<size_t>(args.q.rows);
-  const size_t q_count = rotary ? m * static_cast<size_t>(args.heads * d) : 0;
+  const size_t q_count = rotary && !prepared.empty() ? m * static_cast<size_t>(args.heads * d) : 0;
   const size_t k_count = rotary && cacheless ? m * static_cast<size_t>(args.kv_heads * d) : 0;
   const size_t score_count =
       decode.size() * static_cast<size_t>(args.kv_heads * score_rows * score_stride);
@@ -187,8 +171,8 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   }
 
   AttentionParams p{};
-  p.q = rotary ? rotated_q : args.q.data;
-  p.q_stride = rotary ? args.heads * d : args.q.stride;
+  p.q = rotated_q ? rotated_q : args.q.data;
+  p.q_stride = rotated_q ? args.heads * d : args.q.stride;
   p.out = args.out.data;
   p.out_stride = args.out.stride;
   p.kv_heads = static_cast<int32_t>(args.kv_heads);
@@ -208,22 +192,24 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   const AttentionTile* const prefill_tiles = stage(prefill);
   const AttentionTile* const decode_tiles = stage(decode);
   const AttentionTile* const plain_tiles = stage(plain);
+  IncomingRows& in = p.incoming;
+  in.q = args.q.data;
+  in.k = args.k.data;
+  in.v = args.v.data;
+  in.q_stride = args.q.stride;
+  in.k_stride = args.k.stride;
+  in.v_stride = args.v.stride;
+  if (rotary) in.frequencies = stage(rope_frequencies(args.rope_theta, d));
+  in.first_position = args.first_position;
   if (!prepared.empty()) {
     PrepareParams r{};
-    r.q = args.q.data;
-    r.k = args.k.data;
-    r.v = args.v.data;
+    r.in = in;
     r.rotated_q = rotated_q;
-    if (rotary) r.frequencies = stage(rope_frequencies(args.rope_theta, d));
     r.spans = p.spans;
     r.tiles = stage(prepared);
-    r.q_stride = args.q.stride;
-    r.k_stride = args.k.stride;
-    r.v_stride = args.v.stride;
     r.heads = static_cast<int32_t>(args.heads);
     r.kv_heads = p.kv_heads;
     r.head_dim = p.head_dim;
-    r.first_position = args.first_position;
     queue.launch(prepare<T>,
                  dim3(static_cast<unsigned>(prepared.size()),
                       blocks_for(args.heads + args.kv_heads, kPrepareHeads)),

@@ -40,7 +40,15 @@ struct AttendedSpan {
   int64_t key_stride, key_head_stride, value_stride, value_head_stride;
   int64_t first_row;
   int32_t rows, index, prefix_end;
-  bool writes_keys, writes_values;  // `prepare` puts this span's rows there
+  bool writes_keys, writes_values;  // this span's rows are put there first
+};
+
+// The operation's own rows, before rotation.
+struct IncomingRows {
+  const void *q, *k, *v;
+  int64_t q_stride, k_stride, v_stride;
+  const float* frequencies;  // [head_dim / 2], or null: no rotation
+  int64_t first_position;
 };
 
 // Some packed queries of a span from `first` on; for `prepare` and for gradients, some of its rows.
@@ -49,7 +57,7 @@ struct AttentionTile {
 };
 
 struct AttentionParams {
-  const void* q;  // rotated, not scaled
+  const void* q;  // rotated, not scaled; of `decode`, for spans whose rows are put away, `incoming`
   void* out;
   const AttendedSpan* spans;
   const AttentionTile* tiles;
@@ -59,6 +67,7 @@ struct AttentionParams {
   float* scores;         // of `decode`: [tile][kv head][score_rows][score_stride]
   int64_t score_stride;  // the largest capacity, in whole blocks
   int32_t score_rows;    // the most queries of a tile
+  IncomingRows incoming;
 };
 
 // Keys that a row sees, and those that any row of a tile sees: first to last.
@@ -80,6 +89,44 @@ UNIFLUID_DEVICE Sight sight_of_rows(const AttentionParams& p, const AttendedSpan
                                     int last) {
   const Sight a = sight_of(p, span, first), b = sight_of(p, span, last);
   return {min(a.first, b.first), max(a.last, b.last)};
+}
+
+// ---- rotary embedding ----
+
+// Two coordinates of a head that are rotated together: c and c + half.
+template <class T>
+struct Rotated {
+  T first, second;
+};
+
+struct Angle {
+  float sine, cosine;
+};
+
+UNIFLUID_DEVICE Angle angle_of(const IncomingRows& in, int64_t position, int c) {
+  Angle a{0, 1};
+  if (in.frequencies)
+    sincosf(static_cast<float>(in.first_position + position) * in.frequencies[c], &a.sine,
+            &a.cosine);
+  return a;
+}
+
+// Without rotation a copy; the middle of an odd head has no second, and cannot be rotated.
+template <class T>
+UNIFLUID_DEVICE Rotated<T> rotated(const T* from, int c, int head_dim, bool rotate, Angle a) {
+  const int half = (head_dim + 1) / 2;
+  const T first = from[c], second = half + c < head_dim ? from[half + c] : first;
+  if (!rotate) return {first, second};
+  const float x = to_float(first), y = to_float(second);
+  return {from_float<T>(fmaf(-y, a.sine, x * a.cosine)),
+          from_float<T>(fmaf(x, a.sine, y * a.cosine))};
+}
+
+template <class T>
+UNIFLUID_DEVICE void store_rotated(T* to, int c, int head_dim, const Rotated<T>& pair) {
+  const int half = (head_dim + 1) / 2;
+  to[c] = pair.first;
+  if (half + c < head_dim) to[half + c] = pair.second;
 }
 
 // Where query i of a span lies in q or in out.
@@ -120,10 +167,12 @@ UNIFLUID_DEVICE float shrinking(float maximum, float higher, float exponent_scal
 
 // Copies kRows rows to a tile of shared memory with rows of kColumns + 8 elements, at which 8
 // consecutive rows lie in different banks for ldmatrix. Row i comes from `from(i)`, or is zeros
-// where that is null; so are columns from `columns` on. Arrives with the group of copies that is
-// committed next, or at once where rows are not aligned to 16 bytes.
+// where that is null; so are columns from `columns` on. Rows from `left` to before `left_end` are
+// left to the caller. Arrives with the group of copies that is committed next, or at once where
+// rows are not aligned to 16 bytes.
 template <int kRows, int kColumns, int kThreads, bool kAligned, class From>
-UNIFLUID_DEVICE void load_rows(const Shared<bf16>& to, uint32_t at, int columns, From from) {
+UNIFLUID_DEVICE void load_rows(const Shared<bf16>& to, uint32_t at, int columns, From from,
+                               int left = 0, int left_end = 0) {
   constexpr uint32_t kStride = kColumns + 8;
   if constexpr (kAligned) {
     constexpr int kVectors = kColumns / 8;
@@ -136,6 +185,7 @@ UNIFLUID_DEVICE void load_rows(const Shared<bf16>& to, uint32_t at, int columns,
       const int i = step * kThreads + thread;
       const int row = kWholeRows ? thread / kVectors + step * (kThreads / kVectors) : i / kVectors;
       const int column = (kWholeRows ? thread : i) % kVectors * 8;
+      if (row >= left && row < left_end) continue;
       const bf16* source = from(row);
       const bool valid = source && column < columns;
       cp_async16(to, at + static_cast<uint32_t>(row) * kStride + static_cast<uint32_t>(column),
@@ -144,6 +194,7 @@ UNIFLUID_DEVICE void load_rows(const Shared<bf16>& to, uint32_t at, int columns,
   } else {
     for (int i = static_cast<int>(threadIdx.x); i < kRows * kColumns; i += kThreads) {
       const int row = i / kColumns, column = i % kColumns;
+      if (row >= left && row < left_end) continue;
       const bf16* source = from(row);
       to.store(at + static_cast<uint32_t>(row) * kStride + static_cast<uint32_t>(column),
                source && column < columns ? source[column] : bf16{0});

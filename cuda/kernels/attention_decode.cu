@@ -6,6 +6,9 @@
 // them lie the scores of these few queries, 4 bytes a query and key beside the 4 * head_dim of the
 // key and its value.
 //
+// The rows that are decoded are rotated as they are read, and their keys and values appended to the
+// caches by the thread block that computes their scores: no kernel goes before.
+//
 // The first grid is sized by the capacity of the caches, not by what they hold, so that the step's
 // launches repeat and replay as a graph; blocks beyond a sequence's keys end at once.
 #include "cuda/dispatch.h"
@@ -29,6 +32,61 @@ UNIFLUID_DEVICE float* scores_of(const AttentionParams& p, unsigned tile, int kv
 // latency is the number of thread blocks.
 constexpr int kScoreThreads = kKeyBlock / 16 * kWarp;
 
+// Rotates the queries of a tile, and those keys of the span that lie in this block of keys, rows
+// [own, own_end) of it. The first tile also writes these keys and their values where later steps,
+// and `decode_values`, find them; the others have read them from the same place.
+template <int kHeadDim>
+UNIFLUID_DEVICE void take_in(const AttentionParams& p, const AttendedSpan& span, int first_query,
+                             int queries, int kv_head, int block, int own, int own_end,
+                             const Shared<bf16>& q_tile, const Shared<bf16>& k_tile) {
+  constexpr uint32_t kStride = kHeadDim + 8;
+  const IncomingRows& in = p.incoming;
+  const int half = (p.head_dim + 1) / 2, thread = static_cast<int>(threadIdx.x);
+  const bool rotate = in.frequencies != nullptr;
+  const auto to_tile = [&](const Shared<bf16>& tile, int row, int c, const Rotated<bf16>& pair) {
+    const uint32_t at = static_cast<uint32_t>(row) * kStride + static_cast<uint32_t>(c);
+    tile.store(at, pair.first);
+    if (half + c < p.head_dim) tile.store(at + static_cast<uint32_t>(half), pair.second);
+  };
+  for (int i = thread; i < span.rows * half; i += kScoreThreads) {
+    const int c = i % half, r = i / half;
+    const int64_t row = span.first_row + r, at = span.index + r;
+    const Angle angle = angle_of(in, at, c);
+    const int begin = max(first_query, r * p.group);
+    const int end = min(first_query + queries, (r + 1) * p.group);
+    for (int query = begin; query < end; ++query)
+      to_tile(q_tile, query - first_query, c,
+              rotated(static_cast<const bf16*>(in.q) +
+                          query_offset(p, span, kv_head, query, in.q_stride),
+                      c, p.head_dim, rotate, angle));
+    const int key = static_cast<int>(at) - block;
+    if (key < own || key >= own_end) continue;
+    const Rotated<bf16> k =
+        rotated(static_cast<const bf16*>(in.k) + row * in.k_stride + kv_head * p.head_dim, c,
+                p.head_dim, rotate, angle);
+    to_tile(k_tile, key, c, k);
+    if (first_query > 0) continue;
+    store_rotated(
+        static_cast<bf16*>(span.keys) + kv_head * span.key_head_stride + at * span.key_stride, c,
+        p.head_dim, k);
+    if (span.writes_values)
+      store_rotated(
+          static_cast<bf16*>(span.values) + kv_head * span.value_head_stride +
+              at * span.value_stride,
+          c, p.head_dim,
+          rotated(static_cast<const bf16*>(in.v) + row * in.v_stride + kv_head * p.head_dim, c,
+                  p.head_dim, false, angle));
+  }
+  // Columns that the head does not have.
+  const int beyond = kHeadDim - p.head_dim;
+  for (int i = thread; i < (queries + max(0, own_end - own)) * beyond; i += kScoreThreads) {
+    const int row = i / beyond, c = p.head_dim + i % beyond;
+    const Shared<bf16>& tile = row < queries ? q_tile : k_tile;
+    const int at = row < queries ? row : own + row - queries;
+    tile.store(static_cast<uint32_t>(at) * kStride + static_cast<uint32_t>(c), bf16{0});
+  }
+}
+
 template <int kHeadDim, bool kAligned>
 __global__ void __launch_bounds__(kScoreThreads) decode_scores(AttentionParams p) {
   constexpr uint32_t kStride = kHeadDim + 8;
@@ -45,15 +103,27 @@ __global__ void __launch_bounds__(kScoreThreads) decode_scores(AttentionParams p
   const auto q_tile = arena.take<bf16>(kDecodeQueries * kStride);
   const auto k_tile = arena.take<bf16>(kKeyBlock * kStride);
   const bf16* keys = static_cast<const bf16*>(span.keys) + kv_head * span.key_head_stride;
-  load_rows<kKeyBlock, kHeadDim, kScoreThreads, kAligned>(k_tile, 0, p.head_dim, [&](int i) {
-    return block + i <= seen.last ? keys + (block + i) * span.key_stride : nullptr;
-  });
-  load_rows<kDecodeQueries, kHeadDim, kScoreThreads, kAligned>(q_tile, 0, p.head_dim, [&](int i) {
-    return i < queries ? static_cast<const bf16*>(p.q) +
-                             query_offset(p, span, kv_head, tile.first + i, p.q_stride)
-                       : nullptr;
-  });
+  // The span's own rows lie in no cache yet.
+  const bool arrives = span.writes_keys;
+  const int own = arrives ? max(0, span.index - block) : 0;
+  const int own_end = arrives ? min(kKeyBlock, span.index + span.rows - block) : 0;
+  load_rows<kKeyBlock, kHeadDim, kScoreThreads, kAligned>(
+      k_tile, 0, p.head_dim,
+      [&](int i) {
+        return block + i <= seen.last ? keys + (block + i) * span.key_stride : nullptr;
+      },
+      own, own_end);
+  load_rows<kDecodeQueries, kHeadDim, kScoreThreads, kAligned>(
+      q_tile, 0, p.head_dim,
+      [&](int i) {
+        return i < queries ? static_cast<const bf16*>(p.q) +
+                                 query_offset(p, span, kv_head, tile.first + i, p.q_stride)
+                           : nullptr;
+      },
+      0, arrives ? queries : 0);
   cp_async_commit();
+  if (arrives)
+    take_in<kHeadDim>(p, span, tile.first, queries, kv_head, block, own, own_end, q_tile, k_tile);
   cp_async_wait<0>();
   __syncthreads();
 
