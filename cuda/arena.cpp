@@ -1,6 +1,7 @@
 #include "cuda/arena.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <string>
 
@@ -34,9 +35,12 @@ size_t size_class(size_t bytes) {
 
 }  // namespace
 
-Arena::Arena(Queue& queue, size_t max_memory) : queue_(queue), limit_(device_limit(max_memory)) {}
+Arena::Arena(Queue& queue, size_t max_memory) : queue_(queue), limit_(device_limit(max_memory)) {
+  queue.on_shortage([this] { free_cached(); });
+}
 
 Arena::~Arena() {
+  queue_.on_shortage(nullptr);
   free_cached();
   for (void* memory : forever_) cudaFree(memory);
 }
@@ -49,16 +53,26 @@ void Arena::refuse(size_t bytes) const {
                                                    std::to_string(available()) + " are available");
 }
 
-void Arena::free_cached() noexcept {
-  for (const auto& [size, memory] : cached_) cudaFree(memory);
-  cached_.clear();
+void Arena::free_cached(size_t wanted) noexcept {
+  for (size_t freed = 0; freed < wanted && !cached_.empty();) {
+    const auto largest = std::prev(cached_.end());
+    freed += largest->first;
+    cached_bytes_ -= largest->first;
+    cudaFree(largest->second);
+    cached_.erase(largest);
+  }
 }
 
 void* Arena::from_device(size_t bytes) {
+  const size_t held = allocated_ + cached_bytes_ + bytes;
+  if (held > limit_ && !cached_.empty()) {
+    queue_.synchronize();  // what is freed may still be in use
+    free_cached(held - limit_);
+  }
   void* memory = nullptr;
   cudaError_t status = cudaMalloc(&memory, bytes);
   if (status == cudaErrorMemoryAllocation && !cached_.empty()) {
-    queue_.synchronize();  // what is freed may still be in use
+    queue_.synchronize();
     free_cached();
     status = cudaMalloc(&memory, bytes);
   }
@@ -77,6 +91,7 @@ void* Arena::allocate(size_t bytes) {
   if (const auto found = cached_.find(size); found != cached_.end()) {
     memory = found->second;
     cached_.erase(found);
+    cached_bytes_ -= size;
   } else {
     memory = from_device(size);
   }
@@ -90,6 +105,7 @@ void Arena::release(void* memory, size_t bytes) noexcept {
   allocated_ -= size;
   try {
     cached_.emplace(size, memory);
+    cached_bytes_ += size;
   } catch (...) {
     cudaFree(memory);  // waits for the device, which is safe if slow
   }

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <limits>
 #include <map>
 #include <vector>
 
@@ -15,7 +16,7 @@ class Queue;
 
 class Arena {
  public:
-  // `max_memory`: bytes that may be held; 0: what the device has.
+  // `max_memory`: bytes that may be held, given out or not; 0: what the device has.
   Arena(Queue& queue, size_t max_memory);
   ~Arena();
   Arena(const Arena&) = delete;
@@ -33,13 +34,15 @@ class Arena {
 
  private:
   void* from_device(size_t bytes);
-  void free_cached() noexcept;
+  // At least `wanted` bytes, if there are as many. Nothing may run that uses them.
+  void free_cached(size_t wanted = std::numeric_limits<size_t>::max()) noexcept;
   [[noreturn]] void refuse(size_t bytes) const;
 
   Queue& queue_;
   const size_t limit_;
   std::atomic<size_t> allocated_{0};     // given out
   std::multimap<size_t, void*> cached_;  // released, by size
+  size_t cached_bytes_ = 0;
   std::vector<void*> forever_;
   unsigned char* slab_ = nullptr;  // the rest of the latest shared block
   size_t slab_left_ = 0;

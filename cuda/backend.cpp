@@ -34,7 +34,7 @@ CudaBackend::~CudaBackend() {
   try {
     queue_.synchronize();
   } catch (const Error&) {
-    // The device has failed: what it still held is lost anyway.
+    queue_.settle();  // what still runs uses memory that is about to be freed
   }
 }
 

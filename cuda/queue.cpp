@@ -32,7 +32,8 @@ void check(cudaError_t status, const char* what) {
               std::string("the GPU failed ") + what + ": " + cudaGetErrorString(status));
 }
 
-Queue::Queue(int device) {
+// By way of another constructor, after which a failure here leaves a queue to be destroyed.
+Queue::Queue(int device) : Queue() {
   check(cudaSetDevice(device), "to be chosen");
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
@@ -97,10 +98,17 @@ void Queue::reserve_scratch(size_t bytes) {
   scratch_size_ = 0;
   const size_t wanted = rounded_up(bytes, size_t{1} << 20);
   void* memory = nullptr;
-  if (cudaMalloc(&memory, wanted) != cudaSuccess)
+  cudaError_t status = cudaMalloc(&memory, wanted);
+  if (status == cudaErrorMemoryAllocation && give_back_) {
+    give_back_();
+    status = cudaMalloc(&memory, wanted);
+  }
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // a failed allocation leaves the device as it was
     throw Error(error_code::kInsufficientMemory,
                 "expected " + std::to_string(wanted) +
                     " bytes of GPU memory for an operation's scratch but they could not be had");
+  }
   scratch_ = static_cast<unsigned char*>(memory);
   scratch_size_ = wanted;
 }
@@ -129,15 +137,16 @@ int Queue::resident_blocks_of(const void* kernel, int threads, size_t shared) {
   return std::max(blocks, 1);
 }
 
-// More than 48 KiB of dynamic shared memory must be asked for, once a kernel.
+// More than 48 KiB of dynamic shared memory must be asked for. All that a block can have, since the
+// kernel is every queue's of this device, and the latest value counts; no kernel has other shared
+// memory.
 void Queue::allow_shared(const void* kernel, size_t shared) {
   constexpr size_t kAlwaysAllowed = size_t{48} << 10;
-  size_t& allowed = shared_allowed_[kernel];
-  if (shared <= kAlwaysAllowed || shared <= allowed) return;
+  if (shared <= kAlwaysAllowed || shared_allowed_.count(kernel)) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)),
+                             static_cast<int>(limits_.shared_bytes)),
         "to give a kernel its shared memory");
-  allowed = shared;
+  shared_allowed_.insert(kernel);
 }
 
 void Queue::flush() {
@@ -205,6 +214,21 @@ std::vector<unsigned char> Queue::identity() const {
   return bytes;
 }
 
+cudaGraph_t Queue::captured() {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "to begin a capture");
+  try {
+    issue();
+  } catch (...) {
+    // While a thread captures it can free no memory.
+    cudaStreamEndCapture(stream_, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    throw;
+  }
+  check(cudaStreamEndCapture(stream_, &graph), "to end a capture");
+  return graph;
+}
+
 // A list is captured when it comes the second time: many come only once, such as those of prompts.
 bool Queue::launch_graph() {
   if (commands_.size() < kGraphLaunches) return false;
@@ -220,13 +244,14 @@ bool Queue::launch_graph() {
     if (seen_.size() > kMostSeen) seen_.clear();
     if (seen_.insert(key).second) return false;
     for (const Command& c : commands_) allow_shared(c.kernel, c.shared);
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "to begin a capture");
-    issue();
-    check(cudaStreamEndCapture(stream_, &graph), "to end a capture");
+    cudaGraph_t graph = captured();
     cudaGraphExec_t executable = nullptr;
     const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      return false;  // a graph takes device memory; the list can do without
+    }
     check(status, "to make a graph");
     graphs_.push_front({key, std::move(bytes), executable});
     if (graphs_.size() > kMostGraphs) {

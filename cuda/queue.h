@@ -13,11 +13,11 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <list>
 #include <memory>
 #include <tuple>
 #include <type_traits>
-#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -94,12 +94,18 @@ class Queue {
   void flush();
   // Flushes and waits.
   void synchronize();
+  // Waits for what runs, also after a failure.
+  void settle() noexcept { cudaStreamSynchronize(stream_); }
+  // `give_back` frees device memory that nobody uses, where scratch finds none; nothing runs then.
+  void on_shortage(std::function<void()> give_back) { give_back_ = std::move(give_back); }
   cudaStream_t stream() const { return stream_; }
   size_t scratch_held() const { return scratch_size_; }
   // Lists issued as graphs so far, for tests and statistics.
   int64_t graph_launches() const { return graph_launches_; }
 
  private:
+  Queue() = default;
+
   static constexpr size_t kStagingBytes = size_t{4} << 20;
   static constexpr int kSegments = 4;
   // Fewer launches than this are not worth a graph.
@@ -161,6 +167,7 @@ class Queue {
   void issue();
   void issue(const Command& command);
   bool launch_graph();
+  cudaGraph_t captured();  // the list
   std::vector<unsigned char> identity() const;
   void expect_working() const;
 
@@ -179,12 +186,13 @@ class Queue {
   int segment_ = 0;
   std::array<cudaEvent_t, kSegments> free_{};  // of a segment: its copy has been made
 
+  std::function<void()> give_back_;
   unsigned char* scratch_ = nullptr;
   size_t scratch_size_ = 0, scratch_used_ = 0;
 
-  std::list<Graph> graphs_;            // the latest used first
-  std::unordered_set<uint64_t> seen_;  // keys of lists that were issued once
-  std::unordered_map<const void*, size_t> shared_allowed_;
+  std::list<Graph> graphs_;                         // the latest used first
+  std::unordered_set<uint64_t> seen_;               // keys of lists that were issued once
+  std::unordered_set<const void*> shared_allowed_;  // kernels
   int64_t graph_launches_ = 0;
 };
 

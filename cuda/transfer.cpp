@@ -7,7 +7,8 @@
 
 namespace unifluid::cuda {
 
-Transfer::Transfer(Queue& queue) : queue_(queue) {
+// By way of another constructor, after which a failure here leaves a transfer to be destroyed.
+Transfer::Transfer(Queue& queue) : Transfer(queue, Empty{}) {
   for (size_t i = 0; i < buffers_.size(); ++i) {
     check(cudaMallocHost(&buffers_[i], kBytes), "to allocate pinned memory");
     check(cudaEventCreateWithFlags(&sent_[i], cudaEventDisableTiming), "to make an event");

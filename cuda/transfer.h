@@ -34,6 +34,9 @@ class Transfer {
   void download(const void* device, size_t bytes, void* host);
 
  private:
+  struct Empty {};
+  Transfer(Queue& queue, Empty) : queue_(queue) {}
+
   static constexpr size_t kBytes = size_t{8} << 20;
   void begin();
   void* next_buffer();

@@ -9,5 +9,7 @@ namespace unifluid::cuda {
 bool suits_warpgroups(const ConvolutionArgs&);
 // Only where `limits().warpgroups`; the bits of the other kernels.
 void convolve_by_warpgroups(Queue&, const ConvolutionArgs&);
+// The same in the tile of `columns` columns of kWarpgroupTiles, for trying each.
+void convolve_by_warpgroups(Queue&, const ConvolutionArgs&, int columns);
 
 }  // namespace unifluid::cuda

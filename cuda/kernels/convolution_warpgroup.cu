@@ -95,7 +95,11 @@ void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args) {
   const TileCost& best =
       *std::min_element(std::begin(kWarpgroupTiles), std::end(kWarpgroupTiles),
                         [&](const TileCost& a, const TileCost& b) { return cost(a) < cost(b); });
-  with_wide_tile(best.columns, [&](auto tile) {
+  convolve_by_warpgroups(queue, args, best.columns);
+}
+
+void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args, int columns) {
+  with_wide_tile(columns, [&](auto tile) {
     using T = decltype(tile);
     PixelRows rows = rows_of(args, T::kRows);
     rows.map = image_map(args.x, args.width, T::kRows / kTileLines, kTileLines);

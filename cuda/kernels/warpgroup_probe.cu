@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "cuda/kernels/convolution.h"
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/tile_cost.h"
 #include "cuda/tensor_map.h"
@@ -60,14 +61,16 @@ class Memory {
 
 // More than a tile of rows and of columns, and ends of rows, columns and k within tiles.
 constexpr int64_t kRows = 200, kColumns = 328, kDepth = 136;
-// Heads of the largest size, two to a key head, of a sequence that ends within a block of keys.
-constexpr int64_t kHeads = 2, kHeadDim = 256, kSequence = 136;
+// Heads of each size that has a kernel, two to a key head, of a sequence that ends within a block
+// of keys.
+constexpr int64_t kHeads = 2, kHeadDims[] = {64, 128, 256}, kSequence = 136;
+constexpr int64_t kLargestHead = 256;
 // An image that is enlarged, of more than a tile in either direction.
 constexpr int64_t kHeight = 11, kWidth = 20, kChannels = 128, kOutputs = 72;
 
 bool agrees(Queue& queue) {
-  Memory x(queue, kRows * kHeads * kHeadDim * 2), weights(queue, 2 * kColumns * kDepth * 2);
-  Memory out(queue, kRows * kHeads * kHeadDim * 4);
+  Memory x(queue, kRows * kHeads * kLargestHead * 2), weights(queue, 2 * kColumns * kDepth * 2);
+  Memory out(queue, kRows * kHeads * kLargestHead * 4);
   x.fill(1);
   weights.fill(2);
   const auto result = [&](auto run) {
@@ -92,19 +95,22 @@ bool agrees(Queue& queue) {
 
   AttentionSpan span{};
   span.rows = kSequence;
-  AttentionArgs attention_args{};
-  attention_args.q = x.tensor(DType::bf16, kSequence, kHeads * kHeadDim);
-  attention_args.k = weights.tensor(DType::bf16, kSequence, kHeadDim);
-  attention_args.v = attention_args.k;
-  attention_args.heads = kHeads;
-  attention_args.kv_heads = 1;
-  attention_args.head_dim = kHeadDim;
-  attention_args.scale = 0.5f;
-  attention_args.soft_cap = 50;
-  attention_args.first_position = 0;
-  attention_args.spans = &span;
-  attention_args.span_count = 1;
-  attention_args.out = out.tensor(DType::bf16, kSequence, kHeads * kHeadDim);
+  const auto attended = [&](int64_t head_dim) {
+    AttentionArgs args{};
+    args.q = x.tensor(DType::bf16, kSequence, kHeads * head_dim);
+    args.k = weights.tensor(DType::bf16, kSequence, head_dim);
+    args.v = args.k;
+    args.heads = kHeads;
+    args.kv_heads = 1;
+    args.head_dim = head_dim;
+    args.scale = 0.5f;
+    args.soft_cap = 50;
+    args.first_position = 0;
+    args.spans = &span;
+    args.span_count = 1;
+    args.out = out.tensor(DType::bf16, kSequence, kHeads * head_dim);
+    return result([&] { attention(queue, args); });
+  };
 
   ConvolutionArgs convolution_args{};
   convolution_args.x = x.tensor(DType::bf16, kHeight * kWidth, kChannels);
@@ -120,19 +126,23 @@ bool agrees(Queue& queue) {
 
   const auto product = result([&] { linear(queue, linear_args); });
   const auto gated = result([&] { gated_linear(queue, gated_args); });
+  const auto convolved = result([&] { convolution(queue, convolution_args); });
   for (const TileCost& tile : kWarpgroupTiles) {
     const auto by_warpgroups = [&](const LinearParams& p, bool is_gated) {
       return result([&] { multiply_by_warpgroups(queue, p, is_gated, tile.columns); });
     };
     if (by_warpgroups(params_of(linear_args), false) != product ||
-        by_warpgroups(params_of(gated_args), true) != gated)
+        by_warpgroups(params_of(gated_args), true) != gated ||
+        result([&] { convolve_by_warpgroups(queue, convolution_args, tile.columns); }) != convolved)
       return false;
   }
-  const auto attended = [&] { return result([&] { attention(queue, attention_args); }); };
-  const auto convolved = [&] { return result([&] { convolution(queue, convolution_args); }); };
-  const auto attended_by_warps = attended(), convolved_by_warps = convolved();
-  queue.allow_warpgroups(true);
-  return attended() == attended_by_warps && convolved() == convolved_by_warps;
+  for (int64_t head_dim : kHeadDims) {
+    queue.allow_warpgroups(false);
+    const auto by_warps = attended(head_dim);
+    queue.allow_warpgroups(true);
+    if (attended(head_dim) != by_warps) return false;
+  }
+  return true;
 }
 
 }  // namespace

@@ -48,6 +48,94 @@ test("memory is aligned, reused, and refused beyond the limit", () => {
   });
 });
 
+/** Bytes that a backend opened now could have. */
+const free = () => withBackend(f32, (backend) => backend.available());
+
+test("what is kept for reuse counts as held, and is given back before more is taken", () => {
+  const before = free();
+  withBackend({ ...f32, maxMemory: 1 << 20 }, (backend) => {
+    const opened = free();
+    // Sizes of which no two can share a block, twelve MiB one after another.
+    for (let i = 0; i < 24; i++) {
+      backend.allocateAndRelease([(16 - (i % 8)) << 16]);
+      expect(opened - free()).toBeLessThanOrEqual(1 << 20);
+    }
+    expect(backend.available()).toBe(1 << 20);
+  });
+  expect(free()).toBe(before);
+});
+
+test("an operation's scratch takes memory that is kept for reuse", () => {
+  const [total, mebibyte] = [64 << 20, 1 << 20];
+  simulate({ memory: total });
+  withBackend(f32, (backend) => {
+    backend.allocateAndRelease([backend.available() - 4 * mebibyte]);
+    // Another owner leaves room for the tensors, of 1 MiB together, but not for 1 MiB of scratch beside them. A
+    // backend takes 4 MiB, and offers half of what so small a device has left.
+    const left = 2 * free() + 4 * mebibyte;
+    simulate({ memory: total - left + 1.5 * mebibyte });
+    const random = new Random(4);
+    const [rows, headDim] = [1000, 64];
+    const matrix = () => random.matrix(rows, headDim);
+    const out = backend.attention({
+      q: matrix(),
+      k: matrix(),
+      v: matrix(),
+      ...{ heads: 1, kvHeads: 1, headDim, scale: 1, ropeTheta: 100, firstPosition: 0 },
+      spans: [{ firstRow: 0, rows, index: 0, prefixEnd: 0 }],
+    });
+    expect(out).toHaveLength(rows * headDim);
+  });
+});
+
+test("two models of one process: neither takes the other's shared memory away", () => {
+  const random = new Random(12);
+  // Heads whose kernel needs more shared memory than is given unasked, one more than the other.
+  const run = (backend: Backend, headDim: number) => {
+    const rows = () => random.matrix(4, headDim);
+    const spans = [{ firstRow: 0, rows: 4, index: 0, prefixEnd: 0 }];
+    const sizes = { heads: 1, kvHeads: 1, headDim, scale: 1 };
+    return backend.attention({ q: rows(), k: rows(), v: rows(), ...sizes, spans });
+  };
+  withBackend(f32, (large) =>
+    withBackend(f32, (small) => {
+      run(large, 700);
+      run(small, 500);
+      expect(run(large, 700)).toHaveLength(2800);
+    }),
+  );
+});
+
+test("a step runs without a graph where there is no memory for one", () => {
+  const random = new Random(3);
+  const x = random.matrix(5, 48);
+  const weight = random.floats(48);
+  const run = () =>
+    withBackend(f32, (backend) => backend.repeat({ x: { ...x, data: x.data.slice() }, weight }, 6));
+  const { out } = run();
+  simulate({ fail: "graphs" });
+  const without = run();
+  expect(without.graphs).toBe(0);
+  expectSameBits(without.out, out);
+});
+
+test("a capture that fails is ended, or the device's memory could not be freed", () => {
+  const before = free();
+  const backend = new addon.TestBackend(f32);
+  try {
+    simulate({ fail: "captures" });
+    const random = new Random(3);
+    const step = { x: random.matrix(5, 48), weight: random.floats(48) };
+    expect(() => backend.repeat(step, 2)).toThrow(
+      expect.objectContaining({ code: "DEVICE_ERROR" }),
+    );
+  } finally {
+    backend.close();
+  }
+  simulate();
+  expect(free()).toBe(before);
+});
+
 test("what other owners of the device have taken is refused at its allocation", () => {
   simulate({ memory: 32 << 20 });
   withBackend(f32, (backend) => {
@@ -69,7 +157,7 @@ test("a fault stays: the backend says so and must be made anew", () => {
   const right = withBackend(f32, compute);
   const backend = new addon.TestBackend(f32);
   try {
-    simulate({ fail: true });
+    simulate({ fail: "launches" });
     expect(() => compute(backend)).toThrow(
       expect.objectContaining({
         code: "DEVICE_ERROR",

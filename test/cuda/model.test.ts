@@ -147,7 +147,7 @@ test("a device that fails rejects what runs and what comes; a model loaded again
   const load = { device: "cuda" } as const;
   const right = await withModel("unifluid-tiny", load, draw);
   await withModel("unifluid-tiny", load, async (model) => {
-    simulate({ fail: true });
+    simulate({ fail: "launches" });
     await expect(draw(model)).rejects.toMatchObject({ code: "DEVICE_ERROR" });
     simulate();
     await expect(draw(model)).rejects.toMatchObject({

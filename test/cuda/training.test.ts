@@ -136,7 +136,7 @@ test("a device that fails ends the run; its last checkpoint stays and is gone on
   const at = out();
   const trainer = await Trainer.open(config(), {
     out: at,
-    onStep: ({ step }) => simulate({ fail: step === 2 }),
+    onStep: ({ step }) => simulate({ fail: step === 2 ? "launches" : "nothing" }),
   });
   await expect(trainer.run()).rejects.toMatchObject({ code: "DEVICE_ERROR" });
   await trainer.close();

@@ -3,10 +3,10 @@
 //   UNIFLUID_SIMT_DEVICES     devices there are; default 1. 0: as a machine without a GPU
 //   UNIFLUID_SIMT_MEMORY      bytes of device memory; default 2 GiB
 //   UNIFLUID_SIMT_SEED        of the order of threads; default 1
-//   UNIFLUID_SIMT_FAIL        1: launches fail, as by a device fault; default 0
-//   UNIFLUID_SIMT_CAPABILITY  compute capability, as 86 or 90; default 86
-//   UNIFLUID_SIMT_ROUNDING    1: products of warpgroups round otherwise than those of warps;
-//   default 0
+//   UNIFLUID_SIMT_FAIL        1: launches fail, as by a device fault; 2: they are refused while
+//   they are captured; 3: there is no memory for graphs; default 0 UNIFLUID_SIMT_CAPABILITY compute
+//   capability, as 86 or 90; default 86 UNIFLUID_SIMT_ROUNDING    1: products of warpgroups round
+//   otherwise than those of warps; default 0
 #include <cuda.h>
 #include <cuda_runtime.h>
 
@@ -39,10 +39,13 @@ size_t shared_bytes() { return capability.value / 10 == 9 ? kHopperShared : kLea
 
 std::mutex mutex;
 std::unordered_map<void*, size_t> allocations;
+std::unordered_map<const void*, size_t>
+    dynamic_shared;  // that kernels were allowed, by the latest call
 size_t allocated = 0;
 std::atomic<uint64_t> launches{0};
 
 thread_local int current_device = 0;  // of this thread, as on CUDA
+thread_local int captures = 0;        // under way; they keep the thread from some calls
 thread_local std::string message;     // of the last fault
 
 struct Recorded {
@@ -83,25 +86,34 @@ cudaError_t usable(cudaStream_t stream) {
   return stream->device == current_device ? cudaSuccess : cudaErrorInvalidResourceHandle;
 }
 
+size_t allowed_shared(const void* kernel) {
+  constexpr size_t kAlways = 48 << 10;
+  std::lock_guard lock(mutex);
+  const auto found = dynamic_shared.find(kernel);
+  return found == dynamic_shared.end() ? kAlways : std::max(kAlways, found->second);
+}
+
 cudaError_t run(const Recorded& r, cudaStream_t stream) {
   const size_t threads = size_t{r.block.x} * r.block.y * r.block.z;
   if (threads == 0 || threads > 1024 || r.grid.x == 0 || r.grid.y == 0 || r.grid.z == 0 ||
-      r.grid.y > 65535 || r.grid.z > 65535 || r.shared > shared_bytes())
+      r.grid.y > 65535 || r.grid.z > 65535 || r.shared > shared_bytes() ||
+      r.shared > allowed_shared(r.kernel))
     return cudaErrorInvalidValue;
   const uint64_t number = ++launches;
   std::vector<unsigned char> copy = r.arguments;
   std::vector<void*> pointers;
   for (uint32_t offset : r.offsets) pointers.push_back(copy.data() + offset);
   Call call{&r, pointers.data()};
-  const std::string error = failing.value ? "the fault that UNIFLUID_SIMT_FAIL asks for"
-                                          : simt::run_grid(
-                                                r.grid, r.block, r.shared, r.cooperative,
-                                                order_seed.value * 0x9E3779B97F4A7C15u + number,
-                                                [](void* context) {
-                                                  const Call& c = *static_cast<Call*>(context);
-                                                  c.launch->invoke(c.launch->kernel, c.arguments);
-                                                },
-                                                &call);
+  const std::string error = failing.value == 1
+                                ? "the fault that UNIFLUID_SIMT_FAIL asks for"
+                                : simt::run_grid(
+                                      r.grid, r.block, r.shared, r.cooperative,
+                                      order_seed.value * 0x9E3779B97F4A7C15u + number,
+                                      [](void* context) {
+                                        const Call& c = *static_cast<Call*>(context);
+                                        c.launch->invoke(c.launch->kernel, c.arguments);
+                                      },
+                                      &call);
   if (error.empty()) return cudaSuccess;
   message = error;
   return stream->fault = cudaErrorLaunchFailure;
@@ -119,6 +131,7 @@ cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3
   r.offsets.assign(offsets, offsets + count);
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
   if (stream->capturing) {
+    if (failing.value == 2) return cudaErrorInvalidValue;
     stream->captured.push_back(std::move(r));
     return cudaSuccess;
   }
@@ -157,6 +170,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid resource handle";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
     case cudaErrorLaunchFailure:
       return message.c_str();
     default:
@@ -203,8 +218,9 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 }
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  std::lock_guard lock(mutex);
   *memory = nullptr;
+  if (captures > 0) return cudaErrorStreamCaptureUnsupported;
+  std::lock_guard lock(mutex);
   if (bytes == 0) return cudaSuccess;
   const size_t rounded = (bytes + 255) / 256 * 256;
   if (rounded < bytes || allocated + rounded > memory_size.value.load())
@@ -219,6 +235,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 
 cudaError_t cudaFree(void* memory) {
   if (!memory) return cudaSuccess;
+  if (captures > 0) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard lock(mutex);
   const auto found = allocations.find(memory);
   if (found == allocations.end()) return cudaErrorInvalidValue;
@@ -263,16 +280,19 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return stream->fault; }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   stream->capturing = true;
+  ++captures;
   stream->captured.clear();
   return stream->fault;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   stream->capturing = false;
+  --captures;
   *graph = new SimtGraph{std::move(stream->captured)};
   return stream->fault;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
+  if (failing.value == 3) return cudaErrorMemoryAllocation;
   *executable = new SimtGraph(*graph);
   return cudaSuccess;
 }
@@ -308,9 +328,11 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, 
   return cudaSuccess;
 }
 
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
-  return value >= 0 && static_cast<size_t>(value) <= shared_bytes() ? cudaSuccess
-                                                                    : cudaErrorInvalidValue;
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  if (value < 0 || static_cast<size_t>(value) > shared_bytes()) return cudaErrorInvalidValue;
+  std::lock_guard lock(mutex);
+  dynamic_shared[kernel] = static_cast<size_t>(value);
+  return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads,
                                                           size_t shared) {
