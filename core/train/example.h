@@ -33,7 +33,11 @@ struct VaeExample {
 struct DrawnAt {
   uint64_t seed;
   uint32_t step;
-  uint32_t first;  // the place of the first example in the step
+  // Places in the step: of the batch's first example, and from one to the next. Several batches are
+  // dealt the step's examples in turn, so that these draw the same however many batches there are.
+  uint32_t first, stride;
+
+  uint32_t place(size_t example) const { return first + stride * static_cast<uint32_t>(example); }
 };
 
 }  // namespace unifluid

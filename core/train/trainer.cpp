@@ -68,7 +68,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
 
   StepResult result;
   if (gradients) parameters_->zero_gradients();
-  DrawnAt at{options_.seed, static_cast<uint32_t>(step), 0};
+  DrawnAt at{options_.seed, static_cast<uint32_t>(step), 0, static_cast<uint32_t>(batches.size())};
   for (const auto& batch : batches) {
     Workspace::Scope scope(*workspace_);
     Tape tape(*backend_, *workspace_, options_.bf16, gradients);
@@ -77,7 +77,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
     else
       unified_->add(tape, *backend_, *workspace_, batch, total, at, &result.losses);
     if (gradients) tape.backward();
-    at.first += static_cast<uint32_t>(batch.size());
+    ++at.first;
   }
   const double sum = result.losses.image.loss + result.losses.text.loss + result.vae.absolute +
                      result.vae.square + result.vae.kl;

@@ -305,7 +305,7 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
   bool given_noise = false;
   for (size_t n = 0; n < batch.size(); ++n) {
     const TrainingSequence& s = batch[n];
-    const auto example = drawn_at.first + static_cast<uint32_t>(n);
+    const uint32_t example = drawn_at.place(n);
     const int64_t first = p.rows;
     if (!s.vision_pixels.empty())
       for (int64_t i = 0; i < config_.vision->features(); ++i)

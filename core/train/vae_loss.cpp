@@ -155,7 +155,7 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
     const VaeExample& example = batch[static_cast<size_t>(i)];
     std::vector<float> drawn(static_cast<size_t>(z));
     for (int64_t cell = 0; cell < cells; ++cell) {
-      const uint64_t number = static_cast<uint64_t>((drawn_at.first + i) * cells + cell);
+      const uint64_t number = static_cast<uint64_t>(drawn_at.place(i) * cells + cell);
       if (example.noise.empty())
         training_noise(drawn_at.seed, (static_cast<uint64_t>(drawn_at.step) << 32) | number, z,
                        drawn.data());

@@ -151,9 +151,15 @@ class Suite {
     );
   }
 
-  private draw(prompts: readonly string[], seed: number): Promise<Image[]> {
+  /** Of the `number`-th drawing: the suite's seeds have no noise in common. */
+  private drawingSeed(number: number): bigint {
+    return BigInt.asUintN(64, (this.options.seed << 32n) + BigInt(number));
+  }
+
+  /** `first`: the number of the first drawing among those of the suite. */
+  private draw(prompts: readonly string[], first: number): Promise<Image[]> {
     return this.all(prompts, (prompt, i) =>
-      this.model.generate(prompt, { ...this.drawing, seed: seed + i }),
+      this.model.generate(prompt, { ...this.drawing, seed: this.drawingSeed(first + i) }),
     );
   }
 
@@ -267,7 +273,10 @@ class Suite {
     });
     const sources = await this.pictures(cases.map((c) => c.scene));
     const images = await this.all(sources, (image, i) =>
-      this.model.edit(image, cases[i]!.instruction, { ...this.drawing, seed: 500_000 + i }),
+      this.model.edit(image, cases[i]!.instruction, {
+        ...this.drawing,
+        seed: this.drawingSeed(500_000 + i),
+      }),
     );
     const judge = (image: Image, i: number) => {
       const seen = parseScene(image.pixels);

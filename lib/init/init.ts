@@ -54,6 +54,8 @@ const GENERATION = {
   image: { steps: 25, guidance: 2, guidance_schedule: "constant", temperature: 1, order: "random" },
   text: { max_new_tokens: 64, temperature: 0 },
 };
+/** Of a fresh head for objective "ddpm", which leaves the numbers without a bound (spec section 6). */
+const FRESH_DDPM = { x0_limit: 5 };
 
 async function readYaml(path: string): Promise<Record<string, unknown>> {
   let json: unknown;
@@ -175,7 +177,13 @@ export async function initCheckpoint(
       const preprocessorAt = join(beside, "preprocessor_config.json");
       if (vision?.preprocessor) await copyFile(vision.preprocessor, preprocessorAt);
       else if (side !== undefined) await writeFile(preprocessorAt, json(preprocessor(side)));
-      await writeFile(join(beside, "generation_config.json"), json(GENERATION));
+      const drawing = image
+        ? image.drawing
+        : { ...GENERATION.image, ...(parsed.image?.flow === false && FRESH_DDPM) };
+      await writeFile(
+        join(beside, "generation_config.json"),
+        json({ ...GENERATION, image: drawing }),
+      );
     }
     // Whatever does not fit shows here, before the directory appears.
     await readCheckpoint(beside);

@@ -1,8 +1,9 @@
 /** A part of another model, to be taken into a fresh one: its configuration and its weights. */
-import { type FileHandle, open } from "node:fs/promises";
+import { open } from "node:fs/promises";
 import { isObject, show } from "../checkpoint/fields.js";
+import { readFully } from "../checkpoint/read-fully.js";
 import { type ExpectedTensor, matchTensors, type NamedTensor } from "../checkpoint/tensor-table.js";
-import { InvalidConfigError, InvalidSafetensorsError } from "../errors.js";
+import { InvalidConfigError } from "../errors.js";
 import type { NativeTensor } from "../native.js";
 import type { Resizing } from "./resize.js";
 
@@ -94,17 +95,6 @@ export class Part {
     if (dtype === "BF16")
       return new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer);
     return Float32Array.from(halves, halfToFloat);
-  }
-}
-
-/** Reads until `bytes` is full: a single read gives at most 2 GiB. */
-async function readFully(file: FileHandle, bytes: Uint8Array, offset: number, path: string) {
-  for (let done = 0; done < bytes.length; ) {
-    const length = Math.min(bytes.length - done, 2 ** 30);
-    const { bytesRead } = await file.read(bytes, done, length, offset + done);
-    if (bytesRead === 0)
-      throw new InvalidSafetensorsError("SAFETENSORS_TRUNCATED", `${path} became shorter`);
-    done += bytesRead;
   }
 }
 

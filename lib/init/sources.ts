@@ -163,6 +163,8 @@ export interface ImageSource {
   /** The embeddings of image tokens. */
   tokens: Part;
   head: Part;
+  /** The section `image` of its `generation_config.json`. */
+  drawing: Json;
 }
 
 /** What draws in a UniFluid directory: the embeddings of image tokens and the diffusion head. */
@@ -171,6 +173,8 @@ export async function openImage(model: string): Promise<ImageSource> {
   const where = join(directory, "config.json");
   const json = await readJson(where);
   const { image } = parseModelConfig(json, where);
+  const generation = join(directory, "generation_config.json");
+  const { image: drawing = {} } = (await isFile(generation)) ? await readJson(generation) : {};
   if (!image) throw new InvalidOptionError(`expected a model that draws for --image: ${model}`);
   const { files, tensors } = await readWeightFiles(directory, "model");
   const part = (section: unknown, sizes: Json, names: RegExp, resizing?: Resizing) =>
@@ -194,6 +198,7 @@ export async function openImage(model: string): Promise<ImageSource> {
       PARTS.head,
       deeperHead(image.headDepth),
     ),
+    drawing: drawing as Json,
   };
 }
 

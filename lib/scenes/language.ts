@@ -135,19 +135,22 @@ export function edit(scene: Scene, random: Random, pairs: PairRule = "exclude"):
   const kind = random.pick(EDIT_KINDS);
   if (kind !== "background" && unique.length > 0) {
     const o = random.pick(unique);
+    const colors = COLOR_NAMES.filter((c) => c !== o.color && allowed(c, o.shape, pairs));
     if (kind === "remove")
       return {
         kind,
         instruction: `remove the ${o.shape}`,
         target: { ...scene, objects: objects.filter((p) => p !== o) },
       };
-    const colors = COLOR_NAMES.filter((c) => c !== o.color && allowed(c, o.shape, pairs));
-    const color = random.pick(colors);
-    return {
-      kind,
-      instruction: `make the ${o.shape} ${color}`,
-      target: { ...scene, objects: objects.map((p) => (p === o ? { ...o, color } : p)) },
-    };
+    // Of pairs that are kept from training each shape has but one colour: nothing to change it to.
+    if (colors.length > 0) {
+      const color = random.pick(colors);
+      return {
+        kind,
+        instruction: `make the ${o.shape} ${color}`,
+        target: { ...scene, objects: objects.map((p) => (p === o ? { ...o, color } : p)) },
+      };
+    }
   }
   const background = random.pick(BACKGROUND_NAMES.filter((b) => b !== scene.background));
   return {

@@ -124,8 +124,8 @@ export class AutoencoderSubject implements Subject {
     };
   }
 
-  watched({ vae }: NativeStepResult) {
-    return { loss: vae!.loss };
+  watched({ loss }: Losses) {
+    return { loss: loss ?? Number.NaN };
   }
 
   broken({ vae }: NativeStepResult): string[] {

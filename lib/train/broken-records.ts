@@ -1,5 +1,21 @@
 /** Records of training that cannot be used: each is told once, and too many stop the run. */
-import { TrainingDataError, UniFluidError } from "../errors.js";
+import { InvalidImageError, InvalidRecordError, TrainingDataError } from "../errors.js";
+
+/** What the system says of a file that is not there or not to be read; all else is the machine's fault. */
+const UNREADABLE = new Set([
+  "ENOENT",
+  "EACCES",
+  "EPERM",
+  "EISDIR",
+  "ENOTDIR",
+  "ENAMETOOLONG",
+  "ELOOP",
+]);
+
+const isRecords = (error: unknown) =>
+  error instanceof InvalidRecordError ||
+  error instanceof InvalidImageError ||
+  UNREADABLE.has((error as NodeJS.ErrnoException).code ?? "");
 
 /** Records seen before a share of broken ones means anything. */
 const LEAST_SEEN = 200;
@@ -29,9 +45,7 @@ export class BrokenRecords {
   }
 
   private note(name: string, error: unknown): void {
-    const known =
-      error instanceof UniFluidError || typeof (error as { errno?: unknown }).errno === "number";
-    if (!known) throw error;
+    if (!isRecords(error)) throw error;
     if (this.names.has(name)) return; // it came twice at once
     this.names.add(name);
     this.onBroken(`${name}: ${(error as Error).message}`);

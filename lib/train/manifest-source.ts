@@ -1,6 +1,6 @@
 /** A manifest as a source: JSON lines beside their images. */
 import { readFile } from "node:fs/promises";
-import { dirname, resolve } from "node:path";
+import { basename, dirname, resolve } from "node:path";
 import { TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
 import { parsePictures, parseRecord, parseRecordText, pickSaid } from "./record.js";
@@ -79,14 +79,28 @@ export class ManifestSource implements Source {
     return this.record(this.at(this.drawn++));
   }
 
-  position(): { drawn: number } {
-    return { drawn: this.drawn };
+  /** With what tells the manifest from another: a run's folder and its data may be moved. */
+  private get identity() {
+    return { manifest: basename(this.name), records: this.lines.length };
+  }
+
+  position() {
+    return { ...this.identity, drawn: this.drawn };
   }
 
   async restore(position: unknown): Promise<boolean> {
-    const { drawn } = (position ?? {}) as { drawn?: unknown };
-    const fits = Number.isSafeInteger(drawn) && (drawn as number) >= 0;
-    if (fits) this.drawn = drawn as number;
+    const { manifest, records } = this.identity;
+    // Checkpoints of earlier versions say only what was drawn.
+    const at = { manifest, records, ...(position as object | undefined) } as Record<
+      string,
+      unknown
+    >;
+    const fits =
+      Number.isSafeInteger(at.drawn) &&
+      (at.drawn as number) >= 0 &&
+      at.manifest === manifest &&
+      at.records === records;
+    if (fits) this.drawn = at.drawn as number;
     return fits;
   }
 

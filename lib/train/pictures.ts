@@ -22,13 +22,40 @@ import { TrainingDataError } from "../errors.js";
 import { decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
 import { UniFluid } from "../model.js";
+import { type ResizeFilter, resize } from "../preprocess.js";
 
 export interface Picture {
-  /** RGB, [size, size, 3]. */
+  /** RGB at the size that the vision tower reads, [side, side, 3]; of a model without one, what latents are of. */
   pixels: Uint8Array;
   /** [cells, token channels] */
   latents: Float32Array;
 }
+
+/** A picture's pixels as a part of the model takes them. */
+interface Plane {
+  side: number;
+  filter: ResizeFilter;
+}
+
+/** What the model takes of a picture. */
+interface Layout {
+  /** What the vision tower reads; absent where it is what latents are of, or where there is no tower. */
+  read?: Plane;
+  /** What latents are of, as drawing has it; of a model that draws nothing, what is read. */
+  drawn: Plane;
+  latents: number;
+}
+
+function layoutOf({ spec, config, preprocessor }: Checkpoint): Layout {
+  const { image, vision } = spec;
+  const read = vision && { side: vision.imageSize, filter: preprocessor?.filter ?? "bicubic" };
+  if (!image) return { drawn: read ?? { side: 0, filter: "bicubic" }, latents: 0 };
+  const drawn = { side: config!.image!.imageSize, filter: "bicubic" } as const;
+  const same = read?.side === drawn.side && read.filter === drawn.filter;
+  return { ...(!same && { read }), drawn, latents: image.grid ** 2 * image.tokenChannels };
+}
+
+const bytesOf = ({ side }: Plane) => side * side * 3;
 
 /** A picture that is not decoded yet: a path, or the bytes of a file within another. */
 export type PictureFile = string | PackedPicture;
@@ -78,11 +105,11 @@ async function stampOf(path: string): Promise<Stamp> {
 /** The name of a picture as messages and the cache have it. */
 export const pathOf = (file: PictureFile): string => (typeof file === "string" ? file : file.path);
 
-/** What latents depend on: the autoencoder, the size and the grid. */
-async function identity(checkpoint: Checkpoint): Promise<string> {
+/** What a slot's bytes depend on: the autoencoder, the grid, the sizes and the filters. */
+async function identity({ spec }: Checkpoint, { read, drawn }: Layout): Promise<string> {
   const hash = createHash("sha256");
-  const { spec } = checkpoint;
-  hash.update(JSON.stringify([spec.vae, spec.image?.grid, checkpoint.config?.image?.imageSize]));
+  const filters = drawn.filter === "bicubic" && !read ? [] : [drawn.filter, read];
+  hash.update(JSON.stringify([spec.vae, spec.image?.grid, drawn.side, ...filters]));
   const files = [
     ...new Set(spec.tensors.filter((t) => t.name.startsWith("vae.")).map((t) => t.file)),
   ];
@@ -105,8 +132,7 @@ export class Pictures {
 
   private constructor(
     private readonly checkpoint: Checkpoint,
-    private readonly size: number,
-    private readonly latentCount: number,
+    private readonly layout: Layout,
     /** Packs have this name and what tells one process from another. */
     private readonly name: string,
     private readonly load: Pick<LoadOptions, "device" | "threads">,
@@ -118,12 +144,10 @@ export class Pictures {
     checkpoint: Checkpoint,
     load: Pick<LoadOptions, "device" | "threads">,
   ): Promise<Pictures> {
-    const { spec, config } = checkpoint;
-    const size = config?.image?.imageSize ?? spec.vision?.imageSize ?? 0;
-    const latents = spec.image ? spec.image.grid ** 2 * spec.image.tokenChannels : 0;
+    const layout = layoutOf(checkpoint);
     const folder = join(parent, CACHE_FOLDER);
-    const name = join(folder, await identity(checkpoint));
-    const pictures = new Pictures(checkpoint, size, latents, name, load);
+    const name = join(folder, await identity(checkpoint, layout));
+    const pictures = new Pictures(checkpoint, layout, name, load);
     try {
       await mkdir(folder, { recursive: true });
       const known = basename(name);
@@ -139,7 +163,8 @@ export class Pictures {
   }
 
   private get slotBytes(): number {
-    return this.size * this.size * 3 + this.latentCount * 4;
+    const { read, drawn, latents } = this.layout;
+    return bytesOf(drawn) + (read ? bytesOf(read) : 0) + latents * 4;
   }
 
   /** Reads the index of a pack, which another process may be adding to. */
@@ -172,9 +197,11 @@ export class Pictures {
     const entry = await this.prepare(file);
     const bytes = new Uint8Array(this.slotBytes);
     await entry.data.read(bytes, 0, bytes.length, entry.slot * this.slotBytes);
-    const split = this.size * this.size * 3;
+    const { read, drawn } = this.layout;
+    const first = bytesOf(drawn);
+    const split = first + (read ? bytesOf(read) : 0);
     return {
-      pixels: bytes.subarray(0, split),
+      pixels: bytes.subarray(read ? first : 0, split),
       latents: new Float32Array(bytes.slice(split).buffer),
     };
   }
@@ -193,24 +220,17 @@ export class Pictures {
   }
 
   private async add(input: string | Uint8Array, stamp: Stamp): Promise<Entry> {
-    const { pixels: decoded, width, height } = await decodeImage(input);
-    const fits = width === this.size && height === this.size;
-    const pixels = fits
-      ? decoded
-      : await loadAddon().resizeImage(decoded, width, height, this.size, this.size, "bicubic");
+    const decoded = await decodeImage(input);
+    const at = ({ side, filter }: Plane) => resize(decoded, side, side, filter, loadAddon());
+    const { read, drawn, latents: count } = this.layout;
     const slot = Buffer.alloc(this.slotBytes);
-    slot.set(pixels);
-    if (this.latentCount > 0) {
-      // They are kept: as exact as training takes them, wherever they are computed.
-      const { device, threads } = this.load;
-      const options = { device, threads, dtype: "float32" } as const;
-      this.model ??= UniFluid.load(this.checkpoint.directory, options);
-      const image = { pixels, width: this.size, height: this.size };
-      const latents = await (await this.model).encodeImage(image);
-      slot.set(
-        new Uint8Array(latents.buffer, latents.byteOffset, latents.byteLength),
-        pixels.length,
-      );
+    const image = await at(drawn);
+    slot.set(image.pixels);
+    if (read) slot.set((await at(read)).pixels, bytesOf(drawn));
+    if (count > 0) {
+      const latents = await (await this.encoder()).encodeImage(image);
+      const bytes = new Uint8Array(latents.buffer, latents.byteOffset, latents.byteLength);
+      slot.set(bytes, slot.length - bytes.length);
     }
     const write = this.writing.then(() => this.append(stamp, slot));
     this.writing = write.then(
@@ -218,6 +238,20 @@ export class Pictures {
       () => {},
     );
     return write;
+  }
+
+  /** The model whose autoencoder makes latents; where it cannot be loaded, the next picture tries again. */
+  private async encoder(): Promise<UniFluid> {
+    // They are kept: as exact as training takes them, wherever they are computed.
+    const { device, threads } = this.load;
+    const { directory } = this.checkpoint;
+    this.model ??= UniFluid.load(directory, { device, threads, dtype: "float32" });
+    try {
+      return await this.model;
+    } catch (error) {
+      this.model = undefined;
+      throw error;
+    }
   }
 
   private async append(stamp: Stamp, bytes: Buffer): Promise<Entry> {

@@ -1,6 +1,17 @@
 /** The folder of a run: settings, metrics, checkpoints, samples and a report. */
-import { mkdir, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import {
+  copyFile,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from "node:fs/promises";
 import { join } from "node:path";
+import { readFully } from "../checkpoint/read-fully.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
@@ -71,6 +82,14 @@ export class RunFolder {
     await writeFile(join(this.path, "run.yaml"), config);
   }
 
+  /** Writes the settings with which the run goes on behind `step`; those before stay under another name. */
+  async changeSettings(step: number, config: string): Promise<void> {
+    const path = join(this.path, "run.yaml");
+    await writeFile(`${path}.partial`, config);
+    await copyFile(path, join(this.path, `run-until-${stepName(step)}.yaml`));
+    await rename(`${path}.partial`, path);
+  }
+
   async exists(): Promise<boolean> {
     return stat(join(this.path, "run.yaml")).then(
       () => true,
@@ -136,22 +155,42 @@ export class RunFolder {
     return target;
   }
 
-  /** Puts the state of a checkpoint into a trainer. */
-  async restore(step: number, trainer: NativeTrainer, tensors: readonly NativeTensor[]) {
+  /**
+   * Puts the state of a checkpoint into a trainer. `average`: whether it keeps a moving average, which begins with
+   * the weights where the checkpoint has none.
+   */
+  async restore(
+    step: number,
+    trainer: NativeTrainer,
+    tensors: readonly NativeTensor[],
+    average: boolean,
+  ): Promise<void> {
     const folder = this.checkpoint(step);
     const { files, tensors: stored } = await readWeightFiles(folder, "trainer");
-    const file = await readFile(files[0] as string);
-    const known = new Set(tensors.map((t) => t.name));
-    let found = 0;
-    for (const { name, offset, bytes } of stored) {
-      const [state, tensor] = [name.slice(0, name.indexOf(".")), name.slice(name.indexOf(".") + 1)];
-      if (!known.has(tensor))
-        throw new InvalidCheckpointError(`${folder}: ${tensor} is no tensor of this model`);
-      trainer.write(tensor, state as NativeTrainerState, file.subarray(offset, offset + bytes));
-      found++;
+    const path = files[0] as string;
+    const names = new Set(tensors.map((t) => t.name));
+    const found = new Map(stored.map((tensor) => [tensor.name, tensor]));
+    for (const { name } of stored)
+      if (!names.has(name.slice(name.indexOf(".") + 1)))
+        throw new InvalidCheckpointError(`${folder}: ${name} is no tensor of this model`);
+    const kept = found.has(`ema.${tensors[0]?.name}`);
+    const file = await open(path);
+    try {
+      for (const state of STATES) {
+        if (state === "ema" && !average) continue;
+        const from = state === "ema" && !kept ? "weights" : state;
+        for (const { name } of tensors) {
+          const tensor = found.get(`${from}.${name}`);
+          if (!tensor)
+            throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} lacks ${from}.${name}`);
+          const bytes = new Uint8Array(tensor.bytes);
+          await readFully(file, bytes, tensor.offset, path);
+          trainer.write(name, state, bytes);
+        }
+      }
+    } finally {
+      await file.close();
     }
-    if (found % known.size !== 0)
-      throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} lacks tensors of this model`);
   }
 
   /** Where the sources were at a checkpoint; undefined: it was written by a version that did not keep it. */

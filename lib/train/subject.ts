@@ -30,8 +30,8 @@ export interface Subject {
   batches(step: number): Promise<StepData<NativeTrainingSequence> | StepData<NativeVaeExample>>;
   /** What a line of metrics says of a step. */
   losses(result: NativeStepResult, seconds: number): Losses;
-  /** Losses by name: those that are not finite or explode end the run. NaN where a step has none. */
-  watched(result: NativeStepResult): Record<string, number>;
+  /** Losses by name: those that explode end the run. NaN where a step has none. */
+  watched(losses: Losses): Record<string, number>;
   /** Losses that are not finite, in words. */
   broken(result: NativeStepResult): string[];
   /** Writes the weights of now into an empty folder, so that it loads for inference. */

@@ -7,7 +7,7 @@ import type { NativeStepResult } from "../native.js";
 import { AutoencoderSubject } from "./autoencoder.js";
 import { isAutoencoderRun, learningRateAt, parseRunConfig, type RunConfig } from "./config.js";
 import { writeReport } from "./report.js";
-import { type Metrics, RunFolder, type SampleFigures } from "./run-folder.js";
+import { type Losses, type Metrics, RunFolder, type SampleFigures } from "./run-folder.js";
 import type { Subject } from "./subject.js";
 import { UnifiedSubject } from "./unified.js";
 import { Watch } from "./watch.js";
@@ -69,8 +69,8 @@ export class Trainer {
       );
     const onNote = options.onNote ?? (() => {});
     const text = stringify(run);
-    if (there && (await readFile(join(folder.path, "run.yaml"), "utf8")) !== text)
-      onNote("the settings differ from those that the run was begun with");
+    const changed = there && (await readFile(join(folder.path, "run.yaml"), "utf8")) !== text;
+    if (changed) onNote("the settings differ from those that the run was begun with");
     const subject = isAutoencoderRun(run)
       ? await AutoencoderSubject.open(run, onNote)
       : await UnifiedSubject.open(run, onNote);
@@ -78,11 +78,12 @@ export class Trainer {
       if (!there) await folder.create(text);
       const step = there ? ((await folder.steps()).at(-1) ?? 0) : 0;
       if (step > 0) {
-        await folder.restore(step, subject.native, subject.tensors);
+        await folder.restore(step, subject.native, subject.tensors, run.ema > 0);
         await subject.mixture.restore(step, await folder.positions(step), (name) =>
           onNote(`${name} is new or not as it was: it is read from its beginning`),
         );
       }
+      if (changed) await folder.changeSettings(step, text);
       const metrics = await folder.keepMetrics(step);
       const figures = await folder.keepFigures(step);
       return new Trainer(run, options, folder, subject, step, metrics, figures);
@@ -112,19 +113,22 @@ export class Trainer {
     let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
     while (this.step < config.steps && !options.signal?.aborted) {
       const step = this.step + 1;
+      const begun = performance.now(); // waiting for data is part of a step
       const { batches, positions } = (await next)!;
-      const begun = performance.now();
       const learningRate = learningRateAt(step, config);
       const work = subject.native.step(batches, { step, learningRate });
       // The next batch is made while this one is at work.
       next = step < config.steps ? subject.batches(step + 1) : undefined;
       next?.catch(() => {}); // told when it is waited for
       const result = await work;
-      this.judge(step, result);
+      const took = (performance.now() - begun) / 1000;
+      const losses = subject.losses(result, took);
+      this.judge(step, result, losses);
       this.step = step;
       this.positions = positions;
-      const seconds = (performance.now() - begun) / 1000;
-      await this.record(step, result, learningRate, seconds, (performance.now() - started) / 1000);
+      const { gradientNorm } = result;
+      const seconds = (performance.now() - started) / 1000;
+      await this.record({ step, learningRate, gradientNorm, seconds }, losses, took);
       if (step % config.checkpoint.every === 0) await this.save();
       if (config.samples && step % config.samples.every === 0) await this.sample();
     }
@@ -138,7 +142,18 @@ export class Trainer {
     };
   }
 
-  private judge(step: number, result: NativeStepResult): void {
+  /** What watches a loss, having seen that of the steps before. */
+  private watch(name: string): Watch {
+    let watch = this.watches.get(name);
+    if (!watch) {
+      const before = this.metrics.map((m) => this.subject.watched(m)[name] ?? Number.NaN);
+      watch = new Watch(name, before);
+      this.watches.set(name, watch);
+    }
+    return watch;
+  }
+
+  private judge(step: number, result: NativeStepResult, losses: Losses): void {
     if (!result.finite) {
       const broken = this.subject.broken(result);
       const where =
@@ -147,30 +162,25 @@ export class Trainer {
         `step ${step}: ${where}; the weights are those of step ${step - 1}`,
       );
     }
-    for (const [name, loss] of Object.entries(this.subject.watched(result))) {
-      const watch = this.watches.get(name) ?? new Watch(name);
-      this.watches.set(name, watch);
-      watch.see(step, loss);
-    }
+    for (const [name, loss] of Object.entries(this.subject.watched(losses)))
+      this.watch(name).see(step, loss);
   }
 
   private async record(
-    step: number,
-    result: NativeStepResult,
-    learningRate: number,
+    of: Pick<Metrics, "step" | "learningRate" | "gradientNorm" | "seconds">,
+    losses: Losses,
     took: number,
-    seconds: number,
   ): Promise<void> {
     const perStep = this.config.sources.reduce((sum, s) => sum + s.examples, 0);
     const metrics: Metrics = {
-      step,
+      step: of.step,
       // A run may go on with more or fewer a step than it began with.
       examples: (this.metrics.at(-1)?.examples ?? 0) + perStep,
-      learningRate,
-      ...this.subject.losses(result, took),
-      gradientNorm: result.gradientNorm,
+      learningRate: of.learningRate,
+      ...losses,
+      gradientNorm: of.gradientNorm,
       examplesPerSecond: perStep / took,
-      seconds,
+      seconds: of.seconds,
     };
     this.metrics.push(metrics);
     await appendFile(this.folder.metrics, `${JSON.stringify(metrics)}\n`);

@@ -1,5 +1,5 @@
 /** Training a whole model: sequences of all tasks, drawings as samples. */
-import { copyFile, cp, readdir } from "node:fs/promises";
+import { copyFile, cp, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
@@ -14,6 +14,8 @@ import type { UnifiedRunConfig } from "./config.js";
 import { createTrainer } from "./native-trainer.js";
 import { type Losses, RUN_FILES } from "./run-folder.js";
 import { commonOptions, type Subject } from "./subject.js";
+
+const GENERATION_CONFIG = "generation_config.json";
 
 const orNull = (v: number) => (Number.isFinite(v) ? v : null);
 
@@ -73,8 +75,8 @@ export class UnifiedSubject implements Subject {
     };
   }
 
-  watched({ imageLoss, textLoss }: NativeStepResult) {
-    return { "image loss": imageLoss, "text loss": textLoss };
+  watched({ imageLoss, textLoss }: Losses) {
+    return { "image loss": imageLoss ?? Number.NaN, "text loss": textLoss ?? Number.NaN };
   }
 
   broken({ byTask }: NativeStepResult): string[] {
@@ -90,6 +92,8 @@ export class UnifiedSubject implements Subject {
       if (/^model.*\.safetensors/.test(name) || RUN_FILES.includes(name)) continue;
       const from = join(directory, name);
       if (name === "vae") await cp(from, join(folder, name), { recursive: true });
+      else if (name === GENERATION_CONFIG)
+        await this.writeGenerationConfig(from, join(folder, name));
       else if (name.endsWith(".json")) await copyFile(from, join(folder, name));
     }
     const what = this.config.ema > 0 ? "ema" : "weights";
@@ -102,6 +106,14 @@ export class UnifiedSubject implements Subject {
         bytes: () => this.native.read(name, what, "BF16"),
       })),
     );
+  }
+
+  /** As it was, but for the order: what was trained in one is drawn in it. */
+  private async writeGenerationConfig(from: string, to: string): Promise<void> {
+    const fields = JSON.parse(await readFile(from, "utf8"));
+    const { order } = this.config;
+    if (this.checkpoint.spec.image) fields.image = { ...fields.image, order };
+    await writeFile(to, `${JSON.stringify(fields, null, 2)}\n`);
   }
 
   /** Drawn as any program would draw them. */

@@ -14,16 +14,25 @@ export class Watch {
   /** The latest steps' losses, while they are that high. */
   private high: number[] = [];
 
-  constructor(private readonly name: string) {}
+  /** @param before Losses of the steps before, as after a stop; NaN where a step had no such tokens. */
+  constructor(
+    private readonly name: string,
+    before: readonly number[] = [],
+  ) {
+    this.recent.push(...before.filter((loss) => !Number.isNaN(loss)).slice(-LAST_STEPS));
+  }
 
-  /** Throws `TRAINING_DIVERGED`. */
+  /** Throws `TRAINING_DIVERGED`; until there are steps enough to know what is usual, nothing. */
   see(step: number, loss: number): void {
     if (Number.isNaN(loss)) return; // a step without such tokens
     const sorted = [...this.recent].sort((a, b) => a - b);
-    const median = sorted[sorted.length >> 1] ?? Number.POSITIVE_INFINITY;
-    const most = sorted.at(-1) ?? Number.POSITIVE_INFINITY;
+    const median = sorted[sorted.length >> 1] as number;
     this.high.push(loss);
-    if (loss > EXPLOSION * median && loss > most) {
+    if (
+      sorted.length === LAST_STEPS &&
+      loss > EXPLOSION * median &&
+      loss > (sorted.at(-1) as number)
+    ) {
       if (this.high.length < EXPLODED_STEPS) return;
       throw new TrainingDivergedError(
         `step ${step}: the ${this.name} exploded: ${loss.toPrecision(4)}, where ${median.toPrecision(4)} was usual`,

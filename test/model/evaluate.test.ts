@@ -49,6 +49,24 @@ test("every part is measured, on as many cases as were asked for, the same again
   expect(await evaluateScenes(model, options)).toEqual(report);
 }, 120_000);
 
+test("another seed draws with other noise", async () => {
+  const seedsOf = async (seed: bigint) => {
+    const generate = jest.spyOn(model, "generate");
+    const edit = jest.spyOn(model, "edit");
+    try {
+      const only = ["generation", "held-out", "edits"] as const;
+      await evaluateScenes(model, { scenes: 2, seed, steps: 1, only });
+      const calls = [...generate.mock.calls, ...edit.mock.calls];
+      return calls.map((call) => String((call.at(-1) as { seed: bigint }).seed));
+    } finally {
+      generate.mockRestore();
+      edit.mockRestore();
+    }
+  };
+  const [first, second] = [await seedsOf(1n), await seedsOf(2n)];
+  expect(new Set([...first, ...second]).size).toBe(first.length + second.length);
+});
+
 test("another model's tower gives the features, and one is needed", async () => {
   const other = await UniFluid.load(join(FIXTURES, "unifluid-flow-tiny"), { threads: 1 });
   const only = ["frechet"] as const;

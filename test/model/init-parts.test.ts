@@ -345,6 +345,8 @@ describe("what draws", () => {
     const [from, to] = [await json(source, "config.json"), await json(directory, "config.json")];
     expect(to.image_generation).toEqual(from.image_generation);
     expect(to.diffusion_head).toEqual(from.diffusion_head);
+    const drawing = (folder: string) => json(folder, "generation_config.json");
+    expect((await drawing(directory)).image).toEqual((await drawing(source)).image);
     expect(to.vision_config.hidden_size).toBe(tower.hidden_size);
     const [a, b] = [source, directory].map((d) => new Tensors(join(d, "model.safetensors")));
     const taken = b!.names.filter((name) => /^(image_|diffusion_head)/.test(name));

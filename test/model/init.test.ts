@@ -67,6 +67,9 @@ test('a head for objective "ddpm" begins with the noise as its input', async () 
   const path = await yaml("c", { ...TINY_MODEL, diffusion_head: head });
   await initCheckpoint(path, join(folder, "c"), options);
   const tensors = weights("c");
+  // Without a bound a fresh head leaves the numbers.
+  const drawing = JSON.parse(await readFile(join(folder, "c", "generation_config.json"), "utf8"));
+  expect(drawing.image.x0_limit).toBe(5);
   const [width, channels] = [96, 64];
   const input = tensors.floats("diffusion_head.input_proj.weight");
   const bias = tensors.floats("diffusion_head.input_proj.bias");

@@ -4,7 +4,6 @@ import {
   copyFile,
   cp,
   mkdir,
-  mkdtemp,
   readdir,
   readFile,
   rm,
@@ -12,65 +11,26 @@ import {
   truncate,
   writeFile,
 } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { stringify } from "yaml";
-import { Trainer, type TrainOptions, UniFluid } from "../../lib";
+import { Trainer, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
-import { initCheckpoint } from "../../lib/init/init";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { learningRateAt, matches, parseRunConfig } from "../../lib/train/config";
 import { Tensors } from "../support/fixtures";
-import { TINY_MODEL } from "../support/training";
+import { Runs } from "../support/runs";
 
+const runs = new Runs();
 let folder: string;
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), "train-"));
-  await writeFile(join(folder, "model.yaml"), stringify(TINY_MODEL));
-  const options = { seed: 1n, tokenizer: "shapes-64", vae: "shapes-64" };
-  await initCheckpoint(join(folder, "model.yaml"), join(folder, "start"), options);
-  await writeDataset(join(folder, "data"), { count: 24, seed: 1n });
+  await runs.open();
+  folder = runs.folder;
 }, 120_000);
-afterAll(() => rm(folder, { recursive: true }));
+afterAll(() => runs.close());
 
-const config = (change: object = {}) => ({
-  model: join(folder, "start"),
-  sources: ["generate", "caption", "answer", "edit"].map((task) => ({
-    manifest: join(folder, "data", `${task}.jsonl`),
-    examples: 2,
-  })),
-  steps: 8,
-  learningRate: 3e-3,
-  warmup: 2,
-  seed: 5,
-  threads: 2,
-  checkpoint: { every: 4, keep: 2 },
-  ...change,
-});
-
-async function train(out: string, change: object = {}, options: Partial<TrainOptions> = {}) {
-  const trainer = await Trainer.open(config(change), { out: join(folder, out), ...options });
-  try {
-    return await trainer.run();
-  } finally {
-    await trainer.close();
-  }
-}
-const weightsOf = (out: string, step: number) =>
-  readFile(
-    join(
-      folder,
-      out,
-      "checkpoints",
-      `step-${String(step).padStart(8, "0")}`,
-      "trainer.safetensors",
-    ),
-  );
-const metricsOf = async (out: string) =>
-  (await readFile(join(folder, out, "metrics.jsonl"), "utf8"))
-    .trimEnd()
-    .split("\n")
-    .map((line) => JSON.parse(line));
+const train: Runs["train"] = (...args) => runs.train(...args);
+const weightsOf: Runs["weightsOf"] = (...args) => runs.weightsOf(...args);
+const metricsOf: Runs["metricsOf"] = (...args) => runs.metricsOf(...args);
 
 test("a run learns, and its folder tells how", async () => {
   const summary = await train("learns", {
@@ -206,7 +166,7 @@ test("a trainer whose state cannot be restored is let go", async () => {
 test("a run that is killed goes on from its last checkpoint", async () => {
   await writeFile(
     join(folder, "kill.yaml"),
-    stringify(config({ steps: 2000, checkpoint: { every: 5, keep: 2 } })),
+    stringify(runs.config({ steps: 2000, checkpoint: { every: 5, keep: 2 } })),
   );
   const out = join(folder, "shot");
   const main = resolve(__dirname, "../../dist/cli/main.js");
@@ -221,12 +181,15 @@ test("a run that is killed goes on from its last checkpoint", async () => {
   await ended;
   const before = Math.max(...(await steps()).map((n) => Number(n.slice(5))));
   const controller = new AbortController();
-  const trainer = await Trainer.open(config({ steps: 2000, checkpoint: { every: 5, keep: 2 } }), {
-    out,
-    resume: true,
-    signal: controller.signal,
-    onStep: () => controller.abort(),
-  });
+  const trainer = await Trainer.open(
+    runs.config({ steps: 2000, checkpoint: { every: 5, keep: 2 } }),
+    {
+      out,
+      resume: true,
+      signal: controller.signal,
+      onStep: () => controller.abort(),
+    },
+  );
   expect(trainer.done).toBe(before);
   expect(await trainer.run()).toMatchObject({ step: before + 1, finished: false });
   await trainer.close();
@@ -344,7 +307,7 @@ test("settings are checked before anything starts", async () => {
 
 test("learning rates", () => {
   const run = (change: object) =>
-    parseRunConfig(config({ steps: 100, learningRate: 1, ...change }), "", "/");
+    parseRunConfig(runs.config({ steps: 100, learningRate: 1, ...change }), "", "/");
   const at = (step: number, change: object) => learningRateAt(step, run({ warmup: 10, ...change }));
   expect(at(5, { schedule: "constant" })).toBeCloseTo(0.5);
   expect(at(50, { schedule: "constant" })).toBe(1);

@@ -173,6 +173,18 @@ describe("what is said of a scene", () => {
     }
     expect(kinds.size).toBe(3);
   });
+
+  test("edits of scenes of pairs kept from training change what they can", () => {
+    const kinds = new Set<string>();
+    for (let i = 0; i < 100; i++) {
+      const scene = randomScene(new Random(6n, 0, i), { pairs: "only" });
+      const { kind, instruction, target } = edit(scene, new Random(7n, 0, i), "only");
+      kinds.add(kind);
+      expect(instruction).not.toContain("undefined");
+      for (const o of target.objects) expect(isHeldOut(o.color, o.shape)).toBe(true);
+    }
+    expect([...kinds].sort()).toEqual(["background", "remove"]);
+  });
 });
 
 describe("the parser", () => {

@@ -130,7 +130,8 @@ describe.each<[string, (count: number, shuffle?: number, seed?: bigint) => Promi
 
   test("does not go on from what is no position", async () => {
     const source = await open(COUNT);
-    for (const wrong of [undefined, null, 3, {}, { drawn: -1 }])
+    const { drawn: _, ...named } = { drawn: 0, manifest: "other.jsonl", records: COUNT };
+    for (const wrong of [undefined, null, 3, {}, { drawn: -1 }, { ...named, drawn: 2 }])
       expect([wrong, await source.restore(wrong)]).toEqual([wrong, false]);
     await source.close();
   });

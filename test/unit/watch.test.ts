@@ -45,3 +45,17 @@ test("what rises slowly is followed", () => {
   const watch = new Watch("image loss");
   for (let step = 1; step <= 2000; step++) watch.see(step, 1.005 ** step);
 });
+
+test("nothing is judged before there are steps enough to know what is usual", () => {
+  const watch = new Watch("text loss");
+  for (const [i, loss] of [0.002, 0.05, 0.06, 0.07, 0.05, 0.06, 0.05, 0.06].entries())
+    watch.see(i + 1, loss);
+});
+
+test("after a stop a loss is judged as if there had been none", () => {
+  const random = new Random(4);
+  const before = Array.from({ length: 150 }, () => 0.1 * 2 ** (2 * random.uniform() - 1));
+  const watch = new Watch("image loss", [...before, Number.NaN]);
+  for (let step = 152; step < 156; step++) watch.see(step, 3);
+  expect(() => watch.see(156, 3)).toThrow(expect.objectContaining(diverged));
+});

@@ -1,0 +1,141 @@
+/** Runs that go on with other settings than before, and data that are not as a model was made for. */
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { loadAddon } from "../../lib/addon";
+import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { decodeImage } from "../../lib/image-input";
+import { Random } from "../../lib/philox";
+import { resize, toVisionPixels } from "../../lib/preprocess";
+import { Pictures } from "../../lib/train/pictures";
+import { Sequences } from "../../lib/train/sequences";
+import { FIXTURES, Tensors } from "../support/fixtures";
+import { relativeError } from "../support/parity";
+import { Runs } from "../support/runs";
+import { TINY_MODEL } from "../support/training";
+
+const runs = new Runs();
+beforeAll(() => runs.open(), 120_000);
+afterAll(() => runs.close());
+
+const json = async (...path: string[]) => JSON.parse(await readFile(join(...path), "utf8"));
+const state = (out: string, step: number) =>
+  new Tensors(join(runs.checkpoint(out, step), "trainer.safetensors"));
+
+test("an average that is asked for later begins with the weights of then, and may be given up", async () => {
+  const change = { compute: "f32", steps: 2, ema: 0 };
+  await runs.train("average", change);
+  expect(state("average", 2).names.some((n) => n.startsWith("ema."))).toBe(false);
+  await runs.train("average", { ...change, steps: 3, ema: 0.9 }, { resume: true });
+  const [before, after] = [state("average", 2), state("average", 3)];
+  const keep = 3 / 13;
+  const name = "image_in.weight";
+  const [old, now] = [before.floats(`weights.${name}`), after.floats(`weights.${name}`)];
+  const wanted = Array.from(old, (v, i) => keep * v + (1 - keep) * now[i]!);
+  expect(relativeError(after.floats(`ema.${name}`), wanted)).toBeLessThan(1e-6);
+  expect(relativeError(now, Array.from(old))).toBeGreaterThan(1e-4);
+  const given = { ...change, steps: 4, ema: 0 };
+  expect(await runs.train("average", given, { resume: true })).toMatchObject({ step: 4 });
+});
+
+test("the folder has the settings in force, and those before under another name", async () => {
+  const change = { steps: 1, learningRate: 1e-3 };
+  await runs.train("settings", change);
+  await runs.train("settings", { ...change, steps: 2, learningRate: 2e-3 }, { resume: true });
+  const text = (name: string) => readFile(join(runs.folder, "settings", name), "utf8");
+  expect(await text("run.yaml")).toContain("learningRate: 0.002");
+  expect(await text("run-until-step-00000001.yaml")).toContain("learningRate: 0.001");
+  await runs.train("settings", { ...change, steps: 2, learningRate: 2e-3 }, { resume: true });
+  const names = await readdir(join(runs.folder, "settings"));
+  expect(names.filter((n) => n.endsWith(".yaml"))).toHaveLength(2);
+});
+
+test("a source that took another's place begins anew", async () => {
+  const of = (...tasks: string[]) => ({
+    sources: tasks.map((task) => ({
+      manifest: join(runs.folder, "data", `${task}.jsonl`),
+      examples: 1,
+    })),
+  });
+  await runs.train("places", { ...of("generate", "caption"), steps: 2 });
+  const notes: string[] = [];
+  const options = { resume: true, onNote: (message: string) => notes.push(message) };
+  await runs.train("places", { ...of("generate", "answer", "caption"), steps: 3 }, options);
+  expect(notes.filter((n) => n.includes("read from its beginning"))).toEqual([
+    expect.stringContaining("answer.jsonl"),
+    expect.stringContaining("caption.jsonl"),
+  ]);
+  expect(await json(runs.checkpoint("places", 3), "positions.json")).toEqual([
+    { manifest: "generate.jsonl", records: 24, drawn: 3 },
+    { manifest: "answer.jsonl", records: 24, drawn: 1 },
+    { manifest: "caption.jsonl", records: 24, drawn: 1 },
+  ]);
+});
+
+test("examples draw the same orders, timesteps and noise in one batch or in several", async () => {
+  const change = { steps: 1, compute: "f32", learningRate: 1e-9, contextNoise: 0.2 };
+  const losses: number[] = [];
+  for (const accumulation of [1, 2, 3]) {
+    await runs.train(`batches-${accumulation}`, { ...change, accumulation });
+    const [{ imageLoss, gradientNorm }] = await runs.metricsOf(`batches-${accumulation}`);
+    losses.push(imageLoss, gradientNorm);
+  }
+  const [loss, norm] = losses as [number, number];
+  for (let i = 2; i < losses.length; i += 2) {
+    expect(Math.abs(losses[i]! / loss - 1)).toBeLessThan(1e-6);
+    expect(Math.abs(losses[i + 1]! / norm - 1)).toBeLessThan(1e-5);
+  }
+});
+
+test("a checkpoint draws in the order that it was trained in", async () => {
+  await runs.train("raster", { steps: 1, order: "raster" });
+  const before = await json(runs.folder, "start", "generation_config.json");
+  expect(before.image.order).toBe("random");
+  expect(await json(runs.checkpoint("raster", 1), "generation_config.json")).toEqual({
+    ...before,
+    image: { ...before.image, order: "raster" },
+  });
+});
+
+test("a tower that reads at another size than is drawn learns from what it reads when it is used", async () => {
+  const vision_config = { ...TINY_MODEL.vision_config, image_size: 32 };
+  const model = await runs.start("smaller", { ...TINY_MODEL, vision_config });
+  expect(await runs.train("smaller-run", { model, steps: 2 })).toMatchObject({ step: 2 });
+  const checkpoint = await readCheckpoint(model);
+  const pictures = await Pictures.open(join(runs.folder, "data"), checkpoint, { device: "cpu" });
+  try {
+    const image = join(runs.folder, "data", "images", "000003.png");
+    const sequence = await new Sequences(checkpoint, { promptDropout: 0 }).of(
+      { task: "caption", prompt: "", text: "a", image },
+      pictures,
+      new Random(1n, 0, 0),
+    );
+    const decoded = await decodeImage(image);
+    const wanted = await toVisionPixels(decoded, checkpoint.preprocessor!, loadAddon(), 32);
+    expect(sequence.visionPixels).toHaveLength(3 * 32 * 32);
+    expect(relativeError(sequence.visionPixels!, Array.from(wanted))).toBeLessThan(1e-6);
+  } finally {
+    await pictures.close();
+  }
+});
+
+test("models that read at different sizes keep their pictures apart", async () => {
+  const small = await readCheckpoint(join(FIXTURES, "paligemma-tiny"));
+  const { vision } = small.spec;
+  const large = {
+    ...small,
+    spec: { ...small.spec, vision: { ...vision!, imageSize: 2 * vision!.imageSize } },
+  };
+  const image = join(runs.folder, "data", "images", "000005.png");
+  const decoded = await decodeImage(image);
+  // Each in its turn, then from what both have kept.
+  for (let round = 0; round < 2; round++)
+    for (const checkpoint of [small, large]) {
+      const folder = join(runs.folder, "data");
+      const pictures = await Pictures.open(folder, checkpoint, { device: "cpu" });
+      const side = checkpoint.spec.vision!.imageSize;
+      const { filter } = checkpoint.preprocessor!;
+      const { pixels } = await resize(decoded, side, side, filter, loadAddon());
+      expect(Buffer.compare((await pictures.get(image)).pixels, pixels)).toBe(0);
+      await pictures.close();
+    }
+});

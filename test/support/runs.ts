@@ -1,0 +1,75 @@
+/** Training runs of a tiny model on a few scenes, in a folder that goes when the tests are done. */
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { stringify } from "yaml";
+import { Trainer, type TrainOptions } from "../../lib";
+import { initCheckpoint } from "../../lib/init/init";
+import { writeDataset } from "../../lib/scenes/dataset";
+import { TINY_MODEL } from "./training";
+
+export class Runs {
+  folder!: string;
+
+  /** With a model to start from, `start`, and scenes to learn, `data`. */
+  async open(model: object = TINY_MODEL): Promise<void> {
+    this.folder = await mkdtemp(join(tmpdir(), "train-"));
+    await this.start("start", model);
+    await writeDataset(join(this.folder, "data"), { count: 24, seed: 1n });
+  }
+
+  async start(name: string, model: object): Promise<string> {
+    const [path, out] = [join(this.folder, `${name}.yaml`), join(this.folder, name)];
+    await writeFile(path, stringify(model));
+    await initCheckpoint(path, out, { seed: 1n, tokenizer: "shapes-64", vae: "shapes-64" });
+    return out;
+  }
+
+  close(): Promise<void> {
+    return rm(this.folder, { recursive: true });
+  }
+
+  config(change: object = {}): object {
+    return {
+      model: join(this.folder, "start"),
+      sources: ["generate", "caption", "answer", "edit"].map((task) => ({
+        manifest: join(this.folder, "data", `${task}.jsonl`),
+        examples: 2,
+      })),
+      steps: 8,
+      learningRate: 3e-3,
+      warmup: 2,
+      seed: 5,
+      threads: 2,
+      checkpoint: { every: 4, keep: 2 },
+      ...change,
+    };
+  }
+
+  async train(out: string, change: object = {}, options: Partial<TrainOptions> = {}) {
+    const to = { out: join(this.folder, out), ...options };
+    const trainer = await Trainer.open(this.config(change), to);
+    try {
+      return await trainer.run();
+    } finally {
+      await trainer.close();
+    }
+  }
+
+  checkpoint(out: string, step: number): string {
+    const name = `step-${String(step).padStart(8, "0")}`;
+    return join(this.folder, out, "checkpoints", name);
+  }
+
+  weightsOf(out: string, step: number): Promise<Buffer> {
+    return readFile(join(this.checkpoint(out, step), "trainer.safetensors"));
+  }
+
+  async metricsOf(out: string) {
+    const text = await readFile(join(this.folder, out, "metrics.jsonl"), "utf8");
+    return text
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+  }
+}
