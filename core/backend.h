@@ -75,7 +75,8 @@ struct KvCache {
   int64_t capacity = 0;
 };
 
-// Consecutive rows of one sequence within a ragged batch.
+// Consecutive rows of one sequence within a ragged batch. At most one span of a call has a cache's
+// memory: rows that another span appends need not be there yet.
 struct AttentionSpan {
   int64_t first_row;  // in q, k, v and out
   int64_t rows;       // new rows

@@ -80,6 +80,7 @@ function buildPlainly() {
     "-O3",
     "-DNDEBUG",
     "-std=c++20",
+    "-fmad=false",
     "-I",
     root,
     "-Xcompiler",

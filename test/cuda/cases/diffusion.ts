@@ -178,6 +178,14 @@ const COMPANIES: Company[] = [
     steps: 50,
     alone: [2, 28],
   },
+  {
+    // Means of parts that are no powers of two long, which must round before they are taken away.
+    name: "a width that is no power of two, by posts alone and with barriers together",
+    shape: { width: 352, depth: 1, channels: 4, condition: 16, flow: true },
+    tokens: 12,
+    steps: 2,
+    alone: [0, 5, 11],
+  },
 ];
 
 export const invariants: Invariant[] = [
