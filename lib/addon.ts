@@ -86,7 +86,7 @@ export function loadFrom(list: readonly Candidate[]): LoadedAddon {
     : (Object.hasOwn(PREBUILT, target)
         ? "If node_modules came from another machine, install the package again on this one. "
         : `Binaries are made for ${Object.keys(PREBUILT).join(" and ")}; ${target} is untested. `) +
-      "To compile it here: npx unifluid build (it needs g++ 12 or later, cmake and make).";
+      "To compile it here: npx unifluid build (it needs g++ 12 or later, cmake, make and the packages cmake-js and node-addon-api).";
   throw new NativeLoadError(
     cause === undefined ? "NATIVE_NOT_FOUND" : "NATIVE_LOAD_FAILED",
     `the compiled part of unifluid ${cause === undefined ? "is not there" : "does not load"} ` +

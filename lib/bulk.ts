@@ -9,7 +9,7 @@ import { integerOption, invalidOption, signalOption } from "./options.js";
 
 /** Options of `generateAll` and its fellows, beside those of each item's call. */
 export interface BulkOptions {
-  /** Items under way at once. Default: as many as the model runs at once (`maxSequences`). */
+  /** Items under way at once. Default: `maxSequences`, and as many that wait, or `maxQueue` where that is fewer. */
   concurrency?: number;
   /** Give results in the order of the items instead of as they finish; a slow one then holds up the rest. */
   ordered?: boolean;

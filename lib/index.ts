@@ -75,6 +75,6 @@ export type { NativeStats as ModelStats } from "./native.js";
 export type { Seed } from "./seed.js";
 export type { Task } from "./tasks.js";
 export type { WrittenText } from "./text-stream.js";
-export type { AutoencoderRunConfig, RunConfig, UnifiedRunConfig } from "./train/config.js";
+export type { AutoencoderRunSettings, RunSettings, UnifiedRunSettings } from "./train/config.js";
 export type { Losses, Metrics } from "./train/run-folder.js";
 export { Trainer, type TrainOptions, type TrainSummary } from "./train/trainer.js";

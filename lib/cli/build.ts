@@ -11,7 +11,9 @@ import { runCommand } from "./context.js";
 export function addBuild(program: Command): void {
   program
     .command("build")
-    .description("compile the native part (needs g++ 12 or later, cmake and make)")
+    .description(
+      "compile the native part (needs g++ 12 or later, cmake, make, cmake-js and node-addon-api)",
+    )
     .option(
       "--cuda",
       "compile the CUDA library for the GPU here (needs nvcc of CUDA 12.8 or later)",

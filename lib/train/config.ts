@@ -122,6 +122,11 @@ const autoencoderSchema = z.strictObject({
   samples: reconstructionSchema.optional(),
 });
 
+/** What a run is given, as in run.yaml: what is left out has its default. */
+export type UnifiedRunSettings = z.input<typeof unifiedSchema>;
+export type AutoencoderRunSettings = z.input<typeof autoencoderSchema>;
+export type RunSettings = UnifiedRunSettings | AutoencoderRunSettings;
+
 export type UnifiedRunConfig = z.infer<typeof unifiedSchema>;
 export type AutoencoderRunConfig = z.infer<typeof autoencoderSchema>;
 /** The run of a whole model, or of an autoencoder. */

@@ -5,7 +5,13 @@ import { stringify } from "yaml";
 import { InvalidOptionError, TrainingDivergedError } from "../errors.js";
 import type { NativeStepResult } from "../native.js";
 import { AutoencoderSubject } from "./autoencoder.js";
-import { isAutoencoderRun, learningRateAt, parseRunConfig, type RunConfig } from "./config.js";
+import {
+  isAutoencoderRun,
+  learningRateAt,
+  parseRunConfig,
+  type RunConfig,
+  type RunSettings,
+} from "./config.js";
 import { writeReport } from "./report.js";
 import { type Losses, type Metrics, RunFolder, type SampleFigures } from "./run-folder.js";
 import type { Subject } from "./subject.js";
@@ -59,7 +65,7 @@ export class Trainer {
    *
    * Throws `INVALID_CONFIG`, `INVALID_OPTION`, `TRAINING_DATA`, and what loading a model throws.
    */
-  static async open(config: unknown, options: TrainOptions): Promise<Trainer> {
+  static async open(config: RunSettings, options: TrainOptions): Promise<Trainer> {
     const run = parseRunConfig(config, "the run", process.cwd());
     const folder = new RunFolder(resolve(options.out));
     const there = await folder.exists();

@@ -6,7 +6,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
-import { Trainer, UniFluid } from "../../lib";
+import { type RunSettings, Trainer, UniFluid } from "../../lib";
 import { evaluateLoss } from "../../lib/evaluate/loss-suite";
 import { initCheckpoint } from "../../lib/init/init";
 import type { NativeTrainer } from "../../lib/native";
@@ -44,7 +44,7 @@ beforeAll(async () => {
 afterAll(() => rm(folder, { recursive: true }));
 afterEach(() => simulate());
 
-const config = (change: object = {}) => ({
+const config = (change: object = {}): RunSettings => ({
   model: join(folder, "start"),
   sources: ["generate", "caption"].map((task) => ({
     manifest: join(folder, "data", `${task}.jsonl`),

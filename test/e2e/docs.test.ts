@@ -100,8 +100,9 @@ test.each(blocks("yaml"))(
     }
     expect(manifest).toMatchObject({ apiVersion: expect.any(String), kind: expect.any(String) });
     for (const { command, args = [] } of manifest.spec.template?.spec.containers ?? []) {
-      const [, program, name, ...rest] = command as string[];
-      expect(program).toBe("unifluid");
+      const [node, program, name, ...rest] = command as string[];
+      // npx would keep the signal that ends a container to itself.
+      expect([node, program]).toEqual(["node", "node_modules/unifluid/dist/cli/main.js"]);
       const main = join(root, "dist/cli/main.js");
       const { stdout } = await execute(process.execPath, [main, name!, "--help"]);
       const flags = [...rest, ...args].filter((arg) => arg.startsWith("--"));

@@ -3,7 +3,7 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
-import { Trainer, type TrainOptions } from "../../lib";
+import { type RunSettings, Trainer, type TrainOptions } from "../../lib";
 import { initCheckpoint } from "../../lib/init/init";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { TINY_MODEL } from "./training";
@@ -29,7 +29,7 @@ export class Runs {
     return rm(this.folder, { recursive: true });
   }
 
-  config(change: object = {}): object {
+  config(change: object = {}): RunSettings {
     return {
       model: join(this.folder, "start"),
       sources: ["generate", "caption", "answer", "edit"].map((task) => ({
