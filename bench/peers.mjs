@@ -39,6 +39,11 @@ export class Peer {
     return this.next();
   }
 
+  kill() {
+    this.child.kill("SIGKILL");
+    return this.ended;
+  }
+
   /** Waits for the end. Why it ended early; null where it did not. */
   async end() {
     this.child.stdin.end();
