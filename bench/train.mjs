@@ -109,8 +109,9 @@ async function measure(spec, checkpoint, compute, way) {
     cells[5] = (theirs / taken).toFixed(2);
   } catch (error) {
     console.error(error);
-    cells[cells[1] === "-" ? 1 : 4] = inCell(error);
-    process.exitCode = 1;
+    const oursFailed = cells[1] === "-";
+    cells[oursFailed ? 1 : 4] = inCell(error);
+    if (oursFailed) process.exitCode = 1;
     await peer?.kill();
   }
   if (table.rows.includes(cells)) table.show(cells);
