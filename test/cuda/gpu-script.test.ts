@@ -70,8 +70,13 @@ test("what sanitizers run is among the cases", () => {
 test("a check that fails is named, and those after it run", async () => {
   const models = [join(root, "test", "fixtures"), join(root, "models", "shapes-64")];
   const args = [join(root, "build", "gpu-checks.cjs"), join(folder, "no-library.so"), ...models];
+  const release = join(root, "build", "Release");
   const found = await promised(process.execPath, [...args, "--quick", "--simulated"], {
-    env: environment,
+    env: {
+      ...process.env,
+      UNIFLUID_NATIVE: join(release, "unifluid.node"),
+      UNIFLUID_TEST_ADDON: join(release, "unifluid_test.node"),
+    },
   }).catch((error) => error);
   expect(found.code).toBe(1);
   expect(found.stdout).toMatch(/^FAIL open: /m);
