@@ -160,7 +160,35 @@ const others = [];
 const peers = [];
 const askPeer = (row, limit, name, args) => peers.push({ row, limit, name, args });
 
-function ops() {
+/** Each figure fails alone. */
+async function ops() {
+  await tryTo("copy and decode", memory);
+  const n = small ? 128 : 4096;
+  await tensorCores(`bf16 product ${n}³`, "≥ 0.80× PyTorch", 2 * n ** 3, {
+    ours: { operation: "linear", m: n, k: n, n },
+    peer: "product",
+    sizes: { size: n },
+  });
+  const sizes = small
+    ? { rows: 128, heads: 2, kvHeads: 1, headDim: 64 }
+    : { rows: 2048, heads: 8, kvHeads: 4, headDim: 256 };
+  const flops = 4 * sizes.rows ** 2 * sizes.heads * sizes.headDim;
+  for (const softCap of [50, 0]) {
+    const cap = softCap ? "soft cap" : "no soft cap";
+    await tensorCores(
+      `prefill attention, head ${sizes.headDim}, ${cap}, ${sizes.rows} rows that all see each other`,
+      softCap ? "≥ 400 TFLOP/s" : "",
+      flops,
+      {
+        ours: { operation: "attention", ...sizes, softCap },
+        peer: "attention",
+        sizes: { ...sizes, softCap },
+      },
+    );
+  }
+}
+
+function memory() {
   const copied = small ? { rows: 64, cols: 512 } : { rows: 1 << 14, cols: 1 << 13 };
   const copy = time({ operation: "copy", ...copied });
   const bandwidth = (2 * 2 * copied.rows * copied.cols) / copy;
@@ -173,42 +201,14 @@ function ops() {
     `${(read / 1e9).toFixed(0)} GB/s, ${((100 * read) / bandwidth).toFixed(0)} % of the copy`,
     "≥ 80 %",
   );
-
-  const n = small ? 128 : 4096;
-  tensorCores(`bf16 product ${n}³`, "≥ 0.80× PyTorch", 2 * n ** 3, {
-    ours: { operation: "linear", m: n, k: n, n },
-    peer: ["product", ["--size", n]],
-  });
-  const sizes = small
-    ? { rows: 128, heads: 2, kvHeads: 1, headDim: 64 }
-    : { rows: 2048, heads: 8, kvHeads: 4, headDim: 256 };
-  const flops = 4 * sizes.rows ** 2 * sizes.heads * sizes.headDim;
-  for (const softCap of [50, 0]) {
-    const cap = softCap ? "soft cap" : "no soft cap";
-    tensorCores(
-      `prefill attention, head ${sizes.headDim}, ${cap}, ${sizes.rows} rows that all see each other`,
-      softCap ? "≥ 400 TFLOP/s" : "",
-      flops,
-      {
-        ours: { operation: "attention", ...sizes, softCap },
-        peer: [
-          "attention",
-          ["--rows", sizes.rows, "--heads", sizes.heads, "--kv-heads", sizes.kvHeads].concat([
-            "--head-dim",
-            sizes.headDim,
-            "--soft-cap",
-            softCap,
-          ]),
-        ],
-      },
-    );
-  }
 }
 
-function tensorCores(what, aim, flops, { ours, peer: [name, args] }) {
-  const taken = time(ours);
-  const row = record(what, rate(taken, flops), aim, taken);
-  askPeer(row, 90, name, [...args, "--calls", CALLS]);
+async function tensorCores(what, aim, flops, { ours, peer, sizes }) {
+  await tryTo(what, () => {
+    const taken = time(ours);
+    const row = record(what, rate(taken, flops), aim, taken);
+    askPeer(row, 90, peer, { ...sizes, calls: CALLS });
+  });
   others.push({
     what,
     run: () => {
@@ -230,8 +230,7 @@ function head() {
     const taken = time({ operation: "head", ...sizes, tokens });
     const what = `head: ${sizes.steps} steps, depth ${sizes.depth}, width ${sizes.width}, ${tokens} token(s) with guidance`;
     const row = record(what, ms(taken), tokens === 1 ? "≤ 1.5 ms" : "", taken);
-    const args = Object.entries({ ...sizes, tokens }).flatMap(([k, v]) => [`--${k}`, v]);
-    askPeer(row, 90, "head", [...args, "--calls", CALLS]);
+    askPeer(row, 90, "head", { ...sizes, tokens, calls: CALLS });
   }
 }
 
@@ -263,11 +262,15 @@ async function images() {
   peers.push({
     limit: 300,
     name: "generate",
-    args: [
-      ...["--checkpoint", folder, "--steps", settings.steps, "--cells", PEER_CELLS],
+    args: {
+      checkpoint: folder,
+      steps: settings.steps,
+      cells: PEER_CELLS,
+      batches: small ? "1" : "1,16,64,128",
       // A picture of PyTorch's takes long, and differs little from one time to the next.
-      ...["--rounds", 1, "--warm", 1, "--batches", small ? 1 : "1,16,64,128"],
-    ],
+      rounds: 1,
+      warm: 1,
+    },
     rows: Object.values(rows),
     answer: pictures(rows),
   });
@@ -304,11 +307,17 @@ async function vae() {
   const what = "SD-VAE shape, decode at 512², bf16";
   const taken = await decode();
   const row = record(what, ms(taken), "≤ compiled PyTorch", taken);
-  askPeer(row, 120, "vae", ["--checkpoint", folder]);
+  askPeer(row, 120, "vae", { checkpoint: folder });
   others.push({ what, run: async () => ms(await decode()) });
 }
 
 // ---- PyTorch's figures ----
+
+/** "kvHeads" is --kv-heads there. */
+const asOption = ([name, value]) => [
+  `--${name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`,
+  String(value),
+];
 
 async function runPeer({ row, rows = [row], limit, name, args, answer }) {
   const given = Math.min(limit, secondsLeft());
@@ -321,10 +330,17 @@ async function runPeer({ row, rows = [row], limit, name, args, answer }) {
         if (each.cells[cell] === "–") setFailed(each, way, reason);
   };
   if (given < 15) return fail("no time is left");
-  const command = [join(root, "bench", "gpu_peer.py"), name, "--reference", options.reference];
-  const common = ["--device", options["peer-device"], "--rounds", rounds];
-  const all = [...command, ...common, ...args].map(String);
-  const peer = new Peer(options.python, all, given);
+  const settings = {
+    reference: options.reference,
+    device: options["peer-device"],
+    rounds,
+    ...args,
+  };
+  const peer = new Peer(
+    options.python,
+    [join(root, "bench", "gpu_peer.py"), name, ...Object.entries(settings).flatMap(asOption)],
+    given,
+  );
   for (let found = await peer.next(); found; found = await peer.next()) {
     if (found.torch) table.heading = `${basis}; PyTorch ${found.torch}.`;
     else if (answer) answer(found);
@@ -345,6 +361,8 @@ async function tryTo(what, run) {
     console.error(error);
     record(what, inCell(error));
     process.exitCode = 1;
+    opened?.close(); // which a fault has made useless
+    opened = undefined;
   }
 }
 

@@ -141,3 +141,22 @@ test("the benchmark measures what its table asks for", async () => {
   expect(written).toMatch(/^\| bf16 product 128³, without wgmma/m);
   expect(written).toMatch(/^\| bf16 product 128³ .* \| failed: the program ended/m);
 }, 300_000);
+
+test.each([
+  [
+    "products of warpgroups that round otherwise are forced",
+    "ROUNDING",
+    "with wgmma, forced \\| \\d",
+  ],
+  ["a fault is in the table", "FAIL", "^\\| head \\| failed: the GPU failed to run a kernel"],
+])(
+  "%s",
+  async (_, setting, row) => {
+    const bundle = join(root, "build", "gpu-bench.mjs");
+    const args = [bundle, "--small", "--only", "ops,head"];
+    const env = { ...environment, [`UNIFLUID_SIMT_${setting}`]: "1" };
+    const found = await promised(process.execPath, args, { env }).catch((error) => error);
+    expect(found.stdout).toMatch(new RegExp(row, "m"));
+  },
+  120_000,
+);
