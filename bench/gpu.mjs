@@ -1,20 +1,24 @@
 // The speed of the CUDA backend on the GPU of this machine, beside PyTorch on the same device in the same run;
-// `npm run gpu` runs it after the checks. Writes bench/results/<device>.md, with commit and driver.
+// `npm run gpu` runs it after the checks. Writes bench/results/<device>.md, with commit and driver, after each figure;
+// where the environment's OUT names a folder, there too.
 //
-//   node bench/gpu.mjs [--reference DIR] [--python python3] [--work DIR] [--rounds N] [--small]
+//   node bench/gpu.mjs [--reference DIR] [--python python3] [--work DIR] [--rounds N] [--budget SECONDS]
+//                      [--only ops,head,images,vae] [--small] [--peer-device cuda]
 //
-// --reference is the folder of the PyTorch reference implementation, which runs in bfloat16 with
-// scaled_dot_product_attention, eager and compiled. Without PyTorch only our figures are written. --small: tiny
-// sizes and nothing written, to try the program itself, also on the simulated library.
-import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+// --reference is the folder of the PyTorch reference implementation (bench/gpu_peer.py says how it runs). Without it
+// only our figures are written. All of ours come first, then PyTorch's, while --budget lasts. --only: those alone, into
+// a file of their own. --small: tiny sizes and nothing written but into OUT, to try the program itself, also on the
+// simulated library.
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { randomCheckpoint } from "./checkpoints.mjs";
+import { Peer } from "./peers.mjs";
+import { fileName, inCell, Table } from "./table.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const { UniFluid } = await import("../dist/index.mjs");
@@ -25,232 +29,31 @@ const library =
   process.env.UNIFLUID_CUDA_LIBRARY ?? join(root, "build", "Release", "unifluid_cuda.so");
 process.env.UNIFLUID_CUDA_LIBRARY = library;
 
+const SECTIONS = ["ops", "head", "images", "vae"];
 const { values: options } = parseArgs({
   options: {
     python: { type: "string", default: "python3" },
+    "peer-device": { type: "string", default: "cuda" },
     reference: { type: "string", default: "" },
     work: { type: "string" },
     rounds: { type: "string", default: "5" },
+    budget: { type: "string", default: "Infinity" },
+    only: { type: "string", default: SECTIONS.join(",") },
     small: { type: "boolean", default: false },
   },
 });
 const { small } = options;
+const wanted = options.only.split(",");
+if (!wanted.every((name) => SECTIONS.includes(name)))
+  throw new Error(`expected --only to name some of ${SECTIONS} but received ${options.only}`);
 const rounds = small ? 1 : Number(options.rounds);
+const end = performance.now() + 1000 * Number(options.budget);
+const secondsLeft = () => (end - performance.now()) / 1000;
+
 const work = options.work ?? mkdtempSync(join(tmpdir(), "unifluid-gpu-"));
-const model2b = randomCheckpoint(
-  small ? "unifluid-small" : "unifluid-2b",
-  work,
-  join(root, "models", "shapes-64"),
-);
-const [device] = await native.cudaDevices(library);
-const backend = new tests.TestBackend({ library, compute: "bf16" });
-/** On Hopper: a backend that does without its products of warpgroups, to see what they bring. */
-const plain = backend.description().endsWith(", wgmma")
-  ? await withoutWarpgroups(() => new tests.TestBackend({ library, compute: "bf16" }))
-  : null;
+const checkpoint = (name) => randomCheckpoint(name, work, join(root, "models", "shapes-64"));
 
-/** What is opened meanwhile does without them. */
-async function withoutWarpgroups(run) {
-  process.env.UNIFLUID_CUDA_WARPGROUPS = "0";
-  try {
-    return await run();
-  } finally {
-    delete process.env.UNIFLUID_CUDA_WARPGROUPS;
-  }
-}
-
-const median = (values) => {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
-};
-const several = async (run) => {
-  const values = [];
-  for (let i = 0; i < rounds; i++) values.push(await run());
-  return median(values);
-};
-/** Seconds of an operation, the median of rounds. */
-const time = (args, repeats, on = backend) =>
-  several(() => on.time({ ...args, repeats: small ? 2 : repeats }));
-const seconds = async (run) => {
-  const begin = process.hrtime.bigint();
-  await run();
-  return Number(process.hrtime.bigint() - begin) / 1e9;
-};
-
-/** Batches at which compiled PyTorch is tried. */
-const BATCHES = [16, 64, 128];
-
-/** Whether a figure of PyTorch's is wanting. */
-let peerMissing = options.reference === "";
-/** Seconds of the peer's case, one figure for each way that it runs; null where there is none. */
-async function peer(name, extra = []) {
-  if (!options.reference) return null;
-  const args = [join(root, "bench", "gpu_peer.py"), name, "--reference", options.reference];
-  args.push("--checkpoint", model2b, "--rounds", String(rounds), ...extra.map(String));
-  const child = spawn(options.python, args, { stdio: ["ignore", "pipe", "inherit"] });
-  const figures = {};
-  child.once("error", () => {});
-  for await (const line of createInterface({ input: child.stdout })) {
-    const [way, value] = line.split(" ");
-    figures[way] = Number(value);
-  }
-  if (Object.keys(figures).length > 0) return figures;
-  peerMissing = true;
-  return null;
-}
-
-const rows = [];
-const ms = (s) => `${(s * 1e3).toFixed(s < 0.01 ? 3 : 1)} ms`;
-/** `value`: ours in words; `ours` and `theirs` seconds for the ratios. */
-function record(what, value, aim, ours, theirs) {
-  const ratio = (way) => (theirs?.[way] ? `${(theirs[way] / ours).toFixed(2)}×` : "–");
-  rows.push([what, value, aim, ratio("eager"), ratio("compiled")]);
-  console.log(`| ${rows.at(-1).join(" | ")} |`);
-}
-
-const rate = (taken, flops) => `${ms(taken)}, ${(flops / taken / 1e12).toFixed(0)} TFLOP/s`;
-async function recordPlain(what, args, flops) {
-  if (!plain) return;
-  const taken = await time(args, 20, plain);
-  record(`${what}, without wgmma`, rate(taken, flops), "", taken);
-}
-
-console.log("| what | measured | aim | eager PyTorch | compiled PyTorch |");
-console.log("| --- | --- | --- | --- | --- |");
-
-// ---- operations ----
-const copied = small ? { rows: 64, cols: 512 } : { rows: 1 << 16, cols: 1 << 13 };
-const copy = await time({ operation: "copy", ...copied }, 20);
-const bandwidth = (2 * 2 * copied.rows * copied.cols) / copy;
-record("copy, bytes read and written a second", `${(bandwidth / 1e9).toFixed(0)} GB/s`, "", copy);
-
-{
-  const sizes = small ? { m: 1, k: 64, n: 512 } : { m: 1, k: 2304, n: 256000 };
-  const taken = await time({ operation: "linear", ...sizes }, 50);
-  const rate = (2 * sizes.k * sizes.n) / taken;
-  record(
-    `decode, 1 row: weights read, [${sizes.n}, ${sizes.k}]`,
-    `${(rate / 1e9).toFixed(0)} GB/s, ${((100 * rate) / bandwidth).toFixed(0)} % of the copy`,
-    "≥ 80 %",
-    taken,
-  );
-}
-{
-  const head = small
-    ? { channels: 16, condition: 64, width: 64, depth: 2, steps: 4, tokens: 1 }
-    : { channels: 16, condition: 2304, width: 1280, depth: 8, steps: 100, tokens: 1 };
-  for (const tokens of small ? [1] : [1, 64]) {
-    const taken = await time({ operation: "head", ...head, tokens }, 20);
-    const sizes = Object.entries({ ...head, tokens }).flatMap(([k, v]) => [`--${k}`, String(v)]);
-    record(
-      `head: ${head.steps} steps, depth ${head.depth}, width ${head.width}, ${tokens} token(s) with guidance`,
-      ms(taken),
-      tokens === 1 ? "≤ 1.5 ms" : "",
-      taken,
-      await peer("head", sizes),
-    );
-  }
-}
-{
-  const sizes = small
-    ? { rows: 128, heads: 2, kvHeads: 1, headDim: 64 }
-    : { rows: 2048, heads: 8, kvHeads: 4, headDim: 256 };
-  const args = { operation: "attention", ...sizes, softCap: 50 };
-  const taken = await time(args, 20);
-  const flops = 4 * sizes.rows ** 2 * sizes.heads * sizes.headDim;
-  const what = `prefill attention, head ${sizes.headDim}, soft cap, ${sizes.rows} rows that all see each other`;
-  record(
-    what,
-    rate(taken, flops),
-    "≥ 400 TFLOP/s",
-    taken,
-    await peer("attention", [
-      ...["--rows", sizes.rows, "--heads", sizes.heads],
-      ...["--kv-heads", sizes.kvHeads, "--head-dim", sizes.headDim],
-    ]),
-  );
-  await recordPlain(what, args, flops);
-}
-{
-  const n = small ? 128 : 4096;
-  const args = { operation: "linear", m: n, k: n, n };
-  const taken = await time(args, 20);
-  const what = `bf16 product ${n}³`;
-  record(
-    what,
-    rate(taken, 2 * n ** 3),
-    "≥ 0.80× PyTorch",
-    taken,
-    await peer("product", ["--size", String(n)]),
-  );
-  await recordPlain(what, args, 2 * n ** 3);
-}
-backend.close();
-plain?.close();
-
-// ---- models ----
-{
-  const model = await UniFluid.load(model2b, { device: "cuda", maxSequences: 64 });
-  const settings = small ? { steps: 2 } : { steps: 100 };
-  const draw = (batch) => () =>
-    seconds(() =>
-      Promise.all(
-        Array.from({ length: batch }, (_, i) =>
-          // The autoencoder of this size is more than a simulation can do in a test.
-          small
-            ? model.generateLatents("a red circle", { ...settings, seed: 7 + i })
-            : model.generate("a red circle", { ...settings, seed: 7 + i }),
-        ),
-      ),
-    );
-  // A picture of PyTorch's takes long, and differs little from one time to the next.
-  const few = ["--steps", settings.steps, "--rounds", 1, "--warm", 1];
-  for (const batch of small ? [1] : [1, 64]) {
-    await draw(batch)();
-    const taken = await several(draw(batch));
-    const alone = batch === 1;
-    // PyTorch at the best of several batches, as seconds of as many pictures as ours.
-    const theirs = alone ? await peer("generate", [...few, "--batch", 1]) : {};
-    let best = "";
-    for (const size of alone ? [] : BATCHES) {
-      const found = await peer("generate", [...few, "--batch", size, "--ways", "compiled"]);
-      const time = found && (found.compiled * batch) / size;
-      if (!time || time >= (theirs.compiled ?? Infinity)) continue;
-      theirs.compiled = time;
-      best = `; PyTorch at its best batch of ${BATCHES.join(", ")}: ${size}`;
-    }
-    record(
-      `256² images, unifluid-2b, guidance, batch ${batch}${best}`,
-      alone ? `${taken.toFixed(3)} s` : `${(batch / taken).toFixed(1)} images/s`,
-      alone ? "≤ 1.0 s; 15× eager, 5× compiled" : "≥ 30 images/s; 5× compiled",
-      taken,
-      theirs,
-    );
-  }
-  await model.dispose();
-}
-if (!small) {
-  const folder = randomCheckpoint("sd-vae", work);
-  const latents = Float32Array.from({ length: 64 * 64 * 4 }, (_, i) => Math.sin(i));
-  const decode = async () => {
-    const model = await UniFluid.load(folder, { device: "cuda" });
-    const run = () => seconds(() => model.decodeLatents(latents));
-    await run();
-    const taken = await several(run);
-    await model.dispose();
-    return taken;
-  };
-  const what = "SD-VAE shape, decode at 512², bf16";
-  const taken = await decode();
-  const theirs = await peer("vae", ["--checkpoint", folder]);
-  record(what, ms(taken), "≤ compiled PyTorch", taken, theirs);
-  if (plain) {
-    const without = await withoutWarpgroups(decode);
-    record(`${what}, without wgmma`, ms(without), "", without);
-  }
-}
-if (!options.work) rmSync(work, { recursive: true, force: true });
+// ---- the table ----
 
 /** Of the checkout, or of the pack that brought this program. */
 function commit() {
@@ -260,22 +63,326 @@ function commit() {
   return status === 0 ? stdout.toString().trim() : "unknown";
 }
 
-const heading =
+const [device] = await native.cudaDevices(library);
+const table = new Table({
+  title: device.name,
+  name: fileName(device.name) + (wanted.length < SECTIONS.length ? `-${wanted.join("-")}` : ""),
+  folders: [small ? "" : join(root, "bench", "results"), process.env.OUT].filter(Boolean),
+  columns: ["what", "measured", "aim", "eager PyTorch takes", "compiled PyTorch takes"],
+});
+const basis =
   `Commit ${commit()}, ${device.name}, compute capability ${device.capability}, driver for CUDA ${device.driver}, ` +
-  `library for ${device.runtime}; medians of ${rounds} rounds${peerMissing ? "; PyTorch was not there, or failed where a dash stands" : ""}.`;
-console.log(`\n${heading}`);
-if (!small) {
-  const table = [
-    ["what", "measured", "aim", "eager PyTorch takes", "compiled PyTorch takes"],
-    ["---", "---", "---", "---", "---"],
-    ...rows,
-  ];
-  const name = device.name
-    .toLowerCase()
-    .replace(/^nvidia /, "")
-    .replace(/[^a-z0-9]+/g, "-");
-  const file = join(root, "bench", "results", `${name}.md`);
-  const text = `# ${device.name}\n\n${heading}\n\n${table.map((row) => `| ${row.join(" | ")} |`).join("\n")}\n`;
-  writeFileSync(file, text);
-  console.log(`${file} is written`);
+  `library for ${device.runtime}; medians of ${rounds} rounds, fewer where they take long`;
+table.heading = `${basis}.`;
+
+/** The row is there at once; PyTorch's figures come into it later. `seconds`: ours, for the ratios. */
+function record(what, value, aim = "", seconds = 0) {
+  const row = { cells: [what, value, aim, "–", "–"], seconds };
+  table.add(row.cells);
+  return row;
 }
+
+const ms = (s) => `${(s * 1e3).toFixed(s < 0.01 ? 3 : 1)} ms`;
+const rate = (taken, flops) => `${ms(taken)}, ${(flops / taken / 1e12).toFixed(0)} TFLOP/s`;
+
+/** PyTorch's seconds for the same work, and the ratio. */
+function setPeer(row, way, seconds, note = "") {
+  row.cells[way === "eager" ? 3 : 4] =
+    `${ms(seconds)}${note}: ${(seconds / row.seconds).toFixed(2)}×`;
+  table.show(row.cells);
+}
+function setFailed(row, way, reason) {
+  row.cells[way === "eager" ? 3 : 4] = inCell(reason);
+  table.show(row.cells);
+}
+
+// ---- taking time ----
+
+const median = (values) => {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+};
+/** Once to warm up, then rounds; after 20 s no new one begins. */
+async function several(run) {
+  await run();
+  const begin = performance.now();
+  const values = [];
+  while (values.length < rounds && (values.length === 0 || performance.now() - begin < 20_000))
+    values.push(await run());
+  return median(values);
+}
+const seconds = async (run) => {
+  const begin = process.hrtime.bigint();
+  await run();
+  return Number(process.hrtime.bigint() - begin) / 1e9;
+};
+
+/** Calls between two waits, of ours and of PyTorch's. */
+const CALLS = small ? 2 : 20;
+/** Seconds a call of an operation. */
+const time = (args, on = backend()) => median(on.time({ ...args, repeats: CALLS, rounds }));
+
+const openBackend = () => new tests.TestBackend({ library, compute: "bf16" });
+let opened;
+const backend = () => {
+  opened ??= openBackend();
+  return opened;
+};
+
+// ---- with and without Hopper's products of warpgroups ----
+
+const SETTING = "UNIFLUID_CUDA_WARPGROUPS";
+/** What else the kernels of this device may be, as a value of SETTING and words; null: nothing. */
+function otherKernels() {
+  const description = backend().description();
+  if (description.endsWith(", wgmma")) return { value: "0", words: "without wgmma" };
+  // Where they round otherwise they are not used, and may still be compared.
+  if (description.includes(", no wgmma")) return { value: "1", words: "with wgmma, forced" };
+  return null;
+}
+/** What is opened meanwhile has the other kernels. */
+async function withOtherKernels({ value }, run) {
+  const before = process.env[SETTING];
+  process.env[SETTING] = value;
+  try {
+    return await run();
+  } finally {
+    if (before === undefined) delete process.env[SETTING];
+    else process.env[SETTING] = before;
+  }
+}
+
+// ---- our figures; each leaves what is to be done with other kernels, and what PyTorch is to do ----
+
+/** { name, run } each: the same with the other kernels. A fault there must not take the other figures. */
+const others = [];
+const peers = [];
+const askPeer = (row, limit, name, args) => peers.push({ row, limit, name, args });
+
+/** Each figure fails alone. */
+async function ops() {
+  await tryTo("copy and decode", memory);
+  const n = small ? 128 : 4096;
+  await tensorCores(`bf16 product ${n}³`, "≥ 0.80× PyTorch", 2 * n ** 3, {
+    ours: { operation: "linear", m: n, k: n, n },
+    peer: "product",
+    sizes: { size: n },
+  });
+  const sizes = small
+    ? { rows: 128, heads: 2, kvHeads: 1, headDim: 64 }
+    : { rows: 2048, heads: 8, kvHeads: 4, headDim: 256 };
+  const flops = 4 * sizes.rows ** 2 * sizes.heads * sizes.headDim;
+  for (const softCap of [50, 0]) {
+    const cap = softCap ? "soft cap" : "no soft cap";
+    await tensorCores(
+      `prefill attention, head ${sizes.headDim}, ${cap}, ${sizes.rows} rows that all see each other`,
+      softCap ? "≥ 400 TFLOP/s" : "",
+      flops,
+      {
+        ours: { operation: "attention", ...sizes, softCap },
+        peer: "attention",
+        sizes: { ...sizes, softCap },
+      },
+    );
+  }
+}
+
+function memory() {
+  const copied = small ? { rows: 64, cols: 512 } : { rows: 1 << 14, cols: 1 << 13 };
+  const copy = time({ operation: "copy", ...copied });
+  const bandwidth = (2 * 2 * copied.rows * copied.cols) / copy;
+  record("copy, bytes read and written a second", `${(bandwidth / 1e9).toFixed(0)} GB/s`);
+
+  const decode = small ? { m: 1, k: 64, n: 512 } : { m: 1, k: 2304, n: 256000 };
+  const read = (2 * decode.k * decode.n) / time({ operation: "linear", ...decode });
+  record(
+    `decode, 1 row: weights read, [${decode.n}, ${decode.k}]`,
+    `${(read / 1e9).toFixed(0)} GB/s, ${((100 * read) / bandwidth).toFixed(0)} % of the copy`,
+    "≥ 80 %",
+  );
+}
+
+async function tensorCores(what, aim, flops, { ours, peer, sizes }) {
+  await tryTo(what, () => {
+    const taken = time(ours);
+    const row = record(what, rate(taken, flops), aim, taken);
+    askPeer(row, 90, peer, { ...sizes, calls: CALLS });
+  });
+  others.push({
+    what,
+    run: () => {
+      const other = openBackend();
+      try {
+        return rate(time(ours, other), flops);
+      } finally {
+        other.close();
+      }
+    },
+  });
+}
+
+function head() {
+  const sizes = small
+    ? { channels: 16, condition: 64, width: 64, depth: 2, steps: 4 }
+    : { channels: 16, condition: 2304, width: 1280, depth: 8, steps: 100 };
+  for (const tokens of small ? [1] : [1, 64]) {
+    const taken = time({ operation: "head", ...sizes, tokens });
+    const what = `head: ${sizes.steps} steps, depth ${sizes.depth}, width ${sizes.width}, ${tokens} token(s) with guidance`;
+    const row = record(what, ms(taken), tokens === 1 ? "≤ 1.5 ms" : "", taken);
+    askPeer(row, 90, "head", { ...sizes, tokens, calls: CALLS });
+  }
+}
+
+/** Of PyTorch's pictures so many of the 256 cells are drawn, and stand for all. */
+const PEER_CELLS = small ? 2 : 16;
+
+async function images() {
+  const folder = checkpoint(small ? "unifluid-small" : "unifluid-2b");
+  const model = await UniFluid.load(folder, { device: "cuda", maxSequences: 64 });
+  const settings = small ? { steps: 2 } : { steps: 100 };
+  // The autoencoder of this size is more than a simulation can do in a test.
+  const draw = (seed) =>
+    small
+      ? model.generateLatents("a red circle", { ...settings, seed })
+      : model.generate("a red circle", { ...settings, seed });
+  const rows = {};
+  for (const batch of small ? [1] : [1, 64]) {
+    const taken = await several(() =>
+      seconds(() => Promise.all(Array.from({ length: batch }, (_, i) => draw(7 + i)))),
+    );
+    rows[batch] = record(
+      `256² images, unifluid-2b, guidance, batch ${batch}; PyTorch: ${PEER_CELLS} of 256 cells, scaled`,
+      batch === 1 ? `${taken.toFixed(3)} s` : `${(batch / taken).toFixed(1)} images/s`,
+      batch === 1 ? "≤ 1.0 s; 15× eager, 5× compiled" : "≥ 30 images/s; 5× compiled",
+      taken,
+    );
+  }
+  await model.dispose();
+  peers.push({
+    limit: 300,
+    name: "generate",
+    args: {
+      checkpoint: folder,
+      steps: settings.steps,
+      cells: PEER_CELLS,
+      batches: small ? "1" : "1,16,64,128",
+      // A picture of PyTorch's takes long, and differs little from one time to the next.
+      rounds: 1,
+      warm: 1,
+    },
+    rows: Object.values(rows),
+    answer: pictures(rows),
+  });
+}
+
+/** PyTorch's answers beside ours: alone, and of many the batch at which it is best, as seconds of as many as ours. */
+function pictures(rows) {
+  const best = {};
+  return ({ way, batch, seconds, failed }) => {
+    if (batch === 1)
+      return failed ? setFailed(rows[1], way, failed) : setPeer(rows[1], way, seconds);
+    const row = rows[64];
+    if (failed) {
+      if (!best[way]) setFailed(row, way, failed);
+      return;
+    }
+    const taken = (seconds * 64) / batch;
+    if (taken >= (best[way] ?? Infinity)) return;
+    best[way] = taken;
+    setPeer(row, way, taken, ` in batches of ${batch}`);
+  };
+}
+
+async function vae() {
+  if (small) return;
+  const folder = checkpoint("sd-vae");
+  const latents = Float32Array.from({ length: 64 * 64 * 4 }, (_, i) => Math.sin(i));
+  const decode = async () => {
+    const model = await UniFluid.load(folder, { device: "cuda" });
+    const taken = await several(() => seconds(() => model.decodeLatents(latents)));
+    await model.dispose();
+    return taken;
+  };
+  const what = "SD-VAE shape, decode at 512², bf16";
+  const taken = await decode();
+  const row = record(what, ms(taken), "≤ compiled PyTorch", taken);
+  askPeer(row, 120, "vae", { checkpoint: folder });
+  others.push({ what, run: async () => ms(await decode()) });
+}
+
+// ---- PyTorch's figures ----
+
+/** "kvHeads" is --kv-heads there. */
+const asOption = ([name, value]) => [
+  `--${name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`,
+  String(value),
+];
+
+async function runPeer({ row, rows = [row], limit, name, args, answer }) {
+  const given = Math.min(limit, secondsLeft());
+  const fail = (reason) => {
+    for (const each of rows)
+      for (const [cell, way] of [
+        [3, "eager"],
+        [4, "compiled"],
+      ])
+        if (each.cells[cell] === "–") setFailed(each, way, reason);
+  };
+  if (given < 15) return fail("no time is left");
+  const settings = {
+    reference: options.reference,
+    device: options["peer-device"],
+    rounds,
+    ...args,
+  };
+  const peer = new Peer(
+    options.python,
+    [join(root, "bench", "gpu_peer.py"), name, ...Object.entries(settings).flatMap(asOption)],
+    given,
+  );
+  for (let found = await peer.next(); found; found = await peer.next()) {
+    if (found.torch) table.heading = `${basis}; PyTorch ${found.torch}.`;
+    else if (answer) answer(found);
+    else if (found.failed) setFailed(row, found.way, found.failed);
+    else setPeer(row, found.way, found.seconds);
+  }
+  const reason = await peer.end();
+  if (reason) fail(reason);
+}
+
+// ---- all of it ----
+
+/** What fails is in the table, and the rest goes on. */
+async function tryTo(what, run) {
+  try {
+    await run();
+  } catch (error) {
+    console.error(error);
+    record(what, inCell(error));
+    process.exitCode = 1;
+    opened?.close(); // which a fault has made useless
+    opened = undefined;
+  }
+}
+
+const sections = { ops, head, images, vae };
+for (const name of SECTIONS) if (wanted.includes(name)) await tryTo(name, sections[name]);
+await tryTo("other kernels", async () => {
+  const other = others.length > 0 && otherKernels();
+  if (!other) return;
+  for (const { what, run } of others) {
+    const title = `${what}, ${other.words}`;
+    await tryTo(title, async () => record(title, await withOtherKernels(other, run)));
+  }
+});
+// PyTorch has the device's memory to itself.
+opened?.close();
+// Those that take long come last: time may end before they do.
+peers.sort((a, b) => a.limit - b.limit);
+if (options.reference)
+  for (const peer of peers) await tryTo(`PyTorch, ${peer.name}`, () => runPeer(peer));
+if (!options.work) rmSync(work, { recursive: true, force: true });
+table.write();
+console.log(`\n${table.heading}`);
+for (const folder of table.folders) console.log(`${join(folder, table.name)}.md is written`);

@@ -1,21 +1,24 @@
-// One training step, ours beside PyTorch's, in turn.
+// One training step, ours beside PyTorch's.
 //
 //   npm run build && npm run bench:train -- --python PYTHON --reference DIR [--rounds 10] [--threads 2]
-//       [--size shipped|300m] [--device cpu|cuda]
+//       [--size shipped|300m] [--device cpu|cuda] [--ways eager,compiled] [--peer-limit SECONDS]
 //
-// --size: the shipped model's, or about 300 million parameters. On a GPU products are in bfloat16, and PyTorch runs
-// eager and compiled; UNIFLUID_CUDA_LIBRARY may name the library. Both take batches of the same sequences: 24
-// drawings, 8 captions, 8 answers, 8 edits, each image token at 4 timesteps. PyTorch is the reference's training step
-// (padded batches); --reference is its folder.
-import { spawn } from "node:child_process";
+// --size: the shipped model's, or about 300 million parameters. Both take batches of the same sequences: 24 drawings,
+// 8 captions, 8 answers, 8 edits, half of that for 300m, each image token at 4 timesteps. PyTorch is the reference's
+// training step (padded batches); --reference is its folder; it may take --peer-limit seconds in all.
+//
+// On the CPU the two take turns, since what else the machine does changes. On a GPU, which may not have the memory for
+// both, ours comes first; products are in bfloat16, --ways says how PyTorch runs, UNIFLUID_CUDA_LIBRARY may name the
+// library, and the table is written to bench/results/ too. Where the environment's OUT names a folder, also there.
 import { mkdtemp, rm } from "node:fs/promises";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { loadAddon } from "../dist/addon.js";
 import { initCheckpoint } from "../dist/init/init.js";
+import { Peer } from "./peers.mjs";
+import { fileName, inCell, Table } from "./table.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const shapes = join(root, "models", "shapes-64");
@@ -28,71 +31,91 @@ const { values } = parseArgs({
     threads: { type: "string", default: "2" },
     size: { type: "string", default: "shipped" },
     device: { type: "string", default: "cpu" },
+    ways: { type: "string", default: "eager" },
+    "peer-limit": { type: "string", default: "600" },
   },
 });
 const SIZES = { shipped: "examples/train/model.yaml", "300m": "bench/train-300m.yaml" };
 if (!(values.size in SIZES) || !["cpu", "cuda"].includes(values.device))
   throw new Error("expected --size shipped or 300m and --device cpu or cuda");
+if (!/^(eager|compiled)(,(eager|compiled))*$/.test(values.ways))
+  throw new Error(`expected --ways to name eager, compiled or both but received ${values.ways}`);
 const onGpu = values.device === "cuda";
 const library =
   process.env.UNIFLUID_CUDA_LIBRARY ?? join(root, "build", "Release", "unifluid_cuda.so");
 const rounds = Number(values.rounds);
 const threads = Number(values.threads);
 
+const share = values.size === "300m" ? 1 / 2 : 1;
 const BATCH = {
   multiplier: 4,
-  generate: { count: 24, prefix: 16 },
-  caption: { count: 8, prefix: 5, words: 16 },
-  answer: { count: 8, prefix: 13, words: 2 },
-  edit: { count: 8, prefix: 10 },
+  generate: { count: 24 * share, prefix: 16 },
+  caption: { count: 8 * share, prefix: 5, words: 16 },
+  answer: { count: 8 * share, prefix: 13, words: 2 },
+  edit: { count: 8 * share, prefix: 10 },
 };
-const EXAMPLES = 48;
+const EXAMPLES = 48 * share;
+
+const device = onGpu ? (await loadAddon().cudaDevices(library))[0].name : cpus()[0].model;
+const machine = onGpu ? device : `${device}, ${threads} threads`;
+const table = new Table({
+  name: `${fileName(device)}-training-${values.size}-${values.ways.replace(",", "-")}`,
+  folders: [onGpu ? join(root, "bench", "results") : "", process.env.OUT].filter(Boolean),
+  title: `A step of training: ${device}`,
+  columns: ["products", "ours", "examples a second", "PyTorch", "", "PyTorch / ours"],
+});
+const basis = `${machine}, size ${values.size}, median of ${rounds} steps${onGpu ? "" : " in turn"}`;
+table.heading = `${basis}.`;
+console.log(table.heading);
 
 const folder = await mkdtemp(join(tmpdir(), "bench-train-"));
 try {
   const checkpoint = join(folder, "model");
   const options = { seed: 1n, tokenizer: shapes, vae: shapes };
   const { spec } = await initCheckpoint(join(root, SIZES[values.size]), checkpoint, options);
-  const results = [];
-  for (const [compute, way] of onGpu
-    ? [
-        ["bf16", "eager"],
-        ["bf16", "compiled"],
-      ]
-    : [
-        ["f32", "eager"],
-        ["bf16", "eager"],
-      ]) {
-    const ours = await ourStep(spec, compute);
-    const theirs = values.python ? await peerStep(checkpoint, compute, way) : undefined;
-    const times = { ours: [], theirs: [] };
-    for (let i = 0; i < rounds; i++) {
-      times.ours.push(await ours.step());
-      if (theirs) times.theirs.push(await theirs.step());
-    }
-    results.push([
-      compute,
-      way,
-      ours.description,
-      median(times.ours),
-      theirs && median(times.theirs),
-    ]);
-    ours.close();
-    theirs?.close();
-  }
-  const machine = onGpu ? results[0][2] : `${cpus()[0].model}, ${threads} threads`;
-  console.log(`${machine}, size ${values.size}, median of ${rounds} steps in turn`);
-  console.log("| products | ours | examples a second | PyTorch | | PyTorch / ours |");
-  console.log("| --- | --- | --- | --- | --- | --- |");
-  for (const [compute, way, , ours, theirs] of results) {
-    const peer = theirs ? `${(1000 * theirs).toFixed(0)} ms` : "-";
-    const ratio = theirs ? (theirs / ours).toFixed(2) : "-";
-    console.log(
-      `| ${compute} | ${(1000 * ours).toFixed(0)} ms | ${(EXAMPLES / ours).toFixed(0)} | ${way} | ${peer} | ${ratio} |`,
-    );
-  }
+  const cases = onGpu
+    ? values.ways.split(",").map((way) => ["bf16", way])
+    : ["f32", "bf16"].map((compute) => [compute, "eager"]);
+  for (const [compute, way] of cases) await measure(spec, checkpoint, compute, way);
 } finally {
   await rm(folder, { recursive: true, force: true });
+}
+
+/** One row of the table. What fails is in it, and the rest goes on. */
+async function measure(spec, checkpoint, compute, way) {
+  const cells = [compute, "-", "-", way, "-", "-"];
+  let peer = null;
+  try {
+    const times = [];
+    const ours = await ourStep(spec, compute);
+    try {
+      if (!onGpu) peer = await startPeer(checkpoint, compute, way);
+      for (let i = 0; i < rounds; i++) {
+        times.push(await ours.step());
+        await peer?.step();
+      }
+    } finally {
+      ours.close();
+    }
+    const taken = median(times);
+    cells[1] = `${(1000 * taken).toFixed(0)} ms`;
+    cells[2] = (EXAMPLES / taken).toFixed(0);
+    table.add(cells);
+    if (onGpu) peer = await startPeer(checkpoint, compute, way);
+    if (!peer) return;
+    if (onGpu) for (let i = 0; i < rounds; i++) await peer.step();
+    const theirs = await peer.end();
+    cells[4] = `${(1000 * theirs).toFixed(0)} ms`;
+    cells[5] = (theirs / taken).toFixed(2);
+  } catch (error) {
+    console.error(error);
+    const oursFailed = cells[1] === "-";
+    cells[oursFailed ? 1 : 4] = inCell(error);
+    if (oursFailed) process.exitCode = 1;
+    await peer?.kill();
+  }
+  if (table.rows.includes(cells)) table.show(cells);
+  else table.add(cells);
 }
 
 function median(list) {
@@ -150,39 +173,35 @@ async function ourStep(spec, compute) {
     return (performance.now() - begun) / 1000;
   };
   await run(); // memory is allocated
-  const description = trainer.description();
-  return { description, step: run, close: () => trainer.dispose() };
+  return { step: run, close: () => trainer.dispose() };
 }
 
-async function peerStep(checkpoint, compute, way) {
+/** null without --python. */
+async function startPeer(checkpoint, compute, way) {
+  if (!values.python) return null;
   const args = [
-    join(root, "bench", "train_peer.py"),
-    checkpoint,
-    "--reference",
-    values.reference,
-    "--threads",
-    String(threads),
-    "--dtype",
-    compute,
-    "--device",
-    values.device,
-    "--batch",
-    JSON.stringify(BATCH),
-    ...(way === "compiled" ? ["--compile"] : []),
+    ...[join(root, "bench", "train_peer.py"), checkpoint, "--reference", values.reference],
+    ...["--threads", String(threads), "--dtype", compute, "--device", values.device],
+    ...["--batch", JSON.stringify(BATCH), ...(way === "compiled" ? ["--compile"] : [])],
   ];
-  const child = spawn(values.python, args, { stdio: ["pipe", "pipe", "inherit"] });
-  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-  const next = async () => {
-    const { value, done } = await lines.next();
-    if (done) throw new Error("the peer ended");
-    return value;
-  };
-  if ((await next()) !== "ready") throw new Error("the peer did not start");
+  const peer = new Peer(values.python, args, Number(values["peer-limit"]));
+  const times = [];
+  const ready = await peer.next();
+  if (ready) table.heading = `${basis}; PyTorch ${ready.ready}.`;
+  let dead = !ready;
   return {
+    /** A peer that has died is noticed at the end. */
     step: async () => {
-      child.stdin.write("\n");
-      return Number(await next());
+      const answer = dead ? null : await peer.ask();
+      dead = !answer;
+      if (answer && !answer.compiled) times.push(answer.seconds);
     },
-    close: () => child.stdin.end(),
+    end: async () => {
+      const reason = await peer.end();
+      if (reason) throw new Error(reason);
+      if (times.length === 0) throw new Error("it compiles anew in every step");
+      return median(times);
+    },
+    kill: () => peer.kill(),
   };
 }

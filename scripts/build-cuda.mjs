@@ -28,11 +28,9 @@ function fail(message) {
   process.exit(1);
 }
 
-function findNvcc() {
-  const named = process.env.CUDACXX;
-  if (named) return named;
+function find(program) {
   const folders = (process.env.PATH ?? "").split(delimiter).concat("/usr/local/cuda/bin");
-  return folders.map((folder) => join(folder, "nvcc")).find((path) => existsSync(path));
+  return folders.map((folder) => join(folder, program)).find((path) => existsSync(path));
 }
 
 /** Such as "90a"; of the first GPU here. */
@@ -48,7 +46,7 @@ function architectureHere() {
   return number === "90" ? "90a" : number;
 }
 
-const nvcc = findNvcc();
+const nvcc = process.env.CUDACXX || find("nvcc");
 if (!nvcc) {
   fail(
     "compiling the CUDA library needs nvcc of the CUDA toolkit 12.8 or later, on PATH or in CUDACXX",
@@ -58,7 +56,7 @@ const architectures = values.arch ?? (values.release ? RELEASE : architectureHer
 const build = join(root, "build", "cuda");
 const started = performance.now();
 
-/** Without cmake, for machines that have nvcc and little else: file by file, as cuda/CMakeLists.txt has it. */
+/** Without cmake, or without ninja and make, for machines that have nvcc and little else: file by file, as cuda/CMakeLists.txt has it. */
 function buildPlainly() {
   const sources = (folder, ending) =>
     readdirSync(join(root, folder))
@@ -95,8 +93,10 @@ function buildPlainly() {
   );
 }
 
-function buildWithCmake() {
+/** `generator`: where nothing is configured yet, since a folder keeps the one that it was configured for. */
+function buildWithCmake(generator) {
   const configure = [
+    ...(existsSync(join(build, "CMakeCache.txt")) ? [] : ["-G", generator]),
     "-S",
     join(root, "cuda"),
     "-B",
@@ -111,8 +111,8 @@ function buildWithCmake() {
   return spawnSync("cmake", compile, { stdio: "inherit" });
 }
 
-const noCmake = spawnSync("cmake", ["--version"]).error !== undefined;
-const { status, error } = noCmake ? buildPlainly() : buildWithCmake();
+const generator = find("ninja") ? "Ninja" : find("make") ? "Unix Makefiles" : null;
+const { status, error } = find("cmake") && generator ? buildWithCmake(generator) : buildPlainly();
 if (error) fail(`the compiler did not start: ${error.message}`);
 if (status !== 0) fail("the CUDA library did not compile; the compiler's message is above");
 // Beside, then renamed: a process that has the old one open keeps it.

@@ -1,31 +1,26 @@
 // Checks and measures the CUDA library on the GPU of this machine, in one go:
 //
-//   npm run gpu -- [--no-build] [--no-checks] [--no-sanitizer] [--no-bench] [--no-training] [--reference DIR]
-//                  [--python python3]
+//   npm run gpu -- [--no-build] [--no-checks] [--no-bench] [--no-training] [--no-sanitizer] [--budget SECONDS]
+//                  [--reference DIR] [--python python3] [--only ops,head,images,vae]
 //   npm run gpu -- --simulated       the checks alone, on the simulated library: no GPU is needed
 //   npm run gpu -- --pack DIR [--no-node] [--reference DIR]
-//                                    what a machine with a GPU and nvcc, but without npm, needs for the same
+//                                    what a machine with a GPU, but without npm, needs for the same
+//
+// It builds the library (nvcc), runs every operation and the tiny models on the device beside the CPU, writes the
+// benchmark (bench/gpu.mjs; --only: of its parts) and a step of training (bench/train.mjs) to bench/results/, and runs
+// compute-sanitizer. Each step has a time limit and none is the end of the others; --budget: seconds for all of them,
+// after which what is left is skipped. A summary at the end tells what failed, and so does the exit code.
 //
 // --reference: the folder of the PyTorch reference implementation, for the figures beside ours; default: what a pack
-// brought.
-// It builds the library (nvcc), runs every operation and the tiny models on the device beside the CPU, runs
-// compute-sanitizer where it is on PATH, and writes the benchmark to bench/results/ (bench/gpu.mjs). Plain Node:
-// neither jest nor npm is used after the bundle is made.
-import { spawnSync } from "node:child_process";
-import {
-  chmodSync,
-  cpSync,
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+// brought. A pack holds the library that `npm run build:cuda` compiled, and uses it unless --build is given.
+// Plain Node: neither jest nor npm is used after the bundle is made.
+import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { delimiter, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { pack } from "./gpu-pack.mjs";
+import { Steps } from "./gpu-steps.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const release = join(root, "build", "Release");
@@ -34,14 +29,10 @@ const checksBundle = join(root, "build", "gpu-checks.cjs");
 const benchBundle = join(root, "build", "gpu-bench.mjs");
 const trainingBundle = join(root, "build", "gpu-training.mjs");
 const bundles = [checksBundle, benchBundle, trainingBundle];
-const fixtures = join(root, "test", "fixtures");
-
-const MEBIBYTE = 2 ** 20;
-/** Packs travel beside the repository's files, and the way that they take has room for 64 MiB in all. */
-const LARGEST_LOAD = 62 * MEBIBYTE;
 
 const { values: options } = parseArgs({
   options: {
+    build: { type: "boolean", default: false },
     "no-build": { type: "boolean", default: false },
     "no-sanitizer": { type: "boolean", default: false },
     "no-checks": { type: "boolean", default: false },
@@ -52,6 +43,8 @@ const { values: options } = parseArgs({
     "no-node": { type: "boolean", default: false },
     reference: { type: "string", default: "" },
     python: { type: "string", default: "python3" },
+    budget: { type: "string", default: "Infinity" },
+    only: { type: "string" },
   },
 });
 
@@ -59,23 +52,6 @@ function fail(message) {
   console.error(`unifluid: ${message}`);
   process.exit(1);
 }
-
-function run(title, command, args, extra = {}) {
-  console.log(`\n== ${title}`);
-  const { status, error } = spawnSync(command, args, {
-    cwd: root,
-    stdio: "inherit",
-    ...extra,
-    env: { ...process.env, ...extra.env },
-  });
-  if (error) fail(`${command} did not start: ${error.message}`);
-  if (status !== 0) fail(`${title}: failed`);
-}
-
-const onPath = (program) =>
-  (process.env.PATH ?? "")
-    .split(delimiter)
-    .some((folder) => folder && existsSync(join(folder, program)));
 
 /** The checks and the benchmarks as one file each, with all that they need but the addons. */
 function makeBundles() {
@@ -110,12 +86,14 @@ function makeBundles() {
   buildSync({ ...esm, entryPoints: ["bench/train.mjs"], outfile: trainingBundle });
 }
 
-const environment = {
+const addons = {
   UNIFLUID_NATIVE: join(release, "unifluid.node"),
   UNIFLUID_TEST_ADDON: join(release, "unifluid_test.node"),
 };
-for (const file of Object.values(environment))
+for (const file of Object.values(addons))
   if (!existsSync(file)) fail(`${file} is missing: npm run build:native makes it`);
+const budget = Number(options.budget);
+if (!(budget > 0)) fail(`expected --budget to be seconds but received ${options.budget}`);
 
 const packed = join(root, "build", "reference");
 const reference = options.reference || (existsSync(packed) ? packed : "");
@@ -125,128 +103,108 @@ if (reference && !existsSync(reference))
   );
 
 makeBundles();
+const library = join(
+  release,
+  options.simulated ? "unifluid_cuda_simulated.so" : "unifluid_cuda.so",
+);
+const node = process.execPath;
+const checks = [
+  ...[checksBundle, library, join(root, "test", "fixtures"), join(root, "models", "shapes-64")],
+  ...(options.simulated ? ["--quick", "--simulated"] : []),
+];
+/** Of a step; a simulation is slow. */
+const seconds = (count) => (options.simulated ? 10 : 1) * count;
+const steps = new Steps({
+  budget,
+  cwd: root,
+  env: { ...addons, UNIFLUID_CUDA_LIBRARY: library },
+});
+
 if (options.pack) {
-  pack(resolve(options.pack));
-} else {
-  const library = join(
-    release,
-    options.simulated ? "unifluid_cuda_simulated.so" : "unifluid_cuda.so",
-  );
-  if (!options.simulated && !options["no-build"])
-    run("build", process.execPath, ["scripts/build-cuda.mjs", "--out", library]);
-  const checks = [checksBundle, library, fixtures, join(root, "models", "shapes-64")];
-  if (options.simulated) {
-    run(
-      "checks on the simulated library",
-      process.execPath,
-      [...checks, "--quick", "--simulated"],
-      {
-        env: environment,
-      },
-    );
-  } else {
-    if (!options["no-checks"])
-      run("every check on the device", process.execPath, checks, { env: environment });
-    if (!options["no-sanitizer"]) sanitize(checks);
-    if (!reference) console.log("\nno --reference: PyTorch's figures are left out");
-    const peer = reference ? ["--reference", reference] : [];
-    const env = { ...environment, UNIFLUID_CUDA_LIBRARY: library };
-    if (!options["no-bench"])
-      run("benchmark", process.execPath, [benchBundle, "--python", options.python, ...peer], {
-        env,
-      });
-    if (!options["no-training"])
-      for (const size of ["shipped", "300m"])
-        run(
-          `a step of training, ${size}`,
-          process.execPath,
-          [
-            trainingBundle,
-            ...["--device", "cuda", "--size", size],
-            ...(reference ? ["--python", options.python, ...peer] : []),
-          ],
-          { env },
-        );
+  try {
+    pack({
+      root,
+      folder: resolve(options.pack),
+      files: [...bundles, ...Object.values(addons)],
+      library,
+      reference,
+      node: !options["no-node"],
+    });
+  } catch (error) {
+    fail(error.message);
   }
+} else {
+  if (!options.simulated && (options.build || !options["no-build"]))
+    await steps.run("build", node, ["scripts/build-cuda.mjs", "--out", library], { limit: 600 });
+  if (!existsSync(library)) steps.note("library", `FAILED: expected it at ${library}`);
+  else if (await opens()) {
+    if (!options["no-checks"]) await check();
+    if (!options.simulated) await measure();
+  }
+  // Not by itself: a program that could not be killed would be waited for.
+  process.exit(steps.summarize() > 0 ? 1 : 0);
 }
 
-/** Each of its tools on a short run of the checks. */
-function sanitize(checks) {
-  if (!onPath("compute-sanitizer")) {
-    console.log("\ncompute-sanitizer is not on PATH: its checks are left out");
+/**
+ * Whether a backend opens and multiplies. On Hopper that tries its own kernels; where they fail or never end, all that
+ * follows does without them.
+ */
+async function opens() {
+  const open = (title) =>
+    steps.run(title, node, [...checks, "--only", "open"], { limit: seconds(30) });
+  if (await open("opening")) return true;
+  steps.env.UNIFLUID_CUDA_WARPGROUPS = "0";
+  return open("opening once more, and all that follows, with UNIFLUID_CUDA_WARPGROUPS=0");
+}
+
+function check() {
+  const own = (left) => ["--limit", String(seconds(60)), "--budget", String(left - 2)];
+  return steps.run("checks", node, (left) => [...checks, ...own(left)], { limit: seconds(240) });
+}
+
+async function measure() {
+  if (!reference) console.log("\nno --reference: PyTorch's figures are left out");
+  const peer = reference ? ["--python", options.python, "--reference", reference] : [];
+  if (!options["no-bench"]) {
+    const only = options.only ? ["--only", options.only] : [];
+    const args = (left) => [benchBundle, ...only, ...peer, "--budget", String(left - 10)];
+    await steps.run("benchmark", node, args, { limit: 450, least: 60 });
+  }
+  if (!options["no-training"]) {
+    const train = (size, ways) =>
+      steps.run(
+        `a step of training, ${size}, beside ${ways} PyTorch`,
+        node,
+        (left) => [
+          ...[trainingBundle, "--device", "cuda", "--size", size, "--ways", ways, ...peer],
+          ...["--peer-limit", String(Math.max(10, left - 20))],
+        ],
+        // Compiling takes longer than measuring.
+        { limit: ways === "compiled" ? 240 : 120, least: 30 },
+      );
+    await train("shipped", "eager");
+    await train("300m", "eager");
+    if (reference) await train("300m", "compiled");
+  }
+  if (!options["no-sanitizer"]) await sanitize();
+}
+
+/** Each of its tools on a case or two of each kernel, the most telling one first. */
+async function sanitize() {
+  const name = "compute-sanitizer";
+  const folders = (process.env.PATH ?? "").split(delimiter).concat("/usr/local/cuda/bin");
+  const sanitizer = folders.map((folder) => join(folder, name)).find((path) => existsSync(path));
+  if (!sanitizer) {
+    steps.note(name, "skipped: it is neither on PATH nor in /usr/local/cuda/bin");
     return;
   }
-  for (const tool of ["memcheck", "racecheck", "synccheck"])
-    run(
-      `compute-sanitizer, ${tool}`,
-      "compute-sanitizer",
-      ["--tool", tool, "--error-exitcode", "9", process.execPath, ...checks, "--quick"],
-      { env: environment },
-    );
-}
-
-function bytesOf(path) {
-  if (!statSync(path).isDirectory()) return statSync(path).size;
-  return readdirSync(path).reduce((sum, name) => sum + bytesOf(join(path, name)), 0);
-}
-
-/** Of the files in git, which travel beside a pack; 0 outside of a repository. */
-function trackedBytes() {
-  const { status, stdout } = spawnSync("git", ["ls-files", "-z"], { cwd: root, encoding: "utf8" });
-  if (status !== 0) return 0;
-  const paths = stdout.split("\0").map((path) => path && join(root, path));
-  return paths.reduce((sum, path) => sum + (path && existsSync(path) ? bytesOf(path) : 0), 0);
-}
-
-/** Built files, bundles, the reference and Node itself; sources come with the repository. */
-function pack(folder) {
-  rmSync(folder, { recursive: true, force: true });
-  const build = join(folder, "build");
-  mkdirSync(join(build, "Release"), { recursive: true });
-  for (const file of [...bundles, ...Object.values(environment)])
-    cpSync(file, join(folder, file.slice(root.length)));
-  if (reference) {
-    const programs = readdirSync(reference).filter((name) => name.endsWith(".py"));
-    if (programs.length === 0) fail(`there are no Python files in ${reference}`);
-    for (const name of programs) cpSync(join(reference, name), join(build, "reference", name));
-  } else console.log("unifluid: without --reference the pack brings no PyTorch figures");
-  const { status, stdout } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root });
-  if (status === 0) writeFileSync(join(build, "commit"), stdout);
-  if (!options["no-node"]) {
-    const node = join(folder, "node.xz");
-    const command = `xz -3 --stdout "$0" > "$1"`;
-    if (spawnSync("sh", ["-c", command, process.execPath, node]).status !== 0)
-      fail("xz did not pack the node binary");
+  // Not tried at each opening, which would take most of the time; the cases are compared all the same.
+  const setting = "UNIFLUID_CUDA_WARPGROUPS";
+  const env = { [setting]: steps.env[setting] ?? process.env[setting] ?? "1" };
+  for (const tool of ["memcheck", "racecheck", "synccheck"]) {
+    const level = tool === "racecheck" ? ["--racecheck-detect-level", "error"] : [];
+    const settings = ["--tool", tool, ...level, "--print-limit", "20", "--error-exitcode", "9"];
+    const args = [...settings, node, ...checks, "--only", "kernels"];
+    await steps.run(`${name}, ${tool}`, sanitizer, args, { limit: 180, least: 30, env });
   }
-  const script = join(folder, "run.sh");
-  writeFileSync(
-    script,
-    `#!/bin/sh
-# In a checkout of the repository: sh PACK/run.sh [arguments of npm run gpu]
-set -e
-pack=$(cd "$(dirname "$0")" && pwd)
-mkdir -p build
-cp -r "$pack/build/." build/
-node=node
-if [ -f "$pack/node.xz" ]; then
-  xz -dc "$pack/node.xz" > build/node
-  chmod +x build/node
-  node=build/node
-fi
-exec "$node" scripts/gpu.mjs "$@"
-`,
-  );
-  chmodSync(script, 0o755);
-  const bytes = bytesOf(folder);
-  const mebibytes = (count) => `${(count / MEBIBYTE).toFixed(1)} MiB`;
-  const size = mebibytes(bytes);
-  const tracked = trackedBytes();
-  if (bytes + tracked > LARGEST_LOAD)
-    fail(
-      `${folder} takes ${size} and the repository's files ${mebibytes(tracked)}: together more than ` +
-        `${mebibytes(LARGEST_LOAD)}`,
-    );
-  console.log(
-    `unifluid: ${folder} holds what a machine without npm needs, ${size}: run.sh says how`,
-  );
 }

@@ -1,5 +1,5 @@
-// How long operations take on a backend, for the benchmarks: inputs of random numbers that stay on
-// the device, one call to warm up, many calls, one wait.
+// How long operations take on a backend, for the benchmarks: inputs of random numbers, made once,
+// that stay on the device; calls to warm up; then rounds of many calls and one wait.
 #include <chrono>
 #include <cmath>
 #include <functional>
@@ -48,7 +48,7 @@ using Run = std::function<void()>;
 
 Run copy_run(Call& call, Maker make) {
   const int64_t rows = call.integer("rows"), cols = call.integer("cols");
-  const Tensor from = make.activation(rows, cols), to = make.activation(rows, cols);
+  const Tensor from = make.activation(rows, cols), to = call.output(rows, cols);
   return [&call, from, to] { call.backend.copy(from, to); };
 }
 
@@ -128,8 +128,10 @@ Run head_run(Call& call, Maker make) {
 
 }  // namespace
 
-// { operation: "copy" | "linear" | "attention" | "head", repeats, and its sizes } -> seconds a call
+// { operation: "copy" | "linear" | "attention" | "head", repeats, rounds, and its sizes } -> an
+// array with the seconds a call of each round
 Napi::Value time_operation(Call& call) {
+  const Napi::Env env = call.arguments.Env();
   const std::string name = call.arguments.Get("operation").ToString().Utf8Value();
   const Maker make{call};
   Run run;
@@ -137,22 +139,23 @@ Napi::Value time_operation(Call& call) {
   if (name == "linear") run = linear_run(call, make);
   if (name == "attention") run = attention_run(call, make);
   if (name == "head") run = head_run(call, make);
-  if (!run) throw Napi::TypeError::New(call.arguments.Env(), "no such operation: " + name);
-  const int64_t repeats = call.integer("repeats");
-  // Twice: the second call has a CUDA graph captured.
-  for (int i = 0; i < 2; ++i) {
-    run();
-    call.backend.submit();
-  }
-  call.backend.synchronize();
-  const auto begin = std::chrono::steady_clock::now();
-  for (int64_t i = 0; i < repeats; ++i) {
-    run();
-    call.backend.submit();
-  }
-  call.backend.synchronize();
-  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
-  return Napi::Number::New(call.arguments.Env(), taken.count() / static_cast<double>(repeats));
+  if (!run) throw Napi::TypeError::New(env, "no such operation: " + name);
+  const auto seconds = [&](int64_t calls) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int64_t i = 0; i < calls; ++i) {
+      run();
+      call.backend.submit();
+    }
+    call.backend.synchronize();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  const int64_t repeats = call.integer("repeats"), rounds = call.integer("rounds");
+  seconds(2);  // twice: the second call has a CUDA graph captured
+  const Napi::Array times = Napi::Array::New(env, static_cast<size_t>(rounds));
+  for (int64_t i = 0; i < rounds; ++i)
+    times.Set(static_cast<uint32_t>(i),
+              Napi::Number::New(env, seconds(repeats) / static_cast<double>(repeats)));
+  return times;
 }
 
 }  // namespace unifluid::test

@@ -1,10 +1,12 @@
 /** What `npm run gpu` runs on a device, on the simulated library: the checks, and the benchmark in small. */
 import { execFile } from "node:child_process";
-import { cp, mkdtemp, readdir, rm } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { simulatedLibrary } from "../support/ops";
+import { families } from "./cases";
+import { QUICK } from "./cases/quick";
 
 const root = join(__dirname, "../..");
 const promised = promisify(execFile);
@@ -47,24 +49,82 @@ test("a pack brings the checks to a checkout without packages, where they pass o
   }).catch((error) => {
     throw new Error(`${error.message}\n${error.stdout}`); // which check it was
   });
-  const attention = /^bf16 attention: \d+ cases/gm;
+  expect(stdout).toMatch(/^opening: done/m);
+  expect(stdout).toMatch(/^checks: done/m);
+  const attention = /^bf16 attention: \d+ cases;/gm;
   expect(stdout.match(attention)).toHaveLength(2); // with the products of warpgroups and without
   expect(stdout).toMatch(/^float32 unifluid-flow-tiny: drawn/m);
   expect(stdout).toMatch(/^training bf16 unifluid-flow-tiny: gradients/m);
   expect(stdout).toMatch(/^all checks passed$/m);
   expect(stdout).not.toMatch(/FAIL/);
-}, 300_000);
+}, 600_000);
 
-test("a step of training is measured, here on the CPU", async () => {
+test("what sanitizers run is among the cases", () => {
+  expect(Object.keys(QUICK).sort()).toEqual(Object.keys(families).sort());
+  for (const [family, names] of Object.entries(QUICK)) {
+    const all = families[family]!.cases.map(({ name }) => name);
+    expect(all).toEqual(expect.arrayContaining(names));
+  }
+});
+
+test("a check that fails is named, and those after it run", async () => {
+  const models = [join(root, "test", "fixtures"), join(root, "models", "shapes-64")];
+  const args = [join(root, "build", "gpu-checks.cjs"), join(folder, "no-library.so"), ...models];
+  const release = join(root, "build", "Release");
+  const found = await promised(process.execPath, [...args, "--quick", "--simulated"], {
+    env: {
+      ...process.env,
+      UNIFLUID_NATIVE: join(release, "unifluid.node"),
+      UNIFLUID_TEST_ADDON: join(release, "unifluid_test.node"),
+    },
+  }).catch((error) => error);
+  expect(found.code).toBe(1);
+  expect(found.stdout).toMatch(/^FAIL open: /m);
+  expect(found.stdout).toMatch(/^FAIL training autoencoder: /m);
+  expect(found.stdout).toMatch(/^\d+ checks FAILED: open; attention; .*; training autoencoder$/m);
+}, 120_000);
+
+test("a step that fails or never ends does not end the rest, and is in the summary", async () => {
+  const program = `
+    import { Steps } from "./scripts/gpu-steps.mjs";
+    const steps = new Steps({ budget: 120, cwd: ".", env: { SAID: "so" } });
+    const node = (title, script, limits) => steps.run(title, process.execPath, ["-e", script], limits);
+    await node("fails", "process.exit(3)", { limit: 60 });
+    await node("hangs", "setInterval(() => {}, 1000)", { limit: 1 });
+    await steps.run("is not there", "./no-such-program", [], { limit: 60 });
+    await node("succeeds", "if (process.env.SAID !== 'so') process.exit(1)", { limit: 60 });
+    await node("is long", "", { limit: 600, least: 500 });
+    process.exitCode = steps.summarize() === 3 ? 0 : 1;
+  `;
+  const args = ["--input-type=module", "-e", program];
+  const { stdout } = await promised(process.execPath, args, { cwd: root });
+  const summary = stdout.slice(stdout.indexOf("== summary"));
+  expect(summary).toMatch(/^fails: FAILED: it ended with status 3/m);
+  expect(summary).toMatch(/^hangs: FAILED: not done within 1 s/m);
+  expect(summary).toMatch(/^is not there: FAILED: .* did not start/m);
+  expect(summary).toMatch(/^succeeds: done/m);
+  expect(summary).toMatch(/^is long: skipped: no time is left for it/m);
+}, 60_000);
+
+/** A program in Python, run as JavaScript, dies at once. */
+const deadPeer = ["--python", process.execPath, "--reference", "bench"];
+
+test("a step of training is measured, here on the CPU, also when PyTorch's program dies", async () => {
   const bundle = join(root, "build", "gpu-training.mjs");
-  const { stdout } = await promised(process.execPath, [bundle, "--rounds", "1"]);
+  const args = [bundle, "--rounds", "1", ...deadPeer];
+  const { stdout } = await promised(process.execPath, args, { cwd: root });
   expect(stdout).toMatch(/size shipped, median of 1 steps/);
   expect(stdout).toMatch(/^\| bf16 \| \d+ ms \| \d+ \| eager \| - \| - \|/m);
+  expect(stdout).toMatch(/^\| bf16 \| \d+ ms \| \d+ \| eager \| failed: the program ended/m);
 }, 300_000);
 
 test("the benchmark measures what its table asks for", async () => {
   const bundle = join(root, "build", "gpu-bench.mjs");
-  const { stdout } = await promised(process.execPath, [bundle, "--small"], { env: environment });
+  const out = join(folder, "out");
+  const { stdout } = await promised(process.execPath, [bundle, "--small", ...deadPeer], {
+    cwd: root,
+    env: { ...environment, OUT: out },
+  });
   for (const what of [
     "copy",
     "decode, 1 row",
@@ -76,4 +136,27 @@ test("the benchmark measures what its table asks for", async () => {
     expect(stdout).toMatch(new RegExp(`^\\| ${what}`, "m"));
   expect(stdout).toMatch(/^\| bf16 product 128³, without wgmma/m);
   expect(stdout).toMatch(/simulated, compute capability 9\.0/);
+  // The same in the file, which was written after each figure.
+  const written = await readFile(join(out, "simulated.md"), "utf8");
+  expect(written).toMatch(/^\| bf16 product 128³, without wgmma/m);
+  expect(written).toMatch(/^\| bf16 product 128³ .* \| failed: the program ended/m);
 }, 300_000);
+
+test.each([
+  [
+    "products of warpgroups that round otherwise are forced",
+    "ROUNDING",
+    "with wgmma, forced \\| \\d",
+  ],
+  ["a fault is in the table", "FAIL", "^\\| head \\| failed: the GPU failed to run a kernel"],
+])(
+  "%s",
+  async (_, setting, row) => {
+    const bundle = join(root, "build", "gpu-bench.mjs");
+    const args = [bundle, "--small", "--only", "ops,head"];
+    const env = { ...environment, [`UNIFLUID_SIMT_${setting}`]: "1" };
+    const found = await promised(process.execPath, args, { env }).catch((error) => error);
+    expect(found.stdout).toMatch(new RegExp(row, "m"));
+  },
+  120_000,
+);

@@ -105,9 +105,9 @@ export interface Backend {
     args: { x: Matrix; weight: Float32Array },
     steps: number,
   ): { out: Float32Array; graphs: number };
-  /** Seconds that an operation takes on random inputs of these sizes (test/addon/timing.cpp). */
+  /** Seconds a call of each round, on random inputs of these sizes (test/addon/timing.cpp). */
   time(
-    args: { repeats: number } & (
+    args: { repeats: number; rounds: number } & (
       | { operation: "copy"; rows: number; cols: number }
       | { operation: "linear"; m: number; k: number; n: number }
       | {
@@ -128,7 +128,7 @@ export interface Backend {
           tokens: number;
         }
     ),
-  ): number;
+  ): number[];
   close(): void;
 
   /** `inPlace`: the output is `residual`'s memory. */

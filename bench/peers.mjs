@@ -1,0 +1,54 @@
+// Runs the PyTorch sides of benchmarks: programs in Python that answer in lines of JSON and may take no longer than
+// they are given.
+import { spawn } from "node:child_process";
+import { createInterface } from "node:readline";
+
+export class Peer {
+  /** `limit`: seconds that the whole program may take; it is killed then. */
+  constructor(python, args, limit) {
+    this.child = spawn(python, args, { stdio: ["pipe", "pipe", "inherit"] });
+    this.lines = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
+    this.ended = new Promise((resolve) => {
+      this.child.once("error", (error) => resolve(`${python} did not start: ${error.message}`));
+      this.child.once("exit", (status, signal) => {
+        clearTimeout(this.timer);
+        resolve(status === 0 ? null : `the program ended with ${signal ?? `status ${status}`}`);
+      });
+    });
+    // A program that has ended reads no more.
+    this.child.stdin.on("error", () => {});
+    this.timer = setTimeout(() => {
+      this.late = `not done within ${Math.round(limit)} s`;
+      this.child.kill("SIGKILL");
+    }, limit * 1000);
+  }
+
+  /** The next answer; null at the end of the program. */
+  async next() {
+    for (;;) {
+      const { value, done } = await this.lines.next();
+      if (done) return null;
+      // Libraries print what they like.
+      if (value.startsWith("{")) return JSON.parse(value);
+    }
+  }
+
+  /** Asks for one more answer, of programs that wait for a line on standard input. */
+  ask() {
+    this.child.stdin.write("\n");
+    return this.next();
+  }
+
+  kill() {
+    this.child.kill("SIGKILL");
+    return this.ended;
+  }
+
+  /** Waits for the end. Why it ended early; null where it did not. */
+  async end() {
+    this.child.stdin.end();
+    const reason = await this.ended;
+    clearTimeout(this.timer);
+    return this.late ?? reason;
+  }
+}

@@ -1,0 +1,202 @@
+/** What is checked of a CUDA library on a device, beside the CPU: operations, whole models, steps of training. */
+import { basename } from "node:path";
+import { UniFluid } from "../../lib";
+import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import type { NativeTrainerOptions } from "../../lib/native";
+import { families } from "../cuda/cases";
+import { QUICK } from "../cuda/cases/quick";
+import { type Comparison, compare, FLOAT32_SHARE } from "./cuda-cases";
+import { Random } from "./numbers";
+import { addon, type Backend } from "./ops";
+import { relativeError } from "./parity";
+import { batchOf, createTrainer, norm, picturesOf, readFloats, trained } from "./training";
+
+/** Whether Hopper's warpgroups are used, of a backend that opens (cuda/kernels/warpgroup_probe.h). */
+export const WARPGROUPS = "UNIFLUID_CUDA_WARPGROUPS";
+
+/** Of the largest latent or logit; float32 as the issue of parity asks, bfloat16 as in test/cuda/model.test.ts. */
+const MODEL_TOLERANCES = { float32: 1e-3, bfloat16: 0.15 } as const;
+
+/** Losses to rounding, gradients of all weights together; bfloat16 rounds the operands of products. */
+const TRAINING_TOLERANCES = {
+  f32: { loss: 1e-5, gradient: 1e-4 },
+  bf16: { loss: 1e-2, gradient: 0.05 },
+} as const;
+
+const SETTINGS = { seed: 7, steps: 4 };
+
+export interface DeviceCheckOptions {
+  library: string;
+  /** A case or two of each kernel. */
+  quick: boolean;
+  /** What is too large for the simulation is left out. */
+  simulated: boolean;
+}
+
+export class DeviceChecks {
+  failures = 0;
+
+  constructor(readonly options: DeviceCheckOptions) {}
+
+  /** Opens a backend, which tries Hopper's kernels, and multiplies. */
+  open(): void {
+    const compared = "linear [64, 72] by 96";
+    const cuda = new addon.TestBackend({ library: this.options.library, compute: "bf16" });
+    console.log(cuda.description());
+    const cpu = new addon.TestBackend({ threads: 1 });
+    const found = families.linear!.cases.find(({ name }) => name === compared)!;
+    this.compare(`bf16 ${compared}`, () => compare(found, cuda, cpu, () => new Random(7)));
+    cuda.close();
+    cpu.close();
+  }
+
+  /** Its cases in float32 and bfloat16, and rows alone beside rows in company. */
+  family(family: string): void {
+    const cpu = new addon.TestBackend({ threads: this.options.simulated ? 1 : 4 });
+    for (const compute of ["f32", "bf16"] as const) {
+      // Training's activations are float32, and its products round their operands.
+      if (compute === "bf16" && families[family]!.training) continue;
+      const cuda = new addon.TestBackend({ library: this.options.library, compute });
+      console.log(cuda.description());
+      this.cases(family, compute, cuda, cpu);
+      // Forced, Hopper's kernels may round otherwise than those that few rows take.
+      if (process.env[WARPGROUPS] !== "1") this.company(family, compute, cuda);
+      cuda.close();
+    }
+    cpu.close();
+  }
+
+  /** Of each kernel what a sanitizer has the time for, in one process. */
+  everyKernel(): void {
+    for (const family of Object.keys(families)) this.family(family);
+  }
+
+  private cases(family: string, compute: "f32" | "bf16", cuda: Backend, cpu: Backend): void {
+    const { quick, simulated } = this.options;
+    const { cases, training } = families[family]!;
+    const share = compute === "f32" && !training ? FLOAT32_SHARE : 1;
+    const chosen = cases.filter(({ name, deviceOnly }) =>
+      quick ? QUICK[family]!.includes(name) : !(deviceOnly && simulated),
+    );
+    let worst = 0;
+    for (const c of chosen) {
+      const { seed } = new Random();
+      const found = this.compare(
+        `${compute} ${family}: ${c.name} (seed ${seed})`,
+        () => compare(c, cuda, cpu, () => new Random(seed)),
+        share,
+      );
+      // Of results that must be equal nothing may be used up.
+      if (found?.tolerance) worst = Math.max(worst, found.error / (found.tolerance * share));
+    }
+    const most = (100 * worst).toFixed(0);
+    console.log(`${compute} ${family}: ${chosen.length} cases; worst ${most} % of its tolerance`);
+  }
+
+  private company(family: string, compute: "f32" | "bf16", cuda: Backend): void {
+    const { invariants } = families[family]!;
+    const chosen = this.options.quick ? invariants.slice(0, 1) : invariants;
+    for (const c of chosen)
+      this.try(`${compute} ${family}, same bits in company: ${c.name}`, (title) => {
+        const { whole, alone } = c.run(cuda, new Random(7));
+        const same = Buffer.from(whole.buffer).equals(Buffer.from(alone.buffer));
+        this.report(title, same ? 0 : 1, 0);
+      });
+    console.log(`${compute} ${family}: ${chosen.length} cases of company`);
+  }
+
+  async model(directory: string, dtype: "float32" | "bfloat16"): Promise<void> {
+    const name = basename(directory);
+    const cpu = await UniFluid.load(directory, { device: "cpu" });
+    const cuda = await UniFluid.load(directory, { device: "cuda", dtype, maxSequences: 16 });
+    const draw = (model: UniFluid, seed = 7) =>
+      model.generateLatents("a large red circle", { ...SETTINGS, seed });
+    const alone = await draw(cuda);
+    // An untrained head of objective "ddpm" magnifies bfloat16's rounding till nothing else is left.
+    if (dtype === "float32" || name !== "unifluid-tiny")
+      this.report(
+        `${dtype} ${name}: latents`,
+        relativeError(alone, await draw(cpu)),
+        MODEL_TOLERANCES[dtype],
+      );
+    const among = draw(cuda);
+    const others = Array.from({ length: 7 }, (_, i) => draw(cuda, 100 + i));
+    const same = Buffer.from((await among).buffer).equals(Buffer.from(alone.buffer));
+    await Promise.all(others);
+    this.report(`${dtype} ${name}: a drawing among 8 is the drawing alone`, same ? 0 : 1, 0);
+    const size = cuda.info.image!.size;
+    const pixels = Uint8Array.from({ length: size * size * 3 }, (_, i) => (i * 7) % 251);
+    const logits = (model: UniFluid) =>
+      model.logits({ image: { pixels, width: size, height: size }, task: "caption" });
+    this.report(
+      `${dtype} ${name}: logits`,
+      relativeError(await logits(cuda), await logits(cpu)),
+      dtype === "float32" ? 1e-4 : 0.05,
+    );
+    console.log(`${dtype} ${name}: drawn, in company, and described`);
+    await Promise.all([cpu.dispose(), cuda.dispose()]);
+  }
+
+  /** One step of training: losses, and the gradients of every tensor. `vae`: the autoencoder's. */
+  async training(directory: string, compute: "f32" | "bf16", vae: boolean): Promise<void> {
+    const { spec } = await readCheckpoint(directory);
+    const options = {
+      compute,
+      // With beta1 = 0 the first moment is the gradient.
+      beta1: 0,
+      clipNorm: 0,
+      ...(vae && { vae: { klWeight: 1e-3 } }),
+    };
+    const step = async (change: Partial<NativeTrainerOptions>) => {
+      const trainer = await createTrainer(spec, { ...options, ...change });
+      const at = { step: 1, learningRate: 0 };
+      const result = vae
+        ? await trainer.step([picturesOf(spec, 1)], at)
+        : await trainer.step([batchOf(spec, 1)], at);
+      const gradient = trained(spec, vae).map((name) => readFloats(trainer, name, "first"));
+      trainer.dispose();
+      const loss = result.vae?.loss ?? result.imageLoss + result.textLoss;
+      return { loss, gradient };
+    };
+    const cpu = await step({ compute: "f32" });
+    const { library } = this.options;
+    const cuda = await step({ cuda: { library, device: 0, dtype: "float32" } });
+    const far = cpu.gradient.map((g, i) => norm(g.map((v, k) => v - cuda.gradient[i]![k]!)));
+    const title = `training ${compute} ${basename(directory)}${vae ? ", autoencoder" : ""}`;
+    const allowed = TRAINING_TOLERANCES[compute];
+    this.report(`${title}: loss`, Math.abs(cuda.loss / cpu.loss - 1), allowed.loss);
+    const error = norm(far) / norm(cpu.gradient.map((g) => norm(g)));
+    this.report(`${title}: gradients`, error, allowed.gradient);
+    console.log(`${title}: gradients ${error.toPrecision(2)} from the CPU's`);
+  }
+
+  private compare(title: string, run: () => Comparison, share = 1): Comparison | undefined {
+    return this.try(title, () => {
+      const found = run();
+      this.report(title, found.error, found.tolerance * share, found.where);
+      return found;
+    });
+  }
+
+  /** An error is a failure of its case alone, unless the device is gone for the whole process. */
+  private try<T>(title: string, run: (title: string) => T): T | undefined {
+    try {
+      return run(title);
+    } catch (error) {
+      const { code, message } = error as { code?: string; message: string };
+      this.failures++;
+      console.log(`FAIL ${title}: ${message}`);
+      if (code === "DEVICE_ERROR") throw error;
+      return undefined;
+    }
+  }
+
+  private report(title: string, error: number, tolerance: number, where = ""): void {
+    const right = error <= tolerance;
+    if (!right) this.failures++;
+    if (!right || process.stdout.isTTY)
+      console.log(
+        `${right ? "ok  " : "FAIL"} ${title}: ${error.toPrecision(3)} of ${tolerance} ${where}`,
+      );
+  }
+}
