@@ -16,6 +16,14 @@ export interface Prefix {
   rows: number;
 }
 
+/** Not as arguments of a call, which can have no hundred thousand: a text that is too long must reach its check. */
+function behind(first: number, ids: readonly number[]): Int32Array {
+  const tokens = new Int32Array(1 + ids.length);
+  tokens[0] = first;
+  tokens.set(ids, 1);
+  return tokens;
+}
+
 export class PrefixBuilder {
   constructor(
     private readonly checkpoint: Checkpoint,
@@ -39,14 +47,14 @@ export class PrefixBuilder {
   /** `<bos>` and the text, as a plain Gemma continues it. */
   plain(text: string): Prefix {
     const { config, tokenizer } = this.checkpoint;
-    const tokens = Int32Array.of(config!.bosToken, ...tokenizer!.encode(text));
+    const tokens = behind(config!.bosToken, tokenizer!.encode(text));
     return { native: { tokens }, emptyTokens: tokens, rows: tokens.length };
   }
 
   private templateTokens(task: TemplateTask, text: string): Int32Array {
     const { config, tokenizer } = this.checkpoint;
     const ids = tokenizer!.encode(fillTemplate(config!.templates, task, text));
-    return Int32Array.of(config!.bosToken, ...ids);
+    return behind(config!.bosToken, ids);
   }
 
   /** Adds the pixels that a task looks at; the rows that they take. */

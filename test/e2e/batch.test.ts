@@ -123,6 +123,23 @@ test("does mixed jobs, and tells of those that cannot be done", async () => {
   expect(other).toMatchObject({ code: 2, err: expect.stringContaining("JOBS_CHANGED") });
 });
 
+test("records beyond every measure fail, and the others are done", async () => {
+  const line = { width: 1_100_000, height: 1, channels: 3, background: "red" } as const;
+  await sharp({ create: line }).png().toFile(join(folder, "line.png"));
+  write("jobs.jsonl", [
+    { image: "line.png" },
+    { prompt: "a ".repeat(200_000) },
+    { prompt: "a star", steps: 1 },
+  ]);
+  const { code } = await run(["jobs.jsonl", "--out", "out"]);
+  expect(code).toBe(7);
+  expect(results().map(({ error }) => (error as { code?: string } | undefined)?.code)).toEqual([
+    "IMAGE_TOO_LARGE",
+    "PROMPT_TOO_LONG",
+    undefined,
+  ]);
+});
+
 test("killed at any moment and started again, it does what is missing and nothing twice", async () => {
   const prompts = Array.from({ length: 40 }, (_, i) => ({ prompt: `a star ${i}` }));
   write("jobs.jsonl", prompts);
