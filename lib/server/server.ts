@@ -10,7 +10,11 @@ import { finished } from "node:stream";
 import cors from "@fastify/cors";
 import multipart from "@fastify/multipart";
 import rateLimit from "@fastify/rate-limit";
-import fastify, { type FastifyInstance, type FastifyRequest } from "fastify";
+import fastify, {
+  type FastifyInstance,
+  type FastifyRequest,
+  type FastifyServerOptions,
+} from "fastify";
 import type { UniFluid } from "../model.js";
 import { ApiKeys } from "./api-keys.js";
 import { registerChat } from "./chat.js";
@@ -51,7 +55,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   const settings = serverSettings(options);
   const app = fastify({
     logger: settings.logger,
-    trustProxy: settings.trustProxy,
+    trustProxy: trustedProxies(settings),
     bodyLimit: settings.maxBodyBytes,
     // Its own 503 has not the form of our errors; the hook below answers while the server closes.
     return503OnClosing: false,
@@ -101,7 +105,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
     },
   });
   app.register(async (scope) => {
-    await limitRate(scope, settings);
+    await limitRate(scope, keys, settings);
     registerMetrics(scope, context);
     registerSystem(scope, context);
     registerImages(scope, context);
@@ -162,13 +166,24 @@ function refuseOtherOrigins(request: FastifyRequest, { corsOrigins }: ServerSett
   throw new HttpError(403, "ORIGIN_REFUSED", "pages of other origins may not call this server");
 }
 
-async function limitRate(app: FastifyInstance, settings: ServerSettings): Promise<void> {
-  const { rateLimit: max } = settings;
+/** Never all of `X-Forwarded-For`: what its sender wrote there comes first. */
+function trustedProxies({ trustProxy }: ServerSettings): FastifyServerOptions["trustProxy"] {
+  if (typeof trustProxy === "object") return [...trustProxy];
+  const hops = Number(trustProxy);
+  // A number would make fastify trust nobody.
+  return hops > 0 && ((_address, hop) => hop < hops);
+}
+
+async function limitRate(
+  app: FastifyInstance,
+  keys: ApiKeys,
+  { rateLimit: max }: ServerSettings,
+): Promise<void> {
   if (max === undefined) return;
   await app.register(rateLimit, {
     max,
     timeWindow: 60_000,
-    keyGenerator: (request) => request.headers.authorization ?? request.ip,
+    keyGenerator: (request) => keys.senderOf(request),
     allowList: (request) => request.method !== "POST",
   });
 }
