@@ -7,7 +7,7 @@ import { integerOption, invalidOption, optionsObject } from "../options.js";
 export interface ServerOptions {
   /** Keys of which a request must bear one (`Authorization: Bearer KEY`). None: everybody is served. */
   apiKeys?: readonly string[];
-  /** Bytes that a request's body may have. Default 20 MiB. */
+  /** Bytes that a request's body may have, a form's in all. Default 20 MiB. */
   maxBodyBytes?: number;
   /** Pixels that an image may have. Default 16 million. */
   maxPixels?: number;

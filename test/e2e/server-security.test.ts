@@ -285,6 +285,28 @@ describe("forms", () => {
     expect(await outcome(await form(fields))).toEqual([status, code]);
   });
 
+  describe("beyond the limit in all", () => {
+    const half = "x".repeat(150_000);
+    const file = (name: string) =>
+      `--B\r\nContent-Disposition: form-data; name="${name}"; filename="a.png"\r\n\r\n${half}\r\n`;
+    const chunk = (text: string) => `${text.length.toString(16)}\r\n${text}\r\n`;
+    const head = (how: string) =>
+      `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\n${how}\r\n\r\n`;
+
+    test.each<[string, string]>([
+      ["by its length, before anything of it comes", head("Content-Length: 300500")],
+      [
+        "by what came, before it ends",
+        head("Transfer-Encoding: chunked") + chunk(file("image")) + chunk(file("image[]")),
+      ],
+      ["before the first part", head("Transfer-Encoding: chunked") + chunk(half) + chunk(half)],
+    ])("is refused %s", async (_name, text) => {
+      const answer = await raw(text);
+      expect(answer).toMatch(/^HTTP\/1\.1 413 /);
+      expect(answer).toContain("BODY_TOO_LARGE");
+    });
+  });
+
   test("a form cut short ends the request", async () => {
     const head = `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: 500\r\n\r\n--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nabc`;
     await raw(head, { endAfter: 100 });
