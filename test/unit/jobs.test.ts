@@ -1,9 +1,10 @@
 /** Files of jobs: what a record means, how it is read, and what a folder remembers. */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import files from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
-import { Readable } from "node:stream";
+import { PassThrough, Readable } from "node:stream";
 import { formatOf, type JobFormat, readRecords } from "../../lib/jobs/reader";
 import { fingerprint, imagePath, jobOf, pictureName } from "../../lib/jobs/record";
 import { DoneIndex, ResultsFolder } from "../../lib/jobs/results";
@@ -163,6 +164,19 @@ describe("files", () => {
   });
 });
 
+test("a signal ends the reading of a stream on which nothing comes", async () => {
+  for (const format of ["jsonl", "csv", "lines"] as const) {
+    const controller = new AbortController();
+    const stream = new PassThrough();
+    const records = readRecords(stream, format, controller.signal);
+    const next = records.next();
+    const reason = new Error("enough");
+    controller.abort(reason);
+    await expect(next).rejects.toBe(reason);
+    expect(stream.destroyed).toBe(true);
+  }
+});
+
 describe("a folder of results", () => {
   let path: string;
   beforeEach(() => {
@@ -253,5 +267,39 @@ describe("a folder of results", () => {
     await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({
       message: expect.stringContaining("process 1 on another.example"),
     });
+  });
+
+  test("a lock that was taken over a moment ago is left to its new owner", async () => {
+    const lock = join(path, ".results.jsonl.lock");
+    const of = (pid: number) => JSON.stringify({ pid, host: hostname(), shard: whole });
+    writeFileSync(lock, of(2 ** 30));
+    const { readFile } = files;
+    const reading = jest.spyOn(files, "readFile").mockImplementationOnce(async (...args) => {
+      const stale = await readFile(...args);
+      // Another process does the same, and is quicker.
+      writeFileSync(lock, of(process.ppid));
+      return stale;
+    });
+    try {
+      await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({
+        code: "OUTPUT_LOCKED",
+        message: expect.stringContaining(`process ${process.ppid} `),
+      });
+      expect(readFileSync(lock, "utf8")).toBe(of(process.ppid));
+      expect(readdirSync(path)).toEqual([".results.jsonl.lock"]);
+    } finally {
+      reading.mockRestore();
+    }
+  });
+
+  test("a success stands, whatever another file says", async () => {
+    const line = (index: number, error?: object) =>
+      `${JSON.stringify({ index, fingerprint: 7, error })}\n`;
+    const failure = { code: "INSUFFICIENT_MEMORY", message: "" };
+    writeFileSync(join(path, "results-1-of-2.jsonl"), line(0) + line(2, failure));
+    writeFileSync(join(path, "results.jsonl"), line(0, failure) + line(2) + line(4, failure));
+    const folder = await ResultsFolder.open(path, whole);
+    expect([0, 2, 4].map((index) => folder.done.get(index).failed)).toEqual([false, false, true]);
+    await folder.close();
   });
 });
