@@ -1,10 +1,11 @@
 /** What a server on a network meets: bodies and headers made to hurt, wrong keys, clients that go away. */
 
 import { readFileSync } from "node:fs";
-import { connect } from "node:net";
+import { type AddressInfo, connect } from "node:net";
 import { join } from "node:path";
 import { crc32, deflateSync } from "node:zlib";
 import { UniFluid } from "../../lib/index";
+import { createServer } from "../../lib/server/server";
 import { idle, post, type RunningServer, startServer } from "../support/server";
 
 const photo = readFileSync(join(__dirname, "../fixtures/shapes-64/expected/caption0.png"));
@@ -397,7 +398,19 @@ test("a page of another origin cannot send forms", async () => {
   };
   const evil = { origin: "https://evil.example", "sec-fetch-site": "cross-site" };
   expect(await send(server.url, evil)).toEqual([403, "ORIGIN_REFUSED"]);
+  for (const headers of [
+    { origin: server.url.replace("127.0.0.1", "localhost"), "sec-fetch-site": "same-site" },
+    { origin: "http://127.0.0.1:1", "sec-fetch-site": "same-site" },
+    { "sec-fetch-site": "same-site" },
+    // As browsers send to hosts without TLS.
+    { origin: "http://192.168.0.9" },
+    { origin: "null" },
+    { origin: server.url.replace("http:", "https:") },
+  ] as Record<string, string>[]) {
+    expect([headers, await send(server.url, headers)]).toEqual([headers, [403, "ORIGIN_REFUSED"]]);
+  }
   expect(await send(server.url, { "sec-fetch-site": "same-origin" })).toEqual([200, undefined]);
+  expect(await send(server.url, { origin: server.url })).toEqual([200, undefined]);
   const open = await startServer(model, { corsOrigins: ["https://app.example"] });
   try {
     expect(await send(open.url, evil)).toEqual([403, "ORIGIN_REFUSED"]);
@@ -436,6 +449,33 @@ test("what is no HTTP is answered in the form of all errors", async () => {
   const answer = await raw("hello\r\n\r\n");
   const body = JSON.parse(answer.slice(answer.indexOf("{")));
   expect(body.error).toMatchObject({ code: "BAD_REQUEST", type: "invalid_request_error" });
+});
+
+test("drain waits until an answer is sent, not only made", async () => {
+  const app = createServer(model);
+  let made = () => {};
+  const isMade = new Promise<void>((resolve) => {
+    made = resolve;
+  });
+  let send = () => {};
+  const maySend = new Promise<void>((resolve) => {
+    send = resolve;
+  });
+  app.addHook("onSend", async (request) => {
+    if (request.method !== "POST") return;
+    made();
+    await maySend;
+  });
+  await app.listen({ host: "127.0.0.1", port: 0 });
+  const { port } = app.server.address() as AddressInfo;
+  const answer = post(`http://127.0.0.1:${port}/v1/images/generations`, { prompt: "a", steps: 1 });
+  await isMade;
+  const drained = app.drain(60_000);
+  // Longer than connections are left when nothing is waited for.
+  await new Promise((resolve) => setTimeout(resolve, 1500));
+  send();
+  expect((await answer).status).toBe(200);
+  await drained;
 });
 
 describe("clients that go away", () => {
