@@ -96,6 +96,9 @@ describe("bodies", () => {
     ["constructor", '{"prompt":"a","constructor":{"prototype":{"n":5}}}', 400, "INVALID_JSON"],
     ["a huge number", '{"prompt":"a","n":1e999}', 422, "INVALID_OPTION"],
     ["a number that is none", '{"prompt":"a","steps":"NaN"}', 422, "INVALID_OPTION"],
+    ["a list as number", '{"prompt":"a","steps":[1]}', 422, "INVALID_OPTION"],
+    ["true as number", '{"prompt":"a","n":true}', 422, "INVALID_OPTION"],
+    ["an empty text as number", '{"prompt":"a","guidance":""}', 422, "INVALID_OPTION"],
     ["an object as prompt", '{"prompt":{"toString":"x"}}', 422, "INVALID_OPTION"],
     ["a negative seed", '{"prompt":"a","seed":-1}', 422, "INVALID_OPTION"],
     ["a fractional seed", '{"prompt":"a","seed":1.5}', 422, "INVALID_OPTION"],
@@ -103,6 +106,11 @@ describe("bodies", () => {
   ])("%s", async (_name, body, status, code) => {
     const answer = await post(generations(), body);
     expect([answer.status, answer.body.error?.code]).toEqual([status, code]);
+  });
+
+  test("null as number is an absent one", async () => {
+    const answer = await post(generations(), '{"prompt":"a","steps":1,"n":null,"guidance":null}');
+    expect([answer.status, answer.body.data?.length]).toEqual([200, 1]);
   });
 
   test("other content types are refused", async () => {

@@ -8,6 +8,7 @@ import { PassThrough, Readable } from "node:stream";
 import { formatOf, type JobFormat, readRecords } from "../../lib/jobs/reader";
 import { fingerprint, imagePath, jobOf, pictureName } from "../../lib/jobs/record";
 import { DoneIndex, ResultsFolder } from "../../lib/jobs/results";
+import { enqueueRecords, type QueuedRecord, type RecordQueue } from "../../lib/queue/queue";
 
 const defaults = { options: { steps: 4, maxNewTokens: 9 }, seed: 100n };
 const job = (value: unknown, index = 3) => jobOf(value, index, defaults);
@@ -33,6 +34,17 @@ describe("a record's task", () => {
     expect(job(record)).toMatchObject({ index: 3, task, text });
   });
 
+  test("numbers may be texts, null is absent, and x0Limit may be infinite", () => {
+    const numbers = { steps: "7", guidance: " 1e1", temperature: null, x0Limit: "Infinity" };
+    expect(job({ prompt: "a", ...numbers }).options).toEqual({
+      seed: 103n,
+      steps: 7,
+      guidance: 10,
+      x0Limit: Infinity,
+    });
+    expect(job({ prompt: "a", steps: null }).options.steps).toBe(defaults.options.steps);
+  });
+
   test.each<[unknown, RegExp]>([
     [{}, /record 3: generate needs "prompt"/],
     [{ prompt: "a", image: "x.png" }, /caption takes no "prompt"/],
@@ -47,6 +59,15 @@ describe("a record's task", () => {
     [{ prompt: "a", id: "../../etc/passwd" }, /id: expected 1 to 100 letters/],
     [{ prompt: "a", id: ".hidden" }, /id: /],
     [{ prompt: "a", id: "" }, /id: /],
+    [{ prompt: "a", steps: "" }, /steps: /],
+    [{ prompt: "a", steps: [] }, /steps: /],
+    [{ prompt: "a", steps: true }, /steps: /],
+    [{ prompt: "a", steps: "1.5" }, /steps: /],
+    [{ prompt: "a", guidance: " " }, /guidance: /],
+    [{ prompt: "a", guidance: "Infinity" }, /guidance: /],
+    [{ prompt: "a", temperature: [1] }, /temperature: /],
+    [{ prompt: "a", x0Limit: "-Infinity" }, /x0Limit: /],
+    [{ image: "x.png", maxNewTokens: false }, /maxNewTokens: /],
     ["a star", /record 3: /],
     [null, /record 3: /],
     [[], /record 3: /],
@@ -162,6 +183,26 @@ describe("files", () => {
     // The text is 56 MB, and as objects several times that.
     expect(most - before).toBeLessThan(150 * 2 ** 20);
   });
+});
+
+test("a job that goes through a queue is the same one there", async () => {
+  const sent: { data: QueuedRecord }[] = [];
+  const queue = { addBulk: async (jobs: typeof sent) => void sent.push(...jobs) };
+  const record = { prompt: "a", x0Limit: "Infinity", seed: "18446744073709551615" };
+  async function* records() {
+    yield { index: 0, value: record };
+  }
+  await enqueueRecords(queue as unknown as RecordQueue, records(), {
+    run: "r",
+    defaults,
+    attempts: 1,
+    signal: new AbortController().signal,
+    onRecord: () => {},
+  });
+  const { data } = JSON.parse(JSON.stringify(sent[0])) as { data: QueuedRecord };
+  const there = jobOf(data.record, 0, { options: {}, seed: 0n });
+  expect(there).toEqual(job(record, 0));
+  expect(fingerprint(there)).toBe(data.fingerprint);
 });
 
 test("a signal ends the reading of a stream on which nothing comes", async () => {
