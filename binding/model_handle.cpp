@@ -1,6 +1,7 @@
 #include "binding/model_handle.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -9,19 +10,83 @@
 
 namespace unifluid::binding {
 
+namespace {
+
+bool ends(const Event& event) {
+  return std::holds_alternative<DoneEvent>(event.what) ||
+         std::holds_alternative<ErrorEvent>(event.what);
+}
+
+}  // namespace
+
 // The way of events from the engine's thread to JavaScript's. While requests are open it keeps the
 // process alive; an idle model does not.
-struct ModelHandle::Channel {
-  Napi::ThreadSafeFunction function;
-  std::unordered_set<uint64_t> open;  // JavaScript's thread only
+class ModelHandle::Channel {
+ public:
+  static std::shared_ptr<Channel> open(Napi::Env env, Napi::Function callback) {
+    auto channel = std::make_shared<Channel>();
+    // Node frees the function when the environment ends, whoever still holds it; the finalizer runs
+    // just before, and keeps the channel for what is delivered until then.
+    channel->function_ = Function::New(env, callback, "unifluid events", 0, 1, channel.get(),
+                                       [channel](Napi::Env, void*, Channel*) { channel->leave(); });
+    channel->function_.Unref(env);
+    return channel;
+  }
 
+  // Any thread.
+  void send(std::vector<Event>&& events) {
+    const std::lock_guard lock(mutex_);
+    if (gone_) return;
+    auto* raw = new std::vector<Event>(std::move(events));
+    if (function_.NonBlockingCall(raw) != napi_ok) delete raw;
+  }
+  // Any thread. What was sent before is still delivered.
+  void release() {
+    const std::lock_guard lock(mutex_);
+    if (!gone_) function_.Release();
+    gone_ = true;
+  }
+
+  // JavaScript's thread only.
   void opened(Napi::Env env, uint64_t id) {
-    if (open.empty()) function.Ref(env);
-    open.insert(id);
+    if (open_.empty()) function_.Ref(env);
+    open_.insert(id);
   }
   void closed(Napi::Env env, uint64_t id) {
-    if (open.erase(id) && open.empty()) function.Unref(env);
+    if (open_.erase(id) && open_.empty()) function_.Unref(env);
   }
+
+ private:
+  static void deliver(Napi::Env env, Napi::Function callback, Channel* channel,
+                      std::vector<Event>* raw) {
+    const std::unique_ptr<std::vector<Event>> events(raw);
+    if (static_cast<napi_env>(env) == nullptr) return;  // the environment has ended
+    try {
+      for (const Event& event : *events)
+        if (ends(event)) channel->closed(env, event.id);
+      callback.Call({to_js(env, *events)});
+    } catch (const Napi::Error& error) {
+      rethrow(error);
+    }
+  }
+  // An error of the callback's is JavaScript's to report. While the environment ends every call
+  // fails, this one too: then there is nobody to tell.
+  static void rethrow(const Napi::Error& error) {
+    try {
+      error.ThrowAsJavaScriptException();
+    } catch (const Napi::Error&) {
+    }
+  }
+  void leave() {
+    const std::lock_guard lock(mutex_);
+    gone_ = true;
+  }
+
+  using Function = Napi::TypedThreadSafeFunction<Channel, std::vector<Event>, deliver>;
+  Function function_;
+  std::mutex mutex_;
+  bool gone_ = false;  // `function_` is not to be touched any more
+  std::unordered_set<uint64_t> open_;
 };
 
 namespace {
@@ -31,11 +96,6 @@ struct Loaded {
   std::shared_ptr<void> channel;
   std::shared_ptr<Engine> engine;
 };
-
-bool ends(const Event& event) {
-  return std::holds_alternative<DoneEvent>(event.what) ||
-         std::holds_alternative<ErrorEvent>(event.what);
-}
 
 }  // namespace
 
@@ -55,24 +115,8 @@ Napi::Value ModelHandle::load(const Napi::CallbackInfo& info) {
     const LoadOptions options = load_options(info[1]);
     if (!info[2].IsFunction())
       throw Error(error_code::kInvalidArgument, "expected a function for the events");
-    auto channel = std::make_shared<Channel>();
-    channel->function =
-        Napi::ThreadSafeFunction::New(env, info[2].As<Napi::Function>(), "unifluid events", 0, 1);
-    channel->function.Unref(env);
-
-    auto deliver = [channel = std::weak_ptr(channel)](Napi::Env env, Napi::Function callback,
-                                                      std::vector<Event>* raw) {
-      const std::unique_ptr<std::vector<Event>> events(raw);
-      const auto open = channel.lock();
-      if (static_cast<napi_env>(env) == nullptr || !open) return;  // the environment is ending
-      for (const Event& event : *events)
-        if (ends(event)) open->closed(env, event.id);
-      callback.Call({to_js(env, *events)});
-    };
-    auto sink = [channel, deliver](std::vector<Event>&& events) {
-      auto* raw = new std::vector<Event>(std::move(events));
-      if (channel->function.NonBlockingCall(raw, deliver) != napi_ok) delete raw;
-    };
+    const auto channel = Channel::open(env, info[2].As<Napi::Function>());
+    auto sink = [channel](std::vector<Event>&& events) { channel->send(std::move(events)); };
 
     auto engine = std::make_shared<std::shared_ptr<Engine>>();
     return Task::start(
@@ -84,7 +128,7 @@ Napi::Value ModelHandle::load(const Napi::CallbackInfo& info) {
                                         open_backend(options.resources));
             *engine = std::make_shared<Engine>(std::move(model), options.limits, sink);
           } catch (...) {
-            channel->function.Release();
+            channel->release();
             throw;
           }
         },
@@ -120,7 +164,7 @@ void ModelHandle::stop() {
   if (!engine_) return;
   engine_->stop();
   engine_.reset();
-  channel_->function.Release();
+  channel_->release();
 }
 
 Napi::Value ModelHandle::description(const Napi::CallbackInfo& info) {

@@ -37,7 +37,7 @@ class ModelHandle : public Napi::ObjectWrap<ModelHandle> {
   void stop();
 
  private:
-  struct Channel;
+  class Channel;
 
   Napi::Value description(const Napi::CallbackInfo& info);
   Napi::Value submit(const Napi::CallbackInfo& info);

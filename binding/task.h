@@ -37,9 +37,17 @@ class Task : public Napi::AsyncWorker {
       error_ = std::current_exception();
     }
   }
+  // While its environment ends, Node still completes tasks, but no call of JavaScript's succeeds
+  // any more, not even that which rejects. Nobody waits for the promise then.
   void OnOK() override {
+    const Napi::HandleScope scope(Env());
+    try {
+      settle();
+    } catch (const Napi::Error&) {
+    }
+  }
+  void settle() {
     const Napi::Env env = Env();
-    const Napi::HandleScope scope(env);
     try {
       if (error_) std::rethrow_exception(error_);
       deferred_.Resolve(result_(env));

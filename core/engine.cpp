@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <new>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -22,6 +23,34 @@ constexpr int64_t kPrefillRows = 512;
 constexpr int64_t kScoreRows = 64;
 // Workspace kept from step to step; more is given back (the VAE at a large size).
 constexpr size_t kWorkspaceKept = size_t{256} << 20;
+// Tensors of a step of the decoder, with room to spare; each may lose a line to its alignment.
+constexpr size_t kStepSlack = 16 * 64;
+
+// Rows of the largest step while prefixes are run in this order, as `gather` takes them, beside the
+// streams that are written already.
+int64_t largest_step_of(std::vector<PendingRows> prefixes, int64_t others) {
+  int64_t most = others + static_cast<int64_t>(prefixes.size());
+  size_t done = 0;  // those before are written by now, a row each
+  while (done < prefixes.size()) {
+    int64_t rows = others + static_cast<int64_t>(done);
+    int64_t budget = kPrefillRows;
+    for (size_t i = done; i < prefixes.size() && budget > 0; ++i) {
+      const int64_t count = prefixes[i].next(budget);
+      prefixes[i].run(count);
+      rows += count;
+      budget -= count;
+    }
+    while (done < prefixes.size() && prefixes[done].left == 0) ++done;
+    most = std::max(most, rows);
+  }
+  return most;
+}
+
+bool lacks_memory(const std::exception& error) {
+  const auto* known = dynamic_cast<const Error*>(&error);
+  return known ? known->code() == error_code::kInsufficientMemory
+               : dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
+}
 
 }  // namespace
 
@@ -145,17 +174,53 @@ size_t Engine::running_bytes() const {
   return bytes;
 }
 
-// Even with all that runs out of the way.
-bool Engine::never_fits(size_t bytes) const {
-  return bytes > model_->backend->available() + running_bytes();
+// What a step of the decoder takes: for its rows, and for those that logits are made of.
+size_t Engine::step_bytes(int64_t rows, int64_t logits_rows) const {
+  const TextConfig& text = *model_->config.text;
+  const size_t width = size_of(model_->backend->activation_type());
+  const size_t logits = static_cast<size_t>(text.hidden_size) * width +
+                        static_cast<size_t>(text.vocab_size) * sizeof(float);
+  return static_cast<size_t>(rows) * limits_.row_activation_bytes / sizeof(float) * width +
+         static_cast<size_t>(logits_rows) * logits + kStepSlack;
 }
 
-// What the workspace may still have to grow for a step that also has the rows of `next`.
-size_t Engine::step_bytes(const Request& next) const {
-  int64_t rows = std::min(prefix_rows(next, *model_), kPrefillRows);
-  for (const auto& sequence : running_) rows += static_cast<int64_t>(sequence->streams.size());
-  const size_t needed = std::max(static_cast<size_t>(rows) * limits_.row_activation_bytes,
-                                 limits_.fixed_activation_bytes);
+// What the largest step of a sequence takes when nothing else runs.
+size_t Engine::alone_bytes(const Request& request) const {
+  std::vector<PendingRows> prefixes = pending_rows(request, *model_);
+  if (prefixes.empty()) return 0;
+  const bool text = std::holds_alternative<TextRequest>(request);
+  return step_bytes(largest_step_of(std::move(prefixes), 0), text ? 1 : 0);
+}
+
+// What the workspace may still have to grow for the largest step that is to come when `next` runs
+// beside all that runs already.
+size_t Engine::growth(const Waiting& next) const {
+  std::vector<PendingRows> prefixes;
+  int64_t others = 0, texts = std::holds_alternative<TextRequest>(next.request) ? 1 : 0;
+  // Prompts are run by rank.
+  bool added = false;
+  const auto add_next = [&] {
+    for (const PendingRows& rows : pending_rows(next.request, *model_)) prefixes.push_back(rows);
+    added = true;
+  };
+  for (const auto& sequence : running_) {
+    if (!added && next.rank < sequence->rank) add_next();
+    if (std::holds_alternative<TextState>(sequence->state)) ++texts;
+    for (const Stream& stream : sequence->streams)
+      if (stream.prefilling())
+        prefixes.push_back(stream.pending());
+      else
+        ++others;
+  }
+  if (!added) add_next();
+  size_t needed = limits_.fixed_activation_bytes;
+  if (model_->config.text)
+    needed = std::max(needed, step_bytes(largest_step_of(std::move(prefixes), others), texts));
+  return beyond_workspace(needed);
+}
+
+// What the workspace must still grow for a step that takes so much.
+size_t Engine::beyond_workspace(size_t needed) const {
   const size_t held = workspace_->bytes();
   return needed > held ? needed - held : 0;
 }
@@ -171,13 +236,16 @@ void Engine::admit() {
     const uint64_t id = next.id;
     try {
       const size_t bytes = sequence_bytes(next.request, *model_);
+      const size_t more = beyond_workspace(alone_bytes(next.request));
       const size_t available = model_->backend->available();
-      if (never_fits(bytes))
+      // Even with all that runs out of the way.
+      const size_t most = available + running_bytes();
+      if (bytes + more > most)
         throw Error(error_code::kInsufficientMemory,
-                    "the sequence needs " + std::to_string(bytes) + " bytes for its cache where " +
-                        std::to_string(available + running_bytes()) +
-                        " could be had with nothing else running");
-      if (bytes + step_bytes(next.request) > available && !running_.empty()) return;
+                    "the sequence needs " + std::to_string(bytes) + " bytes for its cache and " +
+                        std::to_string(more) + " for its prompt's largest step where " +
+                        std::to_string(most) + " could be had with nothing else running");
+      if (!running_.empty() && bytes + growth(next) > available) return;
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
       fail(id, error);
@@ -237,6 +305,16 @@ struct Engine::Step {
   Tensor hidden;  // [rows, d], the final norm's outputs
 
   int64_t first_image_row() const { return static_cast<int64_t>(texts.size()); }
+  // Rows of logits that are made at a time.
+  int64_t logits_rows() const {
+    int64_t sampled = static_cast<int64_t>(texts.size()), scored = 0;
+    for (const PrefixRun& run : prefixes) {
+      if (std::holds_alternative<TextState>(run.sequence->state)) ++sampled;
+      if (std::holds_alternative<ScoreState>(run.sequence->state))
+        scored = std::max(scored, std::min(kScoreRows, run.rows));
+    }
+    return std::max(sampled, scored);
+  }
   void add_span(Stream& s, int64_t count) {
     spans.push_back({rows, count, s.length, s.prefix_end, s.cache.data(), s.capacity});
     rows += count;
@@ -272,7 +350,7 @@ void Engine::gather(Step& step) {
   for (const auto& sequence : running_) {
     for (Stream& stream : sequence->streams) {
       if (!stream.prefilling() || budget <= 0) continue;
-      const int64_t count = stream.next_prefix_rows(budget);
+      const int64_t count = stream.pending().next(budget);
       step.prefixes.push_back({sequence.get(), &stream, step.rows, count, stream.length});
       step.add_span(stream, count);
       budget -= count;
@@ -280,11 +358,8 @@ void Engine::gather(Step& step) {
   }
 }
 
-void Engine::step() {
-  Workspace::Scope scope(*workspace_);
-  Backend& backend = *model_->backend;
-  Step step;
-  gather(step);
+// What comes out of the decoder for every row of a step. No sequence has advanced when it fails.
+void Engine::compute(Step& step) {
   const int64_t d = model_->config.text->hidden_size;
   const Tensor x = workspace_->tensor(step.rows, d);
   if (!step.text_ids.empty())
@@ -294,10 +369,37 @@ void Engine::step() {
     model_->image->embed(step.image_rows, x.slice(step.first_image_row(),
                                                   static_cast<int64_t>(step.image_rows.size())));
   for (const Step::PrefixRun& run : step.prefixes)
-    backend.copy(run.stream->prefix.slice(run.index, run.rows), x.slice(run.first_row, run.rows));
-
+    model_->backend->copy(run.stream->prefix.slice(run.index, run.rows),
+                          x.slice(run.first_row, run.rows));
   step.hidden = workspace_->tensor(step.rows, d);
   model_->decoder->forward(x, step.spans, *workspace_, step.hidden);
+}
+
+// A prompt for whose rows there is no memory after all fails alone; what it ran beside is tried
+// again without it. Returns whether there was one.
+bool Engine::drop_largest_prompt(const Step& step, const std::exception& error) {
+  if (!lacks_memory(error) || step.prefixes.empty()) return false;
+  model_->backend->synchronize();  // its memory is about to go
+  const auto largest = std::max_element(
+      step.prefixes.begin(), step.prefixes.end(),
+      [](const Step::PrefixRun& a, const Step::PrefixRun& b) { return a.rows < b.rows; });
+  fail(largest->sequence->id, error);
+  return true;
+}
+
+void Engine::step() {
+  Step step;
+  gather(step);
+  std::optional<Workspace::Scope> scope;
+  try {
+    // All that it takes, before any sequence has advanced.
+    workspace_->reserve(step_bytes(step.rows, step.logits_rows()));
+    scope.emplace(*workspace_);
+    compute(step);
+  } catch (const std::exception& error) {
+    if (!drop_largest_prompt(step, error)) throw;
+    return;
+  }
   for (Sequence* s : step.texts) ++s->streams.front().length;
   for (Sequence* s : step.images)
     for (Stream& stream : s->streams) ++stream.length;
@@ -306,7 +408,7 @@ void Engine::step() {
   finish_text(step);
   finish_scores(step);
   finish_drawings(step);
-  backend.submit();
+  model_->backend->submit();
   for (const Step::PrefixRun& run : step.prefixes) {
     if (run.stream->prefilling()) continue;
     run.stream->prefix = Tensor();

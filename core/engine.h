@@ -43,8 +43,9 @@ struct EngineLimits {
   int64_t max_sequences = 1;  // requests that run at once
   // Requests that may wait beside `max_sequences` that run; -1: any number.
   int64_t max_queue = -1;
-  // What activations are expected to take, of each row of a decoder's step and of the largest step
-  // of another kind: a sequence that would leave less waits while others run.
+  // What activations are expected to take in float32, of each row of a decoder's step and of the
+  // largest step of another kind: a sequence that would leave less waits while others run, and one
+  // whose own rows could never be run is refused.
   size_t row_activation_bytes = 0, fixed_activation_bytes = 0;
 };
 
@@ -83,12 +84,16 @@ class Engine {
   void take_inbox();
   void admit();
   size_t running_bytes() const;
-  bool never_fits(size_t bytes) const;
-  size_t step_bytes(const Request& next) const;
+  size_t step_bytes(int64_t rows, int64_t logits_rows) const;
+  size_t alone_bytes(const Request& request) const;
+  size_t growth(const Waiting& next) const;
+  size_t beyond_workspace(size_t needed) const;
   void start(Waiting&& waiting, int64_t& prefill);
   void step();
   void decode_next();
   void gather(Step& step);
+  void compute(Step& step);
+  bool drop_largest_prompt(const Step& step, const std::exception& error);
   void finish_text(Step& step);
   void finish_scores(Step& step);
   void finish_drawings(Step& step);

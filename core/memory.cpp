@@ -7,6 +7,7 @@ namespace unifluid {
 namespace {
 constexpr size_t kAlignment = 64;
 constexpr size_t kSmallestBlock = size_t{1} << 20;
+constexpr size_t kMostForLater = size_t{64} << 20;
 }  // namespace
 
 Tensor Workspace::tensor(int64_t rows, int64_t cols, DType type) {
@@ -18,12 +19,7 @@ Tensor Workspace::tensor(int64_t rows, int64_t cols, DType type) {
     used_ = 0;
   }
   if (block_ == blocks_.size()) {
-    // Doubling keeps the number of blocks small while a first step finds out what it needs, up to a
-    // size where the waste would count.
-    const size_t grown = std::min(this->bytes(), size_t{64} << 20);
-    const size_t wanted = std::max({bytes, grown, kSmallestBlock});
-    // What is only for later must not be what memory lacks.
-    blocks_.emplace_back(backend_, wanted <= backend_.available() ? wanted : bytes);
+    add_block(bytes, std::min(this->bytes(), kMostForLater));
     used_ = 0;
   }
   void* data = static_cast<char*>(blocks_[block_].data()) + used_;
@@ -34,6 +30,21 @@ Tensor Workspace::tensor(int64_t rows, int64_t cols, DType type) {
 void Workspace::rewind(size_t block, size_t used) {
   block_ = block;
   used_ = used;
+}
+
+// Doubling keeps the number of blocks small while a first step finds out what it needs, up to a
+// size where the waste would count.
+void Workspace::add_block(size_t bytes, size_t wanted) {
+  const size_t most = std::max({bytes, wanted, kSmallestBlock});
+  // What is only for later must not be what memory lacks.
+  blocks_.emplace_back(backend_, most <= backend_.available() ? most : bytes);
+}
+
+void Workspace::reserve(size_t bytes) {
+  if (!blocks_.empty() && blocks_.front().bytes() >= bytes) return;
+  const size_t held = this->bytes();
+  trim(0);
+  add_block(bytes, held + std::min(held, kMostForLater));
 }
 
 void Workspace::trim(size_t keep) {

@@ -70,6 +70,9 @@ class Workspace {
     size_t block_, used_;
   };
 
+  // Makes sure that so many bytes are there in one piece, at most 64 of which are lost to each
+  // tensor: only a larger step can then lack memory in its middle. No scope may be open.
+  void reserve(size_t bytes);
   // Gives blocks back to the backend if they exceed `keep` bytes. No scope may be open.
   void trim(size_t keep);
   size_t bytes() const;
@@ -77,6 +80,7 @@ class Workspace {
  private:
   friend class Scope;
   void rewind(size_t block, size_t used);
+  void add_block(size_t bytes, size_t wanted);
 
   Backend& backend_;
   std::vector<Block> blocks_;

@@ -8,12 +8,6 @@
 
 namespace unifluid {
 
-int64_t Stream::next_prefix_rows(int64_t budget) const {
-  const int64_t left = prefix.rows - length;
-  const int64_t together = length < prefix_end ? prefix_end - length : 0;
-  return std::min(left, std::max(together, budget));
-}
-
 float DrawState::guidance_at(int64_t k) const {
   if (!request.linear_guidance) return static_cast<float>(request.guidance);
   const double share = static_cast<double>(k + 1) / static_cast<double>(order.size());
@@ -105,34 +99,45 @@ int64_t size_of_tokens(const std::vector<int32_t>& tokens) {
   return static_cast<int64_t>(tokens.size());
 }
 
-struct PrefixRows {
-  const Model& model;
+// The rows of a stream whose last `causal` tokens belong to the suffix already.
+PendingRows stream_rows(int64_t image, int64_t tokens, int64_t causal, const Model& model) {
+  const int64_t rows = image + tokens;
+  return {rows, model.config.text->bidirectional_prefix ? rows - causal : 0};
+}
 
-  int64_t operator()(const TextRequest& r) const {
-    return image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens);
+struct RowsNeeded {
+  const Model& model;
+  using Rows = std::vector<PendingRows>;
+
+  Rows operator()(const TextRequest& r) const {
+    return {
+        stream_rows(image_row_count(r.prefix, model), size_of_tokens(r.prefix.tokens), 0, model)};
   }
-  int64_t operator()(const ScoreRequest& r) const {
-    return image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens) +
-           size_of_tokens(r.suffix);
+  Rows operator()(const ScoreRequest& r) const {
+    const int64_t suffix = size_of_tokens(r.suffix);
+    return {stream_rows(image_row_count(r.prefix, model), size_of_tokens(r.prefix.tokens) + suffix,
+                        suffix, model)};
   }
-  int64_t operator()(const DrawRequest& r) const {
+  Rows operator()(const DrawRequest& r) const {
     const int64_t image = image_row_count(r.prefix, model);
-    const int64_t rows = image + size_of_tokens(r.prefix.tokens);
-    return r.empty_tokens.empty() ? rows : rows + image + size_of_tokens(r.empty_tokens);
+    Rows rows{stream_rows(image, size_of_tokens(r.prefix.tokens), 0, model)};
+    if (!r.empty_tokens.empty())
+      rows.push_back(stream_rows(image, size_of_tokens(r.empty_tokens), 0, model));
+    return rows;
   }
-  int64_t operator()(const EncodeRequest&) const { return 0; }
-  int64_t operator()(const FeaturesRequest&) const { return 0; }
-  int64_t operator()(const DecodeRequest&) const { return 0; }
+  Rows operator()(const EncodeRequest&) const { return {}; }
+  Rows operator()(const FeaturesRequest&) const { return {}; }
+  Rows operator()(const DecodeRequest&) const { return {}; }
 };
 
 struct BytesNeeded {
   const Model& model;
 
   size_t operator()(const TextRequest& r) const {
-    return stream_bytes(PrefixRows{model}(r), r.max_new_tokens - 1, model);
+    return stream_bytes(RowsNeeded{model}(r).front().left, r.max_new_tokens - 1, model);
   }
   size_t operator()(const ScoreRequest& r) const {
-    return stream_bytes(PrefixRows{model}(r), 0, model);
+    return stream_bytes(RowsNeeded{model}(r).front().left, 0, model);
   }
   size_t operator()(const DrawRequest& r) const {
     const int64_t image = image_row_count(r.prefix, model), n = model.config.image->cells();
@@ -152,8 +157,8 @@ size_t sequence_bytes(const Request& request, const Model& model) {
   return std::visit(BytesNeeded{model}, request);
 }
 
-int64_t prefix_rows(const Request& request, const Model& model) {
-  return std::visit(PrefixRows{model}, request);
+std::vector<PendingRows> pending_rows(const Request& request, const Model& model) {
+  return std::visit(RowsNeeded{model}, request);
 }
 
 Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& workspace) {

@@ -2,6 +2,7 @@
 // state. Text, scores and images are three kinds; guidance gives an image sequence a second stream.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <variant>
 #include <vector>
@@ -11,6 +12,20 @@
 #include "core/request.h"
 
 namespace unifluid {
+
+// Rows of a prefix that are still to be run.
+struct PendingRows {
+  int64_t left;      // all of them
+  int64_t together;  // the first, which see each other in both directions
+
+  // Rows for the next step, when at most `budget` may run: a bidirectional part goes at once, since
+  // its rows need each other's keys in every layer.
+  int64_t next(int64_t budget) const { return std::min(left, std::max(together, budget)); }
+  void run(int64_t rows) {
+    left -= rows;
+    together = std::max<int64_t>(0, together - rows);
+  }
+};
 
 // Rows of one decoder sequence and their cache, one contiguous piece reserved at admission.
 struct Stream {
@@ -22,9 +37,9 @@ struct Stream {
   int64_t length = 0;      // rows run so far
 
   bool prefilling() const { return prefix && length < prefix.rows; }
-  // Rows of the prefix for the next step, when at most `budget` may run: a bidirectional part goes
-  // at once, since its rows need each other's keys in every layer.
-  int64_t next_prefix_rows(int64_t budget) const;
+  PendingRows pending() const {
+    return {prefix.rows - length, std::max<int64_t>(0, prefix_end - length)};
+  }
 };
 
 struct TextState {
@@ -60,8 +75,8 @@ struct Sequence {
 // Bytes that make_sequence will reserve for a request; 0 for those that are no sequences.
 size_t sequence_bytes(const Request& request, const Model& model);
 
-// Rows of a request's prefixes, all its streams together; 0 for those that are no sequences.
-int64_t prefix_rows(const Request& request, const Model& model);
+// The prefixes of a request, one a stream; none for those that are no sequences.
+std::vector<PendingRows> pending_rows(const Request& request, const Model& model);
 
 // Reserves the memory of a sequence and computes the rows of its prefix. Throws INSUFFICIENT_MEMORY
 // before anything runs.

@@ -102,7 +102,7 @@ export type ImageErrorCode =
   | "IMAGE_NOT_FOUND"
   /** Not an image, a damaged one, or one of an unknown format. */
   | "IMAGE_UNDECODABLE"
-  /** More pixels than allowed. */
+  /** More pixels than allowed, in all or along a side. */
   | "IMAGE_TOO_LARGE"
   /** Not a kind of value that an image can be given as, or pixels that do not fit width and height. */
   | "IMAGE_UNSUPPORTED_INPUT";

@@ -35,6 +35,9 @@ export interface DecodeOptions {
 
 const MAX_PIXELS = 64_000_000;
 
+/** The longest side that the addon resizes. */
+const MAX_SIDE = 2 ** 20;
+
 /** A file beyond this cannot be a picture of fewer pixels than allowed, but could fill the memory. */
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
 
@@ -201,8 +204,7 @@ async function decodeBytes(
       throw undecodable(cause);
     });
   signal?.throwIfAborted();
-  const pixelCount = header.width * header.height;
-  if (pixelCount > maxPixels) throw tooLarge(name, header.width, header.height, maxPixels);
+  checkSize(name, header.width, header.height, maxPixels);
 
   // failOn: a truncated file must not become a picture that is grey from there on. Warnings are let pass:
   // many cameras and programs write files that cause some.
@@ -224,11 +226,16 @@ function firstLine(text: string): string {
   return text.split("\n", 1)[0] ?? text;
 }
 
-function tooLarge(name: string, width: number, height: number, maxPixels: number) {
-  return new InvalidImageError(
-    "IMAGE_TOO_LARGE",
-    `${name} has ${width} x ${height} pixels; at most ${maxPixels} are decoded`,
-  );
+function checkSize(name: string, width: number, height: number, maxPixels: number): void {
+  const limit =
+    width * height > maxPixels
+      ? `at most ${maxPixels} are decoded`
+      : Math.max(width, height) > MAX_SIDE
+        ? `sides may have at most ${MAX_SIDE}`
+        : undefined;
+  if (limit === undefined) return;
+  const message = `${name} has ${width} x ${height} pixels; ${limit}`;
+  throw new InvalidImageError("IMAGE_TOO_LARGE", message);
 }
 
 /** Pixels of 1 (gray), 3 (RGB) or 4 (RGBA, laid on white) bytes as RGB. */
@@ -267,7 +274,7 @@ function fromRawPixels({ pixels, width, height }: RawPixels, maxPixels: number):
   if (count === 0) {
     throw new InvalidImageError("IMAGE_EMPTY", `an image of ${width} x ${height} pixels is empty`);
   }
-  if (count > maxPixels) throw tooLarge("the image", width, height, maxPixels);
+  checkSize("the image", width, height, maxPixels);
   const channels = pixels.length / count;
   if (channels !== 3 && channels !== 4) {
     throw unsuitable(

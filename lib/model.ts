@@ -274,7 +274,7 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, "caption");
     const pairs = pairsOf(images, "", "caption");
     const texts = await this.write(
-      (signal) => this.readPrefixes("caption", pairs, signal),
+      (signal) => this.prefixes.read("caption", pairs, signal),
       options,
     );
     return Array.isArray(images) ? texts.map(strip) : strip(texts[0]!);
@@ -287,7 +287,7 @@ export class UniFluid implements AsyncDisposable {
   ): AsyncGenerator<string, WrittenText, undefined> {
     requireAbility(this.checkpoint, "caption");
     return yield* this.writeStream(
-      (signal) => this.readPrefixes("caption", [[image, ""]], signal),
+      (signal) => this.prefixes.read("caption", [[image, ""]], signal),
       options,
       true,
     );
@@ -310,7 +310,10 @@ export class UniFluid implements AsyncDisposable {
   ): Promise<string | string[]> {
     requireAbility(this.checkpoint, "answer");
     const pairs = pairsOf(images, questions, "question");
-    const texts = await this.write((signal) => this.readPrefixes("answer", pairs, signal), options);
+    const texts = await this.write(
+      (signal) => this.prefixes.read("answer", pairs, signal),
+      options,
+    );
     const many = Array.isArray(images) || Array.isArray(questions);
     return many ? texts.map(strip) : strip(texts[0]!);
   }
@@ -324,7 +327,7 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, "answer");
     const pair = [image, stringOption("question", question)] as const;
     return yield* this.writeStream(
-      (signal) => this.readPrefixes("answer", [pair], signal),
+      (signal) => this.prefixes.read("answer", [pair], signal),
       options,
       true,
     );
@@ -458,7 +461,8 @@ export class UniFluid implements AsyncDisposable {
     } else {
       const task = choiceOption("task", o.task, ["caption", "answer"]);
       const question = task === "answer" ? stringOption("question", o.question) : "";
-      prefix = await this.prefixes.build(task, question, o.image as ImageInput, signal);
+      const pair = [o.image as ImageInput, question] as const;
+      [prefix] = (await this.prefixes.read(task, [pair], signal)) as [Prefix];
     }
     const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
     this.prefixes.checkLength(prefix.rows, suffix.length);
@@ -590,22 +594,11 @@ export class UniFluid implements AsyncDisposable {
   // ---- how ----
 
   private generatePrefixes(prompts: readonly string[]) {
-    return () => Promise.all(prompts.map((prompt) => this.prefixes.build("generate", prompt)));
+    return async () => prompts.map((prompt) => this.prefixes.generate(prompt));
   }
 
   private editPrefixes(pairs: readonly (readonly [ImageInput, string])[]) {
-    return (signal?: AbortSignal) =>
-      Promise.all(pairs.map(([image, text]) => this.prefixes.build("edit", text, image, signal)));
-  }
-
-  private readPrefixes(
-    task: "caption" | "answer",
-    pairs: readonly (readonly [ImageInput, string])[],
-    signal?: AbortSignal,
-  ): Promise<Prefix[]> {
-    return Promise.all(
-      pairs.map(([image, text]) => this.prefixes.build(task, text, image, signal)),
-    );
+    return (signal?: AbortSignal) => this.prefixes.read("edit", pairs, signal);
   }
 
   private async draw<T>(

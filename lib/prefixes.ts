@@ -16,57 +16,85 @@ export interface Prefix {
   rows: number;
 }
 
+/** A task that looks at an image. */
+type ReadingTask = Exclude<TemplateTask, "generate">;
+
+/** The pixels of an image that a task looks at, and the rows that they take. */
+interface PreparedImage {
+  pixels: Omit<NativePrefix, "tokens">;
+  rows: number;
+}
+
+/** Not as arguments of a call, which can have no hundred thousand: a text that is too long must reach its check. */
+function behind(first: number, ids: readonly number[]): Int32Array {
+  const tokens = new Int32Array(1 + ids.length);
+  tokens[0] = first;
+  tokens.set(ids, 1);
+  return tokens;
+}
+
 export class PrefixBuilder {
   constructor(
     private readonly checkpoint: Checkpoint,
     private readonly addon: NativeAddon,
   ) {}
 
-  /** The prefix of a task; all tasks but "generate" look at an image. */
-  async build(
-    task: TemplateTask,
-    text: string,
-    image?: ImageInput,
+  /** The prefix of a drawing from a text alone. */
+  generate(text: string): Prefix {
+    return this.prefix("generate", text, { pixels: {}, rows: 0 });
+  }
+
+  /** The prefixes of images and the texts with them. An image that several have is read and prepared once. */
+  read(
+    task: ReadingTask,
+    pairs: readonly (readonly [ImageInput, string])[],
     signal?: AbortSignal,
-  ): Promise<Prefix> {
-    const native: NativePrefix = { tokens: this.templateTokens(task, text) };
-    const emptyTokens = this.templateTokens(task, "");
-    let rows = native.tokens.length;
-    if (task !== "generate") rows += await this.addImage(native, task, image, signal);
-    return { native, emptyTokens, rows };
+  ): Promise<Prefix[]> {
+    const prepared = new Map<ImageInput, Promise<PreparedImage>>();
+    const prepare = (image: ImageInput) => {
+      const known = prepared.get(image) ?? this.prepare(task, image, signal);
+      prepared.set(image, known);
+      return known;
+    };
+    return Promise.all(
+      pairs.map(async ([image, text]) => this.prefix(task, text, await prepare(image))),
+    );
   }
 
   /** `<bos>` and the text, as a plain Gemma continues it. */
   plain(text: string): Prefix {
     const { config, tokenizer } = this.checkpoint;
-    const tokens = Int32Array.of(config!.bosToken, ...tokenizer!.encode(text));
+    const tokens = behind(config!.bosToken, tokenizer!.encode(text));
     return { native: { tokens }, emptyTokens: tokens, rows: tokens.length };
+  }
+
+  private prefix(task: TemplateTask, text: string, { pixels, rows }: PreparedImage): Prefix {
+    const tokens = this.templateTokens(task, text);
+    const emptyTokens = this.templateTokens(task, "");
+    return { native: { ...pixels, tokens }, emptyTokens, rows: tokens.length + rows };
   }
 
   private templateTokens(task: TemplateTask, text: string): Int32Array {
     const { config, tokenizer } = this.checkpoint;
     const ids = tokenizer!.encode(fillTemplate(config!.templates, task, text));
-    return Int32Array.of(config!.bosToken, ...ids);
+    return behind(config!.bosToken, ids);
   }
 
-  /** Adds the pixels that a task looks at; the rows that they take. */
-  private async addImage(
-    native: NativePrefix,
-    task: TemplateTask,
-    input: ImageInput | undefined,
+  private async prepare(
+    task: ReadingTask,
+    input: ImageInput,
     signal?: AbortSignal,
-  ): Promise<number> {
+  ): Promise<PreparedImage> {
     const { preprocessor, spec } = this.checkpoint;
     const vision = spec.vision!;
-    const image = await decodeImage(input as ImageInput, { signal });
-    native.visionPixels = await toVisionPixels(image, preprocessor!, this.addon, vision.imageSize);
-    let rows = visionRows(vision);
-    if (task === "edit" && spec.image!.editSourceLatents) {
-      const side = this.checkpoint.config!.image!.imageSize;
-      native.sourcePixels = await toVaePixels(image, side, side, this.addon);
-      rows += spec.image!.grid ** 2;
-    }
-    return rows;
+    const image = await decodeImage(input, { signal });
+    const visionPixels = await toVisionPixels(image, preprocessor!, this.addon, vision.imageSize);
+    const rows = visionRows(vision);
+    if (task !== "edit" || !spec.image!.editSourceLatents)
+      return { pixels: { visionPixels }, rows };
+    const side = this.checkpoint.config!.image!.imageSize;
+    const sourcePixels = await toVaePixels(image, side, side, this.addon);
+    return { pixels: { visionPixels, sourcePixels }, rows: rows + spec.image!.grid ** 2 };
   }
 
   /** Throws unless a sequence of this prefix may have `suffix` more rows. */

@@ -1,7 +1,7 @@
 /** From RGB bytes to what SigLIP and the autoencoder take: resized, scaled, one plane a channel. */
 
 import { Fields, isObject, show } from "./checkpoint/fields.js";
-import { InvalidImageError } from "./errors.js";
+import { fromNative, InvalidImageError } from "./errors.js";
 import type { DecodedImage } from "./image-input.js";
 import type { NativeAddon } from "./native.js";
 
@@ -140,9 +140,13 @@ export async function resize(
   addon: Resizer,
 ): Promise<DecodedImage> {
   if (image.width === width && image.height === height) return image;
-  const { pixels } = image;
-  const resized = await addon.resizeImage(pixels, image.width, image.height, width, height, filter);
-  return { pixels: resized, width, height };
+  try {
+    const { pixels, width: from, height: down } = image;
+    const resized = await addon.resizeImage(pixels, from, down, width, height, filter);
+    return { pixels: resized, width, height };
+  } catch (failure) {
+    throw fromNative(failure);
+  }
 }
 
 function byteTable(value: (byte: number) => number): Float32Array {

@@ -14,7 +14,7 @@ import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
 import { addFlags, DRAW_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { STANDARD, writeJson } from "./output.js";
-import { startRate } from "./progress.js";
+import { type RateProgress, startRate } from "./progress.js";
 
 export interface BatchFlags extends ModelFlags, OutputFlags, DrawOptions {
   out: string;
@@ -75,10 +75,11 @@ export function recordOptions(flags: DrawOptions & WriteOptions): Record<string,
 }
 
 /** The records of a file of jobs, or of standard input. */
-export async function openJobs(path: string, format: JobFormat | undefined) {
+export async function openJobs(path: string, format: JobFormat | undefined, signal: AbortSignal) {
   if (path === STANDARD) {
     if (process.stdin.isTTY) throw new UsageError("- would read jobs from the terminal");
-    return { images: resolve("."), read: () => readRecords(process.stdin, format ?? "jsonl") };
+    const read = () => readRecords(process.stdin, format ?? "jsonl", signal);
+    return { images: resolve("."), read };
   }
   const found = await stat(path).catch((error: Error) => {
     throw new UsageError(`cannot read the jobs: ${error.message}`);
@@ -86,13 +87,11 @@ export async function openJobs(path: string, format: JobFormat | undefined) {
   if (!found.isFile()) throw new UsageError(`expected a file of jobs but ${path} is none`);
   return {
     images: dirname(resolve(path)),
-    read: () => readRecords(path, format ?? formatOf(path)),
+    read: () => readRecords(path, format ?? formatOf(path), signal),
     /** A second reading, which tells how many there are. */
-    count: async (signal: AbortSignal) => {
+    count: async () => {
       let count = 0;
-      for await (const _ of readRecords(path, format ?? formatOf(path))) {
-        if (++count % 4096 === 0) signal.throwIfAborted();
-      }
+      for await (const _ of readRecords(path, format ?? formatOf(path), signal)) count++;
       return count;
     },
   };
@@ -100,16 +99,17 @@ export async function openJobs(path: string, format: JobFormat | undefined) {
 
 async function batch(path: string, flags: BatchFlags, context: Context): Promise<void> {
   const { signal } = context;
-  const jobs = await openJobs(path, flags.inputFormat);
+  const jobs = await openJobs(path, flags.inputFormat, signal);
   const counts = { done: 0, failed: 0, doneBefore: 0, failedBefore: 0 };
   const started = performance.now();
   // Other sequences than those that run wait in the engine, ready to join.
   const load = { ...flags, maxSequences: flags.concurrency };
   await withModel(load, signal, async (model) => {
     const folder = await ResultsFolder.open(flags.out, flags.shard).catch(writingFailed(flags.out));
-    const total = context.quiet ? undefined : await jobs.count?.(signal);
-    const progress = startRate(context, total && shareOf(total, flags.shard));
+    let progress: RateProgress | undefined;
     try {
+      const total = context.quiet ? undefined : await jobs.count?.();
+      progress = startRate(context, total && shareOf(total, flags.shard));
       await runBatch(model, jobs.read(), folder, {
         shard: flags.shard,
         defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
@@ -120,11 +120,11 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
         signal,
         onRecord: (outcome) => {
           counts[outcome]++;
-          progress.advance(outcome);
+          progress?.advance(outcome);
         },
       }).catch(writingFailed(flags.out));
     } finally {
-      progress.stop();
+      progress?.stop();
       await folder.close();
     }
   });

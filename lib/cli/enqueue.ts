@@ -46,14 +46,14 @@ export function addEnqueue(program: Command): void {
 
 async function enqueue(path: string, flags: EnqueueFlags, context: Context): Promise<void> {
   const { enqueueRecords, RUN_NAME } = await import("../queue/queue.js");
-  const jobs = await openJobs(path, flags.inputFormat);
+  const jobs = await openJobs(path, flags.inputFormat, context.signal);
   const run = flags.run ?? (await runOf(path, flags));
   if (!RUN_NAME.test(run)) {
     throw new UsageError("expected letters, digits, '.', '_' or '-' as the name of --run");
   }
   const counts = { queued: 0, failed: 0 };
   await withQueue(flags, async (queue) => {
-    const total = context.quiet ? undefined : await jobs.count?.(context.signal);
+    const total = context.quiet ? undefined : await jobs.count?.();
     const progress = startRate(context, total);
     try {
       await enqueueRecords(queue, jobs.read(), {

@@ -27,7 +27,7 @@ interface ServeFlags extends ModelFlags, OutputFlags {
   corsOrigin: string[];
   allowImageHost: string[];
   drainTimeout: number;
-  trustProxy?: boolean;
+  trustProxy?: ServerOptions["trustProxy"];
   modelName?: string;
   page: boolean;
   logPrompts?: boolean;
@@ -42,6 +42,9 @@ const whole =
     if (Number.isSafeInteger(value) && value >= min && value <= max) return value;
     throw new InvalidArgumentError(`Expected a whole number from ${min} to ${max}.`);
   };
+/** A count of proxies, or their addresses with commas between. */
+const proxies = (text: string): number | string[] =>
+  /^\d+$/.test(text) ? whole(1, 100)(text) : text.split(",").map((address) => address.trim());
 const collect = (value: string, list: string[]): string[] => [...list, value];
 
 export function addServe(program: Command): void {
@@ -73,7 +76,11 @@ export function addServe(program: Command): void {
     .option("--cors-origin <origin>", "origin whose pages may call; repeatable", collect, [])
     .option("--allow-image-host <host>", "host to fetch images from; repeatable", collect, [])
     .option("--drain-timeout <s>", "seconds that SIGTERM gives what runs", whole(0, 86_400), 30)
-    .option("--trust-proxy", "believe X-Forwarded-* and X-Request-Id headers")
+    .option(
+      "--trust-proxy [proxies]",
+      "believe X-Forwarded-* and X-Request-Id of the proxies in front: how many, or their addresses",
+      proxies,
+    )
     .option("--model-name <name>", "what requests call the model (default: its directory's name)")
     .option("--no-page", "no page at /")
     .option("--log-prompts", "log prompts, too")

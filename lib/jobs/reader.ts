@@ -2,7 +2,7 @@
 
 import { createReadStream } from "node:fs";
 import { extname } from "node:path";
-import type { Readable } from "node:stream";
+import { addAbortSignal, type Readable } from "node:stream";
 import { parse } from "csv-parse";
 import { InvalidRecordError } from "../errors.js";
 
@@ -25,14 +25,22 @@ export function formatOf(path: string): JobFormat {
 /** A record as it was read, or why it is none. */
 export type RawRecord = { index: number } & ({ value: unknown } | { error: InvalidRecordError });
 
-/** Records of a file, or of a stream; blank lines do not count. Throws what the file system says. */
+/**
+ * Records of a file, or of a stream; blank lines do not count. Throws what the file system says, and the signal's
+ * reason, also while it waits for a stream on which nothing comes.
+ */
 export async function* readRecords(
   source: string | Readable,
   format: JobFormat,
+  signal?: AbortSignal,
 ): AsyncGenerator<RawRecord, void, undefined> {
   const stream = typeof source === "string" ? createReadStream(source) : source;
+  if (signal) addAbortSignal(signal, stream);
   try {
     yield* format === "csv" ? csvRecords(stream) : lineRecords(stream, format);
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw error;
   } finally {
     stream.destroy();
   }

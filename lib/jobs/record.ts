@@ -4,11 +4,9 @@ import { createHash } from "node:crypto";
 import { isAbsolute, resolve } from "node:path";
 import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
+import { numeric } from "../numeric.js";
 
 export type JobTask = "generate" | "edit" | "caption" | "answer";
-
-/** Cells of CSV files are texts. */
-const number = z.coerce.number();
 
 const recordSchema = z.strictObject({
   id: z
@@ -26,13 +24,14 @@ const recordSchema = z.strictObject({
   seed: z
     .union([z.int().min(0), z.string().regex(/^\d{1,20}$/, "expected a whole number")])
     .optional(),
-  steps: number.int().optional(),
-  guidance: number.optional(),
+  steps: numeric(z.int()),
+  guidance: numeric(z.number()),
   guidanceSchedule: z.enum(["constant", "linear"]).optional(),
-  temperature: number.optional(),
+  temperature: numeric(z.number()),
   order: z.enum(["random", "raster"]).optional(),
-  x0Limit: number.optional(),
-  maxNewTokens: number.int().optional(),
+  // JSON has no infinite number; as a text it is no bound.
+  x0Limit: numeric(z.union([z.number(), z.literal(Infinity)])),
+  maxNewTokens: numeric(z.int()),
 });
 
 export type JobRecord = z.infer<typeof recordSchema>;

@@ -11,6 +11,7 @@ import {
   open,
   readdir,
   readFile,
+  rename,
   rm,
   writeFile,
 } from "node:fs/promises";
@@ -126,7 +127,12 @@ async function readResults(path: string, done: DoneIndex): Promise<void> {
   try {
     for await (const line of createInterface({ input: file.createReadStream() })) {
       const result = parseResult(line);
-      if (result) done.set(result.index, result.fingerprint, result.error !== undefined);
+      if (!result) continue;
+      const failed = result.error !== undefined;
+      // The files come in the order of their names: an older one's failure may follow a success.
+      const before = done.get(result.index);
+      if (failed && before.fingerprint !== 0 && !before.failed) continue;
+      done.set(result.index, result.fingerprint, failed);
     }
   } finally {
     await file.close().catch(() => {});
@@ -192,9 +198,9 @@ async function takeLock(folder: string, shard: Shard): Promise<string> {
       if (error.code !== "EEXIST") throw error;
       const owner = await readOwner(path);
       if (owner && isAlive(owner, path)) throw locked(owner, path);
-      await rm(path, { force: true });
-      await link(beside, path).catch((again: NodeJS.ErrnoException) => {
-        throw again.code === "EEXIST" ? locked(owner ?? mine, path) : again;
+      await removeStale(path);
+      await link(beside, path).catch(async (again: NodeJS.ErrnoException) => {
+        throw again.code === "EEXIST" ? locked((await readOwner(path)) ?? mine, path) : again;
       });
     });
   } finally {
@@ -211,6 +217,28 @@ async function takeLock(folder: string, shard: Shard): Promise<string> {
     }
   }
   return path;
+}
+
+/**
+ * Removes the lock of a process that is gone. Another process may have found it as well and have put its own in
+ * its place by now: what was taken away is looked at once more.
+ */
+async function removeStale(path: string): Promise<void> {
+  const aside = `${path}.${randomUUID()}`;
+  try {
+    await rename(path, aside);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
+    throw error;
+  }
+  try {
+    const owner = await readOwner(aside);
+    if (!owner || !isAlive(owner, path)) return;
+    await link(aside, path);
+    throw locked(owner, path);
+  } finally {
+    await rm(aside, { force: true });
+  }
 }
 
 async function freeLock(path: string): Promise<void> {

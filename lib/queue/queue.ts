@@ -105,6 +105,8 @@ function recordOf({ id, task, text, image, options }: Job): Record<string, unkno
     ...(image === undefined ? {} : { image }),
     ...options,
     seed: String(options.seed),
+    // JSON would make null of it.
+    ...(options.x0Limit === Infinity ? { x0Limit: "Infinity" } : {}),
   };
 }
 

@@ -6,6 +6,10 @@ import { HttpError } from "./http-error.js";
 
 const digest = (text: string): Buffer => createHash("sha256").update(text).digest();
 
+/** The key in a request's header, without what is around it. */
+const keyOf = (request: FastifyRequest): string | undefined =>
+  /^Bearer +(\S+) *$/i.exec(request.headers.authorization ?? "")?.[1];
+
 /** The keys that open the server; they can be replaced while it runs. */
 export class ApiKeys {
   private digests: Buffer[] = [];
@@ -31,10 +35,18 @@ export class ApiKeys {
     return found;
   }
 
+  /**
+   * Who sent a request that `check` let pass: a digest of its key or, where there are no keys, its address.
+   * Without keys the header is the sender's to make up.
+   */
+  senderOf(request: FastifyRequest): string {
+    return this.open ? request.ip : digest(keyOf(request) ?? "").toString("base64");
+  }
+
   /** Throws 401 unless the request bears a key. */
   check(request: FastifyRequest): void {
     if (this.open) return;
-    const [, key] = /^Bearer +(\S+) *$/i.exec(request.headers.authorization ?? "") ?? [];
+    const key = keyOf(request);
     if (key !== undefined && this.has(key)) return;
     throw new HttpError(
       401,

@@ -15,6 +15,8 @@ export interface ServerContext {
   name: string;
   /** Seconds since 1970, when the server was made. */
   created: number;
+  /** Requests with a body that are not over: their answer is not sent, and its reader not gone. */
+  open: number;
   /** Requests that compute now. */
   active: Set<AbortController>;
 }
@@ -77,8 +79,8 @@ export async function working<T>(
   raw.on("close", gone);
   try {
     const result = await work(controller.signal);
-    // A stream goes on after this.
-    if (raw.writableFinished || !isStream(result)) release();
+    // A stream goes on after this, unless its reader left before it began: "close" has been then.
+    if (raw.writableFinished || raw.destroyed || !isStream(result)) release();
     else raw.once("close", release);
     return result;
   } catch (error) {

@@ -42,7 +42,7 @@ export function registerImages(app: FastifyInstance, context: ServerContext): vo
   });
 
   app.post("/v1/images/edits", async (request, reply) => {
-    const { image, fields } = await readEdit(request);
+    const { image, fields } = await readEdit(request, context.settings.maxBodyBytes);
     const body = editFields.parse(fields);
     checkModel(context, body.model, "edit");
     const { prompt } = body;
@@ -177,16 +177,36 @@ interface Edit {
 }
 
 /** An edit's image and fields, of a form or of JSON with `images: [{ image_url }]`. */
-async function readEdit(request: FastifyRequest): Promise<Edit> {
+async function readEdit(request: FastifyRequest, maxBytes: number): Promise<Edit> {
   if (!request.isMultipart()) return readJson(request.body);
   try {
-    return await readForm(request);
+    // Of a form that is too large the reading never ends; what it holds goes with the request.
+    return await Promise.race([readForm(request), formTooLarge(request, maxBytes)]);
   } catch (error) {
     const known = error instanceof HttpError || typeof (error as FastifyError).code === "string";
     if (known) throw error;
     // The parser's: a form that ends in its middle, or is none.
     throw new HttpError(400, "INVALID_FORM", (error as Error).message);
   }
+}
+
+/**
+ * Rejects as soon as a form is known to be larger than allowed: by its length, or by what has come. The limits of
+ * the parser are those of each part. To be called in the moment in which reading begins.
+ */
+function formTooLarge({ headers, raw }: FastifyRequest, maxBytes: number): Promise<never> {
+  return new Promise((_, reject) => {
+    let bytes = 0;
+    const refuse = () => {
+      raw.unpipe();
+      reject(new HttpError(413, "BODY_TOO_LARGE", `expected a form of at most ${maxBytes} bytes`));
+    };
+    if (Number(headers["content-length"]) > maxBytes) refuse();
+    raw.on("data", (chunk: Buffer) => {
+      bytes += chunk.length;
+      if (bytes > maxBytes) refuse();
+    });
+  });
 }
 
 function oneImage<T>(images: readonly T[]): T {

@@ -1,12 +1,13 @@
 /** Options of the server, checked and completed. */
 
+import { isIP } from "node:net";
 import { type NumberRange, show } from "../checkpoint/fields.js";
 import { integerOption, invalidOption, optionsObject } from "../options.js";
 
 export interface ServerOptions {
   /** Keys of which a request must bear one (`Authorization: Bearer KEY`). None: everybody is served. */
   apiKeys?: readonly string[];
-  /** Bytes that a request's body may have. Default 20 MiB. */
+  /** Bytes that a request's body may have, a form's in all. Default 20 MiB. */
   maxBodyBytes?: number;
   /** Pixels that an image may have. Default 16 million. */
   maxPixels?: number;
@@ -34,8 +35,12 @@ export interface ServerOptions {
   logPrompts?: boolean;
   /** `true`: log to standard output; or an object of pino's options. Default: no log. */
   logger?: boolean | object;
-  /** Trust `X-Forwarded-*` headers of the proxy in front. Default: no. */
-  trustProxy?: boolean;
+  /**
+   * The proxies in front whose `X-Forwarded-*` headers are believed: their addresses (`"10.0.0.7"`,
+   * `"10.0.0.0/8"`, `"loopback"`), or how many there are one behind another; `true`: one. Where they are only
+   * counted, nobody but they may be able to reach the server. Default: none.
+   */
+  trustProxy?: boolean | number | readonly string[];
   /** Serve the page at `/`. Default: yes. */
   page?: boolean;
   /** The name that requests may give as `model`. Default: the name of the checkpoint's directory. */
@@ -76,7 +81,34 @@ const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
   rateLimit: { min: 1, max: 1_000_000_000 },
 };
 const LISTS = ["apiKeys", "corsOrigins", "imageHosts"] as const;
-const SWITCHES = ["logPrompts", "trustProxy", "page"] as const;
+const SWITCHES = ["logPrompts", "page"] as const;
+
+/** Names of ranges of addresses that stand for themselves. */
+const RANGES = ["loopback", "linklocal", "uniquelocal"];
+
+/** An address, or a network as `10.0.0.0/8`. */
+function isNetwork(text: string): boolean {
+  const [, address, bits] = /^([^/]+)(?:\/(\d{1,3}))?$/.exec(text) ?? [];
+  const version = isIP(address ?? "");
+  return version !== 0 && Number(bits ?? 0) <= (version === 4 ? 32 : 128);
+}
+
+function checkProxies(value: unknown): void {
+  if (value === undefined || typeof value === "boolean") return;
+  if (typeof value === "number") {
+    integerOption("trustProxy", value, { min: 0, max: 100 });
+    return;
+  }
+  const known = (item: unknown) =>
+    typeof item === "string" && (RANGES.includes(item) || isNetwork(item));
+  if (!Array.isArray(value) || value.length === 0 || !value.every(known)) {
+    throw invalidOption(
+      `a boolean, a number of proxies, or an array of addresses, networks and ${RANGES.join(", ")}`,
+      "trustProxy",
+      value,
+    );
+  }
+}
 
 /** Throws `INVALID_OPTION`. */
 export function serverSettings(given: ServerOptions | undefined): ServerSettings {
@@ -99,6 +131,7 @@ export function serverSettings(given: ServerOptions | undefined): ServerSettings
       throw invalidOption("a boolean", name, value);
     }
   }
+  checkProxies(options.trustProxy);
   if (options.modelName !== undefined && typeof options.modelName !== "string") {
     throw invalidOption("a string", "modelName", show(options.modelName));
   }

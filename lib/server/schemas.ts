@@ -1,6 +1,7 @@
 /** Bodies that requests may have, as zod schemas: they check what comes and make the OpenAPI page. */
 
 import { z } from "zod";
+import { numeric } from "../numeric.js";
 
 /** What this server's fields have beside OpenAI's own. */
 const seed = z
@@ -10,30 +11,25 @@ const seed = z
   ])
   .describe("Decides the image; image i of several has seed + i. Beyond 2^53, as a string.");
 
-/** Numbers of a form come as text. */
-const number = z.coerce.number();
-
 const drawing = {
   model: z.string().optional().describe("The name that GET /v1/models tells."),
-  n: number.int().min(1).optional().describe("Images; 1 when streaming."),
+  n: numeric(z.int().min(1)).describe("Images; 1 when streaming."),
   size: z.string().optional().describe('"auto", or the size that the model draws.'),
   response_format: z.literal("b64_json").optional(),
   output_format: z.enum(["png", "webp", "jpeg"]).optional().describe('Default "png".'),
   stream: z.union([z.boolean(), z.stringbool()]).optional().describe("Answer with events."),
-  partial_images: number
-    .int()
-    .min(0)
-    .optional()
-    .describe("Pictures sent while the image is drawn, when streaming; up to one an image token."),
+  partial_images: numeric(z.int().min(0)).describe(
+    "Pictures sent while the image is drawn, when streaming; up to one an image token.",
+  ),
   quality: z.enum(["auto", "low", "medium", "high", "standard", "hd"]).optional(),
   background: z.enum(["auto", "opaque"]).optional(),
   moderation: z.enum(["auto", "low"]).optional(),
   style: z.enum(["vivid", "natural"]).optional(),
   user: z.string().optional(),
   seed: seed.optional(),
-  steps: number.int().min(1).optional().describe("Diffusion steps for each image token."),
-  guidance: number.optional().describe("How strongly the prompt decides; 1: no guidance."),
-  temperature: number.optional().describe("Factor of the sampling noise."),
+  steps: numeric(z.int().min(1)).describe("Diffusion steps for each image token."),
+  guidance: numeric(z.number()).describe("How strongly the prompt decides; 1: no guidance."),
+  temperature: numeric(z.number()).describe("Factor of the sampling noise."),
   order: z.enum(["random", "raster"]).optional().describe("Order of the image tokens."),
 };
 

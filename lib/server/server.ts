@@ -10,7 +10,11 @@ import { finished } from "node:stream";
 import cors from "@fastify/cors";
 import multipart from "@fastify/multipart";
 import rateLimit from "@fastify/rate-limit";
-import fastify, { type FastifyInstance, type FastifyRequest } from "fastify";
+import fastify, {
+  type FastifyInstance,
+  type FastifyRequest,
+  type FastifyServerOptions,
+} from "fastify";
 import type { UniFluid } from "../model.js";
 import { ApiKeys } from "./api-keys.js";
 import { registerChat } from "./chat.js";
@@ -51,7 +55,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   const settings = serverSettings(options);
   const app = fastify({
     logger: settings.logger,
-    trustProxy: settings.trustProxy,
+    trustProxy: trustedProxies(settings),
     bodyLimit: settings.maxBodyBytes,
     // Its own 503 has not the form of our errors; the hook below answers while the server closes.
     return503OnClosing: false,
@@ -74,6 +78,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
     settings,
     name: settings.modelName ?? basename(model.info.directory),
     created: Math.floor(Date.now() / 1000),
+    open: 0,
     active: new Set(),
   };
   const keys = new ApiKeys(settings.apiKeys);
@@ -82,7 +87,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   app.setNotFoundHandler((request) => {
     throw new HttpError(404, "NOT_FOUND", `there is no ${request.method} ${request.url}`);
   });
-  addGuards(app, keys, settings);
+  addGuards(app, keys, context);
   addDrain(app, context);
   app.decorate("setApiKeys", (list: readonly string[]) => keys.replace(list));
   if (settings.corsOrigins.length > 0) {
@@ -101,7 +106,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
     },
   });
   app.register(async (scope) => {
-    await limitRate(scope, settings);
+    await limitRate(scope, keys, settings);
     registerMetrics(scope, context);
     registerSystem(scope, context);
     registerImages(scope, context);
@@ -111,9 +116,9 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   return app;
 }
 
-function addGuards(app: FastifyInstance, keys: ApiKeys, settings: ServerSettings): void {
+function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext): void {
+  const { settings } = context;
   const { maxRequests, stallTimeout } = settings;
-  let open = 0;
   app.addHook("onRequest", async (request, reply) => {
     reply.headers({
       "x-content-type-options": "nosniff",
@@ -134,13 +139,13 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, settings: ServerSettings
       throw new HttpError(503, "SHUTTING_DOWN", "the server is shutting down");
     }
     // Before the body is read: bodies and decoded images take memory, too.
-    if (open >= maxRequests) {
-      const message = `${open} requests are under way, of at most ${maxRequests}`;
+    if (context.open >= maxRequests) {
+      const message = `${context.open} requests are under way, of at most ${maxRequests}`;
       throw new HttpError(429, "QUEUE_FULL", message);
     }
-    open++;
+    context.open++;
     finished(reply.raw, () => {
-      open--;
+      context.open--;
     });
   });
   app.addHook("onSend", async (request, _reply, payload) => {
@@ -154,21 +159,42 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, settings: ServerSettings
 
 /**
  * A form can be sent to any server by any page, which need not ask first as it must for JSON. Browsers tell at
- * least that it comes from elsewhere.
+ * least where it comes from: all of them in `Origin`, and to hosts that they hold for safe in `Sec-Fetch-Site`,
+ * which knows its own origin also where a proxy hides from us that there is TLS.
  */
 function refuseOtherOrigins(request: FastifyRequest, { corsOrigins }: ServerSettings): void {
-  const { origin = "", "sec-fetch-site": site } = request.headers;
-  if (site !== "cross-site" || corsOrigins.includes("*") || corsOrigins.includes(origin)) return;
+  const { origin, "sec-fetch-site": site } = request.headers;
+  if (site === "same-origin" || site === "none" || corsOrigins.includes("*")) return;
+  // No browser, which sends an origin with every body.
+  if (origin === undefined && site === undefined) return;
+  if (origin !== undefined && (corsOrigins.includes(origin) || isOwn(request, origin))) return;
   throw new HttpError(403, "ORIGIN_REFUSED", "pages of other origins may not call this server");
 }
 
-async function limitRate(app: FastifyInstance, settings: ServerSettings): Promise<void> {
-  const { rateLimit: max } = settings;
+function isOwn({ protocol, host }: FastifyRequest, origin: string): boolean {
+  const own = `${protocol}://${host}`;
+  // Without a port that is the scheme's own, as browsers write origins.
+  return URL.canParse(own) && new URL(own).origin === origin;
+}
+
+/** Never all of `X-Forwarded-For`: what its sender wrote there comes first. */
+function trustedProxies({ trustProxy }: ServerSettings): FastifyServerOptions["trustProxy"] {
+  if (typeof trustProxy === "object") return [...trustProxy];
+  const hops = Number(trustProxy);
+  // A number would make fastify trust nobody.
+  return hops > 0 && ((_address, hop) => hop < hops);
+}
+
+async function limitRate(
+  app: FastifyInstance,
+  keys: ApiKeys,
+  { rateLimit: max }: ServerSettings,
+): Promise<void> {
   if (max === undefined) return;
   await app.register(rateLimit, {
     max,
     timeWindow: 60_000,
-    keyGenerator: (request) => request.headers.authorization ?? request.ip,
+    keyGenerator: (request) => keys.senderOf(request),
     allowList: (request) => request.method !== "POST",
   });
 }
@@ -178,7 +204,8 @@ function addDrain(app: FastifyInstance, context: ServerContext): void {
   app.decorate("drain", async (milliseconds: number) => {
     app.draining = true;
     const deadline = Date.now() + milliseconds;
-    while (context.active.size > 0 && Date.now() < deadline) {
+    // Until their answers are sent: a result that is ready may have a slow reader.
+    while (context.open > 0 && Date.now() < deadline) {
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
     for (const controller of context.active) {

@@ -1,9 +1,18 @@
 /** `unifluid batch` as people run it: mixed jobs, failures, kills and restarts. */
 
 import { type ChildProcess, spawn } from "node:child_process";
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import sharp from "sharp";
 import { UniFluid } from "../../lib/index";
 
@@ -123,6 +132,23 @@ test("does mixed jobs, and tells of those that cannot be done", async () => {
   expect(other).toMatchObject({ code: 2, err: expect.stringContaining("JOBS_CHANGED") });
 });
 
+test("records beyond every measure fail, and the others are done", async () => {
+  const line = { width: 1_100_000, height: 1, channels: 3, background: "red" } as const;
+  await sharp({ create: line }).png().toFile(join(folder, "line.png"));
+  write("jobs.jsonl", [
+    { image: "line.png" },
+    { prompt: "a ".repeat(200_000) },
+    { prompt: "a star", steps: 1 },
+  ]);
+  const { code } = await run(["jobs.jsonl", "--out", "out"]);
+  expect(code).toBe(7);
+  expect(results().map(({ error }) => (error as { code?: string } | undefined)?.code)).toEqual([
+    "IMAGE_TOO_LARGE",
+    "PROMPT_TOO_LONG",
+    undefined,
+  ]);
+});
+
 test("killed at any moment and started again, it does what is missing and nothing twice", async () => {
   const prompts = Array.from({ length: 40 }, (_, i) => ({ prompt: `a star ${i}` }));
   write("jobs.jsonl", prompts);
@@ -168,6 +194,28 @@ test("interrupted, it ends with what is done and says so by its exit code", asyn
     started: (child) => void setTimeout(() => child.kill("SIGINT"), 1000),
   });
   expect(ending).toMatchObject({ code: 130, err: expect.stringContaining("INTERRUPTED") });
+  expect(readdirSync(join(folder, "out"))).toEqual(["results.jsonl"]);
+});
+
+test("terminated while standard input says nothing more, it ends", async () => {
+  const child = spawn(process.execPath, [main, "batch", "-", "--out", "out", "--quiet"], {
+    cwd: folder,
+  });
+  try {
+    child.stdin.write('{"prompt":"a star","steps":1}\n');
+    const ended = new Promise((resolve) => child.once("close", resolve));
+    while (!existsSync(join(folder, "out/0000000.png"))) await sleep(20);
+    child.kill("SIGTERM");
+    expect(await ended).toBe(143);
+    expect(readdirSync(join(folder, "out")).sort()).toEqual(["0000000.png", "results.jsonl"]);
+  } finally {
+    child.kill("SIGKILL");
+  }
+});
+
+test("a file that breaks while it is counted leaves no lock", async () => {
+  writeFileSync(join(folder, "jobs.csv"), 'prompt\na star\n"a heart\n');
+  expect((await run(["jobs.csv", "--out", "out"])).code).toBe(3);
   expect(readdirSync(join(folder, "out"))).toEqual(["results.jsonl"]);
 });
 

@@ -133,3 +133,50 @@ test("a worker may be terminated in the middle of a drawing", async () => {
     })();`);
   expect({ code, out, err }).toEqual({ code: 0, out: "1\n1\n1\n64\n", err: "" });
 });
+
+// Node completes what an ending worker has begun, when no call into it succeeds any more.
+test.each<[string, string]>([
+  ["while a model is loaded", `UniFluid.load('shapes-64'); parentPort.postMessage('at work');`],
+  [
+    "while a model is disposed of",
+    `const m = await UniFluid.load('shapes-64'); m.generate('a star', { steps: 1000 }).catch(() => {});
+     while (m.stats().running === 0) await new Promise((r) => setTimeout(r, 1));
+     m.dispose(); parentPort.postMessage('at work');`,
+  ],
+  [
+    "while large pictures are read",
+    `const m = await UniFluid.load('shapes-64');
+     const picture = { pixels: new Uint8Array(3 * 4000 * 4000), width: 4000, height: 4000 };
+     for (let i = 0; i < 4; i++) m.caption(picture).catch(() => {});
+     setImmediate(() => parentPort.postMessage('at work'));`,
+  ],
+  [
+    "while three streams run",
+    `const m = await UniFluid.load('shapes-64');
+     const loop = async () => { for (;;) for await (const _ of m.generateStream('a star', { steps: 1 })); };
+     for (let i = 0; i < 3; i++) loop();
+     setTimeout(() => parentPort.postMessage('at work'), 50);`,
+  ],
+])("a worker may be terminated %s", async (_name, body) => {
+  const { code, out, err } = await run(`${WORKER}
+    (async () => {
+      for (let i = 0; i < 5; i++) {
+        const worker = work(${JSON.stringify(body)});
+        await new Promise((resolve, reject) => worker.once("message", resolve).once("error", reject));
+        console.log(await worker.terminate());
+      }
+    })();`);
+  expect({ code, out, err }).toEqual({ code: 0, out: "1\n".repeat(5), err: "" });
+});
+
+test.each<[string, string, string]>([
+  ["process.exit", "process.exit(7)", "7"],
+  ["an uncaught error", "setTimeout(() => { throw new Error('boom'); }, 0)", "1"],
+])("%s ends a worker that reads a large picture, and no more", async (_name, end, code) => {
+  const ending = await run(`${WORKER}
+    const body = "const m = await UniFluid.load('shapes-64');" +
+      "m.caption({ pixels: new Uint8Array(3 * 4000 * 4000), width: 4000, height: 4000 }).catch(() => {});" +
+      "setImmediate(() => { " + ${JSON.stringify(end)} + " });";
+    work(body).on("error", () => {}).once("exit", (code) => console.log(code));`);
+  expect(ending).toEqual({ code: 0, out: `${code}\n`, err: "" });
+});

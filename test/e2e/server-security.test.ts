@@ -1,10 +1,11 @@
 /** What a server on a network meets: bodies and headers made to hurt, wrong keys, clients that go away. */
 
 import { readFileSync } from "node:fs";
-import { connect } from "node:net";
+import { type AddressInfo, connect } from "node:net";
 import { join } from "node:path";
 import { crc32, deflateSync } from "node:zlib";
 import { UniFluid } from "../../lib/index";
+import { createServer } from "../../lib/server/server";
 import { idle, post, type RunningServer, startServer } from "../support/server";
 
 const photo = readFileSync(join(__dirname, "../fixtures/shapes-64/expected/caption0.png"));
@@ -95,6 +96,9 @@ describe("bodies", () => {
     ["constructor", '{"prompt":"a","constructor":{"prototype":{"n":5}}}', 400, "INVALID_JSON"],
     ["a huge number", '{"prompt":"a","n":1e999}', 422, "INVALID_OPTION"],
     ["a number that is none", '{"prompt":"a","steps":"NaN"}', 422, "INVALID_OPTION"],
+    ["a list as number", '{"prompt":"a","steps":[1]}', 422, "INVALID_OPTION"],
+    ["true as number", '{"prompt":"a","n":true}', 422, "INVALID_OPTION"],
+    ["an empty text as number", '{"prompt":"a","guidance":""}', 422, "INVALID_OPTION"],
     ["an object as prompt", '{"prompt":{"toString":"x"}}', 422, "INVALID_OPTION"],
     ["a negative seed", '{"prompt":"a","seed":-1}', 422, "INVALID_OPTION"],
     ["a fractional seed", '{"prompt":"a","seed":1.5}', 422, "INVALID_OPTION"],
@@ -102,6 +106,11 @@ describe("bodies", () => {
   ])("%s", async (_name, body, status, code) => {
     const answer = await post(generations(), body);
     expect([answer.status, answer.body.error?.code]).toEqual([status, code]);
+  });
+
+  test("null as number is an absent one", async () => {
+    const answer = await post(generations(), '{"prompt":"a","steps":1,"n":null,"guidance":null}');
+    expect([answer.status, answer.body.data?.length]).toEqual([200, 1]);
   });
 
   test("other content types are refused", async () => {
@@ -285,6 +294,28 @@ describe("forms", () => {
     expect(await outcome(await form(fields))).toEqual([status, code]);
   });
 
+  describe("beyond the limit in all", () => {
+    const half = "x".repeat(150_000);
+    const file = (name: string) =>
+      `--B\r\nContent-Disposition: form-data; name="${name}"; filename="a.png"\r\n\r\n${half}\r\n`;
+    const chunk = (text: string) => `${text.length.toString(16)}\r\n${text}\r\n`;
+    const head = (how: string) =>
+      `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\n${how}\r\n\r\n`;
+
+    test.each<[string, string]>([
+      ["by its length, before anything of it comes", head("Content-Length: 300500")],
+      [
+        "by what came, before it ends",
+        head("Transfer-Encoding: chunked") + chunk(file("image")) + chunk(file("image[]")),
+      ],
+      ["before the first part", head("Transfer-Encoding: chunked") + chunk(half) + chunk(half)],
+    ])("is refused %s", async (_name, text) => {
+      const answer = await raw(text);
+      expect(answer).toMatch(/^HTTP\/1\.1 413 /);
+      expect(answer).toContain("BODY_TOO_LARGE");
+    });
+  });
+
   test("a form cut short ends the request", async () => {
     const head = `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: 500\r\n\r\n--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nabc`;
     await raw(head, { endAfter: 100 });
@@ -375,7 +406,19 @@ test("a page of another origin cannot send forms", async () => {
   };
   const evil = { origin: "https://evil.example", "sec-fetch-site": "cross-site" };
   expect(await send(server.url, evil)).toEqual([403, "ORIGIN_REFUSED"]);
+  for (const headers of [
+    { origin: server.url.replace("127.0.0.1", "localhost"), "sec-fetch-site": "same-site" },
+    { origin: "http://127.0.0.1:1", "sec-fetch-site": "same-site" },
+    { "sec-fetch-site": "same-site" },
+    // As browsers send to hosts without TLS.
+    { origin: "http://192.168.0.9" },
+    { origin: "null" },
+    { origin: server.url.replace("http:", "https:") },
+  ] as Record<string, string>[]) {
+    expect([headers, await send(server.url, headers)]).toEqual([headers, [403, "ORIGIN_REFUSED"]]);
+  }
   expect(await send(server.url, { "sec-fetch-site": "same-origin" })).toEqual([200, undefined]);
+  expect(await send(server.url, { origin: server.url })).toEqual([200, undefined]);
   const open = await startServer(model, { corsOrigins: ["https://app.example"] });
   try {
     expect(await send(open.url, evil)).toEqual([403, "ORIGIN_REFUSED"]);
@@ -416,18 +459,31 @@ test("what is no HTTP is answered in the form of all errors", async () => {
   expect(body.error).toMatchObject({ code: "BAD_REQUEST", type: "invalid_request_error" });
 });
 
-test("a rate limit answers 429 with Retry-After", async () => {
-  const limited = await startServer(model, { rateLimit: 2 });
-  try {
-    const ask = () => post(`${limited.url}/v1/images/generations`, { prompt: "" });
-    expect([(await ask()).status, (await ask()).status]).toEqual([422, 422]);
-    const third = await ask();
-    expect([third.status, third.body.error.code]).toEqual([429, "RATE_LIMITED"]);
-    expect(Number(third.headers.get("retry-after"))).toBeGreaterThan(0);
-    expect((await fetch(`${limited.url}/health`)).status).toBe(200);
-  } finally {
-    await limited.app.close();
-  }
+test("drain waits until an answer is sent, not only made", async () => {
+  const app = createServer(model);
+  let made = () => {};
+  const isMade = new Promise<void>((resolve) => {
+    made = resolve;
+  });
+  let send = () => {};
+  const maySend = new Promise<void>((resolve) => {
+    send = resolve;
+  });
+  app.addHook("onSend", async (request) => {
+    if (request.method !== "POST") return;
+    made();
+    await maySend;
+  });
+  await app.listen({ host: "127.0.0.1", port: 0 });
+  const { port } = app.server.address() as AddressInfo;
+  const answer = post(`http://127.0.0.1:${port}/v1/images/generations`, { prompt: "a", steps: 1 });
+  await isMade;
+  const drained = app.drain(60_000);
+  // Longer than connections are left when nothing is waited for.
+  await new Promise((resolve) => setTimeout(resolve, 1500));
+  send();
+  expect((await answer).status).toBe(200);
+  await drained;
 });
 
 describe("clients that go away", () => {

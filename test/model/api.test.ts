@@ -43,6 +43,23 @@ afterAll(() => Promise.all(open.map((model) => model.dispose())));
 const picture = join(FIXTURES, "unifluid-tiny/edit0.png");
 const same = (a: Image, b: Image) => Buffer.from(a.pixels).equals(Buffer.from(b.pixels));
 
+test("an image that several texts are about is prepared once", async () => {
+  const large = { pixels: new Uint8Array(90 * 70 * 3).fill(99), width: 90, height: 70 };
+  const resizes = jest.spyOn(loadAddon(), "resizeImage");
+  try {
+    const [a, b] = await uni.edit(large, ["make it blue", "make it blue"], { seed: 5, steps: 1 });
+    // Once for the tower, once for the autoencoder.
+    expect(resizes).toHaveBeenCalledTimes(2);
+    resizes.mockClear();
+    await uni.answer(large, ["how many?", "which?", "where?"], { maxNewTokens: 1 });
+    expect(resizes).toHaveBeenCalledTimes(1);
+    expect(same(a!, await uni.edit(large, "make it blue", { seed: 5, steps: 1 }))).toBe(true);
+    expect(same(b!, await uni.edit(large, "make it blue", { seed: 6, steps: 1 }))).toBe(true);
+  } finally {
+    resizes.mockRestore();
+  }
+});
+
 describe("one seed, one image", () => {
   const prompts = ["a red circle", "two green stars", "", "a blue heart on a pink background"];
 
@@ -373,6 +390,10 @@ describe("what cannot be done is refused", () => {
     await expect(uni.answer(picture, words)).rejects.toMatchObject({ code });
     await expect(uni.edit(picture, words)).rejects.toMatchObject({ code });
     await expect(gemma.complete(words)).rejects.toMatchObject({ code });
+    // More tokens than a call can have arguments.
+    const book = "a ".repeat(200_000);
+    await expect(uni.generate(book)).rejects.toMatchObject({ code });
+    await expect(gemma.complete(book)).rejects.toMatchObject({ code });
     await expect(gemma.complete("a", { maxNewTokens: 255 })).rejects.toMatchObject({ code });
     await expect(gemma.logits({ tokens: new Array(257).fill(5) })).rejects.toMatchObject({ code });
     // The default limit gives way to the prompt.

@@ -1,7 +1,9 @@
 /** Who runs when: priorities, the length of the queue, the memory budget, and what the statistics tell of it. */
 
 import { join } from "node:path";
+import { loadAddon } from "../../lib/addon";
 import { UniFluid } from "../../lib/index";
+import { CheckpointCopy } from "../support/checkpoints";
 
 const tiny = join(__dirname, "..", "fixtures", "unifluid-tiny");
 const picture = join(tiny, "caption0.png");
@@ -222,6 +224,91 @@ describe("the memory budget", () => {
       await running;
     } finally {
       await model.dispose();
+    }
+  });
+});
+
+describe("a long prompt that goes through the decoder at once", () => {
+  let long: CheckpointCopy;
+  afterAll(() => long.remove());
+  const question = "how many circles are there? ".repeat(150);
+  const ask = (model: UniFluid) => model.answer(picture, question, { maxNewTokens: 1 });
+  /** Drawings at work until the signal ends them; `failures` are those that ended otherwise. */
+  async function drawing(model: UniFluid, signal: AbortSignal) {
+    // The workspace of drawing and decoding is there, and so no more room is kept for it.
+    await model.generate("a", { steps: 1 });
+    const failures: unknown[] = [];
+    const work = [1, 2, 3].map((seed) =>
+      model
+        .generateLatents("a", { seed, steps: 1000, guidance: 1, signal })
+        .catch((error: unknown) => signal.aborted || failures.push(error)),
+    );
+    await until(() => model.stats().running === work.length);
+    return { failures, end: () => Promise.all(work) };
+  }
+  /** Bytes beside those, of which three drawings need some to be admitted. */
+  const SPARE = 500_000;
+  /** Bytes of the model with the drawings at work. */
+  let drawn: number;
+  beforeAll(async () => {
+    long = new CheckpointCopy("unifluid-tiny");
+    long.set("config.json", { "text_config.max_position_embeddings": 16_384 });
+    const model = await UniFluid.load(long.directory, { threads: 1 });
+    try {
+      const controller = new AbortController();
+      const { end } = await drawing(model, controller.signal);
+      drawn = model.stats().allocatedBytes;
+      controller.abort();
+      await end();
+    } finally {
+      await model.dispose();
+    }
+  });
+  /** What becomes of the prompt where so much memory is left beside the drawings, none of which may fail. */
+  async function outcome(memory: number) {
+    const model = await UniFluid.load(long.directory, { threads: 1, maxMemory: drawn + memory });
+    try {
+      const controller = new AbortController();
+      const { failures, end } = await drawing(model, controller.signal);
+      const answer = ask(model).then(
+        () => ({ code: "answered", message: "" }),
+        (error: { code: string; message: string }) => error,
+      );
+      await until(() => model.stats().waiting + model.stats().failed > 0);
+      // Two steps later it was surely looked at, and may have had its own.
+      const { steps } = model.stats();
+      await until(() => model.stats().failed > 0 || model.stats().steps >= steps + 2);
+      expect(model.stats().running).toBe(3);
+      controller.abort();
+      await end();
+      expect(failures).toEqual([]);
+      return await answer;
+    } finally {
+      await model.dispose();
+    }
+  }
+
+  test("is refused where it never fits, and waits where it does not fit now", async () => {
+    const { code, message } = await outcome(SPARE);
+    expect(code).toBe("INSUFFICIENT_MEMORY");
+    const [cache, step, free] = message.match(/\d+/g)!.map(Number) as [number, number, number];
+    const least = SPARE + cache + step - free;
+    expect((await outcome(least - 5000)).code).toBe("INSUFFICIENT_MEMORY");
+    // Enough without the drawings, whose caches are larger than this.
+    expect((await outcome(least + 5000)).code).toBe("answered");
+  });
+
+  test("fails alone where there is less memory than was to be expected", async () => {
+    const { loadModel } = loadAddon();
+    const careless = jest
+      .spyOn(loadAddon(), "loadModel")
+      .mockImplementation((spec, options, onEvents) =>
+        loadModel(spec, { ...options, activations: { row: 0, fixed: 0 } }, onEvents),
+      );
+    try {
+      expect((await outcome(2_300_000)).code).toBe("INSUFFICIENT_MEMORY");
+    } finally {
+      careless.mockRestore();
     }
   });
 });

@@ -308,6 +308,20 @@ describe("too large", () => {
       "IMAGE_TOO_LARGE",
     );
   });
+
+  test("a side beyond what can be resized is refused, however few pixels there are", async () => {
+    const side = 2 ** 20;
+    const line = { pixels: new Uint8Array(3 * (side + 1)), width: side + 1, height: 1 };
+    const png = sharp(line.pixels, { raw: { width: side + 1, height: 1, channels: 3 } }).png();
+    for (const input of [line, { ...line, width: 1, height: side + 1 }, await png.toBuffer()]) {
+      const [code, message] = await failure(input);
+      expect(code).toBe("IMAGE_TOO_LARGE");
+      expect(message).toContain("sides may have at most 1048576");
+    }
+    await expect(
+      decodeImage({ pixels: line.pixels.subarray(3), width: side, height: 1 }),
+    ).resolves.toBeDefined();
+  });
 });
 
 test("a signal ends decoding with its reason", async () => {

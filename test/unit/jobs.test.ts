@@ -1,12 +1,14 @@
 /** Files of jobs: what a record means, how it is read, and what a folder remembers. */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import files from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
-import { Readable } from "node:stream";
+import { PassThrough, Readable } from "node:stream";
 import { formatOf, type JobFormat, readRecords } from "../../lib/jobs/reader";
 import { fingerprint, imagePath, jobOf, pictureName } from "../../lib/jobs/record";
 import { DoneIndex, ResultsFolder } from "../../lib/jobs/results";
+import { enqueueRecords, type QueuedRecord, type RecordQueue } from "../../lib/queue/queue";
 
 const defaults = { options: { steps: 4, maxNewTokens: 9 }, seed: 100n };
 const job = (value: unknown, index = 3) => jobOf(value, index, defaults);
@@ -32,6 +34,17 @@ describe("a record's task", () => {
     expect(job(record)).toMatchObject({ index: 3, task, text });
   });
 
+  test("numbers may be texts, null is absent, and x0Limit may be infinite", () => {
+    const numbers = { steps: "7", guidance: " 1e1", temperature: null, x0Limit: "Infinity" };
+    expect(job({ prompt: "a", ...numbers }).options).toEqual({
+      seed: 103n,
+      steps: 7,
+      guidance: 10,
+      x0Limit: Infinity,
+    });
+    expect(job({ prompt: "a", steps: null }).options.steps).toBe(defaults.options.steps);
+  });
+
   test.each<[unknown, RegExp]>([
     [{}, /record 3: generate needs "prompt"/],
     [{ prompt: "a", image: "x.png" }, /caption takes no "prompt"/],
@@ -46,6 +59,15 @@ describe("a record's task", () => {
     [{ prompt: "a", id: "../../etc/passwd" }, /id: expected 1 to 100 letters/],
     [{ prompt: "a", id: ".hidden" }, /id: /],
     [{ prompt: "a", id: "" }, /id: /],
+    [{ prompt: "a", steps: "" }, /steps: /],
+    [{ prompt: "a", steps: [] }, /steps: /],
+    [{ prompt: "a", steps: true }, /steps: /],
+    [{ prompt: "a", steps: "1.5" }, /steps: /],
+    [{ prompt: "a", guidance: " " }, /guidance: /],
+    [{ prompt: "a", guidance: "Infinity" }, /guidance: /],
+    [{ prompt: "a", temperature: [1] }, /temperature: /],
+    [{ prompt: "a", x0Limit: "-Infinity" }, /x0Limit: /],
+    [{ image: "x.png", maxNewTokens: false }, /maxNewTokens: /],
     ["a star", /record 3: /],
     [null, /record 3: /],
     [[], /record 3: /],
@@ -163,6 +185,39 @@ describe("files", () => {
   });
 });
 
+test("a job that goes through a queue is the same one there", async () => {
+  const sent: { data: QueuedRecord }[] = [];
+  const queue = { addBulk: async (jobs: typeof sent) => void sent.push(...jobs) };
+  const record = { prompt: "a", x0Limit: "Infinity", seed: "18446744073709551615" };
+  async function* records() {
+    yield { index: 0, value: record };
+  }
+  await enqueueRecords(queue as unknown as RecordQueue, records(), {
+    run: "r",
+    defaults,
+    attempts: 1,
+    signal: new AbortController().signal,
+    onRecord: () => {},
+  });
+  const { data } = JSON.parse(JSON.stringify(sent[0])) as { data: QueuedRecord };
+  const there = jobOf(data.record, 0, { options: {}, seed: 0n });
+  expect(there).toEqual(job(record, 0));
+  expect(fingerprint(there)).toBe(data.fingerprint);
+});
+
+test("a signal ends the reading of a stream on which nothing comes", async () => {
+  for (const format of ["jsonl", "csv", "lines"] as const) {
+    const controller = new AbortController();
+    const stream = new PassThrough();
+    const records = readRecords(stream, format, controller.signal);
+    const next = records.next();
+    const reason = new Error("enough");
+    controller.abort(reason);
+    await expect(next).rejects.toBe(reason);
+    expect(stream.destroyed).toBe(true);
+  }
+});
+
 describe("a folder of results", () => {
   let path: string;
   beforeEach(() => {
@@ -253,5 +308,39 @@ describe("a folder of results", () => {
     await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({
       message: expect.stringContaining("process 1 on another.example"),
     });
+  });
+
+  test("a lock that was taken over a moment ago is left to its new owner", async () => {
+    const lock = join(path, ".results.jsonl.lock");
+    const of = (pid: number) => JSON.stringify({ pid, host: hostname(), shard: whole });
+    writeFileSync(lock, of(2 ** 30));
+    const { readFile } = files;
+    const reading = jest.spyOn(files, "readFile").mockImplementationOnce(async (...args) => {
+      const stale = await readFile(...args);
+      // Another process does the same, and is quicker.
+      writeFileSync(lock, of(process.ppid));
+      return stale;
+    });
+    try {
+      await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({
+        code: "OUTPUT_LOCKED",
+        message: expect.stringContaining(`process ${process.ppid} `),
+      });
+      expect(readFileSync(lock, "utf8")).toBe(of(process.ppid));
+      expect(readdirSync(path)).toEqual([".results.jsonl.lock"]);
+    } finally {
+      reading.mockRestore();
+    }
+  });
+
+  test("a success stands, whatever another file says", async () => {
+    const line = (index: number, error?: object) =>
+      `${JSON.stringify({ index, fingerprint: 7, error })}\n`;
+    const failure = { code: "INSUFFICIENT_MEMORY", message: "" };
+    writeFileSync(join(path, "results-1-of-2.jsonl"), line(0) + line(2, failure));
+    writeFileSync(join(path, "results.jsonl"), line(0, failure) + line(2) + line(4, failure));
+    const folder = await ResultsFolder.open(path, whole);
+    expect([0, 2, 4].map((index) => folder.done.get(index).failed)).toEqual([false, false, true]);
+    await folder.close();
   });
 });

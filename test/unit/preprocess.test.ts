@@ -1,5 +1,6 @@
 /** What SigLIP and the autoencoder are given. Resampling itself: image-resize.test.ts. */
 
+import { InsufficientMemoryError } from "../../lib/errors.js";
 import {
   type PreprocessorConfig,
   parsePreprocessorConfig,
@@ -154,6 +155,13 @@ describe("SigLIP's input", () => {
     });
     expect(calls).toEqual([]);
   });
+});
+
+test("what the addon refuses becomes an error of this package", async () => {
+  const resizer: Resizer = {
+    resizeImage: () => Promise.reject({ code: "INSUFFICIENT_MEMORY", message: "no more" }),
+  };
+  await expect(toVaePixels(image, 8, 8, resizer)).rejects.toBeInstanceOf(InsufficientMemoryError);
 });
 
 describe("the autoencoder's input", () => {
