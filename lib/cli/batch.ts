@@ -11,7 +11,7 @@ import type { DrawOptions, WriteOptions } from "../model.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
-import { addFlags, DRAW_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS, whole } from "./flags.js";
+import { addFlags, JOB_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { STANDARD, writeJson } from "./output.js";
 import { type RateProgress, startRate } from "./progress.js";
@@ -42,13 +42,14 @@ export function addBatch(program: Command): void {
     .description("do the jobs of a file: .jsonl, .csv, or a prompt a line; - reads standard input")
     .requiredOption("-o, --out <folder>", "folder of pictures and results.jsonl; begun ones go on")
     .option("--concurrency <n>", "jobs that run at once", concurrency, 16)
-    .option("--shard <i/n>", "do only the i-th of n shares of the jobs", shard, {
-      index: 0,
-      count: 1,
-    } satisfies Shard)
+    .addOption(
+      new Option("--shard <i/n>", "do only the i-th of n shares of the jobs")
+        .argParser(shard)
+        .default({ index: 0, count: 1 } satisfies Shard, "1/1"),
+    )
     .option("--retry-failed", "do again what failed in an earlier run");
   addInputFormat(command);
-  addFlags(command, ...DRAW_FLAGS, "maxNewTokens", "format", ...MODEL_FLAGS, ...OUTPUT_FLAGS)
+  addFlags(command, ...JOB_FLAGS, "pictureFormat", ...MODEL_FLAGS, ...OUTPUT_FLAGS)
     .addHelpText("after", HELP)
     .action((jobs: string, flags: BatchFlags) =>
       runCommand(flags, (context) => batch(jobs, flags, context)),

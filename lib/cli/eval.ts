@@ -63,7 +63,7 @@ export function addEval(program: Command): void {
     .option("-o, --out <file>", "also write the figures as JSON");
   addFlags(
     command,
-    "seed",
+    "suiteSeed",
     "order",
     "steps",
     "guidance",

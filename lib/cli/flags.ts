@@ -60,6 +60,16 @@ const FLAGS = {
       "-s, --seed <n>",
       "one seed, one image; several get seed, seed + 1, ... (default: random)",
     ).argParser(seed),
+  recordSeed: () =>
+    new Option(
+      "-s, --seed <n>",
+      "record i without a seed of its own has seed + i (default: 0)",
+    ).argParser(seed),
+  suiteSeed: () =>
+    new Option(
+      "-s, --seed <n>",
+      "one seed, the same scenes and the same noise (default: 0)",
+    ).argParser(seed),
   steps: () =>
     new Option(
       "--steps <n>",
@@ -104,6 +114,10 @@ const FLAGS = {
     new Option("--format <format>", "format on standard output; files have their extension's")
       .choices(["png", "webp", "jpeg"])
       .default("png"),
+  pictureFormat: () =>
+    new Option("--format <format>", "format of the pictures")
+      .choices(["png", "webp", "jpeg"])
+      .default("png"),
   grid: () => new Option("--grid <file>", "also write all images on one labelled sheet"),
   json: () => new Option("--json", "one JSON document a result; errors as JSON"),
   quiet: () => new Option("-q, --quiet", "no progress and no notes on standard error"),
@@ -113,8 +127,7 @@ export type Flag = keyof typeof FLAGS;
 
 export const MODEL_FLAGS = ["model", "device", "dtype", "threads", "maxMemory"] as const;
 export const OUTPUT_FLAGS = ["json", "quiet"] as const;
-export const DRAW_FLAGS = [
-  "seed",
+const SAMPLING_FLAGS = [
   "steps",
   "guidance",
   "guidanceSchedule",
@@ -122,6 +135,9 @@ export const DRAW_FLAGS = [
   "order",
   "x0Limit",
 ] as const;
+export const DRAW_FLAGS = ["seed", ...SAMPLING_FLAGS] as const;
+/** Of jobs, which are drawn or written. */
+export const JOB_FLAGS = ["recordSeed", ...SAMPLING_FLAGS, "maxNewTokens"] as const;
 export const WRITE_FLAGS = ["seed", "textTemperature", "maxNewTokens"] as const;
 
 export function addFlags(command: Command, ...flags: readonly Flag[]): Command {

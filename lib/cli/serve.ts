@@ -164,7 +164,7 @@ function serverOptions(flags: ServeFlags, apiKeys: string[]): ServerOptions {
 /** Keys of the file, or else of the environment. Throws where a file was named and holds none. */
 async function readKeys({ apiKeys: path }: ServeFlags): Promise<string[]> {
   const { parseKeys } = await import("../server/api-keys.js");
-  if (path === undefined) return parseKeys(process.env.UNIFLUID_API_KEYS ?? "");
+  if (path === undefined) return parseKeys(process.env.UNIFLUID_API_KEYS ?? "", { commas: true });
   const text = await readFile(path, "utf8").catch((error: Error) => {
     throw new UsageError(`cannot read the keys: ${error.message}`);
   });

@@ -40,8 +40,8 @@ export function addWorker(program: Command): void {
     )
     .option("--drain-timeout <s>", "seconds that SIGTERM gives what runs", seconds, 30)
     .option("--until-empty", "end when the queue holds nothing more to do");
-  addFlags(addQueueFlags(command), "format", ...MODEL_FLAGS, "quiet").action((flags: WorkerFlags) =>
-    runCommand(flags, (context) => worker(flags, context)),
+  addFlags(addQueueFlags(command), "pictureFormat", ...MODEL_FLAGS, "quiet").action(
+    (flags: WorkerFlags) => runCommand(flags, (context) => worker(flags, context)),
   );
 }
 

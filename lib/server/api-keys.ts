@@ -58,10 +58,10 @@ export class ApiKeys {
   }
 }
 
-/** Keys of a text, one a line; blank lines and lines that begin with # do not count. */
-export function parseKeys(text: string): string[] {
+/** Keys of a text, one a line; blank lines and lines that begin with # do not count. `commas`: part keys, too. */
+export function parseKeys(text: string, { commas = false } = {}): string[] {
   return text
-    .split(/[\r\n,]+/)
+    .split(commas ? /[\r\n,]+/ : /[\r\n]+/)
     .map((line) => line.trim())
     .filter((line) => line !== "" && !line.startsWith("#"));
 }

@@ -104,7 +104,7 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
         model: name,
       };
       if (body.stream) {
-        return sendEvents(reply, chunks(pieces, body, frame), context.settings.stallTimeout);
+        return sendEvents(reply, chunks(pieces, body, frame), context);
       }
       let content = "";
       let step = await pieces.next();

@@ -3,6 +3,7 @@
 import type { ServerResponse } from "node:http";
 import { Readable } from "node:stream";
 import type { FastifyReply } from "fastify";
+import { noteFault, type ServerContext } from "./context.js";
 import { toHttp } from "./http-error.js";
 
 export interface ServerEvent {
@@ -19,8 +20,9 @@ async function* texts(
   first: IteratorResult<ServerEvent>,
   rest: AsyncIterator<ServerEvent>,
   raw: ServerResponse,
-  stallTimeout: number,
+  context: ServerContext,
 ): AsyncGenerator<string> {
+  const { stallTimeout } = context.settings;
   let stall: NodeJS.Timeout | undefined;
   try {
     for (let next = first; !next.done; next = await rest.next()) {
@@ -30,6 +32,7 @@ async function* texts(
       clearTimeout(stall);
     }
   } catch (error) {
+    noteFault(context, error);
     // The status has been sent; what is left to say it with is an event.
     yield line({ event: "error", data: toHttp(error).body });
   } finally {
@@ -48,7 +51,7 @@ async function* texts(
 export async function sendEvents(
   reply: FastifyReply,
   events: AsyncGenerator<ServerEvent>,
-  stallTimeout: number,
+  context: ServerContext,
 ): Promise<Readable> {
   const first = await events.next();
   reply
@@ -56,5 +59,5 @@ export async function sendEvents(
     .header("cache-control", "no-cache, no-transform")
     // nginx would collect the events.
     .header("x-accel-buffering", "no");
-  return Readable.from(texts(first, events, reply.raw, stallTimeout), { objectMode: false });
+  return Readable.from(texts(first, events, reply.raw, context), { objectMode: false });
 }

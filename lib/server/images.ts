@@ -86,7 +86,7 @@ async function answer(
       const partial = Math.min(body.partial_images ?? 0, cellsOf(context) - 1);
       const steps = kind.stream({ ...options, signal });
       const events = drawingEvents(kind.event, steps, partial, format, details);
-      return sendEvents(reply, events, context.settings.stallTimeout);
+      return sendEvents(reply, events, context);
     }
     const images = await kind.draw(n, { ...options, signal });
     const data = await Promise.all(

@@ -23,10 +23,15 @@ const ERRORS: Json = Object.fromEntries(
     [
       ["400", "Not JSON"],
       ["401", "No key, or a wrong one"],
+      ["403", "A page of another origin"],
+      ["404", "No model of that name"],
+      ["408", "The body came too slowly"],
       ["413", "A body or an image beyond the limits"],
+      ["415", "A body of a type that the route does not take"],
       ["422", "A field out of range, or an image that cannot be used"],
       ["429", "Too many requests wait; Retry-After tells when to try again"],
-      ["503", "Shutting down"],
+      ["500", "The server or its device failed"],
+      ["503", "Shutting down, out of memory, or the request took too long"],
     ] as const
   ).map(([status, description]) => [status, { description, content: content(ref("Error")) }]),
 );
@@ -37,6 +42,25 @@ export function openApi(context: ServerContext): Json {
     ...multipart,
     properties: { image: { type: "string", format: "binary" }, ...multipart.properties },
     required: ["image", ...(multipart.required ?? [])],
+  };
+  const editOfUrl = {
+    ...multipart,
+    properties: {
+      images: {
+        type: "array",
+        minItems: 1,
+        maxItems: 1,
+        items: {
+          type: "object",
+          properties: {
+            image_url: { type: "string", description: "A data URL, or one of an allowed host." },
+          },
+          required: ["image_url"],
+        },
+      },
+      ...multipart.properties,
+    },
+    required: ["images", ...(multipart.required ?? [])],
   };
   const post = (summary: string, body: Json, answer: Json, events: boolean): Json => ({
     post: {
@@ -72,7 +96,7 @@ export function openApi(context: ServerContext): Json {
       ),
       "/v1/images/edits": post(
         "Edit an image",
-        content(ref("Edit"), "multipart/form-data"),
+        { ...content(ref("Edit"), "multipart/form-data"), ...content(ref("EditOfUrl")) },
         ref("Images"),
         true,
       ),
@@ -83,6 +107,10 @@ export function openApi(context: ServerContext): Json {
         true,
       ),
       "/v1/models": get("The model", "application/json", false),
+      "/v1/models/{id}": {
+        parameters: [{ name: "id", in: "path", required: true, schema: { type: "string" } }],
+        ...get("The model of that name", "application/json", false),
+      },
       "/health": get("Whether the process lives"),
       "/ready": get("Whether requests are served"),
       "/metrics": get("Numbers for Prometheus", "text/plain", false),
@@ -92,6 +120,7 @@ export function openApi(context: ServerContext): Json {
       schemas: {
         Generation: schema(generationBody),
         Edit: edit,
+        EditOfUrl: editOfUrl,
         Chat: schema(chatBody),
         Images: {
           type: "object",

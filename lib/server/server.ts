@@ -18,7 +18,7 @@ import fastify, {
 import type { UniFluid } from "../model.js";
 import { ApiKeys } from "./api-keys.js";
 import { registerChat } from "./chat.js";
-import type { ServerContext } from "./context.js";
+import { noteFault, type ServerContext } from "./context.js";
 import { HttpError, handleClientError, handleError } from "./http-error.js";
 import { registerImages } from "./images.js";
 import { registerMetrics } from "./metrics.js";
@@ -80,10 +80,14 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
     created: Math.floor(Date.now() / 1000),
     open: 0,
     active: new Set(),
+    failed: false,
   };
   const keys = new ApiKeys(settings.apiKeys);
   app.removeContentTypeParser("text/plain");
-  app.setErrorHandler(handleError);
+  app.setErrorHandler((error, request, reply) => {
+    noteFault(context, error);
+    handleError(error, request, reply);
+  });
   app.setNotFoundHandler((request) => {
     throw new HttpError(404, "NOT_FOUND", `there is no ${request.method} ${request.url}`);
   });

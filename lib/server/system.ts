@@ -1,6 +1,6 @@
 /** What a service needs besides: models, health, readiness. */
 
-import type { FastifyInstance } from "fastify";
+import type { FastifyInstance, FastifyReply } from "fastify";
 import type { ServerContext } from "./context.js";
 import { HttpError } from "./http-error.js";
 import { openApi } from "./openapi.js";
@@ -21,12 +21,17 @@ export function registerSystem(app: FastifyInstance, context: ServerContext): vo
     if (params.id === name) return description;
     throw new HttpError(404, "MODEL_NOT_FOUND", `there is no model ${JSON.stringify(params.id)}`);
   });
-  /** The process lives. */
-  app.get("/health", async () => ({ status: "ok" }));
+  const unavailable = (reply: FastifyReply, status: string) =>
+    reply.code(503).header("retry-after", "5").send({ status });
+  const FAILED = "the device has failed";
+  /** The process lives, and is of use: it must be started again once its device has failed. */
+  app.get("/health", async (_request, reply) =>
+    context.failed ? unavailable(reply, FAILED) : { status: "ok" },
+  );
   /** Requests will be served. */
   app.get("/ready", async (_request, reply) => {
-    if (!app.draining) return { status: "ready" };
-    return reply.code(503).header("retry-after", "5").send({ status: "shutting down" });
+    if (context.failed) return unavailable(reply, FAILED);
+    return app.draining ? unavailable(reply, "shutting down") : { status: "ready" };
   });
   const document = openApi(context);
   app.get("/openapi.json", async () => document);

@@ -3,6 +3,7 @@
 import { EventEmitter, once } from "node:events";
 import type { FastifyReply } from "fastify";
 import { QueueFullError } from "../../lib/errors";
+import type { ServerContext } from "../../lib/server/context";
 import { type ServerEvent, sendEvents } from "../../lib/server/events";
 
 /** As much of a reply as `sendEvents` uses. */
@@ -20,7 +21,9 @@ class FakeReply {
 }
 
 const send = (reply: FakeReply, events: AsyncGenerator<ServerEvent>, stallTimeout = 60) =>
-  sendEvents(reply as unknown as FastifyReply, events, stallTimeout);
+  sendEvents(reply as unknown as FastifyReply, events, {
+    settings: { stallTimeout },
+  } as ServerContext);
 
 async function textOf(stream: AsyncIterable<Buffer>): Promise<string> {
   let text = "";

@@ -1,0 +1,49 @@
+/** What probes say of a server whose device has failed. */
+import { UniFluid } from "../../lib";
+import { DeviceError } from "../../lib/errors";
+import { parseKeys } from "../../lib/server/api-keys";
+import { post, startServer } from "../support/server";
+
+let model: UniFluid;
+beforeAll(async () => {
+  model = await UniFluid.load("shapes-64", { threads: 1 });
+});
+afterAll(() => model.dispose());
+afterEach(() => jest.restoreAllMocks());
+
+const fault = new DeviceError("DEVICE_ERROR", "the GPU failed in a step");
+
+test.each([false, true])("it must be started again (streaming: %s)", async (stream) => {
+  const { app, url } = await startServer(model);
+  const probe = async (path: string) => (await fetch(`${url}/${path}`)).status;
+  try {
+    expect([await probe("health"), await probe("ready")]).toEqual([200, 200]);
+    jest.spyOn(model, "generate").mockRejectedValue(fault);
+    jest.spyOn(model, "generateStream").mockImplementation(async function* () {
+      yield* [];
+      throw fault;
+    } as typeof model.generateStream);
+    const answer = await post(`${url}/v1/images/generations`, { prompt: "a red circle", stream });
+    expect([answer.status, answer.body.error?.code]).toEqual([500, "DEVICE_ERROR"]);
+    expect([await probe("health"), await probe("ready")]).toEqual([503, 503]);
+  } finally {
+    await app.close();
+  }
+});
+
+test("another error is no fault of the device", async () => {
+  const { app, url } = await startServer(model);
+  try {
+    jest.spyOn(model, "generate").mockRejectedValue(new Error("a defect"));
+    const answer = await post(`${url}/v1/images/generations`, { prompt: "a red circle" });
+    expect(answer.status).toBe(500);
+    expect((await fetch(`${url}/health`)).status).toBe(200);
+  } finally {
+    await app.close();
+  }
+});
+
+test("keys of a file are its lines, those of the environment may have commas between", () => {
+  expect(parseKeys("secret,42\r\n# none\n\n other \n")).toEqual(["secret,42", "other"]);
+  expect(parseKeys("one,two\nthree", { commas: true })).toEqual(["one", "two", "three"]);
+});
