@@ -33,6 +33,7 @@ const RUNS = [
   "crowded-run.yaml",
   "longer-run.yaml",
   "stars-run.yaml",
+  "noisy-run.yaml",
 ];
 /** Steps of the short runs; the page's own are exchanged for them. */
 const SHORT = 2;
