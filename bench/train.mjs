@@ -16,6 +16,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { loadAddon } from "../dist/addon.js";
+import { readCheckpoint } from "../dist/checkpoint/checkpoint.js";
 import { initCheckpoint } from "../dist/init/init.js";
 import { Peer } from "./peers.mjs";
 import { fileName, inCell, Table } from "./table.mjs";
@@ -35,8 +36,10 @@ const { values } = parseArgs({
     "peer-limit": { type: "string", default: "600" },
   },
 });
-const SIZES = { shipped: "examples/train/model.yaml", "300m": "bench/train-300m.yaml" };
-if (!(values.size in SIZES) || !["cpu", "cuda"].includes(values.device))
+/** The shipped model itself, or fresh ones of these sizes. */
+const SIZES = { "300m": "bench/train-300m.yaml" };
+const isShipped = values.size === "shipped";
+if (!(isShipped || values.size in SIZES) || !["cpu", "cuda"].includes(values.device))
   throw new Error("expected --size shipped or 300m and --device cpu or cuda");
 if (!/^(eager|compiled)(,(eager|compiled))*$/.test(values.ways))
   throw new Error(`expected --ways to name eager, compiled or both but received ${values.ways}`);
@@ -70,9 +73,11 @@ console.log(table.heading);
 
 const folder = await mkdtemp(join(tmpdir(), "bench-train-"));
 try {
-  const checkpoint = join(folder, "model");
+  const checkpoint = isShipped ? shapes : join(folder, "model");
   const options = { seed: 1n, tokenizer: shapes, vae: shapes };
-  const { spec } = await initCheckpoint(join(root, SIZES[values.size]), checkpoint, options);
+  const { spec } = isShipped
+    ? await readCheckpoint(shapes)
+    : await initCheckpoint(join(root, SIZES[values.size]), checkpoint, options);
   const cases = onGpu
     ? values.ways.split(",").map((way) => ["bf16", way])
     : ["f32", "bf16"].map((compute) => [compute, "eager"]);
