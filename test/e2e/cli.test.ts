@@ -198,7 +198,7 @@ describe("info", () => {
     for (const fact of [
       "shapes-64",
       "generate, edit, caption, answer",
-      "7.90 million, BF16",
+      "7.94 million, BF16",
       "16 tokens of 64 values",
     ]) {
       expect(out).toContain(fact);
