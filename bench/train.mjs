@@ -36,10 +36,17 @@ const { values } = parseArgs({
     "peer-limit": { type: "string", default: "600" },
   },
 });
-/** The shipped model itself, or fresh ones of these sizes. */
-const SIZES = { "300m": "bench/train-300m.yaml" };
-const isShipped = values.size === "shipped";
-if (!(isShipped || values.size in SIZES) || !["cpu", "cuda"].includes(values.device))
+/** What is trained, as a checkpoint: the shipped model itself, or a fresh one, made in `folder`. */
+const SIZES = {
+  shipped: () => readCheckpoint(shapes),
+  "300m": (folder) =>
+    initCheckpoint(join(root, "bench", "train-300m.yaml"), join(folder, "model"), {
+      seed: 1n,
+      tokenizer: shapes,
+      vae: shapes,
+    }),
+};
+if (!(values.size in SIZES) || !["cpu", "cuda"].includes(values.device))
   throw new Error("expected --size shipped or 300m and --device cpu or cuda");
 if (!/^(eager|compiled)(,(eager|compiled))*$/.test(values.ways))
   throw new Error(`expected --ways to name eager, compiled or both but received ${values.ways}`);
@@ -73,15 +80,11 @@ console.log(table.heading);
 
 const folder = await mkdtemp(join(tmpdir(), "bench-train-"));
 try {
-  const checkpoint = isShipped ? shapes : join(folder, "model");
-  const options = { seed: 1n, tokenizer: shapes, vae: shapes };
-  const { spec } = isShipped
-    ? await readCheckpoint(shapes)
-    : await initCheckpoint(join(root, SIZES[values.size]), checkpoint, options);
+  const { spec, directory } = await SIZES[values.size](folder);
   const cases = onGpu
     ? values.ways.split(",").map((way) => ["bf16", way])
     : ["f32", "bf16"].map((compute) => [compute, "eager"]);
-  for (const [compute, way] of cases) await measure(spec, checkpoint, compute, way);
+  for (const [compute, way] of cases) await measure(spec, directory, compute, way);
 } finally {
   await rm(folder, { recursive: true, force: true });
 }

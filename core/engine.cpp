@@ -10,14 +10,12 @@
 
 #include "core/error.h"
 #include "core/philox.h"
+#include "core/prefill.h"
 
 namespace unifluid {
 
 namespace {
 
-// Rows of prefixes in one step, so that long prompts do not hold up the sequences that are running;
-// a bidirectional prefix longer than this still goes at once.
-constexpr int64_t kPrefillRows = 512;
 // Rows of logits made at a time when a whole sequence is scored: bounds memory at large
 // vocabularies.
 constexpr int64_t kScoreRows = 64;
@@ -25,26 +23,6 @@ constexpr int64_t kScoreRows = 64;
 constexpr size_t kWorkspaceKept = size_t{256} << 20;
 // Tensors of a step of the decoder, with room to spare; each may lose a line to its alignment.
 constexpr size_t kStepSlack = 16 * 64;
-
-// Rows of the largest step while prefixes are run in this order, as `gather` takes them, beside the
-// streams that are written already.
-int64_t largest_step_of(std::vector<PendingRows> prefixes, int64_t others) {
-  int64_t most = others + static_cast<int64_t>(prefixes.size());
-  size_t done = 0;  // those before are written by now, a row each
-  while (done < prefixes.size()) {
-    int64_t rows = others + static_cast<int64_t>(done);
-    int64_t budget = kPrefillRows;
-    for (size_t i = done; i < prefixes.size() && budget > 0; ++i) {
-      const int64_t count = prefixes[i].next(budget);
-      prefixes[i].run(count);
-      rows += count;
-      budget -= count;
-    }
-    while (done < prefixes.size() && prefixes[done].left == 0) ++done;
-    most = std::max(most, rows);
-  }
-  return most;
-}
 
 bool lacks_memory(const std::exception& error) {
   const auto* known = dynamic_cast<const Error*>(&error);

@@ -9,23 +9,10 @@
 
 #include "core/memory.h"
 #include "core/model.h"
+#include "core/prefill.h"
 #include "core/request.h"
 
 namespace unifluid {
-
-// Rows of a prefix that are still to be run.
-struct PendingRows {
-  int64_t left;      // all of them
-  int64_t together;  // the first, which see each other in both directions
-
-  // Rows for the next step, when at most `budget` may run: a bidirectional part goes at once, since
-  // its rows need each other's keys in every layer.
-  int64_t next(int64_t budget) const { return std::min(left, std::max(together, budget)); }
-  void run(int64_t rows) {
-    left -= rows;
-    together = std::max<int64_t>(0, together - rows);
-  }
-};
 
 // Rows of one decoder sequence and their cache, one contiguous piece reserved at admission.
 struct Stream {

@@ -246,10 +246,12 @@ export class Pictures {
     const { device, threads } = this.load;
     const { directory } = this.checkpoint;
     this.model ??= UniFluid.load(directory, { device, threads, dtype: "float32" });
+    const loading = this.model;
     try {
-      return await this.model;
+      return await loading;
     } catch (error) {
-      this.model = undefined;
+      // Another picture may be trying again by now.
+      if (this.model === loading) this.model = undefined;
       throw error;
     }
   }
