@@ -112,6 +112,9 @@ struct EmbedTokensArgs {
   Tensor table;        // [vocab, d], f32, f16 or bf16
   float scale;
   Tensor out;  // [m, d]
+  // Where `ids` is null: host, [m], of each row where its id lies in the backend's memory, as
+  // `sample_text` wrote it. A row whose id is -1 comes out as that of id 0.
+  const int32_t* const* sampled = nullptr;
 };
 
 // One input row made of image tokens (spec section 5):
@@ -145,12 +148,13 @@ struct SoftCapArgs {
 };
 
 // One token id for each row of logits: the largest (the first of equals) where temperature is 0,
-// else the first id at which the running float64 sum of softmax(logits / temperature) exceeds u.
+// else the first id at which the running float64 sum of softmax(logits / temperature) exceeds u. -1
+// where a row holds logits that are not finite.
 struct SampleTextArgs {
   Tensor logits;             // [m, vocab]
   const float* temperature;  // host, [m]
   const double* uniform;     // host, [m]; in (0, 1)
-  int32_t* ids;              // host, [m]; written before the call returns
+  int32_t* ids;              // in the backend's memory, [m]
 };
 
 // The diffusion head (spec section 6): MAR's SimpleMLPAdaLN.
@@ -265,6 +269,7 @@ class Backend {
   virtual DType cache_type() const = 0;
 
   // ---- memory: uninitialized, aligned to 64 bytes. Throws INSUFFICIENT_MEMORY. ----
+  // Memory may be released while operations issued before still use it: the next owner's run after.
   virtual void* allocate(size_t bytes) = 0;
   virtual void release(void* memory, size_t bytes) noexcept = 0;
   // Bytes that can still be allocated, as far as the system tells.
@@ -286,6 +291,15 @@ class Backend {
   virtual void write(const float* host, const Tensor& to) = 0;
   virtual void copy(const Tensor& from, const Tensor& to) = 0;  // same shape, both activations
   virtual void synchronize() = 0;
+  // Token ids, in two halves, so that operations issued meanwhile are not waited for. `begin_read`
+  // reads what is there once the operations so far are done, and returns a ticket; when
+  // `finish_read` returns, `host` is filled. The first half alone is no more than a lost read; of
+  // more than kOpenReads tickets the oldest cannot be finished any more.
+  static constexpr int kOpenReads = 4;
+  virtual uint64_t begin_read(const int32_t* ids, int64_t count, int32_t* host) = 0;
+  virtual void finish_read(uint64_t ticket) = 0;
+  // Whether operations run while the caller goes on.
+  virtual bool asynchronous() const { return false; }
   // Lets what was issued so far begin to run, without waiting: a backend may gather operations and
   // begin only here, at `read` or at `synchronize`. The engine calls it at the end of each step.
   virtual void submit() {}

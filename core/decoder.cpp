@@ -44,10 +44,17 @@ size_t Decoder::cache_bytes(int64_t capacity) const {
          size_of(backend_.cache_type());
 }
 
+// transformers rounds the factor to the type of the embeddings; in float32 that is this.
+float Decoder::embedding_scale() const {
+  return static_cast<float>(std::sqrt(static_cast<double>(config_.hidden_size)));
+}
+
 void Decoder::embed(const int32_t* ids, const Tensor& out) const {
-  // transformers rounds the factor to the type of the embeddings; in float32 that is this.
-  const float scale = static_cast<float>(std::sqrt(static_cast<double>(config_.hidden_size)));
-  backend_.embed_tokens({ids, embedding_, scale, out});
+  backend_.embed_tokens({ids, embedding_, embedding_scale(), out});
+}
+
+void Decoder::embed(const int32_t* const* sampled, const Tensor& out) const {
+  backend_.embed_tokens({nullptr, embedding_, embedding_scale(), out, sampled});
 }
 
 void Decoder::forward(const Tensor& x, const std::vector<DecoderSpan>& spans, Workspace& workspace,

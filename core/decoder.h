@@ -32,6 +32,8 @@ class Decoder {
 
   // Token embeddings times sqrt(d). ids: host, [m]; out [m, d].
   void embed(const int32_t* ids, const Tensor& out) const;
+  // The same of ids that were sampled. sampled: host, [m], where they lie in the backend's memory.
+  void embed(const int32_t* const* sampled, const Tensor& out) const;
 
   // rows [m, d] are the inputs, and are overwritten; out [m, d] gets the final norm's outputs.
   // Appends to the caches of the spans.
@@ -48,6 +50,8 @@ class Decoder {
     Tensor q, k, v, o;
     Tensor gate, up, down;
   };
+
+  float embedding_scale() const;
 
   TextConfig config_;
   Backend& backend_;

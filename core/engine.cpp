@@ -38,6 +38,7 @@ Engine::Engine(std::unique_ptr<Model> model, const EngineLimits& limits, Sink si
       sink_(std::move(sink)),
       description_(model_->backend->description()),
       workspace_(std::make_unique<Workspace>(*model_->backend)),
+      token_ids_(*model_->backend, static_cast<size_t>(limits.max_sequences) * sizeof(int32_t)),
       thread_([this] { run(); }) {}
 
 Engine::~Engine() { stop(); }
@@ -124,6 +125,7 @@ void Engine::run() {
   sweep();
   flush();
   workspace_.reset();
+  token_ids_.reset();
   std::lock_guard lock(mutex_);
   model_.reset();
   stats_ = {};
@@ -275,12 +277,13 @@ struct Engine::Step {
     int64_t first_row, rows, index;
   };
   std::vector<Sequence*> texts, images;
-  std::vector<int32_t> text_ids;
+  std::vector<const int32_t*> text_ids;  // where they lie, in the backend's memory
   std::vector<ImageRow> image_rows;
   std::vector<PrefixRun> prefixes;
   std::vector<DecoderSpan> spans;
   int64_t rows = 0;
-  Tensor hidden;  // [rows, d], the final norm's outputs
+  Tensor hidden;                   // [rows, d], the final norm's outputs
+  std::vector<Sequence*> sampled;  // texts that get a token in this step
 
   int64_t first_image_row() const { return static_cast<int64_t>(texts.size()); }
   // Rows of logits that are made at a time.
@@ -302,9 +305,9 @@ struct Engine::Step {
 void Engine::gather(Step& step) {
   for (const auto& sequence : running_) {
     if (sequence->prefilling()) continue;
-    if (auto* text = std::get_if<TextState>(&sequence->state)) {
+    if (auto* text = std::get_if<TextState>(&sequence->state); text && !text->complete()) {
       step.texts.push_back(sequence.get());
-      step.text_ids.push_back(text->tokens.back());
+      step.text_ids.push_back(text->latest);
       step.add_span(sequence->streams.front(), 1);
     }
   }
@@ -368,6 +371,14 @@ bool Engine::drop_largest_prompt(const Step& step, const std::exception& error) 
 void Engine::step() {
   Step step;
   gather(step);
+  if (step.rows > 0 && !advance(step)) return;
+  // The tokens of this step are waited for when the next one has been issued.
+  const bool lags = !step.sampled.empty() && model_->backend->asynchronous();
+  hand_out_tokens(lags ? 1 : 0);
+}
+
+// Returns false where a prompt was dropped and nothing else done.
+bool Engine::advance(Step& step) {
   std::optional<Workspace::Scope> scope;
   try {
     // All that it takes, before any sequence has advanced.
@@ -376,16 +387,17 @@ void Engine::step() {
     compute(step);
   } catch (const std::exception& error) {
     if (!drop_largest_prompt(step, error)) throw;
-    return;
+    return false;
   }
   for (Sequence* s : step.texts) ++s->streams.front().length;
   for (Sequence* s : step.images)
     for (Stream& stream : s->streams) ++stream.length;
   for (const Step::PrefixRun& run : step.prefixes) run.stream->length += run.rows;
 
-  finish_text(step);
+  sample_texts(step);
   finish_scores(step);
   finish_drawings(step);
+  read_tokens(step);
   model_->backend->submit();
   for (const Step::PrefixRun& run : step.prefixes) {
     if (run.stream->prefilling()) continue;
@@ -394,59 +406,77 @@ void Engine::step() {
   }
   ++steps_;
   rows_ += step.rows;
+  return true;
 }
 
 // Samples a token for every text that has one more row behind it: those being written, and those
 // whose prefix has just ended.
-void Engine::finish_text(Step& step) {
-  std::vector<Sequence*> sequences = step.texts;
+void Engine::sample_texts(Step& step) {
+  step.sampled = step.texts;
   std::vector<int64_t> rows(step.texts.size());
   for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int64_t>(i);
   for (const Step::PrefixRun& run : step.prefixes) {
     if (run.stream->prefilling() || !std::holds_alternative<TextState>(run.sequence->state))
       continue;
-    sequences.push_back(run.sequence);
+    step.sampled.push_back(run.sequence);
     rows.push_back(run.first_row + run.rows - 1);
   }
-  const int64_t n = static_cast<int64_t>(sequences.size());
+  const int64_t n = static_cast<int64_t>(step.sampled.size());
   if (n == 0) return;
 
   Workspace::Scope scope(*workspace_);
   const TextConfig& config = model_->config.text.value();
   const Tensor hidden = workspace_->tensor(n, config.hidden_size);
   const Tensor logits = workspace_->tensor(n, config.vocab_size, DType::f32);
-  std::vector<float> temperature(sequences.size());
-  std::vector<double> uniforms(sequences.size());
+  std::vector<float> temperature(step.sampled.size());
+  std::vector<double> uniforms(step.sampled.size());
+  int32_t* ids = static_cast<int32_t*>(token_ids_.data());
   for (int64_t i = 0; i < n; ++i) {
     const size_t at = static_cast<size_t>(i);
     model_->backend->copy(step.hidden.slice(rows[at], 1), hidden.slice(i, 1));
-    const TextState& text = std::get<TextState>(sequences[at]->state);
+    TextState& text = std::get<TextState>(step.sampled[at]->state);
     temperature[at] = text.request.temperature;
-    uniforms[at] = text_uniform(text.request.seed, static_cast<uint32_t>(text.tokens.size()));
+    uniforms[at] = text_uniform(text.request.seed, static_cast<uint32_t>(text.sampled));
+    text.latest = ids + i;
+    ++text.sampled;
   }
   model_->decoder->logits(hidden, logits);
-  // One text at a time where one fails, so that a row that is not finite costs only its own
-  // sequence.
-  std::vector<int32_t> ids(sequences.size());
-  try {
-    model_->backend->sample_text({logits, temperature.data(), uniforms.data(), ids.data()});
-  } catch (const Error&) {
-    for (int64_t i = 0; i < n; ++i) {
-      const size_t at = static_cast<size_t>(i);
-      try {
-        model_->backend->sample_text(
-            {logits.slice(i, 1), &temperature[at], &uniforms[at], &ids[at]});
-      } catch (const Error& error) {
-        fail(sequences[at]->id, error);
-        sequences[at] = nullptr;
-      }
+  model_->backend->sample_text({logits, temperature.data(), uniforms.data(), ids});
+}
+
+// Last in a step, since it issues what the backend has gathered so far.
+void Engine::read_tokens(const Step& step) {
+  if (step.sampled.empty()) return;
+  const size_t n = step.sampled.size();
+  SampledTokens tokens{0, {}, std::make_unique<int32_t[]>(n)};
+  for (const Sequence* sequence : step.sampled) tokens.sequences.push_back(sequence->id);
+  tokens.ticket = model_->backend->begin_read(static_cast<const int32_t*>(token_ids_.data()),
+                                              static_cast<int64_t>(n), tokens.ids.get());
+  sampled_.push_back(std::move(tokens));
+}
+
+// Waits for the tokens of all steps but the latest `keep`. Those of a text that has ended since, by
+// a stop token or otherwise, are dropped.
+void Engine::hand_out_tokens(size_t keep) {
+  if (sampled_.size() <= keep) return;
+  std::unordered_map<uint64_t, Sequence*> running;
+  for (const auto& sequence : running_) running.emplace(sequence->id, sequence.get());
+  while (sampled_.size() > keep) {
+    const SampledTokens tokens = std::move(sampled_.front());
+    sampled_.pop_front();
+    model_->backend->finish_read(tokens.ticket);
+    for (size_t i = 0; i < tokens.sequences.size(); ++i) {
+      const auto found = running.find(tokens.sequences[i]);
+      if (found != running.end() && finished_.count(found->first) == 0)
+        add_token(*found->second, tokens.ids[i]);
     }
   }
-  for (size_t i = 0; i < sequences.size(); ++i)
-    if (sequences[i]) add_token(*sequences[i], ids[i]);
 }
 
 void Engine::add_token(Sequence& sequence, int32_t token) {
+  if (token < 0)
+    return fail(sequence.id, Error(error_code::kNumerical,
+                                   "expected finite logits but a row has none to choose from"));
   TextState& text = std::get<TextState>(sequence.state);
   const std::vector<int32_t>& stops = text.request.stop_tokens;
   const bool stopped = std::find(stops.begin(), stops.end(), token) != stops.end();
@@ -623,6 +653,7 @@ void Engine::fail(uint64_t id, const std::exception& error) {
 }
 
 void Engine::fail_all(const std::exception& error) {
+  sampled_.clear();
   for (const auto& sequence : running_)
     if (finished_.count(sequence->id) == 0) fail(sequence->id, error);
   for (const Undecoded& u : undecoded_) fail(u.id, error);

@@ -15,6 +15,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -90,11 +91,14 @@ class Engine {
   size_t beyond_workspace(size_t needed) const;
   void start(Waiting&& waiting, int64_t& prefill);
   void step();
+  bool advance(Step& step);
   void decode_next();
   void gather(Step& step);
   void compute(Step& step);
   bool drop_largest_prompt(const Step& step, const std::exception& error);
-  void finish_text(Step& step);
+  void sample_texts(Step& step);
+  void read_tokens(const Step& step);
+  void hand_out_tokens(size_t keep);
   void finish_scores(Step& step);
   void finish_drawings(Step& step);
   void complete_drawing(Sequence& sequence);
@@ -126,8 +130,18 @@ class Engine {
   EngineStats stats_;
   std::atomic<uint64_t> next_id_{1};
 
+  // Token ids of one step on their way to the host: with a backend that runs while the engine goes
+  // on, the next step is issued before they are waited for.
+  struct SampledTokens {
+    uint64_t ticket;  // Backend::begin_read's
+    std::vector<uint64_t> sequences;
+    std::unique_ptr<int32_t[]> ids;  // one of each sequence
+  };
+
   // The engine's thread only.
   std::unique_ptr<Workspace> workspace_;
+  Block token_ids_;  // int32 [max_sequences]: those sampled last, in the backend's memory
+  std::deque<SampledTokens> sampled_;
   RequestQueue waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // by rank
   std::deque<Undecoded> undecoded_;

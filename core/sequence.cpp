@@ -57,7 +57,6 @@ ImageRows image_rows(const Prefix& prefix, Model& model, Workspace& workspace) {
       rows[static_cast<size_t>(g)] = {static_cast<const float*>(clean.row(g)),
                                       static_cast<int32_t>(g), -1};
     model.image->embed(rows, out.rows.slice(features, source));
-    backend.synchronize();  // the clean tokens lie in the workspace
   }
   return out;
 }
@@ -167,7 +166,6 @@ Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& wo
   // The last token is returned, not fed.
   s.streams.push_back(make_stream(image.rows, r.prefix.tokens, 0, r.max_new_tokens - 1, model));
   s.state = TextState{std::move(r), {}};
-  model.backend->synchronize();  // the rows of the image are about to go
   return s;
 }
 
@@ -180,7 +178,6 @@ Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& w
   const bool plain = model.config.text->first_position == 0;
   Sequence s{id, {}, ScoreState{plain ? 0 : last_of_prefix, {}}};
   s.streams.push_back(make_stream(image.rows, tokens, size_of_tokens(r.suffix), 0, model));
-  model.backend->synchronize();
   return s;
 }
 
@@ -203,7 +200,6 @@ Sequence make_sequence(uint64_t id, DrawRequest&& r, Model& model, Workspace& wo
     s.streams.push_back(make_stream(image.rows, r.empty_tokens, 0, n, model));
   state.request = std::move(r);
   s.state = std::move(state);
-  model.backend->synchronize();
   return s;
 }
 

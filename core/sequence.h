@@ -31,7 +31,11 @@ struct Stream {
 
 struct TextState {
   TextRequest request;
-  std::vector<int32_t> tokens;
+  std::vector<int32_t> tokens;      // that have been read
+  int64_t sampled = 0;              // tokens, read or still on their way
+  const int32_t* latest = nullptr;  // where the latest one lies, in the backend's memory
+
+  bool complete() const { return sampled == request.max_new_tokens; }
 };
 
 struct ScoreState {

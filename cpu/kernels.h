@@ -21,7 +21,7 @@ struct Kernels {
   void (*image_embed)(const ImageEmbedArgs&, Parallel&);
   void (*add_rows)(const AddRowsArgs&, Parallel&);
   void (*soft_cap)(const SoftCapArgs&, Parallel&);
-  bool (*sample_text)(const SampleTextArgs&, Parallel&);
+  void (*sample_text)(const SampleTextArgs&, Parallel&);
   bool (*diffusion_head)(const DiffusionHeadArgs&, Parallel&);
   bool (*diffusion_sample)(const DiffusionSampleArgs&, Parallel&);
   bool (*convolution)(const ConvolutionArgs&, Parallel&);

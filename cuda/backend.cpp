@@ -15,6 +15,7 @@ CudaBackend::CudaBackend(const OpenOptions& options)
     : compute_(options.compute),
       queue_(options.device),
       transfer_(queue_),
+      readback_(queue_),
       arena_(queue_, options.max_memory) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, options.device), "to tell what it is");
@@ -105,21 +106,6 @@ void CudaBackend::write(const float* host, const Tensor& to) {
 void CudaBackend::copy(const Tensor& from, const Tensor& to) {
   queue_.begin_operation();
   copy_rows(queue_, from, to);
-}
-
-// Ids are handed out, so this waits. `args.ids` is written only where every row has one.
-void CudaBackend::sample_text(const SampleTextArgs& args) {
-  if (args.logits.rows == 0) return;
-  queue_.begin_operation();
-  const size_t rows = static_cast<size_t>(args.logits.rows);
-  const int32_t* ids = cuda::sample_text(queue_, args);
-  std::vector<int32_t> host(rows);
-  transfer_.download(ids, rows * sizeof(int32_t), host.data());
-  for (int32_t id : host)
-    if (id < 0)
-      throw Error(error_code::kNumerical,
-                  "expected finite logits but a row has none to choose from");
-  std::memcpy(args.ids, host.data(), rows * sizeof(int32_t));
 }
 
 // ---- training ----

@@ -9,6 +9,7 @@
 #include "cuda/boundary.h"
 #include "cuda/kernels.h"
 #include "cuda/queue.h"
+#include "cuda/readback.h"
 #include "cuda/training_kernels.h"
 #include "cuda/transfer.h"
 
@@ -41,6 +42,11 @@ class CudaBackend final : public Backend, public TrainingBackend {
   void copy(const Tensor& from, const Tensor& to) override;
   void synchronize() override { queue_.synchronize(); }
   void submit() override { queue_.flush(); }
+  uint64_t begin_read(const int32_t* ids, int64_t count, int32_t* host) override {
+    return readback_.begin(ids, static_cast<size_t>(count), host);
+  }
+  void finish_read(uint64_t ticket) override { readback_.finish(ticket); }
+  bool asynchronous() const override { return true; }
 
   void linear(const LinearArgs& args) override { run(cuda::linear, args); }
   void grouped_linear(const GroupedLinearArgs& args) override { run(cuda::grouped_linear, args); }
@@ -52,7 +58,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
   void image_embed(const ImageEmbedArgs& args) override { run(cuda::image_embed, args); }
   void add_rows(const AddRowsArgs& args) override { run(cuda::add_rows, args); }
   void soft_cap(const SoftCapArgs& args) override { run(cuda::soft_cap, args); }
-  void sample_text(const SampleTextArgs& args) override;
+  void sample_text(const SampleTextArgs& args) override { run(cuda::sample_text, args); }
   void diffusion_head(const DiffusionHeadArgs& args) override { run(cuda::diffusion_head, args); }
   void diffusion_sample(const DiffusionSampleArgs& args) override {
     run(cuda::diffusion_sample, args);
@@ -115,6 +121,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
   std::string description_;
   Queue queue_;
   Transfer transfer_;
+  Readback readback_;
   Arena arena_;
 };
 

@@ -96,6 +96,8 @@ struct Boundary {
   Function<void*, const Tensor*, const Tensor*> copy;
   Function<void*> submit;
   Function<void*> synchronize;
+  Function<void*, const int32_t*, int64_t, int32_t*, uint64_t*> begin_read;
+  Function<void*, uint64_t> finish_read;
 
   Operation<LinearArgs> linear;
   Operation<GroupedLinearArgs> grouped_linear;
@@ -119,7 +121,7 @@ struct Boundary {
 // Goes up with every change of core/backend.h's structs or of this table; the sizes catch what was
 // forgotten.
 inline constexpr uint64_t kBoundaryVersion =
-    (uint64_t{2} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
+    (uint64_t{3} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
     sizeof(DiffusionHeadWeights) + sizeof(ConvolutionArgs) + sizeof(DiffusionToken) +
     sizeof(GemmArgs) + sizeof(TrainingStep) + sizeof(AdamWArgs);
 

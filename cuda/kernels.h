@@ -24,7 +24,7 @@ void image_embed(Queue&, const ImageEmbedArgs&);
 void add_rows(Queue&, const AddRowsArgs&);
 void soft_cap(Queue&, const SoftCapArgs&);
 // The ids [m] in this operation's scratch; -1 for a row with a logit that is not finite.
-const int32_t* sample_text(Queue&, const SampleTextArgs&);
+void sample_text(Queue&, const SampleTextArgs&);
 void diffusion_head(Queue&, const DiffusionHeadArgs&);
 void diffusion_sample(Queue&, const DiffusionSampleArgs&);
 void convolution(Queue&, const ConvolutionArgs&);

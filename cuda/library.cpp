@@ -146,6 +146,13 @@ Boundary make_table() {
   t.synchronize = [](void* backend, Failure* f) {
     return guarded(f, [&] { enter(backend).synchronize(); });
   };
+  t.begin_read = [](void* backend, const int32_t* ids, int64_t count, int32_t* host,
+                    uint64_t* ticket, Failure* f) {
+    return guarded(f, [&] { *ticket = enter(backend).begin_read(ids, count, host); });
+  };
+  t.finish_read = [](void* backend, uint64_t ticket, Failure* f) {
+    return guarded(f, [&] { enter(backend).finish_read(ticket); });
+  };
   t.linear = call<LinearArgs, &CudaBackend::linear>;
   t.grouped_linear = call<GroupedLinearArgs, &CudaBackend::grouped_linear>;
   t.gated_linear = call<GatedLinearArgs, &CudaBackend::gated_linear>;

@@ -75,6 +75,13 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   }
   void submit() override { call(library_.submit, backend_); }
   void synchronize() override { call(library_.synchronize, backend_); }
+  uint64_t begin_read(const int32_t* ids, int64_t count, int32_t* host) override {
+    uint64_t ticket = 0;
+    call(library_.begin_read, backend_, ids, count, host, &ticket);
+    return ticket;
+  }
+  void finish_read(uint64_t ticket) override { call(library_.finish_read, backend_, ticket); }
+  bool asynchronous() const override { return true; }
 
   void linear(const LinearArgs& args) override { call(library_.linear, backend_, &args); }
   void grouped_linear(const GroupedLinearArgs& args) override {

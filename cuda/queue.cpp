@@ -175,9 +175,7 @@ void Queue::flush() {
 
 void Queue::synchronize() {
   flush();
-  const cudaError_t status = cudaStreamSynchronize(stream_);
-  if (status != cudaSuccess) broken_ = true;
-  check(status, "in a step");
+  expect(cudaStreamSynchronize(stream_), "in a step");
 }
 
 void Queue::issue() {

@@ -94,6 +94,11 @@ class Queue {
   void flush();
   // Flushes and waits.
   void synchronize();
+  // Throws DEVICE_ERROR where `status` is an error, and refuses all that follows.
+  void expect(cudaError_t status, const char* what) {
+    if (status != cudaSuccess) broken_ = true;
+    check(status, what);
+  }
   // Waits for what runs, also after a failure.
   void settle() noexcept { cudaStreamSynchronize(stream_); }
   // `give_back` frees device memory that nobody uses, where scratch finds none; nothing runs then.

@@ -4,6 +4,8 @@
 #include <memory>
 #include <utility>
 
+#include "core/error.h"
+
 namespace unifluid {
 
 namespace {
@@ -354,7 +356,13 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
       // A soft cap does not change which is the largest.
       const std::vector<float> zero(static_cast<size_t>(rows));
       const std::vector<double> unused(static_cast<size_t>(rows), 0.5);
-      backend_.sample_text({logits, zero.data(), unused.data(), likeliest->data() + first});
+      const Tensor sampled = workspace_.tensor(rows, 1, DType::f32);  // for as many ids
+      int32_t* ids = static_cast<int32_t*>(sampled.data);
+      backend_.sample_text({logits, zero.data(), unused.data(), ids});
+      int32_t* read = likeliest->data() + first;
+      backend_.finish_read(backend_.begin_read(ids, rows, read));
+      if (std::any_of(read, read + rows, [](int32_t id) { return id < 0; }))
+        throw Error(error_code::kNumerical, "expected finite logits but a row has none");
     }
     ops_.cross_entropy({logits, targets.data() + first, cap, scale, losses->data() + first});
     if (!gradients_) continue;

@@ -68,7 +68,8 @@ void embed_row(const EmbedTokensArgs& args, int64_t row) {
   const Vec scale = set1(args.scale);
   float* out = float_row(args.out, row);
   // What lies in `out` may be anything: it is not looked at.
-  combine_row(out, args.table, args.ids[row], [scale](Vec, Vec b) { return mul(scale, b); });
+  const int32_t id = args.ids ? args.ids[row] : *args.sampled[row];
+  combine_row(out, args.table, id < 0 ? 0 : id, [scale](Vec, Vec b) { return mul(scale, b); });
 }
 
 void image_row(const ImageEmbedArgs& args, int64_t row) {

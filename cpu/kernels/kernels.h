@@ -21,7 +21,7 @@ void image_embed(const ImageEmbedArgs&, Parallel&);
 void add_rows(const AddRowsArgs&, Parallel&);
 // sampling.cpp
 void soft_cap(const SoftCapArgs&, Parallel&);
-bool sample_text(const SampleTextArgs&, Parallel&);
+void sample_text(const SampleTextArgs&, Parallel&);
 // diffusion.cpp
 bool diffusion_head(const DiffusionHeadArgs&, Parallel&);
 bool diffusion_sample(const DiffusionSampleArgs&, Parallel&);

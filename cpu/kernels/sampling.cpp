@@ -65,20 +65,13 @@ int32_t draw(const float* x, int64_t n, float most, double temperature, double u
   return static_cast<int32_t>(n - 1);
 }
 
-struct SampleContext {
-  const SampleTextArgs* args;
-  bool failed;  // set by any task, and only ever to true
-};
-
 void sample_task(void* pointer, int64_t row, int) {
-  SampleContext& context = *static_cast<SampleContext*>(pointer);
-  const SampleTextArgs& args = *context.args;
+  const SampleTextArgs& args = *static_cast<const SampleTextArgs*>(pointer);
   const float* x = static_cast<const float*>(args.logits.data) + row * args.logits.stride;
   bool finite = true;
   const float most = largest(x, args.logits.cols, &finite);
   if (!finite) {
-    args.ids[row] = 0;
-    __atomic_store_n(&context.failed, true, __ATOMIC_RELAXED);
+    args.ids[row] = -1;
   } else if (args.temperature[row] == 0.0f) {
     args.ids[row] = first_of(x, most);
   } else {
@@ -92,10 +85,8 @@ void soft_cap(const SoftCapArgs& args, Parallel& parallel) {
   parallel.run(args.x.rows * cap_pieces(args), cap_task, const_cast<SoftCapArgs*>(&args));
 }
 
-bool sample_text(const SampleTextArgs& args, Parallel& parallel) {
-  SampleContext context{&args, false};
-  parallel.run(args.logits.rows, sample_task, &context);
-  return !context.failed;
+void sample_text(const SampleTextArgs& args, Parallel& parallel) {
+  parallel.run(args.logits.rows, sample_task, const_cast<SampleTextArgs*>(&args));
 }
 
 }  // namespace unifluid::cpu::UNIFLUID_ISA

@@ -13,7 +13,8 @@ namespace {
 // ---- token embeddings ----
 
 struct EmbedParams {
-  const int32_t* ids;
+  const int32_t* ids;  // or, of each row, where its id lies
+  const int32_t* const* sampled;
   const void* table;
   void* out;
   int64_t table_stride, out_stride;
@@ -25,7 +26,8 @@ template <class T, bool kAligned>
 __global__ void __launch_bounds__(kPieceThreads) embed_tokens_pieces(EmbedParams p) {
   const PiecePlace at = piece_place(p.grid);
   if (!at.inside) return;
-  const T* from = static_cast<const T*>(p.table) + p.ids[at.row] * p.table_stride;
+  const int32_t id = p.ids ? p.ids[at.row] : *p.sampled[at.row];
+  const T* from = static_cast<const T*>(p.table) + max(id, 0) * p.table_stride;
   Piece v = load_piece<kAligned>(from, at.column, p.grid.cols);
   for (int i = 0; i < kPiece; ++i) v.value[i] *= p.scale;
   store_piece<kAligned>(static_cast<T*>(p.out) + at.row * p.out_stride, at.column, p.grid.cols, v);
@@ -106,7 +108,11 @@ __global__ void __launch_bounds__(kPieceThreads) add_rows_pieces(AddParams p) {
 void embed_tokens(Queue& queue, const EmbedTokensArgs& args) {
   if (args.out.rows == 0) return;
   EmbedParams p{};
-  p.ids = queue.stage(args.ids, static_cast<size_t>(args.out.rows));
+  const size_t rows = static_cast<size_t>(args.out.rows);
+  if (args.ids)
+    p.ids = queue.stage(args.ids, rows);
+  else
+    p.sampled = queue.stage(args.sampled, rows);
   p.table = args.table.data;
   p.out = args.out.data;
   p.table_stride = args.table.stride;

@@ -282,17 +282,16 @@ void soft_cap(Queue& queue, const SoftCapArgs& args) {
   });
 }
 
-const int32_t* sample_text(Queue& queue, const SampleTextArgs& args) {
+void sample_text(Queue& queue, const SampleTextArgs& args) {
+  if (args.logits.rows == 0) return;
   const size_t rows = static_cast<size_t>(args.logits.rows);
   Params p{};
   p.chunks = static_cast<int32_t>(blocks_for(args.logits.cols, kChunk));
   const size_t chunks = rows * static_cast<size_t>(p.chunks);
-  queue.reserve_scratch(chunks * (sizeof(Largest) + sizeof(double)) + rows * sizeof(int32_t) +
-                        3 * 256);
+  queue.reserve_scratch(chunks * (sizeof(Largest) + sizeof(double)) + 2 * 256);
   p.largest = queue.scratch<Largest>(chunks);
   p.sums = queue.scratch<double>(chunks);
-  p.ids = queue.scratch<int32_t>(rows);
-  if (rows == 0) return p.ids;
+  p.ids = args.ids;
   std::vector<TextDraw> draws(rows);
   for (size_t i = 0; i < rows; ++i) draws[i] = {args.uniform[i], args.temperature[i]};
   p.draws = queue.stage(draws.data(), rows);
@@ -318,7 +317,6 @@ const int32_t* sample_text(Queue& queue, const SampleTextArgs& args) {
     else
       run(std::false_type{});
   });
-  return p.ids;
 }
 
 }  // namespace unifluid::cuda

@@ -25,9 +25,22 @@ Napi::Value run_defect(const Napi::CallbackInfo& info) {
   return result;
 }
 
+void* open_library(const Napi::Value& path) {
+  return dlopen(path.ToString().Utf8Value().c_str(), RTLD_NOW | RTLD_LOCAL);
+}
+
+// (library) -> how often the host waited for all that a stream had to do
+Napi::Value simulation_waits(const Napi::CallbackInfo& info) {
+  void* library = open_library(info[0]);
+  using Waits = uint64_t (*)();
+  const auto waits = library ? reinterpret_cast<Waits>(dlsym(library, "simt_waits")) : nullptr;
+  if (!waits) throw Napi::Error::New(info.Env(), "no such library");
+  return Napi::Number::New(info.Env(), static_cast<double>(waits()));
+}
+
 // (library, name, value): sets what the simulated library simulates (test/simt/runtime.cpp).
 Napi::Value simulate(const Napi::CallbackInfo& info) {
-  void* library = dlopen(info[0].ToString().Utf8Value().c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* library = open_library(info[0]);
   using Set = bool (*)(const char*, uint64_t);
   const auto set = library ? reinterpret_cast<Set>(dlsym(library, "simt_set")) : nullptr;
   const uint64_t value = static_cast<uint64_t>(info[2].ToNumber().Int64Value());
@@ -41,6 +54,7 @@ Napi::Value simulate(const Napi::CallbackInfo& info) {
 void export_simulation(Napi::Env env, Napi::Object exports) {
   exports.Set("simulationDefects", Napi::Function::New(env, list_defects));
   exports.Set("simulate", Napi::Function::New(env, simulate));
+  exports.Set("simulationWaits", Napi::Function::New(env, simulation_waits));
   exports.Set("runDefect", Napi::Function::New(env, run_defect));
 }
 

@@ -29,6 +29,13 @@ describeBackends("embed_tokens", (backend) => {
         // One product of float32 numbers, rounded once.
         expectSameBits(backend().embedTokens({ ids, table, scale }), expected);
         expectSameBits(backend().embedTokens({ ids, table: misaligned(table), scale }), expected);
+        expectSameBits(backend().embedTokens({ ids, sampled: true, table, scale }), expected);
+        // Where there was nothing to choose from.
+        const none = ids.map((id, i) => (i % 3 ? id : -1));
+        expectSameBits(
+          backend().embedTokens({ ids: none, sampled: true, table, scale }),
+          backend().embedTokens({ ids: none.map((id) => Math.max(id, 0)), table, scale }),
+        );
         const wide = backend().embedTokens({ ids, table, scale, outStride: d + 2 });
         ids.forEach((_, row) => {
           const at = row * (d + 2);

@@ -43,6 +43,7 @@ std::unordered_map<const void*, size_t>
     dynamic_shared;  // that kernels were allowed, by the latest call
 size_t allocated = 0;
 std::atomic<uint64_t> launches{0};
+std::atomic<uint64_t> waits{0};  // of the host for all that a stream had to do
 
 thread_local int current_device = 0;  // of this thread, as on CUDA
 thread_local int captures = 0;        // under way; they keep the thread from some calls
@@ -153,6 +154,8 @@ extern "C" __attribute__((visibility("default"))) bool simt_set(const char* name
     }
   return false;
 }
+
+extern "C" __attribute__((visibility("default"))) uint64_t simt_waits() { return waits; }
 
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
@@ -276,7 +279,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return stream->fault; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  ++waits;
+  return stream->fault;
+}
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   stream->capturing = true;

@@ -213,7 +213,10 @@ export interface Backend {
       inPlace?: true;
     },
   ): Float32Array;
-  embedTokens(args: Strided & { ids: Int32Array; table: Weight; scale: number }): Float32Array;
+  /** `sampled`: the ids lie in the backend's memory, where `sampleText` leaves them. */
+  embedTokens(
+    args: Strided & { ids: Int32Array; sampled?: true; table: Weight; scale: number },
+  ): Float32Array;
   imageEmbed(
     args: Strided & {
       rows: { token?: Float32Array; cell: number; next: number }[];
@@ -291,6 +294,8 @@ export interface TestAddon {
   runDefect(name: string, wrong: boolean, seed: number): { error: string; right: boolean };
   /** Sets what a simulated library simulates (test/simt/runtime.cpp); jest's environment is not the process's. */
   simulate(library: string, name: string, value: number): void;
+  /** How often the host has waited for all that a simulated stream had to do. */
+  simulationWaits(library: string): number;
   philox(seed: bigint, c0: number, c1: number, c2: number, c3: number): Uint32Array;
   randomOrder(seed: bigint, n: number): Int32Array;
   textUniform(seed: bigint, index: number): number;
