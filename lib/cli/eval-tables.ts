@@ -31,6 +31,7 @@ export function sceneRows(report: SuiteReport): [string, string][] {
       ? ([
           ["captions, exact", rate(captions.exact)],
           ...each("objects: ", captions.byObjects),
+          ...each("slot: ", captions.bySlot),
           ["  words in place", percent(captions.wordsInPlace)],
         ] as [string, string][])
       : []),

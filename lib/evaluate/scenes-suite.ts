@@ -12,7 +12,9 @@ import { streamOf } from "../scenes/dataset.js";
 import { drawPixels } from "../scenes/draw.js";
 import { caption, edit, type Question, question } from "../scenes/language.js";
 import { parseScene } from "../scenes/parse.js";
+import { readCaption } from "../scenes/read-caption.js";
 import { alike, randomScene, type Scene, SIZE } from "../scenes/world.js";
+import { SLOTS, type SlotsRight, slotsRight } from "./caption-slots.js";
 import { frechetDistance, pooled, statisticsOf } from "./frechet.js";
 import {
   type Checks,
@@ -62,7 +64,13 @@ export interface SuiteReport {
   };
   /** Everything right of one object whose colour and shape were never seen together; and of pairs that were. */
   heldOut?: { heldOut: Rate; seen: Rate };
-  captions?: { exact: Rate; byObjects: Record<string, Rate>; wordsInPlace: number };
+  /** Also by slot, of those whose scene has it (`lib/evaluate/caption-slots.ts`). */
+  captions?: {
+    exact: Rate;
+    byObjects: Record<string, Rate>;
+    bySlot: Record<string, Rate>;
+    wordsInPlace: number;
+  };
   /** Beside the most common answer of a kind, and the most common answer to the question without a picture. */
   answers?: { all: Rate; majority: number; blind: number; byKind: Record<string, Rate> };
   /** The change made and the rest in place; beside the source picture handed back unchanged. */
@@ -98,6 +106,17 @@ function ratesBy<K extends string>(hits: readonly (readonly [K, boolean])[]): Re
   const keys = [...new Set(hits.map(([key]) => key))].sort();
   return Object.fromEntries(
     keys.map((k) => [k, rateOf(hits.filter(([key]) => key === k).map(([, hit]) => hit))]),
+  );
+}
+
+/** Of the slots' rates, those that some scene has, in the order of `SLOTS`. */
+function bySlot(captions: readonly SlotsRight[]): Record<string, Rate> {
+  const hits = SLOTS.map(
+    (slot) =>
+      [slot, captions.map((right) => right[slot]).filter((hit) => hit !== undefined)] as const,
+  );
+  return Object.fromEntries(
+    hits.filter(([, of]) => of.length > 0).map(([slot, of]) => [slot, rateOf(of)]),
   );
 }
 
@@ -242,6 +261,7 @@ class Suite {
     return {
       exact: rateOf(exact),
       byObjects: ratesBy(exact.map((hit, i) => [String(scenes[i]!.objects.length), hit] as const)),
+      bySlot: bySlot(texts.map((text, i) => slotsRight(readCaption(text), scenes[i]!))),
       wordsInPlace: words.reduce((sum, w) => sum + w, 0) / words.length,
     };
   }

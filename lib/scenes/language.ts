@@ -43,9 +43,19 @@ export function caption(
   scene: Scene,
   { size = true, background = true, flip = false }: CaptionWords = {},
 ): string {
-  const objects = [...scene.objects].sort((a, b) => a.x - b.x);
   const tail = background ? ` on a ${scene.background} background` : "";
-  return listed(objects, size, flip) + tail;
+  return listed(inOrder(scene), size, flip) + tail;
+}
+
+/**
+ * The objects as the canonical caption names them: from the left, but of two that lie above each other the upper one
+ * first.
+ */
+export function inOrder(scene: Scene): SceneObject[] {
+  const objects = [...scene.objects].sort((a, b) => a.x - b.x);
+  const [a, b] = objects;
+  const turned = objects.length === 2 && relation(a as SceneObject, b as SceneObject) === "below";
+  return turned ? objects.reverse() : objects;
 }
 
 function listed(objects: SceneObject[], size: boolean, flip: boolean): string {
@@ -54,11 +64,8 @@ function listed(objects: SceneObject[], size: boolean, flip: boolean): string {
   if (!second) return noun(first, size);
   if (alike(objects)) return `${NUMBERS[objects.length]} ${noun(first, size, false)}s`;
   if (third) return `${noun(first, size)}, ${noun(second, size)} and ${noun(third, size)}`;
-  let pair: [SceneObject, SceneObject] = [first, second];
-  const how = relation(first, second);
-  if ((how === "above" || how === "below") && first.y > second.y) pair = [second, first];
-  if (flip) pair = [pair[1], pair[0]];
-  return `${noun(pair[0], size)} ${relation(pair[0], pair[1])} ${noun(pair[1], size)}`;
+  const pair = flip ? ([second, first] as const) : ([first, second] as const);
+  return `${noun(pair[0], size)} ${relation(...pair)} ${noun(pair[1], size)}`;
 }
 
 /** A prompt to draw the scene from: its caption, with some words left out. */

@@ -36,6 +36,15 @@ test("every part is measured, on as many cases as were asked for, the same again
   }
   const cases = (rates: Record<string, { n: number }>) =>
     Object.values(rates).reduce((sum, { n }) => sum + n, 0);
+  // Every scene has all slots but the relation, and none is right less often than all of them.
+  const { bySlot, exact } = report.captions!;
+  const { relation, ...others } = bySlot;
+  expect(Object.keys(others)).toEqual(["count", "size", "color", "shape", "background"]);
+  for (const { rate, n } of Object.values(others)) {
+    expect(n).toBe(4);
+    expect(rate).toBeGreaterThanOrEqual(exact.rate);
+  }
+  expect(relation?.n ?? 0).toBeLessThan(4);
   const { byObjects, byShape } = report.generation!;
   expect(cases(byObjects)).toBe(4);
   const objects = Object.entries(byObjects).reduce((sum, [k, { n }]) => sum + Number(k) * n, 0);
@@ -120,6 +129,34 @@ test("the command tells distances, of how many pictures and whether those are to
     stderr: expect.stringContaining("--features is of the part frechet"),
   });
 }, 120_000);
+
+test("captions are judged slot by slot, and the command's table tells each", async () => {
+  const only = ["captions"] as const;
+  const say = jest.spyOn(model, "caption");
+  try {
+    // As many objects, one colour and one background are right by luck; sizes are never said.
+    say.mockImplementation((async () => "a red circle on a pink background") as never);
+    const report = await evaluateScenes(model, { scenes: 40, seed: 3n, only });
+    const { bySlot, exact, byObjects } = report.captions!;
+    expect(exact.rate).toBe(0);
+    expect(bySlot.size).toEqual({ rate: 0, n: 40 });
+    expect(bySlot.count!.rate).toBe(byObjects["1"]!.n / 40);
+    for (const slot of ["color", "shape", "background"]) {
+      expect(bySlot[slot]!.rate).toBeGreaterThan(0);
+      expect(bySlot[slot]!.rate).toBeLessThan(0.5);
+    }
+    // Only of two objects that are not alike.
+    expect(bySlot.relation!.rate).toBe(0);
+    expect(bySlot.relation!.n).toBeGreaterThan(0);
+    expect(bySlot.relation!.n).toBeLessThanOrEqual(byObjects["2"]!.n);
+  } finally {
+    say.mockRestore();
+  }
+  const run = [main, "eval", "shapes-64", "--only", "captions", "--scenes", "2"];
+  const { stdout } = await promisify(execFile)(process.execPath, run);
+  for (const slot of ["count", "size", "color", "shape", "background"])
+    expect(stdout).toMatch(new RegExp(`^  slot: ${slot} +[\\d.]+ % of 2$`, "m"));
+});
 
 test("parts can be chosen, and an abort ends it", async () => {
   const only = ["captions"] as const;
