@@ -20,8 +20,23 @@ const isRecords = (error: unknown) =>
 /** Records seen before a share of broken ones means anything. */
 const LEAST_SEEN = 200;
 
+/** How many records were seen up to a step, and how many different ones of them were broken. */
+export interface RecordCounts {
+  seen: number;
+  broken: number;
+}
+
+/** The same with the names of those that were broken, as a checkpoint keeps it. */
+export interface RecordsSeen {
+  seen: number;
+  broken: string[];
+}
+
 export class BrokenRecords {
-  private readonly names = new Set<string>();
+  /** In the order in which they were found, also before a stop. */
+  private readonly found = new Set<string>();
+  /** Those that are not tried again. One found before a stop is: it may have been mended since. */
+  private readonly skipped = new Set<string>();
   private seen = 0;
 
   /** @param share Broken records beyond this share of those seen stop the run. */
@@ -30,12 +45,27 @@ export class BrokenRecords {
     private readonly onBroken: (message: string) => void,
   ) {}
 
+  get counts(): RecordCounts {
+    return { seen: this.seen, broken: this.found.size };
+  }
+
+  /** What `restore` needs to go on from when `counts` were these. */
+  stateAt({ seen, broken }: RecordCounts): RecordsSeen {
+    return { seen, broken: [...this.found].slice(0, broken) };
+  }
+
+  /** Goes on counting after a stop. */
+  restore({ seen, broken }: RecordsSeen): void {
+    this.seen = seen;
+    for (const name of broken) this.found.add(name);
+  }
+
   /**
    * Does `work` with the record of a name, unless the record is known to be broken or `work` finds it so. Throws
    * `TRAINING_DATA` where there are too many of those, and what the record is not to blame for.
    */
   async attempt(name: string, work: () => Promise<void>): Promise<void> {
-    if (this.names.has(name)) return;
+    if (this.skipped.has(name)) return;
     this.seen++;
     try {
       await work();
@@ -46,12 +76,13 @@ export class BrokenRecords {
 
   private note(name: string, error: unknown): void {
     if (!isRecords(error)) throw error;
-    if (this.names.has(name)) return; // it came twice at once
-    this.names.add(name);
+    this.skipped.add(name);
+    if (this.found.has(name)) return; // it came twice at once, or was told before a stop
+    this.found.add(name);
     this.onBroken(`${name}: ${(error as Error).message}`);
-    if (this.names.size > this.share * Math.max(this.seen, LEAST_SEEN))
+    if (this.found.size > this.share * Math.max(this.seen, LEAST_SEEN))
       throw new TrainingDataError(
-        `${this.names.size} of ${this.seen} records seen are broken, more than brokenShare (${this.share}) allows; the last: ${name}: ${(error as Error).message}`,
+        `${this.found.size} of ${this.seen} records seen are broken, more than brokenShare (${this.share}) allows; the last: ${name}: ${(error as Error).message}`,
       );
   }
 }

@@ -1,7 +1,7 @@
 /** The sources of a run, and what each step takes from them. */
 import { TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
-import type { BrokenRecords } from "./broken-records.js";
+import type { BrokenRecords, RecordCounts } from "./broken-records.js";
 import type { RunConfig, SourceConfig } from "./config.js";
 import { ManifestSource } from "./manifest-source.js";
 import { ShardSource } from "./shard-source.js";
@@ -17,6 +17,8 @@ export interface Drawn<T> {
   examples: T[];
   /** Where each source is after the step, as JSON. */
   positions: unknown[];
+  /** Records seen in the run up to this step, and the broken ones of them. */
+  records: RecordCounts;
 }
 
 /** `place`: that of the source among those of the run, which names its randomness. Throws `TRAINING_DATA`. */
@@ -67,7 +69,8 @@ export class Mixture {
       );
     }
     const examples = (await Promise.all(parts)).flat();
-    return { examples, positions: this.sources.map((source) => source.position()) };
+    const positions = this.sources.map((source) => source.position());
+    return { examples, positions, records: this.broken.counts };
   }
 
   private async take<T>(

@@ -19,6 +19,43 @@ test("a record that is wrong, or whose picture is wrong or missing, is skipped a
   expect(told).toHaveLength(5);
 });
 
+test("counting goes on after a stop, and one that was told is tried again but neither told nor counted", async () => {
+  const told: string[] = [];
+  const open = () => new BrokenRecords(0.01, (message) => told.push(message));
+  const before = open();
+  const invalid = () => new InvalidRecordError("no task");
+  for (let i = 0; i < 300; i++) await before.attempt(`good ${i}`, async () => {});
+  await before.attempt("record 1", failing(invalid()));
+  const { counts } = before;
+  expect(counts).toEqual({ seen: 301, broken: 1 });
+  // What is read ahead of the checkpoint is no part of it.
+  await before.attempt("record 2", failing(invalid()));
+  expect(before.stateAt(counts)).toEqual({ seen: 301, broken: ["record 1"] });
+
+  const after = open();
+  after.restore(before.stateAt(counts));
+  expect(after.counts).toEqual(counts);
+  told.length = 0;
+  await after.attempt("record 1", failing(invalid()));
+  expect(told).toEqual([]);
+  await after.attempt("record 2", failing(invalid()));
+  await after.attempt("record 3", failing(invalid()));
+  expect(after.counts).toEqual({ seen: 304, broken: 3 });
+  // With those of before the stop it is one too many.
+  await expect(after.attempt("record 4", failing(invalid()))).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+    message: expect.stringMatching(/^4 of 305 records/),
+  });
+  // One that was mended is used.
+  const mended = open();
+  mended.restore(before.stateAt(counts));
+  let used = false;
+  await mended.attempt("record 1", async () => {
+    used = true;
+  });
+  expect(used).toBe(true);
+});
+
 test.each([
   ["a full disk", system("ENOSPC")],
   ["too many open files", system("EMFILE")],
