@@ -145,7 +145,7 @@ export class TrainingDataError extends UniFluidError<"TRAINING_DATA"> {
   }
 }
 
-/** A loss or a gradient is not finite any more, or a loss exploded; the last checkpoint is kept. */
+/** A loss or a gradient is not finite any more, or a loss exploded; the last good checkpoint is kept. */
 export class TrainingDivergedError extends UniFluidError<"TRAINING_DIVERGED"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("TRAINING_DIVERGED", message, options);

@@ -35,7 +35,7 @@ Exit codes:
   5    the device or the native part is not available
   6    the result cannot be written
   7    some records of a batch failed; its results tell which
-  8    training diverged; its last checkpoint is kept
+  8    training diverged; its last good checkpoint is kept
   130  interrupted (Ctrl-C); 143 terminated`;
 
 const BY_CODE: Partial<Record<ErrorCode, number>> = {

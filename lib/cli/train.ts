@@ -22,7 +22,7 @@ export function addTrain(program: Command): void {
       "train a model or an autoencoder as a run.yaml says; Ctrl-C stops with a checkpoint to go on from",
     )
     .option("-o, --out <folder>", "folder of the run", "run")
-    .option("--resume", "go on from the run's last checkpoint")
+    .option("--resume", "go on from the run's last whole checkpoint")
     .option(
       "--device <device>",
       "device to train on, in place of the file's: auto, cpu, cuda, cuda:1, ...",
@@ -40,6 +40,9 @@ export function addPrepare(program: Command): void {
     runCommand(flags, (context) => prepare(config, context)),
   );
 }
+
+const skipped = (records: number) =>
+  `${records} broken ${records === 1 ? "record was" : "records were"} skipped`;
 
 /** Lines between two of progress where there is no terminal, in milliseconds. */
 const LINE_EVERY = 30_000;
@@ -61,6 +64,7 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
     note(context, `${trainer.description}; step ${trainer.done} done`);
     const summary = await trainer.run();
     progress.stop();
+    if (summary.brokenRecords > 0) note(context, skipped(summary.brokenRecords));
     note(context, `step ${summary.step}: ${summary.checkpoint}`);
     if (context.json) await writeJson(summary);
     context.signal.throwIfAborted();
@@ -79,7 +83,8 @@ function startTraining(context: Context) {
       m.psnr === undefined
         ? `image ${number(m.imageLoss)}, text ${number(m.textLoss)}`
         : `loss ${number(m.loss)}, ${m.psnr.toFixed(1)} dB`;
-    return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left`;
+    const broken = m.brokenRecords ? `, ${m.brokenRecords} broken records` : "";
+    return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left${broken}`;
   };
   if (context.quiet || context.json) return { step() {}, stop() {} };
   if (!process.stderr.isTTY) {
@@ -136,6 +141,8 @@ async function prepare(config: string, context: Context): Promise<void> {
     progress.stop();
     await batches.close();
   }
+  const brokenRecords = batches.mixture.broken.counts.broken;
+  if (brokenRecords > 0) note(context, skipped(brokenRecords));
   note(context, `${pictures} pictures are prepared`);
-  if (context.json) await writeJson({ pictures });
+  if (context.json) await writeJson({ pictures, brokenRecords });
 }

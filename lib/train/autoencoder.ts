@@ -99,10 +99,10 @@ export class AutoencoderSubject implements Subject {
 
   async batches(step: number): Promise<StepData<NativeVaeExample>> {
     const { size } = this;
-    const { examples, positions } = await this.mixture.draw(step, async (record, random) => ({
+    const { examples, ...after } = await this.mixture.draw(step, async (record, random) => ({
       pixels: await toVaePixels(await this.picture(record, random), size, size, loadAddon()),
     }));
-    return { batches: dealt(examples, this.config.accumulation), positions };
+    return { batches: dealt(examples, this.config.accumulation), ...after };
   }
 
   /** Of a record with two pictures, one is drawn. */
@@ -127,6 +127,9 @@ export class AutoencoderSubject implements Subject {
   watched({ loss }: Losses) {
     return { loss: loss ?? Number.NaN };
   }
+
+  /** Of pixels from -1 to 1 a grey picture has errors of at most 1. The divergence may begin anywhere. */
+  readonly scales = { loss: { chance: 2, explosion: 10 } };
 
   broken({ vae }: NativeStepResult): string[] {
     const { absolute, square, kl } = vae!;

@@ -45,10 +45,10 @@ export class Batches {
 
   /** Step `step`, from 1, as `accumulation` batches. */
   async of(step: number): Promise<StepData<NativeTrainingSequence>> {
-    const { examples, positions } = await this.mixture.draw(step, async (record, random, place) =>
+    const { examples, ...after } = await this.mixture.draw(step, async (record, random, place) =>
       this.sequences.of(record.example(random), this.pictures[place] as Pictures, random),
     );
-    return { batches: dealt(examples, this.config.accumulation), positions };
+    return { batches: dealt(examples, this.config.accumulation), ...after };
   }
 
   /** Computes what pictures lack of latents, before training; gives their number. */

@@ -10,6 +10,25 @@ const MARGIN = 44;
 /** Points of a curve; each is the mean of a stretch of steps. */
 const POINTS = 360;
 
+/** Milliseconds between two reports at least. */
+const REPORT_EVERY = 15_000;
+/** Writing takes at most one part in so many of a run's time: the longer the run, the more there is to write. */
+const REPORT_SHARE = 100;
+
+/** When a report is due that nothing but the time asks for. Times are in milliseconds, from any zero. */
+export class ReportPace {
+  private next = Number.NEGATIVE_INFINITY;
+
+  /** At once where none was written yet. */
+  due(now: number): boolean {
+    return now >= this.next;
+  }
+
+  wrote(from: number, to: number): void {
+    this.next = to + Math.max(REPORT_EVERY, REPORT_SHARE * (to - from));
+  }
+}
+
 const escapeHtml = (text: string) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 
 const format = (value: number) =>
@@ -96,13 +115,14 @@ export async function writeReport(
   ];
   const samples = (await readdir(join(folder.path, "samples")).catch(() => [])).sort().reverse();
   const last = metrics[metrics.length - 1];
+  const broken = last?.brokenRecords ?? 0;
   const html = `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Training run</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 figure{margin:1.5rem 0}svg{width:100%;background:#f8f8f8}svg text{font-size:12px}img{max-width:100%}</style></head>
 <body><h1>Training run</h1>
-<p>${last ? `Step ${last.step}, ${last.examples} examples, ${format(last.examplesPerSecond)} examples a second.` : "No step yet."}</p>
+<p>${last ? `Step ${last.step}, ${last.examples} examples, ${format(last.examplesPerSecond)} examples a second.` : "No step yet."}${broken > 0 ? ` ${broken} broken ${broken === 1 ? "record was" : "records were"} skipped.` : ""}</p>
 ${curves.filter((text) => text !== "").join("\n")}
 ${samples.map((name) => `<h2>${escapeHtml(name.replace(/\.png$/, ""))}</h2><img src="samples/${escapeHtml(name)}" alt="samples">`).join("\n")}
 </body></html>

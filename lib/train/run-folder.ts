@@ -11,11 +11,13 @@ import {
   writeFile,
 } from "node:fs/promises";
 import { join } from "node:path";
+import { z } from "zod";
 import { readFully } from "../checkpoint/read-fully.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
 import type { NativeTensor, NativeTrainer, NativeTrainerState } from "../native.js";
+import type { RecordsSeen } from "./broken-records.js";
 
 /** What a line of metrics.jsonl says of a step's losses. */
 export interface Losses {
@@ -43,6 +45,8 @@ export interface Metrics extends Losses {
   gradientNorm: number;
   examplesPerSecond: number;
   seconds: number;
+  /** Different records found broken so far in the run; lines of earlier versions lack it. */
+  brokenRecords?: number;
 }
 
 /** One line of samples.jsonl: figures of the pictures of a step. */
@@ -56,9 +60,23 @@ const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "secon
 const STATE_FILE = "trainer.safetensors";
 /** Where each source of the run is. */
 const POSITIONS_FILE = "positions.json";
+/** How many records the run has seen, and which of them were broken. */
+const RECORDS_FILE = "records.json";
 /** Of a checkpoint, what is not the model's but of the run that wrote it. */
-export const RUN_FILES = [STATE_FILE, POSITIONS_FILE];
+export const RUN_FILES = [STATE_FILE, POSITIONS_FILE, RECORDS_FILE];
+const positionsSchema = z.array(z.unknown());
+const recordsSchema: z.ZodType<RecordsSeen> = z.object({
+  seen: z.number().int().min(0),
+  broken: z.array(z.string()),
+});
 const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
+
+/** Where a run's data are at a checkpoint. */
+export interface DataState {
+  /** Of each source. Undefined: a version that did not keep it wrote the checkpoint. */
+  positions: unknown[] | undefined;
+  records: RecordsSeen;
+}
 
 export class RunFolder {
   constructor(readonly path: string) {}
@@ -111,18 +129,17 @@ export class RunFolder {
   }
 
   /**
-   * Writes a checkpoint beside, then renames it, and removes old ones. `write` puts what loads for inference
-   * into an empty folder; the trainer's state comes beside it.
+   * Writes a checkpoint beside, then renames it. `write` puts what loads for inference into an empty folder; the
+   * trainer's state comes beside it.
    */
   async save(
     step: number,
-    keep: number,
     trainer: NativeTrainer,
     tensors: readonly NativeTensor[],
     average: boolean,
-    positions: readonly unknown[],
+    data: DataState,
     write: (folder: string) => Promise<void>,
-  ): Promise<string> {
+  ): Promise<void> {
     const target = this.checkpoint(step);
     const beside = `${target}.partial`;
     await rm(beside, { recursive: true, force: true });
@@ -141,7 +158,8 @@ export class RunFolder {
           })),
         ),
       );
-      await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(positions)}\n`);
+      await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(data.positions)}\n`);
+      await writeFile(join(beside, RECORDS_FILE), `${JSON.stringify(data.records)}\n`);
       await rm(target, { recursive: true, force: true });
       await rename(beside, target);
     } catch (error) {
@@ -149,10 +167,27 @@ export class RunFolder {
       await rm(beside, { recursive: true, force: true });
       throw error;
     }
-    const others = (await this.steps()).filter((s) => s !== step);
-    for (const old of others.slice(0, Math.max(0, others.length - (keep - 1))))
-      await rm(this.checkpoint(old), { recursive: true });
-    return target;
+  }
+
+  /**
+   * Removes checkpoints but for the latest `keep` and, where none of those is, the latest before step `unjudged`:
+   * the last one whose weights a later step has found good.
+   */
+  async prune(keep: number, unjudged: number): Promise<void> {
+    const steps = await this.steps();
+    const good = steps.filter((step) => step < unjudged).at(-1);
+    for (const old of steps.slice(0, -keep))
+      if (old !== good) await rm(this.checkpoint(old), { recursive: true });
+  }
+
+  /** Renames the checkpoints of step `from` and later, so that no run goes on from them; gives the last that stays. */
+  async setAside(from: number, why: "diverged" | "damaged"): Promise<number | undefined> {
+    const steps = await this.steps();
+    for (const path of steps.filter((step) => step >= from).map((step) => this.checkpoint(step))) {
+      await rm(`${path}.${why}`, { recursive: true, force: true });
+      await rename(path, `${path}.${why}`);
+    }
+    return steps.filter((step) => step < from).at(-1);
   }
 
   /**
@@ -179,10 +214,12 @@ export class RunFolder {
       for (const state of STATES) {
         if (state === "ema" && !average) continue;
         const from = state === "ema" && !kept ? "weights" : state;
-        for (const { name } of tensors) {
+        for (const { name, shape } of tensors) {
           const tensor = found.get(`${from}.${name}`);
           if (!tensor)
             throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} lacks ${from}.${name}`);
+          if (tensor.bytes !== 4 * shape.reduce((product, n) => product * n, 1))
+            throw new InvalidCheckpointError(`${folder}: ${from}.${name} has another size`);
           const bytes = new Uint8Array(tensor.bytes);
           await readFully(file, bytes, tensor.offset, path);
           trainer.write(name, state, bytes);
@@ -193,21 +230,38 @@ export class RunFolder {
     }
   }
 
-  /** Where the sources were at a checkpoint; undefined: it was written by a version that did not keep it. */
-  async positions(step: number): Promise<unknown[] | undefined> {
-    const path = join(this.checkpoint(step), POSITIONS_FILE);
-    const text = await readFile(path, "utf8").catch(() => undefined);
-    if (text === undefined) return undefined;
-    try {
-      return JSON.parse(text) as unknown[];
-    } catch (cause) {
-      throw new InvalidCheckpointError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
-    }
+  /** Where the sources were at a checkpoint, and what they had given. Throws `INVALID_CHECKPOINT`. */
+  async dataState(step: number): Promise<DataState> {
+    const read = async <T>(name: string, schema: z.ZodType<T>): Promise<T | undefined> => {
+      const path = join(this.checkpoint(step), name);
+      const text = await readFile(path, "utf8").catch((error) => {
+        if (error.code === "ENOENT") return undefined; // of an earlier version
+        throw error;
+      });
+      if (text === undefined) return undefined;
+      try {
+        return schema.parse(JSON.parse(text));
+      } catch (cause) {
+        throw new InvalidCheckpointError(`${path} is not what a run writes`, { cause });
+      }
+    };
+    return {
+      positions: await read(POSITIONS_FILE, positionsSchema),
+      records: (await read(RECORDS_FILE, recordsSchema)) ?? { seen: 0, broken: [] },
+    };
   }
 
-  /** Lines of metrics up to a step; what a later part of a broken-off run wrote is dropped. */
-  async keepMetrics(step: number): Promise<Metrics[]> {
-    return this.keepLines<Metrics>(this.metrics, (m) => m.step <= step);
+  /**
+   * Lines of metrics up to a step; what a later part of a broken-off run wrote is dropped, but `next` is what it had
+   * of the step after, if it came to it.
+   */
+  async keepMetrics(step: number): Promise<{ metrics: Metrics[]; next: Metrics | undefined }> {
+    let next: Metrics | undefined;
+    const metrics = await this.keepLines<Metrics>(this.metrics, (m) => {
+      if (m.step === step + 1) next = m;
+      return m.step <= step;
+    });
+    return { metrics, next };
   }
 
   /** The same of the figures of samples. */

@@ -10,14 +10,17 @@ import type {
   NativeTrainingSequence,
   NativeVaeExample,
 } from "../native.js";
+import type { RecordCounts } from "./broken-records.js";
 import { matches, type RunConfig } from "./config.js";
 import type { Mixture } from "./mixture.js";
 import type { Losses } from "./run-folder.js";
+import type { LossScale } from "./watch.js";
 
-/** The examples of a step as batches whose gradients are summed, and where the sources are after it. */
+/** The examples of a step as batches whose gradients are summed, and where the sources and the run are after it. */
 export interface StepData<Example> {
   batches: Example[][];
   positions: unknown[];
+  records: RecordCounts;
 }
 
 export interface Subject {
@@ -32,6 +35,8 @@ export interface Subject {
   losses(result: NativeStepResult, seconds: number): Losses;
   /** Losses by name: those that explode end the run. NaN where a step has none. */
   watched(losses: Losses): Record<string, number>;
+  /** Of each watched loss, by its name. */
+  readonly scales: Readonly<Record<string, LossScale>>;
   /** Losses that are not finite, in words. */
   broken(result: NativeStepResult): string[];
   /** Writes the weights of now into an empty folder, so that it loads for inference. */

@@ -5,6 +5,7 @@ import { stringify } from "yaml";
 import { InvalidOptionError, TrainingDivergedError } from "../errors.js";
 import type { NativeStepResult } from "../native.js";
 import { AutoencoderSubject } from "./autoencoder.js";
+import type { RecordCounts } from "./broken-records.js";
 import {
   isAutoencoderRun,
   learningRateAt,
@@ -12,11 +13,12 @@ import {
   type RunConfig,
   type RunSettings,
 } from "./config.js";
-import { writeReport } from "./report.js";
+import { ReportPace, writeReport } from "./report.js";
+import { type Restored, restoreLast } from "./resume.js";
 import { type Losses, type Metrics, RunFolder, type SampleFigures } from "./run-folder.js";
 import type { Subject } from "./subject.js";
 import { UnifiedSubject } from "./unified.js";
-import { Watch } from "./watch.js";
+import { Watches } from "./watch.js";
 
 export interface TrainOptions {
   /** The folder of the run. */
@@ -37,33 +39,48 @@ export interface TrainSummary {
   finished: boolean;
   /** The last checkpoint, which loads for inference. */
   checkpoint: string;
+  /** Different records of the run that were found broken, and skipped. */
+  brokenRecords: number;
 }
 
 /** One training run. */
 export class Trainer {
+  private step: number;
   /** The step of the last checkpoint. */
   private saved: number;
-  /** Where the sources were after the last step done here. */
-  private positions: unknown[] = [];
-  private readonly watches = new Map<string, Watch>();
+  /** Whether there may be a checkpoint more than are to be kept, until the last is known to be good. */
+  private crowded = true;
+  /** Where the sources were after the last step done, and what they had given. */
+  private positions: unknown[] | undefined;
+  private records: RecordCounts;
+  private readonly watches: Watches;
+  private readonly pace = new ReportPace();
 
   private constructor(
     private readonly config: RunConfig,
     private readonly options: TrainOptions,
     private readonly folder: RunFolder,
     private readonly subject: Subject,
-    private step: number,
+    restored: Restored | undefined,
     private readonly metrics: Metrics[],
     private readonly figures: SampleFigures[],
+    /** The step of a checkpoint of which is known that it was good; 0: of none. */
+    private readonly good: number,
   ) {
-    this.saved = step;
+    this.step = restored?.step ?? 0;
+    this.saved = this.step;
+    this.positions = restored?.data.positions;
+    this.records = subject.mixture.broken.counts;
+    this.watches = watchesAfter(metrics, subject);
   }
 
   /**
-   * Opens a run: loads the model, the manifests and, to go on, the last whole checkpoint. `config` as in
-   * run.yaml; relative paths in it are resolved against the working directory.
+   * Opens a run: loads the model, the manifests and, to go on, the last whole checkpoint; damaged ones behind it are
+   * told to `onNote` and renamed. `config` as in run.yaml; relative paths in it are resolved against the working
+   * directory.
    *
-   * Throws `INVALID_CONFIG`, `INVALID_OPTION`, `TRAINING_DATA`, and what loading a model throws.
+   * Throws `INVALID_CONFIG`, `INVALID_OPTION`, `TRAINING_DATA`, what loading a model throws, and, where all checkpoints
+   * are damaged, what is wrong with the last.
    */
   static async open(config: RunSettings, options: TrainOptions): Promise<Trainer> {
     const run = parseRunConfig(config, "the run", process.cwd());
@@ -82,17 +99,22 @@ export class Trainer {
       : await UnifiedSubject.open(run, onNote);
     try {
       if (!there) await folder.create(text);
-      const step = there ? ((await folder.steps()).at(-1) ?? 0) : 0;
-      if (step > 0) {
-        await folder.restore(step, subject.native, subject.tensors, run.ema > 0);
-        await subject.mixture.restore(step, await folder.positions(step), (name) =>
+      const { native, tensors, mixture } = subject;
+      const restored = await restoreLast(folder, native, tensors, run.ema > 0, onNote);
+      const step = restored?.step ?? 0;
+      if (restored) {
+        await mixture.restore(step, restored.data.positions, (name) =>
           onNote(`${name} is new or not as it was: it is read from its beginning`),
         );
+        mixture.broken.restore(restored.data.records);
       }
       if (changed) await folder.changeSettings(step, text);
-      const metrics = await folder.keepMetrics(step);
+      const { metrics, next } = await folder.keepMetrics(step);
       const figures = await folder.keepFigures(step);
-      return new Trainer(run, options, folder, subject, step, metrics, figures);
+      // Of a run that came further the step after tells of the checkpoint.
+      const known = next && watchesAfter([...metrics, next], subject).high.length === 0;
+      const good = known ? step : 0;
+      return new Trainer(run, options, folder, subject, restored, metrics, figures, good);
     } catch (error) {
       await subject.close();
       throw error;
@@ -111,7 +133,8 @@ export class Trainer {
 
   /**
    * Trains to the end, or until the signal aborts: then with a checkpoint, from which the run goes on as if it
-   * had not stopped. Throws `TRAINING_DIVERGED` and `TRAINING_DATA`; the last checkpoint stays.
+   * had not stopped. Throws `TRAINING_DIVERGED`, with the last checkpoint kept that a later step found good and those
+   * after it set aside, and `TRAINING_DATA`.
    */
   async run(): Promise<TrainSummary> {
     const { config, options, subject } = this;
@@ -120,7 +143,7 @@ export class Trainer {
     while (this.step < config.steps && !options.signal?.aborted) {
       const step = this.step + 1;
       const begun = performance.now(); // waiting for data is part of a step
-      const { batches, positions } = (await next)!;
+      const { batches, positions, records } = (await next)!;
       const learningRate = learningRateAt(step, config);
       const work = subject.native.step(batches, { step, learningRate });
       // The next batch is made while this one is at work.
@@ -129,34 +152,60 @@ export class Trainer {
       const result = await work;
       const took = (performance.now() - begun) / 1000;
       const losses = subject.losses(result, took);
-      this.judge(step, result, losses);
+      try {
+        this.judge(step, result, losses);
+      } catch (error) {
+        throw error instanceof TrainingDivergedError ? await this.diverged(error) : error;
+      }
       this.step = step;
       this.positions = positions;
+      this.records = records;
       const { gradientNorm } = result;
       const seconds = (performance.now() - started) / 1000;
       await this.record({ step, learningRate, gradientNorm, seconds }, losses, took);
+      if (this.crowded && this.unjudged === step) await this.prune();
       if (step % config.checkpoint.every === 0) await this.save();
       if (config.samples && step % config.samples.every === 0) await this.sample();
+      if (this.pace.due(performance.now())) await this.report();
     }
     await next?.catch(() => {});
     if (this.saved !== this.step) await this.save();
     else await this.report();
+    this.tellHigh();
     return {
       step: this.step,
       finished: this.step >= config.steps,
       checkpoint: this.folder.checkpoint(this.step),
+      brokenRecords: this.records.broken,
     };
   }
 
-  /** What watches a loss, having seen that of the steps before. */
-  private watch(name: string): Watch {
-    let watch = this.watches.get(name);
-    if (!watch) {
-      const before = this.metrics.map((m) => this.subject.watched(m)[name] ?? Number.NaN);
-      watch = new Watch(name, before);
-      this.watches.set(name, watch);
-    }
-    return watch;
+  /**
+   * The first step whose weights no later step has found good: a step's losses are of the weights of the step before,
+   * and while losses are high, all since then is in doubt.
+   */
+  private get unjudged(): number {
+    const high = this.watches.high.map(({ since }) => since);
+    return Math.max(this.good + 1, Math.min(this.step + 1, ...high) - 1);
+  }
+
+  /** Sets aside what is not good any more; gives the error with what is left. */
+  private async diverged(error: TrainingDivergedError): Promise<TrainingDivergedError> {
+    const good = await this.folder.setAside(this.unjudged, "diverged");
+    await this.report();
+    const left =
+      good === undefined
+        ? "no checkpoint is known to be good: those there were are named .diverged now, and a resumed run begins anew"
+        : `the last good checkpoint is ${this.folder.checkpoint(good)}`;
+    return new TrainingDivergedError(`${error.message}; ${left}`, { cause: error });
+  }
+
+  /** A run may end before it is known whether its last losses are an explosion. */
+  private tellHigh(): void {
+    for (const { name, since } of this.watches.high)
+      this.options.onNote?.(
+        `the ${name} has been high since step ${since}: checkpoints of step ${since - 1} and later may be no good`,
+      );
   }
 
   private judge(step: number, result: NativeStepResult, losses: Losses): void {
@@ -164,12 +213,9 @@ export class Trainer {
       const broken = this.subject.broken(result);
       const where =
         broken.length > 0 ? broken.join(", ") : `the gradient's norm is ${result.gradientNorm}`;
-      throw new TrainingDivergedError(
-        `step ${step}: ${where}; the weights are those of step ${step - 1}`,
-      );
+      throw new TrainingDivergedError(`step ${step}: ${where}`);
     }
-    for (const [name, loss] of Object.entries(this.subject.watched(losses)))
-      this.watch(name).see(step, loss);
+    this.watches.see(step, this.subject.watched(losses));
   }
 
   private async record(
@@ -187,6 +233,7 @@ export class Trainer {
       gradientNorm: of.gradientNorm,
       examplesPerSecond: perStep / took,
       seconds: of.seconds,
+      brokenRecords: this.records.broken,
     };
     this.metrics.push(metrics);
     await appendFile(this.folder.metrics, `${JSON.stringify(metrics)}\n`);
@@ -194,18 +241,24 @@ export class Trainer {
   }
 
   private async save(): Promise<void> {
-    const { subject, config } = this;
+    const { subject, config, positions } = this;
     await this.folder.save(
       this.step,
-      config.checkpoint.keep,
       subject.native,
       subject.tensors,
       config.ema > 0,
-      this.positions,
+      { positions, records: subject.mixture.broken.stateAt(this.records) },
       (folder) => subject.writeCheckpoint(folder),
     );
     this.saved = this.step;
+    await this.prune();
+    this.crowded = true;
     await this.report();
+  }
+
+  private async prune(): Promise<void> {
+    await this.folder.prune(this.config.checkpoint.keep, this.unjudged);
+    this.crowded = false;
   }
 
   private async sample(): Promise<void> {
@@ -221,8 +274,10 @@ export class Trainer {
     await this.report();
   }
 
-  private report(): Promise<void> {
-    return writeReport(this.folder, this.metrics, this.figures);
+  private async report(): Promise<void> {
+    const begun = performance.now();
+    await writeReport(this.folder, this.metrics, this.figures);
+    this.pace.wrote(begun, performance.now());
   }
 
   /** Frees the model and closes the files. */
@@ -233,4 +288,11 @@ export class Trainer {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** Watches that have seen the losses of steps done. */
+function watchesAfter(metrics: readonly Metrics[], subject: Subject): Watches {
+  const watches = new Watches(subject.scales);
+  for (const line of metrics) watches.follow(line.step, subject.watched(line));
+  return watches;
 }

@@ -79,6 +79,20 @@ export class UnifiedSubject implements Subject {
     return { "image loss": imageLoss ?? Number.NaN, "text loss": textLoss ?? Number.NaN };
   }
 
+  /**
+   * Chance, of images whose latents have unit spread, is to predict zero: "flow" is the square of noise less data,
+   * "ddpm" that of noise, times a weight of at most the cap. Of texts it is that all tokens are as likely; they
+   * cannot rise as far, for capped logits of 30 bound their loss.
+   */
+  get scales() {
+    const { text, image } = this.checkpoint.spec;
+    const chance = image?.flow ? 2 : this.config.noiseWeightCap;
+    return {
+      "image loss": { chance, explosion: 10 },
+      "text loss": { chance: Math.log(text!.vocabSize), explosion: 2.5 },
+    };
+  }
+
   broken({ byTask }: NativeStepResult): string[] {
     return Object.entries(byTask)
       .filter(([, { loss }]) => !Number.isFinite(loss))

@@ -111,7 +111,7 @@ test("two processes fill one cache, and both leave it whole", async () => {
   const prepare = () =>
     execute(process.execPath, [main, "prepare", join(folder, "run.yaml"), "--json"]);
   for (const { stdout } of await Promise.all([prepare(), prepare()]))
-    expect(JSON.parse(stdout)).toEqual({ pictures: SCENES });
+    expect(JSON.parse(stdout)).toEqual({ pictures: SCENES, brokenRecords: 0 });
   const before = await entriesOf(data);
   expect(await read(data)).toEqual(right);
   // All was there.

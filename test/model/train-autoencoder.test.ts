@@ -104,6 +104,7 @@ test("a run learns to rebuild pictures, and its checkpoints have latents of unit
   // The checkpoint is an autoencoder alone, in the layout of diffusers.
   expect(await readdir(summary.checkpoint)).toEqual([
     "positions.json",
+    "records.json",
     "trainer.safetensors",
     "vae",
   ]);
@@ -196,13 +197,14 @@ test("records need no task, and broken ones are named", async () => {
   ];
   await writeFile(manifest, records.map((r) => JSON.stringify(r)).join("\n"));
   const notes: string[] = [];
-  await train(
+  const summary = await train(
     "broken",
     { sources: [{ manifest, examples: 5 }], steps: 2, latentPictures: 1 },
     { onNote: (message) => notes.push(message) },
   );
   expect(notes).toHaveLength(2);
   expect(notes.join()).toMatch(/pictures\.jsonl: record [89]: /);
+  expect(summary.brokenRecords).toBe(2);
 });
 
 test("shards are pictures as well, and give the run and the sheets that their manifest gives", async () => {
