@@ -96,11 +96,38 @@ export function optionsObject<T extends object>(
   return value;
 }
 
+/**
+ * An `AbortSignal`, as one of Node's. Those of jsdom or a polyfill are followed by one: Node's own functions take no
+ * other, and older polyfills have neither `reason` nor `throwIfAborted`.
+ */
 export function signalOption(value: unknown): AbortSignal | undefined {
   if (value === undefined) return undefined;
-  const signal = value as AbortSignal;
-  if (typeof signal === "object" && typeof signal?.addEventListener === "function") return signal;
+  try {
+    const signal = value as AbortSignal;
+    const complete =
+      typeof signal.aborted === "boolean" &&
+      typeof signal.addEventListener === "function" &&
+      typeof signal.removeEventListener === "function";
+    if (complete) return signal instanceof AbortSignal ? signal : follower(signal);
+  } catch {
+    // Not one: what only inherits from AbortSignal throws where it is asked for `aborted`.
+  }
   throw invalidOption("an AbortSignal", "signal", value);
+}
+
+/** A signal of another make, and Node's that follows it: it has one listener, however many calls it is given to. */
+const followers = new WeakMap<AbortSignal, AbortController>();
+
+function follower(foreign: AbortSignal): AbortSignal {
+  let controller = followers.get(foreign);
+  if (!controller) {
+    const follows = new AbortController();
+    foreign.addEventListener("abort", () => follows.abort(foreign.reason), { once: true });
+    controller = follows;
+    followers.set(foreign, controller);
+  }
+  if (foreign.aborted) controller.abort(foreign.reason);
+  return controller.signal;
 }
 
 /** A request's priority; absent: as the engine's default. */

@@ -23,21 +23,47 @@ interface Ticket {
   cancel(): void;
 }
 
+/**
+ * Those that somebody waits for. The engine holds them weakly, so that a model that was dropped without `dispose`
+ * can be collected; but a call whose model was dropped must still come to its end.
+ */
+const awaited = new Set<Requests>();
+
+/** Passes events on, without keeping their receiver. Not a method, whose closure could hold `this`. */
+function deliverTo(receiver: WeakRef<Requests>): (events: NativeEvent[]) => void {
+  return (events) => receiver.deref()?.deliver(events);
+}
+
 export class Requests {
   private readonly listeners = new Map<number, Listener>();
   private native: NativeModel | undefined;
   private disposal: Promise<void> | undefined;
 
-  /** Give this to `loadModel`. */
-  readonly onEvents = (events: NativeEvent[]): void => {
+  /** Give this to `loadModel`, which keeps it as long as the model is there; it keeps nothing. */
+  readonly onEvents = deliverTo(new WeakRef(this));
+
+  /** What the engine sends. */
+  deliver(events: readonly NativeEvent[]): void {
     for (const event of events) {
       const listener = this.listeners.get(event.id);
       if (!listener) continue; // cancelled a moment ago
-      if (event.type === "done" || event.type === "error") this.listeners.delete(event.id);
+      if (event.type === "done" || event.type === "error") this.forget(event.id);
       if (event.type === "error") listener.fail(fromNative(event), false);
       else listener.event(event);
     }
-  };
+  }
+
+  private expect(id: number, listener: Listener): void {
+    this.listeners.set(id, listener);
+    awaited.add(this);
+  }
+
+  /** Whether the request was still waited for. */
+  private forget(id: number): boolean {
+    const known = this.listeners.delete(id);
+    if (this.listeners.size === 0) awaited.delete(this);
+    return known;
+  }
 
   attach(native: NativeModel): void {
     this.native = native;
@@ -122,12 +148,7 @@ export class Requests {
   ): Ticket {
     const native = this.model();
     signal?.throwIfAborted();
-    let id: number;
-    try {
-      id = native.submit(request);
-    } catch (failure) {
-      throw fromNative(failure);
-    }
+    let id: number | undefined;
     const abort = () => {
       ticket.cancel();
       listener.fail(signal?.reason, true);
@@ -136,15 +157,22 @@ export class Requests {
     const ticket: Ticket = {
       cancel: () => {
         unhook();
-        if (this.listeners.delete(id)) native.cancel(id);
+        if (id !== undefined && this.forget(id)) native.cancel(id);
       },
     };
+    // What can fail comes first: a request that was submitted must be one that somebody can end.
     if (signal) {
       // One signal may stop many requests; Node would take that for a leak.
       setMaxListeners(0, signal);
       signal.addEventListener("abort", abort, { once: true });
     }
-    this.listeners.set(id, listener);
+    try {
+      id = native.submit(request);
+    } catch (failure) {
+      unhook();
+      throw fromNative(failure);
+    }
+    this.expect(id, listener);
     return ticket;
   }
 
@@ -157,6 +185,7 @@ export class Requests {
   private async end(): Promise<void> {
     const listeners = [...this.listeners.values()];
     this.listeners.clear();
+    awaited.delete(this);
     for (const listener of listeners) listener.fail(new DisposedError(), true);
     const { native } = this;
     this.native = undefined;

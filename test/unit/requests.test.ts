@@ -1,4 +1,6 @@
+import { getEventListeners } from "node:events";
 import type { NativeRequest } from "../../lib/native";
+import { signalOption } from "../../lib/options";
 import { Requests, type StreamEvent } from "../../lib/requests";
 import { FakeNative } from "../support/fake-native";
 
@@ -123,6 +125,85 @@ describe("a signal", () => {
     await expect(stream.next()).rejects.toBe("stop");
     expect(native.cancelled).toEqual([1]);
     expect((await stream.next()).done).toBe(true);
+  });
+});
+
+describe("a signal that is not Node's", () => {
+  /** As a polyfill without `reason` and `throwIfAborted` makes it. */
+  class Foreign {
+    aborted = false;
+    readonly listeners = new Set<() => void>();
+    addEventListener(_type: string, listener: () => void) {
+      this.listeners.add(listener);
+    }
+    removeEventListener(_type: string, listener: () => void) {
+      this.listeners.delete(listener);
+    }
+    abort() {
+      this.aborted = true;
+      for (const listener of this.listeners) listener();
+    }
+  }
+
+  test("rejects and cancels, with one listener for all calls", async () => {
+    const { requests, native } = start();
+    const foreign = new Foreign();
+    const signals = [signalOption(foreign), signalOption(foreign)];
+    const promises = signals.map((signal) => requests.run(request, signal));
+    expect(foreign.listeners.size).toBe(1);
+    foreign.abort();
+    for (const promise of promises) {
+      await expect(promise).rejects.toMatchObject({ name: "AbortError" });
+    }
+    expect(native.cancelled).toEqual([1, 2]);
+    await expect(requests.run(request, signalOption(foreign))).rejects.toMatchObject({
+      name: "AbortError",
+    });
+    expect(native.requests).toHaveLength(2);
+  });
+
+  test("already aborted, also without an event: nothing is submitted", async () => {
+    const { requests, native } = start();
+    const foreign = new Foreign();
+    signalOption(foreign);
+    foreign.aborted = true;
+    await expect(requests.run(request, signalOption(foreign))).rejects.toMatchObject({
+      name: "AbortError",
+    });
+    expect(native.requests).toEqual([]);
+  });
+
+  test("its reason is passed on", async () => {
+    const { requests } = start();
+    const foreign = Object.assign(new Foreign(), { reason: "enough" });
+    const promise = requests.run(request, signalOption(foreign));
+    foreign.abort();
+    await expect(promise).rejects.toBe("enough");
+  });
+
+  test.each([
+    ["null", null],
+    ["without aborted", { addEventListener() {}, removeEventListener() {} }],
+    ["without removeEventListener", { aborted: false, addEventListener() {} }],
+    ["what only inherits from AbortSignal", Object.create(AbortSignal.prototype)],
+  ])("%s is none", (_name, value) => {
+    expect(() => signalOption(value)).toThrow(expect.objectContaining({ code: "INVALID_OPTION" }));
+  });
+
+  test("what fails before a request is submitted leaves none", async () => {
+    const { requests, native } = start();
+    // Not through signalOption: Node's setMaxListeners takes no such object.
+    const foreign = { aborted: false, throwIfAborted() {} } as unknown as AbortSignal;
+    await expect(requests.run(request, foreign)).rejects.toThrow();
+    expect(native.requests).toEqual([]);
+  });
+
+  test("a refused request leaves no listener", async () => {
+    const { requests, native } = start();
+    native.refusal = { code: "INVALID_ARGUMENT", message: "no" };
+    const { signal } = new AbortController();
+    await expect(requests.run(request, signal)).rejects.toMatchObject({ code: "INVALID_OPTION" });
+    expect(getEventListeners(signal, "abort")).toEqual([]);
   });
 });
 
