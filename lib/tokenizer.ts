@@ -11,8 +11,8 @@ import {
   SequenceDecoder,
 } from "@huggingface/tokenizers";
 import { type AddedToken, AddedTokenSplitter } from "./added-tokens.js";
-import { isObject, show } from "./checkpoint/fields.js";
 import { CheckpointNotFoundError, TokenizerMismatchError } from "./errors.js";
+import { checkTokenizer } from "./tokenizer-checks.js";
 
 const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2})>$/;
 
@@ -115,8 +115,7 @@ export class Tokenizer {
 
   /** The tokenizer that parsed JSON describes; `where` names it in errors. */
   static parse(json: unknown, where: string, vocabSize: number): Tokenizer {
-    checkIds(json, where, vocabSize);
-    checkPatterns(json, where);
+    checkTokenizer(json, where, vocabSize);
     try {
       // The settings of tokenizer_config.json would change texts in ways the reference does not.
       const library = new LibraryTokenizer(json as object, { clean_up_tokenization_spaces: false });
@@ -206,57 +205,5 @@ export class TokenStream {
   /** The text held back. */
   end(): string {
     return this.tokenizer.decode(this.window).slice(this.emitted);
-  }
-}
-
-/** Every id of the file must be one of the vocabulary. */
-function checkIds(json: unknown, where: string, vocabSize: number): void {
-  const mismatch = (reason: string) => new TokenizerMismatchError(`${where}: ${reason}`);
-  const wrong = (expected: string, name: string, found: unknown) =>
-    mismatch(`expected ${expected} for ${name} but found ${show(found)}`);
-  const check = (token: unknown, id: unknown) => {
-    if (typeof id !== "number" || !Number.isSafeInteger(id) || id < 0) {
-      throw wrong("an integer of at least 0", `the id of ${show(token)}`, id);
-    }
-    if (id >= vocabSize) {
-      throw mismatch(
-        `token ${show(token)} has id ${id} but the model's vocabulary has ${vocabSize} ids`,
-      );
-    }
-  };
-  if (!isObject(json)) throw wrong("an object", "the file", json);
-  const { model, added_tokens: added } = json;
-  if (!isObject(model)) throw wrong("an object", "model", model);
-  const { vocab } = model;
-  if (Array.isArray(vocab)) {
-    for (const [id, entry] of vocab.entries()) check(Array.isArray(entry) ? entry[0] : entry, id);
-  } else if (isObject(vocab)) {
-    for (const [token, id] of Object.entries(vocab)) check(token, id);
-  } else {
-    throw wrong("an object", "model.vocab", vocab);
-  }
-  if (!Array.isArray(added)) throw wrong("a list", "added_tokens", added);
-  for (const token of added) {
-    if (!isObject(token) || typeof token.content !== "string" || token.content === "") {
-      throw wrong("objects with content", "added_tokens", token);
-    }
-    check(token.content, token.id);
-  }
-}
-
-/** The library takes a pattern that it does not understand for none, and would tokenize wrongly. */
-function checkPatterns(value: unknown, where: string): void {
-  if (typeof value !== "object" || value === null) return;
-  const { type, pattern } = value as Record<string, unknown>;
-  if (pattern !== undefined || type === "Replace" || type === "Split") {
-    const { String: text, Regex: regex } = isObject(pattern) ? pattern : {};
-    if (typeof (text ?? regex) !== "string") {
-      throw new TokenizerMismatchError(
-        `${where}: expected a string or a regular expression for pattern but found ${show(pattern)}`,
-      );
-    }
-  }
-  for (const [name, child] of Object.entries(value)) {
-    if (name !== "vocab" && name !== "merges") checkPatterns(child, where);
   }
 }

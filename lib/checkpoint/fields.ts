@@ -150,10 +150,9 @@ export class Fields {
   }
 
   /** Refuses any value of a field but those listed; absent is always allowed. */
-  only(name: string, ...supported: readonly unknown[]): void {
+  only(name: string, ...supported: readonly (string | number | boolean | null)[]): void {
     const value = this.raw(name);
-    const text = JSON.stringify(value);
-    if (value === undefined || supported.some((s) => JSON.stringify(s) === text)) return;
+    if (value === undefined || supported.some((s) => s === value)) return;
     this.fail(name, `${supported.map(show).join(" or ")} (nothing else is supported)`);
   }
 }

@@ -81,6 +81,9 @@ describe("what does not fit is refused", () => {
     ["no model", { added_tokens: [] }],
     ["no vocabulary", { ...good, model: { type: "BPE" } }],
     ["a broken id", { ...good, model: { ...good.model, vocab: { a: -1 } } }],
+    ["an unknown kind of model", { ...good, model: { ...good.model, type: "Nonsense" } }],
+    ["no kind of model", { ...good, model: { ...good.model, type: undefined } }],
+    ["words alone", { ...good, model: { ...good.model, type: "WordLevel" } }],
     ["no merges", { ...good, model: { ...good.model, merges: undefined } }],
     ["merges of the wrong kind", { ...good, model: { ...good.model, merges: 3 } }],
     ["no added tokens", { ...good, added_tokens: undefined }],
@@ -94,6 +97,100 @@ describe("what does not fit is refused", () => {
     ["an unknown decoder", { ...good, decoder: { type: "Nonsense" } }],
   ])("%s", (_name, json) => {
     expect(code(json)).toBe("TOKENIZER_MISMATCH");
+  });
+
+  const model = good.model;
+  const withModel = (fields: object) => ({ ...good, model: { ...model, ...fields } });
+  const [token] = Object.keys(model.vocab).slice(-1) as [string];
+  const id = model.vocab[token];
+  const added = (...tokens: object[]) => ({
+    ...good,
+    added_tokens: [...good.added_tokens, ...tokens],
+  });
+  test.each<[string, object, RegExp]>([
+    [
+      "a merge of what is no token",
+      withModel({ merges: [["a", "\u2603"], ...model.merges] }),
+      /model\.merges has \["a","\u2603"\], but "\u2603" is no token of model\.vocab/,
+    ],
+    [
+      "a merge to what is no token",
+      withModel({ merges: ["b q"] }),
+      /model\.merges has "b q", but "bq" is no token/,
+    ],
+    [
+      "a merge of three",
+      withModel({ merges: ["a b c"] }),
+      /texts "a b" for model\.merges .*"a b c"/,
+    ],
+    [
+      "a merge of one",
+      withModel({ merges: [["a"]] }),
+      /pairs of tokens for model\.merges .*\["a"\]/,
+    ],
+    [
+      "merges of two kinds",
+      withModel({ merges: ["\u2581 a", ["\u2581", "b"]] }),
+      /for model\.merges/,
+    ],
+    [
+      "an unknown token that is none",
+      withModel({ unk_token: "<nothing>" }),
+      /a token of the vocabulary for model\.unk_token but found "<nothing>"/,
+    ],
+    [
+      "two tokens of one id",
+      withModel({ vocab: { ...model.vocab, "\u2603": id } }),
+      new RegExp(`tokens ".*" and "\u2603" of model\\.vocab both have id ${id}`),
+    ],
+    [
+      "an added token with another's id",
+      added({ id, content: "\u2603" }),
+      new RegExp(`and "\u2603" of added_tokens both have id ${id}`),
+    ],
+    [
+      "a token with two ids",
+      added({ id: id - 1, content: token }),
+      new RegExp(`has id ${id - 1} in added_tokens but ${id} before`),
+    ],
+  ])("%s: the message names the file and the thing", (_name, json, message) => {
+    expect(code(json)).toBe("TOKENIZER_MISMATCH");
+    expect(() => Tokenizer.parse(json, "f.json", 352)).toThrow(message);
+    expect(() => Tokenizer.parse(json, "f.json", 352)).toThrow(/^f\.json: /);
+  });
+
+  test("what the reference takes is taken", () => {
+    const pairs = (model.merges as (string | string[])[]).map((m) =>
+      typeof m === "string" ? m.split(" ") : m,
+    );
+    for (const fields of [
+      { merges: pairs },
+      { merges: pairs.map((pair) => pair.join(" ")) },
+      { ignore_merges: true },
+      { unk_token: null },
+      { merges: [] },
+    ]) {
+      expect(code(withModel(fields))).toBeUndefined();
+    }
+    // One that the vocabulary has already, under the same id.
+    expect(code(added({ id, content: token }))).toBeUndefined();
+  });
+
+  test("nesting that no reader goes down to", () => {
+    const deep = (depth: number) => JSON.parse("[".repeat(depth) + "]".repeat(depth));
+    const message = /^f\.json: expected less than 128 levels of nesting$/;
+    for (const json of [
+      { ...good, padding: deep(200_000) },
+      { ...good, padding: deep(128) },
+    ]) {
+      expect(() => Tokenizer.parse(json, "f.json", 352)).toThrow(message);
+      expect(code(json)).toBe("TOKENIZER_MISMATCH");
+    }
+    expect(code({ ...good, padding: deep(100) })).toBeUndefined();
+    // Where lists of tokens should be it is one of these that is no token.
+    for (const fields of [{ merges: deep(200_000) }, { vocab: { a: deep(200_000) } }]) {
+      expect(code(withModel(fields))).toBe("TOKENIZER_MISMATCH");
+    }
   });
 
   test("a missing file", async () => {
