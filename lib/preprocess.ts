@@ -1,7 +1,7 @@
 /** From RGB bytes to what SigLIP and the autoencoder take: resized, scaled, one plane a channel. */
 
-import { Fields, isObject, show } from "./checkpoint/fields.js";
-import { fromNative, InvalidImageError } from "./errors.js";
+import { Fields, isObject } from "./checkpoint/fields.js";
+import { fromNative, InvalidConfigError, InvalidImageError } from "./errors.js";
 import type { DecodedImage } from "./image-input.js";
 import type { NativeAddon } from "./native.js";
 
@@ -42,16 +42,45 @@ export function parsePreprocessorConfig(
   const filter = FILTERS[resample];
   if (!filter) fields.fail("resample", "0 (nearest), 1 (lanczos), 2 (bilinear) or 3 (bicubic)");
   const normalize = fields.boolean("do_normalize", { default: true });
-  return {
+  const config: PreprocessorConfig = {
     resize: fields.boolean("do_resize", { default: true }),
     ...parseSize(fields),
     filter,
-    rescaleFactor: fields.boolean("do_rescale", { default: true })
-      ? fields.number("rescale_factor", { default: 1 / 255, min: 0, open: true })
-      : 1,
+    rescaleFactor: fields.boolean("do_rescale", { default: true }) ? parseRescale(fields) : 1,
     mean: normalize ? parseTriple(fields, "image_mean", 0.5) : [0, 0, 0],
     std: normalize ? parseTriple(fields, "image_std", 0.5) : [1, 1, 1],
   };
+  // Each is a float32, but what they make of a byte may still be none. Both are monotonic in the byte.
+  for (const c of CHANNELS) {
+    const [black, white] = [normalized(config, c, 0), normalized(config, c, 255)];
+    if (Number.isFinite(black) && Number.isFinite(white)) continue;
+    throw new InvalidConfigError(
+      `${where}: expected rescale_factor, image_mean and image_std that make float32 numbers of the bytes 0 to 255 ` +
+        `but found ${config.rescaleFactor}, ${config.mean[c]} and ${config.std[c]}, which make ${black} to ${white}`,
+    );
+  }
+  return config;
+}
+
+const CHANNELS = [0, 1, 2] as const;
+
+/** A byte of a channel as SigLIP gets it: rescaled, then normalized, rounded to float32 after each as in numpy. */
+function normalized(config: PreprocessorConfig, channel: number, byte: number): number {
+  const rescaled = Math.fround(byte * config.rescaleFactor);
+  const mean = Math.fround(config.mean[channel]!);
+  return Math.fround(Math.fround(rescaled - mean) / Math.fround(config.std[channel]!));
+}
+
+const isFloat32 = (value: unknown): value is number =>
+  typeof value === "number" && Number.isFinite(Math.fround(value));
+
+/** Bytes are multiplied by it, in float64: only the products need be float32 numbers. */
+function parseRescale(fields: Fields): number {
+  const value = fields.number("rescale_factor", { default: 1 / 255, min: 0, open: true });
+  if (!isFloat32(value) || Math.fround(value) === 0) {
+    fields.fail("rescale_factor", "a positive float32 number", value);
+  }
+  return value;
 }
 
 const MAX_SIDE = 16384;
@@ -69,21 +98,14 @@ function parseSize(fields: Fields): { width: number; height: number } {
   return { width: side, height: side };
 }
 
-/** Three numbers, or one for all three. Those of `image_std` divide. */
+/** Three float32 numbers, or one for all three. Those of `image_std` divide. */
 function parseTriple(fields: Fields, name: string, fallback: number): [number, number, number] {
   const value = fields.raw(name) ?? fallback;
   const list = Array.isArray(value) ? value : [value, value, value];
-  const valid =
-    list.length === 3 &&
-    list.every(
-      (v) => typeof v === "number" && Number.isFinite(v) && (name !== "image_std" || v > 0),
-    );
-  if (!valid) {
-    fields.fail(
-      name,
-      name === "image_std" ? "three positive numbers" : "three numbers",
-      show(value),
-    );
+  const divides = name === "image_std";
+  const fits = (v: unknown) => isFloat32(v) && (!divides || Math.fround(v) > 0);
+  if (list.length !== 3 || !list.every(fits)) {
+    fields.fail(name, divides ? "three positive float32 numbers" : "three float32 numbers", value);
   }
   return list as [number, number, number];
 }
@@ -108,13 +130,7 @@ export async function toVisionPixels(
     );
   }
   const { pixels } = await resize(image, imageSize, imageSize, config.filter, addon);
-  // Rescaling and normalization round to float32 one after the other, as they do in numpy.
-  const tables = config.mean.map((mean, c) =>
-    byteTable((byte) => {
-      const rescaled = Math.fround(byte * config.rescaleFactor);
-      return Math.fround(rescaled - Math.fround(mean)) / Math.fround(config.std[c]!);
-    }),
-  );
+  const tables = CHANNELS.map((c) => byteTable((byte) => normalized(config, c, byte)));
   return toPlanes(pixels, tables);
 }
 

@@ -92,6 +92,11 @@ describe("preprocessor_config.json", () => {
     ["rescale_factor", 0],
     ["rescale_factor", "x"],
     ["do_resize", 1],
+    ["rescale_factor", 1e39],
+    ["rescale_factor", 1e-50],
+    ["image_mean", 1e300],
+    ["image_std", 1e-320],
+    ["image_std", [0.5, 1e39, 0.5]],
     ["image_mean", [0.5, 0.5]],
     ["image_mean", [0.5, 0.5, "0.5"]],
     ["image_std", [0.5, 0, 0.5]],
@@ -103,6 +108,23 @@ describe("preprocessor_config.json", () => {
         code: "INVALID_CONFIG",
         message: expect.stringContaining("some/file.json"),
       }),
+    );
+  });
+
+  test("what makes no float32 number of a byte is refused", () => {
+    for (const [fields, found] of [
+      [{ rescale_factor: 1e38 }, /1e\+38, 0\.5 and 0\.5, which make -1 to Infinity/],
+      [{ image_mean: [0, 0, 1e38], image_std: 1e-5 }, /1e\+38 and 0\.00001, which make -Infinity/],
+    ] as const) {
+      const parse = () => parsePreprocessorConfig({ ...siglip, ...fields }, "some/file.json");
+      expect(parse).toThrow(expect.objectContaining({ code: "INVALID_CONFIG" }));
+      expect(parse).toThrow(found);
+    }
+  });
+
+  test("a message shows a value as the file has it", () => {
+    expect(() => parsePreprocessorConfig({ ...siglip, image_std: [0, 1, 1] })).toThrow(
+      /three positive float32 numbers for image_std but found \[0,1,1\]$/,
     );
   });
 
