@@ -178,6 +178,7 @@ Prefix prefix(const Napi::Object& parent) {
   if (present(o, "visionPixels")) p.vision_pixels = floats(o, "visionPixels");
   if (present(o, "sourcePixels")) p.source_pixels = floats(o, "sourcePixels");
   p.tokens = tokens(o, "tokens");
+  if (present(o, "plainText")) p.plain_text = boolean(o, "plainText");
   return p;
 }
 

@@ -43,6 +43,7 @@ struct VisionConfig {
   float layer_norm_eps = 0;
   Activation activation = Activation::gelu_tanh;
 
+  // Whole patches across; pixels behind the last one belong to none.
   int64_t grid() const { return image_size / patch_size; }
   int64_t features() const { return grid() * grid(); }
 };

@@ -8,6 +8,9 @@ namespace unifluid {
 
 namespace {
 
+// Schedules that are kept.
+constexpr size_t kSchedules = 64;
+
 // Calls move(index in the latents, index in the tokens) for every value.
 template <class Move>
 void each_value(int64_t channels, int64_t rows, int64_t columns, int64_t patch, Move move) {
@@ -96,6 +99,8 @@ void ImageTokens::embed(const std::vector<ImageRow>& rows, const Tensor& out) co
 
 void ImageTokens::sample(const Tensor& z, int64_t steps,
                          const std::vector<DiffusionToken>& tokens) {
+  // Requests choose the number: what they asked for once must not stay for ever.
+  if (schedules_.size() >= kSchedules && !schedules_.count(steps)) schedules_.clear();
   auto [schedule, made] = schedules_.try_emplace(steps);
   if (made)
     schedule->second =

@@ -33,7 +33,6 @@ void check_config(const ModelConfig& c) {
                v.patch_size > 0 && v.image_size >= v.patch_size,
            "sizes of the vision tower must be positive");
     expect(v.hidden_size % v.heads == 0, "vision heads must divide the hidden size");
-    expect(v.image_size % v.patch_size == 0, "patches must divide the image");
   }
   if (c.vae) {
     const VaeConfig& v = *c.vae;

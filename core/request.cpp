@@ -12,6 +12,8 @@ namespace {
 // Keeps every product of sizes far from overflow.
 constexpr int64_t kMostRows = int64_t{1} << 24;
 constexpr int64_t kLargestSide = int64_t{1} << 15;
+// Of a rectified flow, whose steps no timesteps limit.
+constexpr int64_t kMostFlowSteps = int64_t{1} << 20;
 
 void require(bool fits, const std::string& what) {
   if (!fits) throw Error(error_code::kInvalidArgument, what);
@@ -74,12 +76,14 @@ struct Check {
     require_part(model.image.has_value(), "this checkpoint has no diffusion head");
     require_part(!r.decode || model.vae.has_value(), "this checkpoint has no autoencoder");
     check_tokens(r.empty_tokens, model);
-    require(r.steps >= 1 && r.steps <= model.config.image->timesteps,
-            "sampling steps must be between 1 and the number of timesteps");
+    const ImageConfig& image = *model.config.image;
+    require(r.steps >= 1 && r.steps <= (image.flow ? kMostFlowSteps : image.timesteps),
+            "sampling steps must be between 1 and " +
+                std::to_string(image.flow ? kMostFlowSteps : image.timesteps));
     require(std::isfinite(r.guidance), "the guidance must be finite");
     require(std::isfinite(r.temperature) && r.temperature >= 0,
             "the temperature must be finite and not negative");
-    require(r.x0_limit > 0, "x0_limit must be positive");
+    require(r.x0_limit >= 0, "x0_limit must not be negative");
   }
 
   void operator()(const EncodeRequest& r) const {

@@ -13,6 +13,9 @@ struct Prefix {
   std::vector<float> vision_pixels;  // [3, S, S], or empty
   std::vector<float> source_pixels;  // [3, H, W], or empty
   std::vector<int32_t> tokens;
+  // The tokens are those of a plain text, which has no prefix (spec section 5): causal, and each
+  // row predicts the next token.
+  bool plain_text = false;
 };
 
 struct TextRequest {

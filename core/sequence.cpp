@@ -98,6 +98,11 @@ int64_t size_of_tokens(const std::vector<int32_t>& tokens) {
   return static_cast<int64_t>(tokens.size());
 }
 
+// Those of a prefix's tokens that belong to the suffix already: all of a plain text's.
+int64_t causal_tokens(const Prefix& prefix) {
+  return prefix.plain_text ? size_of_tokens(prefix.tokens) : 0;
+}
+
 // The rows of a stream whose last `causal` tokens belong to the suffix already.
 PendingRows stream_rows(int64_t image, int64_t tokens, int64_t causal, const Model& model) {
   const int64_t rows = image + tokens;
@@ -109,13 +114,13 @@ struct RowsNeeded {
   using Rows = std::vector<PendingRows>;
 
   Rows operator()(const TextRequest& r) const {
-    return {
-        stream_rows(image_row_count(r.prefix, model), size_of_tokens(r.prefix.tokens), 0, model)};
+    return {stream_rows(image_row_count(r.prefix, model), size_of_tokens(r.prefix.tokens),
+                        causal_tokens(r.prefix), model)};
   }
   Rows operator()(const ScoreRequest& r) const {
     const int64_t suffix = size_of_tokens(r.suffix);
     return {stream_rows(image_row_count(r.prefix, model), size_of_tokens(r.prefix.tokens) + suffix,
-                        suffix, model)};
+                        causal_tokens(r.prefix) + suffix, model)};
   }
   Rows operator()(const DrawRequest& r) const {
     const int64_t image = image_row_count(r.prefix, model);
@@ -164,20 +169,21 @@ Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& wo
   const ImageRows image = image_rows(r.prefix, model, workspace);
   Sequence s{id, {}, TextState{}};
   // The last token is returned, not fed.
-  s.streams.push_back(make_stream(image.rows, r.prefix.tokens, 0, r.max_new_tokens - 1, model));
+  s.streams.push_back(make_stream(image.rows, r.prefix.tokens, causal_tokens(r.prefix),
+                                  r.max_new_tokens - 1, model));
   s.state = TextState{std::move(r), {}};
   return s;
 }
 
 Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& workspace) {
   const ImageRows image = image_rows(r.prefix, model, workspace);
+  const int64_t causal = causal_tokens(r.prefix) + size_of_tokens(r.suffix);
   std::vector<int32_t> tokens = std::move(r.prefix.tokens);
   const int64_t last_of_prefix = image.rows.rows + size_of_tokens(tokens) - 1;
   tokens.insert(tokens.end(), r.suffix.begin(), r.suffix.end());
-  // A plain language model has no prefix: every row predicts a token.
-  const bool plain = model.config.text->first_position == 0;
-  Sequence s{id, {}, ScoreState{plain ? 0 : last_of_prefix, {}}};
-  s.streams.push_back(make_stream(image.rows, tokens, size_of_tokens(r.suffix), 0, model));
+  // Of a plain text every row predicts a token.
+  Sequence s{id, {}, ScoreState{r.prefix.plain_text ? 0 : last_of_prefix, {}}};
+  s.streams.push_back(make_stream(image.rows, tokens, causal, 0, model));
   return s;
 }
 

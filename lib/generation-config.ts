@@ -10,15 +10,18 @@ export type GuidanceSchedule = "constant" | "linear";
 export type CellOrder = "random" | "raster";
 
 export interface ImageSettings {
-  /** Sampling steps of the diffusion head for each image token, up to the model's timesteps. */
+  /**
+   * Sampling steps of the diffusion head for each image token. With objective "ddpm" up to the model's timesteps, of
+   * which they are a choice; with "flow" up to 10,000, or the timesteps where those are more.
+   */
   steps: number;
-  /** How strongly the prompt decides; 1: no guidance, half the work. */
+  /** How strongly the prompt decides; 1: no guidance, half the work; below 0: away from the prompt. */
   guidance: number;
   guidanceSchedule: GuidanceSchedule;
   /** Factor of the sampling noise; 0: the most likely way. */
   temperature: number;
   order: CellOrder;
-  /** Bound of the predicted clean latents; `Infinity`: none. */
+  /** Bound of the predicted clean latents, from 0; `Infinity`: none. */
   x0Limit: number;
 }
 
@@ -48,21 +51,28 @@ export const DEFAULT_GENERATION: GenerationConfig = {
 const SCHEDULES = ["constant", "linear"] as const;
 const ORDERS = ["random", "raster"] as const;
 // Far beyond sense, and far within what float32 holds.
-const GUIDANCE = { min: 0, max: 1e4 };
+const GUIDANCE = { min: -1e4, max: 1e4 };
 const TEMPERATURE = { min: 0, max: 1e4 };
-const X0_LIMIT = { min: 0, max: 1e30, open: true };
+const X0_LIMIT = { min: 0, max: 1e30 };
+// Equal steps of an integral, which no timesteps limit (spec section 6).
+const FLOW_STEPS = 10_000;
 const NEW_TOKENS = { min: 1, max: 1 << 24 };
 
-/** Reads `generation_config.json`; what it leaves out has the spec's defaults. */
-export function parseGenerationConfig(fields: Fields, timesteps: number): GenerationConfig {
+/** The most steps that a model can be asked for; `image`: the part of it that draws. */
+export function mostSteps(image: { timesteps: number; flow: boolean }): number {
+  return image.flow ? Math.max(FLOW_STEPS, image.timesteps) : image.timesteps;
+}
+
+/** Reads `generation_config.json`; what it leaves out has the spec's defaults. `most`: of steps. */
+export function parseGenerationConfig(fields: Fields, most: number): GenerationConfig {
   const [image, text] = [fields.child("image"), fields.child("text")];
   const defaults = DEFAULT_GENERATION;
   return {
     image: {
       steps: image.integer("steps", {
         min: 1,
-        max: timesteps,
-        default: Math.min(defaults.image.steps, timesteps),
+        max: most,
+        default: Math.min(defaults.image.steps, most),
       }),
       guidance: image.number("guidance", { ...GUIDANCE, default: defaults.image.guidance }),
       guidanceSchedule: image.oneOf("guidance_schedule", SCHEDULES, {
@@ -88,15 +98,15 @@ export function parseGenerationConfig(fields: Fields, timesteps: number): Genera
   };
 }
 
-/** The defaults with a call's own settings over them, checked. */
+/** The defaults with a call's own settings over them, checked. `most`: of steps. */
 export function imageSettings(
   defaults: ImageSettings,
   options: Partial<ImageSettings>,
-  timesteps: number,
+  most: number,
 ): ImageSettings {
   const s = { ...defaults, ...defined(options) };
   return {
-    steps: integerOption("steps", s.steps, { min: 1, max: timesteps }),
+    steps: integerOption("steps", s.steps, { min: 1, max: most }),
     guidance: numberOption("guidance", s.guidance, GUIDANCE),
     guidanceSchedule: choiceOption("guidanceSchedule", s.guidanceSchedule, SCHEDULES),
     temperature: numberOption("temperature", s.temperature, TEMPERATURE),

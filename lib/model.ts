@@ -18,6 +18,7 @@ import { fromNative, InvalidImageError } from "./errors.js";
 import {
   type ImageSettings,
   imageSettings,
+  mostSteps,
   type TextSettings,
   textSettings,
 } from "./generation-config.js";
@@ -456,8 +457,7 @@ export class UniFluid implements AsyncDisposable {
     const { vocabSize } = this.checkpoint.spec.text!;
     let prefix: Prefix;
     if (plain) {
-      const tokens = tokensOption("tokens", o.tokens, vocabSize);
-      prefix = { native: { tokens }, emptyTokens: tokens, rows: tokens.length };
+      prefix = this.prefixes.plainTokens(tokensOption("tokens", o.tokens, vocabSize));
     } else {
       const task = choiceOption("task", o.task, ["caption", "answer"]);
       const question = task === "answer" ? stringOption("question", o.question) : "";
@@ -634,7 +634,7 @@ export class UniFluid implements AsyncDisposable {
     const { seed, signal, priority: level, ...settings } = optionsObject(given, DRAW_OPTIONS);
     const priority = priorityOption(level);
     const image = this.checkpoint.spec.image!;
-    const s = imageSettings(this.checkpoint.generation.image, settings, image.timesteps);
+    const s = imageSettings(this.checkpoint.generation.image, settings, mostSteps(image));
     this.requests.model();
     const request = (prefix: Prefix, itemSeed: bigint, decode: boolean): NativeDrawRequest => {
       this.prefixes.checkLength(prefix.rows, image.grid ** 2);

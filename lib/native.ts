@@ -144,6 +144,8 @@ export interface NativePrefix {
   sourcePixels?: Float32Array;
   /** Token ids, `<bos>` included. */
   tokens: Int32Array;
+  /** The tokens are a plain text's, which has no prefix: causal, whatever `bidirectionalPrefix` says. */
+  plainText?: boolean;
 }
 
 export interface NativeScheduling {
@@ -162,7 +164,7 @@ export interface NativeTextRequest extends NativeScheduling {
   stream: boolean;
 }
 
-/** Logits of the prefix's last row and of every suffix row; a plain Gemma's: of every row. */
+/** Logits of the prefix's last row and of every suffix row; of a plain text: of every row. */
 export interface NativeScoreRequest extends NativeScheduling {
   kind: "score";
   prefix: NativePrefix;

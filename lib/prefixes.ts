@@ -61,11 +61,15 @@ export class PrefixBuilder {
     );
   }
 
-  /** `<bos>` and the text, as a plain Gemma continues it. */
+  /** `<bos>` and the text, which has no prefix and is continued. */
   plain(text: string): Prefix {
     const { config, tokenizer } = this.checkpoint;
-    const tokens = behind(config!.bosToken, tokenizer!.encode(text));
-    return { native: { tokens }, emptyTokens: tokens, rows: tokens.length };
+    return this.plainTokens(behind(config!.bosToken, tokenizer!.encode(text)));
+  }
+
+  /** The same of token ids, `<bos>` included. */
+  plainTokens(tokens: Int32Array): Prefix {
+    return { native: { tokens, plainText: true }, emptyTokens: tokens, rows: tokens.length };
   }
 
   private prefix(task: TemplateTask, text: string, { pixels, rows }: PreparedImage): Prefix {

@@ -14,8 +14,9 @@ const PARTS: Readonly<Record<Part, { has(c: Checkpoint): boolean; name: string }
     name: "a decoder with its tokenizer (config.json, model.safetensors)",
   },
   plainText: {
-    has: (c) => c.kind === "gemma" || c.kind === "gemma2",
-    name: 'a plain text model (model_type "gemma" or "gemma2")',
+    // PaliGemma is for understanding images only (spec section 1).
+    has: (c) => c.kind !== "paligemma",
+    name: 'a plain text model (model_type "gemma", "gemma2" or "unifluid")',
   },
   vision: {
     has: (c) => c.spec.vision !== undefined,
@@ -27,11 +28,11 @@ const PARTS: Readonly<Record<Part, { has(c: Checkpoint): boolean; name: string }
   },
   autoencoder: {
     has: (c) => c.spec.vae !== undefined,
-    name: "an autoencoder (the directory vae/)",
+    name: "an autoencoder (vae/config.json with its weights)",
   },
   sourceEncoder: {
     has: (c) => c.spec.vae !== undefined || !c.spec.image?.editSourceLatents,
-    name: "an autoencoder for the source image (the directory vae/)",
+    name: "an autoencoder for the source image (vae/config.json with its weights)",
   },
 };
 

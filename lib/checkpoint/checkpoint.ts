@@ -6,7 +6,7 @@
 import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { CheckpointNotFoundError, InvalidConfigError } from "../errors.js";
-import { type GenerationConfig, parseGenerationConfig } from "../generation-config.js";
+import { type GenerationConfig, mostSteps, parseGenerationConfig } from "../generation-config.js";
 import type { NativeModelSpec, NativeVaeConfig } from "../native.js";
 import { type PreprocessorConfig, parsePreprocessorConfig } from "../preprocess.js";
 import { Tokenizer } from "../tokenizer.js";
@@ -17,8 +17,14 @@ import {
   parseModelConfig,
 } from "./config.js";
 import { Fields } from "./fields.js";
-import { readWeightFiles } from "./shards.js";
-import { canonicalName, canonicalVaeName, isIgnored } from "./tensor-names.js";
+import { findWeights, readWeightFiles } from "./shards.js";
+import {
+  canonicalName,
+  canonicalVaeName,
+  isIgnored,
+  type Spelling,
+  spellingsOf,
+} from "./tensor-names.js";
 import {
   type ExpectedTensor,
   matchTensors,
@@ -28,6 +34,9 @@ import {
 } from "./tensor-table.js";
 import { eosTokens } from "./text-config.js";
 import { parseVaeConfig } from "./vae-config.js";
+
+/** The name of an autoencoder's weights, without extension. */
+const VAE_WEIGHTS = "diffusion_pytorch_model";
 
 export interface Checkpoint {
   directory: string;
@@ -58,8 +67,13 @@ export async function readCheckpoint(directory: string, signal?: AbortSignal): P
   const config = parseModelConfig(await readJson(configPath), configPath);
   signal?.throwIfAborted();
   const spec: NativeModelSpec = { files: [], tensors: [] };
-  const weights = await addTensors(spec, directory, "model", modelTensors(config), (name) =>
-    canonicalName(name, config.kind),
+  const weights = await addTensors(
+    spec,
+    directory,
+    "model",
+    modelTensors(config),
+    (name) => canonicalName(name, config.kind),
+    spellingsOf(config.kind),
   );
   signal?.throwIfAborted();
   spec.text = { ...config.text, tied: !weights.has("lm_head.weight") };
@@ -67,6 +81,7 @@ export async function readCheckpoint(directory: string, signal?: AbortSignal): P
   spec.image = config.image;
 
   // Only a UniFluid model computes with an autoencoder.
+  if (config.image && !hasVae) await expectNoWeights(vaeDirectory);
   if (hasVae && config.image) {
     spec.vae = await addVae(spec, vaeDirectory);
     checkImageAgainstVae(config.image, spec.vae, configPath);
@@ -81,7 +96,7 @@ export async function readCheckpoint(directory: string, signal?: AbortSignal): P
     kind: config.kind,
     config: stops ? { ...config, eosTokens: stops } : config,
     vae: spec.vae,
-    generation: parseGenerationConfig(generation, config.image?.timesteps ?? 1000),
+    generation: parseGenerationConfig(generation, config.image ? mostSteps(config.image) : 1000),
     preprocessor: config.vision && (await readPreprocessor(directory, config.vision.imageSize)),
     tokenizer: await Tokenizer.load(join(directory, "tokenizer.json"), spec.text.vocabSize),
     spec,
@@ -100,10 +115,26 @@ async function readVaeOnly(directory: string, vaeDirectory: string): Promise<Che
   };
 }
 
+/** An autoencoder that lost its configuration must not pass for one that was left out. */
+async function expectNoWeights(vaeDirectory: string): Promise<void> {
+  const weights = await findWeights(vaeDirectory, VAE_WEIGHTS);
+  if (weights === undefined) return;
+  throw new CheckpointNotFoundError(
+    `there is ${weights} but no config.json beside it, which tells what the autoencoder is`,
+  );
+}
+
 async function addVae(spec: NativeModelSpec, directory: string): Promise<NativeVaeConfig> {
   const path = join(directory, "config.json");
   const vae = parseVaeConfig(Fields.of(await readJson(path), path));
-  await addTensors(spec, directory, "diffusion_pytorch_model", vaeTensors(vae), canonicalVaeName);
+  await addTensors(
+    spec,
+    directory,
+    VAE_WEIGHTS,
+    vaeTensors(vae),
+    canonicalVaeName,
+    spellingsOf("vae"),
+  );
   return vae;
 }
 
@@ -114,12 +145,14 @@ async function addTensors(
   name: string,
   expected: ExpectedTensor[],
   canonical: (stored: string) => string,
+  spellings: readonly Spelling[],
 ): Promise<Set<string>> {
-  const { files, tensors } = await readWeightFiles(directory, name);
+  const { path, files, tensors } = await readWeightFiles(directory, name);
   const named: NamedTensor[] = tensors
     .map((stored) => ({ name: canonical(stored.name), stored, path: files[stored.file]! }))
     .filter((tensor) => !isIgnored(tensor.name));
-  const matched = matchTensors(expected, named, spec.files.length);
+  const firstFile = spec.files.length;
+  const matched = matchTensors(expected, named, { where: path, spellings, firstFile });
   spec.files.push(...files);
   spec.tensors.push(...matched);
   return new Set(matched.map((tensor) => tensor.name));

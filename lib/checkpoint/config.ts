@@ -102,7 +102,7 @@ function parseImageConfig(fields: Fields): ImageConfig {
   const image = fields.child("image_generation");
   const head = fields.child("diffusion_head");
   head.only("noise_schedule", "cosine");
-  return {
+  const config: ImageConfig = {
     imageSize: image.integer("image_size", { min: 1, max: 16384 }),
     grid: image.integer("grid", { min: 1, max: 1024 }),
     latentPatch: image.integer("latent_patch", { min: 1, max: 64 }),
@@ -113,6 +113,28 @@ function parseImageConfig(fields: Fields): ImageConfig {
     flow: head.oneOf("objective", ["ddpm", "flow"], { default: "ddpm" }) === "flow",
     editSourceLatents: fields.boolean("edit_source_latents", { default: true }),
   };
+  checkGeometry(config, image);
+  return config;
+}
+
+/** What must hold whatever the autoencoder is, which may not be there. */
+function checkGeometry(config: ImageConfig, fields: Fields): void {
+  const { imageSize, grid, latentPatch, tokenChannels } = config;
+  const cells = grid * latentPatch;
+  if (imageSize % cells !== 0) {
+    fields.fail(
+      "image_size",
+      `a multiple of grid * latent_patch (${cells}), the latents of a side,`,
+      imageSize,
+    );
+  }
+  if (tokenChannels % latentPatch ** 2 !== 0) {
+    fields.fail(
+      "token_channels",
+      `a multiple of latent_patch^2 (${latentPatch ** 2})`,
+      tokenChannels,
+    );
+  }
 }
 
 /** What the image part and the autoencoder must agree on. */

@@ -12,6 +12,8 @@ export interface StoredTensor extends TensorEntry {
 }
 
 export interface WeightFiles {
+  /** The file, or the index of the shards. */
+  path: string;
   /** Paths. */
   files: string[];
   tensors: StoredTensor[];
@@ -24,21 +26,28 @@ async function isFile(path: string): Promise<boolean> {
   );
 }
 
+/** `<directory>/<name>.safetensors` or the index of its shards, whichever is there. */
+export async function findWeights(directory: string, name: string): Promise<string | undefined> {
+  const single = join(directory, `${name}.safetensors`);
+  const index = `${single}.index.json`;
+  if (await isFile(single)) return single;
+  return (await isFile(index)) ? index : undefined;
+}
+
 /**
  * Reads the headers of `<directory>/<name>.safetensors`, or of the shards that
  * `<name>.safetensors.index.json` lists.
  */
 export async function readWeightFiles(directory: string, name: string): Promise<WeightFiles> {
-  const single = join(directory, `${name}.safetensors`);
-  const index = `${single}.index.json`;
-  if (await isFile(single)) return joinHeaders([single]);
-  if (await isFile(index)) return readShards(directory, index);
+  const path = await findWeights(directory, name);
+  if (path?.endsWith(".json")) return readShards(directory, path);
+  if (path !== undefined) return { path, ...(await joinHeaders([path])) };
   throw new CheckpointNotFoundError(
     `no weights in ${directory}: expected ${name}.safetensors, or ${name}.safetensors.index.json with its shards`,
   );
 }
 
-async function joinHeaders(files: string[]): Promise<WeightFiles> {
+async function joinHeaders(files: string[]): Promise<Omit<WeightFiles, "path">> {
   const headers = await Promise.all(files.map(readSafetensorsHeader));
   const tensors = headers.flatMap((h, file) => h.tensors.map((tensor) => ({ ...tensor, file })));
   return { files, tensors };
@@ -69,7 +78,7 @@ async function readShards(directory: string, index: string): Promise<WeightFiles
       throw invalid(`tensor ${JSON.stringify(name)} is listed in ${shard} but is not there`);
     }
   }
-  return joined;
+  return { path: index, ...joined };
 }
 
 /** Tensor name to shard name. */

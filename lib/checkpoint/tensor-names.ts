@@ -34,6 +34,40 @@ export function canonicalVaeName(stored: string): string {
   return `vae.${name}`;
 }
 
+/** The ways in which checkpoints spell canonical names, the newest first. */
+export type Spelling = (canonical: string) => string;
+
+const PLAIN_SPELLINGS: readonly Spelling[] = [
+  (canonical) => replacePrefix(canonical, "language_model.", "model."),
+];
+
+const MODEL_SPELLINGS: readonly Spelling[] = [
+  storedName,
+  (canonical) =>
+    replacePrefix(
+      replacePrefix(canonical, "language_model.", "language_model.model."),
+      "vision_tower.",
+      "vision_tower.vision_model.",
+    ),
+];
+
+const VAE_SPELLINGS: readonly Spelling[] = [
+  storedName,
+  (canonical) => {
+    let name = storedName(canonical);
+    if (name.includes(".attentions.")) {
+      for (const [old, current] of OLD_VAE_ATTENTION) name = name.replace(current, old);
+    }
+    return name;
+  },
+];
+
+/** The spellings of `model.safetensors`, by the kind of model, or of the autoencoder's file. */
+export function spellingsOf(kind: ModelConfig["kind"] | "vae"): readonly Spelling[] {
+  if (kind === "vae") return VAE_SPELLINGS;
+  return kind === "gemma" || kind === "gemma2" ? PLAIN_SPELLINGS : MODEL_SPELLINGS;
+}
+
 /** How a canonical name is spelled in what we write: transformers' newer names, and diffusers' own. */
 export function storedName(canonical: string): string {
   if (canonical.startsWith("vae.")) return canonical.slice("vae.".length);

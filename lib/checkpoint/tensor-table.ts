@@ -18,6 +18,8 @@ import type {
   StoredType,
 } from "../native.js";
 import type { StoredTensor } from "./shards.js";
+import type { Spelling } from "./tensor-names.js";
+import { visionRows } from "./vision-config.js";
 
 export interface ExpectedTensor {
   name: string;
@@ -93,7 +95,7 @@ function textTensors(c: NativeTextConfig): ExpectedTensor[] {
 }
 
 function visionTensors(c: NativeVisionConfig): ExpectedTensor[] {
-  const rows = (c.imageSize / c.patchSize) ** 2;
+  const rows = visionRows(c);
   return [
     ...convolution("vision_tower.embeddings.patch_embedding", c.hiddenSize, 3, c.patchSize),
     { name: "vision_tower.embeddings.position_embedding.weight", shape: [rows, c.hiddenSize] },
@@ -215,14 +217,23 @@ export interface NamedTensor {
 
 const WEIGHT_TYPES: readonly string[] = ["F32", "F16", "BF16"] satisfies StoredType[];
 
+export interface MatchOptions {
+  /** What to call the place of tensors that are missing: a file, or the index of shards. */
+  where: string;
+  /** How such a file may spell names; a missing tensor is told in the spelling that the others have. */
+  spellings: readonly Spelling[];
+  /** Added to the files' indices; default 0. */
+  firstFile?: number;
+}
+
 /**
  * Checks that the tensors found are the tensors expected, and lists them for the native side in the order
- * of `expected`. The files' indices get `firstFile` added.
+ * of `expected`. Throws `MISSING_TENSOR`, `UNEXPECTED_TENSOR`, `TENSOR_SHAPE` and `SAFETENSORS_UNKNOWN_DTYPE`.
  */
 export function matchTensors(
   expected: readonly ExpectedTensor[],
   found: readonly NamedTensor[],
-  firstFile = 0,
+  { where, spellings, firstFile = 0 }: MatchOptions,
 ): NativeTensor[] {
   const byName = new Map<string, NamedTensor>();
   for (const tensor of found) {
@@ -243,7 +254,8 @@ export function matchTensors(
     else if (!optional) missing.push(name);
   }
   if (missing.length > 0) {
-    throw new MissingTensorError(`${plural(missing)} missing: ${some(missing)}`);
+    const names = missing.map(spellingOf(found, spellings));
+    throw new MissingTensorError(`${where}: ${plural(names)} missing: ${some(names)}`);
   }
   const left = [...byName.values()];
   if (left.length > 0) {
@@ -253,6 +265,14 @@ export function matchTensors(
     );
   }
   return matched;
+}
+
+/** The spelling that most of the tensors found have; of several, the first. */
+function spellingOf(found: readonly NamedTensor[], spellings: readonly Spelling[]): Spelling {
+  const counts = spellings.map(
+    (spell) => found.filter(({ name, stored }) => spell(name) === stored.name).length,
+  );
+  return spellings[counts.indexOf(Math.max(...counts))]!;
 }
 
 function checkTensor({ name, stored, path }: NamedTensor, shape: number[], firstFile: number) {

@@ -76,7 +76,10 @@ export function parseActivation(fields: Fields, name: string): NativeActivation 
     : fields.fail(name, `one of ${Object.keys(ACTIVATIONS).join(", ")}`);
 }
 
-/** Gemma's first release says "gelu" and means the tanh form; transformers reads it so. */
+/**
+ * Gemma's first release says "gelu" and means the tanh form: transformers' `GemmaConfig` makes "gelu_pytorch_tanh" of
+ * it (configuration_gemma.py, `__post_init__`).
+ */
 function gemmaActivation(fields: Fields): NativeActivation {
   const name = fields.has("hidden_act") ? "hidden_act" : "hidden_activation";
   return fields.raw(name) === "gelu" ? "gelu_tanh" : parseActivation(fields, name);

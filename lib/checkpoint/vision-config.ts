@@ -27,8 +27,8 @@ export function parseVisionConfig(fields: Fields): NativeVisionConfig {
   }
   const patchSize = size("patch_size", 16, 1024);
   const imageSize = size("image_size", 224, 16384);
-  if (imageSize % patchSize !== 0) {
-    fields.fail("image_size", `a multiple of patch_size (${patchSize})`, imageSize);
+  if (imageSize < patchSize) {
+    fields.fail("image_size", `at least patch_size (${patchSize})`, imageSize);
   }
   return {
     hiddenSize,
@@ -42,7 +42,10 @@ export function parseVisionConfig(fields: Fields): NativeVisionConfig {
   };
 }
 
-/** Rows of image features that the encoder makes of one image. */
-export function visionRows(vision: NativeVisionConfig): number {
-  return (vision.imageSize / vision.patchSize) ** 2;
+/**
+ * Rows of image features that the encoder makes of one image: one for each whole patch. What is left over at the
+ * right and at the bottom belongs to none, as in the convolution of transformers' `SiglipVisionEmbeddings`.
+ */
+export function visionRows({ imageSize, patchSize }: NativeVisionConfig): number {
+  return Math.floor(imageSize / patchSize) ** 2;
 }

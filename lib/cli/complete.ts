@@ -11,7 +11,9 @@ import { writeJson, writePieces } from "./output.js";
 export function addComplete(program: Command): void {
   const command = program
     .command("complete")
-    .description("continue a text, with a Gemma checkpoint (--model <directory>)")
+    .description(
+      "continue a text, with a Gemma checkpoint (--model <directory>) or a UniFluid model",
+    )
     .argument("<text>", "the beginning, quoted; -: standard input");
   addFlags(command, ...WRITE_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
     (text: string, flags: ModelFlags & OutputFlags & WriteOptions) =>

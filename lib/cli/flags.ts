@@ -78,7 +78,7 @@ const FLAGS = {
   guidance: () =>
     new Option(
       "-g, --guidance <scale>",
-      "how strongly the prompt decides; 1: no guidance (default: the model's)",
+      "how strongly the prompt decides; 1: no guidance, below 0: away from it (default: the model's)",
     ).argParser(number),
   guidanceSchedule: () =>
     new Option(

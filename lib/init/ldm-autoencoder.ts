@@ -43,6 +43,39 @@ export function diffusersName(name: string, levels: number): string {
   return name.replace(/^(encoder|decoder)\.norm_out\./, "$1.conv_norm_out.");
 }
 
+const LDM_WITHIN_LEVEL: readonly (readonly [RegExp, string])[] = [
+  [/^resnets\.(\d+)\.conv_shortcut\./, "block.$1.nin_shortcut."],
+  [/^resnets\.(\d+)\./, "block.$1."],
+  [/^attentions\.(\d+)\./, "attn.$1."],
+  [/^(down|up)samplers\.0\./, "$1sample."],
+];
+const LDM_MIDDLE: readonly (readonly [RegExp, string])[] = [
+  [/^resnets\.0\./, "block_1."],
+  [/^resnets\.1\./, "block_2."],
+  [/^attentions\.0\./, "attn_1."],
+];
+const LDM_ATTENTION: readonly (readonly [RegExp, string])[] = [
+  [/(attn[._]\d+)\.group_norm\./, "$1.norm."],
+  [/(attn[._]\d+)\.to_([qkv])\./, "$1.$2."],
+  [/(attn[._]\d+)\.to_out\.0\./, "$1.proj_out."],
+];
+
+/** LDM's name of a tensor, for messages: what `diffusersName` makes diffusers' name of. */
+export function ldmName(name: string, levels: number): string {
+  const level = /^(encoder\.down|decoder\.up)_blocks\.(\d+)\.(.*)$/.exec(name);
+  if (level) {
+    const [, side, number, rest] = level as unknown as [string, string, string, string];
+    const index = side === "decoder.up" ? levels - 1 - Number(number) : Number(number);
+    return rename(`${side}.${index}.${rename(rest, LDM_WITHIN_LEVEL)}`, LDM_ATTENTION);
+  }
+  const middle = /^(encoder|decoder)\.mid_block\.(.*)$/.exec(name);
+  if (middle) {
+    const [, side, rest] = middle as unknown as [string, string, string];
+    return rename(`${side}.mid.${rename(rest, LDM_MIDDLE)}`, LDM_ATTENTION);
+  }
+  return name.replace(/^(encoder|decoder)\.conv_norm_out\./, "$1.norm_out.");
+}
+
 /** Groups of the norms: LDM has no other number. */
 const GROUPS = 32;
 /** The spread of KL-16's latents is 1 / 0.2325, as MAR says; known by its factor of 16 and 16 channels. */

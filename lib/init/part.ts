@@ -2,6 +2,7 @@
 import { open } from "node:fs/promises";
 import { isObject, show } from "../checkpoint/fields.js";
 import { readFully } from "../checkpoint/read-fully.js";
+import type { Spelling } from "../checkpoint/tensor-names.js";
 import { type ExpectedTensor, matchTensors, type NamedTensor } from "../checkpoint/tensor-table.js";
 import { InvalidConfigError } from "../errors.js";
 import type { NativeTensor } from "../native.js";
@@ -17,6 +18,10 @@ export interface PartContents {
   /** One of them that may be asked for at another value. */
   resizing?: Resizing;
   files: string[];
+  /** What to call the place of a missing tensor: the file, or the index of shards. */
+  where: string;
+  /** How such a file may spell canonical names. */
+  spellings: readonly Spelling[];
   /** Under canonical names; all of the part and nothing else. */
   tensors: NamedTensor[];
 }
@@ -55,7 +60,7 @@ export class Part {
    * `TENSOR_SHAPE`.
    */
   match(asked: readonly ExpectedTensor[], optional?: RegExp): void {
-    const { tensors, resizing } = this.contents;
+    const { tensors, resizing, where, spellings } = this.contents;
     const expected = asked.flatMap((tensor) => {
       const shape = resizing ? resizing.ownShape(tensor) : tensor.shape;
       return shape ? [{ ...tensor, shape }] : [];
@@ -64,7 +69,8 @@ export class Part {
       tensors.some((t) => t.name === name && t.stored.shape.join() === shape.join());
     const leave = expected.some((t) => optional?.test(t.name) && !fits(t));
     const kept = ({ name }: { name: string }) => !leave || !optional?.test(name);
-    for (const tensor of matchTensors(expected.filter(kept), tensors.filter(kept)))
+    const found = tensors.filter(kept);
+    for (const tensor of matchTensors(expected.filter(kept), found, { where, spellings }))
       this.matched.set(tensor.name, tensor);
   }
 

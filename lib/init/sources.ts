@@ -6,14 +6,21 @@ import { Fields, isObject } from "../checkpoint/fields.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
 import { readSafetensorsHeader } from "../checkpoint/safetensors.js";
 import { readWeightFiles, type StoredTensor } from "../checkpoint/shards.js";
-import { canonicalName, canonicalVaeName, isIgnored } from "../checkpoint/tensor-names.js";
+import {
+  canonicalName,
+  canonicalVaeName,
+  isIgnored,
+  type Spelling,
+  spellingsOf,
+  storedName,
+} from "../checkpoint/tensor-names.js";
 import type { NamedTensor } from "../checkpoint/tensor-table.js";
 import { PALIGEMMA_TEXT } from "../checkpoint/text-config.js";
 import { parseVaeConfig } from "../checkpoint/vae-config.js";
 import { PALIGEMMA_VISION, parseVisionConfig } from "../checkpoint/vision-config.js";
 import { CheckpointNotFoundError, InvalidConfigError, InvalidOptionError } from "../errors.js";
 import type { NativeVaeConfig } from "../native.js";
-import { diffusersName, isLdmAutoencoder, ldmConfig } from "./ldm-autoencoder.js";
+import { diffusersName, isLdmAutoencoder, ldmConfig, ldmName } from "./ldm-autoencoder.js";
 import { Part } from "./part.js";
 import { deeperHead, narrowerMlp, type Resizing } from "./resize.js";
 
@@ -78,7 +85,7 @@ export async function openText(model: string): Promise<Part> {
   const json = await readJson(where);
   const { kind, text } = parseModelConfig(json, where);
   const fields = kind === "gemma" || kind === "gemma2" ? json : textFields(json);
-  const { files, tensors } = await readWeightFiles(directory, "model");
+  const { path, files, tensors } = await readWeightFiles(directory, "model");
   return new Part({
     source: model,
     fields: {
@@ -97,6 +104,8 @@ export async function openText(model: string): Promise<Part> {
     },
     resizing: narrowerMlp(text.intermediateSize),
     files,
+    where: path,
+    spellings: spellingsOf(kind),
     tensors: named(files, tensors, (n) => canonicalName(n, kind), PARTS.text),
   });
 }
@@ -109,6 +118,9 @@ function textFields(json: Json): Json {
     : { ...PALIGEMMA_TEXT, vocab_size: json.vocab_size ?? 257152 };
   return { ...Object.fromEntries(ids.map((name) => [name, json[name]])), ...section };
 }
+
+/** How a SigLIP directory spells the names of its tower. */
+const SIGLIP_SPELLING: Spelling = (name) => name.replace(/^vision_tower\./, "vision_model.");
 
 export interface VisionSource {
   part: Part;
@@ -132,10 +144,11 @@ export async function openVision(model: string): Promise<VisionSource> {
   if (!isObject(section))
     throw new InvalidOptionError(`expected a model that reads images for --vision: ${model}`);
   const vision = parseVisionConfig(new Fields(section, where));
-  const canonical = kind.startsWith("siglip")
+  const alone = kind === "siglip" || kind === "siglip_vision_model";
+  const canonical = alone
     ? (name: string) => name.replace(/^vision_model\./, "vision_tower.")
-    : (name: string) => canonicalName(name, kind as "paligemma" | "unifluid");
-  const { files, tensors } = await readWeightFiles(directory, "model");
+    : (name: string) => canonicalName(name, kind);
+  const { path, files, tensors } = await readWeightFiles(directory, "model");
   const preprocessor = join(directory, "preprocessor_config.json");
   return {
     part: new Part({
@@ -153,6 +166,8 @@ export async function openVision(model: string): Promise<VisionSource> {
         patch_size: vision.patchSize,
       },
       files,
+      where: path,
+      spellings: alone ? [SIGLIP_SPELLING] : spellingsOf(kind),
       tensors: named(files, tensors, canonical, PARTS.vision),
     }),
     preprocessor: (await isFile(preprocessor)) ? preprocessor : undefined,
@@ -176,7 +191,7 @@ export async function openImage(model: string): Promise<ImageSource> {
   const generation = join(directory, "generation_config.json");
   const { image: drawing = {} } = (await isFile(generation)) ? await readJson(generation) : {};
   if (!image) throw new InvalidOptionError(`expected a model that draws for --image: ${model}`);
-  const { files, tensors } = await readWeightFiles(directory, "model");
+  const { path, files, tensors } = await readWeightFiles(directory, "model");
   const part = (section: unknown, sizes: Json, names: RegExp, resizing?: Resizing) =>
     new Part({
       source: model,
@@ -184,6 +199,8 @@ export async function openImage(model: string): Promise<ImageSource> {
       sizes,
       resizing,
       files,
+      where: path,
+      spellings: spellingsOf("unifluid"),
       tensors: named(files, tensors, (n) => canonicalName(n, "unifluid"), names),
     });
   return {
@@ -234,9 +251,17 @@ export async function openVae(model: string, given: Json, where: string): Promis
     const json = await readJson(path);
     if (json._class_name !== "AutoencoderKL" && at === directory) continue;
     const sizes = vaeSizes(parseVaeConfig(Fields.of(json, path)));
-    const { files, tensors } = await readWeightFiles(at, "diffusion_pytorch_model");
-    const all = named(files, tensors, canonicalVaeName, /^/);
-    return new Part({ source: model, fields: json, sizes, files, tensors: all });
+    const weights = await readWeightFiles(at, "diffusion_pytorch_model");
+    const { files } = weights;
+    return new Part({
+      source: model,
+      fields: json,
+      sizes,
+      files,
+      where: weights.path,
+      spellings: spellingsOf("vae"),
+      tensors: named(files, weights.tensors, canonicalVaeName, /^/),
+    });
   }
   const names = await readdir(directory);
   const files = names.filter((name) => name.endsWith(".safetensors"));
@@ -280,6 +305,8 @@ async function openLdm(path: string, given: Json, where: string): Promise<Part> 
     fields: { _class_name: "AutoencoderKL", ...fields },
     sizes: vaeSizes(vae),
     files: [path],
+    where: path,
+    spellings: [(name) => ldmName(storedName(name), levels)],
     tensors: stored.map((tensor) => ({
       name: canonicalVaeName(diffusersName(tensor.name, levels)),
       stored: tensor,

@@ -78,7 +78,9 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
   app.post("/v1/chat/completions", async (request, reply) => {
     const body = chatBody.parse(request.body);
     const question = questionOf(body.messages);
-    if (question.task === "complete" && !model.tasks.includes("complete")) {
+    // A model that reads images was trained to answer about them: without one the question would be continued.
+    const { tasks } = model;
+    if (question.task === "complete" && (tasks.includes("answer") || !tasks.includes("complete"))) {
       const message = `${name} answers about images: expected a message with an image_url`;
       throw new HttpError(422, "UNSUPPORTED_TASK", message, "messages");
     }

@@ -109,7 +109,7 @@ const seedText = (seed: number | bigint) => (typeof seed === "bigint" ? String(s
 
 /** What a schema cannot know: the model and the server's limits. */
 function checkDrawing(context: ServerContext, body: DrawingBody): void {
-  const { maxImages, maxSteps } = context.settings;
+  const { maxImages, maxSteps = context.model.info.image!.timesteps } = context.settings;
   checkPrompt(context, body.prompt, "prompt");
   const expect = (holds: boolean, expected: string, param: keyof DrawingBody) => {
     if (holds) return;
@@ -120,7 +120,7 @@ function checkDrawing(context: ServerContext, body: DrawingBody): void {
   expect(!body.stream || (body.n ?? 1) === 1, "one image when streaming", "n");
   const size = sizeOf(context);
   expect(body.size === undefined || ["auto", size].includes(body.size), `auto or ${size}`, "size");
-  expect((body.steps ?? 1) <= (maxSteps ?? Infinity), `at most ${maxSteps} steps`, "steps");
+  expect((body.steps ?? 1) <= maxSteps, `at most ${maxSteps} steps`, "steps");
 }
 
 /**

@@ -4,9 +4,10 @@ import { pathToFileURL } from "node:url";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { locateCheckpoint, shippedModels } from "../../lib/checkpoint/locate";
 import { canonicalName, canonicalVaeName } from "../../lib/checkpoint/tensor-names";
+import { diffusersName, ldmName } from "../../lib/init/ldm-autoencoder";
 import { checkMemory, countParameters, estimateMemory } from "../../lib/memory";
 import { CheckpointCopy, type HeaderEntry, joinSafetensors } from "../support/checkpoints";
-import { FIXTURES } from "../support/fixtures";
+import { FIXTURES, fixtureTensors } from "../support/fixtures";
 
 let copy: CheckpointCopy;
 const copyOf = (fixture: string) => {
@@ -87,6 +88,12 @@ describe("names", () => {
     expect(canonicalVaeName(`${block}.to_k.bias`)).toBe(`vae.${block}.to_k.bias`);
   });
 
+  test("LDM's come back from diffusers'", () => {
+    const { names } = fixtureTensors("ldm-vae", "kl.safetensors");
+    expect(names.length).toBeGreaterThan(50);
+    for (const name of names) expect(ldmName(diffusersName(name, 2), 2)).toBe(name);
+  });
+
   test("both spellings give one specification", async () => {
     const { spec } = await read(join(FIXTURES, "unifluid-tiny"));
     copyOf("unifluid-tiny").header((header) => {
@@ -159,7 +166,9 @@ describe("tensors", () => {
       {
         name: "MissingTensorError",
         code: "MISSING_TENSOR",
-        message: expect.stringContaining("language_model.norm.weight"),
+        message: expect.stringMatching(
+          /\/model\.safetensors: 1 tensor is missing: model\.norm\.weight$/,
+        ),
       },
     ],
     [
@@ -194,6 +203,41 @@ describe("tensors", () => {
   ])("%s is refused", async (_name, change, expected) => {
     copyOf("gemma-tiny").header(change);
     expect(await failure()).toMatchObject(expected);
+  });
+});
+
+describe("a missing tensor is told as the file spells the others", () => {
+  const WEIGHTS = "model.safetensors";
+  const VAE = "vae/diffusion_pytorch_model.safetensors";
+  const old: [RegExp, string][] = [
+    [/^model\.language_model\./, "language_model.model."],
+    [/^model\.(vision_tower|multi_modal)/, "$1"],
+  ];
+  const firstReleases: [RegExp, string][] = [
+    [/\.to_q\./, ".query."],
+    [/\.to_k\./, ".key."],
+    [/\.to_v\./, ".value."],
+    [/\.to_out\.0\./, ".proj_attn."],
+  ];
+  test.each<[string, string, [RegExp, string][], string]>([
+    ["paligemma-tiny", WEIGHTS, [], "model.language_model.norm.weight"],
+    ["paligemma-tiny", WEIGHTS, [], "model.vision_tower.vision_model.post_layernorm.bias"],
+    ["paligemma-tiny", WEIGHTS, old, "language_model.model.norm.weight"],
+    ["paligemma-tiny", WEIGHTS, old, "vision_tower.vision_model.post_layernorm.bias"],
+    ["unifluid-tiny", WEIGHTS, [], "image_begin"],
+    ["vae-tiny", VAE, [], "encoder.mid_block.attentions.0.to_q.bias"],
+    ["vae-tiny", VAE, firstReleases, "encoder.mid_block.attentions.0.query.bias"],
+  ])("%s: %s with %j lacks %s", async (fixture, file, spelling, missing) => {
+    copyOf(fixture).header((header) => {
+      for (const [from, to] of spelling) rename(header, from, to);
+      entry(header, missing);
+      rename(header, missing, "x.rotary_emb.inv_freq"); // one that is passed over
+      return undefined;
+    }, file);
+    expect(await failure()).toMatchObject({
+      code: "MISSING_TENSOR",
+      message: `${copy.path(file)}: 1 tensor is missing: ${missing}`,
+    });
   });
 });
 
@@ -329,6 +373,12 @@ describe("directories", () => {
       "CHECKPOINT_NOT_FOUND",
     ],
     [
+      "an autoencoder without its configuration",
+      "unifluid-tiny",
+      () => copy.delete("vae/config.json"),
+      "CHECKPOINT_NOT_FOUND",
+    ],
+    [
       "a broken configuration",
       "gemma-tiny",
       () => copy.write("config.json", "{"),
@@ -347,9 +397,9 @@ describe("directories", () => {
       "INVALID_CONFIG",
     ],
     [
-      "a guidance below 0",
+      "a guidance beyond sense",
       "unifluid-tiny",
-      () => copy.set("generation_config.json", { "image.guidance": -1 }),
+      () => copy.set("generation_config.json", { "image.guidance": -1e5 }),
       "INVALID_CONFIG",
     ],
     [
@@ -384,6 +434,24 @@ describe("directories", () => {
     copyOf(fixture);
     change();
     expect((await failure())?.code).toMatch(new RegExp(`^(${code})$`));
+  });
+
+  test("an autoencoder without its configuration is told by its weights", async () => {
+    copyOf("unifluid-tiny").delete("vae/config.json");
+    expect((await failure()).message).toBe(
+      `there is ${copy.path("vae/diffusion_pytorch_model.safetensors")} but no config.json beside it, which tells what the autoencoder is`,
+    );
+    // Where nothing computes with one it may be anything.
+    copy.remove();
+    copyOf("gemma-tiny");
+    mkdirSync(copy.path("vae"));
+    copy.write("vae/diffusion_pytorch_model.safetensors", "x");
+    expect((await read()).kind).toBe("gemma");
+  });
+
+  test("more steps than timesteps, of a rectified flow", async () => {
+    copyOf("unifluid-flow-tiny").set("generation_config.json", { "image.steps": 1001 });
+    expect((await read()).generation.image.steps).toBe(1001);
   });
 
   test("files that may be absent", async () => {

@@ -246,7 +246,7 @@ const refused: [fixture: string, fields: Record<string, unknown>, message: RegEx
   ["gemma2-tiny", { layer_types: new Array(4).fill("x") }, /layer_types but found "x"/],
   ["paligemma-tiny", { "text_config.model_type": "llama" }, /text_config: expected "gemma" or/],
   ["paligemma-tiny", { "text_config.use_bidirectional_attention": false }, /use_bidirectional/],
-  ["paligemma-tiny", { "vision_config.patch_size": 5 }, /multiple of patch_size \(5\)/],
+  ["paligemma-tiny", { "vision_config.patch_size": 33 }, /at least patch_size \(33\).*found 32/],
   ["paligemma-tiny", { "vision_config.num_attention_heads": 5 }, /divisor of hidden_size \(24\)/],
   ["paligemma-tiny", { "vision_config.num_channels": 1 }, /num_channels/],
   ["paligemma-tiny", { "vision_config.model_type": "clip_vision_model" }, /siglip_vision_model/],
@@ -256,6 +256,16 @@ const refused: [fixture: string, fields: Record<string, unknown>, message: RegEx
   ["unifluid-tiny", { image_generation: undefined }, /an object for image_generation/],
   ["unifluid-tiny", { diffusion_head: 3 }, /an object for diffusion_head/],
   ["unifluid-tiny", { "image_generation.grid": 0 }, /grid/],
+  [
+    "unifluid-tiny",
+    { "image_generation.image_size": 999 },
+    /a multiple of grid \* latent_patch \(8\).* for image_size but found 999/,
+  ],
+  [
+    "unifluid-tiny",
+    { "image_generation.latent_patch": 3, "image_generation.image_size": 48 },
+    /a multiple of latent_patch\^2 \(9\) for token_channels but found 16/,
+  ],
   ["unifluid-tiny", { "diffusion_head.noise_schedule": "linear" }, /"cosine".*noise_schedule/],
   ["unifluid-tiny", { "diffusion_head.objective": "score" }, /"ddpm" or "flow" for objective/],
   ["unifluid-tiny", { "diffusion_head.timesteps": 1 }, /timesteps/],
@@ -269,6 +279,13 @@ const refused: [fixture: string, fields: Record<string, unknown>, message: RegEx
 test.each(refused)("%s with %j is refused", (fixture, fields, message) => {
   const json = changed(fixture, fields);
   expect(() => parse(json)).toThrow(message);
+  expect(() => parse(json)).toThrow(expect.objectContaining({ code: "INVALID_CONFIG" }));
+});
+
+test("a field nested deeper than the stack is refused like any other", () => {
+  const bias = JSON.parse("[".repeat(200_000) + "]".repeat(200_000));
+  const json = { ...readConfig("gemma-tiny/config.json"), attention_bias: bias };
+  expect(() => parse(json)).toThrow(/false .* for attention_bias/);
   expect(() => parse(json)).toThrow(expect.objectContaining({ code: "INVALID_CONFIG" }));
 });
 

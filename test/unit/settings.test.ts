@@ -3,6 +3,7 @@ import {
   DEFAULT_GENERATION,
   type ImageSettings,
   imageSettings,
+  mostSteps,
   parseGenerationConfig,
   type TextSettings,
   textSettings,
@@ -29,6 +30,7 @@ describe("image settings", () => {
       x0Limit: 2,
       guidance: 0,
     });
+    expect(of({ x0Limit: 0, guidance: -2 })).toMatchObject({ x0Limit: 0, guidance: -2 });
   });
 
   test.each<[Record<string, unknown>, string]>([
@@ -37,11 +39,17 @@ describe("image settings", () => {
     [{ steps: 2.5 }, "expected an integer from 1 to 1000 for steps but received 2.5"],
     [{ steps: "8" }, 'expected an integer from 1 to 1000 for steps but received "8"'],
     [{ steps: null }, "expected an integer from 1 to 1000 for steps but received null"],
-    [{ guidance: -0.5 }, "expected a number from 0 to 10000 for guidance but received -0.5"],
-    [{ guidance: Number.NaN }, "expected a number from 0 to 10000 for guidance but received NaN"],
+    [
+      { guidance: -1e5 },
+      "expected a number from -10000 to 10000 for guidance but received -100000",
+    ],
+    [
+      { guidance: Number.NaN },
+      "expected a number from -10000 to 10000 for guidance but received NaN",
+    ],
     [
       { guidance: Infinity },
-      "expected a number from 0 to 10000 for guidance but received Infinity",
+      "expected a number from -10000 to 10000 for guidance but received Infinity",
     ],
     [{ temperature: -1 }, "expected a number from 0 to 10000 for temperature but received -1"],
     [
@@ -53,10 +61,16 @@ describe("image settings", () => {
       { guidanceSchedule: "cosine" },
       'expected "constant" or "linear" for guidanceSchedule but received "cosine"',
     ],
-    [{ x0Limit: 0 }, "expected a number between 0 and 1e+30 for x0Limit but received 0"],
+    [{ x0Limit: -1 }, "expected a number from 0 to 1e+30 for x0Limit but received -1"],
   ])("%j is refused", (options, message) => {
     expect(() => of(options)).toThrow(expect.objectContaining(invalid(message)));
   });
+});
+
+test("steps are a choice of the timesteps, but not a rectified flow's", () => {
+  expect(mostSteps({ timesteps: 1000, flow: false })).toBe(1000);
+  expect(mostSteps({ timesteps: 1000, flow: true })).toBe(10_000);
+  expect(mostSteps({ timesteps: 50_000, flow: true })).toBe(50_000);
 });
 
 describe("text settings", () => {
