@@ -348,6 +348,7 @@ UNIFLUID_INLINE Vec sums(const Vec* v) {
 #endif
   return fold2(fold4(t[0], t[1]), fold4(t[2], t[3]));
 }
+// Of numbers; where a lane is none, any of the lanes.
 UNIFLUID_INLINE float max_of(Vec v) {
   float t[kLanes];
   store(t, v);
@@ -356,13 +357,17 @@ UNIFLUID_INLINE float max_of(Vec v) {
   return t[0];
 }
 
+// `min` and `max` of x86 give their second operand where either is no number, so what comes from a
+// tensor stands there: a NaN must not become one of the bounds, or a model with broken weights
+// would answer as if it were sound.
+
 // e^x to about 2 units in the last place; 0 below -87.3, and held at e^88 above 88 (no caller of
-// ours can use more, and it keeps infinities out). Range reduction by ln 2 in two parts, then the
-// polynomial of Cephes' expf.
+// ours can use more, and it keeps infinities out). NaN of NaN. Range reduction by ln 2 in two
+// parts, then the polynomial of Cephes' expf.
 UNIFLUID_INLINE Vec exp(Vec x) {
   const Vec low = set1(-87.3f);
   const Mask tiny = less(x, low);
-  x = min(max(x, low), set1(88.0f));
+  x = min(set1(88.0f), max(low, x));
   const Vec n = round(mul(x, set1(1.44269504088896341f)));
   Vec r = fnma(n, set1(0.693359375f), x);
   r = fnma(n, set1(-2.12194440e-4f), r);
@@ -386,9 +391,15 @@ UNIFLUID_INLINE Vec tanh(Vec x) {
   p = fma(p, s, set1(1.33314422036e-1f));
   p = fma(p, s, set1(-3.33332819422e-1f));
   const Vec near = fma(mul(p, s), x, x);
-  const Vec e = exp(min(add(a, a), set1(40.0f)));
+  const Vec e = exp(min(set1(40.0f), add(a, a)));
   const Vec far = sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
   return select(less(a, set1(0.625f)), near, copy_sign(far, x));
+}
+
+// cap tanh(x / cap). An infinite x is no large number but the trace of a broken weight, which the
+// cap would hide: it becomes NaN. The last term is 0 for all others.
+UNIFLUID_INLINE Vec soft_capped(Vec x, Vec cap) {
+  return fma(x, zero(), mul(cap, tanh(div(x, cap))));
 }
 
 UNIFLUID_INLINE Vec silu(Vec x) { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }

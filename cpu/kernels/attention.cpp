@@ -255,27 +255,35 @@ void value_block(const float* weights, int64_t queries, const float* values, int
 // ---- the softmax of one block ----
 
 // Turns a query's scores of a block into weights e^(score - maximum), and brings its maximum, sum
-// and accumulator up to date. Keys of the block before `first` or after `last` are not seen.
+// and accumulator up to date. Keys of the block before `first` or after `last` are not seen. A
+// score that is not finite makes the sum NaN, and with it the row: neither a maximum nor the cap
+// may hide it.
 void softmax_block(float* scores, int64_t first, int64_t last, float soft_cap, float* maximum,
                    float* total, float* acc, int64_t padded) {
   for (int64_t j = 0; j < first; ++j) scores[j] = kMasked;
   for (int64_t j = last + 1; j < kKeys; ++j) scores[j] = kMasked;
   Vec most = set1(*maximum);
+  Vec check = zero();  // stays 0 as long as every score times 0 is 0
   if (soft_cap > 0) {
     const Vec cap = set1(soft_cap);
     for (int64_t j = 0; j < kKeys; j += kLanes) {
       const Vec s = load(scores + j);
+      check = fma(s, zero(), check);
       // The cap would bring a masked score back into sight.
       const Vec capped = select(less(s, set1(kLeast)), s, mul(cap, tanh(div(s, cap))));
       store(scores + j, capped);
       most = max(most, capped);
     }
   } else {
-    for (int64_t j = 0; j < kKeys; j += kLanes) most = max(most, load(scores + j));
+    for (int64_t j = 0; j < kKeys; j += kLanes) {
+      const Vec s = load(scores + j);
+      check = fma(s, zero(), check);
+      most = max(most, s);
+    }
   }
   const float updated = max_of(most);
   const Vec top = set1(updated);
-  Vec weights = zero();
+  Vec weights = check;
   for (int64_t j = 0; j < kKeys; j += kLanes) {
     const Vec weight = exp(sub(load(scores + j), top));
     store(scores + j, weight);

@@ -55,9 +55,10 @@ void softmax_row(const AttentionArgs& f, const AttentionSpan& span, int64_t i, f
   if (f.soft_cap > 0) {
     const Vec cap = set1(f.soft_cap);
     each_vector(rows, [&](int64_t c, int n) {
-      const Vec t = tanh(div(load_n(scores + c, n), cap));
+      const Vec s = load_n(scores + c, n), t = tanh(div(s, cap));
       store_n(slope + c, fnma(t, t, set1(1.0f)), n);
-      store_n(scores + c, mul(cap, t), n);
+      // As soft_capped has it.
+      store_n(scores + c, fma(s, zero(), mul(cap, t)), n);
     });
   }
   for (int64_t j = 0; j < first; ++j) scores[j] = kMasked;

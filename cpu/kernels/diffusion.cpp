@@ -349,7 +349,11 @@ void run_network(const Job& job, const Place& place, const Own& own, const float
 
 // ---- the sampler ----
 
-UNIFLUID_INLINE Vec clamp(Vec x, Vec limit) { return min(max(x, sub(zero(), limit)), limit); }
+// x between -limit and limit. What is not finite becomes NaN: it was not predicted but comes from a
+// broken weight, and must not end as a pixel. The last term is 0 for all others.
+UNIFLUID_INLINE Vec clamp(Vec x, Vec limit) {
+  return fma(x, zero(), min(limit, max(sub(zero(), limit), x)));
+}
 
 // x after one step. out [1 or 2 rows, outputs]: the network's, of the prompt and of the empty
 // prompt.

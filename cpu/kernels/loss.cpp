@@ -16,7 +16,7 @@ void cross_entropy_run(const CrossEntropyArgs& a, int64_t first, int64_t end, in
     each_vector(n, [&](int64_t c, int k) {
       Vec v = load_n(row + c, k);
       if (a.cap > 0) {
-        v = mul(cap, tanh(div(v, cap)));
+        v = soft_capped(v, cap);
         store_n(row + c, v, k);
       }
       if (k < kLanes) {  // the last logit for the lanes past the end
@@ -147,7 +147,7 @@ float ddpm_row(const DiffusionLossArgs& a, int64_t i) {
         p = above.value - below.value;
         dp = above.density * (-high / 2) - below.density * (-low / 2);
       }
-      const bool tiny = !(p > 1e-12);
+      const bool tiny = p <= 1e-12;  // not where it is no number, which the loss must show
       term = -__builtin_log(tiny ? 1e-12 : p);
       slope = tiny ? 0 : -dp / p;
     } else {

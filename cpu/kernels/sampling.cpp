@@ -19,10 +19,10 @@ void cap_task(void* context, int64_t index, int) {
   float* x = static_cast<float*>(args.x.data) + index / pieces * args.x.stride + first;
   const Vec cap = set1(args.cap);
   int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes) store(x + c, mul(cap, tanh(div(load(x + c), cap))));
+  for (; c + kLanes <= n; c += kLanes) store(x + c, soft_capped(load(x + c), cap));
   if (c < n) {
     const int rest = static_cast<int>(n - c);
-    store_n(x + c, mul(cap, tanh(div(load_n(x + c, rest), cap))), rest);
+    store_n(x + c, soft_capped(load_n(x + c, rest), cap), rest);
   }
 }
 

@@ -64,7 +64,11 @@ UNIFLUID_DEVICE float4 activate(Activation activation, float4 x) {
                      activate<kGelu>(x.w));
 }
 
-UNIFLUID_DEVICE float soft_capped(float x, float cap) { return cap * tanhf(x / cap); }
+// NaN of an infinite x, which is the trace of a broken weight: the cap would hide it. What is added
+// to all others is 0.
+UNIFLUID_DEVICE float soft_capped(float x, float cap) {
+  return fmaf(x, 0.0f, cap * tanhf(x / cap));
+}
 
 // What the diffusion head sees of a timestep: cosines, then sines, of the time times these; period
 // 10000.

@@ -141,14 +141,14 @@ UNIFLUID_DEVICE int64_t query_offset(const AttentionParams& p, const AttendedSpa
 
 // What maxima are taken of: the product of q and k, or the hyperbolic tangent of it. Of that only
 // the absolute error counts, some 2^-23, as it is multiplied by the cap and exponentiated; so it is
-// two functions of the hardware, where tanhf is a dozen instructions more. P: parameters with a
-// scale and a soft_cap.
+// two functions of the hardware, where tanhf is a dozen instructions more. As `soft_capped`, it
+// gives NaN of infinities. P: parameters with a scale and a soft_cap.
 template <class P>
 UNIFLUID_DEVICE float raw_score(const P& p, float product) {
   constexpr float kTwoLog2E = 2.8853900817779268f;
   if (p.soft_cap <= 0) return product;
   const float power = power_of_two(product * (p.scale / p.soft_cap * kTwoLog2E));
-  return fmaf(-2.0f, reciprocal(1.0f + power), 1.0f);
+  return fmaf(-2.0f, reciprocal(1.0f + power), fmaf(product, 0.0f, 1.0f));
 }
 template <class P>
 UNIFLUID_DEVICE float exponent_scale(const P& p) {

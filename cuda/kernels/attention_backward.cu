@@ -125,7 +125,8 @@ UNIFLUID_DEVICE Score score_of(const AttentionGradients& p, float product) {
   const float s = product * p.scale;
   if (!(p.soft_cap > 0)) return {s, p.scale};
   const float t = tanhf(s / p.soft_cap);
-  return {p.soft_cap * t, p.scale * fmaf(-t, t, 1.0f)};
+  // As soft_capped has it.
+  return {fmaf(s, 0.0f, p.soft_cap * t), p.scale * fmaf(-t, t, 1.0f)};
 }
 
 // ---- kernels: blocks of (tiles, heads), the last of (tiles, key heads) ----
@@ -186,10 +187,10 @@ __global__ void __launch_bounds__(kThreads) statistics(AttentionGradients p) {
       top = warp_max<kSide>(top);
       float part = 0;
       for (int j = 0; j < S::kEach; ++j)
-        if (score[j] > -INFINITY) part += expf(score[j] - top);
+        if (score[j] != -INFINITY) part += expf(score[j] - top);  // of NaN too
       part = warp_sum<kSide>(part);
       // Nothing seen so far: nothing to rescale.
-      total[i] = (most[i] > -INFINITY ? total[i] * expf(most[i] - top) : 0.0f) + part;
+      total[i] = (most[i] > -INFINITY ? total[i] * expf(most[i] - top) : total[i]) + part;
       most[i] = top;
     }
     __syncthreads();

@@ -583,7 +583,11 @@ class Worker {
       const float noise = noisy ? p.noise[draw * p.channels + c] : 0.0f;
       const int row = token.row - team.row;
       const float limit = token.x0_limit;
-      const auto limited = [limit](float v) { return fminf(fmaxf(v, -limit), limit); };
+      // Of two operands fminf and fmaxf take the one that is a number. What is not finite becomes
+      // NaN, as on the CPU: it must not end as a pixel.
+      const auto limited = [limit](float v) {
+        return fmaf(v, 0.0f, v < -limit ? -limit : v > limit ? limit : v);
+      };
       const float now = state.load(at);
       float predicted = receive_output(row, c);
       if (token.rows > 1) {

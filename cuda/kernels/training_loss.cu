@@ -146,7 +146,7 @@ UNIFLUID_DEVICE Bound likelihood(double x0, double mean, double log_variance) {
     p = above.value - below.value;
     dp = above.density * (-high / 2) - below.density * (-low / 2);
   }
-  const bool tiny = !(p > 1e-12);
+  const bool tiny = p <= 1e-12;  // not where it is no number, which the loss must show
   return {-log(tiny ? 1e-12 : p), tiny ? 0 : -dp / p};
 }
 
