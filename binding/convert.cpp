@@ -51,11 +51,10 @@ std::vector<T> typed(const Napi::Object& o, const char* field, napi_typedarray_t
   const Napi::Value v = o.Get(field);
   if (!v.IsTypedArray() || v.As<Napi::TypedArray>().TypedArrayType() != type)
     wrong(field, expected);
-  const Napi::TypedArray a = v.As<Napi::TypedArray>();
+  // Its own pointer: what lies under it may be a SharedArrayBuffer, which Napi::ArrayBuffer is not.
+  const auto a = v.As<Napi::TypedArrayOf<T>>();
   std::vector<T> out(a.ElementLength());
-  if (!out.empty())
-    std::memcpy(out.data(), static_cast<const char*>(a.ArrayBuffer().Data()) + a.ByteOffset(),
-                out.size() * sizeof(T));
+  if (!out.empty()) std::memcpy(out.data(), a.Data(), out.size() * sizeof(T));
   return out;
 }
 
@@ -437,16 +436,32 @@ struct FillEvent {
   }
 };
 
+Napi::Object event_object(Napi::Env env, const Event& event) {
+  Napi::Object o = Napi::Object::New(env);
+  o.Set("id", static_cast<double>(event.id));
+  std::visit(FillEvent{env, o}, event.what);
+  return o;
+}
+
+Napi::Object lost_event(Napi::Env env, uint64_t id, const char* reason) {
+  return event_object(
+      env,
+      {id, ErrorEvent{error_code::kInternal,
+                      std::string("the result could not be handed to JavaScript: ") + reason}});
+}
+
 }  // namespace
 
 Napi::Value to_js(Napi::Env env, const std::vector<Event>& events) {
   Napi::Array out = Napi::Array::New(env, events.size());
   for (size_t i = 0; i < events.size(); ++i) {
     const Napi::HandleScope scope(env);
-    Napi::Object o = Napi::Object::New(env);
-    o.Set("id", static_cast<double>(events[i].id));
-    std::visit(FillEvent{env, o}, events[i].what);
-    out.Set(static_cast<uint32_t>(i), o);
+    const auto at = static_cast<uint32_t>(i);
+    try {
+      out.Set(at, event_object(env, events[i]));
+    } catch (const std::exception& error) {  // Napi::Error is one
+      out.Set(at, lost_event(env, events[i].id, error.what()));
+    }
   }
   return out;
 }

@@ -41,6 +41,7 @@ TrainerSettings trainer_settings(const Napi::Value& value);
 std::vector<std::vector<TrainingSequence>> training_batches(const Napi::Value& value);
 std::vector<std::vector<VaeExample>> vae_batches(const Napi::Value& value);
 
+// One that cannot be converted becomes an error of its request, so that it costs no other its own.
 Napi::Value to_js(Napi::Env env, const std::vector<Event>& events);
 Napi::Value to_js(Napi::Env env, const EngineStats& stats);
 

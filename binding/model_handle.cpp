@@ -67,6 +67,8 @@ class ModelHandle::Channel {
       callback.Call({to_js(env, *events)});
     } catch (const Napi::Error& error) {
       rethrow(error);
+    } catch (const std::exception& error) {  // no memory even to say what failed
+      rethrow(env, error.what());
     }
   }
   // An error of the callback's is JavaScript's to report. While the environment ends every call
@@ -74,6 +76,12 @@ class ModelHandle::Channel {
   static void rethrow(const Napi::Error& error) {
     try {
       error.ThrowAsJavaScriptException();
+    } catch (const Napi::Error&) {
+    }
+  }
+  static void rethrow(Napi::Env env, const char* message) {
+    try {
+      rethrow(Napi::Error::New(env, message));
     } catch (const Napi::Error&) {
     }
   }

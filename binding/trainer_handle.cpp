@@ -2,6 +2,8 @@
 
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -69,14 +71,18 @@ Napi::Object to_js(Napi::Env env, const StepResult& result, bool autoencoder, fl
 class TrainerHandle::Turn {
  public:
   explicit Turn(std::shared_ptr<State> state) : state_(std::move(state)) {
+    const std::lock_guard lock(state_->mutex);
     if (state_->disposed) throw Error(error_code::kDisposed, "the trainer was disposed of");
-    if (state_->busy.exchange(true))
+    if (state_->busy)
       throw Error(error_code::kInvalidArgument,
                   "expected one call at a time, but the trainer is still at work");
+    state_->busy = true;
   }
   ~Turn() {
-    if (state_->disposed) state_->trainer.reset();
+    std::unique_ptr<Trainer> gone;  // freed when the lock is
+    const std::lock_guard lock(state_->mutex);
     state_->busy = false;
+    if (state_->disposed) gone = std::move(state_->trainer);
   }
   Turn(const Turn&) = delete;
   Turn& operator=(const Turn&) = delete;
@@ -129,8 +135,12 @@ TrainerHandle::TrainerHandle(const Napi::CallbackInfo& info)
 }
 
 Napi::Value TrainerHandle::description(const Napi::CallbackInfo& info) {
-  const bool there = state_ && !state_->disposed;
-  return Napi::String::New(info.Env(), there ? state_->trainer->description() : "disposed");
+  const std::string description = [&]() -> std::string {
+    if (!state_) return "disposed";
+    const std::lock_guard lock(state_->mutex);
+    return state_->disposed ? "disposed" : state_->trainer->description();
+  }();
+  return Napi::String::New(info.Env(), description);
 }
 
 Napi::Value TrainerHandle::run(const Napi::CallbackInfo& info, bool update) {
@@ -222,7 +232,12 @@ Napi::Value TrainerHandle::write(const Napi::CallbackInfo& info) {
 
 // What is at work goes on to its end, and the memory goes with it.
 Napi::Value TrainerHandle::dispose(const Napi::CallbackInfo& info) {
-  if (state_ && !state_->disposed.exchange(true) && !state_->busy) state_->trainer.reset();
+  if (state_) {
+    std::unique_ptr<Trainer> gone;
+    const std::lock_guard lock(state_->mutex);
+    state_->disposed = true;
+    if (!state_->busy) gone = std::move(state_->trainer);
+  }
   return info.Env().Undefined();
 }
 

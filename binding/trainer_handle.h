@@ -3,8 +3,8 @@
 
 #include <napi.h>
 
-#include <atomic>
 #include <memory>
+#include <mutex>
 
 #include "core/train/trainer.h"
 
@@ -22,11 +22,13 @@ class TrainerHandle : public Napi::ObjectWrap<TrainerHandle> {
 
  private:
   // The trainer and whether a call is at work on it: calls are one at a time, and one that was
-  // begun outlives `dispose`.
+  // begun outlives `dispose`. A call ends on a thread of its own while JavaScript's disposes; the
+  // mutex makes one of the two free the trainer.
   struct State {
+    std::mutex mutex;  // of all that follows; whoever is busy uses the trainer without it
     std::unique_ptr<Trainer> trainer;
-    std::atomic<bool> busy{false};
-    std::atomic<bool> disposed{false};
+    bool busy = false;
+    bool disposed = false;
   };
   class Turn;
 

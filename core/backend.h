@@ -9,7 +9,10 @@
 // does not depend on how many rows, spans or threads the call has. One row alone gives the same
 // bits as that row among a thousand. "One seed, one image" (spec section 7) rests on this.
 //
-// Rows that the model computes are finite unless weights are not; operations do not check.
+// Rows that the model computes are finite unless weights are not. Operations do not check, but a
+// NaN stays one: whatever row has a NaN among what it is computed from has one in its result, and
+// caps and limits make NaN of infinities. So whoever takes a result out of the model can tell by
+// it.
 #pragma once
 
 #include <cstddef>
@@ -276,6 +279,17 @@ class Backend {
   virtual size_t available() const = 0;
   // Bytes allocated now, converted weights included.
   virtual size_t allocated() const = 0;
+
+  // ---- the host's memory: what a result grows in that the caller keeps (logits) ----
+  // A library's backend leaves these to the side that calls it (cuda/loader.cpp).
+  // Whether allocate() takes from the host's memory too, so that held bytes count in allocated()
+  // and available(), and `maxMemory` bounds them.
+  virtual bool in_host_memory() const { return false; }
+  // Bytes of it that can still be held, as far as the system tells.
+  virtual size_t host_available() const { return available(); }
+  // Counts bytes as taken until they are released. Nothing is allocated.
+  virtual void hold_host(size_t bytes) noexcept { (void)bytes; }
+  virtual void release_host(size_t bytes) noexcept { (void)bytes; }
 
   // ---- weights ----
   // A matrix in the type it is stored in. The CPU returns the mapped memory itself.

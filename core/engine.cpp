@@ -1,6 +1,7 @@
 #include "core/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <map>
 #include <new>
@@ -9,6 +10,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/finite.h"
 #include "core/philox.h"
 #include "core/prefill.h"
 
@@ -23,6 +25,10 @@ constexpr int64_t kScoreRows = 64;
 constexpr size_t kWorkspaceKept = size_t{256} << 20;
 // Tensors of a step of the decoder, with room to spare; each may lose a line to its alignment.
 constexpr size_t kStepSlack = 16 * 64;
+// What memory lacked for, an event above all, is tried again after so long; before the engine ends,
+// for a second in all.
+constexpr std::chrono::milliseconds kRetryAfter{10};
+constexpr int kLastTries = 100;
 
 bool lacks_memory(const std::exception& error) {
   const auto* known = dynamic_cast<const Error*>(&error);
@@ -94,36 +100,26 @@ EngineStats Engine::stats() const {
 
 void Engine::run() {
   publish_stats();
+  bool done = true;  // all of the turn before: nothing is to be tried again
   for (;;) {
     {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] {
-        return stopping_ || !inbox_.empty() || !cancelled_.empty() || !running_.empty() ||
-               !undecoded_.empty() || !waiting_.empty();
-      });
+      if (done)
+        wake_.wait(lock, [&] {
+          return stopping_ || !inbox_.empty() || !cancelled_.empty() || !running_.empty() ||
+                 !undecoded_.empty() || !waiting_.empty();
+        });
+      else
+        wake_.wait_for(lock, kRetryAfter, [&] { return stopping_; });
       if (stopping_) break;
     }
-    try {
-      take_inbox();
-      admit();
-      if (!running_.empty()) step();
-      decode_next();
-      workspace_->trim(kWorkspaceKept);
-    } catch (const std::exception& error) {
-      // What failed belongs to the batch, not to one sequence: memory for the step, a device.
-      fail_all(error);
-    }
-    sweep();
-    publish_stats();
-    flush();
+    done = turn();
   }
-  take_inbox();
-  const Error disposed(error_code::kDisposed, "the model was disposed of");
-  waiting_.for_each([&](const Waiting& w) { fail(w.id, disposed); });
+  for (int tries = 0; !say_disposed() && tries < kLastTries; ++tries)
+    std::this_thread::sleep_for(kRetryAfter);
   waiting_.clear();
-  fail_all(disposed);
-  sweep();
-  flush();
+  running_.clear();
+  undecoded_.clear();
   workspace_.reset();
   token_ids_.reset();
   std::lock_guard lock(mutex_);
@@ -131,16 +127,62 @@ void Engine::run() {
   stats_ = {};
 }
 
+// A step and what it takes. False where memory did not suffice even to say what failed: that is
+// kept, and the next turn begins with it.
+bool Engine::turn() noexcept {
+  try {
+    try {
+      if (failure_) std::rethrow_exception(failure_);
+      take_inbox();
+      admit();
+      if (!running_.empty()) step();
+      decode_next();
+      workspace_->trim(kWorkspaceKept);
+    } catch (const std::exception& error) {
+      // What failed belongs to the batch, not to one sequence: memory for the step, a device.
+      failure_ = std::current_exception();
+      fail_all(error);
+      failure_ = nullptr;
+    }
+    sweep();
+    publish_stats();
+    flush();
+    return true;
+  } catch (const std::exception&) {
+    sweep();  // those whose end is among the events already
+    return false;
+  }
+}
+
+// The end of all that runs and waits. False where memory did not suffice to say it of all of them;
+// the next call goes on.
+bool Engine::say_disposed() noexcept {
+  try {
+    take_inbox();
+    const Error disposed(error_code::kDisposed, "the model was disposed of");
+    while (!waiting_.empty()) {
+      fail(waiting_.front().id, disposed);
+      waiting_.pop_front();
+    }
+    fail_all(disposed);
+    sweep();
+    flush();
+    return true;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+// Nothing is lost where memory lacks in the middle of it.
 void Engine::take_inbox() {
-  std::vector<uint64_t> cancelled;
+  std::unordered_set<uint64_t> gone;
   {
     std::lock_guard lock(mutex_);
-    for (Waiting& w : inbox_) waiting_.push(std::move(w));
-    inbox_.clear();
-    cancelled.swap(cancelled_);
+    for (; !inbox_.empty(); inbox_.pop_front()) waiting_.push(std::move(inbox_.front()));
+    gone.insert(cancelled_.begin(), cancelled_.end());
+    cancelled_.clear();
   }
-  if (cancelled.empty()) return;
-  const std::unordered_set<uint64_t> gone(cancelled.begin(), cancelled.end());
+  if (gone.empty()) return;
   const auto is_gone = [&](uint64_t id) { return gone.count(id) != 0; };
   size_t count = waiting_.erase_if(is_gone);
   count += std::erase_if(undecoded_, [&](const Undecoded& u) { return is_gone(u.id); });
@@ -501,7 +543,8 @@ void Engine::finish_scores(Step& step) {
     if (!score) continue;
     Workspace::Scope scope(*workspace_);
     const int64_t skip = std::max<int64_t>(0, score->first_row - run.index);
-    for (int64_t first = skip; first < run.rows; first += kScoreRows) {
+    bool finite = true;
+    for (int64_t first = skip; first < run.rows && finite; first += kScoreRows) {
       Workspace::Scope inner(*workspace_);
       const int64_t count = std::min(kScoreRows, run.rows - first);
       const Tensor logits = workspace_->tensor(count, vocab, DType::f32);
@@ -509,6 +552,13 @@ void Engine::finish_scores(Step& step) {
       const size_t before = score->logits.size();
       score->logits.resize(before + static_cast<size_t>(count * vocab));
       model_->backend->read(logits, score->logits.data() + before);
+      finite = all_finite(score->logits.data() + before, score->logits.size() - before);
+    }
+    if (!finite) {
+      fail(run.sequence->id,
+           Error(error_code::kNumerical,
+                 "the logits hold values that are not finite: a weight is NaN or infinite"));
+      continue;
     }
     if (run.stream->prefilling()) continue;
     DoneEvent done;
@@ -601,6 +651,7 @@ DoneEvent Engine::features(const FeaturesRequest& r) {
   DoneEvent done;
   done.features.resize(static_cast<size_t>(out.size()));
   model_->backend->read(out, done.features.data());
+  expect_finite(done.features, "the image features");
   return done;
 }
 
@@ -610,6 +661,7 @@ DoneEvent Engine::encode(const EncodeRequest& r) {
   const int64_t unit = vae.factor() * patch;
   const std::vector<float> latents =
       model_->vae->encode(r.pixels.data(), r.height, r.width, *workspace_);
+  expect_finite(latents, "the latents of the image");
   DoneEvent done;
   done.latents =
       patchify(latents.data(), vae.latent_channels, r.height / unit, r.width / unit, patch);
@@ -641,6 +693,8 @@ void Engine::decode_pixels(const float* tokens, int64_t columns, int64_t rows, D
 
 // ---- endings ----
 
+// Either its end is among the events and it is to be removed, or, where this throws for want of
+// memory, nothing has changed.
 void Engine::fail(uint64_t id, const std::exception& error) {
   if (const auto* known = dynamic_cast<const Error*>(&error))
     emit(id, ErrorEvent{known->code(), known->message()});
@@ -648,16 +702,20 @@ void Engine::fail(uint64_t id, const std::exception& error) {
     emit(id, ErrorEvent{error_code::kInsufficientMemory, "the system has no more memory"});
   else
     emit(id, ErrorEvent{error_code::kInternal, error.what()});
+  try {
+    remove(id);
+  } catch (...) {
+    events_.pop_back();
+    throw;
+  }
   ++failed_;
-  remove(id);
 }
 
 void Engine::fail_all(const std::exception& error) {
   sampled_.clear();
   for (const auto& sequence : running_)
     if (finished_.count(sequence->id) == 0) fail(sequence->id, error);
-  for (const Undecoded& u : undecoded_) fail(u.id, error);
-  undecoded_.clear();
+  for (; !undecoded_.empty(); undecoded_.pop_front()) fail(undecoded_.front().id, error);
 }
 
 void Engine::sweep() {
@@ -683,7 +741,8 @@ void Engine::publish_stats() {
 
 void Engine::flush() {
   if (events_.empty()) return;
-  sink_(std::exchange(events_, {}));
+  sink_(std::move(events_));
+  events_.clear();
 }
 
 }  // namespace unifluid

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -30,7 +31,7 @@ namespace unifluid {
 struct EngineStats {
   int64_t running = 0;         // requests admitted and not finished
   int64_t waiting = 0;         // requests not yet admitted
-  size_t sequence_bytes = 0;   // caches and latents of the running ones
+  size_t sequence_bytes = 0;   // caches, latents and (on the CPU) logits of the running ones
   size_t workspace_bytes = 0;  // activations, kept from step to step
   size_t allocated_bytes = 0;  // all of these and the repacked weights
   size_t available_bytes = 0;  // what may still be allocated
@@ -52,7 +53,8 @@ struct EngineLimits {
 
 class Engine {
  public:
-  // Called on the engine's thread with the events of one step, in the order they happened.
+  // Called on the engine's thread with the events of one step, in the order they happened. One that
+  // throws has taken none of them, and gets them again.
   using Sink = std::function<void(std::vector<Event>&&)>;
 
   Engine(std::unique_ptr<Model> model, const EngineLimits& limits, Sink sink);
@@ -82,6 +84,8 @@ class Engine {
   };
 
   void run();
+  bool turn() noexcept;
+  bool say_disposed() noexcept;
   void take_inbox();
   void admit();
   size_t running_bytes() const;
@@ -124,7 +128,7 @@ class Engine {
   // Shared with other threads.
   mutable std::mutex mutex_;
   std::condition_variable wake_;
-  std::vector<Waiting> inbox_;
+  std::deque<Waiting> inbox_;
   std::vector<uint64_t> cancelled_;
   bool stopping_ = false;
   EngineStats stats_;
@@ -147,6 +151,7 @@ class Engine {
   std::deque<Undecoded> undecoded_;
   std::unordered_set<uint64_t> finished_;
   std::vector<Event> events_;
+  std::exception_ptr failure_;  // of the batch, until it has been said of all of it
   int64_t steps_ = 0, rows_ = 0;
   int64_t completed_ = 0, failed_ = 0, cancelled_count_ = 0;
 

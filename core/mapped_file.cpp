@@ -31,8 +31,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     if (mapped == MAP_FAILED)
       throw Error(error_code::kInvalidCheckpoint,
                   "cannot map " + path + ": " + std::strerror(reason));
-    // Weights are read whole and over and over; huge pages spare address translations where the
-    // file system has them.
+    // Weights are read whole, and soon: the system may begin to, ahead of us.
     ::madvise(mapped, size_, MADV_WILLNEED);
     data_ = static_cast<const unsigned char*>(mapped);
   } else {

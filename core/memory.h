@@ -44,6 +44,34 @@ class Block {
   size_t bytes_ = 0;
 };
 
+// Bytes of the host's memory that a result takes, counted as long as it grows here. Throws nothing:
+// Backend::host_available() is asked first.
+class HostShare {
+ public:
+  HostShare() = default;
+  HostShare(Backend& backend, size_t bytes) : backend_(&backend), bytes_(bytes) {
+    backend.hold_host(bytes);
+  }
+  ~HostShare() {
+    if (backend_) backend_->release_host(bytes_);
+  }
+  HostShare(HostShare&& other) noexcept { *this = std::move(other); }
+  HostShare& operator=(HostShare&& other) noexcept {
+    std::swap(backend_, other.backend_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  HostShare(const HostShare&) = delete;
+  HostShare& operator=(const HostShare&) = delete;
+
+  // Of them those that are the backend's memory as well.
+  size_t backend_bytes() const { return backend_ && backend_->in_host_memory() ? bytes_ : 0; }
+
+ private:
+  Backend* backend_ = nullptr;
+  size_t bytes_ = 0;
+};
+
 // Tensors that live until the scope they were made in ends: a stack over a few large blocks. What a
 // step needed stays allocated for the next one, as a single block.
 class Workspace {

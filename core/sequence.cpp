@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <numeric>
+#include <string>
 #include <utility>
 
+#include "core/error.h"
+#include "core/finite.h"
 #include "core/philox.h"
 
 namespace unifluid {
@@ -18,6 +21,7 @@ size_t Sequence::bytes() const {
   size_t total = 0;
   for (const Stream& s : streams) total += s.cache.bytes() + s.prefix_memory.bytes();
   if (const auto* draw = std::get_if<DrawState>(&state)) total += draw->latents.bytes();
+  if (const auto* score = std::get_if<ScoreState>(&state)) total += score->share.backend_bytes();
   return total;
 }
 
@@ -47,6 +51,9 @@ ImageRows image_rows(const Prefix& prefix, Model& model, Workspace& workspace) {
     const int64_t cells = image.grid * image.latent_patch, side = cells * vae.factor();
     const std::vector<float> latents =
         model.vae->encode(prefix.source_pixels.data(), side, side, workspace);
+    // They are on the host anyway. The features above are not: reading them would wait for a GPU,
+    // and what is NaN among them shows in the result.
+    expect_finite(latents, "the latents of the source image");
     const std::vector<float> tokens =
         patchify(latents.data(), vae.latent_channels, image.grid, image.grid, image.latent_patch);
     Workspace::Scope scope(workspace);
@@ -134,6 +141,24 @@ struct RowsNeeded {
   Rows operator()(const DecodeRequest&) const { return {}; }
 };
 
+// [rows, vocab] that a score gives: those of the last row of the prefix and of the suffix, or of
+// all rows. A plain language model has no prefix: every row predicts a token.
+struct ScoreRows {
+  int64_t first, count;
+};
+
+ScoreRows score_rows(const ScoreRequest& r, const Model& model) {
+  const int64_t suffix = size_of_tokens(r.suffix);
+  const int64_t rows = image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens) + suffix;
+  // Of a plain text every row predicts a token.
+  return r.prefix.plain_text ? ScoreRows{0, rows} : ScoreRows{rows - suffix - 1, suffix + 1};
+}
+
+size_t logits_bytes(const ScoreRows& wanted, const Model& model) {
+  return static_cast<size_t>(wanted.count) * static_cast<size_t>(model.config.text->vocab_size) *
+         sizeof(float);
+}
+
 struct BytesNeeded {
   const Model& model;
 
@@ -141,7 +166,9 @@ struct BytesNeeded {
     return stream_bytes(RowsNeeded{model}(r).front().left, r.max_new_tokens - 1, model);
   }
   size_t operator()(const ScoreRequest& r) const {
-    return stream_bytes(RowsNeeded{model}(r).front().left, 0, model);
+    const size_t logits =
+        model.backend->in_host_memory() ? logits_bytes(score_rows(r, model), model) : 0;
+    return stream_bytes(RowsNeeded{model}(r).front().left, 0, model) + logits;
   }
   size_t operator()(const DrawRequest& r) const {
     const int64_t image = image_row_count(r.prefix, model), n = model.config.image->cells();
@@ -176,13 +203,21 @@ Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& wo
 }
 
 Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& workspace) {
+  const ScoreRows wanted = score_rows(r, model);
+  const size_t bytes = logits_bytes(wanted, model), available = model.backend->host_available();
+  if (bytes > available)
+    throw Error(error_code::kInsufficientMemory,
+                "the logits of " + std::to_string(wanted.count) + " rows over a vocabulary of " +
+                    std::to_string(model.config.text->vocab_size) + " take " +
+                    std::to_string(bytes) + " bytes of the host's memory where " +
+                    std::to_string(available) + " are available");
+  ScoreState score{wanted.first, HostShare(*model.backend, bytes), {}};
+  score.logits.reserve(bytes / sizeof(float));
   const ImageRows image = image_rows(r.prefix, model, workspace);
   const int64_t causal = causal_tokens(r.prefix) + size_of_tokens(r.suffix);
   std::vector<int32_t> tokens = std::move(r.prefix.tokens);
-  const int64_t last_of_prefix = image.rows.rows + size_of_tokens(tokens) - 1;
   tokens.insert(tokens.end(), r.suffix.begin(), r.suffix.end());
-  // Of a plain text every row predicts a token.
-  Sequence s{id, {}, ScoreState{r.prefix.plain_text ? 0 : last_of_prefix, {}}};
+  Sequence s{id, {}, std::move(score)};
   s.streams.push_back(make_stream(image.rows, tokens, causal, 0, model));
   return s;
 }

@@ -39,8 +39,9 @@ struct TextState {
 };
 
 struct ScoreState {
-  int64_t first_row;  // the first row whose logits are wanted
-  std::vector<float> logits;
+  int64_t first_row = 0;  // the first row whose logits are wanted
+  HostShare share;
+  std::vector<float> logits;  // reserved for all wanted rows
 };
 
 struct DrawState {
@@ -63,14 +64,15 @@ struct Sequence {
   size_t bytes() const;
 };
 
-// Bytes that make_sequence will reserve for a request; 0 for those that are no sequences.
+// Bytes of the backend's memory that make_sequence will take for a request, logits included where
+// that is the host's; 0 for those that are no sequences.
 size_t sequence_bytes(const Request& request, const Model& model);
 
 // The prefixes of a request, one a stream; none for those that are no sequences.
 std::vector<PendingRows> pending_rows(const Request& request, const Model& model);
 
 // Reserves the memory of a sequence and computes the rows of its prefix. Throws INSUFFICIENT_MEMORY
-// before anything runs.
+// before anything runs, and NUMERICAL_ERROR where the latents of its source image are not finite.
 Sequence make_sequence(uint64_t id, TextRequest&& request, Model& model, Workspace& workspace);
 Sequence make_sequence(uint64_t id, ScoreRequest&& request, Model& model, Workspace& workspace);
 Sequence make_sequence(uint64_t id, DrawRequest&& request, Model& model, Workspace& workspace);

@@ -86,6 +86,10 @@ class CpuBackend final : public Backend, public TrainingBackend {
 
   size_t allocated() const override { return allocated_; }
 
+  bool in_host_memory() const override { return true; }
+  void hold_host(size_t bytes) noexcept override { allocated_ += bytes; }
+  void release_host(size_t bytes) noexcept override { allocated_ -= bytes; }
+
   Tensor matrix(const StoredTensor& stored) override {
     return Tensor(const_cast<void*>(stored.data), stored.type, stored.rows, stored.cols);
   }

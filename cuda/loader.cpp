@@ -2,9 +2,11 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
+#include "cpu/system_memory.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -47,6 +49,15 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   }
   size_t available() const override { return facts().available; }
   size_t allocated() const override { return facts().allocated; }
+
+  // Beside the GPU's memory, whose limit says nothing about the host's.
+  size_t host_available() const override {
+    // What is held may not have been touched yet, and then still counts as free to the system.
+    const size_t free = cpu::system_available_memory();
+    return free - std::min(free, held_);
+  }
+  void hold_host(size_t bytes) noexcept override { held_ += bytes; }
+  void release_host(size_t bytes) noexcept override { held_ -= bytes; }
 
   Tensor matrix(const StoredTensor& stored) override {
     Tensor t;
@@ -206,6 +217,7 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   void* backend_ = nullptr;
   Description description_{};
   DType type_ = DType::f32;
+  size_t held_ = 0;  // bytes of the host's memory
 };
 
 }  // namespace

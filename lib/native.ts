@@ -251,7 +251,7 @@ export interface NativeStats {
   running: number;
   /** Requests not yet admitted. */
   waiting: number;
-  /** Bytes of caches and latents of running sequences. */
+  /** Bytes of caches and latents of running sequences, and on the CPU of their logits. */
   sequenceBytes: number;
   /** Bytes of activations, kept from step to step. */
   workspaceBytes: number;

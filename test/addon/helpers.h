@@ -103,6 +103,7 @@ Napi::Value time_operation(Call&);
 // Functions without a backend: draws and schedules.
 void export_bandwidth(Napi::Env env, Napi::Object exports);
 void export_randomness(Napi::Env env, Napi::Object exports);
+void export_engine(Napi::Env env, Napi::Object exports);
 void export_simulation(Napi::Env env, Napi::Object exports);
 
 }  // namespace unifluid::test

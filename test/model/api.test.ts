@@ -250,6 +250,9 @@ describe("latents", () => {
     const image = await uni.decodeLatents(latents);
     expect(same(image, await uni.generate("a red circle", { seed: 5 }))).toBe(true);
     expect(await uni.decodeLatents(Array.from(latents) as never)).toMatchObject({ width: 32 });
+    const shared = new Float32Array(new SharedArrayBuffer(4 * latents.length + 8), 8);
+    shared.set(latents);
+    expect(same(await uni.decodeLatents(shared), image)).toBe(true);
   });
 
   test("an autoencoder alone takes any size it can divide", async () => {

@@ -5,6 +5,7 @@
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, resolve } from "node:path";
+import type { NativeEvent, NativeModelSpec, NativeRequest } from "../../lib/native";
 
 export type StoredType = "f32" | "f16" | "bf16";
 export type Activation = "none" | "silu" | "gelu_tanh" | "gelu_erf";
@@ -296,6 +297,16 @@ export interface TestAddon {
   simulate(library: string, name: string, value: number): void;
   /** How often the host has waited for all that a simulated stream had to do. */
   simulationWaits(library: string): number;
+  /**
+   * All events of some requests to one engine, whose first `failures` attempts to tell them find no memory. `stop`: it
+   * is ended as soon as they are submitted.
+   */
+  engineEvents(args: {
+    spec: NativeModelSpec;
+    requests: NativeRequest[];
+    failures: number;
+    stop?: boolean;
+  }): NativeEvent[];
   philox(seed: bigint, c0: number, c1: number, c2: number, c3: number): Uint32Array;
   randomOrder(seed: bigint, n: number): Int32Array;
   textUniform(seed: bigint, index: number): number;
