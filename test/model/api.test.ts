@@ -450,6 +450,22 @@ describe("what cannot be done is refused", () => {
     const tight = await load("gemma2-tiny", { maxMemory: minimum + 20_000 });
     await expect(tight.complete("stars ".repeat(30))).rejects.toMatchObject({ code });
   });
+
+  test("logits beyond the memory, before any is computed", async () => {
+    const { minimum } = estimateMemory(await readCheckpoint(fixture("gemma2-tiny")));
+    const tight = await load("gemma2-tiny", { device: "cpu", maxMemory: minimum + 60_000 });
+    const tokens = Array(32).fill(5);
+    const refusal = await tight.logits({ tokens }).catch((error: unknown) => error);
+    expect(refusal).toMatchObject({ code: "INSUFFICIENT_MEMORY" });
+    const [, needed] = /the sequence needs (\d+) bytes/.exec((refusal as Error).message)!;
+    expect(Number(needed)).toBeGreaterThan(tokens.length * tight.info.vocabSize! * 4);
+    // What those of fewer tokens took is free again when they are handed over.
+    for (let i = 0; i < 8; i++)
+      expect(await tight.logits({ tokens: tokens.slice(0, 8) })).toHaveLength(
+        8 * tight.info.vocabSize!,
+      );
+    expect(tight.stats().sequenceBytes).toBe(0);
+  });
 });
 
 test("requests beyond maxSequences wait their turn", async () => {
