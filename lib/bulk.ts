@@ -4,7 +4,9 @@
  */
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { UniFluidError } from "./errors.js";
+import { types } from "node:util";
+import { show } from "./checkpoint/fields.js";
+import { CancelledError, UniFluidError } from "./errors.js";
 import { integerOption, invalidOption, signalOption } from "./options.js";
 
 /** Options of `generateAll` and its fellows, beside those of each item's call. */
@@ -18,12 +20,13 @@ export interface BulkOptions {
 }
 
 /**
- * What became of one item: a `value`, or an `error`. That is a `UniFluidError` where the package found the fault;
- * an item's own signal may bring any reason.
+ * What became of one item: a `value`, or an `error`; `error === undefined` and `if (error)` tell which, also of
+ * the two taken apart. The error is a `UniFluidError` where the package found the fault. An item's own signal may
+ * bring another; a reason of it that is no `Error` is the `cause` of a `CancelledError`.
  */
 export type BulkResult<Item, Value> =
   | { index: number; item: Item; value: Value; error?: undefined }
-  | { index: number; item: Item; value?: undefined; error: unknown };
+  | { index: number; item: Item; value?: undefined; error: Error };
 
 export type AnyIterable<T> = Iterable<T> | AsyncIterable<T>;
 
@@ -87,6 +90,16 @@ async function untilRoom<T>(call: () => Promise<T>, signal: AbortSignal): Promis
   }
 }
 
+/** An error as it is, also one of another realm; any other reason as the cause of one. */
+function asError(reason: unknown): Error {
+  const isError =
+    reason instanceof Error ||
+    types.isNativeError(reason) ||
+    Object.prototype.toString.call(reason) === "[object DOMException]";
+  if (isError) return reason as Error;
+  return new CancelledError(`given up, for the reason ${show(reason)}`, { cause: reason });
+}
+
 /**
  * Runs `call` for each item, at most `concurrency` of them at once. An item counts until its result is taken,
  * so a reader that falls behind slows the source down. Leaving the loop, an abort and a first error under
@@ -125,7 +138,7 @@ export async function* runAll<Item, Value>(
           value: await untilRoom(() => call(item, index, leave.signal), leave.signal),
         };
       } catch (error) {
-        return { index, item, error };
+        return { index, item, error: asError(error) };
       }
     })().then((result) => {
       running.delete(run);

@@ -194,7 +194,10 @@ export class DisposedError extends UniFluidError<"DISPOSED"> {
   }
 }
 
-/** A request was given up without an `AbortSignal` having asked for it. */
+/**
+ * A request was given up without an `AbortSignal` having asked for it; or, in a bulk run's results, by an item's
+ * signal whose reason is no `Error`, and then is the `cause`.
+ */
 export class CancelledError extends UniFluidError<"CANCELLED"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("CANCELLED", message, options);

@@ -14,7 +14,7 @@ import { locateCheckpoint } from "./checkpoint/locate.js";
 import { vaeFactor } from "./checkpoint/vae-config.js";
 import { chooseDevice, gpusOf, nativeCuda } from "./device.js";
 import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
-import { fromNative, InvalidImageError } from "./errors.js";
+import { fromNative, InvalidImageError, InvalidOptionError } from "./errors.js";
 import {
   type ImageSettings,
   imageSettings,
@@ -129,6 +129,10 @@ export class UniFluid implements AsyncDisposable {
     /** So many items of a bulk run keep the engine full: those that run, and the next ones, ready. */
     private readonly bulkConcurrency: number,
   ) {
+    // TypeScript refuses it; a program in JavaScript would get a model that fails at its first call.
+    if (addon === undefined) {
+      throw new InvalidOptionError("use UniFluid.load: a model is loaded, not constructed");
+    }
     this.prefixes = new PrefixBuilder(checkpoint, addon);
   }
 
@@ -191,6 +195,7 @@ export class UniFluid implements AsyncDisposable {
   /** Draws a prompt, or several together. */
   generate(prompt: string, options?: DrawOptions): Promise<Image>;
   generate(prompts: readonly string[], options?: DrawOptions): Promise<Image[]>;
+  generate(prompts: string | readonly string[], options?: DrawOptions): Promise<Image | Image[]>;
   async generate(
     prompts: string | readonly string[],
     options?: DrawOptions,
@@ -268,6 +273,10 @@ export class UniFluid implements AsyncDisposable {
   /** Describes an image, or several together. */
   caption(image: ImageInput, options?: WriteOptions): Promise<string>;
   caption(images: readonly ImageInput[], options?: WriteOptions): Promise<string[]>;
+  caption(
+    images: ImageInput | readonly ImageInput[],
+    options?: WriteOptions,
+  ): Promise<string | string[]>;
   async caption(
     images: ImageInput | readonly ImageInput[],
     options?: WriteOptions,
@@ -337,6 +346,7 @@ export class UniFluid implements AsyncDisposable {
   /** Continues a text, or several together; what comes back is the continuation alone. */
   complete(text: string, options?: WriteOptions): Promise<string>;
   complete(texts: readonly string[], options?: WriteOptions): Promise<string[]>;
+  complete(texts: string | readonly string[], options?: WriteOptions): Promise<string | string[]>;
   async complete(
     texts: string | readonly string[],
     options?: WriteOptions,

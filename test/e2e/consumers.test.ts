@@ -117,6 +117,15 @@ test("as CommonJS, the server too", async () => {
   expect((await node("common.cjs")).stdout).toBe("64\n200 200\n");
 });
 
+test("what JavaScript may do and types forbid is told", async () => {
+  writeFileSync(
+    join(project, "construct.cjs"),
+    `const { UniFluid } = require("unifluid");
+     try { new UniFluid(); } catch (error) { console.log(error.code, error.message); }`,
+  );
+  expect((await node("construct.cjs")).stdout).toMatch(/^INVALID_OPTION use UniFluid\.load: /);
+});
+
 test("in a worker thread", async () => {
   writeFileSync(
     join(project, "worker.mjs"),
@@ -128,16 +137,43 @@ test("in a worker thread", async () => {
   expect((await node("worker.mjs")).stdout).toBe("64\n");
 });
 
+/** Programs of the pages for people who begin; others look into caught errors or optional parts as JavaScript may. */
+const snippets = ["README.md", "docs/batch.md", "docs/edit.md"].flatMap((page) =>
+  [...readFileSync(join(root, page), "utf8").matchAll(/^```js\n(.*?)^```/gms)].map(
+    ([, program]) => program!,
+  ),
+);
+
 test.each([
+  ["node16", "node16"],
   ["nodenext", "nodenext"],
   ["esnext", "bundler"],
 ])("in TypeScript, module %s with resolution %s", async (module, resolution) => {
+  expect(snippets.some((program) => program.includes("generateAll"))).toBe(true);
+  const pages = snippets.map((program, i) => {
+    writeFileSync(join(project, `snippet-${i}.mts`), `${program}\nexport {};\n`);
+    return `snippet-${i}.mts`;
+  });
   const source = `import { UniFluid, type Image } from "unifluid";
     import { createServer } from "unifluid/server";
     const model = await UniFluid.load("shapes-64");
     const image: Image = await model.generate("x");
     createServer(model, { maxImages: 2 });
-    for await (const { value, error } of model.generateAll(["a"])) if (!error) value!.width satisfies number;
+    for await (const { value, error } of model.generateAll(["a"])) {
+      if (error) error.message satisfies string;
+      else value.width satisfies number;
+      if (error === undefined) value.width satisfies number;
+      else error satisfies Error;
+      if (value) value.width satisfies number;
+      else error satisfies Error;
+    }
+    for await (const result of model.captionAll([new Blob([])])) {
+      if (!("error" in result)) result.value satisfies string;
+      if (!("value" in result)) result.error satisfies Error;
+    }
+    const either = await model.generate(["x"] as string | string[]);
+    either satisfies Image | Image[];
+    await image.save(new URL("file:///x.png"));
     // @ts-expect-error: a number is no prompt
     await model.generate(5);
     export { image };\n`;
@@ -149,7 +185,7 @@ test.each([
     join(root, "node_modules/typescript/bin/tsc"),
     ...options,
     ...["--lib", "es2023,esnext.disposable,dom", "--skipLibCheck"],
-    ...["--module", module!, "--moduleResolution", resolution!, "types.mts"],
+    ...["--module", module!, "--moduleResolution", resolution!, "types.mts", ...pages],
   );
 });
 

@@ -115,6 +115,24 @@ test("a failure is a result, and the run goes on", async () => {
   ]);
 });
 
+test("an error is an Error: another reason of an item's signal is its cause", async () => {
+  const reasons = ["enough", undefined, new DOMException("late", "TimeoutError"), new Error("no")];
+  const run = runAll(reasons, (reason) => Promise.reject(reason), settings({ ordered: true }));
+  const errors: Error[] = [];
+  for await (const { error, value } of run) {
+    // The compiler knows from one of the two what the other is.
+    if (error === undefined) value satisfies never;
+    else errors.push(error);
+  }
+  expect(errors.slice(0, 2)).toEqual([
+    expect.objectContaining({ code: "CANCELLED", cause: "enough" }),
+    expect.objectContaining({ code: "CANCELLED", cause: undefined }),
+  ]);
+  expect(errors[0]!.message).toContain('"enough"');
+  expect(errors[2]).toBe(reasons[2]);
+  expect(errors[3]).toBe(reasons[3]);
+});
+
 test("stopOnError throws it, gives up the others and closes the source", async () => {
   const calls = new Calls();
   const seen = { taken: 0, closed: false };
