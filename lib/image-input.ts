@@ -4,6 +4,7 @@ import { type FileHandle, open } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { types } from "node:util";
 import sharp from "sharp";
+import { show } from "./checkpoint/fields.js";
 import { InvalidImageError } from "./errors.js";
 import { asBuffer, type Image } from "./image.js";
 
@@ -14,11 +15,25 @@ export interface RawPixels {
   height: number;
 }
 
+/** The bytes of an image file, to be asked for: a `Blob`, a `File`, a `Response`. */
+export interface BlobLike {
+  /** Bytes, where they are known. */
+  readonly size?: number;
+  arrayBuffer(): Promise<ArrayBuffer>;
+}
+
 /**
- * A path, a `file:` URL (as a string or a `URL`), a data URI, the bytes of an image file, an `Image`, or
- * pixels.
+ * A path, a `file:` URL (as a string or a `URL`), a data URI, the bytes of an image file, a `Blob` of them, an
+ * `Image`, or pixels.
  */
-export type ImageInput = string | URL | ArrayBufferView | ArrayBuffer | Image | RawPixels;
+export type ImageInput =
+  | string
+  | URL
+  | ArrayBufferView
+  | ArrayBuffer
+  | BlobLike
+  | Image
+  | RawPixels;
 
 /** RGB bytes, [height, width, 3]. They may be the caller's own: not to be written to. */
 export interface DecodedImage {
@@ -42,7 +57,7 @@ const MAX_SIDE = 2 ** 20;
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
 
 /**
- * Decodes an image: JPEG, PNG, WebP, GIF, TIFF, AVIF or SVG; of an animation, the first frame. It is turned
+ * Decodes an image: JPEG, PNG, WebP, GIF, TIFF, AVIF or SVG (not HEIC); of an animation, the first frame. It is turned
  * as its EXIF orientation says, converted to 8-bit sRGB, and laid on white where it is transparent.
  *
  * Throws `InvalidImageError`, or the signal's reason.
@@ -55,8 +70,22 @@ export async function decodeImage(
   signal?.throwIfAborted();
   if (isRawPixels(input)) return fromRawPixels(input, maxPixels);
   const { bytes, name } = await readInput(input, signal);
-  if (bytes.length === 0) throw new InvalidImageError("IMAGE_EMPTY", `${name} is empty`);
   return decodeBytes(bytes, name, maxPixels, signal);
+}
+
+/**
+ * Reads an image and its header, as `decodeImage` does before it decodes: whether it is there, of a known format and
+ * not too large. Throws `InvalidImageError`, or the signal's reason.
+ */
+export async function checkImage(input: ImageInput, options: DecodeOptions = {}): Promise<void> {
+  const { maxPixels = MAX_PIXELS, signal } = options;
+  signal?.throwIfAborted();
+  if (isRawPixels(input)) {
+    fromRawPixels(input, maxPixels);
+    return;
+  }
+  const { bytes, name } = await readInput(input, signal);
+  await checkHeader(asBuffer(bytes), name, maxPixels, signal);
 }
 
 interface NamedBytes {
@@ -74,6 +103,7 @@ async function readInput(input: unknown, signal: AbortSignal | undefined): Promi
     const bytes = new Uint8Array(input);
     return { bytes, name: `the image (${bytes.length} bytes)` };
   }
+  if (isBlob(input)) return readBlob(input, signal);
   const text = typeof input === "string" ? input : isUrl(input) ? input.href : undefined;
   if (text === undefined || text === "") throw unsupported(input);
   if (/^data:/i.test(text)) return readDataUri(text);
@@ -98,7 +128,7 @@ function unsupported(input: unknown): InvalidImageError {
           : `a value of type ${typeof input}`;
   return new InvalidImageError(
     "IMAGE_UNSUPPORTED_INPUT",
-    "expected a path, a file URL, a data URI, the bytes of an image, an Image or { pixels, width, height } " +
+    "expected a path, a file URL, a data URI, the bytes of an image, a Blob, an Image or { pixels, width, height } " +
       `for an image but received ${found}`,
   );
 }
@@ -110,6 +140,33 @@ function shorten(text: string): string {
 /** A `URL`, also one of another realm. */
 function isUrl(value: unknown): value is URL {
   return Object.prototype.toString.call(value) === "[object URL]";
+}
+
+function isBlob(value: unknown): value is BlobLike {
+  return (
+    typeof value === "object" &&
+    value !== null &&
+    typeof (value as Partial<BlobLike>).arrayBuffer === "function"
+  );
+}
+
+async function readBlob(blob: BlobLike, signal: AbortSignal | undefined): Promise<NamedBytes> {
+  if (typeof blob.size === "number") checkFileSize("the image", blob.size);
+  const buffer = await blob.arrayBuffer().catch((cause) => {
+    const message = `cannot read the image: ${firstLine((cause as Error).message)}`;
+    throw new InvalidImageError("IMAGE_NOT_FOUND", message, { cause });
+  });
+  signal?.throwIfAborted();
+  const bytes = new Uint8Array(buffer);
+  const name = `the image (${bytes.length} bytes)`;
+  checkFileSize(name, bytes.length);
+  return { bytes, name };
+}
+
+function checkFileSize(name: string, size: number): void {
+  if (size <= MAX_FILE_BYTES) return;
+  const message = `${name} has ${size} bytes; at most ${MAX_FILE_BYTES} are read`;
+  throw new InvalidImageError("IMAGE_TOO_LARGE", message);
 }
 
 function pathOfUrl(url: string): string {
@@ -164,12 +221,7 @@ async function readFileBytes(path: string, signal: AbortSignal | undefined): Pro
     if (stat.isDirectory()) {
       throw new InvalidImageError("IMAGE_NOT_FOUND", `${path} is a directory, not an image`);
     }
-    if (stat.size > MAX_FILE_BYTES) {
-      throw new InvalidImageError(
-        "IMAGE_TOO_LARGE",
-        `${path} has ${stat.size} bytes; at most ${MAX_FILE_BYTES} are read`,
-      );
-    }
+    checkFileSize(path, stat.size);
     return { bytes: await file.readFile({ signal }), name: path };
   } catch (cause) {
     if (cause instanceof InvalidImageError) throw cause;
@@ -183,29 +235,44 @@ async function readFileBytes(path: string, signal: AbortSignal | undefined): Pro
   }
 }
 
+const undecodable = (name: string, cause: unknown) =>
+  new InvalidImageError(
+    "IMAGE_UNDECODABLE",
+    `cannot decode ${name}: ${firstLine((cause as Error).message)}`,
+    { cause },
+  );
+
+/** The header is enough to refuse a picture that would not fit the memory. */
+async function checkHeader(
+  file: Buffer,
+  name: string,
+  maxPixels: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  if (file.length === 0) throw new InvalidImageError("IMAGE_EMPTY", `${name} is empty`);
+  if (isHeic(file)) {
+    throw new InvalidImageError(
+      "IMAGE_UNDECODABLE",
+      `${name} is a HEIC image, which is not read here: convert it to JPEG or PNG first`,
+    );
+  }
+  const header = await sharp(file, { limitInputPixels: false })
+    .metadata()
+    .catch((cause) => {
+      throw undecodable(name, cause);
+    });
+  signal?.throwIfAborted();
+  checkSize(name, header.width, header.height, maxPixels);
+}
+
 async function decodeBytes(
   bytes: Uint8Array,
   name: string,
   maxPixels: number,
   signal: AbortSignal | undefined,
 ): Promise<DecodedImage> {
-  const undecodable = (cause: unknown) =>
-    new InvalidImageError(
-      "IMAGE_UNDECODABLE",
-      `cannot decode ${name}: ${firstLine((cause as Error).message)}`,
-      { cause },
-    );
-
-  // The header is enough to refuse a picture that would not fit the memory.
   const file = asBuffer(bytes);
-  const header = await sharp(file, { limitInputPixels: false })
-    .metadata()
-    .catch((cause) => {
-      throw undecodable(cause);
-    });
-  signal?.throwIfAborted();
-  checkSize(name, header.width, header.height, maxPixels);
-
+  await checkHeader(file, name, maxPixels, signal);
   // failOn: a truncated file must not become a picture that is grey from there on. Warnings are let pass:
   // many cameras and programs write files that cause some.
   const image = sharp(file, { failOn: "error", limitInputPixels: maxPixels, autoOrient: true })
@@ -215,11 +282,27 @@ async function decodeBytes(
     .raw({ depth: "uchar" })
     .toBuffer({ resolveWithObject: true })
     .catch((cause) => {
-      throw undecodable(cause);
+      throw undecodable(name, cause);
     });
   signal?.throwIfAborted();
   const { width, height, channels } = info;
   return { pixels: toRgb(data, width * height, channels), width, height };
+}
+
+/** Brands of ISO base media files that hold HEVC images (ISO/IEC 23008-12, annex B). */
+const HEIC_BRANDS = new Set(["heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs"]);
+
+/**
+ * Whether a file begins as HEIC does: with a box `ftyp` [size 32-bit, "ftyp", brand, version, compatible brands]
+ * that names HEVC and not AVIF. The decoder has no HEVC, and says of such a file only that it is a bad one.
+ */
+function isHeic(file: Buffer): boolean {
+  if (file.length < 16 || file.toString("latin1", 4, 8) !== "ftyp") return false;
+  const end = Math.min(file.readUInt32BE(0), file.length);
+  const brands: string[] = [file.toString("latin1", 8, 12)];
+  for (let at = 16; at + 4 <= end; at += 4) brands.push(file.toString("latin1", at, at + 4));
+  if (brands.some((brand) => brand === "avif" || brand === "avis")) return false;
+  return brands.some((brand) => HEIC_BRANDS.has(brand));
 }
 
 function firstLine(text: string): string {
@@ -264,7 +347,7 @@ function fromRawPixels({ pixels, width, height }: RawPixels, maxPixels: number):
   const unsuitable = (message: string) => new InvalidImageError("IMAGE_UNSUPPORTED_INPUT", message);
   if (![width, height].every((side) => Number.isSafeInteger(side) && side >= 0)) {
     throw unsuitable(
-      `expected whole numbers for width and height but received ${width}, ${height}`,
+      `expected whole numbers for width and height but received ${show(width)}, ${show(height)}`,
     );
   }
   if (!types.isUint8Array(pixels) && !types.isUint8ClampedArray(pixels)) {

@@ -3,7 +3,10 @@
 import { randomUUID } from "node:crypto";
 import { rename, rm, writeFile } from "node:fs/promises";
 import { extname } from "node:path";
+import { fileURLToPath } from "node:url";
+import { type InspectOptions, inspect } from "node:util";
 import sharp from "sharp";
+import { show } from "./checkpoint/fields.js";
 import { InvalidImageError, InvalidOptionError } from "./errors.js";
 
 export type ImageFormat = "png" | "webp" | "jpeg";
@@ -63,7 +66,7 @@ export class Image {
     if (!sides.every((side) => Number.isSafeInteger(side) && side > 0)) {
       throw new InvalidImageError(
         "IMAGE_UNSUPPORTED_INPUT",
-        `expected a positive width and height but received ${width} and ${height}`,
+        `expected a positive width and height but received ${show(width)} and ${show(height)}`,
       );
     }
     if (pixels.length !== width * height * 3) {
@@ -75,8 +78,8 @@ export class Image {
     return new Image(pixels, width, height, options);
   }
 
-  /** The encoded image. PNG is exact; WebP and JPEG are lossy, of high quality. */
-  async toBuffer(format: ImageFormat = "png"): Promise<Buffer> {
+  /** The encoded image. PNG is exact; WebP and JPEG are lossy, of high quality; "jpg" is "jpeg". */
+  async toBuffer(format: ImageFormat | "jpg" = "png"): Promise<Buffer> {
     const raw = { width: this.width, height: this.height, channels: 3 } as const;
     const image = sharp(asBuffer(this.pixels), { raw });
     switch (format) {
@@ -85,22 +88,58 @@ export class Image {
       case "webp":
         return image.webp({ quality: 92, smartSubsample: true }).toBuffer();
       case "jpeg":
+      case "jpg":
         return image.jpeg({ quality: 92, chromaSubsampling: "4:4:4" }).toBuffer();
       default:
         throw new InvalidOptionError(
-          `expected "png", "webp" or "jpeg" for the format but received ${JSON.stringify(format)}`,
+          `expected "png", "webp" or "jpeg" for the format but received ${show(format)}`,
         );
     }
   }
 
   /**
-   * Writes the image in the format of the extension: `.png`, `.webp`, `.jpg` or `.jpeg`.
+   * Writes the image in the format of the extension: `.png`, `.webp`, `.jpg` or `.jpeg`. `path` may be a `file:`
+   * `URL`; a string is always a path.
    *
    * An existing file is replaced in one step: whatever happens, `path` holds the old file or all of the new.
+   * Throws `INVALID_OPTION` for what names no file of these formats, and what the file system says.
    */
-  async save(path: string): Promise<void> {
-    await writeWhole(path, await this.toBuffer(imageFormatOf(path)));
+  async save(path: string | URL): Promise<void> {
+    const file = filePathOf(path);
+    await writeWhole(file, await this.toBuffer(imageFormatOf(file)));
   }
+
+  /** What JSON says of it: all but the pixels; a seed that a JSON number would round as a string. */
+  toJSON(): { width: number; height: number; seed?: number | string } {
+    const { width, height, seed } = this;
+    if (seed === undefined) return { width, height };
+    return { width, height, seed: typeof seed === "bigint" ? String(seed) : seed };
+  }
+
+  /** What `console.log` shows: all but the pixels. */
+  [inspect.custom](_depth: number, options: InspectOptions): string {
+    const { width, height, seed } = this;
+    return `Image ${inspect({ width, height, ...(seed === undefined ? {} : { seed }) }, options)}`;
+  }
+}
+
+/** The path of a file that is named by it, or by a `URL`, also one of another realm. */
+function filePathOf(file: unknown): string {
+  if (typeof file === "string") return file;
+  if (Object.prototype.toString.call(file) === "[object URL]") {
+    try {
+      return fileURLToPath((file as URL).href);
+    } catch (cause) {
+      const { href } = file as URL;
+      throw new InvalidOptionError(
+        `expected a path or the URL of a local file but received ${href}`,
+        {
+          cause,
+        },
+      );
+    }
+  }
+  throw new InvalidOptionError(`expected a path or a file URL but received ${show(file)}`);
 }
 
 /** The same memory as a Buffer, the one kind of bytes that every realm's sharp takes. */
@@ -108,14 +147,26 @@ export function asBuffer(bytes: Uint8Array): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/** Writes a file beside its place under another name, then moves it there. */
+/**
+ * Writes a file beside its place under another name, then moves it there. Throws what the file system says, of
+ * `path` and not of that other name.
+ */
 export async function writeWhole(path: string, data: Uint8Array): Promise<void> {
   const beside = `${path}.${randomUUID().slice(0, 8)}.tmp`;
   try {
     await writeFile(beside, data, { flag: "wx" });
     await rename(beside, path);
   } catch (error) {
-    await rm(beside, { force: true });
-    throw error;
+    await rm(beside, { force: true }).catch(() => {});
+    throw errorOfPath(error as NodeJS.ErrnoException, path);
   }
+}
+
+/** An error of the file system as one of another path: the code and the words, without the name that it was about. */
+function errorOfPath(cause: NodeJS.ErrnoException, path: string): Error {
+  const { code, errno, syscall, message } = cause;
+  if (code === undefined) return cause;
+  const words = message.replace(/, \w+ '.*$/s, "");
+  const error = new Error(`${words}, write '${path}'`, { cause });
+  return Object.assign(error, { code, errno, syscall, path });
 }

@@ -55,7 +55,7 @@ export type {
   TextSettings,
 } from "./generation-config.js";
 export { Image, type ImageFormat, type ImageOptions } from "./image.js";
-export type { ImageInput, RawPixels } from "./image-input.js";
+export type { BlobLike, ImageInput, RawPixels } from "./image-input.js";
 export type { LoadOptions } from "./load-options.js";
 export { countParameters, estimateMemory, type MemoryEstimate, type ModelPart } from "./memory.js";
 export {

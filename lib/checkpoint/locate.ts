@@ -6,14 +6,11 @@ import { fileURLToPath } from "node:url";
 import { CheckpointNotFoundError, InvalidOptionError } from "../errors.js";
 import { show } from "./fields.js";
 
+const NO_DOWNLOAD =
+  'nothing is downloaded; fetch its files, as "hf download REPOSITORY --local-dir DIRECTORY" does, and give that directory';
+
 /** Models that the package ships. */
 const MODELS = join(__dirname, "..", "..", "models");
-
-const isDirectory = (path: string): Promise<boolean> =>
-  stat(path).then(
-    (s) => s.isDirectory(),
-    () => false,
-  );
 
 /** Names of the shipped models. */
 export async function shippedModels(): Promise<string[]> {
@@ -32,7 +29,12 @@ export async function locateCheckpoint(model: string | URL): Promise<string> {
     );
   }
   const text = String(model);
-  if (model instanceof URL || text.startsWith("file:")) {
+  if (/^(?!file:)[a-z][a-z0-9+.-]*:\/\//i.test(text)) {
+    throw new InvalidOptionError(
+      `expected a directory on this machine for the model but received ${show(text)}: ${NO_DOWNLOAD}`,
+    );
+  }
+  if (model instanceof URL || /^file:/i.test(text)) {
     let path: string;
     try {
       path = fileURLToPath(model);
@@ -50,8 +52,18 @@ export async function locateCheckpoint(model: string | URL): Promise<string> {
 }
 
 async function existing(path: string, given: string): Promise<string> {
-  if (await isDirectory(path)) return path;
+  const found = await stat(path).catch(() => undefined);
+  if (found?.isDirectory()) return path;
+  if (found) {
+    throw new CheckpointNotFoundError(
+      `expected the directory of a checkpoint but ${show(given)} is a file`,
+    );
+  }
   const names = await shippedModels();
   const shipped = names.length > 0 ? `; models of this package: ${names.join(", ")}` : "";
-  throw new CheckpointNotFoundError(`there is no checkpoint directory ${show(given)}${shipped}`);
+  // Two names with a slash between are how hubs call their models.
+  const hub = /^[\w-][\w.-]*\/[\w.-]+$/.test(given) ? `; ${NO_DOWNLOAD}` : "";
+  throw new CheckpointNotFoundError(
+    `there is no checkpoint directory ${show(given)}${shipped}${hub}`,
+  );
 }

@@ -495,7 +495,21 @@ describe("finding a model", () => {
     });
     await expect(locateCheckpoint(join(FIXTURES, "README.md"))).rejects.toMatchObject({
       code: "CHECKPOINT_NOT_FOUND",
+      message: expect.stringMatching(/README\.md" is a file$/),
     });
+  });
+
+  test("what lies on a network is not fetched, and the message says so", async () => {
+    for (const [name, code] of [
+      ["https://example.org/model", "INVALID_OPTION"],
+      [new URL("https://example.org/model"), "INVALID_OPTION"],
+      ["google/gemma-2-2b", "CHECKPOINT_NOT_FOUND"],
+    ] as const) {
+      await expect(locateCheckpoint(name)).rejects.toMatchObject({
+        code,
+        message: expect.stringContaining("nothing is downloaded"),
+      });
+    }
   });
 
   test.each([[""], [undefined], [3], ["file://host/x"], [new URL("https://example.org/model")]])(

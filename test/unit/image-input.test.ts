@@ -7,7 +7,7 @@ import { pathToFileURL } from "node:url";
 import sharp, { type Sharp } from "sharp";
 import { InvalidImageError } from "../../lib/errors.js";
 import { Image } from "../../lib/image.js";
-import { decodeImage, type ImageInput } from "../../lib/image-input.js";
+import { checkImage, decodeImage, type ImageInput } from "../../lib/image-input.js";
 
 /** A smooth picture, so that lossy formats stay close to it. */
 const width = 24;
@@ -71,6 +71,8 @@ describe("inputs", () => {
       "a percent-encoded data URI",
       () => `data:image/png,${[...png].map((b) => `%${b.toString(16).padStart(2, "0")}`).join("")}`,
     ],
+    ["a Blob", () => new Blob([new Uint8Array(png)])],
+    ["a Response", () => new Response(new Uint8Array(png))],
     ["pixels", () => same],
     ["clamped pixels", () => ({ ...same, pixels: new Uint8ClampedArray(pixels) })],
     ["an Image", () => Image.fromPixels(pixels, width, height)],
@@ -94,6 +96,71 @@ describe("inputs", () => {
       expect(largestDifference(decoded.pixels, expected)).toBeLessThanOrEqual(1);
     }
   });
+});
+
+describe("blobs", () => {
+  test("one that cannot be read, is empty or too large", async () => {
+    const gone = { arrayBuffer: () => Promise.reject(new Error("the file changed")) };
+    expect(await failure(gone)).toEqual([
+      "IMAGE_NOT_FOUND",
+      "cannot read the image: the file changed",
+    ]);
+    expect((await failure(new Blob([])))[0]).toBe("IMAGE_EMPTY");
+    const large = { size: 2 ** 40, arrayBuffer: () => Promise.reject(new Error("was read")) };
+    expect((await failure(large))[0]).toBe("IMAGE_TOO_LARGE");
+  });
+});
+
+describe("HEIC", () => {
+  /** A box `ftyp`, and the begin of what follows it. */
+  const ftyp = (...brands: string[]) => {
+    const [major, ...compatible] = brands;
+    const box = Buffer.concat([
+      Buffer.from(`\0\0\0\0ftyp${major}\0\0\0\0${compatible.join("")}`, "latin1"),
+    ]);
+    box.writeUInt32BE(box.length, 0);
+    return Buffer.concat([box, Buffer.from("\0\0\0\x08meta", "latin1")]);
+  };
+
+  test.each([[["heic", "mif1"]], [["mif1", "mif1", "heix"]], [["msf1", "hevc"]]])(
+    "of the brands %j is named, with what to do",
+    async (brands) => {
+      const path = file("photo.heic", ftyp(...brands));
+      const [code, message] = await failure(path);
+      expect(code).toBe("IMAGE_UNDECODABLE");
+      expect(message).toBe(
+        `${path} is a HEIC image, which is not read here: convert it to JPEG or PNG first`,
+      );
+    },
+  );
+
+  test("other files of the family are left to the decoder", async () => {
+    for (const brands of [["avif", "mif1", "heic"], ["isom", "mp42"], ["mif1"]]) {
+      const [code, message] = await failure(ftyp(...brands));
+      expect([code, message]).toEqual(["IMAGE_UNDECODABLE", expect.not.stringContaining("HEIC")]);
+    }
+  });
+});
+
+test("a header alone is checked without decoding", async () => {
+  const png = await picture().png().toBuffer();
+  // Cut short behind its header: the decoder would refuse it.
+  await checkImage(png.subarray(0, png.length - 30));
+  await checkImage({ pixels, width, height });
+  await expect(checkImage(png, { maxPixels: 10 })).rejects.toMatchObject({
+    code: "IMAGE_TOO_LARGE",
+  });
+  await expect(checkImage(join(folder, "none.png"))).rejects.toMatchObject({
+    code: "IMAGE_NOT_FOUND",
+  });
+  await expect(checkImage(Buffer.from("text"))).rejects.toMatchObject({
+    code: "IMAGE_UNDECODABLE",
+  });
+});
+
+test("sizes that are no numbers are shown as what they are", async () => {
+  const [, message] = await failure({ pixels, width: "24" as unknown as number, height });
+  expect(message).toContain('received "24", 16');
 });
 
 describe("formats", () => {

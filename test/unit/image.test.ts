@@ -1,8 +1,10 @@
 /** `Image`: what it holds, and the files it writes. */
 
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+import { inspect } from "node:util";
 import sharp from "sharp";
 import { Image, type ImageFormat } from "../../lib/image.js";
 import { decodeImage } from "../../lib/image-input.js";
@@ -67,6 +69,40 @@ test("a failed write leaves nothing behind", async () => {
     image.save(join(folder, "..", `${folder.split("/").pop()}/x.png/`)),
   ).rejects.toThrow();
   expect(readdirSync(folder)).toEqual([]);
+});
+
+test("an error of the file system is about the file that was asked for", async () => {
+  mkdirSync(join(folder, "folder.png"));
+  for (const [path, code] of [
+    [join(folder, "missing", "a.png"), "ENOENT"],
+    [join(folder, "folder.png"), "EISDIR"],
+  ] as const) {
+    const error = await image.save(path).catch((e: NodeJS.ErrnoException) => e);
+    expect(error).toMatchObject({ code, path, errno: expect.any(Number) });
+    expect((error as Error).message).toMatch(new RegExp(`^${code}: .+, write '${path}'$`));
+  }
+  expect(readdirSync(folder)).toEqual(["folder.png"]);
+});
+
+test("saves to a file URL, and refuses what names no file", async () => {
+  const path = join(folder, "a #1.png");
+  await image.save(pathToFileURL(path));
+  expect((await decodeImage(path)).pixels).toEqual(pixels);
+  for (const wrong of [new URL("https://example.org/a.png"), 5, undefined, {}]) {
+    await expect(image.save(wrong as string)).rejects.toMatchObject({ code: "INVALID_OPTION" });
+  }
+});
+
+test("jpg is jpeg", async () => {
+  expect(await image.toBuffer("jpg")).toEqual(await image.toBuffer("jpeg"));
+});
+
+test("what is shown and what JSON says of it are not its pixels", () => {
+  expect(JSON.stringify({ image })).toBe('{"image":{"width":8,"height":4,"seed":7}}');
+  const large = Image.fromPixels(pixels, 8, 4, { seed: 2n ** 64n - 1n });
+  expect(JSON.stringify(large)).toBe('{"width":8,"height":4,"seed":"18446744073709551615"}');
+  expect(inspect(image)).toBe("Image { width: 8, height: 4, seed: 7 }");
+  expect(inspect(Image.fromPixels(pixels, 8, 4))).toBe("Image { width: 8, height: 4 }");
 });
 
 test("seeds are numbers where that is exact", () => {
