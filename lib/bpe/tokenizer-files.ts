@@ -1,7 +1,8 @@
 /** A learned vocabulary as the files of a tokenizer, in the form of Gemma's. */
-import { mkdir, rename, rm, stat, writeFile } from "node:fs/promises";
+import { rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { InvalidOptionError, TrainingDataError } from "../errors.js";
+import { makeFolder } from "../make-folder.js";
 import { countWords, SPACE } from "./corpus.js";
 import { type LearnedVocabulary, learnVocabulary } from "./learn.js";
 
@@ -91,12 +92,12 @@ export async function trainTokenizer(
   const beside = `${target}.partial`;
   await rm(beside, { recursive: true, force: true });
   try {
-    await mkdir(beside, { recursive: true });
+    await makeFolder(beside);
     const write = (name: string, value: object) =>
       writeFile(join(beside, name), `${JSON.stringify(value, null, 2)}\n`);
     await write("tokenizer.json", tokenizerJson(learned));
     await write("tokenizer_config.json", CONFIG);
-    await mkdir(dirname(target), { recursive: true });
+    await makeFolder(dirname(target));
     await rename(beside, target);
   } catch (error) {
     await rm(beside, { recursive: true, force: true });

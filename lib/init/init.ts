@@ -1,5 +1,5 @@
 /** A fresh checkpoint of given sizes, with parts taken from other checkpoints where asked. */
-import { copyFile, mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { copyFile, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { parse } from "yaml";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
@@ -11,6 +11,7 @@ import { storedName } from "../checkpoint/tensor-names.js";
 import { type ExpectedTensor, modelTensors, vaeTensors } from "../checkpoint/tensor-table.js";
 import { parseVaeConfig } from "../checkpoint/vae-config.js";
 import { InvalidConfigError, InvalidOptionError } from "../errors.js";
+import { makeFolder } from "../make-folder.js";
 import { Tokenizer } from "../tokenizer.js";
 import { initialize, noiseIsInput } from "./initialize.js";
 import { openImage, openText, openVae, openVision, PARTS } from "./sources.js";
@@ -164,7 +165,7 @@ export async function initCheckpoint(
 
   const beside = `${target}.partial`;
   await rm(beside, { recursive: true, force: true });
-  await mkdir(join(beside, "vae"), { recursive: true });
+  await makeFolder(join(beside, "vae"));
   try {
     await write(join(beside, "vae", "diffusion_pytorch_model.safetensors"), vaeTensors(vae));
     await writeFile(join(beside, "vae", "config.json"), json(vaeConfig));
@@ -187,7 +188,7 @@ export async function initCheckpoint(
     }
     // Whatever does not fit shows here, before the directory appears.
     await readCheckpoint(beside);
-    await mkdir(dirname(target), { recursive: true });
+    await makeFolder(dirname(target));
     await rename(beside, target);
   } catch (error) {
     await rm(beside, { recursive: true, force: true });

@@ -7,7 +7,6 @@ import { randomUUID } from "node:crypto";
 import {
   type FileHandle,
   link,
-  mkdir,
   open,
   readdir,
   readFile,
@@ -19,6 +18,7 @@ import { hostname } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { OutputLockedError } from "../errors.js";
+import { makeFolder } from "../make-folder.js";
 
 /** Which records are whose: record `i` belongs to shard `i mod count`. */
 export interface Shard {
@@ -86,7 +86,7 @@ export class ResultsFolder {
    * on some of the same records, and what the file system says.
    */
   static async open(path: string, shard: Shard): Promise<ResultsFolder> {
-    await mkdir(path, { recursive: true });
+    await makeFolder(path);
     const lock = await takeLock(path, shard);
     try {
       const done = new DoneIndex();

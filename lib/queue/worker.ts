@@ -1,12 +1,13 @@
 /** A worker: takes jobs from the queue, does them with its model and leaves a result file for each. */
 
-import { mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type Job as QueuedJob, UnrecoverableError, WaitingError, Worker } from "bullmq";
 import { UniFluidError } from "../errors.js";
 import { type ImageFormat, writeWhole } from "../image.js";
 import { jobOf } from "../jobs/record.js";
 import { runJob } from "../jobs/run.js";
+import { makeFolder } from "../make-folder.js";
 import type { UniFluid } from "../model.js";
 import {
   openQueue,
@@ -157,7 +158,7 @@ async function doJob(
   const file = resultFile(folder, index);
   if (await isDone(file, fingerprint)) return;
   try {
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     // A worker that died over this job may have left halves of its files.
     if (queued.attemptsStarted > 1) await removeHalves(folder, index);
     const job = jobOf(record, index, { options: {}, seed: 0n });
@@ -217,7 +218,7 @@ async function writeFailure(
   const folder = join(out, run);
   const file = resultFile(folder, index);
   if (await isDone(file, fingerprint)) return;
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const [, code = "INTERNAL", message = error.message] =
     /^([A-Z_]+): (.*)$/s.exec(error.message) ?? [];
   const known = error instanceof UniFluidError ? error.code : code;

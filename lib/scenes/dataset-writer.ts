@@ -35,7 +35,7 @@ export class ManifestWriter implements DatasetWriter {
   ) {}
 
   static async open(folder: string, tasks: readonly TemplateTask[]): Promise<ManifestWriter> {
-    await mkdir(join(folder, "images"), { recursive: true });
+    await mkdir(join(folder, "images"));
     const manifests = tasks.map((task) => ({
       task,
       stream: createWriteStream(join(folder, `${task}.jsonl`)),

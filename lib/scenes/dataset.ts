@@ -1,7 +1,8 @@
 /** A data set of scenes: pictures and records of each task, in the forms that `unifluid train` reads. */
-import { mkdir, rename, rm, stat } from "node:fs/promises";
+import { rename, rm, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { InvalidOptionError } from "../errors.js";
+import { makeFolder } from "../make-folder.js";
 import { Random } from "../philox.js";
 import { TASKS, type TemplateTask } from "../prompts.js";
 import {
@@ -167,7 +168,7 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
     throw new InvalidOptionError(`expected a folder that does not exist yet but ${folder} does`);
   const beside = `${target}.partial`;
   await rm(beside, { recursive: true, force: true });
-  await mkdir(beside, { recursive: true });
+  await makeFolder(beside);
   const draw = async (index: number): Promise<DrawnScene> => {
     const scene = sceneOf(filled.seed, filled.split, index, options);
     const { pictures, records } = recordsOf(scene, index, filled);
@@ -187,7 +188,7 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
       for (const _ of indices) onScene?.();
     }
     await writer.end();
-    await mkdir(dirname(target), { recursive: true });
+    await makeFolder(dirname(target));
     await rename(beside, target);
   } catch (error) {
     await rm(beside, { recursive: true, force: true });

@@ -1,0 +1,37 @@
+/** Makes folders that users name. */
+
+import { mkdir, stat } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
+
+const isFolder = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+
+/**
+ * Makes a folder and those above it that are missing; one that is there is left as it is. Throws what the file
+ * system says, with its `code` and `path`.
+ *
+ * Node's own recursive `mkdir` tries again for ever, in a thread that no signal reaches, where a folder is there and
+ * yet denies that anything could be in it, as /proc does.
+ */
+export async function makeFolder(path: string): Promise<void> {
+  const missing: string[] = [];
+  for (let at = resolve(path); ; at = dirname(at)) {
+    const found = await stat(at).catch(() => undefined);
+    // What is there and no folder stands in the way: making what is below it, or itself, says so.
+    if (found?.isDirectory() || (found && missing.length > 0)) break;
+    missing.push(at);
+    if (at === dirname(at)) break;
+  }
+  for (const folder of missing.reverse()) {
+    try {
+      await mkdir(folder);
+    } catch (error) {
+      // Another process may have been quicker.
+      if ((error as NodeJS.ErrnoException).code === "EEXIST" && (await isFolder(folder))) continue;
+      throw error;
+    }
+  }
+}
