@@ -5,15 +5,7 @@
  */
 import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
-import {
-  appendFile,
-  type FileHandle,
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  stat,
-} from "node:fs/promises";
+import { appendFile, type FileHandle, open, readdir, readFile, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { loadAddon } from "../addon.js";
@@ -21,6 +13,7 @@ import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { TrainingDataError } from "../errors.js";
 import { decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
+import { makeFolder } from "../make-folder.js";
 import { UniFluid } from "../model.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
 
@@ -149,7 +142,7 @@ export class Pictures {
     const name = join(folder, await identity(checkpoint, layout));
     const pictures = new Pictures(checkpoint, layout, name, load);
     try {
-      await mkdir(folder, { recursive: true });
+      await makeFolder(folder);
       const known = basename(name);
       const files = (await readdir(folder)).filter((n) => n.startsWith(known));
       for (const index of files.filter((n) => n.endsWith(".jsonl")).sort())

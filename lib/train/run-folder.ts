@@ -16,6 +16,7 @@ import { readFully } from "../checkpoint/read-fully.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
+import { makeFolder } from "../make-folder.js";
 import type { NativeTensor, NativeTrainer, NativeTrainerState } from "../native.js";
 import type { RecordsSeen } from "./broken-records.js";
 
@@ -95,8 +96,8 @@ export class RunFolder {
 
   /** Makes the folder of a new run. */
   async create(config: string): Promise<void> {
-    await mkdir(join(this.path, "checkpoints"), { recursive: true });
-    await mkdir(join(this.path, "samples"), { recursive: true });
+    await makeFolder(join(this.path, "checkpoints"));
+    await makeFolder(join(this.path, "samples"));
     await writeFile(join(this.path, "run.yaml"), config);
   }
 
