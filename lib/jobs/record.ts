@@ -5,6 +5,7 @@ import { isAbsolute, resolve } from "node:path";
 import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
 import { numeric } from "../numeric.js";
+import { nameOfRecord } from "./reader.js";
 
 export type JobTask = "generate" | "edit" | "caption" | "answer";
 
@@ -80,17 +81,18 @@ function taskOf(record: JobRecord): JobTask {
 export interface JobDefaults {
   /** Options for records that have none of their own; those that a task does not know are left out. */
   options: Record<string, unknown>;
-  /** Record `i` without a seed has `seed + i`. */
+  /** Record `i` without a seed has `seed + i`, modulo 2^64. */
   seed: bigint;
 }
 
-/** The job of a record. Throws `INVALID_RECORD`. */
-export function jobOf(value: unknown, index: number, defaults: JobDefaults): Job {
+/** The job of a record; `line` is where it ends in its file. Throws `INVALID_RECORD`. */
+export function jobOf(value: unknown, index: number, defaults: JobDefaults, line?: number): Job {
+  const where = nameOfRecord(index, line);
   const parsed = recordSchema.safeParse(value);
   if (!parsed.success) {
     const [issue] = parsed.error.issues;
-    const where = issue?.path.length ? `${issue.path.join(".")}: ` : "";
-    throw new InvalidRecordError(`record ${index}: ${where}${issue?.message}`);
+    const field = issue?.path.length ? `${issue.path.join(".")}: ` : "";
+    throw new InvalidRecordError(`${where}: ${field}${issue?.message}`);
   }
   const record = parsed.data;
   const task = taskOf(record);
@@ -98,7 +100,7 @@ export function jobOf(value: unknown, index: number, defaults: JobDefaults): Job
   for (const name of SUBJECTS) {
     if (needed.includes(name) === (record[name] !== undefined)) continue;
     const problem = needed.includes(name) ? `needs "${name}"` : `takes no "${name}"`;
-    throw new InvalidRecordError(`record ${index}: ${task} ${problem}`);
+    throw new InvalidRecordError(`${where}: ${task} ${problem}`);
   }
   const names: readonly string[] =
     task === "generate" || task === "edit" ? DRAW_NAMES : WRITE_NAMES;

@@ -5,7 +5,7 @@ import { runAll } from "../bulk.js";
 import { JobsChangedError, UniFluidError } from "../errors.js";
 import type { ImageFormat } from "../image.js";
 import type { UniFluid } from "../model.js";
-import type { RawRecord } from "./reader.js";
+import { nameOfRecord, type RawRecord } from "./reader.js";
 import {
   fingerprint,
   imagePath,
@@ -141,7 +141,7 @@ async function* pending(
       onRecord("failedBefore");
     } else if (before.fingerprint !== task.fingerprint) {
       throw new JobsChangedError(
-        `record ${index} is not the one that ${folder.path} holds a result of: the jobs or the options have ` +
+        `${nameOfRecord(index, record.line)} is not the one that ${folder.path} holds a result of: the jobs or the options have ` +
           "changed since; write to another folder",
       );
     } else {
@@ -151,10 +151,10 @@ async function* pending(
 }
 
 function taskOf(record: RawRecord, defaults: JobDefaults, means: readonly string[]): Task {
-  const { index } = record;
+  const { index, line } = record;
   try {
     if ("error" in record) throw record.error;
-    const job = jobOf(record.value, index, defaults);
+    const job = jobOf(record.value, index, defaults, line);
     return { index, fingerprint: fingerprint(job, means), job };
   } catch (error) {
     if (!(error instanceof UniFluidError)) throw error;

@@ -73,7 +73,7 @@ export async function enqueueRecords(
   for await (const raw of records) {
     try {
       if ("error" in raw) throw raw.error;
-      const job = jobOf(raw.value, raw.index, defaults);
+      const job = jobOf(raw.value, raw.index, defaults, raw.line);
       const mark = fingerprint(job);
       bulk.push({
         name: job.task,

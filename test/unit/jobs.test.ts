@@ -15,7 +15,7 @@ const job = (value: unknown, index = 3) => jobOf(value, index, defaults);
 
 async function read(text: string | Buffer, format: JobFormat): Promise<unknown[]> {
   const out: unknown[] = [];
-  const chunks = [...Buffer.from(text)].map((byte) => Buffer.of(byte));
+  const chunks = [...Buffer.from(text as Buffer)].map((byte) => Buffer.of(byte));
   for await (const record of readRecords(Readable.from(chunks), format)) {
     out.push("error" in record ? record.error.code : record.value);
     expect(record.index).toBe(out.length - 1);
@@ -121,6 +121,62 @@ describe("files", () => {
     expect(formatOf(name)).toBe(format);
   });
 
+  test(".json is refused, with what is meant instead", () => {
+    expect(() => formatOf("jobs.JSON")).toThrow(
+      expect.objectContaining({
+        code: "INVALID_OPTION",
+        message: expect.stringMatching(/\.jsonl.*jobs\.JSON.*--input-format/),
+      }),
+    );
+  });
+
+  /** Lines of the records, and what their errors say. */
+  async function places(text: string | Buffer, format: JobFormat): Promise<unknown[]> {
+    const found: unknown[] = [];
+    for await (const record of readRecords(Readable.from([Buffer.from(text as Buffer)]), format)) {
+      found.push("error" in record ? [record.line, record.error.message] : record.line);
+    }
+    return found;
+  }
+
+  test("records are told by their lines too, which count blank ones and headers", async () => {
+    expect(await places('\n{"prompt":"a"}\n\n{broken\n', "jsonl")).toEqual([
+      2,
+      [4, expect.stringMatching(/^record 1 \(line 4\): expected JSON/)],
+    ]);
+    expect(await places("\n\na star\n", "lines")).toEqual([3]);
+    const csv = 'prompt,seed\n"two\nlines",7\n\na star, red,5\n';
+    expect(await places(csv, "csv")).toEqual([
+      3,
+      [5, expect.stringMatching(/^record 1 \(line 5\): expected as many cells/)],
+    ]);
+    expect(() => jobOf({ steps: 3 }, 4, defaults, 9)).toThrow(/^record 4 \(line 9\): generate/);
+  });
+
+  test("a line that is no UTF-8 is no record, and the others are", async () => {
+    const latin1 = Buffer.from("a star\n\xe4 star\nä heart\n", "latin1");
+    expect(await read(latin1, "lines")).toEqual([
+      { prompt: "a star" },
+      "INVALID_RECORD",
+      "INVALID_RECORD",
+    ]);
+    await expect(read(Buffer.from("prompt\n\xe4 star\n", "latin1"), "csv")).rejects.toMatchObject({
+      code: "INVALID_RECORD",
+      message: expect.stringMatching(/^line 2 or later: expected UTF-8/),
+    });
+  });
+
+  test.each<JobFormat>(["lines", "jsonl", "csv"])(
+    "a binary file is refused as %s",
+    async (format) => {
+      const bytes = Buffer.from("prompt\na\nb\u0000c\n");
+      await expect(read(bytes, format)).rejects.toMatchObject({
+        code: "INVALID_RECORD",
+        message: expect.stringMatching(/^line 3: .*NUL byte/),
+      });
+    },
+  );
+
   test("of JSON lines", async () => {
     const text = '{"prompt":"ä star"}\n\n  \n{"prompt":"b"}\r\n{broken\n["x"]\n{"prompt":"last"}';
     expect(await read(text, "jsonl")).toEqual([
@@ -190,7 +246,7 @@ test("a job that goes through a queue is the same one there", async () => {
   const queue = { addBulk: async (jobs: typeof sent) => void sent.push(...jobs) };
   const record = { prompt: "a", x0Limit: "Infinity", seed: "18446744073709551615" };
   async function* records() {
-    yield { index: 0, value: record };
+    yield { index: 0, line: 1, value: record };
   }
   await enqueueRecords(queue as unknown as RecordQueue, records(), {
     run: "r",
