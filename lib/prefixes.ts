@@ -33,6 +33,37 @@ function behind(first: number, ids: readonly number[]): Int32Array {
   return tokens;
 }
 
+function templateTokens(
+  { config, tokenizer }: Checkpoint,
+  task: TemplateTask,
+  text: string,
+): Int32Array {
+  return behind(config!.bosToken, tokenizer!.encode(fillTemplate(config!.templates, task, text)));
+}
+
+/** Rows that the image of a task takes: those of the vision tower, and its latents where an edit has them. */
+function imageRows({ spec }: Checkpoint, task: TemplateTask): number {
+  if (task === "generate") return 0;
+  const source = task === "edit" && spec.image!.editSourceLatents;
+  return visionRows(spec.vision!) + (source ? spec.image!.grid ** 2 : 0);
+}
+
+/** Rows that the prefix of a task takes, without a look at its image. */
+export function prefixRows(checkpoint: Checkpoint, task: TemplateTask, text: string): number {
+  return templateTokens(checkpoint, task, text).length + imageRows(checkpoint, task);
+}
+
+/** Throws `PROMPT_TOO_LONG` unless a sequence of a prefix of so many rows may have `suffix` more. */
+export function checkLength({ config }: Checkpoint, prefixRows: number, suffix: number): void {
+  const limit = config!.text.maxPositions;
+  if (prefixRows + suffix > limit) {
+    throw new PromptTooLongError(
+      `the prompt takes ${prefixRows} rows and what follows it ${suffix}: ${prefixRows + suffix} ` +
+        `together, but this model's sequences have at most ${limit} (max_position_embeddings)`,
+    );
+  }
+}
+
 export class PrefixBuilder {
   constructor(
     private readonly checkpoint: Checkpoint,
@@ -73,15 +104,9 @@ export class PrefixBuilder {
   }
 
   private prefix(task: TemplateTask, text: string, { pixels, rows }: PreparedImage): Prefix {
-    const tokens = this.templateTokens(task, text);
-    const emptyTokens = this.templateTokens(task, "");
+    const tokens = templateTokens(this.checkpoint, task, text);
+    const emptyTokens = templateTokens(this.checkpoint, task, "");
     return { native: { ...pixels, tokens }, emptyTokens, rows: tokens.length + rows };
-  }
-
-  private templateTokens(task: TemplateTask, text: string): Int32Array {
-    const { config, tokenizer } = this.checkpoint;
-    const ids = tokenizer!.encode(fillTemplate(config!.templates, task, text));
-    return behind(config!.bosToken, ids);
   }
 
   private async prepare(
@@ -93,23 +118,17 @@ export class PrefixBuilder {
     const vision = spec.vision!;
     const image = await decodeImage(input, { signal });
     const visionPixels = await toVisionPixels(image, preprocessor!, this.addon, vision.imageSize);
-    const rows = visionRows(vision);
+    const rows = imageRows(this.checkpoint, task);
     if (task !== "edit" || !spec.image!.editSourceLatents)
       return { pixels: { visionPixels }, rows };
     const side = this.checkpoint.config!.image!.imageSize;
     const sourcePixels = await toVaePixels(image, side, side, this.addon);
-    return { pixels: { visionPixels, sourcePixels }, rows: rows + spec.image!.grid ** 2 };
+    return { pixels: { visionPixels, sourcePixels }, rows };
   }
 
   /** Throws unless a sequence of this prefix may have `suffix` more rows. */
   checkLength(prefixRows: number, suffix: number): void {
-    const limit = this.checkpoint.config!.text.maxPositions;
-    if (prefixRows + suffix > limit) {
-      throw new PromptTooLongError(
-        `the prompt takes ${prefixRows} rows and what follows it ${suffix}: ${prefixRows + suffix} ` +
-          `together, but this model's sequences have at most ${limit} (max_position_embeddings)`,
-      );
-    }
+    checkLength(this.checkpoint, prefixRows, suffix);
   }
 
   /** Rows left behind a prefix; at least one, or it is too long. */

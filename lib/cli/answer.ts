@@ -2,11 +2,12 @@
 
 import type { Command } from "commander";
 import type { WriteOptions } from "../model.js";
-import { type OutputFlags, runCommand } from "./context.js";
-import { addFlags, MODEL_FLAGS, OUTPUT_FLAGS, WRITE_FLAGS, writeOptions } from "./flags.js";
-import { checkSingleStandardInput, readImage, readText } from "./input.js";
+import { note, type OutputFlags, runCommand } from "./context.js";
+import { addFlags, MODEL_FLAGS, OUTPUT_FLAGS, WRITE_FLAGS } from "./flags.js";
+import { checkNotBlank, checkSingleStandardInput, readImage, readText } from "./input.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { writeJson, writePieces } from "./output.js";
+import { sampling } from "./sampling.js";
 
 export function addAnswer(program: Command): void {
   const command = program
@@ -16,18 +17,21 @@ export function addAnswer(program: Command): void {
     .argument("<question>", "what to answer, quoted; -: standard input");
   addFlags(command, ...WRITE_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
     (name: string, text: string, flags: ModelFlags & OutputFlags & WriteOptions) =>
-      runCommand(flags, async ({ signal, json }) => {
+      runCommand(flags, async (context) => {
+        const { signal, json } = context;
         checkSingleStandardInput(name, text);
         const image = await readImage(name, signal);
         const question = await readText(text, signal);
-        const options = writeOptions(flags, signal);
+        checkNotBlank(question, "the question");
         await withModel(flags, signal, async (model) => {
+          const { options, seed, sampled } = sampling(model, flags, signal);
           if (json) {
             const answer = await model.answer(image, question, options);
-            await writeJson({ image: name, question, answer });
+            await writeJson({ image: name, question, answer, ...(sampled && { seed }) });
           } else {
             await writePieces(model.answerStream(image, question, options));
           }
+          if (sampled) note(context, `seed ${seed}`);
         });
       }),
   );

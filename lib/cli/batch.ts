@@ -3,17 +3,20 @@
 import { stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { readCheckpoint } from "../checkpoint/checkpoint.js";
+import { locateCheckpoint } from "../checkpoint/locate.js";
 import type { ImageFormat } from "../image.js";
+import { JobChecker } from "../jobs/check.js";
 import { formatOf, type JobFormat, readRecords } from "../jobs/reader.js";
 import { ResultsFolder, type Shard } from "../jobs/results.js";
 import { runBatch } from "../jobs/run.js";
 import type { DrawOptions, WriteOptions } from "../model.js";
 import { parseSeed } from "../seed.js";
-import { type Context, note, type OutputFlags, runCommand } from "./context.js";
-import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
-import { addFlags, JOB_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS, whole } from "./flags.js";
+import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
+import { ExitCode, UsageError } from "./exit-codes.js";
+import { addFlags, JOB_FLAGS, MODEL_FLAGS, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
-import { STANDARD, writeJson } from "./output.js";
+import { STANDARD, writeJson, writingFailed } from "./output.js";
 import { type RateProgress, startRate } from "./progress.js";
 
 export interface BatchFlags extends ModelFlags, OutputFlags, DrawOptions {
@@ -24,6 +27,7 @@ export interface BatchFlags extends ModelFlags, OutputFlags, DrawOptions {
   concurrency: number;
   shard: Shard;
   retryFailed?: boolean;
+  dryRun?: boolean;
 }
 
 function shard(text: string): Shard {
@@ -47,12 +51,13 @@ export function addBatch(program: Command): void {
         .argParser(shard)
         .default({ index: 0, count: 1 } satisfies Shard, "1/1"),
     )
-    .option("--retry-failed", "do again what failed in an earlier run");
+    .option("--retry-failed", "do again what failed in an earlier run")
+    .option("--dry-run", "check the jobs, their options and images, and draw or write nothing");
   addInputFormat(command);
-  addFlags(command, ...JOB_FLAGS, "pictureFormat", ...MODEL_FLAGS, ...OUTPUT_FLAGS)
+  addFlags(command, ...JOB_FLAGS, "pictureFormat", ...MODEL_FLAGS, "jsonCounts", "quiet")
     .addHelpText("after", HELP)
     .action((jobs: string, flags: BatchFlags) =>
-      runCommand(flags, (context) => batch(jobs, flags, context)),
+      runCommand(flags, (context) => (flags.dryRun ? dryRun : batch)(jobs, flags, context)),
     );
 }
 
@@ -86,13 +91,15 @@ export async function openJobs(path: string, format: JobFormat | undefined, sign
     throw new UsageError(`cannot read the jobs: ${error.message}`);
   });
   if (!found.isFile()) throw new UsageError(`expected a file of jobs but ${path} is none`);
+  const known = format ?? formatOf(path);
+  const read = () => readRecords(path, known, signal);
   return {
     images: dirname(resolve(path)),
-    read: () => readRecords(path, format ?? formatOf(path), signal),
+    read,
     /** A second reading, which tells how many there are. */
     count: async () => {
       let count = 0;
-      for await (const _ of readRecords(path, format ?? formatOf(path), signal)) count++;
+      for await (const _ of read()) count++;
       return count;
     },
   };
@@ -145,8 +152,21 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
 const shareOf = (total: number, { index, count }: Shard): number =>
   Math.floor((total - index + count - 1) / count);
 
-/** What the file system says of the folder becomes an error of the output. */
-const writingFailed = (folder: string) => (error: NodeJS.ErrnoException) => {
-  if (typeof error.errno !== "number") throw error;
-  throw new OutputError(`cannot write to ${folder}: ${error.message}`, { cause: error });
-};
+/** Tells of every record that would fail; the weights are not looked at, and nothing is written. */
+async function dryRun(path: string, flags: BatchFlags, context: Context): Promise<void> {
+  const { signal, json } = context;
+  const jobs = await openJobs(path, flags.inputFormat, signal);
+  const checker = new JobChecker(await readCheckpoint(await locateCheckpoint(flags.model), signal));
+  const counts = { valid: 0, invalid: 0 };
+  const defaults = { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) };
+  for await (const record of jobs.read()) {
+    signal.throwIfAborted();
+    if (record.index % flags.shard.count !== flags.shard.index) continue;
+    const error = await checker.check(record, { defaults, images: jobs.images, signal });
+    counts[error ? "invalid" : "valid"]++;
+    if (error) tell(error, json, { record: record.index, line: record.line });
+  }
+  note(context, `${counts.valid} jobs can be done, ${counts.invalid} records would fail`);
+  if (json) await writeJson(counts);
+  if (counts.invalid > 0) process.exitCode = ExitCode.partial;
+}

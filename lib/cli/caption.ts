@@ -1,13 +1,18 @@
 /** `unifluid caption`: pictures to descriptions. */
 
 import type { Command } from "commander";
+import { runAll } from "../bulk.js";
 import type { WriteOptions } from "../model.js";
-import { parseSeed, seedOfItem } from "../seed.js";
-import { type OutputFlags, runCommand } from "./context.js";
-import { addFlags, MODEL_FLAGS, OUTPUT_FLAGS, WRITE_FLAGS, writeOptions } from "./flags.js";
+import { seedOfItem } from "../seed.js";
+import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { addFlags, CAPTION_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS } from "./flags.js";
 import { checkSingleStandardInput, readImage } from "./input.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { write, writeJson } from "./output.js";
+import { sampling } from "./sampling.js";
+import { Outcomes } from "./several.js";
+
+interface CaptionFlags extends ModelFlags, OutputFlags, WriteOptions {}
 
 /** Images that the engine has at once: enough to keep it busy, and few enough to hold their pixels. */
 const TOGETHER = 16;
@@ -17,25 +22,39 @@ export function addCaption(program: Command): void {
     .command("caption")
     .description("describe images; of several, each line names its image first")
     .argument("<image...>", "image files, file URLs or data URIs; -: standard input");
-  addFlags(command, ...WRITE_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
-    (names: string[], flags: ModelFlags & OutputFlags & WriteOptions) =>
-      runCommand(flags, ({ signal, json }) => {
-        checkSingleStandardInput(...names);
-        const seed = parseSeed(flags.seed);
-        return withModel(flags, signal, async (model) => {
-          for (let first = 0; first < names.length; first += TOGETHER) {
-            const group = names.slice(first, first + TOGETHER);
-            const images = await Promise.all(group.map((name) => readImage(name, signal)));
-            // Image i has seed + i, as if all were written together.
-            const options = { ...writeOptions(flags, signal), seed: seedOfItem(seed, first) };
-            const captions = await model.caption(images, options);
-            for (const [i, caption] of captions.entries()) {
-              const image = group[i]!;
-              if (json) await writeJson({ image, caption });
-              else await write(names.length === 1 ? `${caption}\n` : `${image}\t${caption}\n`);
-            }
-          }
-        });
-      }),
+  addFlags(command, ...CAPTION_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
+    (names: string[], flags: CaptionFlags) =>
+      runCommand(flags, (context) => caption(names, flags, context)),
   );
+}
+
+async function caption(
+  names: readonly string[],
+  flags: CaptionFlags,
+  context: Context,
+): Promise<void> {
+  const { signal, json } = context;
+  checkSingleStandardInput(...names);
+  await withModel(flags, signal, async (model) => {
+    const { options, seed, sampled } = sampling(model, flags, signal);
+    const outcomes = new Outcomes(context, names.length);
+    const describe = async (name: string, index: number, ends: AbortSignal) => {
+      const image = await readImage(name, ends);
+      return model.caption(image, { ...options, seed: seedOfItem(seed, index), signal: ends });
+    };
+    const settings = { concurrency: TOGETHER, ordered: true, stopOnError: false, signal };
+    for await (const { index, item: image, value, error } of runAll(names, describe, settings)) {
+      if (error) {
+        outcomes.fail(error, { label: image, describe: { image } });
+        continue;
+      }
+      const own = sampled ? { seed: seedOfItem(seed, index) } : {};
+      if (json) await writeJson({ image, caption: value, ...own });
+      else await write(names.length === 1 ? `${value}\n` : `${image}\t${value}\n`);
+      outcomes.done++;
+    }
+    const what = names.length === 1 ? "" : `${outcomes.done} captions from `;
+    if (sampled) note(context, `${what}seed ${seed}`);
+    outcomes.end();
+  });
 }

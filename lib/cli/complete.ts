@@ -2,11 +2,12 @@
 
 import type { Command } from "commander";
 import type { WriteOptions } from "../model.js";
-import { type OutputFlags, runCommand } from "./context.js";
-import { addFlags, MODEL_FLAGS, OUTPUT_FLAGS, WRITE_FLAGS, writeOptions } from "./flags.js";
+import { note, type OutputFlags, runCommand } from "./context.js";
+import { addFlags, MODEL_FLAGS, OUTPUT_FLAGS, WRITE_FLAGS } from "./flags.js";
 import { readText } from "./input.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { writeJson, writePieces } from "./output.js";
+import { sampling } from "./sampling.js";
 
 export function addComplete(program: Command): void {
   const command = program
@@ -17,12 +18,18 @@ export function addComplete(program: Command): void {
     .argument("<text>", "the beginning, quoted; -: standard input");
   addFlags(command, ...WRITE_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
     (text: string, flags: ModelFlags & OutputFlags & WriteOptions) =>
-      runCommand(flags, async ({ signal, json }) => {
+      runCommand(flags, async (context) => {
+        const { signal, json } = context;
         const prompt = await readText(text, signal);
-        const options = writeOptions(flags, signal);
         await withModel(flags, signal, async (model) => {
-          if (json) await writeJson({ prompt, text: await model.complete(prompt, options) });
-          else await writePieces(model.completeStream(prompt, options));
+          const { options, seed, sampled } = sampling(model, flags, signal);
+          if (json) {
+            const text = await model.complete(prompt, options);
+            await writeJson({ prompt, text, ...(sampled && { seed }) });
+          } else {
+            await writePieces(model.completeStream(prompt, options));
+          }
+          if (sampled) note(context, `seed ${seed}`);
         });
       }),
   );

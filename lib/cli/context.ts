@@ -42,14 +42,22 @@ export async function runCommand(
   }
 }
 
-/** Tells of an error on standard error, in one line, and sets the exit code. */
-export function fail(error: unknown, json: boolean): void {
-  process.exitCode = exitCodeOf(error);
-  const { code, message } = describe(error);
+/** Tells of an error on standard error, in one line; `of` is added to its JSON document. */
+export function tell(
+  { code, message }: { code: string; message: string },
+  json: boolean,
+  of?: Record<string, unknown>,
+): void {
   const line = json
-    ? JSON.stringify({ error: { code, message } })
+    ? JSON.stringify({ error: { code, message }, ...of })
     : `unifluid: ${code}: ${message.replace(/\s*\n\s*/g, " | ")}`;
   process.stderr.write(`${line}\n`);
+}
+
+/** Tells of an error that ends the command, and sets the exit code. */
+export function fail(error: unknown, json: boolean): void {
+  process.exitCode = exitCodeOf(error);
+  tell(describe(error), json);
   if (
     process.exitCode === ExitCode.internal &&
     error instanceof Error &&

@@ -6,8 +6,9 @@ import sharp from "sharp";
 import { describeMachine, findAddon, type LoadedAddon } from "../addon.js";
 import { shippedModels } from "../checkpoint/locate.js";
 import { surveyDevices } from "../device.js";
-import { DeviceError, fromNative, NativeLoadError } from "../errors.js";
+import { fromNative, NativeLoadError } from "../errors.js";
 import { type OutputFlags, runCommand } from "./context.js";
+import { chosenInstructionSet, knownSets, originOf, reportMachine } from "./doctor-report.js";
 import { addFlags } from "./flags.js";
 import { write, writeJson } from "./output.js";
 import { formatBytes, formatTable } from "./tables.js";
@@ -20,6 +21,11 @@ export function addDoctor(program: Command): void {
   addFlags(command, "json").action((flags: OutputFlags) =>
     runCommand(flags, async ({ json }) => {
       const { addon, failure } = tryAddon();
+      if (json) {
+        await writeJson(await reportMachine(addon));
+        if (failure) throw failure;
+        return;
+      }
       const report: Record<string, string> = {
         package: `unifluid ${packageVersion()}`,
         machine: describeMachine(),
@@ -31,8 +37,7 @@ export function addDoctor(program: Command): void {
         images: `sharp ${sharp.versions.sharp}, libvips ${sharp.versions.vips}`,
         models: (await shippedModels()).join(", ") || "none shipped",
       };
-      if (json) await writeJson(report);
-      else await write(formatTable(Object.entries(report)));
+      await write(formatTable(Object.entries(report)));
       if (failure) throw failure;
     }),
   );
@@ -47,35 +52,22 @@ function tryAddon(): { addon?: LoadedAddon; failure?: NativeLoadError } {
   }
 }
 
-function describeBinary({ path }: LoadedAddon): string {
-  const origin = process.env.UNIFLUID_NATIVE
-    ? "UNIFLUID_NATIVE names it"
-    : /[\\/]prebuilds[\\/]/.test(path)
-      ? "it came with the package"
-      : "it was compiled here";
-  return `${path} (${origin})`;
+function describeBinary(addon: LoadedAddon): string {
+  const origin = {
+    environment: "UNIFLUID_NATIVE names it",
+    package: "it came with the package",
+    compiled: "it was compiled here",
+  }[originOf(addon)];
+  return `${addon.path} (${origin})`;
 }
 
 /** The instruction set that loading a model would choose. */
 function describeInstructionSet({ addon }: LoadedAddon): string {
-  const sets = addon.instructionSets();
-  const list = sets.map(({ name, supported }) =>
-    supported ? name : `${name} (not this processor)`,
-  );
-  const known = `of ${list.join(", ")}`;
-  const forced = process.env.UNIFLUID_ISA;
-  if (forced) {
-    const usable = sets.some(({ name, supported }) => name === forced && supported);
-    if (!usable) {
-      throw new DeviceError(
-        "DEVICE_UNAVAILABLE",
-        `UNIFLUID_ISA asks for ${JSON.stringify(forced)}, which cannot be used: ${known}`,
-      );
-    }
-    return `${forced}, as UNIFLUID_ISA says, ${known}`;
-  }
-  const best = sets.filter(({ supported }) => supported).at(-1);
-  return `${best?.name}, the best that this processor has, ${known}`;
+  const { name, forced, sets } = chosenInstructionSet(addon);
+  const known = `of ${knownSets(sets)}`;
+  return forced
+    ? `${name}, as UNIFLUID_ISA says, ${known}`
+    : `${name}, the best that this processor has, ${known}`;
 }
 
 /** What `device: "auto"` means here, and each GPU there is. */

@@ -1,5 +1,6 @@
-/** What `generate` and `edit` share: several drawings together, written as each is done. */
+/** What `generate` and `edit` share: several drawings together, each written and named as soon as it is done. */
 
+import { runAll } from "../bulk.js";
 import { contactSheet } from "../contact-sheet.js";
 import type { DrawingProgress } from "../drawing-stream.js";
 import { type Image, type ImageFormat, imageFormatOf } from "../image.js";
@@ -9,14 +10,16 @@ import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { DRAW_FLAGS, drawOptions, type Flag, MODEL_FLAGS, OUTPUT_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import {
+  checkFilesOutput,
   checkImageOutput,
   numberedName,
   STANDARD,
   write,
-  writeImage,
+  writeFileOutput,
   writeJson,
 } from "./output.js";
 import { startProgress } from "./progress.js";
+import { type NamedInput, Outcomes } from "./several.js";
 
 export interface DrawFlags extends ModelFlags, OutputFlags, DrawOptions {
   out: string;
@@ -34,27 +37,31 @@ export const DRAW_COMMAND_FLAGS: readonly Flag[] = [
   ...OUTPUT_FLAGS,
 ];
 
-/** One image to draw. */
-export interface Drawing {
-  /** Prompt or instruction: the label on a contact sheet. */
-  label: string;
-  /** What its JSON document says besides the seed, the size and the file. */
-  describe: Record<string, unknown>;
+/** Drawings under way at once: as many as the engine runs, and as many that are ready to join. */
+const TOGETHER = 32;
+
+/** What is to be drawn. Its label is that on a contact sheet too. */
+export interface Drawing extends NamedInput {
   start(model: UniFluid, options: DrawOptions): AsyncIterable<DrawingProgress>;
 }
 
-/** Runs a drawing command: `drawings` reads what is to be drawn. */
+/** Runs a drawing command: `read` tells what is to be drawn. */
 export function runDrawings(
   flags: DrawFlags,
-  drawings: (context: Context) => Promise<Drawing[]>,
+  read: (context: Context) => Promise<Drawing[]>,
 ): Promise<void> {
   return runCommand(flags, async (context) => {
-    if (flags.out !== STANDARD) imageFormatOf(flags.out);
-    if (flags.grid !== undefined) imageFormatOf(flags.grid);
-    const once = await drawings(context);
-    const all = once.flatMap((drawing) => Array<Drawing>(flags.n).fill(drawing));
-    checkImageOutput(flags.out, all.length, context.json);
-    await withModel(flags, context.signal, (model) => drawAll(model, all, flags, context));
+    const { out, grid } = flags;
+    if (out !== STANDARD) imageFormatOf(out);
+    if (grid !== undefined) imageFormatOf(grid);
+    const drawings = await read(context);
+    const count = drawings.length * flags.n;
+    checkImageOutput(out, count, context.json);
+    if (out !== STANDARD) {
+      await checkFilesOutput(Array.from({ length: count }, (_, i) => numberedName(out, i, count)));
+    }
+    if (grid !== undefined) await checkFilesOutput([grid]);
+    await withModel(flags, context.signal, (model) => drawAll(model, drawings, flags, context));
   });
 }
 
@@ -65,41 +72,61 @@ async function drawAll(
   context: Context,
 ): Promise<void> {
   const started = performance.now();
-  const options = drawOptions(flags, context.signal);
+  const { out, n, grid } = flags;
+  const { signal } = context;
+  const options = drawOptions(flags, signal);
   const seed = parseSeed(options.seed);
-  const progress = startProgress(context, drawings.length * (model.info.image?.grid ?? 0) ** 2);
-  const draw = async (drawing: Drawing, index: number): Promise<Image> => {
-    const steps = drawing.start(model, { ...options, seed: seedOfItem(seed, index) });
+  const count = drawings.length * n;
+  const format = out === STANDARD ? flags.format : imageFormatOf(out);
+  const progress = startProgress(context, count * (model.info.image?.grid ?? 0) ** 2);
+  const draw = async (drawing: Drawing, index: number, ends: AbortSignal) => {
+    const own = { ...options, seed: seedOfItem(seed, index), signal: ends };
     let image: Image | undefined;
-    for await (const step of steps) {
+    for await (const step of drawing.start(model, own)) {
       progress.advance();
       image = step.image;
     }
-    await writeImage(image!, numberedName(flags.out, index, drawings.length), flags.format);
-    return image!;
+    return { image: image!, bytes: await image!.toBuffer(format) };
   };
-  // The engine works on all of them together; what it cannot hold at once waits its turn.
-  const images = await Promise.all(drawings.map(draw)).finally(() => progress.stop());
-
-  for (const [index, image] of images.entries()) {
-    const file = numberedName(flags.out, index, images.length);
-    const { width, height } = image;
-    if (context.json) {
-      await writeJson({ ...drawings[index]!.describe, seed: image.seed, width, height, file });
-    } else if (file !== STANDARD) {
-      await write(`${file}\n`);
-    }
+  function* each() {
+    for (const drawing of drawings) for (let i = 0; i < n; i++) yield drawing;
   }
-  if (flags.grid !== undefined) {
-    const labelled = images.map((image, i) => ({
-      image,
-      label: `${drawings[i]!.label} (${image.seed})`,
-    }));
-    await writeImage(await contactSheet(labelled), flags.grid, imageFormatOf(flags.grid));
-    if (context.json) await writeJson({ grid: flags.grid });
-    else await write(`${flags.grid}\n`);
+  const outcomes = new Outcomes(context, drawings.length);
+  const sheet: { image: Image; label: string }[] = [];
+  const settings = { concurrency: TOGETHER, ordered: true, stopOnError: false, signal };
+  try {
+    for await (const result of runAll(each(), draw, settings)) {
+      const { index, item: drawing, value, error } = result;
+      progress.clear();
+      if (error) {
+        outcomes.fail(error, drawing);
+        continue;
+      }
+      // Written when its turn comes, and named at once: whatever ends the command, what is there was told.
+      const { image, bytes } = value;
+      const { width, height } = image;
+      const file = numberedName(out, index, count);
+      await writeFileOutput(file, bytes);
+      outcomes.done++;
+      if (context.json) {
+        await writeJson({ ...drawing.describe, seed: image.seed, width, height, file });
+      } else if (file !== STANDARD) {
+        await write(`${file}\n`);
+      }
+      if (grid !== undefined) sheet.push({ image, label: `${drawing.label} (${image.seed})` });
+    }
+  } finally {
+    progress.stop();
+  }
+  if (grid !== undefined && sheet.length > 0) {
+    const bytes = await (await contactSheet(sheet)).toBuffer(imageFormatOf(grid));
+    await writeFileOutput(grid, bytes);
+    if (context.json) await writeJson({ grid });
+    else await write(`${grid}\n`);
   }
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
-  const what = images.length === 1 ? `seed ${seed}` : `${images.length} images from seed ${seed}`;
+  const failed = outcomes.failed > 0 ? `, ${outcomes.failed} failed` : "";
+  const what = count === 1 ? `seed ${seed}` : `${outcomes.done} images from seed ${seed}${failed}`;
   note(context, `${what}, ${seconds} s`);
+  outcomes.end();
 }

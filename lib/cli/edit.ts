@@ -3,7 +3,7 @@
 import type { Command } from "commander";
 import { DRAW_COMMAND_FLAGS, type DrawFlags, runDrawings } from "./draw.js";
 import { addFlags } from "./flags.js";
-import { checkSingleStandardInput, readImage, readText } from "./input.js";
+import { checkNotBlank, checkSingleStandardInput, readImage, readText } from "./input.js";
 
 export function addEdit(program: Command): void {
   const command = program
@@ -22,6 +22,7 @@ export function addEdit(program: Command): void {
         checkSingleStandardInput(name, instruction);
         const image = await readImage(name, signal);
         const text = await readText(instruction, signal);
+        checkNotBlank(text, "the instruction");
         return [
           {
             label: text,

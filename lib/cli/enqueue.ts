@@ -10,7 +10,7 @@ import { parseSeed } from "../seed.js";
 import { addInputFormat, openJobs, recordOptions } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
-import { addFlags, JOB_FLAGS, OUTPUT_FLAGS } from "./flags.js";
+import { addFlags, JOB_FLAGS } from "./flags.js";
 import { STANDARD, writeJson } from "./output.js";
 import { startRate } from "./progress.js";
 import { addQueueFlags, type QueueFlags, withQueue } from "./queue.js";
@@ -38,8 +38,9 @@ export function addEnqueue(program: Command): void {
     )
     .option("--attempts <n>", "how often a job that fails for a while is tried", attempts, 5);
   addInputFormat(addQueueFlags(command));
-  addFlags(command, ...JOB_FLAGS, ...OUTPUT_FLAGS).action((jobs: string, flags: EnqueueFlags) =>
-    runCommand(flags, (context) => enqueue(jobs, flags, context)),
+  addFlags(command, ...JOB_FLAGS, "jsonCounts", "quiet").action(
+    (jobs: string, flags: EnqueueFlags) =>
+      runCommand(flags, (context) => enqueue(jobs, flags, context)),
   );
 }
 

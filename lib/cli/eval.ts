@@ -3,15 +3,14 @@
 import { type Command, Option } from "commander";
 import { SUITE_PARTS, type SuitePart } from "../evaluate/parts.js";
 import type { CellOrder } from "../generation-config.js";
-import { writeWhole } from "../image.js";
 import type { UniFluid } from "../model.js";
 import { parseSeed } from "../seed.js";
 import { type Context, type OutputFlags, runCommand } from "./context.js";
 import { lossRows, sceneRows } from "./eval-tables.js";
-import { OutputError, UsageError } from "./exit-codes.js";
+import { UsageError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
-import { write, writeJson } from "./output.js";
+import { checkFilesOutput, write, writeFileOutput, writeJson } from "./output.js";
 import { startRate } from "./progress.js";
 import { formatTable } from "./tables.js";
 
@@ -79,6 +78,7 @@ export function addEval(program: Command): void {
 }
 
 async function evaluate(model: string, flags: EvalFlags, context: Context): Promise<void> {
+  if (flags.out !== undefined) await checkFilesOutput([flags.out]);
   const other = flags.suite === "scenes" ? "loss" : "scenes";
   const foreign = OF_SUITE[other].find((name) => flags[name] !== undefined);
   if (foreign) throw new UsageError(`--${foreign} is an option of the suite ${other}`);
@@ -134,15 +134,9 @@ async function tell(
   { out }: EvalFlags,
   context: Context,
 ): Promise<void> {
-  if (out !== undefined) await save(out, report);
+  if (out !== undefined) {
+    await writeFileOutput(out, Buffer.from(`${JSON.stringify(report, null, 2)}\n`));
+  }
   if (context.json) await writeJson(report);
   else await write(formatTable(rows));
-}
-
-async function save(path: string, report: object): Promise<void> {
-  try {
-    await writeWhole(path, Buffer.from(`${JSON.stringify(report, null, 2)}\n`));
-  } catch (cause) {
-    throw new OutputError(`cannot write ${path}: ${(cause as Error).message}`, { cause });
-  }
 }

@@ -16,7 +16,7 @@ export const ExitCode = {
   device: 5,
   /** A result that cannot be written. */
   output: 6,
-  /** Some records of a batch failed; the others are done. */
+  /** Some records, prompts or images failed; the others are done. */
   partial: 7,
   /** A loss was not finite or exploded. */
   diverged: 8,
@@ -34,7 +34,7 @@ Exit codes:
   4    not enough memory
   5    the device or the native part is not available
   6    the result cannot be written
-  7    some records of a batch failed; its results tell which
+  7    some records, prompts or images failed; the others are done
   8    training diverged; its last good checkpoint is kept
   130  interrupted (Ctrl-C); 143 terminated`;
 

@@ -10,6 +10,13 @@ function number(text: string): number {
   return value;
 }
 
+function mebibytes(text: string): number {
+  const value = Number(text);
+  // Less than a byte is as much as none.
+  if (value * 2 ** 20 >= 1 && value <= 2 ** 33) return value;
+  throw new InvalidArgumentError("Expected a number of MiB above 0.");
+}
+
 /** A count of this program's own; the library checks the ranges of what it takes. */
 export const whole = (least: number, most: number) => (text: string) => {
   const value = Number(text);
@@ -54,16 +61,32 @@ const FLAGS = {
     new Option(
       "--max-memory <MiB>",
       "bound of the memory beside the weights (default: what is free)",
-    ).argParser(number),
+    ).argParser(mebibytes),
   seed: () =>
     new Option(
       "-s, --seed <n>",
-      "one seed, one image; several get seed, seed + 1, ... (default: random)",
+      "one seed, one image; several get seed, seed + 1, ... modulo 2^64 (default: random)",
     ).argParser(seed),
+  captionSeed: () =>
+    new Option(
+      "-s, --seed <n>",
+      "decides what is sampled at temperatures above 0; image i has seed + i, modulo 2^64 (default: random)",
+    ).argParser(seed),
+  textSeed: () =>
+    new Option(
+      "-s, --seed <n>",
+      "decides what is sampled at temperatures above 0 (default: random)",
+    ).argParser(seed),
+  initSeed: () =>
+    new Option("-s, --seed <n>", "one seed, the same fresh weights (default: random)").argParser(
+      seed,
+    ),
+  scenesSeed: () =>
+    new Option("-s, --seed <n>", "one seed, the same data set (default: random)").argParser(seed),
   recordSeed: () =>
     new Option(
       "-s, --seed <n>",
-      "record i without a seed of its own has seed + i (default: 0)",
+      "record i without a seed of its own has seed + i, modulo 2^64 (default: 0)",
     ).argParser(seed),
   suiteSeed: () =>
     new Option(
@@ -120,6 +143,8 @@ const FLAGS = {
       .default("png"),
   grid: () => new Option("--grid <file>", "also write all images on one labelled sheet"),
   json: () => new Option("--json", "one JSON document a result; errors as JSON"),
+  jsonCounts: () =>
+    new Option("--json", "one JSON document, of the counts, at the end; errors as JSON"),
   quiet: () => new Option("-q, --quiet", "no progress and no notes on standard error"),
 } satisfies Record<string, () => Option>;
 
@@ -138,7 +163,8 @@ const SAMPLING_FLAGS = [
 export const DRAW_FLAGS = ["seed", ...SAMPLING_FLAGS] as const;
 /** Of jobs, which are drawn or written. */
 export const JOB_FLAGS = ["recordSeed", ...SAMPLING_FLAGS, "maxNewTokens"] as const;
-export const WRITE_FLAGS = ["seed", "textTemperature", "maxNewTokens"] as const;
+export const WRITE_FLAGS = ["textSeed", "textTemperature", "maxNewTokens"] as const;
+export const CAPTION_FLAGS = ["captionSeed", "textTemperature", "maxNewTokens"] as const;
 
 export function addFlags(command: Command, ...flags: readonly Flag[]): Command {
   for (const flag of flags) command.addOption(FLAGS[flag]());

@@ -5,7 +5,7 @@ import { countParameters } from "../memory.js";
 import { parseSeed } from "../seed.js";
 import { note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
-import { writeJson } from "./output.js";
+import { writeJson, writingFailed } from "./output.js";
 import { formatCount } from "./tables.js";
 
 interface InitFlags extends OutputFlags {
@@ -37,12 +37,13 @@ export function addInit(program: Command): void {
       "take the diffusion head and the embeddings of image tokens of this model (UniFluid)",
     )
     .option("--vae <model>", "take the autoencoder of this directory, or of a file like KL-16's");
-  addFlags(command, "seed", ...OUTPUT_FLAGS).action((config: string, flags: InitFlags) =>
+  addFlags(command, "initSeed", ...OUTPUT_FLAGS).action((config: string, flags: InitFlags) =>
     runCommand(flags, async (context) => {
       const { initCheckpoint } = await import("../init/init.js");
       const { out, tokenizer, text, vision, image, vae } = flags;
       const seed = parseSeed(flags.seed);
-      const made = await initCheckpoint(config, out, { seed, tokenizer, text, vision, image, vae });
+      const parts = { tokenizer, text, vision, image, vae };
+      const made = await initCheckpoint(config, out, { seed, ...parts }).catch(writingFailed(out));
       const parameters = Object.values(countParameters(made)).reduce((sum, n) => sum + n, 0);
       note(context, `${formatCount(parameters)} parameters in ${out}, seed ${seed}`);
       if (context.json) await writeJson({ folder: out, parameters, seed });

@@ -38,11 +38,20 @@ export async function readText(text: string, signal: AbortSignal): Promise<strin
   return (await readStandardInput(signal)).toString("utf8").replace(/\r?\n$/, "");
 }
 
-/** Text arguments; `-` stands for the lines of standard input that are not blank. */
+/** Throws `USAGE` for a text of nothing, which the library would take: an empty variable of the shell, mostly. */
+export function checkNotBlank(text: string, what: string): void {
+  if (text.trim() !== "") return;
+  throw new UsageError(
+    `${what} is blank: quote the words, and look whether a variable of the shell is empty`,
+  );
+}
+
+/** Text arguments that are not blank; `-` stands for the lines of standard input that are not blank. */
 export async function readLines(texts: readonly string[], signal: AbortSignal): Promise<string[]> {
   const lines: string[] = [];
   for (const text of texts) {
     if (text !== STANDARD) {
+      checkNotBlank(text, "a prompt");
       lines.push(text);
       continue;
     }

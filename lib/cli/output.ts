@@ -1,8 +1,8 @@
 /** Results on standard output and in files. */
 
-import { extname } from "node:path";
-import { UniFluidError } from "../errors.js";
-import type { Image, ImageFormat } from "../image.js";
+import { access, constants, readdir, stat } from "node:fs/promises";
+import { basename, dirname, extname, resolve, sep } from "node:path";
+import { writeWhole } from "../image.js";
 import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
 
 /** The name that stands for standard input or output. */
@@ -27,7 +27,10 @@ export function write(data: string | Uint8Array): Promise<void> {
 
 /** One JSON document on a line; seeds beyond 2^53 as strings, which JSON numbers would not hold. */
 export function writeJson(value: unknown): Promise<void> {
-  const text = JSON.stringify(value, (_, v) => (typeof v === "bigint" ? String(v) : v));
+  const text = JSON.stringify(value, (_, v) => {
+    if (typeof v !== "bigint") return v;
+    return v <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(v) : String(v);
+  });
   return write(`${text}\n`);
 }
 
@@ -47,16 +50,52 @@ export function checkImageOutput(out: string, count: number, json: boolean): voi
   if (process.stdout.isTTY) throw new UsageError("--out - would write an image to the terminal");
 }
 
-/** Writes an image to a file, or to standard output. */
-export async function writeImage(image: Image, out: string, format: ImageFormat): Promise<void> {
-  if (out === STANDARD) return write(await image.toBuffer(format));
-  try {
-    await image.save(out);
-  } catch (cause) {
-    if (cause instanceof UniFluidError) throw cause;
-    throw new OutputError(`cannot write ${out}: ${(cause as Error).message}`, { cause });
-  }
+/**
+ * Throws `OUTPUT` unless all `names`, files of one folder, can be written there: before anything is computed, which
+ * may take hours.
+ */
+export async function checkFilesOutput(names: readonly string[]): Promise<void> {
+  const [first] = names;
+  if (first === undefined) return;
+  const cannot = (name: string, reason: string, cause?: unknown) =>
+    new OutputError(`cannot write ${name}: ${reason}`, { cause });
+  const folder = dirname(resolve(first));
+  const found = await stat(folder).catch((error: NodeJS.ErrnoException) => {
+    const reason = error.code === "ENOENT" ? `there is no folder ${folder}` : error.message;
+    throw cannot(first, reason, error);
+  });
+  if (!found.isDirectory()) throw cannot(first, `${folder} is no folder`);
+  await access(folder, constants.W_OK | constants.X_OK).catch((error: Error) => {
+    throw cannot(first, error.message, error);
+  });
+  // A folder that may be written to and not read shows what is in the way only when it is written to.
+  const entries = await readdir(folder, { withFileTypes: true }).catch(() => []);
+  const folders = new Set(entries.filter((e) => e.isDirectory()).map(({ name }) => name));
+  const taken = names.find((name) => folders.has(basename(name)));
+  if (taken !== undefined) throw cannot(taken, "it is a folder");
 }
+
+/** Writes bytes to a file, whole or not at all, or to standard output. */
+export async function writeFileOutput(out: string, bytes: Uint8Array): Promise<void> {
+  if (out === STANDARD) return write(bytes);
+  await writeWhole(out, bytes).catch((cause: Error) => {
+    throw new OutputError(`cannot write ${out}: ${cause.message}`, { cause });
+  });
+}
+
+/**
+ * What the file system says of a folder of results, of what is made beside it, of those above it or of a file that
+ * is open, becomes an error of the output.
+ */
+export const writingFailed = (folder: string) => (error: NodeJS.ErrnoException) => {
+  const { errno, path } = error;
+  if (typeof errno !== "number") throw error;
+  if (path !== undefined) {
+    const [at, to] = [resolve(path), resolve(folder)];
+    if (!at.startsWith(to) && !to.startsWith(`${at}${sep}`)) throw error;
+  }
+  throw new OutputError(`cannot write to ${folder}: ${error.message}`, { cause: error });
+};
 
 /** Writes a text as it comes, and a line break behind it. */
 export async function writePieces(pieces: AsyncIterable<string>): Promise<void> {

@@ -10,7 +10,7 @@ import { addDoctor } from "./doctor.js";
 import { addEdit } from "./edit.js";
 import { addEnqueue } from "./enqueue.js";
 import { addEval } from "./eval.js";
-import { EXIT_CODES_HELP, UsageError } from "./exit-codes.js";
+import { EXIT_CODES_HELP, ExitCode, UsageError } from "./exit-codes.js";
 import { addGenerate } from "./generate.js";
 import { addInfo } from "./info.js";
 import { addInit } from "./init.js";
@@ -22,15 +22,15 @@ import { addPrepare, addTrain } from "./train.js";
 import { packageVersion } from "./version.js";
 import { addWorker } from "./worker.js";
 
-/** Parses arguments and runs their command. Throws `UsageError` for arguments that make no command. */
-export async function run(args: readonly string[]): Promise<void> {
+/** All commands. What commander would write on standard error goes to `told`. */
+function makeProgram(told: (text: string) => void): Command {
   const program = new Command("unifluid")
     .description("Draws, edits and describes images with one model.")
     .version(packageVersion())
     .addHelpText("after", EXIT_CODES_HELP)
     // Commander's own messages become errors, to be told as all others are.
     .exitOverride()
-    .configureOutput({ writeErr: () => {} });
+    .configureOutput({ writeErr: told });
   addGenerate(program);
   addEdit(program);
   addCaption(program);
@@ -50,6 +50,30 @@ export async function run(args: readonly string[]): Promise<void> {
   addInfo(program);
   addDoctor(program);
   addBuild(program);
+  return program;
+}
+
+/** The command that arguments name, as far as they name one: `unifluid queue status`. */
+function commandOf(program: Command, args: readonly string[]): Command {
+  let command = program;
+  for (const arg of args) {
+    const next = command.commands.find((candidate) => candidate.name() === arg);
+    if (!next) break;
+    command = next;
+  }
+  return command;
+}
+
+function fullName(command: Command): string {
+  return command.parent ? `${fullName(command.parent)} ${command.name()}` : command.name();
+}
+
+/** Parses arguments and runs their command. Throws `UsageError` for arguments that make no command. */
+export async function run(args: readonly string[]): Promise<void> {
+  let told = "";
+  const program = makeProgram((text) => {
+    told += text;
+  });
   if (args.length === 0) {
     program.outputHelp();
     return;
@@ -60,6 +84,15 @@ export async function run(args: readonly string[]): Promise<void> {
     if (!(error instanceof CommanderError)) throw error;
     // --help and --version have done their work.
     if (error.exitCode === 0) return;
-    throw new UsageError(`${error.message.replace(/^error: /, "")} (see unifluid --help)`);
+    if (error.code !== "commander.help") {
+      const message = error.message.replace(/^error: /, "").replace(/\s*\n\s*/g, " ");
+      throw new UsageError(`${message} (see ${fullName(commandOf(program, args))} --help)`);
+    }
+    // Help was asked for of what is no command, which as a command is an error that says so.
+    const at = args.indexOf("help");
+    if (at >= 0 && at < args.length - 1) return run(args.filter((_, i) => i !== at));
+    // A group of commands, and none of them named.
+    process.stderr.write(told);
+    process.exitCode = ExitCode.usage;
   }
 }

@@ -7,10 +7,12 @@ import type { Context } from "./context.js";
 export interface Progress {
   /** One more image token is drawn. */
   advance(): void;
+  /** Makes room for a line on the terminal; the next token draws the bar again. */
+  clear(): void;
   stop(): void;
 }
 
-const NONE: Progress = { advance() {}, stop() {} };
+const NONE: Progress = { advance() {}, clear() {}, stop() {} };
 
 /** A bar of `total` image tokens, unless standard error is no terminal or silence was asked for. */
 export function startProgress(context: Context, total: number): Progress {
@@ -27,7 +29,12 @@ export function startProgress(context: Context, total: number): Progress {
     Presets.shades_classic,
   );
   bar.start(total, 0);
-  return { advance: () => bar.increment(), stop: () => bar.stop() };
+  return {
+    advance: () => bar.increment(),
+    // To the line's begin, and all of it away.
+    clear: () => process.stderr.write("\r\x1b[K"),
+    stop: () => bar.stop(),
+  };
 }
 
 export interface RateProgress {

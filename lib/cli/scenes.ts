@@ -41,7 +41,7 @@ export function addScenes(program: Command): void {
       "folder to make: images/ and a manifest for each task, or shards",
     )
     .option("--count <n>", "scenes", whole(1, 10_000_000), 1000);
-  addFlags(command, "seed")
+  addFlags(command, "scenesSeed")
     .option("--size <pixels>", "pixels along each side", whole(16, 4096), 64)
     .addOption(
       new Option("--split <name>", "scenes of different splits never coincide by their seed")

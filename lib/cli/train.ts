@@ -6,7 +6,7 @@ import type { Device } from "../device.js";
 import type { Metrics } from "../train/run-folder.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
-import { writeJson } from "./output.js";
+import { writeJson, writingFailed } from "./output.js";
 import { duration } from "./progress.js";
 
 interface TrainFlags extends OutputFlags {
@@ -59,7 +59,7 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
     signal: context.signal,
     onStep: progress.step,
     onNote: (message) => note(context, message),
-  });
+  }).catch(writingFailed(flags.out));
   try {
     note(context, `${trainer.description}; step ${trainer.done} done`);
     const summary = await trainer.run();

@@ -33,7 +33,10 @@ interface Ending {
   err: string;
 }
 
-function run(args: string[], { input = "", started = (_: ChildProcess) => {} } = {}) {
+function run(
+  args: string[],
+  { input = "", started = (_: ChildProcess): unknown => undefined } = {},
+) {
   const child = spawn(process.execPath, [main, "batch", ...args], { cwd: folder });
   started(child);
   let [out, err] = ["", ""];
@@ -190,8 +193,13 @@ test("interrupted, it ends with what is done and says so by its exit code", asyn
     Array.from({ length: 200 }, (_, i) => ({ prompt: `a star ${i}` })),
   );
   const args = ["jobs.jsonl", "--out", "out", "--steps", "500"];
+  const begun = join(folder, "out/results.jsonl");
   const ending = await run(args, {
-    started: (child) => void setTimeout(() => child.kill("SIGINT"), 1000),
+    // Minutes of work, once there is a folder of results.
+    started: async (child) => {
+      while (!existsSync(begun) && child.exitCode === null) await sleep(20);
+      child.kill("SIGINT");
+    },
   });
   expect(ending).toMatchObject({ code: 130, err: expect.stringContaining("INTERRUPTED") });
   expect(readdirSync(join(folder, "out"))).toEqual(["results.jsonl"]);
@@ -217,6 +225,69 @@ test("a file that breaks while it is counted leaves no lock", async () => {
   writeFileSync(join(folder, "jobs.csv"), 'prompt\na star\n"a heart\n');
   expect((await run(["jobs.csv", "--out", "out"])).code).toBe(3);
   expect(readdirSync(join(folder, "out"))).toEqual(["results.jsonl"]);
+});
+
+describe("--dry-run", () => {
+  const dry = async (...args: string[]) => {
+    const ending = await run([...args, "--out", "out", "--dry-run"]);
+    expect(existsSync(join(folder, "out"))).toBe(false);
+    return ending;
+  };
+
+  test("tells of every record that would fail, and does none", async () => {
+    writeFileSync(join(folder, "text.png"), "text");
+    const records: [object, string?][] = [
+      [{ prompt: "a star", steps: 3 }],
+      [{ image: "photo.png", question: "how many?", maxNewTokens: 5 }],
+      [{ prompt: "a star", steps: 0 }, "INVALID_OPTION"],
+      [{ prompt: "a star", seed: "18446744073709551616" }, "INVALID_OPTION"],
+      [{ prompt: "word ".repeat(999) }, "PROMPT_TOO_LONG"],
+      [{ image: "photo.png", maxNewTokens: 9999 }, "PROMPT_TOO_LONG"],
+      [{ image: "none.png" }, "IMAGE_NOT_FOUND"],
+      [{ image: "text.png" }, "IMAGE_UNDECODABLE"],
+      [{ image: "https://example.org/a.png" }, "IMAGE_UNSUPPORTED_INPUT"],
+      [{ prompt: "a star", size: 3 }, "INVALID_RECORD"],
+    ];
+    write(
+      "jobs.jsonl",
+      records.map(([record]) => record),
+    );
+    const failing = records.flatMap(([, code], record) => (code ? [{ code, record }] : []));
+    const json = await dry("jobs.jsonl", "--json");
+    const told = json.err
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    expect(json.code).toBe(7);
+    expect(JSON.parse(json.out)).toEqual({ valid: 2, invalid: 8 });
+    expect(told.map(({ error, record, line }) => ({ code: error.code, record, line }))).toEqual(
+      failing.map(({ code, record }) => ({ code, record, line: record + 1 })),
+    );
+    // What it says is what becomes of them.
+    expect((await run(["jobs.jsonl", "--out", "out"])).code).toBe(7);
+    const codes = results().map(({ error }) => (error as { code?: string } | undefined)?.code);
+    expect(codes).toEqual(records.map(([, code]) => code));
+  });
+
+  test("looks at no weights, and keeps to a shard", async () => {
+    const broken = join(folder, "broken");
+    cpSync(join(root, "models/shapes-64"), broken, { recursive: true });
+    const file = join(broken, "model.safetensors");
+    const bytes = readFileSync(file);
+    bytes.fill(0xff, bytes.length - 4_000_000);
+    writeFileSync(file, bytes);
+    write("jobs.jsonl", [{ prompt: "a" }, { prompt: "" }, { prompt: "c" }]);
+    const args = ["jobs.jsonl", "--model", broken, "--shard"];
+    const first = await dry(...args, "1/2");
+    expect(first).toEqual({
+      code: 0,
+      out: "",
+      err: "unifluid: 2 jobs can be done, 0 records would fail\n",
+    });
+    const second = await dry(...args, "2/2");
+    expect(second.code).toBe(7);
+    expect(second.err).toMatch(/^unifluid: INVALID_RECORD: record 1 \(line 2\): prompt: /);
+  });
 });
 
 test("shards do all together what one run does", async () => {
@@ -267,9 +338,14 @@ test.each<[string, string[], number, RegExp]>([
   ["no file", ["none.jsonl", "--out", "out"], 2, /cannot read the jobs/],
   ["a folder", [".", "--out", "out"], 2, /expected a file of jobs/],
   ["no --out", ["photo.png"], 2, /--out/],
+  ["JSON that is not lines", ["jobs.json", "--out", "out"], 2, /\.jsonl.*--input-format/],
+  ["a binary file", ["photo.png", "--out", "out"], 3, /NUL byte; is this a file of jobs/],
+  ["a folder in which none can be", ["a.txt", "--out", "/proc/x"], 6, /cannot write to \/proc\/x/],
   ["a shard that is none", ["photo.png", "--out", "out", "--shard", "3/2"], 2, /i\/n/],
   ["a folder that is a file", ["photo.png", "--out", "photo.png"], 6, /cannot write to photo.png/],
 ])("%s is refused", async (_name, args, code, message) => {
+  writeFileSync(join(folder, "jobs.json"), '[{"prompt":"x"}]');
+  writeFileSync(join(folder, "a.txt"), "a star\n");
   const ending = await run(args);
   expect(ending.code).toBe(code);
   expect(ending.err).toMatch(message);

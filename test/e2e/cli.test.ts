@@ -126,6 +126,58 @@ describe("generate", () => {
   });
 });
 
+describe("of several inputs those that can be done are done, and told of", () => {
+  const long = "word ".repeat(999).trim();
+
+  test("prompts: files by their places, one line for each that failed, exit code 7", async () => {
+    const args = ["generate", "a star", long, "a heart", "-o", "o.png", "-s", "4", "-n", "2"];
+    const plain = await run([...args, "--grid", "g.png", "--steps", "1"]);
+    const files = ["o-0001.png", "o-0002.png", "o-0005.png", "o-0006.png"];
+    expect([plain.code, plain.out]).toEqual([7, `${[...files, "g.png"].join("\n")}\n`]);
+    expect(plain.err).toMatch(
+      /^unifluid: PROMPT_TOO_LONG: "word .+\nunifluid: 4 images from seed 4, 2 failed, [\d.]+ s\n$/,
+    );
+    expect(readdirSync(folder).sort()).toEqual(["g.png", ...files]);
+    const json = await run([...args, "--json", "--steps", "1"]);
+    expect(json.code).toBe(7);
+    expect(documents(json.out).map(({ seed, file }) => [seed, file])).toEqual(
+      files.map((file) => [3 + Number(file.slice(2, 6)), file]),
+    );
+    const error = { code: "PROMPT_TOO_LONG", message: expect.any(String) };
+    expect(documents(json.err)).toEqual([{ error, prompt: long }]);
+  });
+
+  test("images: captions of the good ones", async () => {
+    writeFileSync(join(folder, "text.png"), "text");
+    const { code, out, err } = await run(["caption", "none.png", photo, "text.png", photo]);
+    expect([code, out.split("\n").map((line) => line.split("\t")[0])]).toEqual([
+      7,
+      [photo, photo, ""],
+    ]);
+    expect(err).toMatch(
+      /^unifluid: IMAGE_NOT_FOUND: .*none\.png\nunifluid: IMAGE_UNDECODABLE: .*text\.png.*\n$/,
+    );
+  });
+
+  test("where none can be done, the first one's exit code", async () => {
+    const { code, out, err } = await run(["caption", "a.png", "b.png"]);
+    expect([code, out, err.split("\n").length]).toEqual([3, "", 3]);
+  });
+
+  test("interrupted, every file that is there was named, and no other", async () => {
+    const prompts = Array.from({ length: 400 }, (_, i) => `a star ${i}`).join("\n");
+    const { code, out } = await run(["generate", "-", "-o", "x.png", "--steps", "20"], {
+      input: prompts,
+      started: (child) => child.stdout!.once("data", () => child.kill("SIGINT")),
+    });
+    expect(code).toBe(130);
+    const named = out.trimEnd().split("\n");
+    expect(named.length).toBeLessThan(400);
+    expect(named).toEqual(named.map((_, i) => `x-${String(i + 1).padStart(4, "0")}.png`));
+    expect(readdirSync(folder).sort()).toEqual(named);
+  });
+});
+
 test("edit draws from an image of standard input", async () => {
   const args = [
     "edit",
@@ -179,6 +231,36 @@ test("caption and answer say what the library says", async () => {
   expect(documents(out[3]!)).toEqual([{ image: other, caption: second }]);
   expect(out[4]).toBe(`${answer}\n`);
   expect(documents(out[5]!)).toEqual([{ image: photo, question, answer }]);
+});
+
+test("sampled texts tell their seed, and come again from it", async () => {
+  const plain = await run(["caption", photo, photo, "-t", "2"]);
+  const [, seed] = /^unifluid: 2 captions from seed (\d+)\n$/.exec(plain.err) ?? [];
+  expect(seed).toBeDefined();
+  const again = await run(["caption", photo, photo, "-t", "2", "--seed", seed!, "--json"]);
+  expect(documents(again.out)).toEqual(
+    plain.out
+      .trimEnd()
+      .split("\n")
+      .map((line, i) => ({
+        image: photo,
+        caption: line.split("\t")[1],
+        seed: Number(seed) + i,
+      })),
+  );
+  const answer = await run(["answer", photo, "how many?", "-t", "1", "-s", "5", "--json"]);
+  expect(documents(answer.out)[0]).toMatchObject({ seed: 5 });
+  const text = await run(["complete", "Once", "-m", gemma, "--max-new-tokens", "3", "-t", "1"]);
+  expect(text.err).toMatch(/^unifluid: seed \d+\n$/);
+  for (const [command, said] of [
+    ["generate", "one seed, one image"],
+    ["caption", "image i has seed + i, modulo 2^64"],
+    ["answer", "decides what is sampled"],
+    ["init", "the same fresh weights"],
+    ["scenes", "the same data set"],
+  ] as const) {
+    expect((await run([command, "--help"])).out.replace(/\s+/g, " ")).toContain(said);
+  }
 });
 
 test("complete continues a text with a Gemma checkpoint", async () => {
@@ -236,8 +318,31 @@ test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async
   }
   const forced = await run(["doctor", "--json"], { env: { UNIFLUID_ISA: "baseline" } });
   if (process.arch === "x64") {
-    expect(documents(forced.out)[0]!["instruction set"]).toMatch(/^baseline, as UNIFLUID_ISA says/);
+    const known = expect.arrayContaining([{ name: "baseline", supported: true }]);
+    expect(documents(forced.out)[0]!.instructionSet).toEqual({
+      name: "baseline",
+      forced: true,
+      known,
+    });
   }
+  const [facts] = documents((await run(["doctor", "--json"])).out);
+  expect(facts).toEqual({
+    version: expect.any(String),
+    node: process.versions.node,
+    platform: process.platform,
+    arch: process.arch,
+    threads: expect.any(Number),
+    memory: { total: expect.any(Number), available: expect.any(Number) },
+    binary: {
+      path: expect.stringContaining("unifluid.node"),
+      origin: expect.stringMatching(/^(environment|package|compiled)$/),
+    },
+    instructionSet: { name: expect.any(String), forced: false, known: expect.any(Array) },
+    device: { kind: "cpu", reason: expect.any(String), cudaLibrary: null, gpus: [] },
+    sharp: expect.any(String),
+    libvips: expect.any(String),
+    models: expect.arrayContaining(["shapes-64"]),
+  });
   const unknown = await run(["doctor"], { env: { UNIFLUID_ISA: "abacus" } });
   expect([unknown.code, unknown.out]).toEqual([5, ""]);
 });
@@ -273,6 +378,7 @@ test("tokenizer learns from texts, and says when they give fewer tokens than wer
 
 describe("what goes wrong", () => {
   const missing = "/nonexistent";
+  const sizes = join(root, "examples/train/model.yaml");
   test.each<[string, number, string, string[], Record<string, string>?]>([
     ["an unknown command", 2, "USAGE", ["paint"]],
     ["an unknown option", 2, "USAGE", ["generate", "x", "--colour", "red"]],
@@ -302,7 +408,27 @@ describe("what goes wrong", () => {
     ["a device that is not there", 5, "DEVICE_UNAVAILABLE", ["generate", "x", "--device", "cuda"]],
     ["no native part", 5, "NATIVE_NOT_FOUND", ["generate", "x"], { UNIFLUID_NATIVE: missing }],
     ["no native part for doctor", 5, "NATIVE_NOT_FOUND", ["doctor"], { UNIFLUID_NATIVE: missing }],
-    ["a file that cannot be written", 6, "OUTPUT", ["generate", "x", "-o", "no/x.png", ...quick]],
+    ["help of an unknown command", 2, "USAGE", ["help", "paint"]],
+    ["help of an unknown command of a group", 2, "USAGE", ["queue", "help", "paint"]],
+    ["a blank prompt", 2, "USAGE", ["generate", "a star", " "]],
+    ["a blank instruction", 2, "USAGE", ["edit", photo, ""]],
+    ["a blank question", 2, "USAGE", ["answer", photo, ""]],
+    ["a memory below nothing", 2, "USAGE", ["generate", "x", "--max-memory", "-5"]],
+    // Before the model is looked for, which is not there.
+    ["a file without a folder", 6, "OUTPUT", ["generate", "x", "-o", "no/x.png", "-m", missing]],
+    [
+      "a sheet without a folder",
+      6,
+      "OUTPUT",
+      ["generate", "x", "--grid", "n/x.png", "-m", missing],
+    ],
+    ["figures without a folder", 6, "OUTPUT", ["eval", missing, "--out", "no/x.json"]],
+    [
+      "a checkpoint that cannot be made",
+      6,
+      "OUTPUT",
+      ["init", sizes, "--vae", "shapes-64", "-o", `${sizes}/x`],
+    ],
   ])("%s ends with %i and one line", async (...row) => {
     // Not as parameters: jest takes one more than a row has for the callback that ends the test.
     const [, code, name, args, env] = row;
@@ -340,6 +466,28 @@ describe("what goes wrong", () => {
     });
     expect([code, err]).toEqual([0, ""]);
   });
+});
+
+test("usage errors name the command's own help, in one line", async () => {
+  const said = async (...args: string[]) => (await run(args)).err;
+  expect(await said("generat", "x")).toBe(
+    "unifluid: USAGE: unknown command 'generat' (Did you mean generate?) (see unifluid --help)\n",
+  );
+  expect(await said("help", "nosuch")).toBe(
+    "unifluid: USAGE: unknown command 'nosuch' (see unifluid --help)\n",
+  );
+  expect(await said("generate", "x", "--sed", "3")).toBe(
+    "unifluid: USAGE: unknown option '--sed' (Did you mean --seed?) (see unifluid generate --help)\n",
+  );
+  expect(await said("queue", "stat")).toContain("(see unifluid queue --help)");
+  expect(await said("generate", "x", "--max-memory", "-5")).toContain("a number of MiB above 0");
+});
+
+test("a group of commands without one of them shows its help", async () => {
+  const { code, out, err } = await run(["queue"]);
+  expect([code, out]).toEqual([2, ""]);
+  expect(err).toMatch(/^Usage: unifluid queue .*status.*retry/s);
+  expect((await run(["help", "queue"])).out).toBe(err);
 });
 
 test("help names every command and exit code", async () => {

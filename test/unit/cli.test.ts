@@ -1,5 +1,8 @@
 /** The small parts of the command line; the program as a whole: test/e2e/cli.test.ts. */
 
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import {
   ExitCode,
   exitCodeOf,
@@ -7,9 +10,39 @@ import {
   OutputError,
   UsageError,
 } from "../../lib/cli/exit-codes.js";
-import { numberedName } from "../../lib/cli/output.js";
+import { checkFilesOutput, numberedName, writeFileOutput } from "../../lib/cli/output.js";
 import { formatBytes, formatCount, formatTable } from "../../lib/cli/tables.js";
 import { errorClass, errorCodes, UniFluidError } from "../../lib/errors.js";
+
+test("what cannot be written is told of before anything is computed", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "unifluid-output-"));
+  try {
+    mkdirSync(join(folder, "x-0002.png"));
+    writeFileSync(join(folder, "file"), "");
+    const reason = (...names: string[]) =>
+      checkFilesOutput(names.map((name) => join(folder, name))).then(
+        () => "none",
+        (error: OutputError) => `${error.code}: ${error.message.replaceAll(folder, "F")}`,
+      );
+    expect(await reason()).toBe("none");
+    expect(await reason("x.png", "file")).toBe("none");
+    expect(await reason("x-0001.png", "x-0002.png")).toBe(
+      "OUTPUT: cannot write F/x-0002.png: it is a folder",
+    );
+    expect(await reason("no/x.png")).toBe(
+      "OUTPUT: cannot write F/no/x.png: there is no folder F/no",
+    );
+    expect(await reason("file/x.png")).toBe(
+      "OUTPUT: cannot write F/file/x.png: F/file is no folder",
+    );
+    await expect(writeFileOutput(join(folder, "no/x.png"), Buffer.of(1))).rejects.toMatchObject({
+      code: "OUTPUT",
+      message: expect.not.stringContaining(".tmp"),
+    });
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
 
 test("numbered names keep folder and extension", () => {
   expect(numberedName("a.b/out.png", 0, 1)).toBe("a.b/out.png");
