@@ -2,6 +2,8 @@
 import { join } from "node:path";
 import { findAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import type { CheckpointKind } from "../../lib/checkpoint/config";
+import { canonicalName } from "../../lib/checkpoint/tensor-names";
 import { vaeFactor } from "../../lib/checkpoint/vae-config";
 import type {
   NativeModelSpec,
@@ -50,33 +52,42 @@ export class Numbers {
   }
 }
 
-/** Two drawings, a caption, an answer and an edit, with all their draws. */
+/** Two drawings, a caption, an answer and an edit, with all their draws; of them what the model's parts can do. */
 export function batchOf(spec: NativeModelSpec, step: number): NativeTrainingSequence[] {
   const r = new Numbers(1000 + step);
+  const { vision, image } = spec;
   const vocab = spec.text!.vocabSize;
-  const { grid, tokenChannels: channels, flow } = spec.image!;
-  const cells = grid * grid;
-  const pixels = () => r.values(3 * spec.vision!.imageSize ** 2);
-  const prefix = () => Int32Array.from(r.ids(3 + r.below(6), vocab));
-  const drawing = () => ({
-    targetLatents: r.values(cells * channels, 2),
-    order: Int32Array.from(r.order(cells)),
-    timesteps: Float32Array.from({ length: cells * MULTIPLIER }, () =>
-      flow ? r.word() / 65.536 : r.below(1000),
-    ),
-    noise: r.values(cells * MULTIPLIER * channels, 1.75),
-  });
+  const pixels = () => r.values(3 * vision!.imageSize ** 2);
+  const prompt = () => Int32Array.from(r.ids(3 + r.below(6), vocab));
+  const latents = () => r.values(image!.grid ** 2 * image!.tokenChannels, 2);
+  const drawing = () => {
+    const { grid, tokenChannels: channels, flow } = image!;
+    const cells = grid * grid;
+    return {
+      targetLatents: latents(),
+      order: Int32Array.from(r.order(cells)),
+      timesteps: Float32Array.from({ length: cells * MULTIPLIER }, () =>
+        flow ? r.word() / 65.536 : r.below(1000),
+      ),
+      noise: r.values(cells * MULTIPLIER * channels, 1.75),
+    };
+  };
   const out: NativeTrainingSequence[] = [];
-  for (let i = 0; i < 2; i++) out.push({ task: "generate", tokens: prefix(), ...drawing() });
-  for (const task of ["caption", "answer"])
-    out.push({
-      task,
-      tokens: prefix(),
-      visionPixels: pixels(),
-      targetTokens: Int32Array.from([...r.ids(2 + r.below(6), vocab), 1]),
-    });
-  const edit = { task: "edit", tokens: prefix(), visionPixels: pixels() };
-  out.push({ ...edit, sourceLatents: r.values(cells * channels, 2), ...drawing() });
+  if (image)
+    for (let i = 0; i < 2; i++) out.push({ task: "generate", tokens: prompt(), ...drawing() });
+  if (vision)
+    for (const task of ["caption", "answer"])
+      out.push({
+        task,
+        tokens: prompt(),
+        visionPixels: pixels(),
+        targetTokens: Int32Array.from([...r.ids(2 + r.below(6), vocab), 1]),
+      });
+  if (image && vision) {
+    const edit = { task: "edit", tokens: prompt(), visionPixels: pixels() };
+    const source = image.editSourceLatents && { sourceLatents: latents() };
+    out.push({ ...edit, ...source, ...drawing() });
+  }
   return out;
 }
 
@@ -113,9 +124,13 @@ const OPTIONS: NativeTrainerOptions = {
 
 const native = findAddon().addon;
 
+/** `fixture`: a folder below `test/fixtures`. */
 export async function specOf(fixture: string): Promise<NativeModelSpec> {
   return (await readCheckpoint(join(FIXTURES, fixture))).spec;
 }
+
+/** Checkpoints that differ in what the graph of training is made of (test/fixtures/training/variants.py). */
+export const VARIANTS = join("training", "variants");
 
 /** Where trainers are held against PyTorch: every instruction set, and CUDA on its simulation. */
 export const trainingPlaces = [...instructionSets, "cuda-simulated"];
@@ -165,6 +180,36 @@ export const TINY_MODEL = {
 /** Names of the tensors that the unified model trains, or the autoencoder. */
 export function trained(spec: NativeModelSpec, autoencoder = false): string[] {
   return spec.tensors.map((t) => t.name).filter((n) => n.startsWith("vae.") === autoencoder);
+}
+
+/** PyTorch's tensors of a kind, such as "gradient", by our names; without a kind those of the whole file. */
+export function byName(
+  tensors: Tensors,
+  model: Exclude<CheckpointKind, "vae">,
+  kind?: string,
+): Map<string, string> {
+  const prefix = kind === undefined ? "" : `${kind}.`;
+  const names = tensors.names.filter((n) => n.startsWith(prefix));
+  return new Map(names.map((n) => [canonicalName(n.slice(prefix.length), model)!, n]));
+}
+
+/**
+ * The tensors whose gradients are not PyTorch's, of a trainer with beta1 = 0, where the first moment is the gradient.
+ * `names`: of `byName`; `total`: the length of all gradients together.
+ */
+export function wrongGradients(
+  trainer: NativeTrainer,
+  tensors: Tensors,
+  names: Map<string, string>,
+  total: number,
+): string[] {
+  return [...names].flatMap(([name, stored]) => {
+    const wanted = tensors.floats(stored);
+    const got = readFloats(trainer, name, "first");
+    const miss = norm(got.map((v, i) => v - wanted[i]!));
+    // Gradients that vanish by symmetry (biases of keys) are rounding errors of the whole.
+    return miss < 1e-4 * norm(wanted) + 1e-7 * total ? [] : [`${name}: ${miss} of ${norm(wanted)}`];
+  });
 }
 
 /** The length of a vector. */
