@@ -6,7 +6,7 @@
 //   npm run gpu -- --pack DIR [--no-node] [--reference DIR]
 //                                    what a machine with a GPU, but without npm, needs for the same
 //
-// It builds the library (nvcc), runs every operation and the tiny models on the device beside the CPU, writes the
+// It builds the library (nvcc), runs every operation, the tiny models and the reference's fixtures on the device, writes the
 // benchmark (bench/gpu.mjs; --only: of its parts) and a step of training (bench/train.mjs) to bench/results/, and runs
 // compute-sanitizer. Each step has a time limit and none is the end of the others; --budget: seconds for all of them,
 // after which what is left is skipped. A summary at the end tells what failed, and so does the exit code.

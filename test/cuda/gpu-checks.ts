@@ -1,16 +1,17 @@
 /**
- * Checks of a CUDA library on plain Node, without jest: every operation beside the CPU, rows alone beside rows in
- * company, whole models beside the CPU, steps of training. `npm run gpu` bundles and runs it; the exit code tells.
+ * Checks of a CUDA library on plain Node, without jest: every operation beside the CPU, those of training too, rows alone
+ * beside rows in company, whole models beside the CPU and beside the reference's fixtures, steps of training. `npm run gpu` bundles and runs it; the exit code tells.
  *
  *   node gpu-checks.cjs LIBRARY TINY SHIPPED [--quick] [--simulated] [--limit SECONDS] [--budget SECONDS]
  *   node gpu-checks.cjs LIBRARY TINY SHIPPED --only NAME
  *
- * TINY: a folder with the tiny checkpoints; SHIPPED: the model that ships, which only a device is fast enough for.
+ * TINY: a folder with the tiny checkpoints and what the reference computed of them; SHIPPED: the model that ships, which only a device is fast enough for.
  * --quick: each kernel once or twice. Each check is a process of its own, which may take --limit seconds: a fault of
  * the device ends its process, a kernel that waits forever is waited for so long, and the rest is still checked.
  * --only: one check, in this process; "open" only opens a backend and multiplies, "kernels" is all of --quick's cases.
  */
 import { spawnSync } from "node:child_process";
+import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { DeviceChecks, WARPGROUPS } from "../support/device-checks";
@@ -32,15 +33,14 @@ const end = performance.now() + 1000 * Number(flags.budget);
 
 type Check = (checks: DeviceChecks) => void | Promise<void>;
 
-/** By name, in the order in which they run. */
+/** By name, in the order in which they run: what tells most comes first, in case time ends. */
 const CHECKS = new Map<string, Check>([["open", (checks) => checks.open()]]);
 for (const family of Object.keys(families)) CHECKS.set(family, (checks) => checks.family(family));
 const tiny = flags.quick ? ["unifluid-flow-tiny"] : ["unifluid-tiny", "unifluid-flow-tiny"];
+const PRECISIONS = ["float32", "bfloat16"] as const;
 for (const name of tiny)
-  for (const dtype of ["float32", "bfloat16"] as const)
+  for (const dtype of PRECISIONS)
     CHECKS.set(`${dtype} ${name}`, (checks) => checks.model(join(models, name), dtype));
-if (!flags.simulated && !flags.quick)
-  CHECKS.set("float32 shipped model", (checks) => checks.model(shipped, "float32"));
 for (const name of tiny)
   for (const compute of ["f32", "bf16"] as const)
     CHECKS.set(`training ${compute} ${name}`, (checks) =>
@@ -49,6 +49,26 @@ for (const name of tiny)
 CHECKS.set("training autoencoder", (checks) =>
   checks.training(join(models, "vae-tiny"), "f32", true),
 );
+// The fixtures of the reference; of the quick ones those that are made otherwise than the models above.
+const fixtures = flags.quick
+  ? ["gemma-tiny", "paligemma-tiny", "vae-tiny"]
+  : readdirSync(models).filter((name) => name.endsWith("-tiny"));
+for (const dtype of PRECISIONS)
+  CHECKS.set(`parity ${dtype}`, async (checks) => {
+    for (const name of fixtures) await checks.parity(name, models, dtype);
+  });
+const variants = readdirSync(join(models, "training", "variants"));
+CHECKS.set("training f32 variants", async (checks) => {
+  for (const name of flags.quick ? variants.slice(0, 1) : variants)
+    await checks.training(join(models, "training", "variants", name), "f32", false);
+});
+if (!flags.simulated && !flags.quick) {
+  CHECKS.set("float32 shipped model", (checks) => checks.model(shipped, "float32"));
+  for (const dtype of PRECISIONS)
+    CHECKS.set(`parity ${dtype} shipped model`, (checks) =>
+      checks.parity("shapes-64", models, dtype, shipped),
+    );
+}
 
 /** In this process. */
 async function runHere(name: string): Promise<boolean> {

@@ -54,7 +54,13 @@ test("a pack brings the checks to a checkout without packages, where they pass o
   const attention = /^bf16 attention: \d+ cases;/gm;
   expect(stdout.match(attention)).toHaveLength(2); // with the products of warpgroups and without
   expect(stdout).toMatch(/^float32 unifluid-flow-tiny: drawn/m);
+  expect(stdout).toMatch(/^bfloat16 unifluid-flow-tiny: drawn, edited, written/m);
+  expect(stdout).toMatch(/^f32 training_operations: \d+ cases;/m);
   expect(stdout).toMatch(/^training bf16 unifluid-flow-tiny: gradients/m);
+  expect(stdout).toMatch(/^training f32 gemma1: gradients/m);
+  for (const precision of ["float32", "bfloat16"])
+    for (const name of ["gemma-tiny", "paligemma-tiny", "vae-tiny"])
+      expect(stdout).toMatch(new RegExp(`^parity ${precision} ${name}: [1-9]\\d* results`, "m"));
   expect(stdout).toMatch(/^all checks passed$/m);
   expect(stdout).not.toMatch(/FAIL/);
 }, 600_000);
@@ -80,8 +86,8 @@ test("a check that fails is named, and those after it run", async () => {
   }).catch((error) => error);
   expect(found.code).toBe(1);
   expect(found.stdout).toMatch(/^FAIL open: /m);
-  expect(found.stdout).toMatch(/^FAIL training autoencoder: /m);
-  expect(found.stdout).toMatch(/^\d+ checks FAILED: open; attention; .*; training autoencoder$/m);
+  expect(found.stdout).toMatch(/^FAIL parity bfloat16: /m);
+  expect(found.stdout).toMatch(/^\d+ checks FAILED: open; attention; .*; training f32 variants$/m);
 }, 120_000);
 
 test("a step that fails or never ends does not end the rest, and is in the summary", async () => {
@@ -127,7 +133,8 @@ test("the benchmark measures what its table asks for", async () => {
   });
   for (const what of [
     "copy",
-    "decode, 1 row",
+    "one product of 1 row",
+    "decode, 1 row: a step of unifluid-2b, \\d\\.\\d\\d GB of weights in .* % of the copy",
     "head: ",
     "prefill attention",
     "bf16 product",

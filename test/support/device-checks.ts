@@ -1,29 +1,28 @@
 /** What is checked of a CUDA library on a device, beside the CPU: operations, whole models, steps of training. */
+import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { UniFluid } from "../../lib";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import type { NativeTrainerOptions } from "../../lib/native";
 import { families } from "../cuda/cases";
 import { QUICK } from "../cuda/cases/quick";
+import { besideCpu, PROMPT } from "./beside-cpu";
 import { type Comparison, compare, FLOAT32_SHARE } from "./cuda-cases";
 import { Random } from "./numbers";
 import { addon, type Backend } from "./ops";
-import { relativeError } from "./parity";
+import { openFixture } from "./parity";
+import { type Precision, parityCases, quickest } from "./parity-cases";
+import { decodePng } from "./png";
 import { batchOf, createTrainer, norm, picturesOf, readFloats, trained } from "./training";
 
 /** Whether Hopper's warpgroups are used, of a backend that opens (cuda/kernels/warpgroup_probe.h). */
 export const WARPGROUPS = "UNIFLUID_CUDA_WARPGROUPS";
-
-/** Of the largest latent or logit; float32 as the issue of parity asks, bfloat16 as in test/cuda/model.test.ts. */
-const MODEL_TOLERANCES = { float32: 1e-3, bfloat16: 0.15 } as const;
 
 /** Losses to rounding, gradients of all weights together; bfloat16 rounds the operands of products. */
 const TRAINING_TOLERANCES = {
   f32: { loss: 1e-5, gradient: 1e-4 },
   bf16: { loss: 1e-2, gradient: 0.05 },
 } as const;
-
-const SETTINGS = { seed: 7, steps: 4 };
 
 export interface DeviceCheckOptions {
   library: string;
@@ -105,35 +104,48 @@ export class DeviceChecks {
     console.log(`${compute} ${family}: ${chosen.length} cases of company`);
   }
 
-  async model(directory: string, dtype: "float32" | "bfloat16"): Promise<void> {
-    const name = basename(directory);
+  /** What the reference computed of a fixture; `directory`: its checkpoint, where that lies elsewhere. */
+  async parity(
+    name: string,
+    folder: string,
+    precision: Precision,
+    directory?: string,
+  ): Promise<void> {
+    const fixture = openFixture(name, folder, directory);
+    const image = (path: string) => decodePng(readFileSync(path));
+    const cases = parityCases(fixture, { precision, image });
+    const model = await UniFluid.load(fixture.directory, { device: "cuda", dtype: precision });
+    let compared = 0;
+    for (const { name: title, run } of this.options.quick ? quickest(cases) : cases)
+      for (const { what, error, tolerance, where } of await run(model)) {
+        this.report(`parity ${precision} ${name}, ${title}: ${what}`, error, tolerance, where);
+        compared++;
+      }
+    await model.dispose();
+    console.log(`parity ${precision} ${name}: ${compared} results beside the reference's`);
+  }
+
+  /** Beside the CPU: drawn, edited and written; and alone beside in company. */
+  async model(directory: string, precision: Precision): Promise<void> {
+    const name = `${precision} ${basename(directory)}`;
     const cpu = await UniFluid.load(directory, { device: "cpu" });
-    const cuda = await UniFluid.load(directory, { device: "cuda", dtype, maxSequences: 16 });
-    const draw = (model: UniFluid, seed = 7) =>
-      model.generateLatents("a large red circle", { ...SETTINGS, seed });
-    const alone = await draw(cuda);
-    // An untrained head of objective "ddpm" magnifies bfloat16's rounding till nothing else is left.
-    if (dtype === "float32" || name !== "unifluid-tiny")
-      this.report(
-        `${dtype} ${name}: latents`,
-        relativeError(alone, await draw(cpu)),
-        MODEL_TOLERANCES[dtype],
-      );
-    const among = draw(cuda);
-    const others = Array.from({ length: 7 }, (_, i) => draw(cuda, 100 + i));
+    const options = { device: "cuda", dtype: precision, maxSequences: 16 } as const;
+    const cuda = await UniFluid.load(directory, options);
+    for (const { what, error, tolerance, where } of await besideCpu(
+      cuda,
+      cpu,
+      directory,
+      precision,
+    ))
+      this.report(`${name}: ${what}`, error, tolerance, where);
+    const draw = (seed: number) => cuda.generateLatents(PROMPT, { seed, steps: 4 });
+    const alone = await draw(7);
+    const among = draw(7);
+    const others = Array.from({ length: 7 }, (_, i) => draw(100 + i));
     const same = Buffer.from((await among).buffer).equals(Buffer.from(alone.buffer));
     await Promise.all(others);
-    this.report(`${dtype} ${name}: a drawing among 8 is the drawing alone`, same ? 0 : 1, 0);
-    const size = cuda.info.image!.size;
-    const pixels = Uint8Array.from({ length: size * size * 3 }, (_, i) => (i * 7) % 251);
-    const logits = (model: UniFluid) =>
-      model.logits({ image: { pixels, width: size, height: size }, task: "caption" });
-    this.report(
-      `${dtype} ${name}: logits`,
-      relativeError(await logits(cuda), await logits(cpu)),
-      dtype === "float32" ? 1e-4 : 0.05,
-    );
-    console.log(`${dtype} ${name}: drawn, in company, and described`);
+    this.report(`${name}: a drawing among 8 is the drawing alone`, same ? 0 : 1, 0);
+    console.log(`${name}: drawn, edited, written and in company`);
     await Promise.all([cpu.dispose(), cuda.dispose()]);
   }
 
@@ -155,7 +167,9 @@ export class DeviceChecks {
         : await trainer.step([batchOf(spec, 1)], at);
       const gradient = trained(spec, vae).map((name) => readFloats(trainer, name, "first"));
       trainer.dispose();
-      const loss = result.vae?.loss ?? result.imageLoss + result.textLoss;
+      // A loss of no tokens is no number.
+      const [image, text] = [spec.image && result.imageLoss, spec.vision && result.textLoss];
+      const loss = result.vae?.loss ?? (image ?? 0) + (text ?? 0);
       return { loss, gradient };
     };
     const cpu = await step({ compute: "f32" });

@@ -32,8 +32,12 @@ export interface Fixture {
   tensor(name: string): FixtureTensor;
 }
 
-/** A fixture of a folder; "shapes-64" is the shipped model with expectations of its own. */
-export function openFixture(name: string, folder = FIXTURES): Fixture {
+/** A fixture of a folder; "shapes-64" is the shipped model, in `shippedDirectory`, with expectations of its own. */
+export function openFixture(
+  name: string,
+  folder = FIXTURES,
+  shippedDirectory = join(__dirname, "../../models", name),
+): Fixture {
   const own = join(folder, name);
   const shipped = existsSync(join(own, "expected"));
   const expected = shipped ? join(own, "expected") : own;
@@ -41,7 +45,7 @@ export function openFixture(name: string, folder = FIXTURES): Fixture {
   const tensors = new Tensors(join(expected, "expected.safetensors"));
   return {
     name,
-    directory: shipped ? join(__dirname, "../../models", name) : own,
+    directory: shipped ? shippedDirectory : own,
     inputs: info.inputs,
     imageOf: (input) => join(expected, input.image),
     tensor: (tensor) => tensors.get(tensor),

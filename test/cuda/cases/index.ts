@@ -9,11 +9,12 @@ import * as groupNorm from "./group-norm";
 import * as linear from "./linear";
 import * as norm from "./norm";
 import * as sampling from "./sampling";
+import * as training from "./training";
 
 export interface Family {
   cases: CudaCase[];
   invariants: Invariant[];
-  /** Of training, whose activations are float32 while products round their operands. */
+  /** Of training, whose activations are float32: run in that type alone, with tolerances as they are. */
   training?: boolean;
 }
 
@@ -27,6 +28,7 @@ export const families: Record<string, Family> = {
   linear,
   norm,
   sampling,
+  training_operations: training,
 };
 
 /** Those with kernels of their own on Hopper. */
