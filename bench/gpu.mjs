@@ -252,7 +252,7 @@ function head() {
 }
 
 /** Tokens of a short and of a long text: what the long one takes more is its further steps. */
-const TEXTS = small ? [2, 6] : [8, 72];
+const TEXTS = small ? [1, 2] : [8, 72];
 
 /**
  * A whole step of the decoder at one row, as a text is written: every layer, the matrix of logits, the choice of the next
