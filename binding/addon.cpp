@@ -138,8 +138,8 @@ Napi::Value cuda_devices(const Napi::CallbackInfo& info) {
   });
 }
 
-// cudaFreeMemory(library, device) -> Promise of bytes
-Napi::Value cuda_free_memory(const Napi::CallbackInfo& info) {
+// cudaMemory(library, device) -> Promise of { free, usable, overhead }
+Napi::Value cuda_memory(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
     if (!info[0].IsString() || !info[1].IsNumber())
@@ -147,11 +147,15 @@ Napi::Value cuda_free_memory(const Napi::CallbackInfo& info) {
                   "expected a string for the library and a number for the device");
     const std::string library = info[0].As<Napi::String>().Utf8Value();
     const int32_t device = info[1].As<Napi::Number>().Int32Value();
-    auto bytes = std::make_shared<uint64_t>();
+    auto room = std::make_shared<cuda::DeviceRoom>();
     return Task::start(
-        env, [=] { *bytes = cuda::free_memory(library, device); },
+        env, [=] { *room = cuda::device_room(library, device); },
         [=](Napi::Env env) -> Napi::Value {
-          return Napi::Number::New(env, static_cast<double>(*bytes));
+          Napi::Object o = Napi::Object::New(env);
+          o.Set("free", static_cast<double>(room->free));
+          o.Set("usable", static_cast<double>(room->usable));
+          o.Set("overhead", static_cast<double>(room->overhead));
+          return o;
         });
   });
 }
@@ -188,7 +192,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("availableMemory", Napi::Function::New(env, available_memory));
   exports.Set("cudaDriverPresent", Napi::Function::New(env, driver_present));
   exports.Set("cudaDevices", Napi::Function::New(env, cuda_devices));
-  exports.Set("cudaFreeMemory", Napi::Function::New(env, cuda_free_memory));
+  exports.Set("cudaMemory", Napi::Function::New(env, cuda_memory));
   return exports;
 }
 

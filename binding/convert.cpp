@@ -476,6 +476,8 @@ Napi::Value to_js(Napi::Env env, const EngineStats& s) {
   o.Set("availableBytes", static_cast<double>(s.available_bytes));
   o.Set("steps", static_cast<double>(s.steps));
   o.Set("rows", static_cast<double>(s.rows));
+  o.Set("graphsReplayed", static_cast<double>(s.launches.graphs));
+  o.Set("listsLaunched", static_cast<double>(s.launches.plain));
   o.Set("completed", static_cast<double>(s.completed));
   o.Set("failed", static_cast<double>(s.failed));
   o.Set("cancelled", static_cast<double>(s.cancelled));

@@ -257,6 +257,26 @@ struct StoredTensor {
   int64_t rows, cols;  // a vector is [1, n]; a convolution [out, in * kh * kw]
 };
 
+// Sizes of the steps of the engine that are to come, at most: of the decoder, and of what becomes
+// of its rows.
+struct StepSize {
+  int64_t rows = 0;      // of the decoder
+  int64_t streams = 0;   // spans of attention
+  int64_t capacity = 0;  // rows of the longest cache
+  int64_t heads = 1, kv_heads = 1, head_dim = 0;
+  bool rotary = false;
+  int64_t texts = 0, vocab = 0;                // rows of logits that a token is sampled from
+  const DiffusionHeadWeights* head = nullptr;  // host; null: nothing is drawn
+  int64_t tokens = 0, token_rows = 0;          // image tokens, and rows of z behind them
+  int64_t sampling_steps = 0;                  // of any of them
+};
+
+// Lists of operations that a backend ran since it was opened: replayed as a graph, and launched one
+// operation after another. One that knows no lists counts none.
+struct LaunchCounts {
+  int64_t graphs = 0, plain = 0;
+};
+
 class TrainingBackend;  // core/training_backend.h
 
 class Backend {
@@ -277,7 +297,7 @@ class Backend {
   virtual void release(void* memory, size_t bytes) noexcept = 0;
   // Bytes that can still be allocated, as far as the system tells.
   virtual size_t available() const = 0;
-  // Bytes allocated now, converted weights included.
+  // Bytes allocated now, converted weights and scratch included.
   virtual size_t allocated() const = 0;
 
   // ---- the host's memory: what a result grows in that the caller keeps (logits) ----
@@ -290,6 +310,16 @@ class Backend {
   // Counts bytes as taken until they are released. Nothing is allocated.
   virtual void hold_host(size_t bytes) noexcept { (void)bytes; }
   virtual void release_host(size_t bytes) noexcept { (void)bytes; }
+
+  // ---- scratch: what operations take beside their tensors, one after another in the same place.
+  // Some of the memory above, for a backend that cannot do without it in the middle of a step. ----
+  // Bytes that any operation takes in steps of up to these sizes; grows with each of them.
+  virtual size_t scratch_needed(const StepSize&) const { return 0; }
+  // Bytes there are.
+  virtual size_t scratch() const { return 0; }
+  // Makes it `bytes`, between steps; it also grows by itself where an operation finds too little.
+  // Throws INSUFFICIENT_MEMORY where it cannot grow, and stays what it was.
+  virtual void resize_scratch(size_t) {}
 
   // ---- weights ----
   // A matrix in the type it is stored in. The CPU returns the mapped memory itself.
@@ -317,6 +347,7 @@ class Backend {
   // Lets what was issued so far begin to run, without waiting: a backend may gather operations and
   // begin only here, at `read` or at `synchronize`. The engine calls it at the end of each step.
   virtual void submit() {}
+  virtual LaunchCounts launches() const { return {}; }
 
   // ---- operations ----
   virtual void linear(const LinearArgs&) = 0;

@@ -206,45 +206,70 @@ size_t Engine::step_bytes(int64_t rows, int64_t logits_rows) const {
          static_cast<size_t>(logits_rows) * logits + kStepSlack;
 }
 
-// What the largest step of a sequence takes when nothing else runs.
-size_t Engine::alone_bytes(const Request& request) const {
-  std::vector<PendingRows> prefixes = pending_rows(request, *model_);
-  if (prefixes.empty()) return 0;
-  const bool text = std::holds_alternative<TextRequest>(request);
-  return step_bytes(largest_step_of(std::move(prefixes), 0), text ? 1 : 0);
-}
-
-// What the workspace may still have to grow for the largest step that is to come when `next` runs
-// beside all that runs already.
-size_t Engine::growth(const Waiting& next) const {
+// The largest step that is to come when `next` runs beside all that runs already, or alone.
+StepSize Engine::largest_step(const Waiting& next, bool alone) const {
+  StepSize size;
+  if (!model_->config.text) return size;
+  const TextConfig& text = *model_->config.text;
+  size.heads = text.heads;
+  size.kv_heads = text.kv_heads;
+  size.head_dim = text.head_dim;
+  size.rotary = text.rope_theta > 0;
+  add_sequence(next.request, *model_, size);
   std::vector<PendingRows> prefixes;
-  int64_t others = 0, texts = std::holds_alternative<TextRequest>(next.request) ? 1 : 0;
+  int64_t others = 0;
   // Prompts are run by rank.
   bool added = false;
   const auto add_next = [&] {
     for (const PendingRows& rows : pending_rows(next.request, *model_)) prefixes.push_back(rows);
     added = true;
   };
-  for (const auto& sequence : running_) {
-    if (!added && next.rank < sequence->rank) add_next();
-    if (std::holds_alternative<TextState>(sequence->state)) ++texts;
-    for (const Stream& stream : sequence->streams)
-      if (stream.prefilling())
-        prefixes.push_back(stream.pending());
-      else
-        ++others;
-  }
+  if (!alone)
+    for (const auto& sequence : running_) {
+      if (!added && next.rank < sequence->rank) add_next();
+      add_sequence(*sequence, *model_, size);
+      for (const Stream& stream : sequence->streams)
+        if (stream.prefilling())
+          prefixes.push_back(stream.pending());
+        else
+          ++others;
+    }
   if (!added) add_next();
-  size_t needed = limits_.fixed_activation_bytes;
-  if (model_->config.text)
-    needed = std::max(needed, step_bytes(largest_step_of(std::move(prefixes), others), texts));
-  return beyond_workspace(needed);
+  size.rows = largest_step_of(std::move(prefixes), others);
+  return size;
 }
 
 // What the workspace must still grow for a step that takes so much.
 size_t Engine::beyond_workspace(size_t needed) const {
   const size_t held = workspace_->bytes();
   return needed > held ? needed - held : 0;
+}
+
+// Whether a request may start; all that its steps take beside its own cache is there then, or will
+// be had, so that no step fails for it. Throws INSUFFICIENT_MEMORY where it never may.
+bool Engine::make_room(const Waiting& next) {
+  Backend& backend = *model_->backend;
+  const StepSize alone = largest_step(next, true), together = largest_step(next, false);
+  const size_t bytes = sequence_bytes(next.request, *model_);
+  const size_t available = backend.available() + backend.scratch();
+  // Even with all that runs out of the way.
+  const size_t most = available + running_bytes();
+  const size_t more = alone.streams == 0 ? 0
+                                         : beyond_workspace(step_bytes(alone.rows, alone.texts)) +
+                                               backend.scratch_needed(alone);
+  if (bytes + more > most)
+    throw Error(error_code::kInsufficientMemory,
+                "the sequence needs " + std::to_string(bytes) + " bytes for its cache and " +
+                    std::to_string(more) + " for its largest step where " + std::to_string(most) +
+                    " could be had with nothing else running");
+  size_t step = limits_.fixed_activation_bytes;
+  if (model_->config.text) step = std::max(step, step_bytes(together.rows, together.texts));
+  const size_t scratch = backend.scratch_needed(together);
+  const size_t needed = bytes + beyond_workspace(step);
+  if (!running_.empty() && needed + scratch > available) return false;
+  // More scratch than that is of earlier work, and given back only where it is in the way.
+  if (scratch > backend.scratch() || needed > backend.available()) backend.resize_scratch(scratch);
+  return true;
 }
 
 // By rank. A request that must wait for memory holds back those behind it, or a stream of small
@@ -257,17 +282,7 @@ void Engine::admit() {
     Waiting& next = waiting_.front();
     const uint64_t id = next.id;
     try {
-      const size_t bytes = sequence_bytes(next.request, *model_);
-      const size_t more = beyond_workspace(alone_bytes(next.request));
-      const size_t available = model_->backend->available();
-      // Even with all that runs out of the way.
-      const size_t most = available + running_bytes();
-      if (bytes + more > most)
-        throw Error(error_code::kInsufficientMemory,
-                    "the sequence needs " + std::to_string(bytes) + " bytes for its cache and " +
-                        std::to_string(more) + " for its prompt's largest step where " +
-                        std::to_string(most) + " could be had with nothing else running");
-      if (!running_.empty() && bytes + growth(next) > available) return;
+      if (!make_room(next)) return;
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
       fail(id, error);
@@ -573,7 +588,10 @@ void Engine::finish_drawings(Step& step) {
   const int64_t channels = model_->config.image ? model_->config.image->token_channels : 0;
   // Tokens at the same number of sampling steps go through the diffusion head together.
   std::map<int64_t, std::vector<DiffusionToken>> groups;
-  int64_t row = step.first_image_row();
+  // Conditions are the images' rows alone: the head embeds all that it is given.
+  const Tensor z =
+      step.hidden.slice(step.first_image_row(), static_cast<int64_t>(step.image_rows.size()));
+  int64_t row = 0;
   for (Sequence* sequence : step.images) {
     DrawState& draw = std::get<DrawState>(sequence->state);
     const DrawRequest& r = draw.request;
@@ -584,7 +602,7 @@ void Engine::finish_drawings(Step& step) {
                                static_cast<float*>(draw.latents.data()) + cell * channels});
     row += guided ? 2 : 1;
   }
-  for (const auto& [steps, tokens] : groups) model_->image->sample(step.hidden, steps, tokens);
+  for (const auto& [steps, tokens] : groups) model_->image->sample(z, steps, tokens);
   for (Sequence* sequence : step.images) {
     DrawState& draw = std::get<DrawState>(sequence->state);
     if (draw.request.stream) {
@@ -734,6 +752,7 @@ void Engine::publish_stats() {
   stats_.allocated_bytes = model_->backend->allocated();
   stats_.steps = steps_;
   stats_.rows = rows_;
+  stats_.launches = model_->backend->launches();
   stats_.completed = completed_;
   stats_.failed = failed_;
   stats_.cancelled = cancelled_count_;

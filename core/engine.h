@@ -37,6 +37,7 @@ struct EngineStats {
   size_t available_bytes = 0;  // what may still be allocated
   int64_t steps = 0;
   int64_t rows = 0;  // rows run through the decoder
+  LaunchCounts launches;
   // Requests since the model was loaded, by how they ended.
   int64_t completed = 0, failed = 0, cancelled = 0, refused = 0;
 };
@@ -90,9 +91,9 @@ class Engine {
   void admit();
   size_t running_bytes() const;
   size_t step_bytes(int64_t rows, int64_t logits_rows) const;
-  size_t alone_bytes(const Request& request) const;
-  size_t growth(const Waiting& next) const;
+  StepSize largest_step(const Waiting& next, bool alone) const;
   size_t beyond_workspace(size_t needed) const;
+  bool make_room(const Waiting& next);
   void start(Waiting&& waiting, int64_t& prefill);
   void step();
   bool advance(Step& step);

@@ -28,6 +28,8 @@ class ImageTokens {
 
   const ImageConfig& config() const { return config_; }
 
+  const DiffusionHeadWeights& head() const { return head_; }
+
   // Input rows of the decoder; out [rows.size(), d].
   void embed(const std::vector<ImageRow>& rows, const Tensor& out) const;
 

@@ -182,7 +182,52 @@ struct BytesNeeded {
   size_t operator()(const DecodeRequest&) const { return 0; }
 };
 
+// Rows of a stream behind its prefix.
+struct SuffixRows {
+  const Model& model;
+
+  int64_t operator()(const TextRequest& r) const { return r.max_new_tokens - 1; }
+  int64_t operator()(const DrawRequest&) const { return model.config.image->cells(); }
+  template <class Other>
+  int64_t operator()(const Other&) const {
+    return 0;
+  }
+};
+
+void add_text(const Model& model, StepSize& size) {
+  ++size.texts;
+  size.vocab = model.config.text->vocab_size;
+}
+
+void add_drawing(const DrawRequest& request, int64_t streams, const Model& model, StepSize& size) {
+  size.head = &model.image->head();
+  ++size.tokens;
+  size.token_rows += streams;
+  size.sampling_steps = std::max(size.sampling_steps, request.steps);
+}
+
+void add_stream(int64_t capacity, StepSize& size) {
+  ++size.streams;
+  size.capacity = std::max(size.capacity, capacity);
+}
+
 }  // namespace
+
+void add_sequence(const Request& request, const Model& model, StepSize& size) {
+  const std::vector<PendingRows> prefixes = pending_rows(request, model);
+  const int64_t suffix = std::visit(SuffixRows{model}, request);
+  for (const PendingRows& prefix : prefixes) add_stream(prefix.left + suffix, size);
+  if (std::holds_alternative<TextRequest>(request)) add_text(model, size);
+  if (const auto* draw = std::get_if<DrawRequest>(&request))
+    add_drawing(*draw, static_cast<int64_t>(prefixes.size()), model, size);
+}
+
+void add_sequence(const Sequence& sequence, const Model& model, StepSize& size) {
+  for (const Stream& stream : sequence.streams) add_stream(stream.capacity, size);
+  if (std::holds_alternative<TextState>(sequence.state)) add_text(model, size);
+  if (const auto* draw = std::get_if<DrawState>(&sequence.state))
+    add_drawing(draw->request, static_cast<int64_t>(sequence.streams.size()), model, size);
+}
 
 size_t sequence_bytes(const Request& request, const Model& model) {
   return std::visit(BytesNeeded{model}, request);

@@ -71,6 +71,11 @@ size_t sequence_bytes(const Request& request, const Model& model);
 // The prefixes of a request, one a stream; none for those that are no sequences.
 std::vector<PendingRows> pending_rows(const Request& request, const Model& model);
 
+// What a sequence adds to the sizes of steps, its rows left out (StepSize::rows). Nothing for a
+// request that is no sequence.
+void add_sequence(const Request& request, const Model& model, StepSize& size);
+void add_sequence(const Sequence& sequence, const Model& model, StepSize& size);
+
 // Reserves the memory of a sequence and computes the rows of its prefix. Throws INSUFFICIENT_MEMORY
 // before anything runs, and NUMERICAL_ERROR where the latents of its source image are not finite.
 Sequence make_sequence(uint64_t id, TextRequest&& request, Model& model, Workspace& workspace);

@@ -3,26 +3,23 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
-#include <string>
 
-#include "core/error.h"
+#include "cuda/device_memory.h"
 #include "cuda/queue.h"
 
 namespace unifluid::cuda {
 namespace {
 
 constexpr size_t kAlignment = 256;
-// Small weights, such as norms, share blocks of this size.
-constexpr size_t kSlab = size_t{4} << 20;
-// Left to the context: code of kernels that is loaded when they first run, scratch, graphs.
-constexpr size_t kReserve = size_t{256} << 20;
+// Small weights, such as norms, share blocks. They double from the first size to the last, so that
+// little is left over in a small model and few blocks are needed in a large one.
+constexpr size_t kFirstSlab = size_t{256} << 10, kLastSlab = size_t{4} << 20;
 constexpr size_t kLargest = std::numeric_limits<size_t>::max() / 2;
+constexpr const char* kWeights = "weights";
+constexpr const char* kTensors = "caches and activations";
 
-size_t device_limit(size_t max_memory) {
-  size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "to tell its free memory");
-  const size_t usable = free > 2 * kReserve ? free - kReserve : free / 2;
-  return max_memory ? std::min(max_memory, usable) : usable;
+size_t rounded_up(size_t bytes) {
+  return (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 // A cached block serves requests of down to seven eighths of its size: sizes are rounded up to
@@ -35,97 +32,83 @@ size_t size_class(size_t bytes) {
 
 }  // namespace
 
-Arena::Arena(Queue& queue, size_t max_memory) : queue_(queue), limit_(device_limit(max_memory)) {
+Arena::Arena(Queue& queue, DeviceMemory& memory)
+    : queue_(queue), memory_(memory), next_slab_(kFirstSlab) {
   queue.on_shortage([this] { free_cached(); });
 }
 
 Arena::~Arena() {
   queue_.on_shortage(nullptr);
   free_cached();
-  for (void* memory : forever_) cudaFree(memory);
+  for (const auto& [block, bytes] : forever_) memory_.release(block, bytes);
 }
 
-size_t Arena::available() const { return limit_ - std::min<size_t>(limit_, allocated_); }
-
-void Arena::refuse(size_t bytes) const {
-  throw Error(error_code::kInsufficientMemory, "expected to allocate " + std::to_string(bytes) +
-                                                   " bytes of GPU memory but " +
-                                                   std::to_string(available()) + " are available");
-}
+size_t Arena::available() const { return memory_.left() + cached_bytes_; }
 
 void Arena::free_cached(size_t wanted) noexcept {
   for (size_t freed = 0; freed < wanted && !cached_.empty();) {
     const auto largest = std::prev(cached_.end());
     freed += largest->first;
     cached_bytes_ -= largest->first;
-    cudaFree(largest->second);
+    memory_.release(largest->second, largest->first);
     cached_.erase(largest);
   }
 }
 
-void* Arena::from_device(size_t bytes) {
-  const size_t held = allocated_ + cached_bytes_ + bytes;
-  if (held > limit_ && !cached_.empty()) {
+void* Arena::from_device(size_t bytes, const char* purpose) {
+  if (bytes > memory_.left() && !cached_.empty()) {
     queue_.synchronize();  // what is freed may still be in use
-    free_cached(held - limit_);
+    free_cached(bytes - memory_.left());
   }
-  void* memory = nullptr;
-  cudaError_t status = cudaMalloc(&memory, bytes);
-  if (status == cudaErrorMemoryAllocation && !cached_.empty()) {
+  void* memory = memory_.allocate(bytes);
+  if (!memory && !cached_.empty()) {
     queue_.synchronize();
     free_cached();
-    status = cudaMalloc(&memory, bytes);
+    memory = memory_.allocate(bytes);
   }
-  if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // a failed allocation leaves the device as it was
-    refuse(bytes);
-  }
-  check(status, "to allocate memory");
+  if (!memory) memory_.refuse(bytes, purpose, cached_bytes_);
   return memory;
 }
 
 void* Arena::allocate(size_t bytes) {
-  if (bytes > kLargest || bytes > available()) refuse(bytes);
+  if (bytes > kLargest || bytes > available()) memory_.refuse(bytes, kTensors, cached_bytes_);
   const size_t size = size_class(bytes);
-  void* memory;
   if (const auto found = cached_.find(size); found != cached_.end()) {
-    memory = found->second;
+    void* memory = found->second;
     cached_.erase(found);
     cached_bytes_ -= size;
-  } else {
-    memory = from_device(size);
+    return memory;
   }
-  allocated_ += size;
-  return memory;
+  return from_device(size, kTensors);
 }
 
 void Arena::release(void* memory, size_t bytes) noexcept {
   if (!memory) return;
   const size_t size = size_class(bytes);
-  allocated_ -= size;
   try {
     cached_.emplace(size, memory);
     cached_bytes_ += size;
   } catch (...) {
-    cudaFree(memory);  // waits for the device, which is safe if slow
+    memory_.release(memory, size);  // waits for the device, which is safe if slow
   }
 }
 
+void* Arena::block_forever(size_t bytes) {
+  forever_.push_back({nullptr, bytes});
+  forever_.back().first = from_device(bytes, kWeights);
+  return forever_.back().first;
+}
+
 void* Arena::allocate_forever(size_t bytes) {
-  if (bytes > kLargest || bytes > available()) refuse(bytes);
-  const size_t size = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
-  if (size > kSlab / 4) {
-    forever_.push_back(nullptr);
-    forever_.back() = from_device(size);
-    allocated_ += size;
-    return forever_.back();
-  }
+  if (bytes > kLargest || bytes > available()) memory_.refuse(bytes, kWeights, cached_bytes_);
+  const size_t size = rounded_up(bytes);
+  if (size > next_slab_ / 4) return block_forever(size);
   if (size > slab_left_) {
-    forever_.push_back(nullptr);
-    forever_.back() = from_device(kSlab);
-    slab_ = static_cast<unsigned char*>(forever_.back());
-    slab_left_ = kSlab;
-    allocated_ += kSlab;
+    // The last pieces may be all that there is room for.
+    const size_t slab = available() >= next_slab_ ? next_slab_ : size;
+    slab_ = static_cast<unsigned char*>(block_forever(slab));
+    slab_left_ = slab;
+    next_slab_ = std::min(2 * next_slab_, kLastSlab);
   }
   unsigned char* memory = slab_;
   slab_ += size;

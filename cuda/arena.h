@@ -1,4 +1,4 @@
-// Device memory of one backend: a caching arena over cudaMalloc.
+// Device memory of one backend's weights and tensors: a caching arena over its share of the device.
 //
 // All work of a backend is on one stream, so that a block may be given out again at once: what the
 // former owner still has queued runs before what the next one will.
@@ -8,16 +8,17 @@
 #include <cstddef>
 #include <limits>
 #include <map>
+#include <utility>
 #include <vector>
 
 namespace unifluid::cuda {
 
+class DeviceMemory;
 class Queue;
 
 class Arena {
  public:
-  // `max_memory`: bytes that may be held, given out or not; 0: what the device has.
-  Arena(Queue& queue, size_t max_memory);
+  Arena(Queue& queue, DeviceMemory& memory);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -28,24 +29,25 @@ class Arena {
   // For as long as the arena lives; small pieces share blocks.
   void* allocate_forever(size_t bytes);
 
-  // Any thread.
-  size_t allocated() const { return allocated_; }
+  // Bytes that can still be allocated: what is kept for reuse counts. Any thread.
   size_t available() const;
+  // Bytes that were released and are kept. Any thread.
+  size_t cached() const { return cached_bytes_; }
 
  private:
-  void* from_device(size_t bytes);
+  void* from_device(size_t bytes, const char* purpose);
+  void* block_forever(size_t bytes);
   // At least `wanted` bytes, if there are as many. Nothing may run that uses them.
   void free_cached(size_t wanted = std::numeric_limits<size_t>::max()) noexcept;
-  [[noreturn]] void refuse(size_t bytes) const;
 
   Queue& queue_;
-  const size_t limit_;
-  std::atomic<size_t> allocated_{0};     // given out
+  DeviceMemory& memory_;
   std::multimap<size_t, void*> cached_;  // released, by size
-  size_t cached_bytes_ = 0;
-  std::vector<void*> forever_;
+  std::atomic<size_t> cached_bytes_{0};
+  std::vector<std::pair<void*, size_t>> forever_;
   unsigned char* slab_ = nullptr;  // the rest of the latest shared block
   size_t slab_left_ = 0;
+  size_t next_slab_;  // bytes of the next one
 };
 
 }  // namespace unifluid::cuda

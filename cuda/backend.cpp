@@ -13,10 +13,11 @@ namespace unifluid::cuda {
 
 CudaBackend::CudaBackend(const OpenOptions& options)
     : compute_(options.compute),
-      queue_(options.device),
+      memory_(options.device, options.max_memory, fault_),
+      queue_(options.device, memory_, fault_),
       transfer_(queue_),
       readback_(queue_),
-      arena_(queue_, options.max_memory) {
+      arena_(queue_, memory_) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, options.device), "to tell what it is");
   description_ = "cuda:" + std::to_string(options.device) + " " + properties.name +
@@ -37,6 +38,12 @@ CudaBackend::~CudaBackend() {
   } catch (const Error&) {
     queue_.settle();  // what still runs uses memory that is about to be freed
   }
+}
+
+// Operations follow each other in the same scratch: the largest counts.
+size_t CudaBackend::scratch_needed(const StepSize& size) const {
+  return std::max({attention_scratch(size, compute_), sample_text_scratch(size.texts, size.vocab),
+                   diffusion_scratch(size, compute_, queue_.limits())});
 }
 
 // Into the compute type on the way up, so that kernels know one type of matrix.
@@ -257,11 +264,10 @@ DeviceInfo device_info(int device) {
   return info;
 }
 
-uint64_t free_memory(int device) {
+DeviceRoom device_room(int device) {
   check(cudaSetDevice(device), "to be chosen");
-  size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "to tell its free memory");
-  return free;
+  const Room room = room_of_device();
+  return {room.free, room.usable, Queue::kStagingBytes};
 }
 
 }  // namespace unifluid::cuda

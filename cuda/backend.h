@@ -2,11 +2,14 @@
 // through a queue. It lives in the library; the addon sees it through cuda/boundary.h.
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "core/backend.h"
 #include "cuda/arena.h"
 #include "cuda/boundary.h"
+#include "cuda/device_memory.h"
+#include "cuda/fault.h"
 #include "cuda/kernels.h"
 #include "cuda/queue.h"
 #include "cuda/readback.h"
@@ -21,7 +24,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
   ~CudaBackend() override;
 
   // The current device is a thread's, and threads change: every call from outside begins with this.
-  void enter() const { check(cudaSetDevice(queue_.limits().index), "to be chosen"); }
+  void enter() { fault_.check(cudaSetDevice(queue_.limits().index), "to be chosen"); }
 
   const char* description() const override { return description_.c_str(); }
   DType activation_type() const override { return compute_; }
@@ -30,8 +33,16 @@ class CudaBackend final : public Backend, public TrainingBackend {
   void* allocate(size_t bytes) override { return arena_.allocate(bytes); }
   void release(void* memory, size_t bytes) noexcept override { arena_.release(memory, bytes); }
   size_t available() const override { return arena_.available(); }
-  size_t allocated() const override { return arena_.allocated() + queue_.scratch_held(); }
-  int64_t graph_launches() const { return queue_.graph_launches(); }
+  size_t allocated() const override {
+    const size_t held = memory_.held(), cached = arena_.cached();
+    return held - std::min(held, cached);
+  }
+  LaunchCounts launches() const override {
+    return {queue_.graph_launches(), queue_.plain_launches()};
+  }
+  size_t scratch_needed(const StepSize& size) const override;
+  size_t scratch() const override { return queue_.scratch_held(); }
+  void resize_scratch(size_t bytes) override { queue_.resize_scratch(bytes); }
 
   Tensor matrix(const StoredTensor& stored) override;
   const float* vector(const StoredTensor& stored) override;
@@ -119,6 +130,8 @@ class CudaBackend final : public Backend, public TrainingBackend {
 
   const DType compute_;
   std::string description_;
+  Fault fault_;
+  DeviceMemory memory_;
   Queue queue_;
   Transfer transfer_;
   Readback readback_;
@@ -128,7 +141,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
 // 0 where there is none. Throws DEVICE_ERROR where the driver is at fault.
 int device_count();
 DeviceInfo device_info(int device);
-// Bytes. Unlike the others this opens a context on the device, of some hundred MiB.
-uint64_t free_memory(int device);
+// Unlike the others this opens a context on the device, of some hundred MiB.
+DeviceRoom device_room(int device);
 
 }  // namespace unifluid::cuda

@@ -37,7 +37,14 @@ struct Description {
 
 struct BackendFacts {
   DType type;
-  uint64_t available, allocated, graph_launches;
+  uint64_t available, allocated, scratch;
+  LaunchCounts launches;
+};
+
+// Bytes of a device: free, those of them that a backend takes at most, and those that it takes
+// whatever it runs.
+struct DeviceRoom {
+  uint64_t free, usable, overhead;
 };
 
 template <class... A>
@@ -80,7 +87,7 @@ struct Boundary {
 
   Function<int32_t*> device_count;
   Function<int32_t, DeviceInfo*> device_info;
-  Function<int32_t, uint64_t*> free_memory;
+  Function<int32_t, DeviceRoom*> device_room;
   Function<const OpenOptions*, void**> open;
   void (*close)(void* backend);
 
@@ -94,6 +101,8 @@ struct Boundary {
   Function<void*, const Tensor*, float*> read;
   Function<void*, const float*, const Tensor*> write;
   Function<void*, const Tensor*, const Tensor*> copy;
+  Function<void*, const StepSize*, uint64_t*> scratch_needed;
+  Function<void*, uint64_t> resize_scratch;
   Function<void*> submit;
   Function<void*> synchronize;
   Function<void*, const int32_t*, int64_t, int32_t*, uint64_t*> begin_read;
@@ -123,7 +132,7 @@ struct Boundary {
 inline constexpr uint64_t kBoundaryVersion =
     (uint64_t{3} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
     sizeof(DiffusionHeadWeights) + sizeof(ConvolutionArgs) + sizeof(DiffusionToken) +
-    sizeof(GemmArgs) + sizeof(TrainingStep) + sizeof(AdamWArgs);
+    sizeof(StepSize) + sizeof(GemmArgs) + sizeof(TrainingStep) + sizeof(AdamWArgs);
 
 }  // namespace unifluid::cuda
 

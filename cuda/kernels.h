@@ -30,6 +30,11 @@ void diffusion_sample(Queue&, const DiffusionSampleArgs&);
 void convolution(Queue&, const ConvolutionArgs&);
 void group_norm(Queue&, const GroupNormArgs&);
 
+// ---- scratch that an operation takes at most in steps of up to these sizes ----
+size_t attention_scratch(const StepSize&, DType type);  // that of the decoder
+size_t sample_text_scratch(int64_t rows, int64_t vocab);
+size_t diffusion_scratch(const StepSize&, DType type, const DeviceLimits&);
+
 // ---- transfers: packed float32 rows in device memory, from and to tensors of any type ----
 void pack_rows(Queue&, const Tensor& from, float* to);
 void unpack_rows(Queue&, const float* from, const Tensor& to);

@@ -95,8 +95,8 @@ Boundary make_table() {
   t.device_info = [](int32_t device, DeviceInfo* info, Failure* f) {
     return guarded(f, [&] { *info = device_info(device); });
   };
-  t.free_memory = [](int32_t device, uint64_t* bytes, Failure* f) {
-    return guarded(f, [&] { *bytes = free_memory(device); });
+  t.device_room = [](int32_t device, DeviceRoom* room, Failure* f) {
+    return guarded(f, [&] { *room = device_room(device); });
   };
   t.open = [](const OpenOptions* options, void** backend, Failure* f) {
     return guarded(f, [&] { *backend = new CudaBackend(*options); });
@@ -115,8 +115,7 @@ Boundary make_table() {
   };
   t.facts = [](void* backend, BackendFacts* facts) {
     const CudaBackend& b = of(backend);
-    *facts = {b.activation_type(), b.available(), b.allocated(),
-              static_cast<uint64_t>(b.graph_launches())};
+    *facts = {b.activation_type(), b.available(), b.allocated(), b.scratch(), b.launches()};
   };
   t.allocate = [](void* backend, size_t bytes, void** memory, Failure* f) {
     return guarded(f, [&] { *memory = enter(backend).allocate(bytes); });
@@ -141,6 +140,12 @@ Boundary make_table() {
   };
   t.copy = [](void* backend, const Tensor* from, const Tensor* to, Failure* f) {
     return guarded(f, [&] { enter(backend).copy(*from, *to); });
+  };
+  t.scratch_needed = [](void* backend, const StepSize* size, uint64_t* bytes, Failure* f) {
+    return guarded(f, [&] { *bytes = of(backend).scratch_needed(*size); });
+  };
+  t.resize_scratch = [](void* backend, uint64_t bytes, Failure* f) {
+    return guarded(f, [&] { enter(backend).resize_scratch(bytes); });
   };
   t.submit = [](void* backend, Failure* f) { return guarded(f, [&] { enter(backend).submit(); }); };
   t.synchronize = [](void* backend, Failure* f) {

@@ -49,6 +49,16 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   }
   size_t available() const override { return facts().available; }
   size_t allocated() const override { return facts().allocated; }
+  size_t scratch() const override { return facts().scratch; }
+  LaunchCounts launches() const override { return facts().launches; }
+  size_t scratch_needed(const StepSize& size) const override {
+    uint64_t bytes = 0;
+    call(library_.scratch_needed, backend_, &size, &bytes);
+    return bytes;
+  }
+  void resize_scratch(size_t bytes) override {
+    call(library_.resize_scratch, backend_, uint64_t{bytes});
+  }
 
   // Beside the GPU's memory, whose limit says nothing about the host's.
   size_t host_available() const override {
@@ -206,13 +216,13 @@ class LibraryBackend final : public Backend, public TrainingBackend {
     call(library_.training.fill, backend_, &tensor, value);
   }
 
+ private:
   BackendFacts facts() const {
     BackendFacts facts{};
     library_.facts(backend_, &facts);
     return facts;
   }
 
- private:
   const Boundary& library_;
   void* backend_ = nullptr;
   Description description_{};
@@ -252,14 +262,10 @@ std::vector<DeviceInfo> list_devices(const std::string& path) {
   return devices;
 }
 
-uint64_t free_memory(const std::string& path, int32_t device) {
-  uint64_t bytes = 0;
-  call(open_library(path).free_memory, device, &bytes);
-  return bytes;
-}
-
-uint64_t graph_launches(const Backend& backend) {
-  return static_cast<const LibraryBackend&>(backend).facts().graph_launches;
+DeviceRoom device_room(const std::string& path, int32_t device) {
+  DeviceRoom room{};
+  call(open_library(path).device_room, device, &room);
+  return room;
 }
 
 std::unique_ptr<Backend> make_cuda_backend(const std::string& path, const OpenOptions& options) {

@@ -20,11 +20,9 @@ const Boundary& open_library(const std::string& path);
 
 // The devices that the library at `path` can use; empty where there are none. Throws DEVICE_ERROR.
 std::vector<DeviceInfo> list_devices(const std::string& path);
-// Bytes of one of them; opens a context on it. Throws DEVICE_ERROR.
-uint64_t free_memory(const std::string& path, int32_t device);
-
-// Steps that a backend of this loader ran as CUDA graphs.
-uint64_t graph_launches(const Backend& backend);
+// The memory of one of them; opens a context on it. Throws DEVICE_ERROR, and INSUFFICIENT_MEMORY
+// where it has none for that.
+DeviceRoom device_room(const std::string& path, int32_t device);
 
 // Throws DEVICE_ERROR and INSUFFICIENT_MEMORY.
 std::unique_ptr<Backend> make_cuda_backend(const std::string& path, const OpenOptions& options);

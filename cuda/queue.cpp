@@ -9,6 +9,8 @@ namespace unifluid::cuda {
 namespace {
 
 constexpr size_t kAlignment = 256;
+// An operation's scratch grows by whole steps where it can, seldom and by much rather than often.
+constexpr size_t kScratchStep = size_t{1} << 20;
 
 uint64_t hash(const std::vector<unsigned char>& bytes) {
   uint64_t h = 0xcbf29ce484222325u;  // FNV-1a
@@ -26,14 +28,8 @@ size_t rounded_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; 
 
 }  // namespace
 
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  throw Error(error_code::kDevice,
-              std::string("the GPU failed ") + what + ": " + cudaGetErrorString(status));
-}
-
 // By way of another constructor, after which a failure here leaves a queue to be destroyed.
-Queue::Queue(int device) : Queue() {
+Queue::Queue(int device, DeviceMemory& memory, Fault& fault) : Queue(memory, fault) {
   check(cudaSetDevice(device), "to be chosen");
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
@@ -41,10 +37,10 @@ Queue::Queue(int device) : Queue() {
              properties.sharedMemPerBlockOptin, false};
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "to make a stream");
   void* host = nullptr;
-  void* mirror = nullptr;
   check(cudaMallocHost(&host, kSegments * kStagingBytes), "to allocate pinned memory");
   staging_host_ = static_cast<unsigned char*>(host);
-  check(cudaMalloc(&mirror, kStagingBytes), "to allocate staging memory");
+  void* const mirror = memory_.allocate(kStagingBytes);
+  if (!mirror) memory_.refuse(kStagingBytes, "staging", 0);
   staging_device_ = static_cast<unsigned char*>(mirror);
   for (cudaEvent_t& event : free_)
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "to make an event");
@@ -56,20 +52,14 @@ Queue::~Queue() {
   for (const Graph& graph : graphs_) cudaGraphExecDestroy(graph.executable);
   for (cudaEvent_t event : free_)
     if (event) cudaEventDestroy(event);
-  cudaFree(scratch_);
-  cudaFree(staging_device_);
+  drop_scratch();
+  memory_.release(staging_device_, kStagingBytes);
   if (staging_host_) cudaFreeHost(staging_host_);
   if (stream_) cudaStreamDestroy(stream_);
 }
 
-void Queue::expect_working() const {
-  if (broken_)
-    throw Error(error_code::kDevice,
-                "the GPU has failed in an earlier request; the model must be loaded again");
-}
-
 void Queue::begin_operation() {
-  expect_working();
+  fault_.expect_none();
   // Half of the staging memory is always left for one operation.
   if (staged_ > kStagingBytes / 2) flush();
   scratch_used_ = 0;
@@ -92,25 +82,44 @@ void Queue::reserve_scratch(size_t bytes) {
   // Growing issues all launches so far, and what this operation staged would go with them.
   if (scratch_used_ > 0 || operation_staged_)
     throw Error(error_code::kInternal, "an operation reserves scratch after it began");
+  grow_scratch(bytes, rounded_up(bytes, kScratchStep));
+}
+
+void Queue::resize_scratch(size_t bytes) {
+  fault_.expect_none();
+  scratch_used_ = 0;
+  operation_staged_ = false;
+  const size_t size = rounded_up(bytes, kAlignment);
+  if (size == scratch_size_) return;
+  if (size < scratch_size_) {
+    synchronize();
+    drop_scratch();
+  }
+  if (size > 0) grow_scratch(size, size);
+}
+
+// A piece that cannot be had costs nobody the one that is there: sequences run that count on it.
+void Queue::grow_scratch(size_t bytes, size_t size) {
   synchronize();  // launches before this one may still use what is freed here
-  cudaFree(scratch_);
+  const size_t least = rounded_up(bytes, kAlignment), before = scratch_size_;
+  void* memory = memory_.allocate(size);
+  if (!memory && give_back_) {
+    give_back_();
+    memory = memory_.allocate(size);
+  }
+  drop_scratch();
+  if (!memory) memory = memory_.allocate(size);
+  if (!memory) memory = memory_.allocate(size = least);
+  if (!memory && before > 0) memory = memory_.allocate(size = before);
+  scratch_ = static_cast<unsigned char*>(memory);
+  scratch_size_ = memory ? size : 0;
+  if (scratch_size_ < least) memory_.refuse(least, "an operation's scratch", scratch_size_);
+}
+
+void Queue::drop_scratch() noexcept {
+  memory_.release(scratch_, scratch_size_);
   scratch_ = nullptr;
   scratch_size_ = 0;
-  const size_t wanted = rounded_up(bytes, size_t{1} << 20);
-  void* memory = nullptr;
-  cudaError_t status = cudaMalloc(&memory, wanted);
-  if (status == cudaErrorMemoryAllocation && give_back_) {
-    give_back_();
-    status = cudaMalloc(&memory, wanted);
-  }
-  if (status != cudaSuccess) {
-    cudaGetLastError();  // a failed allocation leaves the device as it was
-    throw Error(error_code::kInsufficientMemory,
-                "expected " + std::to_string(wanted) +
-                    " bytes of GPU memory for an operation's scratch but they could not be had");
-  }
-  scratch_ = static_cast<unsigned char*>(memory);
-  scratch_size_ = wanted;
 }
 
 void* Queue::scratch_bytes(size_t bytes) {
@@ -132,8 +141,8 @@ void Queue::push_argument(const void* value, size_t size, size_t alignment) {
 int Queue::resident_blocks_of(const void* kernel, int threads, size_t shared) {
   allow_shared(kernel, shared);
   int blocks = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared),
-        "to tell how many blocks it can hold");
+  fault_.check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared),
+               "to tell how many blocks it can hold");
   return std::max(blocks, 1);
 }
 
@@ -143,27 +152,32 @@ int Queue::resident_blocks_of(const void* kernel, int threads, size_t shared) {
 void Queue::allow_shared(const void* kernel, size_t shared) {
   constexpr size_t kAlwaysAllowed = size_t{48} << 10;
   if (shared <= kAlwaysAllowed || shared_allowed_.count(kernel)) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(limits_.shared_bytes)),
-        "to give a kernel its shared memory");
+  fault_.check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(limits_.shared_bytes)),
+               "to give a kernel its shared memory");
   shared_allowed_.insert(kernel);
 }
 
 void Queue::flush() {
-  expect_working();
+  fault_.expect_none();
   if (commands_.empty()) return;
   try {
     if (staged_ > 0) {
-      check(cudaMemcpyAsync(staging_device_, staging_host_ + segment_ * kStagingBytes, staged_,
-                            cudaMemcpyHostToDevice, stream_),
-            "to copy a step's arrays");
-      check(cudaEventRecord(free_[segment_], stream_), "to record an event");
+      fault_.check(cudaMemcpyAsync(staging_device_, staging_host_ + segment_ * kStagingBytes,
+                                   staged_, cudaMemcpyHostToDevice, stream_),
+                   "to copy a step's arrays");
+      fault_.check(cudaEventRecord(free_[segment_], stream_), "to record an event");
       segment_ = (segment_ + 1) % kSegments;
     }
-    if (!launch_graph()) issue();
-    if (staged_ > 0) check(cudaEventSynchronize(free_[segment_]), "in a step");
+    if (launch_graph()) {
+      ++graph_launches_;
+    } else {
+      issue();
+      ++plain_launches_;
+    }
+    if (staged_ > 0) fault_.check(cudaEventSynchronize(free_[segment_]), "in a step");
   } catch (...) {
-    broken_ = true;
+    fault_.mark();
     commands_.clear();
     throw;
   }
@@ -175,7 +189,7 @@ void Queue::flush() {
 
 void Queue::synchronize() {
   flush();
-  expect(cudaStreamSynchronize(stream_), "in a step");
+  fault_.check(cudaStreamSynchronize(stream_), "in a step");
 }
 
 void Queue::issue() {
@@ -186,16 +200,17 @@ void Queue::issue(const Command& c) {
   allow_shared(c.kernel, c.shared);
 #ifdef UNIFLUID_SIMT
   const uint32_t* offsets = offsets_.data() + c.first;
-  check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared, c.cooperative,
-                     arguments_.data(), arguments_.size(), offsets, c.count, stream_),
-        "to run a kernel");
+  fault_.check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared, c.cooperative,
+                            arguments_.data(), arguments_.size(), offsets, c.count, stream_),
+               "to run a kernel");
 #else
   void* arguments[kMostArguments];
   for (uint32_t i = 0; i < c.count; ++i) arguments[i] = arguments_.data() + offsets_[c.first + i];
-  check(c.cooperative
-            ? cudaLaunchCooperativeKernel(c.kernel, c.grid, c.block, arguments, c.shared, stream_)
-            : cudaLaunchKernel(c.kernel, c.grid, c.block, arguments, c.shared, stream_),
-        "to run a kernel");
+  fault_.check(
+      c.cooperative
+          ? cudaLaunchCooperativeKernel(c.kernel, c.grid, c.block, arguments, c.shared, stream_)
+          : cudaLaunchKernel(c.kernel, c.grid, c.block, arguments, c.shared, stream_),
+      "to run a kernel");
 #endif
 }
 
@@ -214,7 +229,8 @@ std::vector<unsigned char> Queue::identity() const {
 
 cudaGraph_t Queue::captured() {
   cudaGraph_t graph = nullptr;
-  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "to begin a capture");
+  fault_.check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+               "to begin a capture");
   try {
     issue();
   } catch (...) {
@@ -223,7 +239,7 @@ cudaGraph_t Queue::captured() {
     if (graph) cudaGraphDestroy(graph);
     throw;
   }
-  check(cudaStreamEndCapture(stream_, &graph), "to end a capture");
+  fault_.check(cudaStreamEndCapture(stream_, &graph), "to end a capture");
   return graph;
 }
 
@@ -250,15 +266,14 @@ bool Queue::launch_graph() {
       cudaGetLastError();
       return false;  // a graph takes device memory; the list can do without
     }
-    check(status, "to make a graph");
+    fault_.check(status, "to make a graph");
     graphs_.push_front({key, std::move(bytes), executable});
     if (graphs_.size() > kMostGraphs) {
       cudaGraphExecDestroy(graphs_.back().executable);
       graphs_.pop_back();
     }
   }
-  check(cudaGraphLaunch(graphs_.front().executable, stream_), "to launch a graph");
-  ++graph_launches_;
+  fault_.check(cudaGraphLaunch(graphs_.front().executable, stream_), "to launch a graph");
   return true;
 }
 

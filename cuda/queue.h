@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -22,10 +23,10 @@
 #include <utility>
 #include <vector>
 
-namespace unifluid::cuda {
+#include "cuda/device_memory.h"
+#include "cuda/fault.h"
 
-// Throws DEVICE_ERROR where `status` is an error; `what` was being done.
-void check(cudaError_t status, const char* what);
+namespace unifluid::cuda {
 
 struct DeviceLimits {
   int index = 0;
@@ -38,7 +39,8 @@ struct DeviceLimits {
 
 class Queue {
  public:
-  explicit Queue(int device);
+  // `memory` and `fault` are those of the backend. Throws INSUFFICIENT_MEMORY and DEVICE_ERROR.
+  Queue(int device, DeviceMemory& memory, Fault& fault);
   ~Queue();
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
@@ -75,7 +77,7 @@ class Queue {
   }
 
   // Makes room for pieces of `bytes` in all, each rounded up to 256. Before the operation's first
-  // `stage`.
+  // `stage`. Throws INSUFFICIENT_MEMORY, and leaves what room there was.
   void reserve_scratch(size_t bytes);
 
   const DeviceLimits& limits() const { return limits_; }
@@ -94,24 +96,28 @@ class Queue {
   void flush();
   // Flushes and waits.
   void synchronize();
-  // Throws DEVICE_ERROR where `status` is an error, and refuses all that follows.
-  void expect(cudaError_t status, const char* what) {
-    if (status != cudaSuccess) broken_ = true;
-    check(status, what);
-  }
   // Waits for what runs, also after a failure.
   void settle() noexcept { cudaStreamSynchronize(stream_); }
   // `give_back` frees device memory that nobody uses, where scratch finds none; nothing runs then.
   void on_shortage(std::function<void()> give_back) { give_back_ = std::move(give_back); }
   cudaStream_t stream() const { return stream_; }
+  // What becomes of a call on the stream: a fault stays (cuda/fault.h).
+  void check_work(cudaError_t status, const char* what) { fault_.check(status, what); }
+  DeviceMemory& memory() { return memory_; }
+  // Makes scratch just so large, in pieces of 256. Between operations. As `reserve_scratch` where
+  // it grows.
+  void resize_scratch(size_t bytes);
+  // Any thread, like the counts of lists: those replayed as graphs and those launched one by one.
   size_t scratch_held() const { return scratch_size_; }
-  // Lists issued as graphs so far, for tests and statistics.
   int64_t graph_launches() const { return graph_launches_; }
+  int64_t plain_launches() const { return plain_launches_; }
+
+  // Device memory that every queue takes, whatever it runs.
+  static constexpr size_t kStagingBytes = size_t{4} << 20;
 
  private:
-  Queue() = default;
+  Queue(DeviceMemory& memory, Fault& fault) : memory_(memory), fault_(fault) {}
 
-  static constexpr size_t kStagingBytes = size_t{4} << 20;
   static constexpr int kSegments = 4;
   // Fewer launches than this are not worth a graph.
   static constexpr size_t kGraphLaunches = 4;
@@ -174,11 +180,13 @@ class Queue {
   bool launch_graph();
   cudaGraph_t captured();  // the list
   std::vector<unsigned char> identity() const;
-  void expect_working() const;
+  void grow_scratch(size_t bytes, size_t size);  // to `size`, or at least to `bytes`
+  void drop_scratch() noexcept;
 
+  DeviceMemory& memory_;
+  Fault& fault_;
   DeviceLimits limits_;
   cudaStream_t stream_ = nullptr;
-  bool broken_ = false;
 
   std::vector<Command> commands_;
   std::vector<uint32_t> offsets_;  // into arguments_
@@ -193,12 +201,13 @@ class Queue {
 
   std::function<void()> give_back_;
   unsigned char* scratch_ = nullptr;
-  size_t scratch_size_ = 0, scratch_used_ = 0;
+  std::atomic<size_t> scratch_size_{0};
+  size_t scratch_used_ = 0;
 
   std::list<Graph> graphs_;                         // the latest used first
   std::unordered_set<uint64_t> seen_;               // keys of lists that were issued once
   std::unordered_set<const void*> shared_allowed_;  // kernels
-  int64_t graph_launches_ = 0;
+  std::atomic<int64_t> graph_launches_{0}, plain_launches_{0};
 };
 
 }  // namespace unifluid::cuda

@@ -37,10 +37,10 @@ uint64_t Readback::begin(const int32_t* ids, size_t count, int32_t* host) {
   Piece& piece = pieces_[++latest_ % pieces_.size()];
   piece.ticket = 0;
   grow(piece, count);
-  queue_.expect(cudaMemcpyAsync(piece.pinned, ids, count * sizeof(int32_t), cudaMemcpyDeviceToHost,
+  queue_.check_work(cudaMemcpyAsync(piece.pinned, ids, count * sizeof(int32_t), cudaMemcpyDeviceToHost,
                                 queue_.stream()),
                 "to give token ids");
-  queue_.expect(cudaEventRecord(piece.copied, queue_.stream()), "to record an event");
+  queue_.check_work(cudaEventRecord(piece.copied, queue_.stream()), "to record an event");
   piece.host = host;
   piece.count = count;
   return piece.ticket = latest_;
@@ -51,7 +51,7 @@ void Readback::finish(uint64_t ticket) {
   if (ticket == 0 || piece.ticket != ticket)
     throw Error(error_code::kInternal, "token ids are read that are not on their way");
   piece.ticket = 0;
-  queue_.expect(cudaEventSynchronize(piece.copied), "in a step");
+  queue_.check_work(cudaEventSynchronize(piece.copied), "in a step");
   std::memcpy(piece.host, piece.pinned, piece.count * sizeof(int32_t));
 }
 

@@ -26,15 +26,17 @@ void Transfer::begin() { queue_.flush(); }
 
 void* Transfer::next_buffer() {
   current_ = 1 - current_;
-  check(cudaEventSynchronize(sent_[static_cast<size_t>(current_)]), "to take a transfer");
+  queue_.check_work(cudaEventSynchronize(sent_[static_cast<size_t>(current_)]),
+                    "to take a transfer");
   return buffers_[static_cast<size_t>(current_)];
 }
 
 void Transfer::send(void* device, size_t bytes) {
   const size_t at = static_cast<size_t>(current_);
-  check(cudaMemcpyAsync(device, buffers_[at], bytes, cudaMemcpyHostToDevice, queue_.stream()),
-        "to take a transfer");
-  check(cudaEventRecord(sent_[at], queue_.stream()), "to record an event");
+  queue_.check_work(
+      cudaMemcpyAsync(device, buffers_[at], bytes, cudaMemcpyHostToDevice, queue_.stream()),
+      "to take a transfer");
+  queue_.check_work(cudaEventRecord(sent_[at], queue_.stream()), "to record an event");
 }
 
 void Transfer::download(const void* device, size_t bytes, void* host) {
@@ -42,10 +44,10 @@ void Transfer::download(const void* device, size_t bytes, void* host) {
   for (size_t first = 0; first < bytes; first += kBytes) {
     const size_t count = std::min(bytes - first, kBytes);
     void* buffer = next_buffer();
-    check(cudaMemcpyAsync(buffer, static_cast<const char*>(device) + first, count,
-                          cudaMemcpyDeviceToHost, queue_.stream()),
-          "to give a transfer");
-    check(cudaStreamSynchronize(queue_.stream()), "to give a transfer");
+    queue_.check_work(cudaMemcpyAsync(buffer, static_cast<const char*>(device) + first, count,
+                                      cudaMemcpyDeviceToHost, queue_.stream()),
+                      "to give a transfer");
+    queue_.check_work(cudaStreamSynchronize(queue_.stream()), "to give a transfer");
     std::memcpy(static_cast<char*>(host) + first, buffer, count);
   }
 }

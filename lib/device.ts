@@ -5,7 +5,13 @@ import { createRequire } from "node:module";
 import { dirname, join, resolve } from "node:path";
 import { DeviceError, fromNative, InsufficientMemoryError } from "./errors.js";
 import { formatMebibytes } from "./memory.js";
-import type { NativeAddon, NativeComputeType, NativeCuda, NativeCudaDevice } from "./native.js";
+import type {
+  NativeAddon,
+  NativeComputeType,
+  NativeCuda,
+  NativeCudaDevice,
+  NativeCudaMemory,
+} from "./native.js";
 import { invalidOption } from "./options.js";
 
 /** "auto": the first GPU that can be used, else the CPU. */
@@ -26,7 +32,20 @@ export interface DeviceSurvey {
 /** Where a model will compute. */
 export type ChosenDevice =
   | { kind: "cpu" /** Why not on a GPU, where that was possible to want. */; reason?: string }
-  | { kind: "cuda"; library: string; index: number; dtype: NativeComputeType };
+  | { kind: "cuda"; library: string; index: number; dtype: NativeComputeType; gpu: Gpu };
+
+/** A GPU as it was when it was looked at; memory in bytes. */
+export interface Gpu {
+  name: string;
+  /** Compute capability: "9.0". */
+  capability: string;
+  /** The latest CUDA that its driver knows. */
+  driver: string;
+  /** The CUDA that the library was built with. */
+  runtime: string;
+  totalMemory: number;
+  freeMemory: number;
+}
 
 /** What a device is chosen for. */
 export interface DeviceNeed {
@@ -44,15 +63,15 @@ export interface DeviceNeed {
 /** Where to look for GPUs. */
 export interface Gpus {
   survey(): Promise<DeviceSurvey>;
-  /** Bytes; asked of the GPU that is chosen alone, since it opens a context there. */
-  freeMemory(library: string, index: number): Promise<number>;
+  /** Asked of the GPU that is chosen alone, since it opens a context there. */
+  memory(library: string, index: number): Promise<NativeCudaMemory>;
 }
 
 /** The GPUs of this machine. */
 export const gpusOf = (addon: NativeAddon, addonPath: string): Gpus => ({
   survey: () => surveyDevices(addon, addonPath),
-  freeMemory: (library, index) =>
-    addon.cudaFreeMemory(library, index).catch((failure) => {
+  memory: (library, index) =>
+    addon.cudaMemory(library, index).catch((failure) => {
       throw fromNative(failure);
     }),
 });
@@ -155,22 +174,43 @@ export async function chooseDevice(
     if (!asked) return { kind: "cpu", reason: why };
     throw new DeviceError("DEVICE_UNAVAILABLE", `device "cuda:${index}" is not available: ${why}`);
   }
-  let free: number;
+  let memory: NativeCudaMemory;
   try {
-    free = await gpus.freeMemory(library, index);
+    memory = await gpus.memory(library, index);
   } catch (error) {
     if (asked) throw error;
     return { kind: "cpu", reason: `${device.name}: ${(error as Error).message}` };
   }
-  const available = need.maxMemory ? Math.min(need.maxMemory, free) : free;
-  if (need.bytes > available) {
-    const why =
-      `${need.name} takes at least ${formatMebibytes(need.bytes)} on a GPU, but ` +
-      `${formatMebibytes(available)} are available on ${device.name}`;
+  const why = shortage(need, device.name, memory);
+  if (why) {
     if (!asked) return { kind: "cpu", reason: why };
     throw new InsufficientMemoryError(why);
   }
-  return { kind: "cuda", library, index, dtype: need.dtype };
+  return { kind: "cuda", library, index, dtype: need.dtype, gpu: describeGpu(device, memory) };
+}
+
+/** What is told of a GPU. */
+export const describeGpu = (
+  { name, capability, driver, runtime, totalMemory }: NativeCudaDevice,
+  { free }: NativeCudaMemory,
+): Gpu => ({ name, capability, driver, runtime, totalMemory, freeMemory: free });
+
+/** Why a GPU does not hold what is needed; undefined where it does. */
+export function shortage(
+  need: Pick<DeviceNeed, "name" | "bytes" | "maxMemory">,
+  gpu: string,
+  { free, usable, overhead }: NativeCudaMemory,
+): string | undefined {
+  const needed = need.bytes + overhead;
+  const available = need.maxMemory ? Math.min(need.maxMemory, usable) : usable;
+  if (needed <= available) return undefined;
+  // Downwards, so that what lacks does not look enough.
+  const whole = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)} MiB`;
+  const bound = available < usable ? "by maxMemory, with" : "of";
+  return (
+    `${need.name} takes at least ${formatMebibytes(needed)} on a GPU, but ${whole(available)} are available ` +
+    `on ${gpu}, ${bound} ${whole(free)} free`
+  );
 }
 
 /** What the native side gets of the choice. */

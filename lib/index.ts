@@ -8,7 +8,7 @@ export type { AnyIterable, BulkOptions, BulkResult } from "./bulk.js";
 export { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 export type { CheckpointKind } from "./checkpoint/config.js";
 export { locateCheckpoint, shippedModels } from "./checkpoint/locate.js";
-export type { Device } from "./device.js";
+export type { Device, Gpu } from "./device.js";
 export { DrawingProgress } from "./drawing-stream.js";
 export {
   CancelledError,

@@ -32,7 +32,8 @@ export interface LoadOptions {
   isa?: string;
   /**
    * Bytes that may be allocated beside the mapped weights, for caches, activations and repacked weights; on a
-   * GPU, for all of these and the weights. Default: what the system or the GPU has free.
+   * GPU, for all of these, the weights and the scratch of operations; what its driver takes by itself is not counted.
+   * Default: what the system or the GPU has free.
    */
   maxMemory?: number;
   /** Requests that may run at once; more wait their turn. Default 16. */

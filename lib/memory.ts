@@ -1,5 +1,6 @@
 /** What a checkpoint holds and what running it takes, from its configuration alone. */
 
+import { activationBytes } from "./activation-memory.js";
 import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { InsufficientMemoryError } from "./errors.js";
@@ -17,7 +18,10 @@ export interface MemoryEstimate {
   cachePerRow: number;
   /** Bytes without which no request of the model's kind can run. */
   minimum: number;
-  /** The same on a GPU, whose memory holds the weights as well. */
+  /**
+   * The same on a GPU, whose memory holds the weights as well, and none of which can be had elsewhere: with the
+   * activations of the largest step of one request, a drawing if the model draws.
+   */
   onDevice: number;
 }
 
@@ -39,17 +43,22 @@ function partOf(name: string): ModelPart {
   return name.startsWith("language_model.") || name.startsWith("lm_head.") ? "text" : "image";
 }
 
+/** What pieces of a GPU's memory are rounded up to (cuda/arena.cpp). */
+const ALIGNMENT = 256;
+const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+
 /** `dtype`: what a GPU computes in. */
 export function estimateMemory(
-  { spec }: Checkpoint,
+  checkpoint: Checkpoint,
   dtype: "bfloat16" | "float32" = "bfloat16",
 ): MemoryEstimate {
+  const { spec } = checkpoint;
   const deviceBytes = dtype === "bfloat16" ? 2 : 4;
   let [weights, copied, uploaded] = [0, 0, 0];
   for (const tensor of spec.tensors) {
     const bytes = elements(tensor) * BYTES[tensor.dtype];
     weights += bytes;
-    uploaded += elements(tensor) * (tensor.shape.length === 1 ? 4 : deviceBytes);
+    uploaded += aligned(elements(tensor) * (tensor.shape.length === 1 ? 4 : deviceBytes));
     // Matrices are used where they lie; vectors become float32, convolutions are reordered.
     if (tensor.shape.length === 1) copied += elements(tensor) * 4;
     else if (tensor.shape.length > 2) copied += bytes;
@@ -58,13 +67,39 @@ export function estimateMemory(
   const cached = text ? text.layers * 2 * text.kvHeads * text.headDim : 0;
   const cachePerRow = cached * 4;
   const rows = image ? image.grid ** 2 + 1 : vision ? visionRows(vision) + 1 : 1;
+  const { row, fixed } = activationBytes(checkpoint);
+  const largestStep = Math.max(fixed, (vision ? visionRows(vision) + 1 : 1) * row);
+  // Drawn with guidance, an image has a second sequence for the empty prompt.
+  const streams = image ? 2 : 1;
+  const sequence =
+    streams * rows * cached * deviceBytes + (image ? headBytes(checkpoint, deviceBytes) : 0);
   return {
     weights,
     copied,
     cachePerRow,
     minimum: copied + cachePerRow * rows,
-    onDevice: uploaded + cached * deviceBytes * rows,
+    // Pieces are rounded up by an eighth at most (cuda/arena.cpp); of activations, which lie in a few of them, the
+    // ends are lost as well.
+    onDevice: Math.ceil(
+      uploaded + (9 / 8) * sequence + (5 / 4) * (largestStep * (deviceBytes / 4)),
+    ),
   };
+}
+
+/** Rows of modulations that a GPU holds at a time (cuda/kernels/diffusion.cu). */
+const MODULATION_ROWS = 2048;
+
+/**
+ * What the diffusion head takes on a GPU for one image token with guidance, at the checkpoint's own number of sampling
+ * steps: embedded timesteps, modulations and noise.
+ */
+function headBytes({ spec, generation }: Checkpoint, deviceBytes: number): number {
+  const { headWidth, headDepth, tokenChannels } = spec.image!;
+  const { steps } = generation.image;
+  const lines = Math.min(2 * steps, MODULATION_ROWS);
+  const modulated = lines * (3 * headDepth + 3) * headWidth * deviceBytes;
+  const times = steps * ((256 + headWidth) * deviceBytes + 4 * headWidth);
+  return modulated + times + 4 * steps * tokenChannels;
 }
 
 /** Bytes of a trainer's float32 tensors: weights, gradients, two moments and the average. Activations come on top. */

@@ -2,7 +2,7 @@
 import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import type { CheckpointKind } from "./checkpoint/config.js";
 import { visionRows } from "./checkpoint/vision-config.js";
-import type { ChosenDevice } from "./device.js";
+import type { ChosenDevice, Gpu } from "./device.js";
 import type { GenerationConfig } from "./generation-config.js";
 import { type Task, tasksOf } from "./tasks.js";
 
@@ -15,6 +15,8 @@ export interface ModelInfo {
   tasks: Task[];
   /** The device: kind, instruction set and threads, or the GPU's name, compute capability and type. */
   device: string;
+  /** The GPU that it is, with its memory before the model was loaded. */
+  gpu?: Gpu;
   /** With device "auto": why it is the CPU and not a GPU. */
   cpuReason?: string;
   /** Rows that one sequence may have: tokens and what images take together. */
@@ -42,6 +44,7 @@ export function describeModel(
     kind,
     tasks: tasksOf(checkpoint),
     device,
+    ...(chosen.kind === "cuda" ? { gpu: chosen.gpu } : {}),
     ...(chosen.kind === "cpu" && chosen.reason ? { cpuReason: chosen.reason } : {}),
     maxPositions: config?.text.maxPositions,
     vocabSize: config?.text.vocabSize,

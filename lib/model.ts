@@ -1,6 +1,5 @@
 /** The model as people use it. */
 
-import { activationBytes } from "./activation-memory.js";
 import { findAddon } from "./addon.js";
 import {
   type AnyIterable,
@@ -12,9 +11,8 @@ import {
 import { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 import { locateCheckpoint } from "./checkpoint/locate.js";
 import { vaeFactor } from "./checkpoint/vae-config.js";
-import { chooseDevice, gpusOf, nativeCuda } from "./device.js";
 import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
-import { fromNative, InvalidImageError, InvalidOptionError } from "./errors.js";
+import { InvalidImageError, InvalidOptionError } from "./errors.js";
 import {
   type ImageSettings,
   imageSettings,
@@ -24,8 +22,8 @@ import {
 } from "./generation-config.js";
 import { Image } from "./image.js";
 import { decodeImage, type ImageInput } from "./image-input.js";
+import { loadModel } from "./load-model.js";
 import { type LoadOptions, parseLoadOptions } from "./load-options.js";
-import { checkMemory, estimateMemory } from "./memory.js";
 import { describeModel, type ModelInfo } from "./model-info.js";
 import type { NativeAddon, NativeDrawRequest, NativeStats, NativeTextRequest } from "./native.js";
 import {
@@ -41,7 +39,7 @@ import {
 } from "./options.js";
 import { type Prefix, PrefixBuilder } from "./prefixes.js";
 import { toVaePixels, toVisionPixels } from "./preprocess.js";
-import { type DoneEvent, Requests } from "./requests.js";
+import type { DoneEvent, Requests } from "./requests.js";
 import { parseSeed, type Seed, seedOfItem } from "./seed.js";
 import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
@@ -141,37 +139,15 @@ export class UniFluid implements AsyncDisposable {
    * The weights are mapped into memory, not copied.
    */
   static async load(model: string | URL, options?: LoadOptions): Promise<UniFluid> {
-    const { addon, path } = findAddon();
+    const loaded = findAddon();
+    const { addon } = loaded;
     const parsed = parseLoadOptions(options, addon);
-    const { native: nativeOptions, device, dtype, cpuReason, signal } = parsed;
+    const { signal } = parsed;
     signal?.throwIfAborted();
     const checkpoint = await readCheckpoint(await locateCheckpoint(model), signal);
     signal?.throwIfAborted();
-    const { maxSequences, maxQueue = maxSequences, maxMemory } = nativeOptions;
-    const need = {
-      name: checkpoint.directory,
-      dtype,
-      bytes: estimateMemory(checkpoint, dtype).onDevice,
-      maxMemory,
-      cpuReason,
-    };
-    const chosen = await chooseDevice(device, need, gpusOf(addon, path));
-    if (chosen.kind === "cpu") checkMemory(checkpoint, maxMemory || addon.availableMemory());
-    const requests = new Requests();
-    const native = await addon
-      .loadModel(
-        checkpoint.spec,
-        {
-          ...nativeOptions,
-          activations: activationBytes(checkpoint),
-          ...nativeCuda(chosen),
-        },
-        requests.onEvents,
-      )
-      .catch((failure) => {
-        throw fromNative(failure);
-      });
-    requests.attach(native);
+    const { native, requests, chosen } = await loadModel(checkpoint, loaded, parsed);
+    const { maxSequences, maxQueue = maxSequences } = parsed.native;
     if (signal?.aborted) {
       await requests.dispose();
       throw signal.reason;

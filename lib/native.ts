@@ -255,13 +255,22 @@ export interface NativeStats {
   sequenceBytes: number;
   /** Bytes of activations, kept from step to step. */
   workspaceBytes: number;
-  /** Bytes of memory the model allocated: repacked weights, activations and sequences. */
+  /**
+   * Bytes of memory the model allocated: repacked weights, activations and sequences; on a GPU all that `maxMemory`
+   * bounds, staging and the scratch of operations included.
+   */
   allocatedBytes: number;
   /** Bytes that may still be allocated: of `maxMemory`, or of what the system has free. */
   availableBytes: number;
   /** Engine steps taken and rows run through the decoder so far. */
   steps: number;
   rows: number;
+  /**
+   * Lists of kernels so far on a GPU, where a step of the engine is one list, or some where results are read in its
+   * middle: replayed as CUDA graphs, and launched kernel by kernel. On the CPU 0.
+   */
+  graphsReplayed: number;
+  listsLaunched: number;
   /** Requests that ended since the model was loaded: with a result, with an error, by being given up. */
   completed: number;
   failed: number;
@@ -404,6 +413,15 @@ export interface NativeTrainer {
   dispose(): void;
 }
 
+/** Bytes of a GPU. */
+export interface NativeCudaMemory {
+  free: number;
+  /** Of the free ones, those that a model takes at most; the rest is left to the driver. */
+  usable: number;
+  /** What every model takes beside its weights, caches and activations. */
+  overhead: number;
+}
+
 export interface NativeAddon {
   version: string;
   /** From the plainest to the best. */
@@ -435,6 +453,6 @@ export interface NativeAddon {
   cudaDriverPresent(): boolean;
   /** The GPUs that the CUDA library at this path can use, by index. */
   cudaDevices(library: string): Promise<NativeCudaDevice[]>;
-  /** Bytes that one of them has free; opens a context on it, which takes some hundred MiB of its memory. */
-  cudaFreeMemory(library: string, device: number): Promise<number>;
+  /** The memory of one of them; opens a context on it, which takes some hundred MiB. */
+  cudaMemory(library: string, device: number): Promise<NativeCudaMemory>;
 }

@@ -247,6 +247,18 @@ std::vector<float> rope_frequencies(float theta, int64_t head_dim) {
   return out;
 }
 
+// Caches, and so no keys in scratch; of each stream one tile of decoding, or some for its one row.
+size_t attention_scratch(const StepSize& size, DType type) {
+  const size_t q = size.rotary ? static_cast<size_t>(size.rows * size.heads * size.head_dim) : 0;
+  const int64_t group = size.heads / size.kv_heads;
+  const int64_t tiles = size.streams * blocks_for(group, kDecodeQueries);
+  const int64_t score_stride = (size.capacity + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+  const bool decodes = type == DType::bf16 && size.head_dim <= kLargestTensorHead;
+  const size_t scores =
+      decodes ? static_cast<size_t>(tiles * size.kv_heads * kDecodeQueries * score_stride) : 0;
+  return to_piece(q * size_of(type)) + to_piece(scores * sizeof(float));
+}
+
 void attention(Queue& queue, const AttentionArgs& args) {
   with_type(args.q.type, [&](auto t) { attention(queue, args, t); });
 }

@@ -175,37 +175,49 @@ int64_t modulation_width(const DiffusionHeadWeights& head) {
   return (3 * head.depth + 2) * head.width;
 }
 int64_t step_count(const Job& job) { return job.sample ? job.sample->step_count : 1; }
-int64_t chunk_of(const Job& job, int64_t rows) {
-  return std::clamp<int64_t>(kModulationRows / rows, 1, step_count(job));
+// Steps whose modulations are held at a time.
+int64_t chunk_of(int64_t rows, int64_t steps) {
+  return std::clamp<int64_t>(kModulationRows / rows, 1, steps);
 }
 
-Scratch take_scratch(const Job& job, const std::vector<StepsPass>& passes, Pieces pieces,
-                     size_t* total) {
-  const DiffusionHeadWeights& head = *job.head;
-  int64_t rows = 0, tokens = 0, lines = 0, posts = 0;
+// What scratch is needed for. `lines`: rows of modulations at a time.
+struct Sizes {
+  int64_t times, z_rows;               // of the call
+  int64_t rows, tokens, lines, posts;  // of its largest pass
+  int64_t noises;                      // steps whose noise is drawn ahead
+};
+
+Sizes sizes_of(const Job& job, const std::vector<StepsPass>& passes) {
+  Sizes s{};
+  s.times = static_cast<int64_t>(job.times.size());
+  s.z_rows = job.z.rows;
   for (const StepsPass& pass : passes) {
-    rows = std::max(rows, pass.rows);
-    tokens = std::max(tokens, pass.tokens);
-    lines = std::max(lines, pass.rows * chunk_of(job, pass.rows));
-    posts = std::max(posts, pass.post_count);
+    s.rows = std::max(s.rows, pass.rows);
+    s.tokens = std::max(s.tokens, pass.tokens);
+    s.lines = std::max(s.lines, pass.rows * chunk_of(pass.rows, step_count(job)));
+    s.posts = std::max(s.posts, pass.post_count);
   }
-  const int64_t times = static_cast<int64_t>(job.times.size());
-  const int64_t stride = steps_stride(job.type, head.width);
+  s.noises = job.sample && !job.head->flow ? step_count(job) : 0;
+  return s;
+}
+
+Scratch take_scratch(const DiffusionHeadWeights& head, DType type, const Sizes& sizes,
+                     Pieces pieces, size_t* total) {
+  const int64_t stride = steps_stride(type, head.width);
   Scratch s;
-  s.features = pieces.tensor(job.type, times, kTimeFeatures);
-  s.time_hidden = pieces.tensor(job.type, times, head.width);
-  s.time_embed = pieces.tensor(DType::f32, times, head.width);
-  s.condition = pieces.tensor(DType::f32, job.z.rows, head.width);
-  s.y = pieces.tensor(job.type, lines, head.width);
-  s.modulation = pieces.tensor(job.type, lines, modulation_width(head));
-  s.state = pieces.floats(tokens * head.channels);
-  s.noise =
-      job.sample && !head.flow ? pieces.floats(step_count(job) * tokens * head.channels) : nullptr;
-  s.hidden = pieces.floats(rows * stride);
-  s.out = pieces.floats(rows * outputs_of(head));
-  s.inner = pieces.take(static_cast<size_t>(rows * stride) * size_of(job.type));
+  s.features = pieces.tensor(type, sizes.times, kTimeFeatures);
+  s.time_hidden = pieces.tensor(type, sizes.times, head.width);
+  s.time_embed = pieces.tensor(DType::f32, sizes.times, head.width);
+  s.condition = pieces.tensor(DType::f32, sizes.z_rows, head.width);
+  s.y = pieces.tensor(type, sizes.lines, head.width);
+  s.modulation = pieces.tensor(type, sizes.lines, modulation_width(head));
+  s.state = pieces.floats(sizes.tokens * head.channels);
+  s.noise = sizes.noises > 0 ? pieces.floats(sizes.noises * sizes.tokens * head.channels) : nullptr;
+  s.hidden = pieces.floats(sizes.rows * stride);
+  s.out = pieces.floats(sizes.rows * outputs_of(head));
+  s.inner = pieces.take(static_cast<size_t>(sizes.rows * stride) * size_of(type));
   s.arrivals = static_cast<uint32_t*>(pieces.take(sizeof(uint32_t)));
-  s.posts = static_cast<Posted*>(pieces.take(static_cast<size_t>(posts) * sizeof(Posted)));
+  s.posts = static_cast<Posted*>(pieces.take(static_cast<size_t>(sizes.posts) * sizeof(Posted)));
   *total = pieces.total();
   return s;
 }
@@ -350,10 +362,11 @@ void run(Queue& queue, Job& job) {
   const DiffusionHeadWeights& head = *job.head;
   const std::vector<StepsPass> passes = plan_steps(head, job.type, queue.limits(), job.token_rows);
   size_t bytes = 0;
-  take_scratch(job, passes, Pieces(nullptr), &bytes);
+  const Sizes sizes = sizes_of(job, passes);
+  take_scratch(head, job.type, sizes, Pieces(nullptr), &bytes);
   queue.reserve_scratch(bytes);
   const Staged staged = stage_job(queue, job, passes);
-  const Scratch scratch = take_scratch(job, passes, Pieces(&queue), &bytes);
+  const Scratch scratch = take_scratch(head, job.type, sizes, Pieces(&queue), &bytes);
   embed_times_and_conditions(queue, job, staged, scratch);
   int64_t first_row = 0;
   for (size_t i = 0; i < passes.size(); ++i) {
@@ -392,7 +405,7 @@ void run(Queue& queue, Job& job) {
       p.network_out = job.network->out.row(pass.first_token);
       p.network_stride = job.network->out.stride;
     }
-    const int64_t count = step_count(job), chunk = chunk_of(job, pass.rows);
+    const int64_t count = step_count(job), chunk = chunk_of(pass.rows, count);
     for (int64_t first = 0; first < count; first += chunk) {
       p.first_step = static_cast<int32_t>(first);
       p.steps = static_cast<int32_t>(std::min(chunk, count - first));
@@ -405,6 +418,23 @@ void run(Queue& queue, Job& job) {
 }
 
 }  // namespace
+
+// Of fewer rows than those of one pass there may be more lines, with more steps in a chunk; passes
+// hold all rows at most.
+size_t diffusion_scratch(const StepSize& size, DType type, const DeviceLimits& limits) {
+  if (!size.head || size.tokens == 0) return 0;
+  const DiffusionHeadWeights& head = *size.head;
+  Sizes s{};
+  s.times = size.sampling_steps;
+  s.z_rows = s.rows = size.token_rows;
+  s.tokens = size.tokens;
+  s.lines = std::max(s.rows, std::min(kModulationRows, s.rows * size.sampling_steps));
+  s.posts = most_posts(head, type, limits, s.rows);
+  s.noises = head.flow ? 0 : size.sampling_steps;
+  size_t bytes = 0;
+  take_scratch(head, type, s, Pieces(nullptr), &bytes);
+  return bytes;
+}
 
 void diffusion_sample(Queue& queue, const DiffusionSampleArgs& args) {
   if (args.token_count == 0) return;

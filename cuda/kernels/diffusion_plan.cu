@@ -100,6 +100,12 @@ int64_t steps_stride(DType type, int64_t width) {
   return round_up(width, 64 / static_cast<int64_t>(size_of(type)));
 }
 
+int64_t most_posts(const DiffusionHeadWeights& head, DType type, const DeviceLimits& limits,
+                   int64_t rows) {
+  const int64_t posted = std::min<int64_t>(rows, int64_t{limits.processors} * kMostPostedRows);
+  return kPostRounds * posted * posts_stride(head, type);
+}
+
 std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
                                   const DeviceLimits& limits, const std::vector<int32_t>& rows) {
   std::vector<StepsPass> passes;

@@ -56,6 +56,10 @@ struct StepsPass {
 std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
                                   const DeviceLimits& limits, const std::vector<int32_t>& rows);
 
+// Entries of `StepsPass::post_count` at most, of a pass of up to so many rows.
+int64_t most_posts(const DiffusionHeadWeights& head, DType type, const DeviceLimits& limits,
+                   int64_t rows);
+
 // Elements of a row of StepsParams::inner and hidden: the width in whole pieces.
 int64_t steps_stride(DType type, int64_t width);
 

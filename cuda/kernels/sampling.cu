@@ -282,13 +282,18 @@ void soft_cap(Queue& queue, const SoftCapArgs& args) {
   });
 }
 
+size_t sample_text_scratch(int64_t rows, int64_t vocab) {
+  const size_t chunks = static_cast<size_t>(rows) * blocks_for(vocab, kChunk);
+  return chunks * (sizeof(Largest) + sizeof(double)) + 2 * 256;
+}
+
 void sample_text(Queue& queue, const SampleTextArgs& args) {
   if (args.logits.rows == 0) return;
   const size_t rows = static_cast<size_t>(args.logits.rows);
   Params p{};
   p.chunks = static_cast<int32_t>(blocks_for(args.logits.cols, kChunk));
   const size_t chunks = rows * static_cast<size_t>(p.chunks);
-  queue.reserve_scratch(chunks * (sizeof(Largest) + sizeof(double)) + 2 * 256);
+  queue.reserve_scratch(sample_text_scratch(args.logits.rows, args.logits.cols));
   p.largest = queue.scratch<Largest>(chunks);
   p.sums = queue.scratch<double>(chunks);
   p.ids = args.ids;

@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "core/error.h"
 #include "cuda/kernels/convolution.h"
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/tile_cost.h"
@@ -16,15 +15,11 @@ namespace {
 // Device memory of a probe.
 class Memory {
  public:
-  Memory(Queue& queue, size_t bytes) : queue_(queue), bytes_(bytes) {
-    if (cudaMalloc(&data_, bytes) != cudaSuccess) {
-      cudaGetLastError();
-      throw Error(error_code::kInsufficientMemory,
-                  "expected " + std::to_string(bytes) +
-                      " bytes of GPU memory to try its products but they could not be had");
-    }
+  Memory(Queue& queue, size_t bytes)
+      : queue_(queue), data_(queue.memory().allocate(bytes)), bytes_(bytes) {
+    if (!data_) queue.memory().refuse(bytes, "a trial of products", 0);
   }
-  ~Memory() { cudaFree(data_); }
+  ~Memory() { queue_.memory().release(data_, bytes_); }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
@@ -37,15 +32,19 @@ class Memory {
       const uint64_t exponent = 120 + random % 8;  // 2^-7 to 1
       v = static_cast<uint16_t>((random >> 3 & 1) << 15 | exponent << 7 | (random >> 4 & 0x7f));
     }
-    check(cudaMemcpyAsync(data_, values.data(), bytes_, cudaMemcpyHostToDevice, queue_.stream()),
-          "to copy numbers to try");
+    queue_.check_work(
+        cudaMemcpyAsync(data_, values.data(), bytes_, cudaMemcpyHostToDevice, queue_.stream()),
+        "to copy numbers to try");
     queue_.synchronize();
   }
-  void clear() { check(cudaMemsetAsync(data_, 0xff, bytes_, queue_.stream()), "to set memory"); }
+  void clear() {
+    queue_.check_work(cudaMemsetAsync(data_, 0xff, bytes_, queue_.stream()), "to set memory");
+  }
   std::vector<unsigned char> contents() {
     std::vector<unsigned char> bytes(bytes_);
-    check(cudaMemcpyAsync(bytes.data(), data_, bytes_, cudaMemcpyDeviceToHost, queue_.stream()),
-          "to copy what was tried");
+    queue_.check_work(
+        cudaMemcpyAsync(bytes.data(), data_, bytes_, cudaMemcpyDeviceToHost, queue_.stream()),
+        "to copy what was tried");
     queue_.synchronize();
     return bytes;
   }
@@ -55,7 +54,7 @@ class Memory {
 
  private:
   Queue& queue_;
-  void* data_ = nullptr;
+  void* data_;
   size_t bytes_;
 };
 

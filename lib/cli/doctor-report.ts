@@ -5,8 +5,9 @@ import sharp from "sharp";
 import type { LoadedAddon } from "../addon.js";
 import { shippedModels } from "../checkpoint/locate.js";
 import { surveyDevices } from "../device.js";
-import { DeviceError, fromNative } from "../errors.js";
+import { DeviceError } from "../errors.js";
 import type { NativeAddon } from "../native.js";
+import { reportGpus } from "./devices.js";
 import { packageVersion } from "./version.js";
 
 type InstructionSets = ReturnType<NativeAddon["instructionSets"]>;
@@ -65,25 +66,15 @@ function reportInstructionSet(addon: NativeAddon) {
 }
 
 /** What `device: "auto"` means here: `kind` "cuda" where a model fits the GPU's memory. */
-async function reportDevice({ addon, path }: LoadedAddon) {
-  const { library, devices, reason } = await surveyDevices(addon, path);
-  const gpus = await Promise.all(
-    devices.map(async ({ name, capability, driver, runtime, totalMemory }, index) => ({
-      name,
-      capability,
-      driver,
-      runtime,
-      totalMemory,
-      ...(await addon.cudaFreeMemory(library!, index).then(
-        (freeMemory) => ({ freeMemory }),
-        (failure) => ({ problem: fromNative(failure).message }),
-      )),
-    })),
-  );
+async function reportDevice(loaded: LoadedAddon) {
+  const survey = await surveyDevices(loaded.addon, loaded.path);
+  const { library, reason } = survey;
+  const gpus = await reportGpus(loaded, survey);
   return {
     kind: reason ? "cpu" : "cuda",
     reason: reason ?? null,
     cudaLibrary: library ?? null,
-    gpus,
+    // In the engine's terms; not for scripts.
+    gpus: gpus.map(({ memory: _, ...gpu }) => gpu),
   };
 }

@@ -3,11 +3,11 @@
 import { availableParallelism, totalmem } from "node:os";
 import type { Command } from "commander";
 import sharp from "sharp";
-import { describeMachine, findAddon, type LoadedAddon } from "../addon.js";
+import { describeMachine, type LoadedAddon } from "../addon.js";
 import { shippedModels } from "../checkpoint/locate.js";
 import { surveyDevices } from "../device.js";
-import { fromNative, NativeLoadError } from "../errors.js";
 import { type OutputFlags, runCommand } from "./context.js";
+import { gpuLine, reportGpus, tryAddon } from "./devices.js";
 import { chosenInstructionSet, knownSets, originOf, reportMachine } from "./doctor-report.js";
 import { addFlags } from "./flags.js";
 import { write, writeJson } from "./output.js";
@@ -43,15 +43,6 @@ export function addDoctor(program: Command): void {
   );
 }
 
-function tryAddon(): { addon?: LoadedAddon; failure?: NativeLoadError } {
-  try {
-    return { addon: findAddon() };
-  } catch (failure) {
-    if (failure instanceof NativeLoadError) return { failure };
-    throw failure;
-  }
-}
-
 function describeBinary(addon: LoadedAddon): string {
   const origin = {
     environment: "UNIFLUID_NATIVE names it",
@@ -71,21 +62,15 @@ function describeInstructionSet({ addon }: LoadedAddon): string {
 }
 
 /** What `device: "auto"` means here, and each GPU there is. */
-async function describeDevices({ addon, path }: LoadedAddon): Promise<Record<string, string>> {
-  const { library, devices, reason } = await surveyDevices(addon, path);
+async function describeDevices(loaded: LoadedAddon): Promise<Record<string, string>> {
+  const survey = await surveyDevices(loaded.addon, loaded.path);
+  const { library, reason } = survey;
   const lines: Record<string, string> = {
     device: reason ? `cpu; ${reason}` : "cuda, where a model fits its memory; else cpu",
     ...(library ? { "cuda library": library } : {}),
   };
-  for (const [i, d] of devices.entries()) {
-    const free = await addon
-      .cudaFreeMemory(library!, i)
-      .then((bytes) => `${formatBytes(bytes)} free`)
-      .catch((failure) => `free memory unknown (${fromNative(failure).message})`);
-    lines[`cuda:${i}`] =
-      `${d.name}, compute capability ${d.capability}, ${free} of ` +
-      `${formatBytes(d.totalMemory)}, driver for CUDA ${d.driver}, library for ${d.runtime}`;
-  }
+  for (const [i, gpu] of (await reportGpus(loaded, survey)).entries())
+    lines[`cuda:${i}`] = gpuLine(gpu);
   return lines;
 }
 

@@ -1,4 +1,4 @@
-/** `unifluid info`: what a checkpoint is, what it can do, and the memory it takes. */
+/** `unifluid info`: what a checkpoint is, what it can do, the memory it takes, and the device that it would get. */
 
 import type { Command } from "commander";
 import { estimateActivations } from "../activation-memory.js";
@@ -6,10 +6,14 @@ import { loadAddon } from "../addon.js";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
 import { visionRows } from "../checkpoint/vision-config.js";
+import { chooseDevice, type DeviceNeed, shortage, surveyDevices } from "../device.js";
 import { fromNative, NonFiniteWeightError } from "../errors.js";
+import { deviceNeed } from "../load-model.js";
+import { parseLoadOptions } from "../load-options.js";
 import { countParameters, estimateMemory, type ModelPart } from "../memory.js";
 import { tasksOf } from "../tasks.js";
 import { type OutputFlags, runCommand } from "./context.js";
+import { gpuLine, reportGpus, tryAddon } from "./devices.js";
 import { addFlags } from "./flags.js";
 import { write, writeJson } from "./output.js";
 import { formatBytes, formatCount, formatTable } from "./tables.js";
@@ -21,14 +25,14 @@ interface InfoFlags extends OutputFlags {
 export function addInfo(program: Command): void {
   const command = program
     .command("info")
-    .description("tell what a checkpoint is, what it can do and the memory it takes")
+    .description("tell what a checkpoint is, what it can do, its memory and its device here")
     .argument("[model]", "shipped model or checkpoint directory", "shapes-64")
     .option("--check", "read all weights, and fail if one is NaN or infinite");
   addFlags(command, "json").action((model: string, flags: InfoFlags) =>
     runCommand(flags, async ({ signal, json }) => {
       const checkpoint = await readCheckpoint(await locateCheckpoint(model), signal);
       if (flags.check) await checkWeights(checkpoint);
-      const facts = describeCheckpoint(checkpoint);
+      const facts = { ...describeCheckpoint(checkpoint), ...(await describeDevice(checkpoint)) };
       if (json) await writeJson(flags.check ? { ...facts, finite: true } : facts);
       else await write(formatFacts(facts, flags.check ?? false));
     }),
@@ -105,7 +109,45 @@ function describeCheckpoint(checkpoint: Checkpoint) {
   };
 }
 
-type Facts = ReturnType<typeof describeCheckpoint>;
+/** The device that `device: "auto"` would choose for the checkpoint, and why; the GPUs that there are. */
+async function describeDevice(checkpoint: Checkpoint) {
+  const none = ({ message }: Error) => ({
+    device: { kind: "none", reason: message.split("\n")[0]! },
+    gpus: [],
+  });
+  const { addon: loaded, failure } = tryAddon();
+  if (!loaded) return none(failure!);
+  let need: DeviceNeed;
+  try {
+    need = deviceNeed(checkpoint, parseLoadOptions({}, loaded.addon));
+  } catch (error) {
+    return none(error as Error); // UNIFLUID_ISA names what is not there
+  }
+  const survey = await surveyDevices(loaded.addon, loaded.path);
+  const reports = await reportGpus(loaded, survey);
+  const chosen = await chooseDevice({ kind: "auto" }, need, {
+    survey: async () => survey,
+    memory: (_library, index) => {
+      const { memory, problem } = reports[index]!;
+      return memory ? Promise.resolve(memory) : Promise.reject(new Error(problem));
+    },
+  });
+  const gpus = reports.map(({ memory, ...report }) => ({
+    ...report,
+    // Weights, the largest step of one request, and what every model takes.
+    ...(memory && {
+      needed: need.bytes + memory.overhead,
+      fits: shortage(need, report.name, memory) === undefined,
+    }),
+  }));
+  const device =
+    chosen.kind === "cpu"
+      ? { kind: "cpu", reason: chosen.reason }
+      : { kind: `cuda:${chosen.index}`, library: chosen.library };
+  return { device, gpus };
+}
+
+type Facts = ReturnType<typeof describeCheckpoint> & Awaited<ReturnType<typeof describeDevice>>;
 
 const PART_NAMES: Record<ModelPart, string> = {
   text: "decoder",
@@ -113,6 +155,11 @@ const PART_NAMES: Record<ModelPart, string> = {
   image: "diffusion head and image tokens",
   vae: "autoencoder",
 };
+
+function roomOf({ needed, fits }: Facts["gpus"][number]): string {
+  if (needed === undefined) return "whether it has room for this model is unknown";
+  return `this model takes at least ${formatBytes(needed)}${fits ? "" : ", more than it has room for"}`;
+}
 
 function formatFacts(facts: Facts, checked: boolean): string {
   const { text, vision, image, vae, generation, parameters, memory } = facts;
@@ -164,6 +211,14 @@ function formatFacts(facts: Facts, checked: boolean): string {
           : ""),
     ],
     ["activations", `about ${formatBytes(memory.activations)} in the largest step`],
+    [
+      "device",
+      facts.device.reason ? `${facts.device.kind}; ${facts.device.reason}` : facts.device.kind,
+    ],
+    ...facts.gpus.map((gpu, i): [string, string] => [
+      `cuda:${i}`,
+      `${gpuLine(gpu)}; ${roomOf(gpu)}`,
+    ]),
     checked && ["weights", "all finite"],
   ];
   return formatTable(rows.filter((row): row is [string, string] => Boolean(row)));

@@ -17,6 +17,18 @@ const ENGINE: readonly [string, keyof NativeStats, "gauge" | "counter", string][
   ["steps_total", "steps", "counter", "Steps of the engine."],
   ["rows_total", "rows", "counter", "Rows run through the decoder."],
   [
+    "graphs_replayed_total",
+    "graphsReplayed",
+    "counter",
+    "Lists of kernels that a GPU ran as CUDA graphs.",
+  ],
+  [
+    "lists_launched_total",
+    "listsLaunched",
+    "counter",
+    "Lists of kernels that a GPU ran launch by launch.",
+  ],
+  [
     "completed_requests_total",
     "completed",
     "counter",

@@ -11,6 +11,9 @@ import {
 
 const f32 = { library: simulatedLibrary, compute: "f32" } as const;
 
+/** What every backend takes of its limit, for staging. */
+const STAGING = 4 << 20;
+
 afterEach(() => simulate());
 
 test("a step that comes again runs as a graph, with the same results", () => {
@@ -33,14 +36,16 @@ test("a step that comes again runs as a graph, with the same results", () => {
 });
 
 test("memory is aligned, reused, and refused beyond the limit", () => {
-  withBackend({ ...f32, maxMemory: 1 << 20 }, (backend) => {
+  withBackend({ ...f32, maxMemory: STAGING + (1 << 20) }, (backend) => {
     const free = backend.available();
     expect(free).toBe(1 << 20);
     expect(backend.allocateAndRelease([0, 1, 63, 4095, 100_000])).toEqual(Array(5).fill(0));
     expect(backend.available()).toBe(free);
     const refused = expect.objectContaining({
       code: "INSUFFICIENT_MEMORY",
-      message: expect.stringMatching(/bytes of GPU memory but \d+ are available/),
+      message: expect.stringMatching(
+        /bytes of GPU memory for caches and activations but \d+ are available/,
+      ),
     });
     expect(() => backend.allocateAndRelease([1 << 19, 1 << 19, 1])).toThrow(refused);
     expect(() => backend.allocateAndRelease([2 ** 53])).toThrow(refused);
@@ -53,7 +58,7 @@ const free = () => withBackend(f32, (backend) => backend.available());
 
 test("what is kept for reuse counts as held, and is given back before more is taken", () => {
   const before = free();
-  withBackend({ ...f32, maxMemory: 1 << 20 }, (backend) => {
+  withBackend({ ...f32, maxMemory: STAGING + (1 << 20) }, (backend) => {
     const opened = free();
     // Sizes of which no two can share a block, twelve MiB one after another.
     for (let i = 0; i < 24; i++) {
@@ -65,6 +70,47 @@ test("what is kept for reuse counts as held, and is given back before more is ta
   expect(free()).toBe(before);
 });
 
+/** Attention over `rows` rows, which rotates that many queries in scratch: 256 bytes each. */
+const attend = (backend: Backend, rows: number) => {
+  const random = new Random(4);
+  const headDim = 64;
+  const matrix = () => random.matrix(rows, headDim);
+  return backend.attention({
+    q: matrix(),
+    k: matrix(),
+    v: matrix(),
+    ...{ heads: 1, kvHeads: 1, headDim, scale: 1, ropeTheta: 100, firstPosition: 0 },
+    spans: [{ firstRow: 0, rows, index: 0, prefixEnd: 0 }],
+  });
+};
+
+test("scratch and staging are within the limit", () => {
+  // Tensors of 1 MiB, and as much scratch for queries and keys.
+  const rows = 1000;
+  const held = (4 * rows * 64 + 2 * rows * 64) * 4;
+  withBackend({ ...f32, maxMemory: STAGING + 2 * held }, (backend) => {
+    const before = backend.available();
+    expect(attend(backend, rows)).toHaveLength(rows * 64);
+    expect(backend.available()).toBeLessThanOrEqual(before - 2 * rows * 256);
+  });
+  withBackend({ ...f32, maxMemory: STAGING + held - (1 << 18) }, (backend) => {
+    expect(() => attend(backend, rows)).toThrow(
+      expect.objectContaining({
+        code: "INSUFFICIENT_MEMORY",
+        message: expect.stringMatching(/GPU memory for an operation's scratch but \d+ are/),
+      }),
+    );
+    // What there was stays, and the backend works.
+    expect(attend(backend, 10)).toHaveLength(640);
+  });
+  expect(() => new addon.TestBackend({ ...f32, maxMemory: STAGING - 1 })).toThrow(
+    expect.objectContaining({
+      code: "INSUFFICIENT_MEMORY",
+      message: expect.stringMatching(/4194304 bytes of GPU memory for staging but 4194303 are/),
+    }),
+  );
+});
+
 test("an operation's scratch takes memory that is kept for reuse", () => {
   const [total, mebibyte] = [64 << 20, 1 << 20];
   simulate({ memory: total });
@@ -74,17 +120,7 @@ test("an operation's scratch takes memory that is kept for reuse", () => {
     // backend takes 4 MiB, and offers half of what so small a device has left.
     const left = 2 * free() + 4 * mebibyte;
     simulate({ memory: total - left + 1.5 * mebibyte });
-    const random = new Random(4);
-    const [rows, headDim] = [1000, 64];
-    const matrix = () => random.matrix(rows, headDim);
-    const out = backend.attention({
-      q: matrix(),
-      k: matrix(),
-      v: matrix(),
-      ...{ heads: 1, kvHeads: 1, headDim, scale: 1, ropeTheta: 100, firstPosition: 0 },
-      spans: [{ firstRow: 0, rows, index: 0, prefixEnd: 0 }],
-    });
-    expect(out).toHaveLength(rows * headDim);
+    expect(attend(backend, 1000)).toHaveLength(64_000);
   });
 });
 
@@ -150,14 +186,14 @@ test("what other owners of the device have taken is refused at its allocation", 
   });
 });
 
-test("a fault stays: the backend says so and must be made anew", () => {
+test.each(["launches", "waits"] as const)("a fault that %s tell of stays", (fail) => {
   const x = new Random(1).matrix(3, 8);
   const compute = (backend: Backend) =>
     backend.softCap({ x: { ...x, data: x.data.slice() }, cap: 2 });
   const right = withBackend(f32, compute);
   const backend = new addon.TestBackend(f32);
   try {
-    simulate({ fail: "launches" });
+    simulate({ fail });
     expect(() => compute(backend)).toThrow(
       expect.objectContaining({
         code: "DEVICE_ERROR",

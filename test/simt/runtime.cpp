@@ -4,9 +4,12 @@
 //   UNIFLUID_SIMT_MEMORY      bytes of device memory; default 2 GiB
 //   UNIFLUID_SIMT_SEED        of the order of threads; default 1
 //   UNIFLUID_SIMT_FAIL        1: launches fail, as by a device fault; 2: they are refused while
-//   they are captured; 3: there is no memory for graphs; default 0 UNIFLUID_SIMT_CAPABILITY compute
-//   capability, as 86 or 90; default 86 UNIFLUID_SIMT_ROUNDING    1: products of warpgroups round
-//   otherwise than those of warps; default 0
+//                             they are captured; 3: there is no memory for graphs; 4: kernels
+//                             fault, and the host hears of it when it waits for them; default 0
+//   UNIFLUID_SIMT_TAKEN       bytes that others have taken since free memory was told; default 0
+//   UNIFLUID_SIMT_CAPABILITY  compute capability, as 86 or 90; default 86
+//   UNIFLUID_SIMT_ROUNDING    1: products of warpgroups round otherwise than those of warps;
+//                             default 0
 #include <cuda.h>
 #include <cuda_runtime.h>
 
@@ -33,7 +36,8 @@ struct Setting {
 };
 Setting devices("UNIFLUID_SIMT_DEVICES", 1), memory_size("UNIFLUID_SIMT_MEMORY", kDefaultMemory),
     order_seed("UNIFLUID_SIMT_SEED", 1), failing("UNIFLUID_SIMT_FAIL", 0),
-    capability("UNIFLUID_SIMT_CAPABILITY", 86), rounding("UNIFLUID_SIMT_ROUNDING", 0);
+    taken("UNIFLUID_SIMT_TAKEN", 0), capability("UNIFLUID_SIMT_CAPABILITY", 86),
+    rounding("UNIFLUID_SIMT_ROUNDING", 0);
 
 size_t shared_bytes() { return capability.value / 10 == 9 ? kHopperShared : kLeastShared; }
 
@@ -66,10 +70,14 @@ struct Recorded {
 struct SimtStream {
   int device;
   cudaError_t fault = cudaSuccess;
+  cudaError_t untold = cudaSuccess;  // a fault that the host has not heard of
   bool capturing = false;
   std::vector<Recorded> captured;
 };
-struct SimtEvent {};
+struct SimtEvent {
+  cudaStream_t stream = nullptr;     // where it was recorded
+  cudaError_t before = cudaSuccess;  // a fault there that a wait for it would tell of
+};
 struct SimtGraph {
   std::vector<Recorded> launches;
 };
@@ -94,12 +102,23 @@ size_t allowed_shared(const void* kernel) {
   return found == dynamic_shared.end() ? kAlways : std::max(kAlways, found->second);
 }
 
+// What a wait for the stream's work comes to.
+cudaError_t waited(cudaStream_t stream) {
+  if (stream->fault == cudaSuccess) stream->fault = stream->untold;
+  return stream->fault;
+}
+
 cudaError_t run(const Recorded& r, cudaStream_t stream) {
   const size_t threads = size_t{r.block.x} * r.block.y * r.block.z;
   if (threads == 0 || threads > 1024 || r.grid.x == 0 || r.grid.y == 0 || r.grid.z == 0 ||
       r.grid.y > 65535 || r.grid.z > 65535 || r.shared > shared_bytes() ||
       r.shared > allowed_shared(r.kernel))
     return cudaErrorInvalidValue;
+  if (failing.value == 4) {
+    message = "the late fault that UNIFLUID_SIMT_FAIL asks for";
+    stream->untold = cudaErrorLaunchFailure;
+  }
+  if (stream->untold != cudaSuccess) return cudaSuccess;  // nothing runs behind a fault
   const uint64_t number = ++launches;
   std::vector<unsigned char> copy = r.arguments;
   std::vector<void*> pointers;
@@ -147,7 +166,8 @@ bool rounds_otherwise() { return rounding.value != 0; }
 
 // Sets what is named as in the environment; false where there is no such thing.
 extern "C" __attribute__((visibility("default"))) bool simt_set(const char* name, uint64_t value) {
-  for (Setting* setting : {&devices, &memory_size, &order_seed, &failing, &capability, &rounding})
+  for (Setting* setting :
+       {&devices, &memory_size, &order_seed, &failing, &taken, &capability, &rounding})
     if (std::strcmp(setting->name, name) == 0) {
       setting->value = value;
       return true;
@@ -226,7 +246,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   std::lock_guard lock(mutex);
   if (bytes == 0) return cudaSuccess;
   const size_t rounded = (bytes + 255) / 256 * 256;
-  if (rounded < bytes || allocated + rounded > memory_size.value.load())
+  if (rounded < bytes || allocated + rounded + taken.value.load() > memory_size.value.load())
     return cudaErrorMemoryAllocation;
   *memory = std::aligned_alloc(256, rounded);
   if (!*memory) return cudaErrorMemoryAllocation;
@@ -272,7 +292,7 @@ cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t 
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new SimtStream{current_device, cudaSuccess, false, {}};
+  *stream = new SimtStream{current_device, cudaSuccess, cudaSuccess, false, {}};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -281,7 +301,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   ++waits;
-  return stream->fault;
+  return waited(stream);
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
@@ -318,8 +338,14 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = new SimtEvent();
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t stream) { return stream->fault; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->stream = stream;
+  event->before = stream->untold;
+  return stream->fault;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return event->before == cudaSuccess ? cudaSuccess : waited(event->stream);
+}
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   delete event;
   return cudaSuccess;

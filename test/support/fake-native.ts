@@ -42,6 +42,8 @@ export class FakeNative implements NativeModel {
       availableBytes: 0,
       steps: 0,
       rows: 0,
+      graphsReplayed: 0,
+      listsLaunched: 0,
       completed: 0,
       failed: 0,
       cancelled: 0,

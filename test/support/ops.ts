@@ -333,22 +333,24 @@ export const instructionSets = addon
 /** The CUDA library on a simulation of CUDA (test/simt). */
 export const simulatedLibrary = resolve(dirname(path), "unifluid_cuda_simulated.so");
 
-const FAILURES = ["nothing", "launches", "captures", "graphs"];
+const FAILURES = ["nothing", "launches", "captures", "graphs", "waits"] as const;
 
 /**
- * What the simulated device is like: number of devices, bytes of memory, what fails (launches, as by a fault; launches
- * into a capture; memory for graphs), 10 times its compute capability, whether its warpgroups round otherwise than its
- * warps.
+ * What the simulated device is like: number of devices, bytes of memory and how many of them others took since free
+ * memory was told, what fails (launches, as by a fault; launches into a capture; memory for graphs; waits, which tell of
+ * a fault of a kernel before), 10 times its compute capability, whether its warpgroups round otherwise than its warps.
  */
 export function simulate({
   devices = 1,
   memory = 2 ** 31,
-  fail = "nothing" as "nothing" | "launches" | "captures" | "graphs",
+  taken = 0,
+  fail = "nothing" as (typeof FAILURES)[number],
   capability = 86,
   rounding = false,
 } = {}): void {
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_DEVICES", devices);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_MEMORY", memory);
+  addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_TAKEN", taken);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_FAIL", FAILURES.indexOf(fail));
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_CAPABILITY", capability);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_ROUNDING", rounding ? 1 : 0);

@@ -9,7 +9,7 @@ import {
   parseDevice,
   surveyDevices,
 } from "../../lib/device";
-import type { NativeCudaDevice } from "../../lib/native";
+import type { NativeCudaDevice, NativeCudaMemory } from "../../lib/native";
 
 const GiB = 2 ** 30;
 const gpu = (name: string, capability: string): NativeCudaDevice => ({
@@ -126,22 +126,22 @@ describe("what GPUs there are", () => {
 
 describe("the choice", () => {
   const NEED = { name: "the model", dtype: "bfloat16", bytes: GiB, maxMemory: 0 } as const;
+  /** All of it usable, unless less is said to be, and none of it taken by the backend itself. */
+  const free =
+    (bytes: number, usable = bytes, overhead = 0) =>
+    async () => ({ free: bytes, usable, overhead });
   const choose = (
     device: string,
     survey: DeviceSurvey,
     need: Partial<DeviceNeed> = {},
-    freeMemory: () => Promise<number> = async () => 8 * GiB,
+    memory: () => Promise<NativeCudaMemory> = free(8 * GiB),
   ) =>
-    chooseDevice(
-      parseDevice(device),
-      { ...NEED, ...need },
-      { survey: async () => survey, freeMemory },
-    );
+    chooseDevice(parseDevice(device), { ...NEED, ...need }, { survey: async () => survey, memory });
   const both: DeviceSurvey = { library: "lib.so", devices: [older, newer] };
   const never = () => Promise.reject(new Error("not to be asked"));
 
   test("cpu asks for no survey, nor does auto where it must be the CPU", async () => {
-    const gpus = { survey: never, freeMemory: never };
+    const gpus = { survey: never, memory: never };
     expect(await chooseDevice({ kind: "cpu" }, NEED, gpus)).toEqual({ kind: "cpu" });
     const need = { ...NEED, cpuReason: "the instruction set avx2 was asked for" };
     expect(await chooseDevice({ kind: "auto" }, need, gpus)).toEqual({
@@ -153,15 +153,23 @@ describe("the choice", () => {
   test("auto takes the first GPU that can be used, and asks that one alone for its memory", async () => {
     const asked: number[] = [];
     const survey = async () => ({ ...both, devices: [older, newer, newer] });
-    const freeMemory = async (_: string, index: number) => {
+    const memory = async (_: string, index: number) => {
       asked.push(index);
-      return 8 * GiB;
+      return free(8 * GiB)();
     };
-    expect(await chooseDevice({ kind: "auto" }, NEED, { survey, freeMemory })).toEqual({
+    expect(await chooseDevice({ kind: "auto" }, NEED, { survey, memory })).toEqual({
       kind: "cuda",
       library: "lib.so",
       index: 1,
       dtype: "bfloat16",
+      gpu: {
+        name: "New",
+        capability: "9.0",
+        driver: "13.0",
+        runtime: "13.0",
+        totalMemory: 16 * GiB,
+        freeMemory: 8 * GiB,
+      },
     });
     expect(asked).toEqual([1]);
   });
@@ -192,17 +200,40 @@ describe("the choice", () => {
 
   test("a model that does not fit", async () => {
     const small = { library: "lib.so", devices: [gpu("Small", "8.6")] };
-    const free = (bytes: number) => async () => bytes;
     expect(await choose("auto", small, {}, free(GiB))).toMatchObject({ kind: "cuda" });
     expect(await choose("auto", small, {}, free(GiB - 2 ** 20))).toMatchObject({
       kind: "cpu",
-      reason: "the model takes at least 1024 MiB on a GPU, but 1023 MiB are available on Small",
+      reason:
+        "the model takes at least 1024 MiB on a GPU, but 1023 MiB are available on Small, of 1023 MiB free",
     });
     await expect(choose("cuda", small, {}, free(GiB - 1))).rejects.toMatchObject({
       code: "INSUFFICIENT_MEMORY",
     });
     await expect(choose("cuda", small, { maxMemory: GiB - 1 })).rejects.toMatchObject({
       code: "INSUFFICIENT_MEMORY",
+      message: expect.stringMatching(
+        /1023 MiB are available on Small, by maxMemory, with 8192 MiB/,
+      ),
+    });
+  });
+
+  test("what is left to the driver, and what every model takes, counts", async () => {
+    const small = { library: "lib.so", devices: [gpu("Small", "8.6")] };
+    const [reserve, overhead] = [256 * 2 ** 20, 4 * 2 ** 20];
+    const enough = GiB + reserve + overhead;
+    const memory = (bytes: number) => free(bytes, bytes - reserve, overhead);
+    expect(await choose("auto", small, {}, memory(enough))).toMatchObject({ kind: "cuda" });
+    expect(await choose("auto", small, {}, memory(enough - 1))).toEqual({
+      kind: "cpu",
+      reason:
+        "the model takes at least 1028 MiB on a GPU, but 1027 MiB are available on Small, of 1283 MiB free",
+    });
+    const bounded = { maxMemory: GiB + overhead };
+    expect(await choose("auto", small, bounded)).toMatchObject({ kind: "cuda" });
+    expect(
+      await choose("auto", small, bounded, free(8 * GiB, 7 * GiB, overhead + 1)),
+    ).toMatchObject({
+      kind: "cpu",
     });
   });
 

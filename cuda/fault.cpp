@@ -1,0 +1,37 @@
+#include "cuda/fault.h"
+
+#include <string>
+
+#include "core/error.h"
+
+namespace unifluid::cuda {
+namespace {
+
+std::string told(cudaError_t status, const char* what) {
+  return std::string("the GPU failed ") + what + ": " + cudaGetErrorString(status);
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // a failed allocation leaves the device as it was
+    throw Error(error_code::kInsufficientMemory, told(status, what));
+  }
+  throw Error(error_code::kDevice, told(status, what));
+}
+
+void Fault::check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  happened_ = true;
+  throw Error(error_code::kDevice, told(status, what));
+}
+
+void Fault::expect_none() const {
+  if (happened_)
+    throw Error(error_code::kDevice,
+                "the GPU has failed in an earlier request; the model must be loaded again");
+}
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,209 @@
+/**
+ * A model and the memory of its GPU, on the simulated device: which device "auto" takes, what `maxMemory` bounds, who
+ * fails where memory goes while requests run, faults that are told late, and steps as graphs.
+ */
+import { execFile } from "node:child_process";
+import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
+import { promisify } from "node:util";
+import { estimateMemory, UniFluid } from "../../lib";
+import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { FIXTURES } from "../support/fixtures";
+import { expectSameBits, simulate, simulatedLibrary } from "../support/ops";
+
+const directory = join(FIXTURES, "unifluid-flow-tiny");
+const prompt = "a large red circle";
+const options = { seed: 7, steps: 2 };
+/** Sampling steps whose modulations take more than a MiB. */
+const STEPS = 1000;
+/** What a backend takes for staging, whatever the model. */
+const STAGING = 4 << 20;
+
+beforeAll(() => {
+  process.env.UNIFLUID_CUDA_LIBRARY = simulatedLibrary;
+});
+afterEach(() => simulate());
+
+const until = async (condition: () => boolean) => {
+  while (!condition()) await setTimeout(1);
+};
+const draw = (model: UniFluid) => model.generateLatents(prompt, options);
+async function needed(): Promise<number> {
+  return STAGING + estimateMemory(await readCheckpoint(directory)).onDevice;
+}
+
+describe("the device that auto takes", () => {
+  test.each([0.2, 0.3, 3, 5, 9, 14, 40])("of %d MB", async (megabytes) => {
+    simulate({ memory: megabytes * 1e6 });
+    await using model = await UniFluid.load(directory);
+    // Half of so small a device is left to the driver.
+    if ((megabytes * 1e6) / 2 >= (await needed())) {
+      expect(model.info.device).toMatch(/^cuda:0/);
+      await draw(model);
+    } else {
+      expect(model.info.device).toMatch(/^cpu/);
+      const mebibytes = Math.floor((megabytes * 1e6) / 2 ** 20);
+      expect(model.info.cpuReason).toMatch(
+        new RegExp(`takes at least \\d+ MiB on a GPU, but \\d+ MiB .*, of ${mebibytes} MiB free$`),
+      );
+    }
+  });
+
+  test("from the least that it asks for on, one that draws", async () => {
+    const least = await needed();
+    simulate({ memory: 2 * least - 2 });
+    await using below = await UniFluid.load(directory);
+    expect(below.info.device).toMatch(/^cpu/);
+    simulate({ memory: 2 * least });
+    await using model = await UniFluid.load(directory);
+    expect(model.info).toMatchObject({
+      device: expect.stringMatching(/^cuda:0/),
+      gpu: { name: "simulated", driver: "13.0", freeMemory: 2 * least, totalMemory: 2 * least },
+    });
+    const image = await model.generate(prompt, options);
+    expect(image.width).toBe(model.info.image!.size);
+  });
+
+  test("the CPU, where memory goes while the weights are loaded", async () => {
+    simulate({ memory: 64e6, taken: 60e6 });
+    await using model = await UniFluid.load(directory);
+    expect(model.info.device).toMatch(/^cpu/);
+    expect(model.info.cpuReason).toMatch(
+      /takes at least \d+ MiB on a GPU, and could not be loaded on simulated, of whose memory 62 MiB seemed free: expected to allocate \d+ bytes of GPU memory for .* but \d+ are available/,
+    );
+    await draw(model);
+  });
+
+  test.each([
+    ["staging", 62e6],
+    ["weights", 64e6 - STAGING - 2e5],
+  ])("cuda is refused where there is no memory for %s", async (what, taken) => {
+    simulate({ memory: 64e6, taken });
+    await expect(UniFluid.load(directory, { device: "cuda" })).rejects.toMatchObject({
+      code: "INSUFFICIENT_MEMORY",
+      message: expect.stringMatching(
+        new RegExp(`^expected to allocate \\d+ bytes of GPU memory for ${what} but \\d+ are`),
+      ),
+    });
+  });
+});
+
+test("maxMemory bounds all that a model takes of the GPU", async () => {
+  const maxMemory = await needed();
+  await using model = await UniFluid.load(directory, { device: "cuda", maxMemory });
+  await Promise.all([
+    model.generate(prompt, options),
+    ...[1, 2].map((seed) => model.generateLatents(prompt, { ...options, seed })),
+  ]);
+  const { allocatedBytes, availableBytes } = model.stats();
+  expect(allocatedBytes).toBeGreaterThan(STAGING);
+  expect(allocatedBytes + availableBytes).toBe(maxMemory);
+});
+
+test("a drawing whose steps would lack memory fails alone, and before any of them", async () => {
+  await using model = await UniFluid.load(directory, { device: "cuda" });
+  const alone = await draw(model);
+  const { steps } = model.stats();
+  const running = draw(model);
+  await until(() => model.stats().steps > steps);
+  // What others leave is enough for the cache of the next drawing, and not for the scratch of its many steps.
+  simulate({ memory: model.stats().allocatedBytes + (1 << 19) });
+  const before = model.stats().rows;
+  await expect(model.generateLatents("", { seed: 8, steps: STEPS })).rejects.toMatchObject({
+    code: "INSUFFICIENT_MEMORY",
+    message: expect.stringMatching(/GPU memory for an operation's scratch but \d+ are available/),
+  });
+  expectSameBits(await running, alone);
+  // None of its rows was run.
+  expect(model.stats().rows - before).toBeLessThanOrEqual(2 * model.info.image!.grid ** 2);
+  expect(model.stats()).toMatchObject({ completed: 2, failed: 1 });
+  expectSameBits(await draw(model), alone);
+});
+
+test("a fault that is told late rejects what runs and what comes", async () => {
+  const model = await UniFluid.load(directory, { device: "cuda" });
+  try {
+    const right = await draw(model);
+    const { steps } = model.stats();
+    const running = draw(model);
+    await until(() => model.stats().steps > steps);
+    // No more waits are due until the latents are copied to the host.
+    simulate({ fail: "waits" });
+    await expect(running).rejects.toMatchObject({
+      code: "DEVICE_ERROR",
+      message: expect.stringMatching(/the GPU failed to give a transfer: the late fault/),
+    });
+    simulate();
+    await expect(draw(model)).rejects.toMatchObject({
+      code: "DEVICE_ERROR",
+      message: expect.stringMatching(/must be loaded again/),
+    });
+    await using again = await UniFluid.load(directory, { device: "cuda" });
+    expectSameBits(await draw(again), right);
+  } finally {
+    await model.dispose();
+  }
+});
+
+test("the steps of a drawing are replayed as graphs", async () => {
+  const larger = join(FIXTURES, "unifluid-tiny");
+  const few = { seed: 7, steps: 1, guidance: 1 };
+  await using model = await UniFluid.load(larger, { device: "cuda" });
+  const tokens = model.info.image!.grid ** 2;
+  await model.generateLatents(prompt, few);
+  // A step for the prompt and one for each token. The first token's list comes once; the second time it is captured.
+  expect(model.stats()).toMatchObject({ steps: tokens + 1, graphsReplayed: tokens - 1 });
+  expect(model.stats().listsLaunched).toBeGreaterThanOrEqual(2);
+  await using cpu = await UniFluid.load(larger, { device: "cpu" });
+  await cpu.generateLatents(prompt, few);
+  expect(cpu.stats()).toMatchObject({ steps: tokens + 1, graphsReplayed: 0, listsLaunched: 0 });
+});
+
+describe("unifluid info", () => {
+  const main = join(__dirname, "../../dist/cli/main.js");
+  const info = async (memory: number, ...args: string[]) =>
+    (
+      await promisify(execFile)(process.execPath, [main, "info", directory, ...args], {
+        env: {
+          ...process.env,
+          UNIFLUID_CUDA_LIBRARY: simulatedLibrary,
+          UNIFLUID_SIMT_MEMORY: String(memory),
+        },
+      })
+    ).stdout;
+
+  test("names the GPU, its driver, its memory and the device of this model", async () => {
+    const text = await info(64 << 20);
+    expect(text).toMatch(/^device +cuda:0$/m);
+    expect(text).toMatch(
+      /^cuda:0 +simulated, compute capability 8\.6, 64\.0 MiB free of 64\.0 MiB, driver for CUDA 13\.0, library for 13\.0; this model takes at least [\d.]+ MiB$/m,
+    );
+    const { device, gpus } = JSON.parse(await info(64 << 20, "--json"));
+    expect(device).toEqual({ kind: "cuda:0", library: simulatedLibrary });
+    expect(gpus).toEqual([
+      {
+        name: "simulated",
+        capability: "8.6",
+        driver: "13.0",
+        runtime: "13.0",
+        totalMemory: 64 << 20,
+        freeMemory: 64 << 20,
+        needed: await needed(),
+        fits: true,
+      },
+    ]);
+  });
+
+  test("says why it is the CPU", async () => {
+    const text = await info(5 << 20);
+    expect(text).toMatch(
+      /^device +cpu; .*takes at least \d+ MiB on a GPU, but 2 MiB are available/m,
+    );
+    expect(text).toMatch(
+      /^cuda:0 .*; this model takes at least .* MiB, more than it has room for$/m,
+    );
+    const { device, gpus } = JSON.parse(await info(5 << 20, "--json"));
+    expect(device).toMatchObject({ kind: "cpu", reason: expect.stringMatching(/of 5 MiB free/) });
+    expect(gpus).toMatchObject([{ fits: false }]);
+  });
+});
