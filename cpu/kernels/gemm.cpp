@@ -2,148 +2,27 @@
 // multiplication", 2008): panels of B that stay in the first-level cache, blocks of A in the
 // second, tiles of the result in registers.
 //
-// B is packed, kVectors vectors of columns to a panel, so that a step over k reads two or three
-// vectors that lie together. A is read where it lies where it can be: a tile broadcasts single
-// elements, which may be a row or a column apart. With bfloat16 both are rounded on the way into
-// their packed form; where the processor multiplies pairs of bfloat16 (AVX512-BF16) an element of
-// the packed form is such a pair, and everything else stays the same.
+// B is packed (gemm_pack.h), kTileVectors vectors of columns to a panel, so that a step over k
+// reads vectors that lie together. A is read where it lies where steps over k lie together: a tile
+// broadcasts single elements, whose rows may be apart. With bfloat16 both are rounded on the way
+// into their packed form; where the processor multiplies pairs of bfloat16 (AVX512-BF16) an element
+// of the packed form is such a pair, and everything else stays the same.
 #include "cpu/kernels/gemm.h"
 
+#include "cpu/kernels/gemm_pack.h"
 #include "cpu/kernels/gemm_tile.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
 // Steps over k for which a panel of B (kBlockK * kPanel elements, 32 KiB) stays in the first-level
-// cache.
+// cache. The order of sums depends on it.
 constexpr int64_t kBlockK = 8192 / kPanel;
-// Rows of a task: a block of A (kTaskRows * kBlockK elements) stays in the second-level cache, and
-// is a multiple of the tile's rows.
+// Most rows of a task: a block of A (kTaskRows * kBlockK elements) stays in the second-level cache,
+// and is a multiple of the tile's rows.
 constexpr int64_t kTaskRows = 8 * kTileRows;
 // Multiplications below which threads are not worth waking.
 constexpr int64_t kSmallWork = 1 << 18;
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-enum class Form { f32, rounded, pairs };
-
-// How many elements of k one element of the packed forms holds.
-constexpr int64_t depth_of(Form form) { return form == Form::pairs ? 2 : 1; }
-
-UNIFLUID_INLINE uint32_t bits_of(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  return bits;
-}
-UNIFLUID_INLINE float float_of(uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, 4);
-  return x;
-}
-// The bfloat16 nearest to x, ties to even, in the upper half.
-UNIFLUID_INLINE uint32_t rounded_bits(float x) {
-  const uint32_t bits = bits_of(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return bits | 0x00400000u;  // a NaN stays one
-  return (bits + 0x7fffu + ((bits >> 16) & 1)) & 0xffff0000u;
-}
-
-// One element of a packed form: x(0), or x(0) and x(1) as a pair, the second being 0 past the end.
-template <Form form, class Get>
-UNIFLUID_INLINE float element(Get x, bool second) {
-  if constexpr (form == Form::f32) return x(0);
-  if constexpr (form == Form::rounded) return float_of(rounded_bits(x(0)));
-  const uint32_t low = rounded_bits(x(0)) >> 16;
-  const uint32_t high = second ? rounded_bits(x(1)) : 0;
-  return float_of(high | low);
-}
-
-// Steps [0, count) of a line along k, at most whole vectors of them: how many were packed. Elements
-// of k lie together.
-template <Form form>
-UNIFLUID_INLINE int64_t pack_along(const float* from, int64_t count, float* out) {
-  int64_t s = 0;
-  if constexpr (form == Form::pairs)
-    for (; s + kLanes <= count; s += kLanes)
-      store(out + s, round_neighbours(load(from + 2 * s), load(from + 2 * s + kLanes)));
-  return s;
-}
-
-// One step of `count` lines that lie together, at most whole vectors of them; `next`: the second
-// element of each pair, or null past the end.
-template <Form form>
-UNIFLUID_INLINE int64_t pack_across(const float* from, const float* next, int64_t count,
-                                    float* out) {
-  int64_t i = 0;
-  if constexpr (form == Form::pairs)
-    for (; i + kLanes <= count; i += kLanes)
-      store(out + i, round_across(load(from + i), next ? load(next + i) : zero()));
-  return i;
-}
-
-// Columns [column, column + kPanel) of b as a panel: out[step][kPanel].
-template <Form form>
-void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out) {
-  constexpr int64_t depth = depth_of(form);
-  const int64_t columns = least(kPanel, n - column), steps = divide_up(k, depth);
-  const float* from = b.data + column * b.column;
-  if (b.column == 1) {
-    for (int64_t s = 0; s < steps; ++s) {
-      const float* row = from + s * depth * b.row;
-      const bool second = s * depth + 1 < k;
-      float* to = out + s * kPanel;
-      const int64_t packed = pack_across<form>(row, second ? row + b.row : nullptr, columns, to);
-#pragma GCC ivdep
-      for (int64_t j = packed; j < columns; ++j)
-        to[j] = element<form>([&](int64_t d) { return row[d * b.row + j]; }, second);
-      for (int64_t j = columns; j < kPanel; ++j) to[j] = 0;
-    }
-    return;
-  }
-  // Columns are contiguous in memory: a few at a time, so that both sides stay in the cache.
-  constexpr int64_t kRun = 64;
-  for (int64_t first = 0; first < steps; first += kRun) {
-    const int64_t end = least(steps, first + kRun);
-    for (int64_t j = 0; j < columns; ++j) {
-      const float* source = from + j * b.column;
-      for (int64_t s = first; s < end; ++s)
-        out[s * kPanel + j] =
-            element<form>([&](int64_t d) { return source[s * depth + d]; }, s * depth + 1 < k);
-    }
-    for (int64_t s = first; s < end; ++s)
-      for (int64_t j = columns; j < kPanel; ++j) out[s * kPanel + j] = 0;
-  }
-}
-
-// Rows [0, rows) and steps [first, end) of a, rounded: out[i * row + s * column].
-template <Form form>
-void pack_rows(View a, int64_t rows, int64_t k, int64_t first, int64_t end, float* out, int64_t row,
-               int64_t column) {
-  constexpr int64_t depth = depth_of(form);
-  if (a.column == 1) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const float* from = a.data + i * a.row;
-      float* to = out + i * row;
-      const int64_t whole = least(end, k / depth);
-      const int64_t packed = pack_along<form>(from + first * depth, whole - first, to);
-#pragma GCC ivdep
-      for (int64_t s = first + packed; s < whole; ++s)
-        to[s - first] = element<form>([&](int64_t d) { return from[s * depth + d]; }, true);
-      for (int64_t s = whole < first ? first : whole; s < end; ++s)
-        to[s - first] = element<form>([&](int64_t d) { return from[s * depth + d]; }, false);
-    }
-  } else {
-    for (int64_t s = first; s < end; ++s) {
-      const float* from = a.data + s * depth * a.column;
-      const bool second = s * depth + 1 < k;
-      float* to = out + (s - first) * column;
-      const int64_t packed = pack_across<form>(from, second ? from + a.column : nullptr, rows, to);
-#pragma GCC ivdep
-      for (int64_t i = packed; i < rows; ++i)
-        to[i] = element<form>([&](int64_t d) { return from[i + d * a.column]; }, second);
-    }
-  }
-}
 
 struct Work {
   View a, b;
@@ -152,24 +31,64 @@ struct Work {
   bool accumulate;
   float* out;
   int64_t out_stride;
-  float* panels;          // packed B
-  int64_t column_panels;  // panels of a task
+  float* panels;  // packed B
+  // Parts of the rows and of the panels; a task is one of each.
+  int64_t row_parts, column_parts;
+  int64_t part_rows;  // rows of the largest part
+  // Packed A, part_rows * steps elements for each part of the rows, if several tasks read it; null:
+  // a task packs blocks of its own, or reads A where it lies.
+  float* rows;
   Parallel* parallel;
 };
 
+// Where part `index` begins if `count` things are shared out among `parts` parts.
+int64_t part(int64_t count, int64_t parts, int64_t index) { return count * index / parts; }
+
+int64_t first_row(const Work& w, int64_t index) {
+  return least(w.m, kTileRows * part(divide_up(w.m, kTileRows), w.row_parts, index));
+}
+
+// Float32 is read where it lies, unless the steps over k of A^T are apart by a multiple of this:
+// then they fall into so few sets of the first-level cache that a tile's block does not stay there.
+constexpr int64_t kFewSets = 512;
+
+template <Form form>
+bool packs_rows(const Work& w) {
+  return form != Form::f32 || w.a.column % kFewSets == 0;
+}
+
+// Rows [row, row + rows) and steps [first, first + count) of A.
+template <Form form>
+View block_of_rows(const Work& w, int64_t row, int64_t rows, int64_t first, int64_t count,
+                   float* packed, bool pack) {
+  const View a{w.a.data + row * w.a.row, w.a.row, w.a.column};
+  if (!packed) return {a.data + first * a.column, a.row, a.column};
+  const View block = a.column == 1 ? View{packed, count, 1} : View{packed, 1, w.part_rows};
+  if (pack) pack_rows<form>(a, rows, w.k, first, first + count, packed, block.row, block.column);
+  return block;
+}
+
+// Task i < the number of panels: a panel of B. The others: a block of A's rows.
 template <Form form>
 void pack_task(void* context, int64_t index, int) {
   const Work& w = *static_cast<const Work*>(context);
-  const int64_t steps = divide_up(w.k, depth_of(form));
-  pack_panel<form>(w.b, w.k, index * kPanel, w.n, w.panels + index * kPanel * steps);
+  const int64_t steps = divide_up(w.k, depth_of(form)), panels = divide_up(w.n, kPanel);
+  if (index < panels)
+    return pack_panel<form>(w.b, w.k, index * kPanel, w.n, w.panels + index * kPanel * steps);
+  index -= panels;
+  const int64_t i = index % w.row_parts, first = index / w.row_parts * kBlockK;
+  const int64_t row = first_row(w, i);
+  block_of_rows<form>(w, row, first_row(w, i + 1) - row, first, least(kBlockK, steps - first),
+                      w.rows + w.part_rows * (i * steps + first), true);
 }
 
 // One tile of `rows` rows and the panel's columns. `start`: what the tile's sums are added to is
 // not in `out` yet.
 template <Form form>
-UNIFLUID_INLINE void tile_rows(const Work& w, const float* a, int64_t a_row, int64_t a_column,
-                               int64_t rows, const float* panel, int64_t steps, bool start,
-                               int64_t row, int64_t column) {
+UNIFLUID_INLINE void tile_rows(const Work& w, const View& a_block, int64_t rows, const float* panel,
+                               int64_t steps, bool start, int64_t row, int64_t column) {
+  const float* a = a_block.data;
+  const int64_t a_row = a_block.row, a_column = a_block.column;
   float* out = w.out + row * w.out_stride + column;
   const int64_t columns = least(kPanel, w.n - column);
   const float* bias = start && w.bias ? w.bias + column : nullptr;
@@ -196,68 +115,75 @@ UNIFLUID_INLINE void tile_rows(const Work& w, const float* a, int64_t a_row, int
   }
 }
 
-// Rows [row, row + rows) and panels [panel, last) of the result. `packed`: room for a block of A,
-// or null to read A where it lies.
+// Part `i` of the rows times panels [panel, last). `room`: for a block of A if it is packed here.
 template <Form form>
-void multiply(const Work& w, int64_t row, int64_t rows, int64_t panel, int64_t last,
-              float* packed) {
+void multiply(const Work& w, int64_t i, int64_t panel, int64_t last, float* room) {
   const int64_t steps = divide_up(w.k, depth_of(form));
-  const View a{w.a.data + row * w.a.row, w.a.row, w.a.column};
+  const int64_t row = first_row(w, i), rows = first_row(w, i + 1) - row;
   for (int64_t first = 0; first < steps || first == 0; first += kBlockK) {
     const int64_t count = least(kBlockK, steps - first);
-    const float* block = a.data + first * a.column;
-    int64_t a_row = a.row, a_column = a.column;
-    if (packed) {
-      a_row = a.column == 1 ? kBlockK : 1;
-      a_column = a.column == 1 ? 1 : kTaskRows;
-      pack_rows<form>(a, rows, w.k, first, first + count, packed, a_row, a_column);
-      block = packed;
-    }
+    float* packed = w.rows ? w.rows + w.part_rows * (i * steps + first) : room;
+    const View block = block_of_rows<form>(w, row, rows, first, count, packed, !w.rows);
     for (int64_t p = panel; p < last; ++p)
-      tile_rows<form>(w, block, a_row, a_column, rows, w.panels + (p * steps + first) * kPanel,
-                      count, first == 0, row, p * kPanel);
+      tile_rows<form>(w, block, rows, w.panels + (p * steps + first) * kPanel, count, first == 0,
+                      row, p * kPanel);
   }
 }
 
 template <Form form>
 void multiply_task(void* context, int64_t index, int thread) {
   const Work& w = *static_cast<const Work*>(context);
-  const int64_t panels = divide_up(w.n, kPanel), across = divide_up(panels, w.column_panels);
-  const int64_t row = index / across * kTaskRows, panel = index % across * w.column_panels;
-  float* packed = nullptr;
-  if (form != Form::f32) {
-    packed = static_cast<float*>(w.parallel->scratch(thread, sizeof(float) * kTaskRows * kBlockK));
+  const int64_t panels = divide_up(w.n, kPanel), column = index % w.column_parts;
+  float* room = nullptr;
+  if (packs_rows<form>(w) && !w.rows) {
+    room = static_cast<float*>(w.parallel->scratch(thread, sizeof(float) * kTaskRows * kBlockK));
     // Thread 0's scratch begins with the panels, behind which there is room (see `run`).
-    if (thread == 0) packed = w.panels + divide_up(w.k, depth_of(form)) * panels * kPanel;
+    if (thread == 0) room = w.panels + divide_up(w.k, depth_of(form)) * panels * kPanel;
   }
-  multiply<form>(w, row, least(kTaskRows, w.m - row), panel, least(panels, panel + w.column_panels),
-                 packed);
+  multiply<form>(w, index / w.column_parts, part(panels, w.column_parts, column),
+                 part(panels, w.column_parts, column + 1), room);
+}
+
+// Decides how the work is shared out among `threads` threads.
+void divide(Work& w, int threads) {
+  const int64_t tiles = divide_up(w.m, kTileRows), panels = divide_up(w.n, kPanel);
+  w.row_parts = divide_up(w.m, kTaskRows);
+  w.column_parts = 1;
+  if (threads > 1) {
+    // The same for each thread.
+    w.row_parts = least(tiles, divide_up(w.row_parts, threads) * threads);
+    // Few rows: columns are shared out as well.
+    while (w.column_parts < panels && w.row_parts * w.column_parts < 4 * threads)
+      w.column_parts = least(panels, 2 * w.column_parts);
+  }
+  w.part_rows = divide_up(tiles, w.row_parts) * kTileRows;
 }
 
 template <Form form>
 bool run(Work& w, Parallel& parallel) {
   const int64_t panels = divide_up(w.n, kPanel), steps = divide_up(w.k, depth_of(form));
-  const size_t panel_bytes = sizeof(float) * static_cast<size_t>(panels * kPanel * steps);
-  const size_t block_bytes = form == Form::f32 ? 0 : sizeof(float) * kTaskRows * kBlockK;
   const bool alone = parallel.threads() == 1 || w.m * w.n * w.k < kSmallWork;
-  if (!alone)
+  divide(w, alone ? 1 : parallel.threads());
+  const bool shared = packs_rows<form>(w) && w.column_parts > 1;
+  const bool own = packs_rows<form>(w) && !shared;
+  constexpr size_t kBlockBytes = sizeof(float) * kTaskRows * kBlockK;
+  const int64_t packed = panels * kPanel * steps;
+  const int64_t packed_rows = shared ? w.row_parts * w.part_rows * steps : 0;
+  if (!alone && own)
     for (int t = 1; t < parallel.threads(); ++t)
-      if (block_bytes && !parallel.scratch(t, block_bytes)) return false;
-  w.panels = static_cast<float*>(parallel.scratch(0, panel_bytes + block_bytes));
+      if (!parallel.scratch(t, kBlockBytes)) return false;
+  w.panels = static_cast<float*>(parallel.scratch(
+      0, sizeof(float) * static_cast<size_t>(packed + packed_rows) + (own ? kBlockBytes : 0)));
   if (!w.panels) return false;
+  if (shared) w.rows = w.panels + packed;
   w.parallel = &parallel;
-  const int64_t down = divide_up(w.m, kTaskRows);
-  // Few rows: columns are shared out as well.
-  w.column_panels = panels;
-  while (!alone && w.column_panels > 1 &&
-         down * divide_up(panels, w.column_panels) < 4 * parallel.threads())
-    w.column_panels = divide_up(w.column_panels, 2);
-  const int64_t tasks = down * divide_up(panels, w.column_panels);
+  const int64_t packs = panels + (shared ? w.row_parts * divide_up(steps, kBlockK) : 0);
+  const int64_t tasks = w.row_parts * w.column_parts;
   if (alone) {
-    for (int64_t i = 0; i < panels; ++i) pack_task<form>(&w, i, 0);
+    for (int64_t i = 0; i < packs; ++i) pack_task<form>(&w, i, 0);
     for (int64_t i = 0; i < tasks; ++i) multiply_task<form>(&w, i, 0);
   } else {
-    parallel.run(panels, pack_task<form>, &w);
+    parallel.run(packs, pack_task<form>, &w);
     parallel.run(tasks, multiply_task<form>, &w);
   }
   return true;
@@ -303,9 +229,9 @@ void small_gemm(View a, View b, int64_t m, int64_t n, int64_t k, bool accumulate
   w.out_stride = out_stride;
   w.panels = static_cast<float*>(scratch);
   const int64_t panels = divide_up(n, kPanel);
+  divide(w, 1);
   for (int64_t i = 0; i < panels; ++i) pack_task<Form::f32>(&w, i, 0);
-  for (int64_t row = 0; row < m; row += kTaskRows)
-    multiply<Form::f32>(w, row, least(kTaskRows, m - row), 0, panels, nullptr);
+  for (int64_t i = 0; i < w.row_parts; ++i) multiply<Form::f32>(w, i, 0, panels, nullptr);
 }
 
 }  // namespace unifluid::cpu::UNIFLUID_ISA

@@ -20,27 +20,9 @@ UNIFLUID_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
   return c;
 }
-// Rounded to bfloat16, ties to even; what is too small for a normal number becomes 0, as which the
-// products above would take it anyway.
-// Neighbours in pairs: of the 32 floats of a and then b.
-UNIFLUID_INLINE Vec round_neighbours(Vec a, Vec b) {
-  Vec pairs;
-  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(pairs) : "v"(a), "v"(b));
-  return pairs;
-}
-// a[i] with b[i].
-UNIFLUID_INLINE Vec round_across(Vec a, Vec b) {
-  alignas(64) static constexpr uint16_t kInterleaved[32] = {
-      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(kInterleaved),
-                                                      _mm512_castps_si512(round_neighbours(a, b))));
-}
 #else
 UNIFLUID_INLINE bool has_pairs() { return false; }
 UNIFLUID_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-UNIFLUID_INLINE Vec round_neighbours(Vec a, Vec) { return a; }
-UNIFLUID_INLINE Vec round_across(Vec a, Vec) { return a; }
 #endif
 
 // out[i, :columns] = (add_to ? out : 0) + bias + sum over s of a[i * a_row + s * a_column] *
