@@ -333,7 +333,8 @@ class Backend {
   // ---- transfers ----
   virtual void read(const Tensor& from, float* host) = 0;  // packed rows, as float32; waits
   virtual void write(const float* host, const Tensor& to) = 0;
-  virtual void copy(const Tensor& from, const Tensor& to) = 0;  // same shape, both activations
+  // Same shape, both activations, which do not overlap.
+  virtual void copy(const Tensor& from, const Tensor& to) = 0;
   virtual void synchronize() = 0;
   // Token ids, in two halves, so that operations issued meanwhile are not waited for. `begin_read`
   // reads what is there once the operations so far are done, and returns a ticket; when

@@ -117,13 +117,19 @@ class CpuBackend final : public Backend, public TrainingBackend {
   }
 
   void write(const float* host, const Tensor& to) override {
-    for (int64_t i = 0; i < to.rows; ++i)
-      std::memcpy(to.row(i), host + i * to.cols, static_cast<size_t>(to.cols) * sizeof(float));
+    each_piece(to, to.stride == to.cols, [&](int64_t row, int64_t first, int64_t count) {
+      std::memcpy(static_cast<float*>(to.row(row)) + first, host + row * to.cols + first,
+                  static_cast<size_t>(count) * sizeof(float));
+    });
   }
 
   void copy(const Tensor& from, const Tensor& to) override {
-    for (int64_t i = 0; i < from.rows; ++i)
-      std::memmove(to.row(i), from.row(i), static_cast<size_t>(from.cols) * sizeof(float));
+    const bool whole = to.stride == to.cols && from.stride == from.cols;
+    each_piece(to, whole, [&](int64_t row, int64_t first, int64_t count) {
+      std::memcpy(static_cast<float*>(to.row(row)) + first,
+                  static_cast<const float*>(from.row(row)) + first,
+                  static_cast<size_t>(count) * sizeof(float));
+    });
   }
 
   void synchronize() override {}  // operations end before they return
@@ -218,8 +224,9 @@ class CpuBackend final : public Backend, public TrainingBackend {
     return result;
   }
   void fill(const Tensor& t, float value) override {
-    for (int64_t i = 0; i < t.rows; ++i)
-      std::fill_n(static_cast<float*>(t.row(i)), static_cast<size_t>(t.cols), value);
+    each_piece(t, t.stride == t.cols, [&](int64_t row, int64_t first, int64_t count) {
+      std::fill_n(static_cast<float*>(t.row(row)) + first, static_cast<size_t>(count), value);
+    });
   }
 
  private:
@@ -230,6 +237,40 @@ class CpuBackend final : public Backend, public TrainingBackend {
     if (!had_it)
       throw Error(error_code::kInsufficientMemory,
                   "expected memory for an operation's scratch but the system gave none");
+  }
+
+  // Elements that a thread moves at a time; with less than two such pieces the calling thread is
+  // done before another would have begun.
+  static constexpr int64_t kPiece = int64_t{1} << 16;
+
+  // Calls body(row, first column, columns) for pieces that make up a tensor of float32, in any
+  // order, on all threads if it is large. `whole`: its rows lie one after another in all memory
+  // concerned, so they are one.
+  template <class Body>
+  void each_piece(const Tensor& t, bool whole, Body body) {
+    struct Plan {
+      const Body& body;
+      int64_t rows, cols;
+      int64_t piece_rows, piece_cols;
+      int64_t across;  // pieces of a row
+    };
+    Plan plan{body, whole ? 1 : t.rows, whole ? t.size() : t.cols, 0, 0, 0};
+    if (t.size() == 0) return;
+    plan.piece_cols = t.size() < 2 * kPiece ? plan.cols : std::min(plan.cols, kPiece);
+    plan.piece_rows = t.size() < 2 * kPiece ? plan.rows : kPiece / plan.piece_cols;
+    plan.across = (plan.cols + plan.piece_cols - 1) / plan.piece_cols;
+    const int64_t down = (plan.rows + plan.piece_rows - 1) / plan.piece_rows;
+    pool_.run(
+        down * plan.across,
+        [](void* context, int64_t index, int) {
+          const Plan& p = *static_cast<const Plan*>(context);
+          const int64_t row = index / p.across * p.piece_rows;
+          const int64_t first = index % p.across * p.piece_cols;
+          const int64_t count = std::min(p.piece_cols, p.cols - first);
+          for (int64_t i = row; i < std::min(p.rows, row + p.piece_rows); ++i)
+            p.body(i, first, count);
+        },
+        &plan);
   }
 
   // Memory that lives as long as the backend.

@@ -20,7 +20,8 @@ class Parallel {
   // count is threads(), in which case every thread runs exactly one task.
   virtual void barrier() = 0;
   // Scratch memory of a thread, at least `bytes`, aligned to 64, its contents undefined at the
-  // start of each task; it grows and stays. Null where memory is short.
+  // start of each task; it grows and stays. Null where memory is short, and never else: not for 0
+  // bytes either.
   virtual void* scratch(int thread, size_t bytes) = 0;
 
  protected:

@@ -156,9 +156,10 @@ void ThreadPool::barrier() {
 
 void* ThreadPool::scratch(int thread, size_t bytes) {
   Scratch& scratch = scratch_[static_cast<size_t>(thread)];
-  if (bytes > scratch.bytes) {
+  if (bytes > scratch.bytes || !scratch.memory) {
     std::free(scratch.memory);
-    const size_t rounded = (bytes + 63) / 64 * 64;
+    // Null means that memory is short, so there is some even where nothing is needed.
+    const size_t rounded = bytes ? (bytes + 63) / 64 * 64 : 64;
     scratch.memory = std::aligned_alloc(64, rounded);
     scratch.bytes = scratch.memory ? rounded : 0;
   }

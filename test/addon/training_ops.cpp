@@ -59,6 +59,18 @@ void gemm(Call& call, TrainingBackend& ops, Napi::Object out) {
   out.Set("out", call.result(a.out));
 }
 
+void fill(Call& call, TrainingBackend& ops, Napi::Object out) {
+  const Tensor t = call.output(call.integer("rows"), call.integer("cols"));
+  ops.fill(t, static_cast<float>(call.number("value")));
+  out.Set("out", call.result(t));
+}
+
+void copy(Call& call, TrainingBackend&, Napi::Object out) {
+  const Tensor x = call.input("x"), to = call.output(x.rows, x.cols);
+  call.backend.copy(x, to);
+  out.Set("out", call.result(to));
+}
+
 void column_sum(Call& call, TrainingBackend& ops, Napi::Object out) {
   Tensor sum;
   float* memory = copied(call, "start", &sum);
@@ -286,6 +298,8 @@ struct Entry {
 };
 const Entry kEntries[] = {
     {"gemm", gemm},
+    {"fill", fill},
+    {"copy", copy},
     {"columnSum", column_sum},
     {"activation", activation},
     {"activationBackward", activation_backward},

@@ -2,9 +2,14 @@
 import { activate } from "../support/activations";
 import { expectGradients, matrix, type Vector, weighted } from "../support/gradients";
 import { dotBound, expectClose, UNIT_ROUNDOFF, withRandom } from "../support/numbers";
-import { describeBackends, expectSameEverywhere } from "../support/ops";
+import {
+  type Backend,
+  describeBackends,
+  expectSameBits,
+  expectSameEverywhere,
+} from "../support/ops";
 
-const { abs } = Math;
+const { abs, floor } = Math;
 
 describeBackends("elementwise operations and their gradients", (backend) => {
   const KINDS = ["silu", "gelu_tanh", "gelu_erf", "none"] as const;
@@ -115,4 +120,33 @@ test("sums over rows have the same bits on any number of threads", () => {
     const args = { name: "columnSum", x: random.matrix(300, 70), start: new Float32Array(70) };
     expectSameEverywhere((backend) => backend.training(args).out!, 1e-5);
   })();
+});
+
+describeBackends("moving floats", (backend) => {
+  // Large ones are shared out among threads: long rows, short ones, with and without gaps.
+  test.each([
+    [3, 7, 9],
+    [0, 5, 5],
+    [1, 200001, 200001],
+    [3, 70001, 70003],
+    [601, 300, 301],
+    [601, 300, 300],
+  ])("%d rows of %d, %d apart", (rows, cols, outStride) => {
+    const data = Float32Array.from({ length: rows * cols }, (_, i) => i + 1);
+    const expected = (value: (i: number) => number) =>
+      Float32Array.from({ length: rows * outStride }, (_, i) =>
+        i % outStride < cols ? value(floor(i / outStride) * cols + (i % outStride)) : Number.NaN,
+      );
+    const run = (args: Parameters<Backend["training"]>[0]) => backend().training(args).out!;
+    const copied = run({ name: "copy", x: { data, rows, cols }, outStride });
+    expectSameBits(
+      copied,
+      expected((i) => data[i]!),
+    );
+    const filled = run({ name: "fill", rows, cols, outStride, value: 2.5 });
+    expectSameBits(
+      filled,
+      expected(() => 2.5),
+    );
+  });
 });

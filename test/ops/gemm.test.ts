@@ -8,7 +8,14 @@ import {
   UNIT_ROUNDOFF,
   withRandom,
 } from "../support/numbers";
-import { type Backend, describeBackends, expectSameEverywhere, type Matrix } from "../support/ops";
+import {
+  type Backend,
+  backendCases,
+  describeBackends,
+  expectSameEverywhere,
+  type Matrix,
+  withBackend,
+} from "../support/ops";
 
 const { abs } = Math;
 
@@ -34,6 +41,10 @@ describeBackends("gemm", (backend) => {
     [13, 33, 7],
     [37, 29, 41],
     [100, 64, 257],
+    // Several blocks of k, and few rows: threads share out columns and the packed rows.
+    [29, 140, 530],
+    // The rows of a transposed left operand are 2 KiB apart.
+    [512, 9, 70],
   ] as const;
 
   test.each(SHAPES)("%d x %d over %d, either side transposed", (m, n, k) => {
@@ -65,10 +76,11 @@ describeBackends("gemm", (backend) => {
         ...x,
         data: x.data.map((v) => fromBFloat16(toBFloat16(v))),
       });
-      // Beyond and below whole vectors; an odd k leaves half of a pair over.
+      // Beyond and below whole vectors; an odd k leaves half of a pair over; several blocks of k.
       for (const [m, n, k] of [
         [19, 37, 75],
         [5, 7, 32],
+        [29, 70, 1061],
       ] as const)
         for (const ta of [false, true])
           for (const tb of [false, true]) {
@@ -82,14 +94,36 @@ describeBackends("gemm", (backend) => {
   });
 });
 
-test("the same bits on any number of threads", () => {
+test.each([
+  [300, 70, 150],
+  [40, 200, 1100],
+])("the same bits on any number of threads: %d x %d over %d", (m, n, k) => {
   withRandom((random) => {
-    const [m, n, k] = [300, 70, 150];
-    const [a, b] = [random.matrix(m, k), random.matrix(n, k)];
-    const product = (bf16: boolean) => (backend: Backend) =>
-      backend.training({ name: "gemm", a, b, transposeB: true, bf16 }).out!;
-    expectSameEverywhere(product(false), 1e-5);
-    // Processors that multiply pairs of bfloat16 add them up in pairs.
-    expectSameEverywhere(product(true), 1e-5);
+    for (const transposeA of [false, true])
+      for (const transposeB of [false, true]) {
+        const a = transposeA ? random.matrix(k, m) : random.matrix(m, k);
+        const b = transposeB ? random.matrix(n, k) : random.matrix(k, n);
+        const product = (bf16: boolean) => (backend: Backend) =>
+          backend.training({ name: "gemm", a, b, transposeA, transposeB, bf16 }).out!;
+        expectSameEverywhere(product(false), 1e-5);
+        // Processors that multiply pairs of bfloat16 add them up in pairs.
+        expectSameEverywhere(product(true), 1e-5);
+      }
+  })();
+});
+
+// The first operation of a backend: no scratch is left from one before.
+test.each(backendCases)("nothing to sum up: $name", ({ options }) => {
+  withRandom((random) => {
+    for (const bf16 of [false, true]) {
+      const empty = { name: "gemm", a: random.matrix(3, 0), b: random.matrix(0, 5), bf16 };
+      const bias = random.floats(5);
+      const start = random.matrix(3, 5);
+      const product = (more: object) =>
+        withBackend(options, (backend) => backend.training({ ...empty, ...more }).out!);
+      expect([...product({})]).toEqual(Array(15).fill(0));
+      expect([...product({ bias })]).toEqual([...bias, ...bias, ...bias]);
+      expect(product({ start })).toEqual(start.data);
+    }
   })();
 });

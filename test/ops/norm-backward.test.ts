@@ -8,7 +8,13 @@ import {
   weighted,
 } from "../support/gradients";
 import { expectClose, UNIT_ROUNDOFF, withRandom } from "../support/numbers";
-import { describeBackends, expectSameEverywhere } from "../support/ops";
+import {
+  type Backend,
+  backendCases,
+  describeBackends,
+  expectSameEverywhere,
+  withBackend,
+} from "../support/ops";
 
 const { abs, exp, sqrt } = Math;
 
@@ -170,5 +176,19 @@ test("gradients have the same bits on any number of threads", () => {
     const args = { name: "rmsNormBackward", x, weight, eps: 1e-6, dout, startWeight };
     for (const result of ["dx", "dweight"])
       expectSameEverywhere((backend) => backend.training(args)[result]!, 1e-5);
+  })();
+});
+
+// The first operation of a backend: no scratch is left from one before.
+test.each(backendCases)("no rows: $name", ({ options }) => {
+  withRandom((random) => {
+    const [none, weight, startWeight] = [random.matrix(0, 7), random.floats(7), random.floats(7)];
+    const shared = { x: none, dout: none, weight, eps: 1e-6, startWeight };
+    const first = <T>(body: (backend: Backend) => T) => withBackend(options, body);
+    const rms = first((backend) => backend.training({ name: "rmsNormBackward", ...shared }));
+    expect(rms.dweight).toEqual(startWeight);
+    const layer = { name: "modulatedNorm", ...shared, bias: weight, startBias: startWeight };
+    const { dweight, dbias } = first((backend) => backend.training(layer));
+    expect([dweight, dbias]).toEqual([startWeight, startWeight]);
   })();
 });
