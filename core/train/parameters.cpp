@@ -11,7 +11,11 @@ namespace unifluid {
 
 namespace {
 
-// The tensors of a configuration (spec section 3), in the order they are written.
+// Tensors begin at whole cache lines: so many elements.
+constexpr int64_t kLine = 16;
+
+// The tensors of a configuration (spec section 3), in the order they are written, and which of them
+// are to lie together in memory.
 class Shapes {
  public:
   void matrix(const std::string& name, int64_t rows, int64_t cols) {
@@ -49,6 +53,9 @@ class Shapes {
       matrix(at + "mlp.gate_proj.weight", c.intermediate_size, d);
       matrix(at + "mlp.up_proj.weight", c.intermediate_size, d);
       matrix(at + "mlp.down_proj.weight", d, c.intermediate_size);
+      groups.push_back({at + "self_attn.q_proj.weight", at + "self_attn.k_proj.weight",
+                        at + "self_attn.v_proj.weight"});
+      groups.push_back({at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight"});
     }
     vector("language_model.norm.weight", d);
     if (!c.tied) matrix("lm_head.weight", c.vocab_size, d);
@@ -66,6 +73,9 @@ class Shapes {
       norm(at + "layer_norm2", h);
       for (const char* name : {"q_proj", "k_proj", "v_proj", "out_proj"})
         linear(at + "self_attn." + name, h, h);
+      for (const char* kind : {".weight", ".bias"})
+        groups.push_back({at + "self_attn.q_proj" + kind, at + "self_attn.k_proj" + kind,
+                          at + "self_attn.v_proj" + kind});
       linear(at + "mlp.fc1", c.intermediate_size, h);
       linear(at + "mlp.fc2", h, c.intermediate_size);
     }
@@ -92,6 +102,14 @@ class Shapes {
       linear(at + "adaLN_modulation.1", 3 * w, w);
     }
     linear(root + "final_layer.adaLN_modulation.1", 2 * w, w);
+    for (const char* kind : {".weight", ".bias"}) {
+      std::vector<std::string> modulations;
+      for (int64_t i = 0; i < c.head_depth; ++i)
+        modulations.push_back(root + "res_blocks." + std::to_string(i) + ".adaLN_modulation.1" +
+                              kind);
+      modulations.push_back(root + "final_layer.adaLN_modulation.1" + kind);
+      groups.push_back(std::move(modulations));
+    }
     linear(root + "final_layer.linear", (c.flow ? 1 : 2) * c.token_channels, w);
   }
 
@@ -108,6 +126,7 @@ class Shapes {
   }
 
   std::vector<Parameter> list;
+  std::vector<std::vector<std::string>> groups;
 
  private:
   void add(const std::string& name, int64_t rows, int64_t cols, int64_t kernel, bool matrix) {
@@ -178,12 +197,8 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
     if (config.image) shapes.image(*config.image, config.text->hidden_size);
   }
   all_ = std::move(shapes.list);
-  for (size_t i = 0; i < all_.size(); ++i) {
-    all_[i].offset = size_;
-    // Tensors begin at whole cache lines.
-    size_ += (all_[i].rows * all_[i].cols + 15) / 16 * 16;
-    index_.emplace(all_[i].name, i);
-  }
+  for (size_t i = 0; i < all_.size(); ++i) index_.emplace(all_[i].name, i);
+  place(shapes.groups);
   for (const std::string& name : frozen) {
     const auto found = index_.find(name);
     if (found == index_.end())
@@ -212,6 +227,46 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
     write(p.name, ParameterState::weights, values);
     if (average) write(p.name, ParameterState::average, values);
   }
+  for (const std::vector<std::string>& group : shapes.groups) join(group);
+}
+
+void Parameters::place(const std::vector<std::vector<std::string>>& groups) {
+  std::unordered_map<std::string, const std::vector<std::string>*> group_of;
+  for (const std::vector<std::string>& group : groups)
+    for (const std::string& name : group) group_of.emplace(name, &group);
+  std::vector<bool> placed(all_.size());
+  const auto put = [&](size_t i) {
+    if (placed[i]) return;
+    placed[i] = true;
+    all_[i].offset = size_;
+    size_ += (all_[i].rows * all_[i].cols + kLine - 1) / kLine * kLine;
+  };
+  for (size_t i = 0; i < all_.size(); ++i) {
+    const auto group = group_of.find(all_[i].name);
+    if (group == group_of.end()) {
+      put(i);
+    } else {
+      for (const std::string& name : *group->second) put(index_.at(name));
+    }
+  }
+}
+
+void Parameters::join(const std::vector<std::string>& group) {
+  Parameter whole = at(group.front());
+  for (size_t i = 1; i < group.size(); ++i) {
+    const Parameter& p = at(group[i]);
+    if (p.trainable != whole.trainable || p.offset != whole.offset + whole.rows * whole.cols)
+      return;
+    (p.matrix ? whole.rows : whole.cols) += p.matrix ? p.rows : p.cols;
+  }
+  whole.value = tensor(whole, ParameterState::weights);
+  if (whole.trainable) whole.gradient = tensor(whole, ParameterState::gradient);
+  joined_.emplace(group.front(), std::move(whole));
+}
+
+const Parameter* Parameters::joined(const std::string& first) const {
+  const auto found = joined_.find(first);
+  return found == joined_.end() ? nullptr : &found->second;
 }
 
 const Parameter& Parameters::at(const std::string& name) const {
@@ -274,6 +329,7 @@ void Parameters::write(const std::string& name, ParameterState what,
 void Parameters::swap_average() {
   std::swap(values_, average_);
   for (Parameter& p : all_) p.value = tensor(p, ParameterState::weights);
+  for (auto& [name, p] : joined_) p.value = tensor(p, ParameterState::weights);
 }
 
 }  // namespace unifluid

@@ -43,6 +43,10 @@ class Parameters {
   // Throws INVALID_ARGUMENT where there is none.
   const Parameter& at(const std::string& name) const;
   const std::vector<Parameter>& all() const { return all_; }
+  // Tensors with the same inputs that lie one behind the other, as one: the weights of the layers
+  // `first` .. [sum of rows, cols], or their biases [1, sum of cols]. Null where they cannot be
+  // taken together: some of them are frozen, or there is padding between them.
+  const Parameter* joined(const std::string& first) const;
   int64_t size() const { return size_; }
 
   // All of a kind, `size()` elements.
@@ -58,6 +62,9 @@ class Parameters {
   void swap_average();
 
  private:
+  // Gives every tensor its place; the tensors of a group come one behind the other.
+  void place(const std::vector<std::vector<std::string>>& groups);
+  void join(const std::vector<std::string>& group);
   Tensor tensor(const Parameter& p, ParameterState what) const;
   // Throws INVALID_ARGUMENT where a kind is not kept.
   void expect(ParameterState what) const;
@@ -65,6 +72,7 @@ class Parameters {
   Backend& backend_;
   std::vector<Parameter> all_;
   std::unordered_map<std::string, size_t> index_;
+  std::unordered_map<std::string, Parameter> joined_;
   int64_t size_ = 0;
   Block values_, gradients_, first_, second_, average_;
 };

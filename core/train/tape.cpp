@@ -34,12 +34,21 @@ Var Tape::input(int64_t rows, int64_t cols) {
   return push(workspace_.tensor(rows, cols), false, nullptr);
 }
 
-Tensor Tape::gradient(Var v, bool* accumulate) {
+const Tensor& Tape::gradient_memory(Var v) {
   Node& n = node(v);
-  if (!n.gradient && n.value.rows > 0) n.gradient = workspace_.tensor(n.value.rows, n.value.cols);
+  if (n.gradient || n.value.rows == 0) return n.gradient;
+  n.gradient = n.whole == kNone ? workspace_.tensor(n.value.rows, n.value.cols)
+                                : gradient_memory(n.whole).columns(n.first, n.value.cols);
+  return n.gradient;
+}
+
+Tensor Tape::gradient(Var v, bool* accumulate) {
+  const Tensor memory = gradient_memory(v);
+  Node& n = node(v);
   *accumulate = n.written;
   n.written = true;
-  return n.gradient;
+  if (n.whole != kNone) node(n.whole).written = true;
+  return memory;
 }
 
 Tensor Tape::zeroed_gradient(Var v) {
@@ -52,15 +61,17 @@ Tensor Tape::zeroed_gradient(Var v) {
 void Tape::pass(Var v, const Tensor& dout) {
   if (!needs(v)) return;
   Node& n = node(v);
-  if (!n.gradient) {
+  if (!n.gradient && n.whole == kNone) {
     n.gradient = dout;
     n.written = true;
-  } else if (!n.written) {
-    backend_.copy(dout, n.gradient);
-    n.written = true;
-  } else {
-    ops_.add({dout, n.gradient});
+    return;
   }
+  bool accumulate;
+  const Tensor to = gradient(v, &accumulate);
+  if (accumulate)
+    ops_.add({dout, to});
+  else
+    backend_.copy(dout, to);
 }
 
 void Tape::backward_to(size_t first) {
@@ -86,8 +97,7 @@ Var Tape::recomputed(Var x, int64_t rows, std::function<Var(Var)> body) {
   }
   return push(out, any, [this, x, body = std::move(body)](const Tensor& dout) {
     // x's gradient must outlive what is made here.
-    if (needs(x) && !node(x).gradient)
-      node(x).gradient = workspace_.tensor(value(x).rows, value(x).cols);
+    if (needs(x)) gradient_memory(x);
     const size_t first = nodes_.size();
     Workspace::Scope scope(workspace_);
     const Var y = body(x);
@@ -131,6 +141,13 @@ Var Tape::linear(Var x, const Parameter& weight, const Parameter* bias, Var resi
       });
 }
 
+Var Tape::columns(Var x, int64_t first, int64_t count) {
+  const Var v = push(value(x).columns(first, count), needs(x), nullptr);
+  node(v).whole = x;
+  node(v).first = first;
+  return v;
+}
+
 Var Tape::activation(Var x, Activation activation) {
   const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
   ops_.activation({in, activation, out});
@@ -144,7 +161,7 @@ Var Tape::activation(Var x, Activation activation) {
 Var Tape::gated(Var gate, Var up, Activation activation) {
   const Tensor in = value(gate), out = workspace_.tensor(in.rows, in.cols);
   ops_.gated({in, value(up), activation, out});
-  // Gate and up come from linear layers of their own and have no other use.
+  // Gate and up come from linear layers and have no other use.
   return push(out, needs(gate), [=, this](const Tensor& dout) {
     bool accumulate;
     const Tensor dgate = gradient(gate, &accumulate), dup = gradient(up, &accumulate);
@@ -229,7 +246,7 @@ Var Tape::attention(Var q, Var k, Var v, const AttentionShape& shape,
   args.bf16 = bf16_;
   args.out = out;
   backend_.attention(args);
-  // Queries, keys and values come from linear layers of their own and have no other use.
+  // Queries, keys and values come from linear layers and have no other use.
   return push(out, needs(q) || needs(k) || needs(v), [=, this](const Tensor& dout) {
     auto target = [&](Var x) {
       bool accumulate;

@@ -60,6 +60,9 @@ class Tape {
 
   // x [m, k] -> residual + x weight^T + bias, [m, n]
   Var linear(Var x, const Parameter& weight, const Parameter* bias, Var residual = kNone);
+  // Columns [first, first + count) of x, where they lie. Every column of x is part of one such
+  // value and x has no other use; each of them is used by one operation, or by none of them is any.
+  Var columns(Var x, int64_t first, int64_t count);
   Var activation(Var x, Activation activation);
   // activation(gate) * up
   Var gated(Var gate, Var up, Activation activation);
@@ -113,12 +116,16 @@ class Tape {
     Tensor value, gradient;
     bool needs = false;    // something before it is trained
     bool written = false;  // the gradient holds something
+    Var whole = kNone;     // of `columns`: whose, and which is the first
+    int64_t first = 0;
     std::function<void(const Tensor& gradient)> back;
   };
 
   Node& node(Var v) { return nodes_[static_cast<size_t>(v)]; }
   bool needs(Var v) const { return v != kNone && nodes_[static_cast<size_t>(v)].needs; }
   Var push(const Tensor& value, bool needs, std::function<void(const Tensor&)> back);
+  // The gradient's memory, whatever it holds.
+  const Tensor& gradient_memory(Var v);
   // The gradient to write to, and whether to add to what is there.
   Tensor gradient(Var v, bool* accumulate);
   // The same, holding zeros where nothing was.

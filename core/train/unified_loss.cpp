@@ -103,6 +103,26 @@ StepTokens UnifiedLoss::tokens(const TrainingSequence& s) const {
 
 // ---- the parts of the model ----
 
+std::vector<Var> UnifiedLoss::linears(Tape& tape, Var x, const std::vector<std::string>& names,
+                                      bool biases) const {
+  const Parameter* weight = parameters_.joined(names.front() + ".weight");
+  const Parameter* bias = biases ? parameters_.joined(names.front() + ".bias") : nullptr;
+  std::vector<Var> out;
+  if (!weight || (biases && !bias)) {
+    for (const std::string& name : names)
+      out.push_back(tape.linear(x, at(name + ".weight"), biases ? &at(name + ".bias") : nullptr));
+    return out;
+  }
+  const Var all = tape.linear(x, *weight, bias);
+  int64_t first = 0;
+  for (const std::string& name : names) {
+    const int64_t count = at(name + ".weight").rows;
+    out.push_back(tape.columns(all, first, count));
+    first += count;
+  }
+  return out;
+}
+
 Var UnifiedLoss::vision_layer(Tape& tape, int64_t layer, Var x,
                               const std::vector<AttentionSpan>& spans) const {
   const VisionConfig& c = *config_.vision;
@@ -113,11 +133,12 @@ Var UnifiedLoss::vision_layer(Tape& tape, int64_t layer, Var x,
                            c.layer_norm_eps);
   };
   const Var normed = norm(x, "layer_norm1");
-  const Var q = linear(tape, normed, at_ + "self_attn.q_proj");
-  const Var k = linear(tape, normed, at_ + "self_attn.k_proj");
-  const Var v = linear(tape, normed, at_ + "self_attn.v_proj");
+  const std::string attention = at_ + "self_attn.";
+  const std::vector<Var> qkv = linears(
+      tape, normed, {attention + "q_proj", attention + "k_proj", attention + "v_proj"}, true);
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
-  const Var mixed = tape.attention(q, k, v, {c.heads, c.heads, head_dim, scale, 0, 0, 0, 0}, spans);
+  const Var mixed = tape.attention(qkv[0], qkv[1], qkv[2],
+                                   {c.heads, c.heads, head_dim, scale, 0, 0, 0, 0}, spans);
   const Var y = linear(tape, mixed, at_ + "self_attn.out_proj", x);
   const Var hidden = linear(tape, norm(y, "layer_norm2"), at_ + "mlp.fc1");
   return linear(tape, tape.activation(hidden, c.activation), at_ + "mlp.fc2", y);
@@ -182,11 +203,11 @@ Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
     return tape.linear(v, at(root + name + ".weight"), nullptr, residual);
   };
   const Var normed = norm(x, "input_layernorm");
-  const Var q = project(normed, "self_attn.q_proj");
-  const Var k = project(normed, "self_attn.k_proj");
-  const Var v = project(normed, "self_attn.v_proj");
+  const std::string attention = root + "self_attn.";
+  const std::vector<Var> qkv = linears(
+      tape, normed, {attention + "q_proj", attention + "k_proj", attention + "v_proj"}, false);
   Var mixed =
-      tape.attention(q, k, v,
+      tape.attention(qkv[0], qkv[1], qkv[2],
                      {c.heads, c.kv_heads, c.head_dim, c.attention_scale, c.attention_soft_cap,
                       c.windows[static_cast<size_t>(layer)], c.rope_theta, c.first_position},
                      spans);
@@ -196,8 +217,9 @@ Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
     x = tape.gather(rows, c.hidden_size, {{x, nullptr, *wanted}});
   }
   const auto mlp = [&](Var v_, Var residual) {
-    const Var gate = project(v_, "mlp.gate_proj"), up = project(v_, "mlp.up_proj");
-    return project(tape.gated(gate, up, c.activation), "mlp.down_proj", residual);
+    const std::vector<Var> gate_up =
+        linears(tape, v_, {root + "mlp.gate_proj", root + "mlp.up_proj"}, false);
+    return project(tape.gated(gate_up[0], gate_up[1], c.activation), "mlp.down_proj", residual);
   };
   if (c.gemma2) {
     const Var y = norm(project(mixed, "self_attn.o_proj"), "post_attention_layernorm", x);
@@ -227,17 +249,21 @@ Var UnifiedLoss::head(Tape& tape, Backend& backend, Var z, const std::vector<int
       tape.gather(m, c.head_width, {{time, nullptr, std::move(every)}, {condition, nullptr, rows}}),
       Activation::silu);
   Var x = linear(tape, noised, root + "input_proj");
+  std::vector<std::string> names;
+  for (int64_t i = 0; i < c.head_depth; ++i)
+    names.push_back(root + "res_blocks." + std::to_string(i) + ".adaLN_modulation.1");
+  names.push_back(root + "final_layer.adaLN_modulation.1");
+  const std::vector<Var> modulations = linears(tape, y, names, true);
   for (int64_t i = 0; i < c.head_depth; ++i) {
     const std::string block = root + "res_blocks." + std::to_string(i) + ".";
-    const Var modulation = linear(tape, y, block + "adaLN_modulation.1");
+    const Var modulation = modulations[static_cast<size_t>(i)];
     const Var normed = tape.modulated_norm(x, &at(block + "in_ln.weight"),
                                            &at(block + "in_ln.bias"), modulation, kHeadNormEps);
     const Var hidden = linear(tape, normed, block + "mlp.0");
     const Var out = linear(tape, tape.activation(hidden, Activation::silu), block + "mlp.2");
     x = tape.gated_add(x, modulation, out);
   }
-  const Var modulation = linear(tape, y, root + "final_layer.adaLN_modulation.1");
-  const Var normed = tape.modulated_norm(x, nullptr, nullptr, modulation, kHeadNormEps);
+  const Var normed = tape.modulated_norm(x, nullptr, nullptr, modulations.back(), kHeadNormEps);
   return linear(tape, normed, root + "final_layer.linear");
 }
 

@@ -70,6 +70,10 @@ class UnifiedLoss {
     return tape.linear(x, at(name + ".weight"), &at(name + ".bias"), residual);
   }
 
+  // x through several layers, by one product where their weights lie together.
+  std::vector<Var> linears(Tape& tape, Var x, const std::vector<std::string>& names,
+                           bool biases) const;
+
   const ModelConfig& config_;
   const Parameters& parameters_;
   const UnifiedLossOptions options_;

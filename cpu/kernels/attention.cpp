@@ -10,8 +10,8 @@
 // score is one vector accumulator over the head, added up by halves; values are added in the order
 // of their keys. A key that a row does not see has weight exactly 0 in it, and a block of which it
 // sees nothing changes nothing. So a row's result does not depend on the rows beside it.
-#include "cpu/kernels/kernels.h"
-#include "cpu/kernels/trigonometry.h"
+#include "cpu/kernels/attention_rows.h"
+#include "cpu/kernels/gemm_tile.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
@@ -88,10 +88,6 @@ void compute_rotation(const Plan& plan, int64_t position, float* rotation) {
     store_n(rotation + c, turned.cos, n);
     store_n(rotation + half + c, turned.sin, n);
   }
-}
-
-const float* row_of(const Tensor& t, int64_t row) {
-  return static_cast<const float*>(t.data) + row * t.stride;
 }
 
 void prepare_row(const Plan& plan, const AttentionSpan& span, int64_t r) {
@@ -260,13 +256,19 @@ void value_block(const float* weights, int64_t queries, const float* values, int
 // may hide it.
 void softmax_block(float* scores, int64_t first, int64_t last, float soft_cap, float* maximum,
                    float* total, float* acc, int64_t padded) {
-  for (int64_t j = 0; j < first; ++j) scores[j] = kMasked;
-  for (int64_t j = last + 1; j < kKeys; ++j) scores[j] = kMasked;
+  // The vectors in sight.
+  const int64_t begin = first / kLanes * kLanes;
+  const int64_t end = last < first ? begin : last / kLanes * kLanes + kLanes;
+  for (int64_t j = 0; j < begin; j += kLanes) store(scores + j, zero());
+  for (int64_t j = end; j < kKeys; j += kLanes) store(scores + j, zero());
+  if (begin == end) return;
+  for (int64_t j = begin; j < first; ++j) scores[j] = kMasked;
+  for (int64_t j = last + 1; j < end; ++j) scores[j] = kMasked;
   Vec most = set1(*maximum);
   Vec check = zero();  // stays 0 as long as every score times 0 is 0
   if (soft_cap > 0) {
     const Vec cap = set1(soft_cap);
-    for (int64_t j = 0; j < kKeys; j += kLanes) {
+    for (int64_t j = begin; j < end; j += kLanes) {
       const Vec s = load(scores + j);
       check = fma(s, zero(), check);
       // The cap would bring a masked score back into sight.
@@ -275,7 +277,7 @@ void softmax_block(float* scores, int64_t first, int64_t last, float soft_cap, f
       most = max(most, capped);
     }
   } else {
-    for (int64_t j = 0; j < kKeys; j += kLanes) {
+    for (int64_t j = begin; j < end; j += kLanes) {
       const Vec s = load(scores + j);
       check = fma(s, zero(), check);
       most = max(most, s);
@@ -284,7 +286,7 @@ void softmax_block(float* scores, int64_t first, int64_t last, float soft_cap, f
   const float updated = max_of(most);
   const Vec top = set1(updated);
   Vec weights = check;
-  for (int64_t j = 0; j < kKeys; j += kLanes) {
+  for (int64_t j = begin; j < end; j += kLanes) {
     const Vec weight = exp(sub(load(scores + j), top));
     store(scores + j, weight);
     weights = add(weights, weight);
@@ -301,17 +303,6 @@ void softmax_block(float* scores, int64_t first, int64_t last, float soft_cap, f
 }
 
 // ---- a task ----
-
-// Keys that a row sees: first to last.
-struct Sight {
-  int64_t first, last;
-};
-
-UNIFLUID_INLINE Sight sight_of(const AttentionArgs& args, const AttentionSpan& span,
-                               int64_t index) {
-  if (index < span.prefix_end) return {0, span.prefix_end - 1};
-  return {args.window > 0 ? larger(0, index - args.window + 1) : 0, index};
-}
 
 struct Source {
   const float *keys, *values;  // of the sequence's row 0
@@ -429,11 +420,15 @@ int64_t work_of(const AttentionArgs& args) {
   return 2 * products * args.heads * args.head_dim;
 }
 
-size_t to_line(size_t bytes) { return (bytes + 63) / 64 * 64; }
+size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
 
 bool attention(const AttentionArgs& args, Parallel& parallel) {
+  bool cached = false, cacheless = false;
+  for (int64_t i = 0; i < args.span_count; ++i)
+    (args.spans[i].cache.keys ? cached : cacheless) = true;
+  if (args.bf16 && !cached && has_pairs()) return attention_rounded(args, parallel);
   Plan plan{};
   plan.args = &args;
   plan.parallel = &parallel;
@@ -457,18 +452,15 @@ bool attention(const AttentionArgs& args, Parallel& parallel) {
 
   // Tables in thread 0's scratch: frequencies, rotations, rotated keys.
   const bool rotary = args.rope_theta > 0;
-  bool cached = false, cacheless = false;
   int64_t preparations = 0;
-  for (int64_t i = 0; i < args.span_count; ++i) {
-    (args.spans[i].cache.keys ? cached : cacheless) = true;
+  for (int64_t i = 0; i < args.span_count; ++i)
     preparations += (args.spans[i].rows + kQueries - 1) / kQueries;
-  }
   const size_t half = static_cast<size_t>(args.head_dim / 2) * sizeof(float);
   const size_t rows = static_cast<size_t>(args.q.rows);
-  const size_t frequency_bytes = rotary ? to_line(half) : 0;
-  const size_t rotation_bytes = rotary ? to_line(rows * 2 * half) : 0;
+  const size_t frequency_bytes = rotary ? whole_lines(half) : 0;
+  const size_t rotation_bytes = rotary ? whole_lines(rows * 2 * half) : 0;
   const size_t key_bytes =
-      rotary && cacheless ? to_line(rows * 2 * half * static_cast<size_t>(args.kv_heads)) : 0;
+      rotary && cacheless ? whole_lines(rows * 2 * half * static_cast<size_t>(args.kv_heads)) : 0;
   plan.shared_bytes = frequency_bytes + rotation_bytes + key_bytes;
   plan.task_bytes = sizeof(float) * static_cast<size_t>(kQueries * (2 * plan.padded + kKeys + 2));
   for (int t = alone ? 0 : threads - 1; t > 0; --t)

@@ -1,84 +1,57 @@
-// Gradients of attention. A task is one key head of one span: for each of its query heads the
-// scores are computed again, whole, and five small products follow. Training sequences are short;
-// what a task keeps, three square matrices, is scratch and not memory of the step.
+// Gradients of attention. A task is one key head of one span: for each block of rows of each of its
+// query heads the scores are computed again and five small products follow. What a task keeps, the
+// scores of one block against all keys of the span, is scratch and not memory of the step.
+#include "cpu/kernels/attention_rows.h"
 #include "cpu/kernels/gemm.h"
-#include "cpu/kernels/rows.h"
-#include "cpu/kernels/trigonometry.h"
+#include "cpu/kernels/gemm_tile.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
-constexpr float kMasked = -3e38f;
-
 struct Plan {
   const AttentionBackwardArgs* args;
   Parallel* parallel;
-  const float* frequencies;  // [head_dim / 2], or null
-  char* shared;              // thread 0's scratch: the frequencies, then its task's
+  bool pairs;          // operands of products are rounded
+  const float* table;  // of rotations, or null
+  char* shared;        // thread 0's scratch: the table, then its task's
   size_t shared_bytes, task_bytes;
-  int64_t longest;
 };
 
-// The rotation of `rows` rows of one head, forward or (sign -1) back.
-void rotate_rows(const Plan& plan, const float* x, int64_t stride, int64_t rows, float sign,
-                 float factor, float* out, int64_t out_stride) {
-  const AttentionArgs& f = plan.args->forward;
-  const int64_t d = f.head_dim, half = d / 2;
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* from = x + r * stride;
-    float* to = out + r * out_stride;
-    if (!plan.frequencies) {
-      each_vector(
-          d, [&](int64_t c, int n) { store_n(to + c, mul(set1(factor), load_n(from + c, n)), n); });
-      continue;
-    }
-    const Vec at = set1(static_cast<float>(f.first_position + r));
-    each_vector(half, [&](int64_t c, int n) {
-      const SinCos turn = sin_cos(mul(at, load_n(plan.frequencies + c, n)));
-      const Vec sine = mul(set1(sign), turn.sin);
-      const Vec a = load_n(from + c, n), b = load_n(from + half + c, n);
-      store_n(to + c, mul(set1(factor), fnma(b, sine, mul(a, turn.cos))), n);
-      store_n(to + half + c, mul(set1(factor), fma(a, sine, mul(b, turn.cos))), n);
-    });
-  }
-}
+// Pieces of a task's scratch, in floats, for spans of so many rows.
+struct Room {
+  int64_t head, block, scores, keys, queries, product;
 
-// Scores of row i to weights, in place; `slope` gets the derivative of the cap.
-void softmax_row(const AttentionArgs& f, const AttentionSpan& span, int64_t i, float* scores,
-                 float* slope) {
-  const int64_t rows = span.rows;
-  int64_t first = 0, last = i;
-  if (i < span.prefix_end)
-    last = span.prefix_end - 1;
-  else if (f.window > 0 && i - f.window + 1 > 0)
-    first = i - f.window + 1;
-  if (f.soft_cap > 0) {
-    const Vec cap = set1(f.soft_cap);
-    each_vector(rows, [&](int64_t c, int n) {
-      const Vec s = load_n(scores + c, n), t = tanh(div(s, cap));
-      store_n(slope + c, fnma(t, t, set1(1.0f)), n);
-      // As soft_capped has it.
-      store_n(scores + c, fma(s, zero(), mul(cap, t)), n);
-    });
+  Room(int64_t rows, int64_t d, bool pairs) {
+    const int64_t most = rows < kScoreRows ? rows : kScoreRows;
+    head = to_line(rows * d);
+    block = to_line(most * d);
+    scores = most * to_line(rows);
+    const int64_t across = packed_size(d, rows, pairs), along = packed_size(rows, d, pairs);
+    keys = across > along ? across : along;
+    queries = packed_size(most, d, pairs);
+    product = multiply_room(pairs);
   }
-  for (int64_t j = 0; j < first; ++j) scores[j] = kMasked;
-  for (int64_t j = last + 1; j < rows; ++j) scores[j] = kMasked;
-  float top = kMasked;
-  for (int64_t j = first; j <= last; ++j) top = scores[j] > top ? scores[j] : top;
-  Vec total = zero();
-  each_vector(rows, [&](int64_t c, int n) {
-    Vec weight = exp(sub(load_n(scores + c, n), set1(top)));
-    if (n < kLanes) {
-      float t[kLanes] = {};
-      store_n(t, weight, n);
-      weight = load(t);
+  int64_t total() const {
+    return 2 * head + 2 * block + 3 * scores + 3 * keys + 2 * queries + product;
+  }
+};
+
+// Gradients of a row's products from those of its weights, in place.
+void softmax_row_backward(const AttentionArgs& f, const Sight& sight, int64_t columns,
+                          const float* weights, const float* tangents, float* gradients) {
+  Vec mean = zero();
+  vectors_between(sight.first, sight.last,
+                  [&](int64_t c) { mean = fma(load(gradients + c), load(weights + c), mean); });
+  const Vec center = set1(sum(mean)), scale = set1(f.scale);
+  vectors_between(sight.first, sight.last, [&](int64_t c) {
+    Vec v = mul(mul(scale, load(weights + c)), sub(load(gradients + c), center));
+    if (f.soft_cap > 0) {
+      const Vec t = load(tangents + c);
+      v = mul(v, fnma(t, t, set1(1.0f)));
     }
-    store_n(scores + c, weight, n);
-    total = add(total, weight);
+    store(gradients + c, v);
   });
-  const Vec inverse = set1(1.0f / sum(total));
-  each_vector(
-      rows, [&](int64_t c, int n) { store_n(scores + c, mul(load_n(scores + c, n), inverse), n); });
+  clear_around(sight.first, sight.last, columns, gradients);
 }
 
 void span_task(void* context, int64_t index, int thread) {
@@ -87,80 +60,109 @@ void span_task(void* context, int64_t index, int thread) {
   const AttentionArgs& f = a.forward;
   const AttentionSpan& span = f.spans[index / f.kv_heads];
   const int64_t kv = index % f.kv_heads, group = f.heads / f.kv_heads;
-  const int64_t d = f.head_dim, rows = span.rows;
+  // Scores have whole vectors of columns, the last of which are zeros.
+  const int64_t d = f.head_dim, rows = span.rows, columns = to_line(rows);
+  if (rows == 0) return;
   char* scratch = thread == 0 ? plan.shared + plan.shared_bytes
                               : static_cast<char*>(plan.parallel->scratch(thread, plan.task_bytes));
-  float* q = reinterpret_cast<float*>(scratch);
-  float* k = q + plan.longest * d;
-  float* dk = k + plan.longest * d;
-  float* dq = dk + plan.longest * d;
-  float* p = dq + plan.longest * d;
-  float* ds = p + plan.longest * plan.longest;
-  float* slope = ds + plan.longest * plan.longest;
-  // Products' panels, aligned.
-  char* room = reinterpret_cast<char*>(slope + plan.longest * plan.longest);
-  room += (64 - reinterpret_cast<uintptr_t>(room) % 64) % 64;
+  const Room room(rows, d, plan.pairs);
+  float* at = reinterpret_cast<float*>(scratch);
+  const auto take = [&](int64_t floats) {
+    float* piece = at;
+    at += floats;
+    return piece;
+  };
+  float *turned_k = take(room.head), *turned_dk = take(room.head);
+  float *turned_q = take(room.block), *turned_dq = take(room.block);
+  float *weights = take(room.scores), *gradients = take(room.scores), *tangents = take(room.scores);
+  float *keys_across = take(room.keys), *keys_along = take(room.keys);
+  float* values_across = take(room.keys);
+  float *packed_q = take(room.queries), *packed_dout = take(room.queries);
+  float* product = take(room.product);
+  const auto multiply = [&](View x, const float* packed, int64_t m, int64_t n, int64_t k, bool more,
+                            float* out, int64_t stride) {
+    multiply_packed(x, packed, m, n, k, more, plan.pairs, out, stride, product);
+  };
 
-  const float* values = row_of(f.v, span.first_row) + kv * d;
+  View k{row_of(f.k, span.first_row) + kv * d, f.k.stride, 1};
+  float* dk = mutable_row_of(a.dk, span.first_row) + kv * d;
+  int64_t dk_stride = a.dk.stride;
+  if (plan.table) {
+    rotate_rows(plan.table, d, k.data, k.row, 0, rows, 1, turned_k, d);
+    k = {turned_k, d, 1};
+    dk = turned_dk;
+    dk_stride = d;
+  }
   float* dv = mutable_row_of(a.dv, span.first_row) + kv * d;
-  rotate_rows(plan, row_of(f.k, span.first_row) + kv * d, f.k.stride, rows, 1, 1, k, d);
+  pack(transposed(k), d, rows, plan.pairs, keys_across);
+  pack(k, rows, d, plan.pairs, keys_along);
+  pack({row_of(f.v, span.first_row) + kv * d, 1, f.v.stride}, d, rows, plan.pairs, values_across);
+
   for (int64_t h = 0; h < group; ++h) {
     const int64_t column = (kv * group + h) * d;
-    const bool more = h > 0;
-    const float* dout = row_of(a.dout, span.first_row) + column;
-    rotate_rows(plan, row_of(f.q, span.first_row) + column, f.q.stride, rows, 1, f.scale, q, d);
-    small_gemm({q, d, 1}, {k, 1, d}, rows, rows, d, false, p, rows, room);
-    for (int64_t i = 0; i < rows; ++i) softmax_row(f, span, i, p + i * rows, slope + i * rows);
-    small_gemm({p, 1, rows}, {dout, a.dout.stride, 1}, rows, d, rows, more, dv, a.dv.stride, room);
-    small_gemm({dout, a.dout.stride, 1}, {values, 1, f.v.stride}, rows, rows, d, false, ds, rows,
-               room);
-    for (int64_t i = 0; i < rows; ++i) {
-      float* s = ds + i * rows;
-      const float* weight = p + i * rows;
-      Vec mean = zero();
-      each_vector(rows, [&](int64_t c, int n) {
-        mean = fma(load_n(s + c, n), load_n(weight + c, n), mean);
-      });
-      const Vec center = set1(sum(mean));
-      each_vector(rows, [&](int64_t c, int n) {
-        Vec v = mul(load_n(weight + c, n), sub(load_n(s + c, n), center));
-        if (f.soft_cap > 0) v = mul(v, load_n(slope + i * rows + c, n));
-        store_n(s + c, v, n);
-      });
+    for (int64_t first = 0; first < rows; first += kScoreRows) {
+      const int64_t count = rows - first < kScoreRows ? rows - first : kScoreRows;
+      const int64_t row = span.first_row + first;
+      const bool more = h > 0 || first > 0;
+      View q{row_of(f.q, row) + column, f.q.stride, 1};
+      float* dq = mutable_row_of(a.dq, row) + column;
+      int64_t dq_stride = a.dq.stride;
+      if (plan.table) {
+        rotate_rows(plan.table, d, q.data, q.row, first, count, 1, turned_q, d);
+        q = {turned_q, d, 1};
+        dq = turned_dq;
+        dq_stride = d;
+      }
+      const View dout{row_of(a.dout, row) + column, a.dout.stride, 1};
+      multiply(q, keys_across, count, columns, d, false, weights, columns);
+      multiply(dout, values_across, count, columns, d, false, gradients, columns);
+      for (int64_t i = 0; i < count; ++i) {
+        const Sight sight = sight_of(f, span, first + i);
+        const int64_t of = i * columns;
+        softmax_row(f, sight, columns, weights + of, tangents + of);
+        softmax_row_backward(f, sight, columns, weights + of, tangents + of, gradients + of);
+      }
+      pack(dout, count, d, plan.pairs, packed_dout);
+      multiply({weights, 1, columns}, packed_dout, rows, d, count, more, dv, a.dv.stride);
+      multiply({gradients, columns, 1}, keys_along, count, d, rows, false, dq, dq_stride);
+      pack(q, count, d, plan.pairs, packed_q);
+      multiply({gradients, 1, columns}, packed_q, rows, d, count, more, dk, dk_stride);
+      if (plan.table)
+        rotate_rows(plan.table, d, turned_dq, d, first, count, -1,
+                    mutable_row_of(a.dq, row) + column, a.dq.stride);
     }
-    small_gemm({ds, rows, 1}, {k, d, 1}, rows, d, rows, false, dq, d, room);
-    rotate_rows(plan, dq, d, rows, -1, f.scale, mutable_row_of(a.dq, span.first_row) + column,
-                a.dq.stride);
-    small_gemm({ds, 1, rows}, {q, d, 1}, rows, d, rows, more, dk, d, room);
   }
-  rotate_rows(plan, dk, d, rows, -1, 1, mutable_row_of(a.dk, span.first_row) + kv * d, a.dk.stride);
+  if (plan.table)
+    rotate_rows(plan.table, d, turned_dk, d, 0, rows, -1,
+                mutable_row_of(a.dk, span.first_row) + kv * d, a.dk.stride);
 }
-
-size_t to_line(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
 
 bool attention_backward(const AttentionBackwardArgs& args, Parallel& parallel) {
   const AttentionArgs& f = args.forward;
+  int64_t longest = 0;
+  for (int64_t i = 0; i < f.span_count; ++i)
+    if (f.spans[i].rows > longest) longest = f.spans[i].rows;
+  if (longest == 0) return true;
   Plan plan{};
   plan.args = &args;
   plan.parallel = &parallel;
-  for (int64_t i = 0; i < f.span_count; ++i)
-    if (f.spans[i].rows > plan.longest) plan.longest = f.spans[i].rows;
-  if (plan.longest == 0) return true;
-  const int64_t d = f.head_dim, s = plan.longest;
-  const size_t larger = small_gemm_bytes(s, s > d ? s : d) + small_gemm_bytes(d, s);
-  plan.task_bytes =
-      to_line(sizeof(float) * static_cast<size_t>(4 * s * d + 3 * s * s)) + larger + 128;
-  plan.shared_bytes = f.rope_theta > 0 ? to_line(sizeof(float) * static_cast<size_t>(d / 2)) : 0;
+  plan.pairs = f.bf16 && has_pairs();
+  const int64_t d = f.head_dim;
+  const bool rotary = f.rope_theta > 0;
+  const int64_t table = rotary ? to_line(longest * d) : 0,
+                frequencies = rotary ? to_line(d / 2) : 0;
+  plan.shared_bytes = sizeof(float) * static_cast<size_t>(table + frequencies);
+  plan.task_bytes = sizeof(float) * static_cast<size_t>(Room(longest, d, plan.pairs).total());
   for (int t = 1; t < parallel.threads(); ++t)
     if (!parallel.scratch(t, plan.task_bytes)) return false;
   plan.shared = static_cast<char*>(parallel.scratch(0, plan.shared_bytes + plan.task_bytes));
   if (!plan.shared) return false;
-  if (f.rope_theta > 0) {
-    float* frequencies = reinterpret_cast<float*>(plan.shared);
-    rope_frequencies(f.rope_theta, d, frequencies);
-    plan.frequencies = frequencies;
+  if (rotary) {
+    float* rotations = reinterpret_cast<float*>(plan.shared);
+    rotation_table(f, longest, rotations + table, rotations);
+    plan.table = rotations;
   }
   parallel.run(f.span_count * f.kv_heads, span_task, &plan);
   return true;

@@ -212,26 +212,52 @@ bool gemm(const GemmArgs& args, Parallel& parallel) {
   return has_pairs() ? run<Form::pairs>(w, parallel) : run<Form::rounded>(w, parallel);
 }
 
-size_t small_gemm_bytes(int64_t n, int64_t k) {
-  return sizeof(float) * static_cast<size_t>(divide_up(n, kPanel) * kPanel * k);
+namespace {
+
+template <Form form>
+void pack_all(View b, int64_t k, int64_t n, float* out) {
+  const int64_t steps = divide_up(k, depth_of(form));
+  for (int64_t column = 0; column < n; column += kPanel)
+    pack_panel<form>(b, k, column, n, out + column * steps);
 }
 
-void small_gemm(View a, View b, int64_t m, int64_t n, int64_t k, bool accumulate, float* out,
-                int64_t out_stride, void* scratch) {
+template <Form form>
+void multiply_all(Work& w, float* room) {
+  divide(w, 1);
+  for (int64_t i = 0; i < w.row_parts; ++i)
+    multiply<form>(w, i, 0, divide_up(w.n, kPanel), form == Form::f32 ? nullptr : room);
+}
+
+}  // namespace
+
+int64_t packed_size(int64_t k, int64_t n, bool pairs) {
+  return divide_up(n, kPanel) * kPanel * (pairs ? divide_up(k, 2) : k);
+}
+
+int64_t multiply_room(bool pairs) { return pairs ? kTaskRows * kBlockK : 0; }
+
+void pack(View b, int64_t k, int64_t n, bool pairs, float* out) {
+  if (pairs)
+    pack_all<Form::pairs>(b, k, n, out);
+  else
+    pack_all<Form::f32>(b, k, n, out);
+}
+
+void multiply_packed(View a, const float* b, int64_t m, int64_t n, int64_t k, bool accumulate,
+                     bool pairs, float* out, int64_t out_stride, float* room) {
   Work w{};
   w.a = a;
-  w.b = b;
   w.m = m;
   w.n = n;
   w.k = k;
   w.accumulate = accumulate;
   w.out = out;
   w.out_stride = out_stride;
-  w.panels = static_cast<float*>(scratch);
-  const int64_t panels = divide_up(n, kPanel);
-  divide(w, 1);
-  for (int64_t i = 0; i < panels; ++i) pack_task<Form::f32>(&w, i, 0);
-  for (int64_t i = 0; i < w.row_parts; ++i) multiply<Form::f32>(w, i, 0, panels, nullptr);
+  w.panels = const_cast<float*>(b);
+  if (pairs)
+    multiply_all<Form::pairs>(w, room);
+  else
+    multiply_all<Form::f32>(w, room);
 }
 
 }  // namespace unifluid::cpu::UNIFLUID_ISA

@@ -17,12 +17,18 @@ struct View {
 
 UNIFLUID_INLINE View transposed(View v) { return {v.data, v.column, v.row}; }
 
-// Bytes of scratch that `small_gemm` needs.
-size_t small_gemm_bytes(int64_t n, int64_t k);
+// Small products in the calling thread, whose right operand may serve several of them. `pairs`: the
+// operands are rounded to bfloat16, which only processors do that multiply pairs of those
+// (`has_pairs`). One of each view's steps is 1; packed operands and `room` are aligned to 64.
 
-// out[m, n] = (accumulate ? out : 0) + a[m, k] b[k, n] in float32, in the calling thread. One of
-// each view's steps is 1. `scratch` is aligned to 64.
-void small_gemm(View a, View b, int64_t m, int64_t n, int64_t k, bool accumulate, float* out,
-                int64_t out_stride, void* scratch);
+// Floats of b [k, n] once packed, and of the room that a product needs besides.
+int64_t packed_size(int64_t k, int64_t n, bool pairs);
+int64_t multiply_room(bool pairs);
+
+void pack(View b, int64_t k, int64_t n, bool pairs, float* out);
+
+// out[m, n] = (accumulate ? out : 0) + a[m, k] b[k, n], with float32 sums.
+void multiply_packed(View a, const float* b, int64_t m, int64_t n, int64_t k, bool accumulate,
+                     bool pairs, float* out, int64_t out_stride, float* room);
 
 }  // namespace unifluid::cpu::UNIFLUID_ISA

@@ -1,7 +1,8 @@
 /** Training against PyTorch: gradients of every tensor, and fifty steps from the same batches and draws. */
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
-import type { NativeModelSpec, NativeTrainer } from "../../lib/native";
+import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import type { NativeModelSpec, NativeTrainer, NativeTrainerOptions } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
 import { relativeError } from "../support/parity";
 import {
@@ -51,6 +52,50 @@ async function trainer(...args: Parameters<typeof createTrainer>): Promise<Nativ
 afterEach(() => {
   for (const t of open) t.dispose();
   open = [];
+});
+
+/**
+ * Layers with the same inputs are one product where all of them are trained: freezing one of them takes them apart,
+ * which must change neither losses nor the gradients of the others.
+ */
+async function expectApart(spec: NativeModelSpec, base: Partial<NativeTrainerOptions>) {
+  const options = { ...base, beta1: 0, clipNorm: 0 };
+  const frozen = trained(spec).filter((n) =>
+    /(k_proj|up_proj|res_blocks\.0\.adaLN_modulation\.1)\.(weight|bias)$/.test(n),
+  );
+  expect(frozen.length).toBeGreaterThan(5);
+  const together = await trainer(spec, options);
+  const apart = await trainer(spec, { ...options, frozen });
+  const at = { step: 1, learningRate: 0 };
+  const one = await together.step([batchOf(spec, 1)], at);
+  const other = await apart.step([batchOf(spec, 1)], at);
+  expect(other.imageLoss).toBe(one.imageLoss);
+  expect(other.textLoss).toBe(one.textLoss);
+  for (const name of trained(spec)) {
+    const a = readFloats(together, name, "first");
+    const b = readFloats(apart, name, "first");
+    if (frozen.includes(name)) expect(norm(b)).toBe(0);
+    else
+      expect(norm(a.map((v, i) => v - b[i]!))).toBeLessThan(
+        1e-5 * norm(a) + 1e-7 * one.gradientNorm,
+      );
+  }
+  // Of averages that are not the weights: both kinds take their place.
+  const losses = [];
+  for (const t of [together, apart]) {
+    for (const name of trained(spec).filter((n) => /(q|k|gate)_proj\.weight$/.test(n))) {
+      const doubled = readFloats(t, name, "weights").map((v) => 2 * v);
+      t.write(name, "ema", new Uint8Array(doubled.buffer));
+    }
+    losses.push((await t.evaluate([batchOf(spec, 1)], { step: 1, ema: true })).textLoss);
+  }
+  expect(Math.abs(losses[1]! / losses[0]! - 1)).toBeLessThan(1e-6);
+  expect(Math.abs(losses[0]! / one.textLoss - 1)).toBeGreaterThan(1e-4);
+}
+
+test("products of several layers of the shipped model give what each alone does", async () => {
+  const { spec } = await readCheckpoint(join(__dirname, "..", "..", "models", "shapes-64"));
+  await expectApart(spec, {});
 });
 
 test("the fixtures belong to these tests", () => {
@@ -199,6 +244,10 @@ describe.each(models)("%s", (model) => {
     expect(result.finite).toBe(false);
     for (const [name, bytes] of now)
       expect(Buffer.compare(bytes, t.read(name, "weights", "F32"))).toBe(0);
+  });
+
+  test("products of several layers give what each alone does", async () => {
+    await expectApart(spec, base);
   });
 
   test("draws of its own: named by seed, step and place, and new at each step", async () => {

@@ -1,4 +1,5 @@
 /** Gradients of attention: prefixes, windows, soft-caps, grouped heads, rotary embedding. */
+import { existsSync, readFileSync } from "node:fs";
 import { expectGradients, matrix, type Vector, weighted } from "../support/gradients";
 import { expectClose, withRandom } from "../support/numbers";
 import {
@@ -6,9 +7,16 @@ import {
   expectSameBits,
   expectSameEverywhere,
   type Matrix,
+  withBackend,
 } from "../support/ops";
 
-const { exp, floor, sqrt, tanh, cos, sin } = Math;
+const { abs, exp, floor, max, sqrt, tanh, cos, sin } = Math;
+
+/** Whether a backend rounds operands to bfloat16: GPUs of heads of whole 16 bytes, and CPUs with the instructions. */
+const PAIRS =
+  existsSync("/proc/cpuinfo") && /\bavx512_bf16\b/.test(readFileSync("/proc/cpuinfo", "utf8"));
+const roundsIn = (backend: string, headDim: number) =>
+  backend.startsWith("cuda") ? headDim % 8 === 0 : backend.startsWith("avx512") && PAIRS;
 
 describeBackends("gradients of attention", (backend) => {
   interface Case {
@@ -100,6 +108,19 @@ describeBackends("gradients of attention", (backend) => {
         headDim: 4,
         softCap: 3,
         window: 9,
+        ropeTheta: 50,
+      },
+    ],
+    [
+      "longer than a block of rows",
+      {
+        lengths: [7, 131],
+        prefixes: [0, 25],
+        heads: 2,
+        kvHeads: 1,
+        headDim: 4,
+        softCap: 3,
+        window: 60,
         ropeTheta: 50,
       },
     ],
@@ -208,6 +229,71 @@ describeBackends("gradients of attention in company", (backend) => {
   });
 });
 
+describeBackends("gradients of attention from rounded operands", (backend, { name }) => {
+  test.each([
+    ["without rotary embedding", { headDim: 24 }],
+    ["rotary, soft-capped, odd rows", { headDim: 10, softCap: 3, window: 50, ropeTheta: 100 }],
+  ])("%s", (_, settings) => {
+    withRandom((random) => {
+      const [rows, kept] = [117, 101];
+      const matrices = {
+        q: random.matrix(rows, 4 * settings.headDim),
+        k: random.matrix(rows, 2 * settings.headDim),
+        v: random.matrix(rows, 2 * settings.headDim),
+        dout: random.matrix(rows, 4 * settings.headDim),
+      };
+      const run = (bf16: 0 | 1, alone = false) =>
+        backend().training({
+          name: "attentionBackward",
+          ...{ heads: 4, kvHeads: 2, scale: 0.2, firstPosition: 1, bf16, ...settings },
+          ...Object.fromEntries(
+            Object.entries(matrices).map(([key, { data, cols }]): [string, Matrix] => [
+              key,
+              alone ? { data: data.slice(0, kept * cols), rows: kept, cols } : { data, rows, cols },
+            ]),
+          ),
+          spans: [
+            { firstRow: 0, rows: kept, prefixEnd: 30 },
+            ...(alone ? [] : [{ firstRow: kept, rows: rows - kept, prefixEnd: 0 }]),
+          ],
+        });
+      const [exact, rounded, alone] = [run(0), run(1), run(1, true)];
+      for (const result of ["out", "dq", "dk", "dv"]) {
+        const [a, b] = [exact[result]!, rounded[result]!];
+        const most = a.reduce((m, v) => max(m, abs(v)), 0);
+        // Operands of three products in a row keep 8 bits.
+        expectClose(b, Float64Array.from(a), 2 ** -5 * most);
+        const same = a.every((v, i) => v === b[i]);
+        expect({ result, rounds: !same }).toEqual({
+          result,
+          rounds: roundsIn(name, settings.headDim),
+        });
+        expectSameBits(b.slice(0, alone[result]!.length), alone[result]!, result);
+      }
+    })();
+  });
+});
+
+test("scratch grows with a sequence's length, not with its square", () => {
+  withRandom((random) => {
+    const rows = 6000;
+    const inputs = () => random.matrix(rows, 4);
+    const args = {
+      name: "attentionBackward",
+      ...{ heads: 1, kvHeads: 1, headDim: 4, scale: 0.5 },
+      ...{ q: inputs(), k: inputs(), v: inputs(), dout: inputs() },
+      spans: [{ firstRow: 0, rows, prefixEnd: 0 }],
+    };
+    withBackend({ threads: 1 }, (backend) => {
+      const before = process.memoryUsage().rss;
+      const { dq } = backend.training(args);
+      // One matrix of all rows with each other would be 137 MiB.
+      expect(process.memoryUsage().rss - before).toBeLessThan(rows ** 2 * 4);
+      expect(dq!.every(Number.isFinite)).toBe(true);
+    });
+  })();
+});
+
 test("gradients have the same bits on any number of threads", () => {
   withRandom((random) => {
     const rows = 300;
@@ -223,7 +309,10 @@ test("gradients have the same bits on any number of threads", () => {
       v: random.matrix(rows, 32),
       dout: random.matrix(rows, 64),
     };
-    for (const result of ["dq", "dk", "dv"])
+    for (const result of ["out", "dq", "dk", "dv"]) {
       expectSameEverywhere((backend) => backend.training(args)[result]!, 1e-4);
+      const rounded = { ...args, bf16: 1 };
+      expectSameEverywhere((backend) => backend.training(rounded)[result]!, 2 ** -5);
+    }
   })();
 });
