@@ -37,9 +37,9 @@ uint64_t Readback::begin(const int32_t* ids, size_t count, int32_t* host) {
   Piece& piece = pieces_[++latest_ % pieces_.size()];
   piece.ticket = 0;
   grow(piece, count);
-  queue_.check_work(cudaMemcpyAsync(piece.pinned, ids, count * sizeof(int32_t), cudaMemcpyDeviceToHost,
-                                queue_.stream()),
-                "to give token ids");
+  queue_.check_work(cudaMemcpyAsync(piece.pinned, ids, count * sizeof(int32_t),
+                                    cudaMemcpyDeviceToHost, queue_.stream()),
+                    "to give token ids");
   queue_.check_work(cudaEventRecord(piece.copied, queue_.stream()), "to record an event");
   piece.host = host;
   piece.count = count;
