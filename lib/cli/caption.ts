@@ -28,6 +28,9 @@ export function addCaption(program: Command): void {
   );
 }
 
+/** A sampled caption may hold line breaks. */
+const oneLine = (text: string) => text.replace(/\s*[\r\n]\s*/g, " ");
+
 async function caption(
   names: readonly string[],
   flags: CaptionFlags,
@@ -50,7 +53,7 @@ async function caption(
       }
       const own = sampled ? { seed: seedOfItem(seed, index) } : {};
       if (json) await writeJson({ image, caption: value, ...own });
-      else await write(names.length === 1 ? `${value}\n` : `${image}\t${value}\n`);
+      else await write(names.length === 1 ? `${value}\n` : `${image}\t${oneLine(value)}\n`);
       outcomes.done++;
     }
     const what = names.length === 1 ? "" : `${outcomes.done} captions from `;
