@@ -38,7 +38,7 @@ export interface ModelConfig {
 
 /** Gemma's ids, where a configuration is silent. */
 const BOS = 2;
-const EOS = 1;
+export const EOS = 1;
 
 /** Parses a model's `config.json`; `where` is its path. */
 export function parseModelConfig(json: unknown, where: string): ModelConfig {

@@ -1,11 +1,20 @@
 /** Examples as the sequences that the native trainer takes (spec section 5). */
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { EOS } from "../checkpoint/config.js";
 import { InvalidRecordError } from "../errors.js";
 import type { NativeTrainingSequence } from "../native.js";
 import type { Random } from "../philox.js";
 import { fillTemplate, type TemplateTask } from "../prompts.js";
 import type { Pictures } from "./pictures.js";
 import type { TrainingExample } from "./source.js";
+
+/**
+ * What ends a text that is learned: `<eos>`, which a list of stop tokens may name after others, such as
+ * `<end_of_turn>` of instruction-tuned Gemma.
+ */
+export function endOfText(eosTokens: readonly number[]): number {
+  return eosTokens.includes(EOS) ? EOS : eosTokens[0]!;
+}
 
 const draws = (task: TemplateTask) => task === "generate" || task === "edit";
 
@@ -52,7 +61,7 @@ export class Sequences {
     if (example.text !== undefined)
       sequence.targetTokens = Int32Array.from([
         ...this.ids(example.text),
-        config!.eosTokens[0] as number,
+        endOfText(config!.eosTokens),
       ]);
     return sequence;
   }
