@@ -36,10 +36,14 @@ struct OnlineSoftmax {
   UNIFLUID_DEVICE void take(const AttentionParams& p, FragmentC (&scores)[kKeyPieces], int block,
                             float (&factor)[2]) {
     float most[2] = {maximum[0], maximum[1]};
+    // Asked here in the words of raw_score, which then has no branch of its own, so that its
+    // functions of the hardware overlap.
+    if (!(p.soft_cap <= 0)) {
 #pragma unroll
-    for (int j = 0; j < kKeyPieces; ++j)
+      for (int j = 0; j < kKeyPieces; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) scores[j].x[e] = raw_score(p, scores[j].x[e]);
+        for (int e = 0; e < 4; ++e) scores[j].x[e] = raw_score(p, scores[j].x[e]);
+    }
     // Most blocks are seen as a whole; masking would be half of what is computed here.
     if (block < all_first || block + kKeyBlock - 1 > all_last) mask(scores, block);
 #pragma unroll
