@@ -58,29 +58,62 @@ UNIFLUID_DEVICE void store_output(const Epilogue& e, int row, int column, float 
 
 // ---- pairs of columns, the first an even one ----
 
+// Of columns of a product without a gate that has a bias.
+template <class Kind>
+UNIFLUID_DEVICE float2 bias_pair(const Epilogue& e, int column) {
+  float2 bias = make_float2(0.0f, 0.0f);
+  if (!Kind::kOddColumns || e.pairs) {
+    if (column < e.columns) bias = *reinterpret_cast<const float2*>(e.bias + column);
+  } else {
+    if (column < e.columns) bias.x = e.bias[column];
+    if (column + 1 < e.columns) bias.y = e.bias[column + 1];
+  }
+  return bias;
+}
+UNIFLUID_DEVICE void add_bias(FragmentC& sums, float2 bias) {
+  for (int i = 0; i < 4; ++i) sums.x[i] += i % 2 ? bias.y : bias.x;
+}
+UNIFLUID_DEVICE void activate_sums(const Epilogue& e, FragmentC& sums) {
+  float(&x)[4] = sums.x;
+  const float4 active = activate(e.activation, make_float4(x[0], x[1], x[2], x[3]));
+  sums = {{active.x, active.y, active.z, active.w}};
+}
+
 // The sums of two rows become what is added to the residual.
 template <class Kind>
 UNIFLUID_DEVICE void finish(const Epilogue& e, int column, FragmentC& sums,
                             const FragmentC& other) {
-  float(&x)[4] = sums.x;
-  if (!Kind::kGated && e.bias) {
-    float2 bias = make_float2(0.0f, 0.0f);
-    if (!Kind::kOddColumns || e.pairs) {
-      if (column < e.columns) bias = *reinterpret_cast<const float2*>(e.bias + column);
-    } else {
-      if (column < e.columns) bias.x = e.bias[column];
-      if (column + 1 < e.columns) bias.y = e.bias[column + 1];
-    }
-    for (int i = 0; i < 4; ++i) x[i] += i % 2 ? bias.y : bias.x;
-  }
-  if constexpr (Kind::kActivation) {
-    const float4 active = activate(e.activation, make_float4(x[0], x[1], x[2], x[3]));
-    sums = {{active.x, active.y, active.z, active.w}};
-  }
+  if (!Kind::kGated && e.bias) add_bias(sums, bias_pair<Kind>(e, column));
+  if constexpr (Kind::kActivation) activate_sums(e, sums);
   if constexpr (Kind::kGated)
-    for (int i = 0; i < 4; ++i) x[i] *= other.x[i];
+    for (int i = 0; i < 4; ++i) sums.x[i] *= other.x[i];
+}
+// The same of pieces of 8 columns, the first of which is `column`. Each question is asked once, and
+// all biases are on their way before the first is added.
+template <class Kind, int kPieces>
+UNIFLUID_DEVICE void finish_all(const Epilogue& e, int column, FragmentC* sums,
+                                const FragmentC* other) {
+  if (!Kind::kGated && e.bias) {
+    float2 bias[kPieces];
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) bias[j] = bias_pair<Kind>(e, column + 8 * j);
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) add_bias(sums[j], bias[j]);
+  }
+  if (Kind::kActivation && e.activation != Activation::none)
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) activate_sums(e, sums[j]);
+  if constexpr (Kind::kGated)
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[j].x[i] *= other[j].x[i];
 }
 
+UNIFLUID_DEVICE void add_pair(uint32_t pair, float& first, float& second) {
+  first += __uint_as_float(pair << 16);
+  second += __uint_as_float(pair & 0xffff0000u);
+}
 template <bool kFloatOut>
 UNIFLUID_DEVICE void add_residual(const Epilogue& e, int row, int column, float& first,
                                   float& second) {
@@ -93,9 +126,7 @@ UNIFLUID_DEVICE void add_residual(const Epilogue& e, int row, int column, float&
     second += pair.y;
   } else {
     const bf16* from = static_cast<const bf16*>(e.residual) + at;
-    const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
-    first += __uint_as_float(pair << 16);
-    second += __uint_as_float(pair & 0xffff0000u);
+    add_pair(*reinterpret_cast<const uint32_t*>(from), first, second);
   }
 }
 

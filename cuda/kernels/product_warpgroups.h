@@ -105,26 +105,35 @@ UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, FragmentC (&sums)
   using Kind = EpilogueKind<kGated, Rows::kOfMatrix, Rows::kOfMatrix, false>;
   const Epilogue& e = work.out;
   const int lane = lane_index(), pair = lane % 4 * 2;
-#pragma unroll
-  for (int j = 0; j < kOutPieces; ++j)
-    finish<Kind>(e, first_column + 8 * j + pair, sums[j], sums[kPieces - kOutPieces + j]);
+  finish_all<Kind, kOutPieces>(e, first_column + pair, sums, sums + kPieces - kOutPieces);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = work.rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
+    // Pieces of which lanes exchange four and write 16 bytes each. The same for the whole warp.
+    const auto whole = [&](int j) {
+      return work.whole && first_column + 8 * (j / 4 * 4) + 32 <= e.columns;
+    };
+    // Their residuals are read before anything is written: the compiler cannot know that it is not
+    // what is read next.
+    if (work.whole && e.residual && row >= 0) {
+      const bf16* from =
+          static_cast<const bf16*>(e.residual) + row * e.residual_stride + first_column + pair;
+      uint32_t residual[kOutPieces];
+#pragma unroll
+      for (int j = 0; j < kOutPieces; ++j)
+        if (whole(j)) residual[j] = *reinterpret_cast<const uint32_t*>(from + 8 * j);
+#pragma unroll
+      for (int j = 0; j < kOutPieces; ++j)
+        if (whole(j)) add_pair(residual[j], sums[j].x[2 * half], sums[j].x[2 * half + 1]);
+    }
 #pragma unroll
     for (int j = 0; j < kOutPieces; j += 4) {
       const int column = first_column + 8 * j;
-      // The same for the whole warp, but for rows that are none.
-      if (work.whole && column + 32 <= e.columns) {
-        uint32_t words[4] = {};
-        if (row >= 0) {
+      if (whole(j)) {
+        uint32_t words[4];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            float* sum = &sums[j + i].x[2 * half];
-            add_residual<false>(e, row, column + 8 * i + pair, sum[0], sum[1]);
-            words[i] = pack_bf16(sum[0], sum[1]);
-          }
-        }
+        for (int i = 0; i < 4; ++i)
+          words[i] = pack_bf16(sums[j + i].x[2 * half], sums[j + i].x[2 * half + 1]);
         exchange_pieces(words);
         if (row >= 0)
           *reinterpret_cast<uint4*>(static_cast<bf16*>(e.out) + row * e.out_stride + column +
