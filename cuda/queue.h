@@ -53,7 +53,7 @@ class Queue {
   void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... arguments) {
     append(kernel, grid, block, shared, false, std::tuple<P...>(arguments...));
   }
-  // All blocks resident at once, for `grid_barrier`.
+  // All blocks resident at once, for `team_barrier`.
   template <class... P, class... A>
   void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                           const A&... arguments) {

@@ -1,34 +1,37 @@
 // What blocks of one grid do together, and hints to the second-level cache.
 #pragma once
 
+#include "cuda/device/exchange.h"
 #include "cuda/device/platform.h"
 
 namespace unifluid::cuda {
 
-// A barrier of all threads of a grid that was launched cooperatively. `arrivals` is one zeroed
-// counter in global memory for the whole launch; `round` counts this thread's barriers from 0. What
-// any block wrote to global memory before the barrier is seen by all after it, where it is read by
-// `load_fresh` or was never read before.
-UNIFLUID_DEVICE void grid_barrier(uint32_t* arrivals, uint32_t& round) {
-#ifdef UNIFLUID_SIMT
-  simt::grid_barrier({__builtin_FILE(), __builtin_LINE()});
-  ++round;
-#else
+// A barrier of all threads of `members` blocks of a grid that was launched cooperatively.
+// `arrivals` is their own counter in global memory, zeroed before the launch; `round` counts this
+// thread's barriers from 0. What any of the blocks wrote to global memory before the barrier is
+// seen by all of them after it, where it is read by `load_fresh` or was never read before.
+UNIFLUID_DEVICE void team_barrier(uint32_t* arrivals, uint32_t members, uint32_t& round) {
   __syncthreads();
   ++round;
   if (threadIdx.x == 0) {
-    const uint32_t wanted = round * gridDim.x;
+    const uint32_t wanted = round * members;
+    Watch watch;
+#ifdef UNIFLUID_SIMT
+    for (++*arrivals; *arrivals < wanted;) watch.look_again();
+#else
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
-    uint32_t arrived;
-    do {
+    for (;;) {
+      uint32_t arrived;
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
                    : "=r"(arrived)
                    : "l"(arrivals)
                    : "memory");
-    } while (arrived < wanted);
+      if (arrived >= wanted) break;
+      watch.look_again();
+    }
+#endif
   }
   __syncthreads();
-#endif
 }
 
 // A float that another block wrote in this launch: read past the first-level cache.
@@ -51,6 +54,14 @@ UNIFLUID_DEVICE uint4 load_fresh(const uint4* at) {
 
 // Four words that nobody writes during the launch.
 UNIFLUID_DEVICE uint4 load_constant(const uint4* at) {
+#ifdef UNIFLUID_SIMT
+  return *at;
+#else
+  return __ldg(at);
+#endif
+}
+
+UNIFLUID_DEVICE float load_constant(const float* at) {
 #ifdef UNIFLUID_SIMT
   return *at;
 #else

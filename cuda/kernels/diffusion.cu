@@ -103,14 +103,14 @@ struct ConditionParams {
   // Of the launch that follows, zeroed for it.
   uint32_t* arrivals;
   Posted* posts;
-  int64_t post_count;
+  int64_t arrival_count, post_count;
 };
 
 // y = silu(time + condition)
 template <class T>
 __global__ void join_conditions(ConditionParams p) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (at == 0) *p.arrivals = 0;
+  if (at < p.arrival_count) p.arrivals[at] = 0;
   if (at < p.post_count) p.posts[at] = {};
   if (at >= p.steps * p.rows * p.width) return;
   const int64_t line = at / p.width, c = at % p.width, row = line % p.rows;
@@ -183,7 +183,7 @@ int64_t chunk_of(int64_t rows, int64_t steps) {
 // What scratch is needed for. `lines`: rows of modulations at a time.
 struct Sizes {
   int64_t times, z_rows;               // of the call
-  int64_t rows, tokens, lines, posts;  // of its largest pass
+  int64_t rows, tokens, lines, posts, teams;  // of its largest pass, at most
   int64_t noises;                      // steps whose noise is drawn ahead
 };
 
@@ -196,6 +196,7 @@ Sizes sizes_of(const Job& job, const std::vector<StepsPass>& passes) {
     s.tokens = std::max(s.tokens, pass.tokens);
     s.lines = std::max(s.lines, pass.rows * chunk_of(pass.rows, step_count(job)));
     s.posts = std::max(s.posts, pass.post_count);
+    s.teams = std::max(s.teams, static_cast<int64_t>(pass.teams.size()));
   }
   s.noises = job.sample && !job.head->flow ? step_count(job) : 0;
   return s;
@@ -216,7 +217,7 @@ Scratch take_scratch(const DiffusionHeadWeights& head, DType type, const Sizes& 
   s.hidden = pieces.floats(sizes.rows * stride);
   s.out = pieces.floats(sizes.rows * outputs_of(head));
   s.inner = pieces.take(static_cast<size_t>(sizes.rows * stride) * size_of(type));
-  s.arrivals = static_cast<uint32_t*>(pieces.take(sizeof(uint32_t)));
+  s.arrivals = static_cast<uint32_t*>(pieces.take(static_cast<size_t>(sizes.teams) * sizeof(uint32_t)));
   s.posts = static_cast<Posted*>(pieces.take(static_cast<size_t>(sizes.posts) * sizeof(Posted)));
   *total = pieces.total();
   return s;
@@ -341,8 +342,9 @@ void modulate(Queue& queue, const Job& job, const StepsPass& pass, const int32_t
   p.out = scratch.y.data;
   p.arrivals = scratch.arrivals;
   p.posts = scratch.posts;
+  p.arrival_count = static_cast<int64_t>(pass.teams.size());
   p.post_count = pass.post_count;
-  const int64_t threads = std::max(lines * head.width, p.post_count);
+  const int64_t threads = std::max({lines * head.width, p.arrival_count, p.post_count});
   with_type(job.type, [&](auto zero) {
     queue.launch(join_conditions<decltype(zero)>, dim3(blocks_for(threads, kThreads)),
                  dim3(kThreads), 0, p);
@@ -430,6 +432,7 @@ size_t diffusion_scratch(const StepSize& size, DType type, const DeviceLimits& l
   s.tokens = size.tokens;
   s.lines = std::max(s.rows, std::min(kModulationRows, s.rows * size.sampling_steps));
   s.posts = most_posts(head, type, limits, s.rows);
+  s.teams = limits.processors;
   s.noises = head.flow ? 0 : size.sampling_steps;
   size_t bytes = 0;
   take_scratch(head, type, s, Pieces(nullptr), &bytes);

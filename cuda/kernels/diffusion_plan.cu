@@ -12,22 +12,21 @@ namespace {
 
 using namespace steps;
 
-// Rows of a team up to which posts are faster than barriers: their words are 10 KiB a row of
-// UniFluid's head, which every block reads in each exchange.
-constexpr int kMostPostedRows = 8;
-
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Bytes of shared memory that a block takes beside slots, and of one slot.
+// Bytes of shared memory that a block takes beside slots, and of one slot. The launch has a block
+// on every processor, which fits: `kThreads` threads may have all of its registers.
 size_t fixed_bytes(const DiffusionHeadWeights& head, DType type, int64_t rows, int64_t tokens,
-                   int64_t columns) {
+                   int64_t columns, bool posts) {
   const int64_t words = steps_stride(type, head.width) * static_cast<int64_t>(size_of(type)) / 4;
   SharedBytes bytes;
   bytes.take<uint32_t>(static_cast<size_t>(rows * input_stride(static_cast<int>(words))))
       .take<float>(static_cast<size_t>(kWarps * rows * kPartialStride))
       .take<float>(static_cast<size_t>(rows * columns))
       .take<float>(kMoments)
-      .take<float>(static_cast<size_t>(tokens * head.channels));
+      .take<float>(static_cast<size_t>(tokens * head.channels))
+      .take<uint64_t>(static_cast<size_t>(head.depth) * sizeof(StepsBlock) / sizeof(uint64_t))
+      .take<float>(posts ? static_cast<size_t>(columns * (head.channels + 1)) : 0);
   return bytes.used;
 }
 size_t slot_bytes(const DiffusionHeadWeights& head, DType type, int64_t columns) {
@@ -56,8 +55,8 @@ Split best_split(const DiffusionHeadWeights& head, DType type, const DeviceLimit
     split.quota = blocks_for(rows, teams);
     if (guided) split.quota = mixed ? split.quota + 1 : round_up(split.quota, 2);
     split.quota = std::min<int64_t>(split.quota, kMostRows);
-    while (split.quota > 0 &&
-           fixed_bytes(head, type, split.quota, split.quota, split.columns) > limits.shared_bytes)
+    while (split.quota > 0 && fixed_bytes(head, type, split.quota, split.quota, split.columns,
+                                          false) > limits.shared_bytes)
       --split.quota;
     if (split.quota < (guided ? 2 : 1)) continue;
     const double cost = static_cast<double>(split.quota + split.columns) /
@@ -76,7 +75,8 @@ Split best_split(const DiffusionHeadWeights& head, DType type, const DeviceLimit
 
 // Words of a row of posts: hidden, inner and outputs take turns in it.
 int64_t posts_stride(const DiffusionHeadWeights& head, DType type) {
-  return std::max(steps_stride(type, head.width), round_up(2 * head.channels, 2));
+  const int64_t run = type == DType::f32 ? kRun<float> : kRun<bf16>;
+  return std::max(round_up(head.width, run), round_up(2 * head.channels, 2));
 }
 
 bool norms_readable_in_vectors(const DiffusionHeadWeights& head) {
@@ -131,9 +131,14 @@ std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
       pass.teams.push_back(team);
     }
     rows_left -= pass.rows;
-    pass.shared = fixed_bytes(head, type, pass.most_rows, pass.most_tokens, pass.columns);
     pass.aligned = readable_in_vectors(head);
     pass.vectors_aligned = norms_readable_in_vectors(head);
+    const auto shared = [&](bool posts) {
+      return fixed_bytes(head, type, pass.most_rows, pass.most_tokens, pass.columns, posts);
+    };
+    pass.posts = pass.most_rows <= kMostPostedRows && pass.aligned && pass.vectors_aligned &&
+                 shared(true) <= limits.shared_bytes;
+    pass.shared = shared(pass.posts);
     if (pass.aligned) {
       const size_t slot = slot_bytes(head, type, pass.columns);
       const int64_t units = 2 * head.depth * blocks_for(pass.columns, kTileColumns);
@@ -141,7 +146,6 @@ std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
           units, static_cast<int64_t>((limits.shared_bytes - pass.shared) / slot)));
       pass.shared += static_cast<size_t>(pass.slots) * slot;
     }
-    pass.posts = pass.most_rows <= kMostPostedRows;
     pass.posts_stride = posts_stride(head, type);
     pass.post_count = pass.posts ? kPostRounds * pass.rows * pass.posts_stride : 0;
     passes.push_back(std::move(pass));

@@ -6,9 +6,12 @@
 // multiprocessor, divide the columns of every matrix among them, and rows go from one to the others
 // through the second-level cache, 2 depth + 2 times a step. How long that takes is what a small
 // step takes. Few rows are posted value by value (exchange.h): an element is computed upon when it
-// comes. Many rows would double in bytes that way; they are stored, and blocks meet at a barrier of
-// the grid. Whatever does not depend on what comes is read before the wait: the next weights are on
-// their way to shared memory, biases, gates and what a norm multiplies by are in registers.
+// comes; inputs of mlp2, which are rounded to bf16 anyway, travel as pairs of two rows. Many rows
+// would double in bytes that way; they are stored, and the blocks of a team meet at a barrier.
+// Whatever does not depend on what comes is read before the wait: the next weights are on their way
+// to shared memory, biases, gates and what a norm multiplies by are in registers. With posts the
+// instructions of a product are most of what is left of its time, so that there all is known to be
+// aligned, and there is one tile of rows.
 //
 // Posts. A block can be one exchange behind the others, where it had no column to post and nobody
 // waited for it; not two, since all post columns of the hidden state. So words are used again after
@@ -35,6 +38,8 @@
 // State and guidance are small: every block of a team keeps the latents of all its tokens.
 #include "cuda/kernels/diffusion_steps.h"
 
+#include <algorithm>
+
 #include "cuda/device/exchange.h"
 #include "cuda/device/grid.h"
 #include "cuda/device/math.h"
@@ -52,10 +57,8 @@ using namespace steps;
 template <class T>
 constexpr int kHeld = 16 / kSize<T>;
 constexpr float kNormEps = 1e-6f;
-// Rows of inputs that a thread waits for at once.
-constexpr int kReceived = 2;
-
-// One block at work. kPosts: rows go from block to block by posts, else by stores and a barrier.
+// One block at work. kPosts: rows go from block to block by posts, else by stores and a barrier;
+// all that is read in vectors is aligned to them then.
 template <class T, bool kPosts>
 class Worker {
  public:
@@ -73,11 +76,18 @@ class Worker {
         own(arena.take<float>(static_cast<uint32_t>(params.most_rows * params.columns))),
         moments(arena.take<float>(kMoments)),
         state(arena.take<float>(static_cast<uint32_t>(params.most_tokens * params.channels))),
-        weights(params, arena, first_column, columns) {}
+        blocks(arena.take<uint64_t>(steps_field(params.depth, StepsField{}))),
+        input(arena.take<float>(
+            kPosts ? static_cast<uint32_t>(params.columns * (params.channels + 1)) : 0)),
+        weights(params, arena, blocks, first_column, columns) {}
 
   UNIFLUID_DEVICE void run() {
     for (int i = thread(); i < team.tokens * p.channels; i += kThreads)
       state.store(i, p.state[team.token * p.channels + i]);
+    const uint64_t* fields = reinterpret_cast<const uint64_t*>(p.blocks);
+    for (uint32_t i = threadIdx.x; i < steps_field(p.depth, StepsField{}); i += kThreads)
+      blocks.store(i, fields[i]);
+    if constexpr (kPosts) begin_posts();
     __syncthreads();
     weights.begin();
     for (int step = 0; step < p.steps; ++step) {
@@ -100,62 +110,99 @@ class Worker {
  private:
   static constexpr int kRowsEach = kPosts ? 1 : kMostRowsEach;
   static constexpr int kWarpRows = kWarps / kParts, kRowsTogether = kWarpRows * kRowsEach;
+  static constexpr int kTiles = kPosts ? 1 : kRowTiles;
+  // Results of a unit that a thread finishes: of one column, rows kRowsApart from each other.
+  static constexpr int kRowsApart = kThreads / kTileColumns;
+  static constexpr int kResults = (kTiles * kTileRows + kRowsApart - 1) / kRowsApart;
+  // Two rows in a word.
+  static constexpr bool kPairs = kPosts && sizeof(T) == 2;
+  // Rows of inputs that a thread waits for at once, and the words of each column that hold them.
+  static constexpr int kReceived = 2, kRowsOfWord = kPairs ? 2 : 1,
+                       kWords = kReceived / kRowsOfWord;
 
   UNIFLUID_DEVICE static int thread() { return static_cast<int>(threadIdx.x); }
 
   // ---- the exchange of rows ----
 
+  // What stays the same: the first layer's weights and biases, [columns, C + 1], and the zeros
+  // behind the width of inputs, which nobody posts.
+  UNIFLUID_DEVICE void begin_posts() {
+    const int each = p.channels + 1;
+    for (int at = thread(); at < columns * each; at += kThreads) {
+      const int column = at / each, c = at - column * each;
+      const T* weight = static_cast<const T*>(p.input_proj) +
+                        static_cast<int64_t>(first_column + column) * p.channels;
+      input.store(static_cast<uint32_t>(at),
+                  c < p.channels ? to_float(weight[c]) : p.input_proj_bias[first_column + column]);
+    }
+    const int pieces = p.width / kSize<T>, tail = share.all * 4 - pieces;
+    for (int at = thread(); at < team.rows * tail; at += kThreads)
+      store_piece(x, static_cast<uint32_t>(at / tail * x_stride + (pieces + at % tail) * 4), {});
+    handed_out = p.posts + static_cast<int64_t>(team.row) * p.posts_stride;
+    const int row = thread() / kTileColumns;
+    if (row < team.rows) own_token = p.row_token[team.row + row] - team.token;
+  }
+
   // What was handed out before it can be received after it, by the blocks of the team.
   UNIFLUID_DEVICE void meet() {
-    if constexpr (kPosts)
+    if constexpr (kPosts) {
       ++round;
-    else
-      grid_barrier(p.arrivals, round);
-  }
-  // The same, of whole rows: what lies behind the width is handed out as zeros.
-  UNIFLUID_DEVICE void meet_for_rows() {
-    if (kPosts && member == 0) {
-      const int tail = p.stride - p.width;
-      for (int at = thread(); at < team.rows * tail; at += kThreads)
-        post(posted(round + 1, at / tail, p.width + at % tail), 0.0f, round + 1);
+      received = handed_out;
+      post_slot = post_slot == kPostRounds - 1 ? 0 : post_slot + 1;
+      handed_out = p.posts + (static_cast<int64_t>(post_slot) * p.rows + team.row) * p.posts_stride;
+    } else {
+      team_barrier(p.arrivals + blockIdx.x / p.members, p.members, round);
     }
-    meet();
-  }
-  UNIFLUID_DEVICE Posted* posted(uint32_t of_round, int row, int column) const {
-    const int64_t at = static_cast<int64_t>(of_round % kPostRounds) * p.rows + team.row + row;
-    return p.posts + at * p.posts_stride + column;
   }
   UNIFLUID_DEVICE void hand_out_hidden(int row, int column, float v) const {
     if constexpr (kPosts)
-      post(posted(round + 1, row, column), v, round + 1);
+      post(handed_out + row * p.posts_stride + post_place<T>(column), v, round + 1);
     else
       hidden_row(row)[column] = v;
   }
-  UNIFLUID_DEVICE void hand_out_inner(int row, int column, float v) const {
-    if constexpr (kPosts)
-      post(posted(round + 1, row, column), v, round + 1);
-    else
-      inner_row(row)[column] = from_float<T>(v);
+  // By all lanes of a warp together: `mine` where there is such an element. With pairs lane l + 16
+  // has the row after lane l's.
+  UNIFLUID_DEVICE void hand_out_inner(int row, int column, float v, bool mine) const {
+    if constexpr (kPairs) {
+      const float next = __shfl_down_sync(kAllLanes, v, kTileColumns);
+      if (mine && row % 2 == 0)
+        post(handed_out + row * p.posts_stride + post_place<T>(column),
+             __uint_as_float(pack_bf16(v, row + 1 < team.rows ? next : 0.0f)), round + 1);
+    } else if (mine) {
+      if constexpr (kPosts)
+        hand_out_hidden(row, column, v);
+      else
+        inner_row(row)[column] = from_float<T>(v);
+    }
   }
   UNIFLUID_DEVICE void hand_out_output(int row, int column, float v) const {
     if constexpr (kPosts)
-      post(posted(round + 1, row, column), v, round + 1);
+      post(handed_out + row * p.posts_stride + column, v, round + 1);
     else
       p.out[static_cast<int64_t>(team.row + row) * p.outputs + column] = v;
   }
-  UNIFLUID_DEVICE float receive_output(int row, int column) const {
-    if constexpr (kPosts)
-      return receive(posted(round, row, column), round);
-    else
-      return load_fresh(p.out + static_cast<int64_t>(team.row + row) * p.outputs + column);
+  // Outputs of the network, of (rows[i], of_columns[i]).
+  template <int kCount>
+  UNIFLUID_DEVICE void receive_outputs(const int (&rows)[kCount], const int (&of_columns)[kCount],
+                                       float (&values)[kCount]) const {
+    if constexpr (kPosts) {
+      const Posted* at[kCount];
+      for (int i = 0; i < kCount; ++i) at[i] = received + rows[i] * p.posts_stride + of_columns[i];
+      receive(at, round, values);
+    } else {
+      for (int i = 0; i < kCount; ++i)
+        values[i] = load_fresh(p.out + static_cast<int64_t>(team.row + rows[i]) * p.outputs +
+                               of_columns[i]);
+    }
   }
   // Looks at elements k .. of a row. 0: all have come.
   UNIFLUID_DEVICE uint32_t look_at_piece(int row, int k, float (&values)[kSize<T>]) const {
-    const Posted* from = posted(round, row, k);
+    const Posted* from = received + row * p.posts_stride + post_place<T>(k);
     uint32_t other = 0;
+#pragma unroll
     for (int i = 0; i < kSize<T>; i += 2) {
       Posted now[2];
-      look(from + i, now);
+      look(from + i * kWarp, now);
       for (int e = 0; e < 2; ++e) {
         values[i + e] = now[e].value;
         other |= now[e].round ^ round;
@@ -185,41 +232,41 @@ class Worker {
   // ---- products ----
 
   // For this block's columns [first, first + count) of `weight` and all rows of the team:
-  // after(row, column, sum, operands), where `operands` are what before(row, column) read ahead of
-  // the wait. `load` waits for the inputs and puts them into `x`. Columns count from `first`;
-  // `index`: of the product in the stream of weights; -1: of a matrix that is not in it.
+  // after(row, column, sum, operands, mine), by whole warps, `mine` where there is such a result;
+  // `operands` are what before(row, column) read ahead of the wait. `load` waits for the inputs and
+  // puts them into `x`. Columns count from `first`. `streamed`: the product is the next in the
+  // stream of weights, else it is not in it.
   template <class Before, class Load, class After>
-  UNIFLUID_DEVICE void product(const T* weight, int first, int count, int index, Before before,
+  UNIFLUID_DEVICE void product(const T* weight, int first, int count, bool streamed, Before before,
                                Load load, After after) {
     if (count <= 0) {  // the inputs are for others
-      meet_for_rows();
+      meet();
       __syncthreads();
     }
     for (int tile = 0; tile * kTileColumns < count; ++tile) {
       const int begin = tile * kTileColumns, here = min(kTileColumns, count - begin);
-      // A thread has the same column of some rows.
       const int column = thread() % kTileColumns, first_row = thread() / kTileColumns;
-      constexpr int kRowsApart = kThreads / kTileColumns;
       float2 operands[kResults];
       for (int i = 0; i < kResults; ++i) {
         const int row = first_row + i * kRowsApart;
-        if (column < here && row < team.rows) operands[i] = before(row, begin + column);
+        operands[i] = column < here && row < team.rows ? before(row, begin + column)
+                                                       : make_float2(0.0f, 0.0f);
       }
       if (tile == 0) load();
-      const int unit = weights.unit_of(index, tile);
-      const int slot = index < 0 ? -1 : weights.acquire(unit);
-      Accumulator<T> sums[kRowTiles];
+      const int slot = streamed ? weights.acquire() : -1;
+      Accumulator<T> sums[kTiles];
       if (slot >= 0)
-        add_up(sums, here, [&](int i, int column) { return weights.piece(slot, i, column); });
+        add_up(sums, here, [&](int i, bool high) { return weights.piece(slot, i, high); });
       else
-        add_up(sums, here, [&](int i, int column) {
-          return read_piece(weight + static_cast<int64_t>(first + begin + column) * p.width,
+        add_up(sums, here, [&](int i, bool high) {
+          const int column = first + begin + lane_index() / 4 + (high ? 8 : 0);
+          return read_piece(weight + static_cast<int64_t>(column) * p.width,
                             (share.first + i) * kDepth<T> + lane_index() % 4 * kSize<T>, p.width,
-                            p.aligned);
+                            kPosts || p.aligned);
         });
       if (tile > 0) __syncthreads();  // the partial sums of the tile before have been read
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
+      for (int r = 0; r < kTiles; ++r) {
         if (r * kTileRows >= team.rows) break;
         sums[r].finish(team.rows - r * kTileRows, [&](int column, int row, float sum) {
           row += warp_index() * p.most_rows + r * kTileRows;
@@ -227,29 +274,32 @@ class Worker {
         });
       }
       __syncthreads();
+      constexpr int kRowsOfWarp = kWarp / kTileColumns;
       for (int i = 0; i < kResults; ++i) {
+        if (warp_index() * kRowsOfWarp + i * kRowsApart >= team.rows) break;
         const int row = first_row + i * kRowsApart;
-        if (column >= here || row >= team.rows) continue;
+        const bool mine = column < here && row < team.rows;
         float sum = 0;
-        for (int w = 0; w < kWarps; ++w)
-          sum += partial.load((w * p.most_rows + row) * kPartialStride + column);
-        after(row, begin + column, sum, operands[i]);
+        if (mine)
+          for (int w = 0; w < kWarps; ++w)
+            sum += partial.load((w * p.most_rows + row) * kPartialStride + column);
+        after(row, begin + column, sum, operands[i], mine);
       }
       // Others wait for the results, not for the copies that begin here.
-      if (index >= 0) weights.release(unit);
+      if (streamed) weights.release();
     }
   }
 
-  // The warp's part of `here` columns, whose pieces weight(i, column) gives.
+  // The warp's part of `here` columns. weight(i, high): piece i of column lane / 4, or 8 further.
   template <class Weight>
-  UNIFLUID_DEVICE void add_up(Accumulator<T> (&sums)[kRowTiles], int here, Weight weight) const {
+  UNIFLUID_DEVICE void add_up(Accumulator<T> (&sums)[kTiles], int here, Weight weight) const {
     const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll 2
     for (int i = 0; i < share.count; ++i) {
-      const Piece low = g < here ? weight(i, g) : Piece{};
-      const Piece high = g + 8 < here ? weight(i, g + 8) : Piece{};
+      const Piece low = g < here ? weight(i, false) : Piece{};
+      const Piece high = g + 8 < here ? weight(i, true) : Piece{};
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
+      for (int r = 0; r < kTiles; ++r) {
         if (r * kTileRows >= team.rows) break;
         sums[r].add(low, high, x, team.rows - r * kTileRows, [&](int row) {
           row += r * kTileRows;
@@ -263,17 +313,34 @@ class Worker {
 
   // hidden = input_proj(latents) for the block's columns.
   UNIFLUID_DEVICE void project_input() {
-    for (int at = thread(); at < team.rows * columns; at += kThreads) {
-      const int row = at / columns, column = first_column + at % columns;
-      const int token = p.row_token[team.row + row] - team.token;
-      const T* weight =
-          static_cast<const T*>(p.input_proj) + static_cast<int64_t>(column) * p.channels;
+    const auto project = [&](int row, int column, int token, auto weight, float bias) {
       float sum = 0;
+#pragma unroll(kPosts ? 8 : 4)
       for (int c = 0; c < p.channels; ++c)
-        sum = fmaf(to_float(weight[c]), rounded<T>(state.load(token * p.channels + c)), sum);
-      sum += p.input_proj_bias[column];
-      own.store(row * p.columns + at % columns, sum);
-      hand_out_hidden(row, column, sum);
+        sum = fmaf(weight(c), rounded<T>(state.load(token * p.channels + c)), sum);
+      sum += bias;
+      own.store(row * p.columns + column, sum);
+      hand_out_hidden(row, first_column + column, sum);
+    };
+    if constexpr (kPosts) {
+      const int row = thread() / kTileColumns;
+      if (row >= team.rows) return;
+      for (int column = thread() % kTileColumns; column < columns; column += kTileColumns) {
+        const int at = column * (p.channels + 1);
+        project(
+            row, column, own_token, [&](int c) { return input.load(at + c); },
+            input.load(at + p.channels));
+      }
+    } else {
+      for (int at = thread(); at < team.rows * columns; at += kThreads) {
+        const int row = at / columns, column = at % columns;
+        const int token = p.row_token[team.row + row] - team.token;
+        const T* weight = static_cast<const T*>(p.input_proj) +
+                          static_cast<int64_t>(first_column + column) * p.channels;
+        project(
+            row, column, token, [&](int c) { return to_float(weight[c]); },
+            p.input_proj_bias[first_column + column]);
+      }
     }
   }
 
@@ -294,40 +361,48 @@ class Worker {
     const Kind kind = index == 2 * p.depth ? Kind::finish
                       : index % 2          ? Kind::contract
                                            : Kind::expand;
-    const StepsBlock block = p.depth > 0 ? p.blocks[min(index / 2, p.depth - 1)] : StepsBlock{};
-    const void* weight = block.mlp0;
-    const float* bias = block.mlp0_bias;
+    const auto field = [&](StepsField of) {
+      return blocks.load(steps_field(min(index / 2, p.depth - 1), of));
+    };
+    const auto floats = [&](StepsField of) { return reinterpret_cast<const float*>(field(of)); };
+    const T* weight = nullptr;
+    const float *bias = nullptr, *norm_weight = nullptr, *norm_bias = nullptr;
     const int shift = index / 2 * 3 * p.width, gate = shift + 2 * p.width;
     int first = first_column, count = columns;
-    if (kind == Kind::contract) {
-      weight = block.mlp2;
-      bias = block.mlp2_bias;
-    } else if (kind == Kind::finish) {
+    if (kind == Kind::expand) {
+      weight = reinterpret_cast<const T*>(field(StepsField::mlp0));
+      bias = floats(StepsField::mlp0_bias);
+      norm_weight = floats(StepsField::norm_weight);
+      norm_bias = floats(StepsField::norm_bias);
+    } else if (kind == Kind::contract) {
+      weight = reinterpret_cast<const T*>(field(StepsField::mlp2));
+      bias = floats(StepsField::mlp2_bias);
+    } else {
       const int each = (p.outputs + p.members - 1) / p.members;
-      weight = p.final_linear;
+      weight = static_cast<const T*>(p.final_linear);
       bias = p.final_linear_bias;
       first = member * each;
       count = min(each, p.outputs - first);
     }
     product(
-        static_cast<const T*>(weight), first, count, kind == Kind::finish ? -1 : index,
+        weight, first, count, kind != Kind::finish,
         [&](int row, int column) {
           return make_float2(
-              bias[first + column],
+              load_constant(bias + first + column),
               kind == Kind::contract ? to_float(modulation_row(row)[gate + first + column]) : 0.0f);
         },
         [&] {
-          const bool affine = kind == Kind::expand;
           if (kind == Kind::contract)
             load_inner();
           else
-            load_normalized(affine ? block.norm_weight : nullptr,
-                            affine ? block.norm_bias : nullptr, shift);
+            load_normalized(norm_weight, norm_bias, shift);
         },
-        [&](int row, int column, float sum, float2 bias_gate) {
+        [&](int row, int column, float sum, float2 bias_gate, bool mine) {
           sum += bias_gate.x;
           if (kind == Kind::expand) {
-            hand_out_inner(row, first + column, activate<Activation::silu>(sum));
+            hand_out_inner(row, first + column, activate<Activation::silu>(sum), mine);
+          } else if (!mine) {
+            return;
           } else if (kind == Kind::contract) {
             const uint32_t at = static_cast<uint32_t>(row * p.columns + column);
             const float v = fmaf(bias_gate.y, sum, own.load(at));
@@ -346,37 +421,47 @@ class Worker {
   struct Affine {
     float scale[kSize<T>], shift[kSize<T>];
   };
-  // (v * weight + bias) * (1 + scale) + shift, weight and bias unless null
-  UNIFLUID_DEVICE Affine affine(const float* weight, const float* bias, const T* shifts, int k) {
+  // What it is computed from.
+  struct AffineParts {
+    Piece shift, scale, weights[kSize<T> / 4], biases[kSize<T> / 4];
+  };
+  // Without a branch where it can be, so that what is read of all pieces comes together.
+  template <class U>
+  UNIFLUID_DEVICE Piece read_row(const U* row, int k, bool aligned) const {
+    if constexpr (kPosts)
+      return piece_of(load_constant(reinterpret_cast<const uint4*>(row + (k < p.width ? k : 0))));
+    else
+      return read_piece(row, k, p.width, aligned);
+  }
+  UNIFLUID_DEVICE void read_modulation(AffineParts& parts, const T* shifts, int k) const {
     const bool aligned = p.width % kSize<T> == 0;
-    const Piece shift = read_piece(shifts, k, p.width, aligned);
-    const Piece scale = read_piece(shifts + p.width, k, p.width, aligned);
+    parts.shift = read_row(shifts, k, aligned);
+    parts.scale = read_row(shifts + p.width, k, aligned);
+  }
+  // Of the elements 4 i on of the piece.
+  UNIFLUID_DEVICE void read_norm(AffineParts& parts, const float* weight, const float* bias, int k,
+                                 int i) const {
+    parts.weights[i] = read_row(weight, k + 4 * i, p.vectors_aligned);
+    parts.biases[i] = read_row(bias, k + 4 * i, p.vectors_aligned);
+  }
+  // 1 + scale, shift
+  UNIFLUID_DEVICE static Affine modulated(const AffineParts& parts) {
     Affine a;
     for (int i = 0; i < kSize<T>; ++i) {
-      a.scale[i] = 1.0f + element<T>(scale, i);
-      a.shift[i] = element<T>(shift, i);
-    }
-    if (!weight) return a;
-    for (int i = 0; i < kSize<T>; i += 4) {
-      const Piece weights4 = read_piece(weight, k + i, p.width, p.vectors_aligned);
-      const Piece biases4 = read_piece(bias, k + i, p.width, p.vectors_aligned);
-      for (int e = 0; e < 4; ++e) {
-        a.shift[i + e] = fmaf(element<float>(biases4, e), a.scale[i + e], a.shift[i + e]);
-        a.scale[i + e] *= element<float>(weights4, e);
-      }
+      a.scale[i] = 1.0f + element<T>(parts.scale, i);
+      a.shift[i] = element<T>(parts.shift, i);
     }
     return a;
   }
+  // (v * weight + bias) * scale + shift, of the elements 4 i on
+  UNIFLUID_DEVICE static void learn(Affine& a, const AffineParts& parts, int i) {
+    for (int e = 0; e < 4; ++e) {
+      float &scale = a.scale[4 * i + e], &shift = a.shift[4 * i + e];
+      shift = fmaf(element<float>(parts.biases[i], e), scale, shift);
+      scale *= element<float>(parts.weights[i], e);
+    }
+  }
 
-  // The elements of a part of a row: runs of a piece for each lane, every fourth one.
-  UNIFLUID_DEVICE static constexpr int run_of(int part, int i) {
-    return (i * kParts + part) * kWarp * kSize<T>;
-  }
-  UNIFLUID_DEVICE int part_size(int part) const {
-    constexpr int kRun = kWarp * kSize<T>;
-    const int whole = p.width / (kParts * kRun);
-    return whole * kRun + min(max(p.width - run_of(part, whole), 0), kRun);
-  }
   // Of a part: the sum of its elements, and of their squared distances from their mean.
   struct Moments {
     float sum, squares;
@@ -385,30 +470,16 @@ class Worker {
   struct Norm {
     float mean, inverse;
   };
-  // What is known of the parts before they come.
-  struct Sizes {
-    float size[kParts], inverse[kParts], inverse_width;
-  };
-  UNIFLUID_DEVICE Sizes part_sizes() const {
-    Sizes sizes;
-    sizes.inverse_width = 1.0f / static_cast<float>(p.width);
-    for (int part = 0; part < kParts; ++part) {
-      sizes.size[part] = static_cast<float>(part_size(part));
-      sizes.inverse[part] = 1.0f / fmaxf(sizes.size[part], 1.0f);
-    }
-    return sizes;
-  }
-  template <class Get>
-  UNIFLUID_DEVICE Norm norm_of(const Sizes& sizes, Get moments_of) const {
+  UNIFLUID_DEVICE Norm norm_of(const Moments (&moments)[kParts]) const {
     float total = 0, squares = 0;
-    for (int part = 0; part < kParts; ++part) total += moments_of(part).sum;
-    const float mean = total * sizes.inverse_width;
+    for (int part = 0; part < kParts; ++part) total += moments[part].sum;
+    const float mean = total * p.parts.inverse_width;
     for (int part = 0; part < kParts; ++part) {
-      const Moments m = moments_of(part);
-      const float away = fmaf(-sizes.size[part], mean, m.sum);
-      squares += fmaf(away * away, sizes.inverse[part], m.squares);
+      const Moments& m = moments[part];
+      const float away = fmaf(-p.parts.size[part], mean, m.sum);
+      squares += fmaf(away * away, p.parts.inverse[part], m.squares);
     }
-    return {mean, rsqrtf(fmaf(squares, sizes.inverse_width, kNormEps))};
+    return {mean, rsqrtf(fmaf(squares, p.parts.inverse_width, kNormEps))};
   }
 
   // x = norm(hidden) * (1 + scale) + shift, where norm is layer norm, with weight and bias unless
@@ -416,49 +487,76 @@ class Worker {
   // rows at a time.
   UNIFLUID_DEVICE void load_normalized(const float* weight, const float* bias, int shift) {
     const int part = warp_index() % kParts, warp_row = warp_index() / kParts;
-    const auto element_of = [&](int i) { return run_of(part, i) + lane_index() * kSize<T>; };
+    const int first_element = run_of<T>(part, 0) + lane_index() * kSize<T>;
+    const auto element_of = [&](int i) { return first_element + run_of<T>(0, i); };
+    // Posts end where the row does.
+    const int end = kPosts ? p.width : p.stride;
+    constexpr int kQuads = kSize<T> / 4;
     const auto affine_at = [&](int row, int k) {
-      return affine(weight, bias, modulation_row(row) + shift, k);
+      AffineParts parts;
+      read_modulation(parts, modulation_row(row) + shift, k);
+      Affine a = modulated(parts);
+      if (weight)
+        for (int i = 0; i < kQuads; ++i) {
+          read_norm(parts, weight, bias, k, i);
+          learn(a, parts, i);
+        }
+      return a;
     };
     int rows[kRowsEach];
     Affine affines[kRowsEach][kHeld<T>];
     const auto prepare = [&](int first) {
+      for (int j = 0; j < kRowsEach; ++j) rows[j] = first + j * kWarpRows + warp_row;
+      if constexpr (kPosts) {
+        AffineParts parts[kHeld<T>];
+        const T* shifts = modulation_row(min(rows[0], team.rows - 1)) + shift;
 #pragma unroll
-      for (int j = 0; j < kRowsEach; ++j) {
-        rows[j] = first + j * kWarpRows + warp_row;
+        for (int i = 0; i < kHeld<T>; ++i) read_modulation(parts[i], shifts, element_of(i));
+        if (weight)
 #pragma unroll
-        for (int i = 0; i < kHeld<T>; ++i)
-          if (rows[j] < team.rows && element_of(i) < p.stride)
-            affines[j][i] = affine_at(rows[j], element_of(i));
+          for (int i = 0; i < kHeld<T> * kQuads; ++i)
+            read_norm(parts[i / kQuads], weight, bias, element_of(i / kQuads), i % kQuads);
+#pragma unroll
+        for (int i = 0; i < kHeld<T>; ++i) {
+          if (element_of(i) >= end) continue;
+          affines[0][i] = modulated(parts[i]);
+          if (weight)
+            for (int quad = 0; quad < kQuads; ++quad) learn(affines[0][i], parts[i], quad);
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < kRowsEach; ++j)
+#pragma unroll
+          for (int i = 0; i < kHeld<T>; ++i)
+            if (rows[j] < team.rows && element_of(i) < end)
+              affines[j][i] = affine_at(rows[j], element_of(i));
       }
     };
     prepare(0);
-    const Sizes sizes = part_sizes();
-    const float inverse_size = 1.0f / static_cast<float>(max(part_size(part), 1));
-    meet_for_rows();
+    const float inverse_size = p.parts.inverse[part];
+    meet();
     for (int first = 0, buffer = 0; first < team.rows; first += kRowsTogether, buffer ^= 1) {
       if (first > 0) prepare(first);
       float held[kRowsEach][kHeld<T>][kSize<T>];
-      for (;;) {
+      for (Watch watch;; watch.look_again()) {
         uint32_t other = 0;
 #pragma unroll
         for (int j = 0; j < kRowsEach; ++j)
 #pragma unroll
           for (int i = 0; i < kHeld<T>; ++i)
-            if (rows[j] < team.rows && element_of(i) < p.stride)
+            if (rows[j] < team.rows && element_of(i) < end)
               other |= look_or_load(rows[j], element_of(i), held[j][i]);
         if (other == 0) break;
-        look_again();
       }
       // visit(k, i, values) for the lane's pieces of row j, in ascending order; i is kHeld for
       // those that are read again
       const auto each = [&](int j, auto visit) {
 #pragma unroll
         for (int i = 0; i < kHeld<T>; ++i)
-          if (element_of(i) < p.stride) visit(element_of(i), i, held[j][i]);
-        for (int i = kHeld<T>; element_of(i) < p.stride; ++i) {
+          if (element_of(i) < end) visit(element_of(i), i, held[j][i]);
+        for (int i = kHeld<T>; element_of(i) < end; ++i) {
           float values[kSize<T>];
-          while (look_or_load(rows[j], element_of(i), values) != 0) look_again();
+          for (Watch watch; look_or_load(rows[j], element_of(i), values) != 0;) watch.look_again();
           visit(element_of(i), kHeld<T>, values);
         }
       };
@@ -477,7 +575,7 @@ class Worker {
         if (rows[j] < team.rows)
           each(j, [&](int k, int, const float(&values)[kSize<T>]) {
             for (int e = 0; e < kSize<T>; ++e) {
-              const float d = k + e < p.width ? values[e] - mean : 0.0f;
+              const float d = kPosts || k + e < p.width ? values[e] - mean : 0.0f;
               squares[j] = fmaf(d, d, squares[j]);
             }
           });
@@ -497,16 +595,20 @@ class Worker {
 #pragma unroll
       for (int j = 0; j < kRowsEach; ++j) {
         if (rows[j] >= team.rows) break;
-        const Norm norm = norm_of(sizes, [&](int of_part) {
-          const uint32_t at = moments_of(j, of_part);
-          return Moments{moments.load(at), moments.load(at + 1)};
-        });
+        Moments of_parts[kParts];
+#pragma unroll
+        for (int two = 0; two < kParts; two += 2) {
+          const Vector<float> v = moments.load_vector(moments_of(j, two));
+          of_parts[two] = {v.value[0], v.value[1]};
+          of_parts[two + 1] = {v.value[2], v.value[3]};
+        }
+        const Norm norm = norm_of(of_parts);
         each(j, [&](int k, int i, const float(&values)[kSize<T>]) {
           const Affine a = i < kHeld<T> ? affines[j][i < kHeld<T> ? i : 0] : affine_at(rows[j], k);
           float normalized[kSize<T>];
           for (int e = 0; e < kSize<T>; ++e) {
             const float v = fmaf((values[e] - norm.mean) * norm.inverse, a.scale[e], a.shift[e]);
-            normalized[e] = k + e < p.width ? v : 0.0f;
+            normalized[e] = kPosts || k + e < p.width ? v : 0.0f;
           }
           store_piece(x, static_cast<uint32_t>(rows[j] * x_stride + k / kSize<T> * 4),
                       piece_of<T>(normalized));
@@ -527,29 +629,44 @@ class Worker {
 
   // x = inner
   UNIFLUID_DEVICE void load_inner() {
-    meet_for_rows();
-    const int row_pieces = share.all * 4;
+    meet();
     const auto put = [&](int row, int piece, const Piece& values) {
       store_piece(x, static_cast<uint32_t>(row * x_stride + piece * 4), values);
     };
     if constexpr (kPosts) {
+      const int row_pieces = p.width / kSize<T>;
       for (int first = 0; first < team.rows; first += kReceived)
         for (int piece = thread(); piece < row_pieces; piece += kThreads) {
-          float values[kReceived][kSize<T>];
-          for (;;) {
+          float values[kWords][kSize<T>];
+          for (Watch watch;; watch.look_again()) {
             uint32_t other = 0;
 #pragma unroll
-            for (int i = 0; i < kReceived; ++i)
-              if (first + i < team.rows)
-                other |= look_at_piece(first + i, piece * kSize<T>, values[i]);
+            for (int i = 0; i < kWords; ++i)
+              if (first + i * kRowsOfWord < team.rows)
+                other |= look_at_piece(first + i * kRowsOfWord, piece * kSize<T>, values[i]);
             if (other == 0) break;
-            look_again();
           }
 #pragma unroll
-          for (int i = 0; i < kReceived; ++i)
-            if (first + i < team.rows) put(first + i, piece, piece_of<T>(values[i]));
+          for (int i = 0; i < kWords; ++i) {
+            const int row = first + i * kRowsOfWord;
+            if (row >= team.rows) break;
+            if constexpr (kPairs) {
+              Piece rows[2];
+              for (int w = 0; w < 4; ++w) {
+                const uint32_t even = __float_as_uint(values[i][2 * w]),
+                               odd = __float_as_uint(values[i][2 * w + 1]);
+                rows[0].word[w] = (even & 0xffffu) | odd << 16;
+                rows[1].word[w] = even >> 16 | (odd & 0xffff0000u);
+              }
+              put(row, piece, rows[0]);
+              if (row + 1 < team.rows) put(row + 1, piece, rows[1]);
+            } else {
+              put(row, piece, piece_of<T>(values[i]));
+            }
+          }
         }
     } else {
+      const int row_pieces = share.all * 4;
       for (int row = 0, piece = thread();; piece += kThreads) {
         for (; piece >= row_pieces; piece -= row_pieces) ++row;
         if (row >= team.rows) break;
@@ -589,11 +706,12 @@ class Worker {
         return fmaf(v, 0.0f, v < -limit ? -limit : v > limit ? limit : v);
       };
       const float now = state.load(at);
-      float predicted = receive_output(row, c);
-      if (token.rows > 1) {
-        const float empty = receive_output(row + 1, c);
-        predicted = empty + token.guidance * (predicted - empty);
-      }
+      // What there is not is the first once more.
+      float outputs[3];
+      receive_outputs({row, token.rows > 1 ? row + 1 : row, row},
+                      {c, c, noisy ? p.channels + c : c}, outputs);
+      float predicted = outputs[0];
+      if (token.rows > 1) predicted = outputs[1] + token.guidance * (predicted - outputs[1]);
       if (p.flow) {
         float v = predicted;
         if (limit < INFINITY) v = (now - limited(now - step.tau * v)) / step.tau;
@@ -603,7 +721,7 @@ class Worker {
       const float x0 = limited(step.recip * now - step.recipm1 * predicted);
       float next = step.coef_x0 * x0 + step.coef_x * now;
       if (noisy) {
-        const float f = 0.5f * (receive_output(row, p.channels + c) + 1.0f);
+        const float f = 0.5f * (outputs[2] + 1.0f);
         const float log_variance = f * step.log_beta + (1.0f - f) * step.log_tilde;
         next += token.temperature * expf(0.5f * log_variance) * noise;
       }
@@ -617,13 +735,20 @@ class Worker {
   const int member, first_column, columns;
   const DepthShare<T> share;
   const int x_stride;
-  const Shared<uint32_t> x;     // [rows, x_stride] the inputs of a product
-  const Shared<float> partial;  // [warps, rows, kPartialStride]
-  const Shared<float> own;      // [rows, columns] hidden, of the block's columns
-  const Shared<float> moments;  // of parts of rows, [2, kRowsTogether, kParts, 2]
-  const Shared<float> state;    // [tokens, C]
+  const Shared<uint32_t> x;       // [rows, x_stride] the inputs of a product
+  const Shared<float> partial;    // [warps, rows, kPartialStride]
+  const Shared<float> own;        // [rows, columns] hidden, of the block's columns
+  const Shared<float> moments;    // of parts of rows, [2, kRowsTogether, kParts, 2]
+  const Shared<float> state;      // [tokens, C]
+  const Shared<uint64_t> blocks;  // [depth] StepsBlock
+  const Shared<float> input;      // [columns, C + 1], see begin_posts
   WeightStream<T> weights;
   uint32_t round = 0;
+  // The team's posts of this round and of the next, and where that is among kPostRounds; the token
+  // of this thread's row in the first layer.
+  const Posted* received = nullptr;
+  Posted* handed_out = nullptr;
+  int post_slot = 0, own_token = 0;
   const T* modulation = nullptr;  // of this step and the team's first row
 };
 
@@ -631,6 +756,19 @@ template <class T, bool kPosts>
 __global__ void __launch_bounds__(kThreads, 1) sampling_steps(StepsParams params) {
   SharedArena arena;
   Worker<T, kPosts>(params, arena).run();
+}
+
+template <class T>
+StepsParts parts_of(int width) {
+  const int whole = width / (kParts * kRun<T>);
+  StepsParts parts{};
+  parts.inverse_width = 1.0f / static_cast<float>(width);
+  for (int part = 0; part < kParts; ++part) {
+    const int size = whole * kRun<T> + std::clamp(width - run_of<T>(part, whole), 0, kRun<T>);
+    parts.size[part] = static_cast<float>(size);
+    parts.inverse[part] = 1.0f / static_cast<float>(std::max(size, 1));
+  }
+  return parts;
 }
 
 }  // namespace
@@ -648,6 +786,7 @@ void launch_steps(Queue& queue, DType type, const StepsPass& pass, StepsParams p
       static_cast<unsigned>(pass.teams.size()) * static_cast<unsigned>(pass.members);
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
+    params.parts = parts_of<T>(params.width);
     queue.launch_cooperative(pass.posts ? sampling_steps<T, true> : sampling_steps<T, false>,
                              dim3(blocks), dim3(kThreads), pass.shared, params);
   });

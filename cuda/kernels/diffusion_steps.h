@@ -7,6 +7,7 @@
 
 #include "core/backend.h"
 #include "cuda/device/exchange.h"
+#include "cuda/kernels/diffusion_tile.h"
 #include "cuda/queue.h"
 
 namespace unifluid::cuda {
@@ -18,6 +19,14 @@ struct StepsBlock {
   const void *mlp0, *mlp2;
   const float *norm_weight, *norm_bias, *mlp0_bias, *mlp2_bias;
 };
+
+// The same as words of 8 bytes.
+enum class StepsField { mlp0, mlp2, norm_weight, norm_bias, mlp0_bias, mlp2_bias, count };
+static_assert(sizeof(StepsBlock) == 8 * static_cast<int>(StepsField::count));
+UNIFLUID_DEVICE uint32_t steps_field(int block, StepsField field) {
+  return static_cast<uint32_t>(block * static_cast<int>(StepsField::count) +
+                               static_cast<int>(field));
+}
 
 // A token of a pass. Its rows lie side by side, that of the prompt's condition first.
 struct StepsToken {
@@ -35,6 +44,13 @@ struct StepsTeam {
   int32_t row, rows;
 };
 
+// What a norm knows of the parts of a row before they come.
+struct StepsParts {
+  float size[steps::kParts],
+      inverse[steps::kParts];  // elements, and 1 / them, 1 where there are none
+  float inverse_width;
+};
+
 // ---- the plan: how tokens are shared out ----
 
 struct StepsPass {
@@ -47,7 +63,8 @@ struct StepsPass {
   size_t shared = 0;                   // bytes
   bool aligned = false;                // matrices can be read in vectors,
   bool vectors_aligned = false;        // and the weights and biases of norms
-  bool posts = false;                  // rows go from block to block by posts, not barriers
+  bool posts = false;                  // rows go from block to block by posts, not barriers;
+                                       // all can be read in vectors then
   int64_t posts_stride = 0, post_count = 0;
 };
 
@@ -75,6 +92,7 @@ struct StepsParams {
   int32_t channels, width, depth, outputs;
   bool flow;
   bool aligned, vectors_aligned;
+  StepsParts parts;
 
   const void* modulation;  // T [steps * rows, modulation_width]
   int32_t modulation_width;
@@ -94,7 +112,7 @@ struct StepsParams {
   int32_t stride;
   float* out;  // [rows, outputs]
   // Zeroed before the launch; one of the two serves.
-  uint32_t* arrivals;  // [1]
+  uint32_t* arrivals;  // [teams]
   Posted* posts;       // [post_count]
   int32_t posts_stride;
   bool last;  // results go to the tokens

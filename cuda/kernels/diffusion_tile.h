@@ -15,8 +15,9 @@ inline constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 inline constexpr int kTileColumns = 16, kTileRows = 8;
 // A team's most rows: the accumulators of four tiles, and room for their inputs.
 inline constexpr int kRowTiles = 4, kMostRows = kRowTiles * kTileRows;
-// Results of a unit that a thread finishes.
-inline constexpr int kResults = kMostRows * kTileColumns / kThreads;
+// Of those the most that are posted, not stored: the words are 10 KiB a row of UniFluid's head,
+// which every block reads in each exchange.
+inline constexpr int kMostPostedRows = kTileRows;
 // A row of partial sums: four words more than columns, so that the four row pairs of a fragment
 // lie in different banks.
 inline constexpr int kPartialStride = kTileColumns + 4;
@@ -37,6 +38,23 @@ template <class T>
 inline constexpr int kSize = Vector<T>::kSize;
 template <class T>
 inline constexpr int kDepth = 4 * kSize<T>;
+
+// Where the parts of a row begin that is normalized: runs of a piece for each lane, every fourth
+// one.
+template <class T>
+inline constexpr int kRun = kWarp * kSize<T>;
+template <class T>
+__host__ __device__ constexpr int run_of(int part, int i) {
+  return (i * kParts + part) * kRun<T>;
+}
+
+// Where an element is among the posts of its row: the words that lanes side by side look at
+// together lie side by side, two for each lane.
+template <class T>
+UNIFLUID_DEVICE int post_place(int k) {
+  const int within = k % kRun<T>, lane = within / kSize<T>, e = within % kSize<T>;
+  return k - within + (e / 2 * kWarp + lane) * 2 + e % 2;
+}
 
 // How warps divide the depth of a product, in runs of kDepth.
 template <class T>

@@ -11,56 +11,83 @@
 
 namespace unifluid::cuda::steps {
 
+// Units 0, 1, .. in turn, of which `staying` of `units` stay, evenly between the others: unit u
+// does where u * staying / units rises behind it. Slot and remainder of that division go along.
+struct UnitCursor {
+  int units, staying;
+  int unit = 0, slot = 0, rest = 0;
+
+  UNIFLUID_DEVICE bool stays() const { return rest + staying >= units; }
+  UNIFLUID_DEVICE void advance() {
+    const bool stayed = stays(), last = unit + 1 == units;
+    rest += staying - (stayed ? units : 0);
+    slot = last ? 0 : slot + (stayed ? 1 : 0);
+    unit = last ? 0 : unit + 1;
+  }
+};
+
 template <class T>
 class WeightStream {
  public:
-  // The block's columns [first_column, first_column + columns) of every matrix.
-  UNIFLUID_DEVICE WeightStream(const StepsParams& params, SharedArena& arena, int first_column,
-                               int columns)
+  // The block's columns [first_column, first_column + columns) of every matrix; `blocks` as
+  // Worker::blocks, there before `begin`.
+  UNIFLUID_DEVICE WeightStream(const StepsParams& params, SharedArena& arena,
+                               const Shared<uint64_t>& blocks, int first_column, int columns)
       : p(params),
         share(params.width),
-        first_column(first_column),
+        blocks(blocks),
         columns(columns),
         slot_columns(min(params.columns, kTileColumns)),
-        tiles((columns + kTileColumns - 1) / kTileColumns),
-        units(2 * params.depth * tiles) {
+        tiles((columns + kTileColumns - 1) / kTileColumns) {
+    const int units = 2 * params.depth * tiles;
     memory = arena.take<uint32_t>(static_cast<uint32_t>(p.slots) * slot_words());
-    if (p.slots >= units) {
-      staying = units;
-    } else {
+    const int piece = warp_index() * share.each * slot_columns + lane_index() / 4;
+    own_words = static_cast<uint32_t>(piece * 16 + lane_index() % 4 * 4);
+    own_depth = share.first * kDepth<T> + lane_index() % 4 * kSize<T>;
+    own_elements = static_cast<int64_t>(first_column + lane_index() / 4) * p.width + own_depth;
+    int staying = units;
+    if (p.slots < units) {
       ring = p.slots >= kRing ? kRing : 0;
       staying = p.slots - ring;
     }
+    reading = streamed = {units, staying};
     streamed_left = ring ? p.steps * (units - staying) : 0;
   }
 
   // Starts the first copies, and waits for those of units that stay.
   UNIFLUID_DEVICE void begin() {
-    for (int unit = 0; unit < units && staying > 0; ++unit)
-      if (stays(unit)) copy_unit(unit, staying_before(unit));
+    for (UnitCursor all = reading;;) {
+      if (all.units == 0 || all.staying == 0) break;
+      if (all.stays()) copy_unit(all.unit, all.slot);
+      all.advance();
+      if (all.unit == 0) break;
+    }
     cp_async_commit();
-    for (int i = 0; i < kRing; ++i) copy_next(staying + i);
+    for (int i = 0; i < kRing; ++i) copy_next(reading.staying + i);
     cp_async_wait<kRing>();
   }
 
-  // The unit of a tile of product 0, 1, 2, ..: mlp0 and mlp2 of the first block, the second, ..
-  UNIFLUID_DEVICE int unit_of(int product, int tile) const { return product * tiles + tile; }
+  // Units are the tiles of products 0, 1, 2, ..: mlp0 and mlp2 of the first block, the second, ..;
+  // again in every step.
 
-  // The slot of a unit whose turn it is, or -1: it is to be read from global memory.
-  UNIFLUID_DEVICE int acquire(int unit) const {
-    if (stays(unit)) return staying_before(unit);
+  // The slot of the next unit, or -1: it is to be read from global memory.
+  UNIFLUID_DEVICE int acquire() const {
+    if (reading.stays()) return reading.slot;
     if (ring == 0) return -1;
     cp_async_wait<kRing - 1>();
-    return staying + ring_at;
+    return reading.staying + ring_at;
   }
-  // This lane's piece i of a column of the unit in `slot`.
-  UNIFLUID_DEVICE Piece piece(int slot, int i, int column) const {
-    return load_piece(memory, index_of(slot, i, column));
+  // This lane's piece i of column lane / 4 or lane / 4 + 8 (`high`) of the unit in `slot`.
+  UNIFLUID_DEVICE Piece piece(int slot, int i, bool high) const {
+    return load_piece(memory, static_cast<uint32_t>(slot) * slot_words() + own_words +
+                                  static_cast<uint32_t>(i * slot_columns * 16 + (high ? 128 : 0)));
   }
   // After the last read of the unit by this thread.
-  UNIFLUID_DEVICE void release(int unit) {
-    if (ring == 0 || stays(unit)) return;
-    copy_next(staying + ring_at);
+  UNIFLUID_DEVICE void release() {
+    const bool streams = ring > 0 && !reading.stays();
+    reading.advance();
+    if (!streams) return;
+    copy_next(reading.staying + ring_at);
     ring_at = (ring_at + 1) % kRing;
   }
 
@@ -68,48 +95,54 @@ class WeightStream {
   UNIFLUID_DEVICE uint32_t slot_words() const {
     return static_cast<uint32_t>(kWarps * share.each * slot_columns * 16);
   }
-  UNIFLUID_DEVICE uint32_t index_of(int slot, int i, int column) const {
-    const int piece = (warp_index() * share.each + i) * slot_columns + column;
-    return static_cast<uint32_t>(slot) * slot_words() +
-           static_cast<uint32_t>(piece * 16 + lane_index() % 4 * 4);
-  }
-  // How many of the units before `unit` stay.
-  UNIFLUID_DEVICE int staying_before(int unit) const { return unit * staying / units; }
-  UNIFLUID_DEVICE bool stays(int unit) const {
-    return staying_before(unit + 1) > staying_before(unit);
-  }
 
   UNIFLUID_DEVICE void copy_unit(int unit, int slot) const {
-    const int product = unit / tiles, first = unit % tiles * kTileColumns;
-    const StepsBlock& block = p.blocks[product / 2];
-    const T* weight = static_cast<const T*>(product % 2 ? block.mlp2 : block.mlp0);
+    // Most blocks have one tile of columns, and a division takes long.
+    const int product = tiles == 1 ? unit : unit / tiles;
+    const int first = (unit - product * tiles) * kTileColumns;
+    const T* from = reinterpret_cast<const T*>(blocks.load(steps_field(
+                        product / 2, product % 2 ? StepsField::mlp2 : StepsField::mlp0))) +
+                    own_elements + static_cast<int64_t>(first) * p.width;
+    uint32_t to = static_cast<uint32_t>(slot) * slot_words() + own_words;
+    const int column = first + lane_index() / 4;
+    // Columns that are none are not read.
+    if (column >= columns) return;
+    const bool high = column + 8 < min(columns, first + kTileColumns);
+    const T* from_high = from + 8 * static_cast<int64_t>(p.width);
+    int k = own_depth;
+#pragma unroll 2
     for (int i = 0; i < share.count; ++i) {
-      const int k = (share.first + i) * kDepth<T> + lane_index() % 4 * kSize<T>;
-      for (int column = lane_index() / 4; column < slot_columns; column += 8) {
-        const bool valid = first + column < columns && k < p.width;
-        const T* from = weight + static_cast<int64_t>(first_column + first + column) * p.width + k;
-        cp_async16(memory, index_of(slot, i, column),
-                   reinterpret_cast<const uint32_t*>(valid ? from : weight), valid);
-      }
+      const bool valid = k < p.width;
+      cp_async16(memory, to, reinterpret_cast<const uint32_t*>(from), valid);
+      if (high) cp_async16(memory, to + 128, reinterpret_cast<const uint32_t*>(from_high), valid);
+      k += kDepth<T>;
+      from += kDepth<T>;
+      from_high += kDepth<T>;
+      to += static_cast<uint32_t>(slot_columns * 16);
     }
   }
   UNIFLUID_DEVICE void copy_next(int slot) {
     if (streamed_left > 0) {
       --streamed_left;
-      while (stays(next_streamed)) next_streamed = (next_streamed + 1) % units;
-      copy_unit(next_streamed, slot);
-      next_streamed = (next_streamed + 1) % units;
+      while (streamed.stays()) streamed.advance();
+      copy_unit(streamed.unit, slot);
+      streamed.advance();
     }
     cp_async_commit();  // an empty group too counts for the waits
   }
 
   const StepsParams& p;
   const DepthShare<T> share;
-  const int first_column, columns;
-  const int slot_columns, tiles, units;
-  Shared<uint32_t> memory;    // [slots, slot_words]
-  int staying = 0, ring = 0;  // slots of either kind
-  int ring_at = 0, next_streamed = 0, streamed_left = 0;
+  const Shared<uint64_t> blocks;
+  const int columns, slot_columns, tiles;
+  Shared<uint32_t> memory;  // [slots, slot_words]
+  // Of a lane's first piece: in a slot, in the depth of a matrix, in a matrix.
+  uint32_t own_words;
+  int own_depth;
+  int64_t own_elements;
+  int ring = 0;  // slots of it; `staying` are before them
+  int ring_at = 0, streamed_left = 0;
+  UnitCursor reading, streamed;
 };
 
 }  // namespace unifluid::cuda::steps

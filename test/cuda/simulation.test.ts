@@ -18,7 +18,7 @@ const FOUND: Record<string, RegExp | "results"> = {
   "more shared memory than the launch has": /the launch has 512 bytes and the kernel takes 1024/,
   "shared memory that nothing wrote": /nothing wrote/,
   "missing grid barrier": "results",
-  "divergent grid barrier": /divergent barrier/,
+  "divergent grid barrier": /waits at grid\.h:\d+ for what nobody posts/,
   "missing wait for a bulk copy": /before the wait of a copy/,
   "bytes that never come": /waits at .* for what nobody posts/,
   "a copy over what a product reads": /write while a product may read/,

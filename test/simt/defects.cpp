@@ -125,13 +125,13 @@ void read_of_nothing(const Arguments& a) {
 void missing_grid_barrier(const Arguments& a) {
   uint32_t round = 0;
   if (blockIdx.x == 1 && threadIdx.x == 0) a.out[kThreads] = a.in[0];
-  if (!a.wrong) grid_barrier(a.arrivals, round);
+  if (!a.wrong) team_barrier(a.arrivals, gridDim.x, round);
   if (blockIdx.x == 0) a.out[threadIdx.x] = threadIdx.x == 0 ? a.out[kThreads] : a.in[threadIdx.x];
 }
 
 void divergent_grid_barrier(const Arguments& a) {
   uint32_t round = 0;
-  if (!a.wrong || blockIdx.x == 0) grid_barrier(a.arrivals, round);
+  if (!a.wrong || blockIdx.x == 0) team_barrier(a.arrivals, gridDim.x, round);
   if (blockIdx.x == 0) a.out[threadIdx.x] = a.in[threadIdx.x];
 }
 

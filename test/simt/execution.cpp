@@ -101,13 +101,6 @@ void block_barrier(Place place) {
   wait(State::block_barrier, place);
 }
 
-void grid_barrier(Place place) {
-  if (!current->block->grid->cooperative)
-    fail("a grid barrier in a launch that is not cooperative");
-  // The scheduler goes on with all of them once nothing else can run.
-  wait(State::grid_barrier, place);
-}
-
 void spin(Place place) {
   if (!current->block->grid->cooperative)
     fail("a wait for other blocks in a launch that is not cooperative");
@@ -389,26 +382,14 @@ void run_blocks(Grid& grid, std::vector<std::unique_ptr<Block>>& blocks, std::mt
   scheduler.ready.clear();
   for (auto& block : blocks)
     for (auto& t : block->threads) make_ready(*t);
-  const uint64_t total = grid.alive = scheduler.ready.size();
+  grid.alive = scheduler.ready.size();
   std::vector<Thread*> turn;
   constexpr int kIdleTurns = 1000;
   int idle = 0;
   while (grid.error.empty()) {
     if (scheduler.ready.empty()) {
-      // Only a whole grid at its barrier may be without a ready thread.
-      uint64_t waiting = 0;
-      for (auto& block : blocks)
-        for (auto& t : block->threads) waiting += t->state == State::grid_barrier;
-      if (grid.alive == 0) break;
-      if (waiting != total) {
-        describe_deadlock(grid, blocks);
-        break;
-      }
-      for (auto& block : blocks) {
-        block->epoch = next_epoch++;
-        for (auto& t : block->threads)
-          if (t->state == State::grid_barrier) make_ready(*t);
-      }
+      if (grid.alive > 0) describe_deadlock(grid, blocks);
+      break;
     }
     turn.swap(scheduler.ready);
     std::shuffle(turn.begin(), turn.end(), random);

@@ -43,7 +43,6 @@ enum class State : uint8_t {
   block_barrier,
   warp_operation,
   warpgroup_wait,
-  grid_barrier,
   done
 };
 
@@ -146,7 +145,6 @@ extern thread_local uint64_t next_stamp;
 void wait(State state, Place place);
 void make_ready(Thread& t);
 void block_barrier(Place place);
-void grid_barrier(Place place);
 // Lets others run before the thread looks again for what it waits for.
 void spin(Place place);
 // Waits until all lanes of `mask` are at this operation; the last one runs combine(payloads).

@@ -26,6 +26,9 @@ const SHAPES: Shape[] = [
   { width: 32, depth: 2, channels: 16, condition: 32, flow: false, rows: 9 },
   // Rows that cannot be copied in vectors.
   { width: 19, depth: 1, channels: 5, condition: 7, flow: false, rows: 12 },
+  // Few rows: an odd number of them by posts, with zeros behind the width; and such as cannot be read in vectors.
+  { width: 40, depth: 2, channels: 12, condition: 12, flow: true, rows: 3 },
+  { width: 44, depth: 1, channels: 12, condition: 16, flow: false, rows: 5 },
   { width: 130, depth: 0, channels: 3, condition: 33, flow: true, rows: 14 },
   // Several tiles of columns; more parts of matrices than slots for them.
   { width: 256, depth: 3, channels: 16, condition: 40, flow: false, rows: 1 },
