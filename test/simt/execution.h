@@ -37,14 +37,7 @@ struct Place {
   int line;
 };
 
-enum class State : uint8_t {
-  ready,
-  spinning,
-  block_barrier,
-  warp_operation,
-  warpgroup_wait,
-  done
-};
+enum class State : uint8_t { ready, spinning, block_barrier, warp_operation, warpgroup_wait, done };
 
 struct Copy {
   unsigned char* to;
