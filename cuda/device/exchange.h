@@ -83,7 +83,6 @@ UNIFLUID_DEVICE void receive(const Posted* const (&at)[kCount], uint32_t round,
   Watch watch;
   for (;;) {
     uint32_t other = 0;
-#pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const Posted now = look(at[i]);
       values[i] = now.value;

@@ -182,9 +182,9 @@ int64_t chunk_of(int64_t rows, int64_t steps) {
 
 // What scratch is needed for. `lines`: rows of modulations at a time.
 struct Sizes {
-  int64_t times, z_rows;               // of the call
+  int64_t times, z_rows;                      // of the call
   int64_t rows, tokens, lines, posts, teams;  // of its largest pass, at most
-  int64_t noises;                      // steps whose noise is drawn ahead
+  int64_t noises;                             // steps whose noise is drawn ahead
 };
 
 Sizes sizes_of(const Job& job, const std::vector<StepsPass>& passes) {
@@ -217,7 +217,8 @@ Scratch take_scratch(const DiffusionHeadWeights& head, DType type, const Sizes& 
   s.hidden = pieces.floats(sizes.rows * stride);
   s.out = pieces.floats(sizes.rows * outputs_of(head));
   s.inner = pieces.take(static_cast<size_t>(sizes.rows * stride) * size_of(type));
-  s.arrivals = static_cast<uint32_t*>(pieces.take(static_cast<size_t>(sizes.teams) * sizeof(uint32_t)));
+  s.arrivals =
+      static_cast<uint32_t*>(pieces.take(static_cast<size_t>(sizes.teams) * sizeof(uint32_t)));
   s.posts = static_cast<Posted*>(pieces.take(static_cast<size_t>(sizes.posts) * sizeof(Posted)));
   *total = pieces.total();
   return s;
