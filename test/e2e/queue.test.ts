@@ -131,7 +131,10 @@ withRedis("a queue", () => {
     ];
     writeFileSync(join(folder, "jobs.jsonl"), records.map((r) => JSON.stringify(r)).join("\n"));
     const enqueued = await run(["enqueue", "jobs.jsonl", "--run", "first"]);
-    expect(enqueued).toMatchObject({ code: 7, err: expect.stringMatching(/record 2 \(line 3\): .*"wrong"/) });
+    expect(enqueued).toMatchObject({
+      code: 7,
+      err: expect.stringMatching(/record 2 \(line 3\): .*"wrong"/),
+    });
     const worked = await run(worker);
     expect(worked.code).toBe(0);
     expect(worked.err).toMatch(/first-1-[0-9a-f]{8} failed: IMAGE_NOT_FOUND/);
