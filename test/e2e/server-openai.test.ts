@@ -225,7 +225,7 @@ describe("errors are those of OpenAI's client", () => {
     ["several when streaming", { n: 2, stream: true }, "INVALID_OPTION"],
     ["a URL instead of data", { response_format: "url" }, "INVALID_OPTION"],
     ["too many steps", { steps: 1001 }, "INVALID_OPTION"],
-    ["a guidance out of range", { guidance: -1 }, "INVALID_OPTION"],
+    ["a guidance out of range", { guidance: 10_001 }, "INVALID_OPTION"],
     ["a seed out of range", { seed: "18446744073709551616" }, "INVALID_OPTION"],
     ["a long prompt", { prompt: "x".repeat(4001) }, "PROMPT_TOO_LONG"],
     ["no prompt", { prompt: "" }, "INVALID_OPTION"],
