@@ -626,11 +626,10 @@ void Engine::complete_drawing(Sequence& sequence) {
     model_->backend->read(
         Tensor(draw.latents.data(), DType::f32, image.cells(), image.token_channels),
         done.latents.data());
-    for (float value : done.latents)
-      if (!std::isfinite(value))
-        throw Error(error_code::kNumerical,
-                    "the drawing holds values that are not finite: a weight is NaN or infinite, or "
-                    "the sampler needs an x0 limit");
+    if (!all_finite(done.latents.data(), done.latents.size()))
+      throw Error(error_code::kNumerical,
+                  "the drawing holds values that are not finite: a weight is NaN or infinite, or "
+                  "the sampler needs an x0 limit");
     if (draw.request.decode) {
       undecoded_.push_back({sequence.id, std::move(done)});
     } else {

@@ -142,7 +142,7 @@ struct RowsNeeded {
 };
 
 // [rows, vocab] that a score gives: those of the last row of the prefix and of the suffix, or of
-// all rows. A plain language model has no prefix: every row predicts a token.
+// all rows of a plain text, each of which predicts a token.
 struct ScoreRows {
   int64_t first, count;
 };
@@ -150,7 +150,6 @@ struct ScoreRows {
 ScoreRows score_rows(const ScoreRequest& r, const Model& model) {
   const int64_t suffix = size_of_tokens(r.suffix);
   const int64_t rows = image_row_count(r.prefix, model) + size_of_tokens(r.prefix.tokens) + suffix;
-  // Of a plain text every row predicts a token.
   return r.prefix.plain_text ? ScoreRows{0, rows} : ScoreRows{rows - suffix - 1, suffix + 1};
 }
 

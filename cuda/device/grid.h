@@ -34,8 +34,10 @@ UNIFLUID_DEVICE void team_barrier(uint32_t* arrivals, uint32_t members, uint32_t
   __syncthreads();
 }
 
-// A float that another block wrote in this launch: read past the first-level cache.
-UNIFLUID_DEVICE float load_fresh(const float* at) {
+// What another block wrote in this launch, a float or four words aligned to 16 bytes: read past the
+// first-level cache.
+template <class T>
+UNIFLUID_DEVICE T load_fresh(const T* at) {
 #ifdef UNIFLUID_SIMT
   return *at;
 #else
@@ -43,25 +45,9 @@ UNIFLUID_DEVICE float load_fresh(const float* at) {
 #endif
 }
 
-// Four words at once, aligned to 16 bytes.
-UNIFLUID_DEVICE uint4 load_fresh(const uint4* at) {
-#ifdef UNIFLUID_SIMT
-  return *at;
-#else
-  return __ldcg(at);
-#endif
-}
-
-// Four words that nobody writes during the launch.
-UNIFLUID_DEVICE uint4 load_constant(const uint4* at) {
-#ifdef UNIFLUID_SIMT
-  return *at;
-#else
-  return __ldg(at);
-#endif
-}
-
-UNIFLUID_DEVICE float load_constant(const float* at) {
+// The same of what nobody writes during the launch.
+template <class T>
+UNIFLUID_DEVICE T load_constant(const T* at) {
 #ifdef UNIFLUID_SIMT
   return *at;
 #else

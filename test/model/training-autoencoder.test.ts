@@ -4,12 +4,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
 import { initCheckpoint } from "../../lib/init/init";
-import type { NativeModelSpec, NativeTrainer, NativeVaeExample } from "../../lib/native";
+import type { NativeModelSpec, NativeVaeExample } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
 import { relativeError } from "../support/parity";
 import {
   bfloats,
-  createTrainer,
   Numbers,
   norm,
   picturesOf,
@@ -17,6 +16,7 @@ import {
   readFloats,
   specOf,
   trained,
+  trainersOfTests,
   trainingPlaces,
   writeFloats,
 } from "../support/training";
@@ -40,16 +40,7 @@ let spec: NativeModelSpec;
 beforeAll(async () => {
   spec = await specOf("vae-tiny");
 });
-let open: NativeTrainer[] = [];
-async function trainer(...args: Parameters<typeof createTrainer>): Promise<NativeTrainer> {
-  const t = await createTrainer(...args);
-  open.push(t);
-  return t;
-}
-afterEach(() => {
-  for (const t of open) t.dispose();
-  open = [];
-});
+const trainer = trainersOfTests();
 
 /** A tensor's name in the fixture, which has diffusers'. */
 const stored = (name: string) => name.replace(/^vae\./, "");

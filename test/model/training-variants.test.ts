@@ -4,16 +4,16 @@
  */
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
-import type { NativeModelSpec, NativeTrainer } from "../../lib/native";
+import type { NativeModelSpec } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
 import {
   batchOf,
   byName,
-  createTrainer,
   placeOf,
   readFloats,
   specOf,
   trained,
+  trainersOfTests,
   trainingPlaces,
   VARIANTS,
   wrongGradients,
@@ -35,16 +35,7 @@ interface Expected {
 }
 const { text_weight: textWeight, variants } = fixtureJson<Expected>("training");
 
-let open: NativeTrainer[] = [];
-async function trainer(...args: Parameters<typeof createTrainer>): Promise<NativeTrainer> {
-  const t = await createTrainer(...args);
-  open.push(t);
-  return t;
-}
-afterEach(() => {
-  for (const t of open) t.dispose();
-  open = [];
-});
+const trainer = trainersOfTests();
 
 const AT = { step: 1, learningRate: 0 };
 const expectRatio = (got: number, want: number | null, within: number) =>

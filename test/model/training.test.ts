@@ -16,6 +16,7 @@ import {
   readFloats,
   specOf,
   trained,
+  trainersOfTests,
   trainingPlaces,
   wrongGradients,
 } from "../support/training";
@@ -43,16 +44,7 @@ const models = readdirSync(join(FIXTURES, "training"))
   .filter((f) => /^unifluid.*\.safetensors$/.test(f))
   .map((f) => f.replace(".safetensors", ""));
 
-let open: NativeTrainer[] = [];
-async function trainer(...args: Parameters<typeof createTrainer>): Promise<NativeTrainer> {
-  const t = await createTrainer(...args);
-  open.push(t);
-  return t;
-}
-afterEach(() => {
-  for (const t of open) t.dispose();
-  open = [];
-});
+const trainer = trainersOfTests();
 
 /**
  * Layers with the same inputs are one product where all of them are trained: freezing one of them takes them apart,

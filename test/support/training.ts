@@ -124,6 +124,20 @@ const OPTIONS: NativeTrainerOptions = {
 
 const native = findAddon().addon;
 
+/** As `createTrainer`, of trainers that end with the test; called at the top of a test file. */
+export function trainersOfTests(): typeof createTrainer {
+  let open: NativeTrainer[] = [];
+  afterEach(() => {
+    for (const t of open) t.dispose();
+    open = [];
+  });
+  return async (...args) => {
+    const t = await createTrainer(...args);
+    open.push(t);
+    return t;
+  };
+}
+
 /** `fixture`: a folder below `test/fixtures`. */
 export async function specOf(fixture: string): Promise<NativeModelSpec> {
   return (await readCheckpoint(join(FIXTURES, fixture))).spec;

@@ -6,7 +6,8 @@ import { type CudaCase, Inputs, type Invariant } from "../../support/cuda-cases"
 import { Random, rowsOf } from "../../support/numbers";
 import type { Backend } from "../../support/ops";
 
-interface Settings {
+/** Who attends to whom in training. */
+export interface AttentionSettings {
   heads: number;
   kvHeads: number;
   headDim: number;
@@ -18,7 +19,7 @@ interface Settings {
   ropeTheta?: number;
 }
 
-const SETTINGS: Record<string, Settings> = {
+const SETTINGS: Record<string, AttentionSettings> = {
   "one head of 64": { heads: 1, kvHeads: 1, headDim: 64, lengths: [150], prefixes: [0] },
   "a head of 8, prefixes and a window": {
     ...{ heads: 2, kvHeads: 2, headDim: 8, window: 21, ropeTheta: 100 },
@@ -42,7 +43,7 @@ const SETTINGS: Record<string, Settings> = {
 const RESULTS = ["out", "dq", "dk", "dv"] as const;
 
 /** Of all sequences, or of one alone; rows are drawn for all. */
-function gradients(backend: Backend, random: Random, s: Settings, alone?: number) {
+function gradients(backend: Backend, random: Random, s: AttentionSettings, alone?: number) {
   const inputs = new Inputs(random);
   const { lengths, prefixes, ...settings } = s;
   const starts = lengths.map((_, i) => lengths.slice(0, i).reduce((a, b) => a + b, 0));

@@ -5,6 +5,7 @@
  */
 import { type CudaCase, FLOAT32_SHARE, type Invariant } from "../../support/cuda-cases";
 import type { Random } from "../../support/numbers";
+import type { AttentionSettings } from "./attention-gradients";
 
 /** Sums in another order, as of other operations in float32. */
 const SUMS = 4 * FLOAT32_SHARE;
@@ -151,18 +152,7 @@ function groupNorm(silu: boolean, channels: number, groups: number): CudaCase[] 
 
 // ---- attention in float32 ----
 
-interface Attention {
-  heads: number;
-  kvHeads: number;
-  headDim: number;
-  lengths: number[];
-  prefixes: number[];
-  softCap?: number;
-  window?: number;
-  ropeTheta?: number;
-}
-
-const ATTENTIONS: Record<string, Attention> = {
+const ATTENTIONS: Record<string, AttentionSettings> = {
   "SigLIP's 72": { heads: 2, kvHeads: 2, headDim: 72, lengths: [49, 16], prefixes: [49, 16] },
   "grouped, window, causal prefix": {
     ...{ heads: 4, kvHeads: 2, headDim: 16, window: 11, ropeTheta: 100 },
@@ -174,7 +164,7 @@ const ATTENTIONS: Record<string, Attention> = {
   },
 };
 
-function attention([name, s]: [string, Attention]): CudaCase[] {
+function attention([name, s]: [string, AttentionSettings]): CudaCase[] {
   const { lengths, prefixes, ...settings } = s;
   const rows = lengths.reduce((a, b) => a + b);
   const spans = lengths.map((length, i) => ({
