@@ -309,7 +309,9 @@ TrainerSettings trainer_settings(const Napi::Value& value) {
   if (present(o, "lossesOnly")) t.losses_only = boolean(o, "lossesOnly");
   if (present(o, "vae")) {
     t.autoencoder = true;
-    t.kl_weight = real(object(o.Get("vae"), "vae"), "klWeight");
+    const Napi::Object vae = object(o.Get("vae"), "vae");
+    t.vae.kl_weight = real(vae, "klWeight");
+    t.vae.latent_noise = real(vae, "latentNoise");
   }
   return settings;
 }

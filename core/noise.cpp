@@ -24,6 +24,16 @@ void normals(uint64_t seed, uint32_t cell, uint32_t step, Draw use, int64_t chan
   }
 }
 
+uint32_t low(uint64_t counter) { return static_cast<uint32_t>(counter); }
+uint32_t high(uint64_t counter) { return static_cast<uint32_t>(counter >> 32); }
+
+// Uniform in [0, highest).
+float level(uint64_t seed, uint64_t counter, Draw use, float highest) {
+  const PhiloxWords w =
+      philox4x32(seed, 0, low(counter), high(counter), static_cast<uint32_t>(use));
+  return static_cast<float>(highest * uniform(w.word[0]));
+}
+
 }  // namespace
 
 void start_noise(uint64_t seed, int32_t cell, int64_t channels, float* out) {
@@ -36,16 +46,20 @@ void step_noise(uint64_t seed, int32_t cell, int64_t step, int64_t channels, flo
 }
 
 void training_noise(uint64_t seed, uint64_t counter, int64_t channels, float* out) {
-  normals(seed, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
-          Draw::training_noise, channels, out);
+  normals(seed, low(counter), high(counter), Draw::training_noise, channels, out);
 }
 
 void context_noise(uint64_t seed, uint64_t counter, float highest, int64_t channels, float* out) {
-  const auto low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
-  const PhiloxWords w = philox4x32(seed, 0, low, high, static_cast<uint32_t>(Draw::context_level));
-  const auto level = static_cast<float>(highest * uniform(w.word[0]));
-  normals(seed, low, high, Draw::context_noise, channels, out);
-  for (int64_t c = 0; c < channels; ++c) out[c] *= level;
+  normals(seed, low(counter), high(counter), Draw::context_noise, channels, out);
+  const float size = level(seed, counter, Draw::context_level, highest);
+  for (int64_t c = 0; c < channels; ++c) out[c] *= size;
+}
+
+void latent_noise(uint64_t seed, uint64_t picture, uint64_t cell, float highest, int64_t channels,
+                  float* out) {
+  normals(seed, low(cell), high(cell), Draw::latent_noise, channels, out);
+  const float size = level(seed, picture, Draw::latent_level, highest);
+  for (int64_t c = 0; c < channels; ++c) out[c] *= size;
 }
 
 }  // namespace unifluid

@@ -22,4 +22,10 @@ void training_noise(uint64_t seed, uint64_t counter, int64_t channels, float* ou
 // is drawn uniformly from [0, highest), each channel is normal; out [channels].
 void context_noise(uint64_t seed, uint64_t counter, float highest, int64_t channels, float* out);
 
+// The noise of one cell of the latents that an autoencoder's decoder is trained on: the level is
+// drawn uniformly from [0, highest) for the `picture`, each channel of the `cell` is normal. Both
+// are counters that have the step in their high half; out [channels].
+void latent_noise(uint64_t seed, uint64_t picture, uint64_t cell, float highest, int64_t channels,
+                  float* out);
+
 }  // namespace unifluid

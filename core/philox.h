@@ -22,6 +22,8 @@ enum class Draw : uint32_t {
   training_order = 6,
   context_noise = 7,
   context_level = 8,
+  latent_noise = 9,
+  latent_level = 10,
 };
 
 struct PhiloxWords {

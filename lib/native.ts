@@ -360,7 +360,11 @@ export interface NativeTrainerOptions {
   /** The moving average keeps min(emaDecay, step / (step + 10)); 0: no average. */
   emaDecay: number;
   /** Train the autoencoder of the spec instead: batches are pictures. */
-  vae?: { klWeight: number };
+  vae?: {
+    klWeight: number;
+    /** Standard deviation up to which latents of spread 1 are decoded with noise; 0: none. */
+    latentNoise: number;
+  };
   /** `evaluate` alone, in the memory of the weights: no gradients, no moments. */
   lossesOnly?: boolean;
 }

@@ -35,7 +35,7 @@ Trainer::Trainer(const ModelConfig& config, const std::vector<std::string>& file
                                    options_.ema_decay > 0, !options_.losses_only, *backend_);
   workspace_.emplace(*backend_);
   if (options_.autoencoder)
-    vae_.emplace(*config_.vae, *parameters_, options_.kl_weight);
+    vae_.emplace(*config_.vae, *parameters_, options_.vae);
   else
     unified_.emplace(config_, *parameters_, options_.loss);
 }

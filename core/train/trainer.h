@@ -31,7 +31,7 @@ struct TrainerOptions {
   float clip_norm = 0;       // 0: none
   float ema_decay = 0;       // min(this, step / (step + 10)); 0: no average
   bool autoencoder = false;  // train the VAE instead of the unified model
-  float kl_weight = 0;
+  VaeLossOptions vae;
   bool losses_only = false;  // no room for gradients and moments: `evaluate` alone
 };
 
@@ -52,7 +52,7 @@ class Trainer {
 
   const char* description() const { return backend_->description(); }
   bool autoencoder() const { return options_.autoencoder; }
-  float kl_weight() const { return options_.kl_weight; }
+  float kl_weight() const { return options_.vae.kl_weight; }
 
   // One update from batches whose gradients add up. `step` counts from 1.
   StepResult step(const std::vector<std::vector<TrainingSequence>>& batches, int64_t step,

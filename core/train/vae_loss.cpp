@@ -149,16 +149,19 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
   // A draw from the posterior of each cell, and the divergence from a unit normal.
   const int64_t cells = moments.shape.height * moments.shape.width;
   const auto count = static_cast<size_t>(images * cells * z);
-  std::vector<float> moment(2 * count), latents(count), noise(count);
+  std::vector<float> moment(2 * count), latents(count), noise(count), beside(count);
   backend.read(tape.value(moments.x), moment.data());
   for (int64_t i = 0; i < images; ++i) {
     const VaeExample& example = batch[static_cast<size_t>(i)];
     std::vector<float> drawn(static_cast<size_t>(z));
+    const uint64_t step = static_cast<uint64_t>(drawn_at.step) << 32;
     for (int64_t cell = 0; cell < cells; ++cell) {
-      const uint64_t number = static_cast<uint64_t>(drawn_at.place(i) * cells + cell);
-      if (example.noise.empty())
-        training_noise(drawn_at.seed, (static_cast<uint64_t>(drawn_at.step) << 32) | number, z,
-                       drawn.data());
+      const uint64_t number = step | static_cast<uint64_t>(drawn_at.place(i) * cells + cell);
+      if (example.noise.empty()) training_noise(drawn_at.seed, number, z, drawn.data());
+      if (options_.latent_noise > 0)
+        latent_noise(drawn_at.seed, step | drawn_at.place(i), number,
+                     options_.latent_noise / config_.scaling_factor, z,
+                     &beside[static_cast<size_t>((i * cells + cell) * z)]);
       for (int64_t c = 0; c < z; ++c)
         noise[static_cast<size_t>((i * cells + cell) * z + c)] =
             example.noise.empty() ? drawn[static_cast<size_t>(c)]
@@ -170,12 +173,12 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
     const size_t row = i / static_cast<size_t>(z), c = i % static_cast<size_t>(z);
     const double mean = moment[row * 2 * z + c];
     const double log_variance = std::clamp(moment[row * 2 * z + z + c], kLeastLog, kMostLog);
-    latents[i] = static_cast<float>(mean + std::exp(0.5 * log_variance) * noise[i]);
+    latents[i] = static_cast<float>(mean + std::exp(0.5 * log_variance) * noise[i] + beside[i]);
     kl += 0.5 * (mean * mean + std::exp(log_variance) - 1 - log_variance);
   }
   kl /= static_cast<double>(count);
   losses->kl += kl * share;
-  const double kl_scale = kl_weight_ * share / static_cast<double>(count);
+  const double kl_scale = options_.kl_weight * share / static_cast<double>(count);
   const Var drawn = tape.host(
       moments.x, images * cells, z, latents,
       [=, moment = std::move(moment), noise = std::move(noise)](const std::vector<float>& dz) {

@@ -14,6 +14,13 @@
 
 namespace unifluid {
 
+struct VaeLossOptions {
+  float kl_weight = 0;
+  // Latents are decoded with noise of a standard deviation drawn uniformly from [0, this) for each
+  // picture, in units of latents divided by the scaling factor; 0: none.
+  float latent_noise = 0;
+};
+
 // Means, weighted by examples: sums over the batches of a step.
 struct VaeLosses {
   double absolute = 0, square = 0, kl = 0;
@@ -21,8 +28,8 @@ struct VaeLosses {
 
 class VaeLoss {
  public:
-  VaeLoss(const VaeConfig& config, const Parameters& parameters, float kl_weight)
-      : config_(config), parameters_(parameters), kl_weight_(kl_weight) {}
+  VaeLoss(const VaeConfig& config, const Parameters& parameters, const VaeLossOptions& options)
+      : config_(config), parameters_(parameters), options_(options) {}
 
   // Square pictures of one size, whose side is a multiple of the factor. Throws INVALID_ARGUMENT.
   void check(const VaeExample& example, const std::string& place) const;
@@ -49,7 +56,7 @@ class VaeLoss {
 
   const VaeConfig& config_;
   const Parameters& parameters_;
-  const float kl_weight_;
+  const VaeLossOptions options_;
 };
 
 }  // namespace unifluid

@@ -74,7 +74,7 @@ export class AutoencoderSubject implements Subject {
       config.device,
       {
         ...common,
-        vae: { klWeight: config.klWeight },
+        vae: { klWeight: config.klWeight, latentNoise: config.latentNoise },
         // Of a whole model.
         recompute: false,
         textWeight: 0,

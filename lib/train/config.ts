@@ -113,6 +113,8 @@ const autoencoderSchema = z.strictObject({
   ema: z.number().min(0).lt(1).default(0.995),
   /** The weight of the divergence of the latents from the standard normal distribution. */
   klWeight: z.number().min(0).default(1e-3),
+  /** Standard deviation up to which latents are decoded with noise, where their spread is 1. */
+  latentNoise: z.number().min(0).max(10).default(0),
   /** Pixels across a picture; default: that of the directory's model. */
   imageSize: count.optional(),
   /** Pictures over which each checkpoint's latents are measured. */

@@ -29,12 +29,19 @@ interface Expected {
     /** Absolute error, square error, divergence and gradient norm of each step. */
     curve: [number, number, number, number][];
   };
+  "latent-noise": {
+    highest: number;
+    absolute: number;
+    square: number;
+    kl: number;
+    gradient_norm: number;
+  };
 }
 
 const expected = fixtureJson<Expected>("training");
 const want = expected["vae-tiny"];
 const tensors = new Tensors(join(FIXTURES, "training", "vae-tiny.safetensors"));
-const vae = { klWeight: want.kl_weight };
+const vae = { klWeight: want.kl_weight, latentNoise: 0 };
 
 let spec: NativeModelSpec;
 beforeAll(async () => {
@@ -75,6 +82,20 @@ test.each(trainingPlaces)(
     }
   },
 );
+
+test("latents are decoded with PyTorch's noise", async () => {
+  const { highest, absolute, square, kl, gradient_norm } = expected["latent-noise"];
+  const noisy = { ...vae, latentNoise: highest };
+  const t = await trainer(spec, { vae: noisy, clipNorm: 0 });
+  const result = await t.step([picturesOf(spec, 1)], { step: 1, learningRate: 0 });
+  expect(Math.abs(result.vae!.absolute / absolute - 1)).toBeLessThan(1e-5);
+  expect(Math.abs(result.vae!.square / square - 1)).toBeLessThan(1e-5);
+  expect(Math.abs(result.gradientNorm / gradient_norm - 1)).toBeLessThan(1e-4);
+  // Further from the losses without noise than the two programs may differ; the divergence is without.
+  expect(Math.abs(result.vae!.square / want.curve[0]![1] - 1)).toBeGreaterThan(1e-4);
+  expect(Math.abs(result.vae!.kl / kl - 1)).toBeLessThan(1e-5);
+  expect(kl).toBe(want.curve[0]![2]);
+});
 
 test("fifty steps follow PyTorch's losses, and end at its weights and their average", async () => {
   const t = await trainer(spec, { vae });

@@ -157,7 +157,7 @@ export class DeviceChecks {
       // With beta1 = 0 the first moment is the gradient.
       beta1: 0,
       clipNorm: 0,
-      ...(vae && { vae: { klWeight: 1e-3 } }),
+      ...(vae && { vae: { klWeight: 1e-3, latentNoise: 0.2 } }),
     };
     const step = async (change: Partial<NativeTrainerOptions>) => {
       const trainer = await createTrainer(spec, { ...options, ...change });
