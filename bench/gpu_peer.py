@@ -86,7 +86,9 @@ def to_pixels(x):
 def load(checkpoint, device):
     from unifluid import UniFluid
 
-    model = UniFluid.load(checkpoint).to(device, torch.bfloat16)
+    with torch.device(device):                          # billions of random numbers would take the host a minute
+        model = UniFluid.load(checkpoint)
+    model.to(device, torch.bfloat16)
     model.vae.to(device, torch.bfloat16)                # it is not among the model's modules
     return model
 

@@ -76,29 +76,27 @@ function changed(folder) {
     .reduce((latest, stat) => (stat.isFile() ? Math.max(latest, stat.mtimeMs) : latest), 0);
 }
 
-/** The library, unless its sources are newer. */
+/** Throws where the library is not there or its sources are newer: compiling would take minutes of the machine's. */
 function packLibrary(root, library, to) {
-  const advice = "the machine compiles it; npm run build:cuda does so here";
-  if (!existsSync(library)) {
-    console.log(`unifluid: ${library} is not there: ${advice}`);
-    return;
-  }
+  const advice = "npm run build:cuda compiles it; with --no-library the machine has to";
+  if (!existsSync(library)) throw new Error(`expected ${library}, which is not there: ${advice}`);
   const sources = Math.max(...["cuda", "core"].map((name) => changed(join(root, name))));
-  if (sources > statSync(library).mtimeMs) {
-    console.log(`unifluid: ${library} is older than its sources and is left out: ${advice}`);
-    return;
-  }
+  if (sources > statSync(library).mtimeMs)
+    throw new Error(`expected ${library} to be newer than its sources: ${advice}`);
   compress(library, to, "-6");
 }
 
-/** `files`: to be copied, as they lie below `root`; `reference`: its folder, or ""; `node`: whether Node is packed. */
+/**
+ * `files`: to be copied, as they lie below `root`; `library`: undefined where the machine compiles it; `reference`: its
+ * folder, or ""; `node`: whether Node is packed.
+ */
 export function pack({ root, folder, files, library, reference, node }) {
   rmSync(folder, { recursive: true, force: true });
   const build = join(folder, "build");
   mkdirSync(build, { recursive: true });
   const placed = (file) => join(folder, file.slice(root.length));
   for (const file of files) cpSync(file, placed(file));
-  packLibrary(root, library, `${placed(library)}.xz`);
+  if (library) packLibrary(root, library, `${placed(library)}.xz`);
   if (reference) {
     const programs = readdirSync(reference).filter((name) => name.endsWith(".py"));
     if (programs.length === 0)

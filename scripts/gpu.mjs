@@ -1,9 +1,9 @@
 // Checks and measures the CUDA library on the GPU of this machine, in one go:
 //
 //   npm run gpu -- [--no-build] [--no-checks] [--no-bench] [--no-training] [--no-sanitizer] [--budget SECONDS]
-//                  [--reference DIR] [--python python3] [--only ops,head,images,vae]
+//                  [--reference DIR | --no-peer] [--python python3] [--only ops,head,images,vae]
 //   npm run gpu -- --simulated       the checks alone, on the simulated library: no GPU is needed
-//   npm run gpu -- --pack DIR [--no-node] [--reference DIR]
+//   npm run gpu -- --pack DIR [--no-node] [--no-library] [--reference DIR]
 //                                    what a machine with a GPU, but without npm, needs for the same
 //
 // It builds the library (nvcc), runs every operation, the tiny models and the reference's fixtures on the device, writes the
@@ -12,7 +12,8 @@
 // after which what is left is skipped. A summary at the end tells what failed, and so does the exit code.
 //
 // --reference: the folder of the PyTorch reference implementation, for the figures beside ours; default: what a pack
-// brought. A pack holds the library that `npm run build:cuda` compiled, and uses it unless --build is given.
+// brought; --no-peer: none. A pack holds the library that `npm run build:cuda` compiled, and uses it unless --build is
+// given; with --no-library it has none, and the machine compiles it.
 // Plain Node: neither jest nor npm is used after the bundle is made.
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -41,6 +42,8 @@ const { values: options } = parseArgs({
     simulated: { type: "boolean", default: false },
     pack: { type: "string" },
     "no-node": { type: "boolean", default: false },
+    "no-library": { type: "boolean", default: false },
+    "no-peer": { type: "boolean", default: false },
     reference: { type: "string", default: "" },
     python: { type: "string", default: "python3" },
     budget: { type: "string", default: "Infinity" },
@@ -96,7 +99,8 @@ const budget = Number(options.budget);
 if (!(budget > 0)) fail(`expected --budget to be seconds but received ${options.budget}`);
 
 const packed = join(root, "build", "reference");
-const reference = options.reference || (existsSync(packed) ? packed : "");
+const brought = existsSync(packed) ? packed : "";
+const reference = options["no-peer"] ? "" : options.reference || brought;
 if (reference && !existsSync(reference))
   fail(
     `expected --reference to be the reference's folder but received ${reference}: it is not there`,
@@ -126,7 +130,7 @@ if (options.pack) {
       root,
       folder: resolve(options.pack),
       files: [...bundles, ...Object.values(addons)],
-      library,
+      library: options["no-library"] ? undefined : library,
       reference,
       node: !options["no-node"],
     });
@@ -146,15 +150,15 @@ if (options.pack) {
 }
 
 /**
- * Whether a backend opens and multiplies. On Hopper that tries its own kernels; where they fail or never end, all that
- * follows does without them.
+ * Whether a backend opens and multiplies. On Hopper that tries its own kernels; where they fail or never end twice, all
+ * that follows does without them. Twice, since a machine that has just started may be slow to make its first context.
  */
 async function opens() {
   const open = (title) =>
-    steps.run(title, node, [...checks, "--only", "open"], { limit: seconds(30) });
-  if (await open("opening")) return true;
+    steps.run(title, node, [...checks, "--only", "open"], { limit: seconds(60) });
+  if ((await open("opening")) || (await open("opening once more"))) return true;
   steps.env.UNIFLUID_CUDA_WARPGROUPS = "0";
-  return open("opening once more, and all that follows, with UNIFLUID_CUDA_WARPGROUPS=0");
+  return open("opening, and all that follows, with UNIFLUID_CUDA_WARPGROUPS=0");
 }
 
 function check() {
@@ -163,7 +167,7 @@ function check() {
 }
 
 async function measure() {
-  if (!reference) console.log("\nno --reference: PyTorch's figures are left out");
+  if (!reference) console.log("\nno reference: PyTorch's figures are left out");
   const peer = reference ? ["--python", options.python, "--reference", reference] : [];
   if (!options["no-bench"]) {
     const only = options.only ? ["--only", options.only] : [];

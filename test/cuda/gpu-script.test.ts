@@ -22,7 +22,8 @@ let told: string;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "gpu-pack-"));
   pack = join(folder, "pack");
-  const args = ["scripts/gpu.mjs", "--pack", pack, "--no-node", "--reference", "bench"];
+  const leftOut = ["--no-node", "--no-library"];
+  const args = ["scripts/gpu.mjs", "--pack", pack, ...leftOut, "--reference", "bench"];
   told = (await promised(process.execPath, args, { cwd: root })).stdout;
 }, 60_000);
 afterAll(() => rm(folder, { recursive: true }));
