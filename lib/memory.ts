@@ -2,6 +2,7 @@
 
 import { activationBytes } from "./activation-memory.js";
 import type { Checkpoint } from "./checkpoint/checkpoint.js";
+import { storedBytes } from "./checkpoint/stored-types.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { InsufficientMemoryError } from "./errors.js";
 import type { NativeTensor } from "./native.js";
@@ -24,8 +25,6 @@ export interface MemoryEstimate {
    */
   onDevice: number;
 }
-
-const BYTES = { F32: 4, F16: 2, BF16: 2 } as const;
 
 const elements = ({ shape }: NativeTensor): number => shape.reduce((n, size) => n * size, 1);
 
@@ -56,7 +55,7 @@ export function estimateMemory(
   const deviceBytes = dtype === "bfloat16" ? 2 : 4;
   let [weights, copied, uploaded] = [0, 0, 0];
   for (const tensor of spec.tensors) {
-    const bytes = elements(tensor) * BYTES[tensor.dtype];
+    const bytes = storedBytes(tensor);
     weights += bytes;
     uploaded += aligned(elements(tensor) * (tensor.shape.length === 1 ? 4 : deviceBytes));
     // Matrices are used where they lie; vectors become float32, convolutions are reordered.

@@ -1,6 +1,7 @@
 /** Writes safetensors files: beside the name, then renamed, so that a broken-off write leaves what was there. */
 import { type FileHandle, open, rename, rm } from "node:fs/promises";
 import type { StoredType } from "../native.js";
+import { storedBytes } from "./stored-types.js";
 
 export interface TensorToWrite {
   name: string;
@@ -10,7 +11,12 @@ export interface TensorToWrite {
   bytes: () => Uint8Array | Promise<Uint8Array>;
 }
 
-const BYTES: Readonly<Record<StoredType, number>> = { F32: 4, F16: 2, BF16: 2 };
+/** The bytes of values rounded to bfloat16, to the nearest, ties to even. */
+export function bfloat16Bytes(values: Float32Array): Uint8Array {
+  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const rounded = Uint16Array.from(bits, (b) => (b + 0x7fff + ((b >>> 16) & 1)) >>> 16);
+  return new Uint8Array(rounded.buffer);
+}
 
 /** Throws what the file system says, and where a tensor's bytes do not fit its shape. */
 export async function writeSafetensors(
@@ -20,7 +26,7 @@ export async function writeSafetensors(
   let offset = 0;
   const header: Record<string, unknown> = { __metadata__: { format: "pt" } };
   for (const { name, dtype, shape } of tensors) {
-    const bytes = shape.reduce((n, d) => n * d, BYTES[dtype]);
+    const bytes = storedBytes({ dtype, shape });
     header[name] = { dtype, shape, data_offsets: [offset, offset + bytes] };
     offset += bytes;
   }
@@ -35,9 +41,10 @@ export async function writeSafetensors(
   try {
     file = await open(beside, "w");
     await file.writeFile(Buffer.concat([length, text]));
-    for (const { name, dtype, shape, bytes } of tensors) {
-      const data = await bytes();
-      const wanted = shape.reduce((n, d) => n * d, BYTES[dtype]);
+    for (const tensor of tensors) {
+      const { name } = tensor;
+      const data = await tensor.bytes();
+      const wanted = storedBytes(tensor);
       if (data.length !== wanted)
         throw new RangeError(`expected ${wanted} bytes for ${name} but received ${data.length}`);
       await file.writeFile(data);

@@ -2,6 +2,7 @@
 import { open } from "node:fs/promises";
 import { isObject, show } from "../checkpoint/fields.js";
 import { readFully } from "../checkpoint/read-fully.js";
+import { storedBytes } from "../checkpoint/stored-types.js";
 import type { Spelling } from "../checkpoint/tensor-names.js";
 import { type ExpectedTensor, matchTensors, type NamedTensor } from "../checkpoint/tensor-table.js";
 import { InvalidConfigError } from "../errors.js";
@@ -87,8 +88,7 @@ export class Part {
 
   private async read(name: string): Promise<Float32Array> {
     const { dtype, shape, file, offset } = this.matched.get(name) as NativeTensor;
-    const count = shape.reduce((n, d) => n * d, 1);
-    const bytes = new Uint8Array(count * (dtype === "F32" ? 4 : 2));
+    const bytes = new Uint8Array(storedBytes({ dtype, shape }));
     const path = this.contents.files[file] as string;
     const handle = await open(path);
     try {

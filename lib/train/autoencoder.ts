@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { loadAddon } from "../addon.js";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
-import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
+import { bfloat16Bytes, writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { vaeFactor } from "../checkpoint/vae-config.js";
 import { contactSheet } from "../contact-sheet.js";
@@ -138,7 +138,7 @@ export class AutoencoderSubject implements Subject {
       .map(([name, value]) => `the ${name} is ${value}`);
   }
 
-  /** A directory with the autoencoder alone, in float32, whose latents have mean 0 and spread 1. */
+  /** A directory with the autoencoder alone, whose latents have mean 0 and spread 1. */
   async writeCheckpoint(folder: string): Promise<void> {
     const { checkpoint, config, tensors, frozen } = this;
     const directory = join(folder, "vae");
@@ -161,9 +161,14 @@ export class AutoencoderSubject implements Subject {
         join(directory, WEIGHTS),
         tensors.map(({ name, shape }) => ({
           name: storedName(name),
-          dtype: "F32" as const,
+          dtype: config.dtype === "bfloat16" ? ("BF16" as const) : ("F32" as const),
           shape,
-          bytes: () => new Uint8Array((values.get(storedName(name)) as Float32Array).buffer),
+          bytes: () => {
+            const floats = values.get(storedName(name)) as Float32Array;
+            return config.dtype === "bfloat16"
+              ? bfloat16Bytes(floats)
+              : new Uint8Array(floats.buffer);
+          },
         })),
       );
     };

@@ -121,6 +121,8 @@ const autoencoderSchema = z.strictObject({
   latentPictures: count.default(256),
   /** Give each channel of the latents the same mean and spread. */
   equalize: z.boolean().default(true),
+  /** Of the weights in checkpoints; bfloat16 takes half as much room. */
+  dtype: z.enum(["float32", "bfloat16"]).default("float32"),
   samples: reconstructionSchema.optional(),
 });
 

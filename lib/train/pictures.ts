@@ -7,9 +7,9 @@ import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { appendFile, type FileHandle, open, readdir, readFile, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { pipeline } from "node:stream/promises";
 import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { storedBytes } from "../checkpoint/stored-types.js";
 import { TrainingDataError } from "../errors.js";
 import { decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
@@ -98,16 +98,21 @@ async function stampOf(path: string): Promise<Stamp> {
 /** The name of a picture as messages and the cache have it. */
 export const pathOf = (file: PictureFile): string => (typeof file === "string" ? file : file.path);
 
-/** What a slot's bytes depend on: the autoencoder, the grid, the sizes and the filters. */
+/** Of the autoencoder what latents come from; its decoder may change. */
+const ENCODER = /^vae\.(encoder|quant_conv)\./;
+
+/** What a slot's bytes depend on: the encoder, the grid, the sizes and the filters. */
 async function identity({ spec }: Checkpoint, { read, drawn }: Layout): Promise<string> {
   const hash = createHash("sha256");
   const filters = drawn.filter === "bicubic" && !read ? [] : [drawn.filter, read];
   hash.update(JSON.stringify([spec.vae, spec.image?.grid, drawn.side, ...filters]));
-  const files = [
-    ...new Set(spec.tensors.filter((t) => t.name.startsWith("vae.")).map((t) => t.file)),
-  ];
-  for (const file of files)
-    await pipeline(createReadStream(spec.files[file] as string), hash, { end: false });
+  for (const tensor of spec.tensors.filter(({ name }) => ENCODER.test(name))) {
+    const bytes = storedBytes(tensor);
+    hash.update(JSON.stringify([tensor.name, tensor.dtype, bytes]));
+    const range = { start: tensor.offset, end: tensor.offset + bytes - 1 };
+    const file = createReadStream(spec.files[tensor.file] as string, range);
+    for await (const chunk of file) hash.update(chunk as Buffer);
+  }
   return hash.digest("hex").slice(0, 16);
 }
 

@@ -12,7 +12,7 @@ import {
   writeFile,
 } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { join, relative, resolve } from "node:path";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
 import { type Checkpoint, locateCheckpoint, readCheckpoint } from "../../lib";
@@ -32,8 +32,12 @@ const paths = (data: string) =>
     join(data, "images", `${String(i).padStart(6, "0")}.png`),
   );
 
-async function using<T>(data: string, work: (pictures: Pictures) => Promise<T>): Promise<T> {
-  const pictures = await Pictures.open(data, checkpoint, { threads: 2 });
+async function using<T>(
+  data: string,
+  work: (pictures: Pictures) => Promise<T>,
+  of = checkpoint,
+): Promise<T> {
+  const pictures = await Pictures.open(data, of, { threads: 2 });
   try {
     return await work(pictures);
   } finally {
@@ -46,8 +50,8 @@ async function bytesOf(pictures: Pictures, path: string): Promise<Buffer> {
   return Buffer.concat([pixels, Buffer.from(latents.buffer)]);
 }
 
-const read = (data: string) =>
-  using(data, (pictures) => Promise.all(paths(data).map((path) => bytesOf(pictures, path))));
+const read = (data: string, of = checkpoint) =>
+  using(data, (pictures) => Promise.all(paths(data).map((path) => bytesOf(pictures, path))), of);
 
 const filesOf = async (data: string, extension: string) =>
   (await readdir(join(data, CACHE_FOLDER))).filter((name) => name.endsWith(extension)).sort();
@@ -143,6 +147,29 @@ test("a cache of one file, as it was before, is still read", async () => {
   }
   expect(await read(data)).toEqual(right);
   expect(await entriesOf(data)).toBe(SCENES);
+});
+
+test("a model with another decoder reads what was prepared, one with another encoder does not", async () => {
+  const data = await fresh("decoders");
+  await read(data);
+  /** The shipped model, but for one weight of the named tensor. */
+  const changed = async (tensor: string) => {
+    const copy = join(folder, `other-${tensor}`);
+    await cp(checkpoint.directory, copy, { recursive: true });
+    const { files, tensors } = checkpoint.spec;
+    const { file, offset } = tensors.find(({ name }) => name === tensor)!;
+    const path = join(copy, relative(checkpoint.directory, files[file]!));
+    const bytes = await readFile(path);
+    bytes.writeUInt16LE(bytes.readUInt16LE(offset) ^ 0x40, offset); // half of a bfloat16 at most
+    await writeFile(path, bytes);
+    return readCheckpoint(await locateCheckpoint(copy));
+  };
+  expect(await read(data, await changed("vae.decoder.conv_in.weight"))).toEqual(right);
+  expect(await entriesOf(data)).toBe(SCENES);
+  for (const [i, tensor] of ["vae.encoder.conv_in.weight", "vae.quant_conv.bias"].entries()) {
+    expect(await read(data, await changed(tensor))).not.toEqual(right);
+    expect(await entriesOf(data)).toBe((i + 2) * SCENES);
+  }
 });
 
 test("a folder that cannot be written to is told", async () => {

@@ -14,6 +14,7 @@ import { resize } from "../../lib/preprocess";
 import { psnr } from "../../lib/psnr";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { FIXTURES, Tensors } from "../support/fixtures";
+import { bfloats } from "../support/training";
 
 const SIDE = 32;
 
@@ -186,6 +187,36 @@ test("a frozen encoder keeps its latents, and their factors", async () => {
     if (/^(encoder|quant_conv)\./.test(name)) expect({ name, same }).toEqual({ name, same: true });
   }
   expect(to.floats("decoder.conv_out.weight")).not.toEqual(from.floats("decoder.conv_out.weight"));
+});
+
+test("latentNoise is in what a run learns from", async () => {
+  const first = async (latentNoise: number) => {
+    const out = `noise-${latentNoise}`;
+    await train(out, { autoencoder: "shapes-64", imageSize: 64, steps: 1, latentNoise });
+    return (await lines(out, "metrics.jsonl"))[0];
+  };
+  const [clean, noisy] = [await first(0), await first(2)];
+  expect(noisy.psnr).toBeLessThan(clean.psnr - 1);
+  expect(noisy.kl).toBeCloseTo(clean.kl, 6);
+});
+
+test("weights are written in the type that is asked for", async () => {
+  const [whole, half] = [
+    await train("float32", { equalize: false }),
+    await train("bfloat16", { equalize: false, dtype: "bfloat16" }),
+  ];
+  const weights = ({ checkpoint }: { checkpoint: string }) =>
+    new Tensors(join(checkpoint, "vae", "diffusion_pytorch_model.safetensors"));
+  const [from, to] = [weights(whole), weights(half)];
+  expect(to.names).toEqual(from.names);
+  for (const name of from.names) {
+    const wanted = from.floats(name);
+    // Half a unit in the last of eight places.
+    const near = bfloats(to, name).every(
+      (v, i) => Math.abs(v - wanted[i]!) <= 2 ** -8 * Math.abs(wanted[i]!),
+    );
+    expect({ name, near }).toEqual({ name, near: true });
+  }
 });
 
 test("records need no task, and broken ones are named", async () => {
