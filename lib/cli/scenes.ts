@@ -2,7 +2,6 @@
 
 import { type Command, Option } from "commander";
 import { UniFluidError } from "../errors.js";
-import type { UniFluid } from "../model.js";
 import { TASKS, type TemplateTask } from "../prompts.js";
 import {
   PAIR_RULES,
@@ -14,35 +13,24 @@ import {
 } from "../scenes/world.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
-import { OutputError, UsageError } from "./exit-codes.js";
+import { OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
-import { type ModelFlags, withModel } from "./load.js";
 import { writeJson } from "./output.js";
 import { startRate } from "./progress.js";
 
-interface ScenesFlags extends Omit<ModelFlags, "model">, OutputFlags {
+interface ScenesFlags extends OutputFlags {
   out: string;
   count: number;
   seed?: number | bigint;
-  size?: number;
+  size: number;
   split: Split;
   pairs: PairRule;
   minObjects: number;
   withShape?: Shape;
-  tasks?: TemplateTask[];
+  tasks: TemplateTask[];
   shortPrompts?: boolean;
   shards?: number;
-  drawnBy?: string;
-  attempts?: number;
 }
-
-/** Options that mean nothing without a model. */
-const OF_MODELS = {
-  attempts: "--attempts",
-  dtype: "--dtype",
-  threads: "--threads",
-  maxMemory: "--max-memory",
-} as const;
 
 export function addScenes(program: Command): void {
   const command = program
@@ -54,7 +42,7 @@ export function addScenes(program: Command): void {
     )
     .option("--count <n>", "scenes", whole(1, 10_000_000), 1000);
   addFlags(command, "scenesSeed")
-    .option("--size <pixels>", "pixels along each side (default: 64)", whole(16, 4096))
+    .option("--size <pixels>", "pixels along each side", whole(16, 4096), 64)
     .addOption(
       new Option("--split <name>", "scenes of different splits never coincide by their seed")
         .choices(SPLITS)
@@ -72,60 +60,38 @@ export function addScenes(program: Command): void {
     .addOption(
       new Option("--with-shape <shape>", "only scenes that have one of this shape").choices(SHAPES),
     )
-    .option("--tasks <list>", `tasks to write records of (default: ${TASKS})`, someOf(TASKS))
+    .option("--tasks <list>", "tasks to write records of", someOf(TASKS), [...TASKS])
     .option("--short-prompts", "only prompts that leave out sizes and background")
     .option(
       "--shards <n>",
       "write so many tar shards (WebDataset) of each task instead of images and manifests",
       whole(1, 999_999),
-    )
-    .option(
-      "--drawn-by <model>",
-      "instead of true pictures those that a model draws and that show their prompts, of the task generate alone",
-    )
-    .option(
-      "--attempts <n>",
-      "with --drawn-by: drawings of a scene before it is left out (default: 3)",
-      whole(1, 1000),
     );
-  addFlags(command, "device", "dtype", "threads", "maxMemory", ...OUTPUT_FLAGS).action(
-    (flags: ScenesFlags) => runCommand(flags, (context) => scenes(flags, context)),
+  addFlags(command, ...OUTPUT_FLAGS).action((flags: ScenesFlags) =>
+    runCommand(flags, (context) => scenes(flags, context)),
   );
 }
 
 async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
-  const { out, count, size, split, pairs, minObjects, withShape, shortPrompts, shards } = flags;
-  const { drawnBy, attempts } = flags;
-  for (const [name, option] of Object.entries(OF_MODELS))
-    if (drawnBy === undefined && flags[name as keyof typeof OF_MODELS] !== undefined)
-      throw new UsageError(`${option} needs --drawn-by MODEL`);
+  const { out, count, size, split, pairs, minObjects, withShape, tasks, shortPrompts, shards } =
+    flags;
   const { writeDataset } = await import("../scenes/dataset.js");
   const seed = parseSeed(flags.seed);
-  const tasks = flags.tasks ?? (drawnBy === undefined ? [...TASKS] : ["generate" as const]);
   const data = { count, seed, split, pairs, minObjects, withShape, tasks, shortPrompts, shards };
-  const make = async (artist?: UniFluid) => {
-    const progress = startRate(context, count);
-    return writeDataset(out, {
+  const progress = startRate(context, count);
+  try {
+    await writeDataset(out, {
       ...data,
       size,
-      drawnBy: artist,
-      attempts,
       signal: context.signal,
       onScene: () => progress.advance("done"),
-    }).finally(() => progress.stop());
-  };
-  let written: number;
-  try {
-    written =
-      drawnBy === undefined
-        ? await make()
-        : await withModel({ ...flags, model: drawnBy }, context.signal, make);
+    });
   } catch (error) {
     if (error instanceof UniFluidError || context.signal.aborted) throw error;
     throw new OutputError(`cannot write ${out}: ${(error as Error).message}`, { cause: error });
+  } finally {
+    progress.stop();
   }
-  const of = drawnBy === undefined ? "" : ` of ${count}, drawn by ${drawnBy}`;
-  note(context, `${written} scenes${of} in ${out}, seed ${seed}`);
-  if (context.json)
-    await writeJson({ folder: out, ...data, ...(drawnBy && { drawnBy, attempts, written }) });
+  note(context, `${count} scenes in ${out}, seed ${seed}`);
+  if (context.json) await writeJson({ folder: out, ...data });
 }

@@ -1,9 +1,8 @@
 /** A data set of scenes: pictures and records of each task, in the forms that `unifluid train` reads. */
 import { rename, rm, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
-import { InvalidOptionError, TrainingDataError } from "../errors.js";
+import { InvalidOptionError } from "../errors.js";
 import { makeFolder } from "../make-folder.js";
-import type { UniFluid } from "../model.js";
 import { Random } from "../philox.js";
 import { TASKS, type TemplateTask } from "../prompts.js";
 import {
@@ -14,15 +13,13 @@ import {
   ShardWriter,
 } from "./dataset-writer.js";
 import { drawPng } from "./draw.js";
-import { type CaptionWords, caption, edit, type Question, question } from "./language.js";
-import { checkArtist, drawOwn } from "./own-drawings.js";
+import { caption, edit, type Question, question } from "./language.js";
 import {
   alike,
   type PairRule,
   randomScene,
   type Scene,
   type Shape,
-  SIZE,
   SPLITS,
   type Split,
 } from "./world.js";
@@ -48,12 +45,6 @@ export interface DatasetOptions extends SceneRule {
   size?: number;
   /** So many tar shards of each task, instead of pictures beside manifests. */
   shards?: number;
-  /**
-   * Whose drawings are written instead of true pictures, of the task "generate" alone; scenes that it does not get right
-   * in `attempts` (default 3) are left out.
-   */
-  drawnBy?: UniFluid;
-  attempts?: number;
   signal?: AbortSignal;
   /** Called after each scene. */
   onScene?: () => void;
@@ -90,17 +81,13 @@ export function streamOf(
 }
 
 /** Every way to prompt for the scene: sizes and background said or not (`short`: not), two objects either way about. */
-function wordingsOf(scene: Scene, short: boolean): CaptionWords[] {
+export function promptsOf(scene: Scene, short = false): string[] {
   const said = short ? [false] : [true, false];
   const flips = scene.objects.length === 2 && !alike(scene.objects) ? [false, true] : [false];
-  return said.flatMap((size) =>
-    said.flatMap((background) => flips.map((flip) => ({ size, background, flip }))),
+  const prompts = said.flatMap((size) =>
+    said.flatMap((background) => flips.map((flip) => caption(scene, { size, background, flip }))),
   );
-}
-
-/** The prompts of all wordings. */
-export function promptsOf(scene: Scene, short = false): string[] {
-  return [...new Set(wordingsOf(scene, short).map((words) => caption(scene, words)))];
+  return [...new Set(prompts)];
 }
 
 function questionsOf(scene: Scene, random: Random): Pick<Question, "question" | "answer">[] {
@@ -118,7 +105,8 @@ function recordsOf(
   index: number,
   options: Required<Pick<DatasetOptions, "seed" | "split" | "pairs" | "tasks" | "shortPrompts">>,
 ) {
-  const image = imageOf(index);
+  const name = String(index).padStart(6, "0");
+  const image = `images/${name}.png`;
   const pictures = new Map<string, Scene>([[image, scene]]);
   const records: Partial<Record<TemplateTask, DatasetRecord>> = {};
   const { seed, split, pairs } = options;
@@ -137,7 +125,7 @@ function recordsOf(
       }
       case "edit": {
         const change = edit(scene, streamOf(seed, split, "edit", index), pairs);
-        const target = image.replace(/\.png$/, "-edited.png");
+        const target = `images/${name}-edited.png`;
         pictures.set(target, change.target);
         records.edit = {
           task,
@@ -155,103 +143,53 @@ function recordsOf(
   return { pictures, records };
 }
 
-/** Scenes drawn at once: enough to keep sharp's threads at work, or a model through its later attempts. */
-const TOGETHER = { rendered: 16, drawn: 128 } as const;
-
-const imageOf = (index: number) => `images/${String(index).padStart(6, "0")}.png`;
-
-/** The record and picture of a scene that the model drew; undefined where it did not get it right. */
-async function ownScene(
-  model: UniFluid,
-  index: number,
-  options: DatasetOptions & { split: Split; shortPrompts: boolean },
-): Promise<DrawnScene | undefined> {
-  const { seed, split, shortPrompts, attempts = 3, signal } = options;
-  const scene = sceneOf(seed, split, index, options);
-  const wordings = wordingsOf(scene, shortPrompts);
-  const own = await drawOwn(model, scene, index, wordings, { seed, split, attempts, signal });
-  if (!own) return undefined;
-  const image = imageOf(index);
-  const generate: DatasetRecord = { task: "generate", image, prompt: own.prompt, scene };
-  return { index, records: { generate }, pictures: new Map([[image, await own.image.toBuffer()]]) };
-}
-
-/** Throws `INVALID_OPTION` for options that do not go together. */
-function checkOptions({ count, shards, drawnBy, size = SIZE, tasks = [] }: DatasetOptions): void {
-  if (shards !== undefined && shards > count)
-    throw new InvalidOptionError(
-      `expected at most ${count} shards, one a scene, but received ${shards}`,
-    );
-  if (!drawnBy) return;
-  const other = tasks.find((task) => task !== "generate");
-  if (other)
-    throw new InvalidOptionError(
-      `expected the task generate alone, of pictures that a model draws, but received ${other}`,
-    );
-  if (size !== SIZE)
-    throw new InvalidOptionError(
-      `expected pictures of ${SIZE} pixels, as a model draws them, but received ${size}`,
-    );
-  checkArtist(drawnBy);
-}
+/** Scenes drawn at once: enough to keep sharp's threads at work. */
+const TOGETHER = 16;
 
 /**
- * Writes a data set to `folder`, which must not exist; it appears when it is complete. Returns how many scenes it has.
- * Throws `INVALID_OPTION`, `TRAINING_DATA` where the model got no scene right, the signal's reason, or what the file system
- * says.
+ * Writes a data set to `folder`, which must not exist; it appears when it is complete. Throws `INVALID_OPTION`,
+ * the signal's reason, or what the file system says.
  */
-export async function writeDataset(folder: string, options: DatasetOptions): Promise<number> {
-  const { count, signal, onScene, size, shards, drawnBy } = options;
+export async function writeDataset(folder: string, options: DatasetOptions): Promise<void> {
+  const { count, signal, onScene, size, shards } = options;
   const filled = {
     seed: options.seed,
     split: options.split ?? "train",
     pairs: options.pairs ?? "exclude",
-    tasks: options.tasks ?? (drawnBy ? (["generate"] as const) : TASKS),
+    tasks: options.tasks ?? TASKS,
     shortPrompts: options.shortPrompts ?? false,
   };
-  checkOptions(options);
+  if (shards !== undefined && shards > count)
+    throw new InvalidOptionError(
+      `expected at most ${count} shards, one a scene, but received ${shards}`,
+    );
   const target = resolve(folder);
   if (await stat(target).catch(() => undefined))
     throw new InvalidOptionError(`expected a folder that does not exist yet but ${folder} does`);
   const beside = `${target}.partial`;
   await rm(beside, { recursive: true, force: true });
   await makeFolder(beside);
-  const draw = async (index: number): Promise<DrawnScene | undefined> => {
-    if (drawnBy) {
-      const own = await ownScene(drawnBy, index, { ...options, ...filled });
-      onScene?.();
-      return own;
-    }
+  const draw = async (index: number): Promise<DrawnScene> => {
     const scene = sceneOf(filled.seed, filled.split, index, options);
     const { pictures, records } = recordsOf(scene, index, filled);
     const drawn = [...pictures].map(async ([name, of]) => [name, await drawPng(of, size)] as const);
-    const files = new Map(await Promise.all(drawn));
-    onScene?.();
-    return { index, records, pictures: files };
+    return { index, records, pictures: new Map(await Promise.all(drawn)) };
   };
-  const most = drawnBy ? TOGETHER.drawn : TOGETHER.rendered;
-  let written = 0;
   try {
     const writer: DatasetWriter =
       shards === undefined
         ? await ManifestWriter.open(beside, filled.tasks)
         : new ShardWriter(beside, filled.tasks, shards, count);
-    for (let first = 0; first < count; first += most) {
+    for (let first = 0; first < count; first += TOGETHER) {
       signal?.throwIfAborted();
-      const together = Math.min(most, count - first);
+      const together = Math.min(TOGETHER, count - first);
       const indices = Array.from({ length: together }, (_, i) => first + i);
-      const scenes = (await Promise.all(indices.map(draw))).filter((scene) => scene !== undefined);
-      await writer.write(scenes);
-      written += scenes.length;
+      await writer.write(await Promise.all(indices.map(draw)));
+      for (const _ of indices) onScene?.();
     }
     await writer.end();
-    if (written === 0)
-      throw new TrainingDataError(
-        `expected drawings that show their prompts: of ${count} scenes none did`,
-      );
     await makeFolder(dirname(target));
     await rename(beside, target);
-    return written;
   } catch (error) {
     await rm(beside, { recursive: true, force: true });
     throw error;
