@@ -20,8 +20,6 @@ import {
 export interface SeenObject {
   /** "?" where no outline fits. */
   shape: Shape | "?";
-  /** Overlap of its silhouette with the outline that fits best, 0 to 1. */
-  fit: number;
   color: Color;
   size: Size;
   x: number;
@@ -211,7 +209,6 @@ function parseBlob(pixels: Uint8Array, blob: number[], ground: Rgb): SeenObject 
   const [width, height] = [box.right - box.left, box.bottom - box.top];
   return {
     shape: best.fit > LEAST_OVERLAP ? best.shape : "?",
-    fit: best.fit,
     color,
     size: Math.max(width, height) > LARGE ? "large" : "small",
     x: (box.left + box.right) / 2,
