@@ -1,6 +1,7 @@
 /** Bearer keys. */
 
 import { createHash, timingSafeEqual } from "node:crypto";
+import { normalizeIP } from "@fastify/rate-limit";
 import type { FastifyRequest } from "fastify";
 import { HttpError } from "./http-error.js";
 
@@ -36,11 +37,12 @@ export class ApiKeys {
   }
 
   /**
-   * Who sent a request that `check` let pass: a digest of its key or, where there are no keys, its address.
-   * Without keys the header is the sender's to make up.
+   * Who sent a request that `check` let pass: a digest of its key or, where there are no keys, its address; of IPv6 the
+   * network of 64 bits, within which a host takes any address it likes. Without keys the header is the sender's to
+   * make up.
    */
   senderOf(request: FastifyRequest): string {
-    return this.open ? request.ip : digest(keyOf(request) ?? "").toString("base64");
+    return this.open ? normalizeIP(request.ip) : digest(keyOf(request) ?? "").toString("base64");
   }
 
   /** Throws 401 unless the request bears a key. */

@@ -50,6 +50,18 @@ describe("the rate limit counts", () => {
       from("10.0.0.2, 9.9.9.9"),
     ],
     [
+      "a network of IPv6, whose addresses are one host's",
+      { trustProxy: true },
+      [from("2001:db8:1:2::1"), from("2001:db8:1:2:ffff::9"), from("2001:DB8:1:2::3")],
+      from("2001:db8:1:3::1"),
+    ],
+    [
+      "an address of IPv4 that is written as one of IPv6",
+      { trustProxy: true },
+      [from("10.0.0.1"), from("::ffff:10.0.0.1"), from("::FFFF:10.0.0.1")],
+      from("::ffff:10.0.0.2"),
+    ],
+    [
       "an address behind proxies that are named",
       { trustProxy: ["loopback", "9.9.0.0/16"] },
       [from("10.0.0.1, 9.9.9.9"), from("1.1.1.1, 10.0.0.1"), from("2.2.2.2, 10.0.0.1, 9.9.9.8")],
