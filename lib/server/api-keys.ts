@@ -42,7 +42,9 @@ export class ApiKeys {
    * make up.
    */
   senderOf(request: FastifyRequest): string {
-    return this.open ? normalizeIP(request.ip) : digest(keyOf(request) ?? "").toString("base64");
+    if (!this.open) return digest(keyOf(request) ?? "").toString("base64");
+    // A Unix socket has no addresses, whatever the type says.
+    return normalizeIP(request.ip ?? "");
   }
 
   /** Throws 401 unless the request bears a key. */

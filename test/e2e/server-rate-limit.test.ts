@@ -1,5 +1,9 @@
 /** Whose requests the rate limit counts together, and which proxies tell who that is. */
 
+import { mkdtemp, rm } from "node:fs/promises";
+import { request } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { UniFluid } from "../../lib/index";
 import { createServer, type ServerOptions } from "../../lib/server/server";
 import { post, startServer } from "../support/server";
@@ -91,6 +95,26 @@ describe("the rate limit counts", () => {
       expect(statuses).toEqual([422, 422, 429]);
     } finally {
       await limited.app.close();
+    }
+  });
+
+  test("all senders of a Unix socket, which have no address", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "socket-"));
+    const app = createServer(model, { rateLimit: 2 });
+    try {
+      const socketPath = join(folder, "s");
+      await app.listen({ path: socketPath });
+      const send = () =>
+        new Promise<number | undefined>((resolve, reject) => {
+          const headers = { "content-type": "application/json" };
+          const target = { socketPath, method: "POST", path: "/v1/images/generations", headers };
+          const sent = request(target, (answer) => resolve(answer.resume().statusCode));
+          sent.on("error", reject).end(JSON.stringify({ prompt: "" }));
+        });
+      expect([await send(), await send(), await send()]).toEqual([422, 422, 429]);
+    } finally {
+      await app.close();
+      await rm(folder, { recursive: true });
     }
   });
 
