@@ -3,6 +3,9 @@
 import type { NativeVaeConfig } from "../native.js";
 import type { Fields } from "./fields.js";
 
+/** Canonical names of the tensors that latents come from: the decoder's may change without them. */
+export const ENCODER_TENSORS = /^vae\.(encoder|quant_conv)\./;
+
 export function parseVaeConfig(fields: Fields): NativeVaeConfig {
   const size = (name: string, fallback: number, max: number) =>
     fields.integer(name, { min: 1, max, default: fallback });

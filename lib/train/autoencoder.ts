@@ -6,7 +6,7 @@ import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
 import { bfloat16Bytes, writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
-import { vaeFactor } from "../checkpoint/vae-config.js";
+import { ENCODER_TENSORS, vaeFactor } from "../checkpoint/vae-config.js";
 import { contactSheet } from "../contact-sheet.js";
 import type { Device } from "../device.js";
 import { InvalidConfigError } from "../errors.js";
@@ -39,9 +39,8 @@ const SHEET_STREAM = 1_000;
 /** Square of the distance between the darkest pixel, -1, and the brightest, 1. */
 const PEAK_SQUARE = 4;
 const WEIGHTS = "diffusion_pytorch_model.safetensors";
-/** The tensors that latents come from, and the two in which they can be equalized. */
-const ENCODER = /^(encoder|quant_conv)\./;
-const BESIDE_LATENTS = /^(post_)?quant_conv\./;
+/** The tensors in which latents can be equalized. */
+const BESIDE_LATENTS = /^vae\.(post_)?quant_conv\./;
 
 export class AutoencoderSubject implements Subject {
   private constructor(
@@ -152,6 +151,7 @@ export class AutoencoderSubject implements Subject {
         new Float32Array(Uint8Array.from(this.native.read(name, what, "F32")).buffer),
       ]),
     );
+    const half = config.dtype === "bfloat16";
     const write = async (factors: object) => {
       await writeFile(
         join(directory, "config.json"),
@@ -161,28 +161,25 @@ export class AutoencoderSubject implements Subject {
         join(directory, WEIGHTS),
         tensors.map(({ name, shape }) => ({
           name: storedName(name),
-          dtype: config.dtype === "bfloat16" ? ("BF16" as const) : ("F32" as const),
+          dtype: half ? ("BF16" as const) : ("F32" as const),
           shape,
           bytes: () => {
             const floats = values.get(storedName(name)) as Float32Array;
-            return config.dtype === "bfloat16"
-              ? bfloat16Bytes(floats)
-              : new Uint8Array(floats.buffer);
+            return half ? bfloat16Bytes(floats) : new Uint8Array(floats.buffer);
           },
         })),
       );
     };
-    const trains = (names: RegExp) =>
-      tensors.some(({ name }) => names.test(storedName(name)) && !frozen.has(name));
     // Latents that stay as they were keep their factors: models may have learned them.
-    if (!trains(ENCODER)) return write({});
+    const encoder = tensors.filter(({ name }) => ENCODER_TENSORS.test(name));
+    if (encoder.every(({ name }) => frozen.has(name))) return write({});
     await write({ scaling_factor: 1, shift_factor: 0 });
     const statistics = await this.measure(folder);
     const { quantConv, postQuantConv } = checkpoint.spec.vae as NativeVaeConfig;
     const foldable =
       quantConv &&
       postQuantConv &&
-      !tensors.some(({ name }) => BESIDE_LATENTS.test(storedName(name)) && frozen.has(name));
+      !tensors.some(({ name }) => BESIDE_LATENTS.test(name) && frozen.has(name));
     if (config.equalize && foldable) equalizeLatents(values, statistics);
     await write(latentFactors(statistics));
   }

@@ -10,6 +10,7 @@ import { basename, join } from "node:path";
 import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { storedBytes } from "../checkpoint/stored-types.js";
+import { ENCODER_TENSORS } from "../checkpoint/vae-config.js";
 import { TrainingDataError } from "../errors.js";
 import { decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
@@ -98,15 +99,12 @@ async function stampOf(path: string): Promise<Stamp> {
 /** The name of a picture as messages and the cache have it. */
 export const pathOf = (file: PictureFile): string => (typeof file === "string" ? file : file.path);
 
-/** Of the autoencoder what latents come from; its decoder may change. */
-const ENCODER = /^vae\.(encoder|quant_conv)\./;
-
 /** What a slot's bytes depend on: the encoder, the grid, the sizes and the filters. */
 async function identity({ spec }: Checkpoint, { read, drawn }: Layout): Promise<string> {
   const hash = createHash("sha256");
   const filters = drawn.filter === "bicubic" && !read ? [] : [drawn.filter, read];
   hash.update(JSON.stringify([spec.vae, spec.image?.grid, drawn.side, ...filters]));
-  for (const tensor of spec.tensors.filter(({ name }) => ENCODER.test(name))) {
+  for (const tensor of spec.tensors.filter(({ name }) => ENCODER_TENSORS.test(name))) {
     const bytes = storedBytes(tensor);
     hash.update(JSON.stringify([tensor.name, tensor.dtype, bytes]));
     const range = { start: tensor.offset, end: tensor.offset + bytes - 1 };
