@@ -5,7 +5,6 @@
 #include <map>
 #include <new>
 #include <optional>
-#include <type_traits>
 #include <utility>
 
 #include "core/error.h"
@@ -22,8 +21,6 @@ namespace {
 constexpr int64_t kScoreRows = 64;
 // Workspace kept from step to step; more is given back (the VAE at a large size).
 constexpr size_t kWorkspaceKept = size_t{256} << 20;
-// Tensors of a step of the decoder, with room to spare; each may lose a line to its alignment.
-constexpr size_t kStepSlack = 16 * 64;
 // What memory lacked for, an event above all, is tried again after so long; before the engine ends,
 // for a second in all.
 constexpr std::chrono::milliseconds kRetryAfter{10};
@@ -187,141 +184,6 @@ void Engine::take_inbox() {
   count += std::erase_if(undecoded_, [&](const Undecoded& u) { return is_gone(u.id); });
   count += std::erase_if(running_, [&](const auto& s) { return is_gone(s->id); });
   cancelled_count_ += static_cast<int64_t>(count);
-}
-
-size_t Engine::running_bytes() const {
-  size_t bytes = 0;
-  for (const auto& sequence : running_) bytes += sequence->bytes();
-  return bytes;
-}
-
-// What a step of the decoder takes: for its rows, and for those that logits are made of.
-size_t Engine::step_bytes(int64_t rows, int64_t logits_rows) const {
-  const TextConfig& text = *model_->config.text;
-  const size_t width = size_of(model_->backend->activation_type());
-  const size_t logits = static_cast<size_t>(text.hidden_size) * width +
-                        static_cast<size_t>(text.vocab_size) * sizeof(float);
-  return static_cast<size_t>(rows) * limits_.row_activation_bytes / sizeof(float) * width +
-         static_cast<size_t>(logits_rows) * logits + kStepSlack;
-}
-
-// The largest step that is to come when `next` runs beside all that runs already, or alone.
-StepSize Engine::largest_step(const Waiting& next, bool alone) const {
-  StepSize size;
-  if (!model_->config.text) return size;
-  const TextConfig& text = *model_->config.text;
-  size.heads = text.heads;
-  size.kv_heads = text.kv_heads;
-  size.head_dim = text.head_dim;
-  size.rotary = text.rope_theta > 0;
-  add_sequence(next.request, *model_, size);
-  std::vector<PendingRows> prefixes;
-  int64_t others = 0;
-  // Prompts are run by rank.
-  bool added = false;
-  const auto add_next = [&] {
-    for (const PendingRows& rows : pending_rows(next.request, *model_)) prefixes.push_back(rows);
-    added = true;
-  };
-  if (!alone)
-    for (const auto& sequence : running_) {
-      if (!added && next.rank < sequence->rank) add_next();
-      add_sequence(*sequence, *model_, size);
-      for (const Stream& stream : sequence->streams)
-        if (stream.prefilling())
-          prefixes.push_back(stream.pending());
-        else
-          ++others;
-    }
-  if (!added) add_next();
-  size.rows = largest_step_of(std::move(prefixes), others);
-  return size;
-}
-
-// What the workspace must still grow for a step that takes so much.
-size_t Engine::beyond_workspace(size_t needed) const {
-  const size_t held = workspace_->bytes();
-  return needed > held ? needed - held : 0;
-}
-
-// Whether a request may start; all that its steps take beside its own cache is there then, or will
-// be had, so that no step fails for it. Throws INSUFFICIENT_MEMORY where it never may.
-bool Engine::make_room(const Waiting& next) {
-  Backend& backend = *model_->backend;
-  const StepSize alone = largest_step(next, true), together = largest_step(next, false);
-  const size_t bytes = sequence_bytes(next.request, *model_);
-  const size_t available = backend.available() + backend.scratch();
-  // Even with all that runs out of the way.
-  const size_t most = available + running_bytes();
-  const size_t more = alone.streams == 0 ? 0
-                                         : beyond_workspace(step_bytes(alone.rows, alone.texts)) +
-                                               backend.scratch_needed(alone);
-  if (bytes + more > most)
-    throw Error(error_code::kInsufficientMemory,
-                "the sequence needs " + std::to_string(bytes) + " bytes for its cache and " +
-                    std::to_string(more) + " for its largest step where " + std::to_string(most) +
-                    " could be had with nothing else running");
-  size_t step = limits_.fixed_activation_bytes;
-  if (model_->config.text) step = std::max(step, step_bytes(together.rows, together.texts));
-  const size_t scratch = backend.scratch_needed(together);
-  const size_t needed = bytes + beyond_workspace(step);
-  if (!running_.empty() && needed + scratch > available) return false;
-  // More scratch than that is of earlier work, and given back only where it is in the way.
-  if (scratch > backend.scratch() || needed > backend.available()) backend.resize_scratch(scratch);
-  return true;
-}
-
-// By rank. A request that must wait for memory holds back those behind it, or a stream of small
-// ones would keep a large one out for good.
-void Engine::admit() {
-  int64_t prefill = 0;
-  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < limits_.max_sequences &&
-         static_cast<int64_t>(undecoded_.size()) < limits_.max_sequences &&
-         prefill < kPrefillRows) {
-    Waiting& next = waiting_.front();
-    const uint64_t id = next.id;
-    try {
-      if (!make_room(next)) return;
-      start(std::move(next), prefill);
-    } catch (const std::exception& error) {
-      fail(id, error);
-    }
-    waiting_.pop_front();
-  }
-}
-
-// Work of a request that is done at once counts as a step's share of prefill rows, so that what
-// runs already gets its turn between any two such pieces.
-void Engine::start(Waiting&& waiting, int64_t& prefill) {
-  const uint64_t id = waiting.id;
-  std::visit(
-      [&](auto&& request) {
-        using Kind = std::decay_t<decltype(request)>;
-        if constexpr (std::is_same_v<Kind, EncodeRequest>) {
-          emit(id, encode(request));
-          ++completed_;
-          prefill += kPrefillRows;
-        } else if constexpr (std::is_same_v<Kind, FeaturesRequest>) {
-          emit(id, features(request));
-          ++completed_;
-          prefill += model_->config.vision->features();
-        } else if constexpr (std::is_same_v<Kind, DecodeRequest>) {
-          emit(id, decode(request));
-          ++completed_;
-          prefill += kPrefillRows;
-        } else {
-          if (!request.prefix.source_pixels.empty()) prefill += kPrefillRows;  // an encoding
-          auto sequence = std::make_unique<Sequence>(
-              make_sequence(id, std::move(request), *model_, *workspace_));
-          sequence->rank = waiting.rank;
-          for (const Stream& s : sequence->streams) prefill += s.prefix.rows;
-          const auto at = std::upper_bound(
-              running_.begin(), running_.end(), sequence->rank,
-              [](int64_t rank, const auto& running) { return rank < running->rank; });
-          running_.insert(at, std::move(sequence));
-        }
-      },
-      std::move(waiting.request));
 }
 
 // The batch of one step. Its rows are, in this order: a row for each text being written, the rows

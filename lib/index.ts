@@ -5,6 +5,17 @@
  */
 
 export type { AnyIterable, BulkOptions, BulkResult } from "./bulk.js";
+export type {
+  AnswerItem,
+  CallOptions,
+  CaptionItem,
+  DecodeLatentsOptions,
+  DrawOptions,
+  EditItem,
+  GenerateItem,
+  LogitsOptions,
+  WriteOptions,
+} from "./call-options.js";
 export { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 export type { CheckpointKind } from "./checkpoint/config.js";
 export { locateCheckpoint, shippedModels } from "./checkpoint/locate.js";
@@ -58,18 +69,7 @@ export { Image, type ImageFormat, type ImageOptions } from "./image.js";
 export type { BlobLike, ImageInput, RawPixels } from "./image-input.js";
 export type { LoadOptions } from "./load-options.js";
 export { countParameters, estimateMemory, type MemoryEstimate, type ModelPart } from "./memory.js";
-export {
-  type AnswerItem,
-  type CallOptions,
-  type CaptionItem,
-  type DecodeLatentsOptions,
-  type DrawOptions,
-  type EditItem,
-  type GenerateItem,
-  type LogitsOptions,
-  UniFluid,
-  type WriteOptions,
-} from "./model.js";
+export { UniFluid } from "./model.js";
 export type { ModelInfo } from "./model-info.js";
 export type { NativeStats as ModelStats } from "./native.js";
 export type { Seed } from "./seed.js";

@@ -1,7 +1,7 @@
 /** `unifluid answer`: a picture and a question to an answer. */
 
 import type { Command } from "commander";
-import type { WriteOptions } from "../model.js";
+import type { WriteOptions } from "../call-options.js";
 import { note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, MODEL_FLAGS, OUTPUT_FLAGS, WRITE_FLAGS } from "./flags.js";
 import { checkNotBlank, checkSingleStandardInput, readImage, readText } from "./input.js";

@@ -3,6 +3,7 @@
 import { stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
+import type { DrawOptions, WriteOptions } from "../call-options.js";
 import { readCheckpoint } from "../checkpoint/checkpoint.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
 import type { ImageFormat } from "../image.js";
@@ -10,7 +11,6 @@ import { JobChecker } from "../jobs/check.js";
 import { formatOf, type JobFormat, readRecords } from "../jobs/reader.js";
 import { ResultsFolder, type Shard } from "../jobs/results.js";
 import { runBatch } from "../jobs/run.js";
-import type { DrawOptions, WriteOptions } from "../model.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";

@@ -2,7 +2,7 @@
 
 import type { Command } from "commander";
 import { runAll } from "../bulk.js";
-import type { WriteOptions } from "../model.js";
+import type { WriteOptions } from "../call-options.js";
 import { seedOfItem } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, CAPTION_FLAGS, MODEL_FLAGS, OUTPUT_FLAGS } from "./flags.js";

@@ -1,7 +1,7 @@
 /** `unifluid complete`: a text and what follows it. */
 
 import type { Command } from "commander";
-import type { WriteOptions } from "../model.js";
+import type { WriteOptions } from "../call-options.js";
 import { note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, MODEL_FLAGS, OUTPUT_FLAGS, WRITE_FLAGS } from "./flags.js";
 import { readText } from "./input.js";

@@ -1,10 +1,11 @@
 /** What `generate` and `edit` share: several drawings together, each written and named as soon as it is done. */
 
 import { runAll } from "../bulk.js";
+import type { DrawOptions } from "../call-options.js";
 import { contactSheet } from "../contact-sheet.js";
 import type { DrawingProgress } from "../drawing-stream.js";
 import { type Image, type ImageFormat, imageFormatOf } from "../image.js";
-import type { DrawOptions, UniFluid } from "../model.js";
+import type { UniFluid } from "../model.js";
 import { parseSeed, seedOfItem } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { DRAW_FLAGS, drawOptions, type Flag, MODEL_FLAGS, OUTPUT_FLAGS } from "./flags.js";

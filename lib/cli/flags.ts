@@ -1,7 +1,7 @@
 /** Options that several commands share, declared once: what they are called, take and mean. */
 
 import { type Command, InvalidArgumentError, Option } from "commander";
-import type { DrawOptions, WriteOptions } from "../model.js";
+import type { DrawOptions, WriteOptions } from "../call-options.js";
 
 function number(text: string): number {
   const value = Number(text);

@@ -1,6 +1,7 @@
 /** The seed of sampled texts, told where it decides anything. */
 
-import type { UniFluid, WriteOptions } from "../model.js";
+import type { WriteOptions } from "../call-options.js";
+import type { UniFluid } from "../model.js";
 import { parseSeed } from "../seed.js";
 import { writeOptions } from "./flags.js";
 

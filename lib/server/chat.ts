@@ -2,8 +2,8 @@
 
 import { randomUUID } from "node:crypto";
 import type { FastifyInstance } from "fastify";
+import type { WriteOptions } from "../call-options.js";
 import type { DecodedImage } from "../image-input.js";
-import type { WriteOptions } from "../model.js";
 import type { WrittenText } from "../text-stream.js";
 import {
   checkModel,

@@ -1,11 +1,11 @@
 /** POST /v1/images/generations and /v1/images/edits, as OpenAI's clients speak them. */
 
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
+import type { DrawOptions } from "../call-options.js";
 import type { DrawingProgress } from "../drawing-stream.js";
 import { UniFluidError } from "../errors.js";
 import type { Image, ImageFormat } from "../image.js";
 import type { DecodedImage } from "../image-input.js";
-import type { DrawOptions } from "../model.js";
 import { parseSeed } from "../seed.js";
 import {
   checkModel,

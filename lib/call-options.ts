@@ -1,0 +1,116 @@
+/** What calls of the model are given: options, items of many, and images and texts that belong together. */
+
+import type { ImageSettings, TextSettings } from "./generation-config.js";
+import type { ImageInput } from "./image-input.js";
+import {
+  invalidOption,
+  optionsObject,
+  priorityOption,
+  signalOption,
+  stringOption,
+} from "./options.js";
+import type { Seed } from "./seed.js";
+
+/** Options of every call. */
+export interface CallOptions {
+  /** Rejects with the signal's reason, and frees the sequence at its next step. */
+  signal?: AbortSignal;
+  /**
+   * Who is admitted first while others wait: -1000 to 1000, default 0. One level is worth 64 places in the
+   * queue, so that nothing waits for ever.
+   */
+  priority?: number;
+}
+
+/** Options of drawing; what is left out is as `generation_config.json` says. */
+export interface DrawOptions extends CallOptions, Partial<ImageSettings> {
+  /** One seed, one image. Image `i` of several has `seed + i`. Default: a random one, told by `image.seed`. */
+  seed?: Seed;
+}
+
+/** Options of writing; what is left out is as `generation_config.json` says. */
+export interface WriteOptions extends CallOptions, Partial<TextSettings> {
+  /** Decides what is sampled at a temperature above 0. */
+  seed?: Seed;
+}
+
+/** An item of `generateAll`: a prompt, with its own options where it has some. */
+export type GenerateItem = string | ({ prompt: string } & Omit<DrawOptions, "signal">);
+/** An item of `editAll`. */
+export type EditItem = { image: ImageInput; instruction: string } & Omit<DrawOptions, "signal">;
+/** An item of `captionAll`: an image, or one with its own options. */
+export type CaptionItem = ImageInput | ({ image: ImageInput } & Omit<WriteOptions, "signal">);
+/** An item of `answerAll`. */
+export type AnswerItem = { image: ImageInput; question: string } & Omit<WriteOptions, "signal">;
+
+/** Which logits are asked for: of plain text, or of an answer that a text would give. */
+export type LogitsOptions = CallOptions &
+  (
+    | {
+        /** Token ids of a plain text, `<bos>` included. */
+        tokens: ArrayLike<number>;
+      }
+    | {
+        image: ImageInput;
+        task: "caption" | "answer";
+        /** For "answer". */
+        question?: string;
+        /** Token ids that follow the prompt. */
+        suffix?: ArrayLike<number>;
+      }
+  );
+
+/** Options of `decodeLatents`. */
+export interface DecodeLatentsOptions extends CallOptions {
+  /** Pixels; default: the latents make a square. */
+  width?: number;
+  height?: number;
+}
+
+export const DRAW_OPTIONS = [
+  "seed",
+  "signal",
+  "priority",
+  "steps",
+  "guidance",
+  "guidanceSchedule",
+  "temperature",
+  "order",
+  "x0Limit",
+] as const;
+export const WRITE_OPTIONS = ["seed", "signal", "priority", "maxNewTokens", "temperature"] as const;
+
+/** An item that names its image, rather than being one. */
+export function hasImage(item: CaptionItem): item is Extract<CaptionItem, { image: unknown }> {
+  return typeof item === "object" && item !== null && "image" in item;
+}
+
+export function callOptions(options: CallOptions | undefined): CallOptions {
+  const { signal, priority } = optionsObject(options, ["signal", "priority"]);
+  return { signal: signalOption(signal), priority: priorityOption(priority) };
+}
+
+/** One text or a list of them, as a list. */
+export function listOf(texts: string | readonly string[], name: string): readonly string[] {
+  const list = Array.isArray(texts) ? texts : [texts];
+  return list.map((text, i) => stringOption(Array.isArray(texts) ? `${name} ${i}` : name, text));
+}
+
+/** Images and texts that belong together; a single one goes with all of the other side. */
+export function pairsOf(
+  images: ImageInput | readonly ImageInput[],
+  texts: string | readonly string[],
+  name: string,
+): (readonly [ImageInput, string])[] {
+  const strings = listOf(texts, name);
+  if (!Array.isArray(images)) return strings.map((text) => [images as ImageInput, text] as const);
+  if (!Array.isArray(texts)) return images.map((image) => [image, texts as string] as const);
+  if (images.length !== strings.length) {
+    throw invalidOption(
+      `as many ${name}s as images (${images.length})`,
+      `${name}s`,
+      strings.length,
+    );
+  }
+  return images.map((image, i) => [image, strings[i]!] as const);
+}
