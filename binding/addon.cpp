@@ -31,6 +31,7 @@ Napi::Value instruction_sets(const Napi::CallbackInfo& info) {
     Napi::Object o = Napi::Object::New(env);
     o.Set("name", sets.begin[i].name);
     o.Set("supported", sets.begin[i].supported);
+    o.Set("bfloat16", sets.begin[i].multiplies_bf16);
     out.Set(static_cast<uint32_t>(i), o);
   }
   return out;

@@ -249,6 +249,7 @@ static Resources resources(const Napi::Object& o) {
   const int64_t memory = integer(o, "maxMemory");
   if (memory < 0) wrong("maxMemory", "a positive integer");
   r.max_memory = static_cast<size_t>(memory);
+  r.bf16 = present(o, "bfloat16") && boolean(o, "bfloat16");
   if (present(o, "cuda")) {
     const Napi::Object cuda = object(o.Get("cuda"), "cuda");
     const std::string type = text(cuda, "dtype");

@@ -13,6 +13,7 @@ struct Resources {
   int threads = 1;
   std::string isa;           // empty: the best
   size_t max_memory = 0;     // bytes; 0: what there is
+  bool bf16 = false;         // the CPU's products (cpu/backend.h)
   std::string cuda_library;  // empty: the CPU
   int cuda_device = 0;
   DType cuda_type = DType::bf16;

@@ -37,13 +37,15 @@ const cpu::InstructionSet& choose_instruction_set(const char* name) {
 
 class CpuBackend final : public Backend, public TrainingBackend {
  public:
-  CpuBackend(int threads, const char* isa, size_t max_memory)
+  CpuBackend(int threads, const char* isa, size_t max_memory, bool bf16)
       : set_(choose_instruction_set(isa)),
         kernels_(*set_.kernels),
         training_(*set_.training),
+        products_(bf16 && set_.multiplies_bf16 ? cpu::Products::bf16 : cpu::Products::f32),
         pool_(threads),
-        description_("cpu " + std::string(set_.name) + ", " + std::to_string(threads) +
-                     (threads == 1 ? " thread" : " threads")),
+        description_(std::string("cpu ") + set_.name +
+                     (products_ == cpu::Products::bf16 ? " bfloat16, " : ", ") +
+                     std::to_string(threads) + (threads == 1 ? " thread" : " threads")),
         max_memory_(max_memory),
         free_at_start_(max_memory ? max_memory : cpu::system_available_memory()) {}
 
@@ -139,26 +141,30 @@ class CpuBackend final : public Backend, public TrainingBackend {
   }
   void finish_read(uint64_t) override {}
 
-  void linear(const LinearArgs& args) override { kernels_.linear(args, pool_); }
-  void gated_linear(const GatedLinearArgs& args) override { kernels_.gated_linear(args, pool_); }
+  void linear(const LinearArgs& args) override { kernels_.linear(args, products_, pool_); }
+  void gated_linear(const GatedLinearArgs& args) override {
+    kernels_.gated_linear(args, products_, pool_);
+  }
   void rms_norm(const RmsNormArgs& args) override { kernels_.rms_norm(args, pool_); }
   void layer_norm(const LayerNormArgs& args) override { kernels_.layer_norm(args, pool_); }
   void attention(const AttentionArgs& args) override {
     expect_scratch(kernels_.attention(args, pool_));
   }
   void embed_tokens(const EmbedTokensArgs& args) override { kernels_.embed_tokens(args, pool_); }
-  void image_embed(const ImageEmbedArgs& args) override { kernels_.image_embed(args, pool_); }
+  void image_embed(const ImageEmbedArgs& args) override {
+    kernels_.image_embed(args, products_, pool_);
+  }
   void add_rows(const AddRowsArgs& args) override { kernels_.add_rows(args, pool_); }
   void soft_cap(const SoftCapArgs& args) override { kernels_.soft_cap(args, pool_); }
   void sample_text(const SampleTextArgs& args) override { kernels_.sample_text(args, pool_); }
   void diffusion_head(const DiffusionHeadArgs& args) override {
-    expect_scratch(kernels_.diffusion_head(args, pool_));
+    expect_scratch(kernels_.diffusion_head(args, products_, pool_));
   }
   void diffusion_sample(const DiffusionSampleArgs& args) override {
-    expect_scratch(kernels_.diffusion_sample(args, pool_));
+    expect_scratch(kernels_.diffusion_sample(args, products_, pool_));
   }
   void convolution(const ConvolutionArgs& args) override {
-    expect_scratch(kernels_.convolution(args, pool_));
+    expect_scratch(kernels_.convolution(args, products_, pool_));
   }
   void group_norm(const GroupNormArgs& args) override {
     expect_scratch(kernels_.group_norm(args, pool_));
@@ -283,6 +289,7 @@ class CpuBackend final : public Backend, public TrainingBackend {
   const cpu::InstructionSet set_;
   const cpu::Kernels& kernels_;
   const cpu::TrainingKernels& training_;
+  const cpu::Products products_;
   cpu::ThreadPool pool_;
   const std::string description_;
   const size_t max_memory_;
@@ -293,13 +300,14 @@ class CpuBackend final : public Backend, public TrainingBackend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_cpu_backend(int threads, const char* isa, size_t max_memory) {
+std::unique_ptr<Backend> make_cpu_backend(int threads, const char* isa, size_t max_memory,
+                                          bool bf16) {
   constexpr int kMostThreads = 1024;
   if (threads < 1 || threads > kMostThreads)
     throw Error(error_code::kInvalidArgument, "expected 1 to " + std::to_string(kMostThreads) +
                                                   " threads but received " +
                                                   std::to_string(threads));
-  return std::make_unique<CpuBackend>(threads, isa, max_memory);
+  return std::make_unique<CpuBackend>(threads, isa, max_memory, bf16);
 }
 
 }  // namespace unifluid

@@ -18,15 +18,15 @@ UNIFLUID_DECLARE(avx512)
 InstructionSets instruction_sets() {
   // __builtin_cpu_supports asks the operating system, too, whether it saves the wide registers.
   static const InstructionSet sets[] = {
-      {"baseline", true, &baseline::kKernels, &baseline::kTrainingKernels},
+      {"baseline", true, false, &baseline::kKernels, &baseline::kTrainingKernels},
       {"avx2",
        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __builtin_cpu_supports("f16c"),
-       &avx2::kKernels, &avx2::kTrainingKernels},
+       false, &avx2::kKernels, &avx2::kTrainingKernels},
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
-       &avx512::kKernels, &avx512::kTrainingKernels},
+       __builtin_cpu_supports("avx512bf16") != 0, &avx512::kKernels, &avx512::kTrainingKernels},
   };
   return {sets, 3};
 }
@@ -36,7 +36,8 @@ InstructionSets instruction_sets() {
 UNIFLUID_DECLARE(neon)
 
 InstructionSets instruction_sets() {
-  static const InstructionSet sets[] = {{"neon", true, &neon::kKernels, &neon::kTrainingKernels}};
+  static const InstructionSet sets[] = {
+      {"neon", true, false, &neon::kKernels, &neon::kTrainingKernels}};
   return {sets, 1};
 }
 

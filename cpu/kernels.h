@@ -9,22 +9,26 @@
 
 namespace unifluid::cpu {
 
+// How activations are multiplied with matrices that are stored in bfloat16. `bf16`: rounded to
+// bfloat16 themselves, with float32 sums; only where InstructionSet::multiplies_bf16.
+enum class Products : uint8_t { f32, bf16 };
+
 // Operations on float32 activations in host memory. Those that can fail return false when they did:
 // `sample_text` where a row of logits is not finite, the others where scratch memory is short.
 struct Kernels {
-  void (*linear)(const LinearArgs&, Parallel&);
-  void (*gated_linear)(const GatedLinearArgs&, Parallel&);
+  void (*linear)(const LinearArgs&, Products, Parallel&);
+  void (*gated_linear)(const GatedLinearArgs&, Products, Parallel&);
   void (*rms_norm)(const RmsNormArgs&, Parallel&);
   void (*layer_norm)(const LayerNormArgs&, Parallel&);
   bool (*attention)(const AttentionArgs&, Parallel&);
   void (*embed_tokens)(const EmbedTokensArgs&, Parallel&);
-  void (*image_embed)(const ImageEmbedArgs&, Parallel&);
+  void (*image_embed)(const ImageEmbedArgs&, Products, Parallel&);
   void (*add_rows)(const AddRowsArgs&, Parallel&);
   void (*soft_cap)(const SoftCapArgs&, Parallel&);
   void (*sample_text)(const SampleTextArgs&, Parallel&);
-  bool (*diffusion_head)(const DiffusionHeadArgs&, Parallel&);
-  bool (*diffusion_sample)(const DiffusionSampleArgs&, Parallel&);
-  bool (*convolution)(const ConvolutionArgs&, Parallel&);
+  bool (*diffusion_head)(const DiffusionHeadArgs&, Products, Parallel&);
+  bool (*diffusion_sample)(const DiffusionSampleArgs&, Products, Parallel&);
+  bool (*convolution)(const ConvolutionArgs&, Products, Parallel&);
   bool (*group_norm)(const GroupNormArgs&, Parallel&);
 };
 
@@ -59,7 +63,8 @@ struct TrainingKernels {
 
 struct InstructionSet {
   const char* name;
-  bool supported;  // this processor and operating system have it
+  bool supported;        // this processor and operating system have it
+  bool multiplies_bf16;  // and this one's kernels have Products::bf16
   const Kernels* kernels;
   const TrainingKernels* training;
 };

@@ -19,8 +19,10 @@ export interface LoadOptions {
    */
   device?: Device;
   /**
-   * What a GPU keeps activations, caches and matrices in; default "bfloat16". "float32" is for comparisons: it is
-   * slow. The CPU computes in float32 always.
+   * What is multiplied; sums are float32 always. A GPU keeps activations, caches and matrices in bfloat16 by default;
+   * "float32" is for comparisons: it is slow. The CPU computes in float32 by default; with "bfloat16" it rounds what it
+   * multiplies with weights stored in bfloat16, which is faster where the processor has such products (AVX512-BF16;
+   * elsewhere nothing changes). `info.device` tells.
    */
   dtype?: "auto" | "bfloat16" | "float32";
   /** Threads to compute with; default: the machine's cores. */
@@ -77,9 +79,6 @@ export function parseLoadOptions(
   const { threads, maxMemory, maxSequences = 16, maxQueue } = options;
   const device = parseDevice(options.device ?? "auto");
   const dtype = choiceOption("dtype", options.dtype ?? "auto", ["auto", "float32", "bfloat16"]);
-  if (dtype === "bfloat16" && device.kind === "cpu") {
-    throw invalidOption('"float32" or "auto" with device "cpu"', "dtype", dtype);
-  }
   if (options.isa !== undefined && device.kind === "cuda") {
     throw invalidOption('no value with device "cuda"', "isa", options.isa);
   }
@@ -96,6 +95,7 @@ export function parseLoadOptions(
           ? defaultThreads()
           : integerOption("threads", threads, { min: 1, max: MOST_THREADS }),
       isa,
+      bfloat16: dtype === "bfloat16",
       maxMemory:
         maxMemory === undefined
           ? 0

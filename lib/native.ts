@@ -105,6 +105,8 @@ export interface NativeLoadOptions {
   threads: number;
   /** Name of an instruction set of `instructionSets()`; absent: the best that this processor has. */
   isa?: string;
+  /** The CPU rounds what it multiplies with weights stored in bfloat16 to bfloat16, where it multiplies those. */
+  bfloat16?: boolean;
   /** Bytes that weights copied, caches and activations may take together; 0: what the system has free. */
   maxMemory: number;
   /** Sequences that may run at once; later ones wait. A guided image counts as one. */
@@ -295,6 +297,8 @@ export interface NativeInstructionSet {
   name: string;
   /** This processor has it. */
   supported: boolean;
+  /** It multiplies pairs of bfloat16, which `NativeLoadOptions.bfloat16` is for. */
+  bfloat16: boolean;
 }
 
 /** One sequence to train on (spec section 5): image features, source latents, tokens, then what is learned. */

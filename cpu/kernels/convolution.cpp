@@ -18,6 +18,7 @@ constexpr int64_t kGatheredBytes = int64_t{1} << 21;
 
 struct Plan {
   const ConvolutionArgs* args;
+  Products products;
   Parallel* parallel;
   int64_t out_width;
   int64_t window;                 // kernel * kernel * in
@@ -82,7 +83,8 @@ void convolution_task(void* context, int64_t index, int thread) {
   alignas(64) float product[kBlockRows * kBlockOutputs];
   for (int64_t o = begin; o < end; o += kBlockOutputs) {
     const int64_t count = least(kBlockOutputs, end - o);
-    matmul(windows, stride, rows, a.weight, o, count, product, kBlockOutputs, memory);
+    matmul(windows, stride, rows, a.weight, plan.products, o, count, product, kBlockOutputs,
+           memory);
     for (int64_t i = 0; i < rows; ++i) {
       const float* from = product + i * kBlockOutputs;
       float* to = static_cast<float*>(a.out.data) + (first + i) * a.out.stride + o;
@@ -101,9 +103,10 @@ void convolution_task(void* context, int64_t index, int thread) {
 
 }  // namespace
 
-bool convolution(const ConvolutionArgs& args, Parallel& parallel) {
+bool convolution(const ConvolutionArgs& args, Products products, Parallel& parallel) {
   Plan plan{};
   plan.args = &args;
+  plan.products = products;
   plan.parallel = &parallel;
   plan.window = args.weight.cols;
   plan.out_width =

@@ -64,6 +64,7 @@ struct Range {
 // What the threads of a run share.
 struct Job {
   const DiffusionHeadWeights* head;
+  Products products;
   Parallel* parallel;
   int threads, teams, members;
 
@@ -154,11 +155,11 @@ enum class After : uint8_t { nothing, silu };
 
 // out[:, first..] = after(x weight^T + bias) for some of the outputs
 void linear_part(const float* x, int64_t x_stride, int64_t rows, const Tensor& weight,
-                 const float* bias, Range outputs, After after, float* out, int64_t out_stride,
-                 void* scratch) {
+                 const float* bias, Products products, Range outputs, After after, float* out,
+                 int64_t out_stride, void* scratch) {
   if (rows == 0 || outputs.count == 0) return;
-  matmul(x, x_stride, rows, weight, outputs.first, outputs.count, out + outputs.first, out_stride,
-         scratch);
+  matmul(x, x_stride, rows, weight, products, outputs.first, outputs.count, out + outputs.first,
+         out_stride, scratch);
   const float* b = bias + outputs.first;
   for (int64_t i = 0; i < rows; ++i) {
     float* row = out + i * out_stride + outputs.first;
@@ -233,13 +234,13 @@ void embed_conditions(const Job& job, int thread, const Own& own) {
                        static_cast<size_t>(head.condition) * sizeof(float));
   barrier(job);
   const Range outputs = part_of(width, thread, job.threads, kOutputGrain);
-  linear_part(job.features, kTimeFeatures, job.times, head.time_mlp0, head.time_mlp0_bias, outputs,
-              After::silu, job.time_hidden, width, own.matmul);
-  linear_part(job.z, head.condition, job.rows, head.cond_embed, head.cond_embed_bias, outputs,
-              After::nothing, job.condition, width, own.matmul);
+  linear_part(job.features, kTimeFeatures, job.times, head.time_mlp0, head.time_mlp0_bias,
+              job.products, outputs, After::silu, job.time_hidden, width, own.matmul);
+  linear_part(job.z, head.condition, job.rows, head.cond_embed, head.cond_embed_bias, job.products,
+              outputs, After::nothing, job.condition, width, own.matmul);
   barrier(job);
-  linear_part(job.time_hidden, width, job.times, head.time_mlp2, head.time_mlp2_bias, outputs,
-              After::nothing, job.time_embed, width, own.matmul);
+  linear_part(job.time_hidden, width, job.times, head.time_mlp2, head.time_mlp2_bias, job.products,
+              outputs, After::nothing, job.time_embed, width, own.matmul);
   barrier(job);
 }
 
@@ -275,10 +276,11 @@ void prepare_steps(const Job& job, int thread, const Own& own, int64_t first_ste
     const int64_t first = larger(columns.first - begin, 0);
     const int64_t end = smaller(columns.first + columns.count - begin, count);
     if (first >= end) continue;
-    linear_part(
-        job.y, width, steps * job.rows, last ? head.final_modulation : head.blocks[b].modulation,
-        last ? head.final_modulation_bias : head.blocks[b].modulation_bias, {first, end - first},
-        After::nothing, job.modulation + begin, job.modulation_width, own.matmul);
+    linear_part(job.y, width, steps * job.rows,
+                last ? head.final_modulation : head.blocks[b].modulation,
+                last ? head.final_modulation_bias : head.blocks[b].modulation_bias, job.products,
+                {first, end - first}, After::nothing, job.modulation + begin, job.modulation_width,
+                own.matmul);
   }
   barrier(job);
 }
@@ -313,8 +315,8 @@ void run_network(const Job& job, const Place& place, const Own& own, const float
   const Range mine = place.outputs;
   float* const inner = job.inner + place.row * width;
   float* const delta = job.delta + place.row * width;
-  linear_part(own.input, head.channels, rows, head.input_proj, head.input_proj_bias, {0, width},
-              After::nothing, own.hidden, width, own.matmul);
+  linear_part(own.input, head.channels, rows, head.input_proj, head.input_proj_bias, job.products,
+              {0, width}, After::nothing, own.hidden, width, own.matmul);
   for (int64_t b = 0; b < head.depth; ++b) {
     const DiffusionHeadWeights::Block& block = head.blocks[b];
     const float* shift = modulation + b * 3 * width;
@@ -323,11 +325,11 @@ void run_network(const Job& job, const Place& place, const Own& own, const float
       normalize_row(own.hidden + i * width, block.norm_weight, block.norm_bias, m, m + width, width,
                     own.normed + i * width);
     }
-    linear_part(own.normed, width, rows, block.mlp0, block.mlp0_bias, mine, After::silu, inner,
-                width, own.matmul);
+    linear_part(own.normed, width, rows, block.mlp0, block.mlp0_bias, job.products, mine,
+                After::silu, inner, width, own.matmul);
     if (job.members > 1) barrier(job);
-    linear_part(inner, width, rows, block.mlp2, block.mlp2_bias, mine, After::nothing, delta, width,
-                own.matmul);
+    linear_part(inner, width, rows, block.mlp2, block.mlp2_bias, job.products, mine, After::nothing,
+                delta, width, own.matmul);
     if (job.members > 1) barrier(job);
     // The next writes to `delta` come after the next barrier, when all have read it.
     for (int64_t i = 0; i < rows; ++i) {
@@ -343,8 +345,8 @@ void run_network(const Job& job, const Place& place, const Own& own, const float
     normalize_row(own.hidden + i * width, nullptr, nullptr, m, m + width, width,
                   own.normed + i * width);
   }
-  linear_part(own.normed, width, rows, head.final_linear, head.final_linear_bias, {0, job.outputs},
-              After::nothing, own.out, job.outputs, own.matmul);
+  linear_part(own.normed, width, rows, head.final_linear, head.final_linear_bias, job.products,
+              {0, job.outputs}, After::nothing, own.out, job.outputs, own.matmul);
 }
 
 // ---- the sampler ----
@@ -514,10 +516,11 @@ int64_t most_rows(const DiffusionHeadWeights& head) {
 
 }  // namespace
 
-bool diffusion_sample(const DiffusionSampleArgs& args, Parallel& parallel) {
+bool diffusion_sample(const DiffusionSampleArgs& args, Products products, Parallel& parallel) {
   const int64_t most = most_rows(*args.head);
   for (int64_t first = 0; first < args.token_count;) {
     Job job{};
+    job.products = products;
     job.sample = &args;
     job.tokens = args.tokens + first;
     job.times = args.step_count;
@@ -531,7 +534,7 @@ bool diffusion_sample(const DiffusionSampleArgs& args, Parallel& parallel) {
   return true;
 }
 
-bool diffusion_head(const DiffusionHeadArgs& args, Parallel& parallel) {
+bool diffusion_head(const DiffusionHeadArgs& args, Products products, Parallel& parallel) {
   const int64_t most = most_rows(*args.head);
   for (int64_t first = 0; first < args.x.rows; first += most) {
     const int64_t rows = smaller(most, args.x.rows - first);
@@ -545,6 +548,7 @@ bool diffusion_head(const DiffusionHeadArgs& args, Parallel& parallel) {
     rows_from(piece.out);
     piece.time += first;
     Job job{};
+    job.products = products;
     job.network = &piece;
     job.units = job.rows = job.times = rows;
     if (!run_job(job, *args.head, parallel, network_task)) return false;

@@ -9,6 +9,11 @@ namespace {
 // A task takes this many rows: enough to outweigh handing it out.
 constexpr int64_t kRowsPerTask = 16;
 
+struct ImageEmbedding {
+  const ImageEmbedArgs* args;
+  Products products;
+};
+
 // Runs body(args, row) for every row, in parallel where there are many.
 template <class Args, void (*body)(const Args&, int64_t)>
 void for_each_row(const Args& args, int64_t rows, Parallel& parallel) {
@@ -72,12 +77,13 @@ void embed_row(const EmbedTokensArgs& args, int64_t row) {
   combine_row(out, args.table, id < 0 ? 0 : id, [scale](Vec, Vec b) { return mul(scale, b); });
 }
 
-void image_row(const ImageEmbedArgs& args, int64_t row) {
+void image_row(const ImageEmbedding& embedding, int64_t row) {
+  const ImageEmbedArgs& args = *embedding.args;
   const ImageRow& in = args.rows[row];
   float* out = float_row(args.out, row);
   const int64_t d = args.out.cols;
   if (in.token) {
-    matmul(in.token, args.weight.cols, 1, args.weight, 0, d, out, d, nullptr);
+    matmul(in.token, args.weight.cols, 1, args.weight, embedding.products, 0, d, out, d, nullptr);
     combine(out, args.bias, d, [](Vec a, Vec b) { return add(a, b); });
     add_row(out, args.position, in.cell);
   } else {
@@ -96,8 +102,8 @@ void embed_tokens(const EmbedTokensArgs& args, Parallel& parallel) {
   for_each_row<EmbedTokensArgs, embed_row>(args, args.out.rows, parallel);
 }
 
-void image_embed(const ImageEmbedArgs& args, Parallel& parallel) {
-  for_each_row<ImageEmbedArgs, image_row>(args, args.out.rows, parallel);
+void image_embed(const ImageEmbedArgs& args, Products products, Parallel& parallel) {
+  for_each_row<ImageEmbedding, image_row>({&args, products}, args.out.rows, parallel);
 }
 
 void add_rows(const AddRowsArgs& args, Parallel& parallel) {

@@ -1,6 +1,7 @@
 // The packed forms of gemm.cpp's operands.
 #pragma once
 
+#include "cpu/kernels/bf16_pairs.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/gemm_tile.h"
 
@@ -13,28 +14,6 @@ enum class Form { f32, rounded, pairs };
 
 // How many elements of k one element of the packed forms holds.
 constexpr int64_t depth_of(Form form) { return form == Form::pairs ? 2 : 1; }
-
-#if UNIFLUID_SIMD_AVX512
-// Rounded to bfloat16, ties to even; what is too small for a normal number becomes 0, as which the
-// products above would take it anyway.
-// Neighbours in pairs: of the 32 floats of a and then b.
-UNIFLUID_INLINE Vec round_neighbours(Vec a, Vec b) {
-  Vec pairs;
-  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(pairs) : "v"(a), "v"(b));
-  return pairs;
-}
-// a[i] with b[i].
-UNIFLUID_INLINE Vec round_across(Vec a, Vec b) {
-  alignas(64) static constexpr uint16_t kInterleaved[32] = {
-      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(kInterleaved),
-                                                      _mm512_castps_si512(round_neighbours(a, b))));
-}
-#else
-UNIFLUID_INLINE Vec round_neighbours(Vec a, Vec) { return a; }
-UNIFLUID_INLINE Vec round_across(Vec a, Vec) { return a; }
-#endif
 
 // low, high: a[0], b[0], a[1], b[1] and so on, in all of low and then high.
 UNIFLUID_INLINE void interleave(Vec a, Vec b, Vec* low, Vec* high) {

@@ -1,7 +1,7 @@
 // The innermost loop of gemm.cpp: a tile of the result in registers.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/kernels/bf16_pairs.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 
@@ -11,19 +11,6 @@ inline constexpr int kTileVectors = 2;
 inline constexpr int kTileRows = kRegisters >= 32 ? 12 : 6;
 // Columns of a panel of B.
 inline constexpr int64_t kPanel = kTileVectors * kLanes;
-
-#if UNIFLUID_SIMD_AVX512
-UNIFLUID_INLINE bool has_pairs() { return __builtin_cpu_supports("avx512bf16"); }
-// c plus the two products of each lane's pairs of bfloat16. In assembly, since the compiler would
-// have to be told that every processor with AVX-512 has it, which is not so.
-UNIFLUID_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) {
-  asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
-  return c;
-}
-#else
-UNIFLUID_INLINE bool has_pairs() { return false; }
-UNIFLUID_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-#endif
 
 // out[i, :columns] = (add_to ? out : 0) + bias + sum over s of a[i * a_row + s * a_column] *
 // panel[s, :] for R rows. With `pairs`, elements of a and of the panel are pairs of bfloat16.

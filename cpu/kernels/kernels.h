@@ -7,8 +7,8 @@
 namespace unifluid::cpu::UNIFLUID_ISA {
 
 // linear.cpp
-void linear(const LinearArgs&, Parallel&);
-void gated_linear(const GatedLinearArgs&, Parallel&);
+void linear(const LinearArgs&, Products, Parallel&);
+void gated_linear(const GatedLinearArgs&, Products, Parallel&);
 // norm.cpp
 void rms_norm(const RmsNormArgs&, Parallel&);
 void layer_norm(const LayerNormArgs&, Parallel&);
@@ -17,16 +17,16 @@ bool group_norm(const GroupNormArgs&, Parallel&);
 bool attention(const AttentionArgs&, Parallel&);
 // embedding.cpp
 void embed_tokens(const EmbedTokensArgs&, Parallel&);
-void image_embed(const ImageEmbedArgs&, Parallel&);
+void image_embed(const ImageEmbedArgs&, Products, Parallel&);
 void add_rows(const AddRowsArgs&, Parallel&);
 // sampling.cpp
 void soft_cap(const SoftCapArgs&, Parallel&);
 void sample_text(const SampleTextArgs&, Parallel&);
 // diffusion.cpp
-bool diffusion_head(const DiffusionHeadArgs&, Parallel&);
-bool diffusion_sample(const DiffusionSampleArgs&, Parallel&);
+bool diffusion_head(const DiffusionHeadArgs&, Products, Parallel&);
+bool diffusion_sample(const DiffusionSampleArgs&, Products, Parallel&);
 // convolution.cpp
-bool convolution(const ConvolutionArgs&, Parallel&);
+bool convolution(const ConvolutionArgs&, Products, Parallel&);
 
 // ---- training (core/training_backend.h) ----
 

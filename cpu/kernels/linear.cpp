@@ -57,6 +57,7 @@ Block block(const Split& s, int64_t task) {
 
 struct LinearTask {
   const LinearArgs* args;
+  Products products;
   Split split;
   Parallel* parallel;
 };
@@ -67,8 +68,8 @@ void linear_task(void* context, int64_t index, int thread) {
   const Block b = block(task.split, index);
   void* scratch = b.rows > 1 ? task.parallel->scratch(thread, kMatmulScratch) : nullptr;
   alignas(64) float product[kBlockRows * kBlockOutputs];
-  matmul(row_of(a.x, b.row), a.x.stride, b.rows, a.weight, b.output, b.outputs, product, b.outputs,
-         scratch);
+  matmul(row_of(a.x, b.row), a.x.stride, b.rows, a.weight, task.products, b.output, b.outputs,
+         product, b.outputs, scratch);
   for (int64_t i = 0; i < b.rows; ++i) {
     const float* from = product + i * b.outputs;
     const float* bias = a.bias ? a.bias + b.output : nullptr;
@@ -86,6 +87,7 @@ void linear_task(void* context, int64_t index, int thread) {
 
 struct GatedTask {
   const GatedLinearArgs* args;
+  Products products;
   Split split;
   Parallel* parallel;
 };
@@ -98,8 +100,9 @@ void gated_task(void* context, int64_t index, int thread) {
   alignas(64) float gate[kBlockRows * kBlockOutputs];
   alignas(64) float up[kBlockRows * kBlockOutputs];
   const float* x = row_of(a.x, b.row);
-  matmul(x, a.x.stride, b.rows, a.gate, b.output, b.outputs, gate, b.outputs, scratch);
-  matmul(x, a.x.stride, b.rows, a.up, b.output, b.outputs, up, b.outputs, scratch);
+  matmul(x, a.x.stride, b.rows, a.gate, task.products, b.output, b.outputs, gate, b.outputs,
+         scratch);
+  matmul(x, a.x.stride, b.rows, a.up, task.products, b.output, b.outputs, up, b.outputs, scratch);
   for (int64_t i = 0; i < b.rows; ++i) {
     const int64_t from = i * b.outputs;
     float* to = mutable_row_of(a.out, b.row + i) + b.output;
@@ -121,13 +124,15 @@ void run(Task& task, Parallel::Task function, int64_t multiply_adds) {
 
 }  // namespace
 
-void linear(const LinearArgs& args, Parallel& parallel) {
-  LinearTask task{&args, split(args.x.rows, args.weight.rows, parallel.threads()), &parallel};
+void linear(const LinearArgs& args, Products products, Parallel& parallel) {
+  LinearTask task{&args, products, split(args.x.rows, args.weight.rows, parallel.threads()),
+                  &parallel};
   run(task, linear_task, args.x.rows * args.weight.size());
 }
 
-void gated_linear(const GatedLinearArgs& args, Parallel& parallel) {
-  GatedTask task{&args, split(args.x.rows, args.gate.rows, parallel.threads()), &parallel};
+void gated_linear(const GatedLinearArgs& args, Products products, Parallel& parallel) {
+  GatedTask task{&args, products, split(args.x.rows, args.gate.rows, parallel.threads()),
+                 &parallel};
   run(task, gated_task, 2 * args.x.rows * args.gate.size());
 }
 

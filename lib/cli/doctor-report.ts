@@ -19,7 +19,12 @@ export function originOf({ path }: LoadedAddon): "environment" | "package" | "co
 }
 
 export const knownSets = (sets: InstructionSets): string =>
-  sets.map(({ name, supported }) => (supported ? name : `${name} (not this processor)`)).join(", ");
+  sets
+    .map(({ name, supported, bfloat16 }) => {
+      if (!supported) return `${name} (not this processor)`;
+      return bfloat16 ? `${name} (multiplies bfloat16)` : name;
+    })
+    .join(", ");
 
 /** The instruction set that loading a model would choose. Throws `DEVICE_UNAVAILABLE` for one that cannot be. */
 export function chosenInstructionSet(addon: NativeAddon): {
@@ -61,7 +66,12 @@ export async function reportMachine(loaded: LoadedAddon | undefined) {
 
 function reportInstructionSet(addon: NativeAddon) {
   const { name, forced, sets } = chosenInstructionSet(addon);
-  const known = sets.map((set) => ({ name: set.name, supported: set.supported }));
+  const known = sets.map((set) => ({
+    name: set.name,
+    supported: set.supported,
+    /** What `dtype: "bfloat16"` is faster with. */
+    bfloat16: set.supported && set.bfloat16,
+  }));
   return { name, forced, known };
 }
 

@@ -53,7 +53,7 @@ const FLAGS = {
       "device to compute on: auto, cpu, cuda or cuda:1, cuda:2, ...",
     ).default("auto"),
   dtype: () =>
-    new Option("--dtype <type>", "type that a GPU computes in")
+    new Option("--dtype <type>", "type to compute in; a CPU's default is float32, a GPU's bfloat16")
       .choices(["auto", "bfloat16", "float32"])
       .default("auto"),
   threads: () => new Option("--threads <n>", "threads (default: all cores)").argParser(number),

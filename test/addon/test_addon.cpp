@@ -79,7 +79,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
       if (!library.IsUndefined())
         return cuda::make_cuda_backend(library.ToString().Utf8Value(),
                                        {0, bf16 ? DType::bf16 : DType::f32, max_memory});
-      return make_cpu_backend(threads, name.empty() ? nullptr : name.c_str(), max_memory);
+      return make_cpu_backend(threads, name.empty() ? nullptr : name.c_str(), max_memory, bf16);
     });
   }
   ~TestBackend() override { drop(); }
@@ -217,7 +217,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
   std::vector<Cache> caches_;
 };
 
-// -> [{ name, supported }], from the plainest to the best
+// -> [{ name, supported, bfloat16 }], from the plainest to the best
 Napi::Value list_instruction_sets(const Napi::CallbackInfo& info) {
   const cpu::InstructionSets sets = cpu::instruction_sets();
   auto list = Napi::Array::New(info.Env());
@@ -225,6 +225,7 @@ Napi::Value list_instruction_sets(const Napi::CallbackInfo& info) {
     auto item = Napi::Object::New(info.Env());
     item.Set("name", sets.begin[i].name);
     item.Set("supported", sets.begin[i].supported);
+    item.Set("bfloat16", sets.begin[i].multiplies_bf16);
     list.Set(static_cast<uint32_t>(i), item);
   }
   return list;

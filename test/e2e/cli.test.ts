@@ -321,7 +321,7 @@ test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async
   }
   const forced = await run(["doctor", "--json"], { env: { UNIFLUID_ISA: "baseline" } });
   if (process.arch === "x64") {
-    const known = expect.arrayContaining([{ name: "baseline", supported: true }]);
+    const known = expect.arrayContaining([{ name: "baseline", supported: true, bfloat16: false }]);
     expect(documents(forced.out)[0]!.instructionSet).toEqual({
       name: "baseline",
       forced: true,

@@ -26,10 +26,16 @@ const isas = loadAddon()
 /** CUDA in float32, on a simulated device; the tiny ones only, for it is slow. */
 const cudaNames = names.filter((name) => name.endsWith("-tiny"));
 
+/** The CPU's own products in bfloat16, of weights stored in it; where it has none they are float32's. */
+const pairs = { device: "cpu", dtype: "bfloat16", threads: 2 } as const;
+
 const cases: { name: string; on: string; load: LoadOptions }[] = [
   ...names.flatMap((name) =>
     isas.map((isa) => ({ name, on: isa, load: { device: "cpu" as const, isa, threads: 2 } })),
   ),
+  ...names
+    .filter((name) => !name.endsWith("-tiny"))
+    .map((name) => ({ name, on: "cpu bfloat16", load: pairs })),
   ...cudaNames.map((name) => ({
     name,
     on: "cuda-simulated",
@@ -54,7 +60,10 @@ describe.each(cases)("$name on $on", ({ name, load }) => {
   });
   afterAll(() => model.dispose());
 
-  const parity = parityCases(fixture, { precision: "float32", image: (path) => path });
+  const parity = parityCases(fixture, {
+    precision: load === pairs ? "bfloat16" : "float32",
+    image: (path) => path,
+  });
   test.each(parity.map((c) => [c.name, c] as const))("%s", async (_name, c) => {
     const findings = await c.run(model);
     expect(findings.length).toBeGreaterThan(0);

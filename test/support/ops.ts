@@ -271,6 +271,8 @@ export interface Backend {
 export interface CpuOptions {
   isa?: string;
   threads: number;
+  /** How it multiplies with weights stored in bfloat16; default: float32. */
+  compute?: "f32" | "bf16";
   /** Bytes; absent: what the system has. */
   maxMemory?: number;
 }
@@ -288,7 +290,7 @@ export type BackendOptions = CpuOptions | CudaOptions;
 export interface TestAddon {
   TestBackend: new (options: BackendOptions) => Backend;
   /** From the plainest to the best. */
-  instructionSets(): { name: string; supported: boolean }[];
+  instructionSets(): { name: string; supported: boolean; bfloat16: boolean }[];
   /** Kernels that are wrong on purpose (test/simt/defects.h). */
   simulationDefects(): string[];
   /** Runs one, or its right form. `error`: what the simulation found; `right`: the results are. */

@@ -163,8 +163,8 @@ describe("seeds", () => {
 describe("options of load", () => {
   const addon = {
     instructionSets: () => [
-      { name: "baseline", supported: true },
-      { name: "avx9", supported: false },
+      { name: "baseline", supported: true, bfloat16: false },
+      { name: "avx9", supported: false, bfloat16: false },
     ],
   };
   const parse = (options?: unknown) => parseLoadOptions(options as LoadOptions | undefined, addon);
@@ -179,7 +179,9 @@ describe("options of load", () => {
     expect(parse().native.threads).toBeGreaterThan(0);
     process.env.UNIFLUID_ISA = "baseline";
     expect(parse().native.isa).toBe("baseline");
-    expect(parse()).toMatchObject({ device: { kind: "auto" } });
+    expect(parse()).toMatchObject({ device: { kind: "auto" }, native: { bfloat16: false } });
+    const paired = { device: "cpu", dtype: "bfloat16" };
+    expect(parse(paired)).toMatchObject({ dtype: "bfloat16", native: { bfloat16: true } });
     expect(parse({ device: "cuda:2", dtype: "float32" })).toMatchObject({
       device: { kind: "cuda", index: 2 },
       dtype: "float32",
@@ -190,7 +192,6 @@ describe("options of load", () => {
     [{ threads: 0 }, invalid("expected an integer from 1 to 1024 for threads but received 0")],
     [{ device: "tpu" }, invalid(/"auto", "cpu", "cuda" or "cuda:" .* for device .* "tpu"/)],
     [{ dtype: "int8" }, invalid(/"auto" or "float32" or "bfloat16" for dtype .* "int8"/)],
-    [{ device: "cpu", dtype: "bfloat16" }, invalid(/"float32" or "auto" with device "cpu"/)],
     [{ isa: "avx9" }, { code: "DEVICE_UNAVAILABLE" }],
     [{ isa: "sse" }, invalid(/"baseline" or "avx9" for isa but received "sse"/)],
     [{ maxMemory: -1 }, invalid(/maxMemory/)],
