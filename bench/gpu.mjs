@@ -421,11 +421,16 @@ async function runPeer({ row, rows = [row], limit, name, args, answer }) {
 
 // ---- all of it ----
 
+/** What a fault of the device took; the driver gives this process no other context then. */
+let lost;
+
 /** What fails is in the table, and the rest goes on. */
 async function tryTo(what, run) {
   try {
+    if (lost) throw new Error(`not run: the device had failed at "${lost}"`);
     await run();
   } catch (error) {
+    if (error.code === "DEVICE_ERROR") lost ??= what;
     console.error(error);
     record(what, inCell(error));
     process.exitCode = 1;
@@ -446,6 +451,7 @@ await tryTo("other kernels", async () => {
 });
 // PyTorch has the device's memory to itself.
 opened?.close();
+lost = undefined; // for the peers, which are processes of their own
 // Those that take long come last: time may end before they do.
 peers.sort((a, b) => a.limit - b.limit);
 if (options.reference)

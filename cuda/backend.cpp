@@ -20,6 +20,7 @@ CudaBackend::CudaBackend(const OpenOptions& options)
       arena_(queue_, memory_) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, options.device), "to tell what it is");
+  expect_code();
   description_ = "cuda:" + std::to_string(options.device) + " " + properties.name +
                  ", compute capability " + std::to_string(properties.major) + "." +
                  std::to_string(properties.minor) +
@@ -266,6 +267,7 @@ DeviceInfo device_info(int device) {
 
 DeviceRoom device_room(int device) {
   check(cudaSetDevice(device), "to be chosen");
+  expect_code();
   const Room room = room_of_device();
   return {room.free, room.usable, Queue::kStagingBytes};
 }

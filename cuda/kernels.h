@@ -35,6 +35,9 @@ size_t attention_scratch(const StepSize&, DType type);  // that of the decoder
 size_t sample_text_scratch(int64_t rows, int64_t vocab);
 size_t diffusion_scratch(const StepSize&, DType type, const DeviceLimits&);
 
+// Throws DEVICE_ERROR where the library has no code that the current device runs.
+void expect_code();
+
 // ---- transfers: packed float32 rows in device memory, from and to tensors of any type ----
 void pack_rows(Queue&, const Tensor& from, float* to);
 void unpack_rows(Queue&, const float* from, const Tensor& to);

@@ -2,7 +2,7 @@
 //
 //   node scripts/build-cuda.mjs [--arch 90a;120] [--release] [--out FILE]
 //
-// Without --arch: the architecture of the GPU here, or 90a where there is none. --release: all that a release has.
+// Hopper is 90a whatever is asked for: without the "a" its kernels would be left out. Without --arch: the architecture of the GPU here, or 90a where there is none. --release: all that a release has.
 import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -33,7 +33,7 @@ function find(program) {
   return folders.map((folder) => join(folder, program)).find((path) => existsSync(path));
 }
 
-/** Such as "90a"; of the first GPU here. */
+/** Such as "120"; of the first GPU here. */
 function architectureHere() {
   const { status, stdout } = spawnSync(
     "nvidia-smi",
@@ -41,9 +41,7 @@ function architectureHere() {
     { encoding: "utf8" },
   );
   const capability = status === 0 ? /^(\d+)\.(\d)/.exec(stdout) : null;
-  if (!capability) return "90a";
-  const number = capability[1] + capability[2];
-  return number === "90" ? "90a" : number;
+  return capability ? capability[1] + capability[2] : "90a";
 }
 
 const nvcc = process.env.CUDACXX || find("nvcc");
@@ -52,7 +50,8 @@ if (!nvcc) {
     "compiling the CUDA library needs nvcc of the CUDA toolkit 12.8 or later, on PATH or in CUDACXX",
   );
 }
-const architectures = values.arch ?? (values.release ? RELEASE : architectureHere());
+const asked = values.arch ?? (values.release ? RELEASE : architectureHere());
+const architectures = asked.replace(/\b90(?=[;-]|$)/g, "90a");
 const build = join(root, "build", "cuda");
 const started = performance.now();
 

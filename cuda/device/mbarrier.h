@@ -60,17 +60,22 @@ UNIFLUID_DEVICE void mbarrier_arrive_expecting(const Shared<uint64_t>& barriers,
 #endif
 }
 
+// `kWatched`: a wait without end becomes an error of the launch. Kernels that have no register left
+// for it, whose products ptxas would serialize, do without.
 #ifdef UNIFLUID_SIMT
+template <bool kWatched = true>
 inline void mbarrier_wait(const Shared<uint64_t>& barriers, uint32_t i, uint32_t parity,
                           const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   simt::mbarrier_wait(mbarrier::place(barriers, i), parity, {file, line});
 }
 #else
+template <bool kWatched = true>
 UNIFLUID_DEVICE void mbarrier_wait(const Shared<uint64_t>& barriers, uint32_t i, uint32_t parity) {
+  // A try sleeps for a while by itself, so these are seconds.
+  constexpr uint32_t kMostTries = 1u << 24;
   const uint32_t address = mbarrier::place(barriers, i);
   uint32_t over;
-  do {
-    // Sleeps for a while by itself.
+  for (uint32_t tries = 0;; ++tries) {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
@@ -80,7 +85,9 @@ UNIFLUID_DEVICE void mbarrier_wait(const Shared<uint64_t>& barriers, uint32_t i,
         : "=r"(over)
         : "r"(address), "r"(parity)
         : "memory");
-  } while (!over);
+    if (over) return;
+    if (kWatched && tries == kMostTries) __trap();
+  }
 }
 #endif
 

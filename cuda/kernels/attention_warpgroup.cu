@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
     RingPlace<kSlots> place;
     uint32_t before = 0;
     for (int block = begin; block <= seen.last; block += kKeyBlock) {
-      mbarrier_wait(keys_free, place.slot, place.parity ^ 1);
+      mbarrier_wait<false>(keys_free, place.slot, place.parity ^ 1);
       load_block<kHeadDim>(k_tiles, place.slot * P::kKeyTile, p.head_dim,
                            keys + block * span.key_stride, span.key_stride, seen.last + 1 - block);
       cp_async_commit();
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
         cp_async_wait<1>();
         announce(values_full, before);
       }
-      mbarrier_wait(values_free, place.slot, place.parity ^ 1);
+      mbarrier_wait<false>(values_free, place.slot, place.parity ^ 1);
       load_block<kHeadDim>(v_tiles, place.slot * P::kKeyTile, p.head_dim,
                            values + block * span.value_stride, span.value_stride,
                            seen.last + 1 - block);
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
 
   RingPlace<kSlots> place;
   float factor[2];
-  mbarrier_wait(keys_full, place.slot, place.parity);
+  mbarrier_wait<false>(keys_full, place.slot, place.parity);
   begin_scores(place.slot);
   warpgroup_wait<0>();
   keep_in_place(scores);
@@ -225,9 +225,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
   for (int block = begin + kKeyBlock; block <= seen.last; block += kKeyBlock) {
     const RingPlace<kSlots> before = place;
     place.advance();
-    mbarrier_wait(keys_full, place.slot, place.parity);
+    mbarrier_wait<false>(keys_full, place.slot, place.parity);
     begin_scores(place.slot);
-    mbarrier_wait(values_full, before.slot, before.parity);
+    mbarrier_wait<false>(values_full, before.slot, before.parity);
     begin_sums(before.slot);
     warpgroup_wait<1>();
     keep_in_place(scores);
@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
     for (int k = 0; k < kKeyBlock / 16; ++k) weights[k] = weights_operand(scores, k);
     keep_in_place(weights);
   }
-  mbarrier_wait(values_full, place.slot, place.parity);
+  mbarrier_wait<false>(values_full, place.slot, place.parity);
   begin_sums(place.slot);
   warpgroup_wait<0>();
   keep_in_place(sums);

@@ -100,6 +100,14 @@ test("auto takes the GPU where the model fits it, and the CPU otherwise", async 
   await expect(UniFluid.load(directory(name), { device: "cuda" })).rejects.toMatchObject({
     code: "INSUFFICIENT_MEMORY",
   });
+  simulate({ fail: "code" });
+  await withModel(name, {}, async ({ info }) =>
+    expect(info.cpuReason).toMatch(/compiled for other GPUs than this one/),
+  );
+  await expect(UniFluid.load(directory(name), { device: "cuda" })).rejects.toMatchObject({
+    code: "DEVICE_ERROR",
+    message: expect.stringContaining("npx unifluid build --cuda"),
+  });
   simulate({ devices: 0 });
   await withModel(name, {}, async ({ info }) => expect(info.cpuReason).toMatch(/no GPU/));
   await expect(UniFluid.load(directory(name), { device: "cuda:0" })).rejects.toMatchObject({

@@ -5,7 +5,8 @@
 //   UNIFLUID_SIMT_SEED        of the order of threads; default 1
 //   UNIFLUID_SIMT_FAIL        1: launches fail, as by a device fault; 2: they are refused while
 //                             they are captured; 3: there is no memory for graphs; 4: kernels
-//                             fault, and the host hears of it when it waits for them; default 0
+//                             fault, and the host hears of it when it waits for them; 5: there
+//                             is no code for the device; default 0
 //   UNIFLUID_SIMT_TAKEN       bytes that others have taken since free memory was told; default 0
 //   UNIFLUID_SIMT_CAPABILITY  compute capability, as 86 or 90; default 86
 //   UNIFLUID_SIMT_ROUNDING    1: products of warpgroups round otherwise than those of warps;
@@ -360,6 +361,10 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, 
   return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  return failing.value == 5 ? cudaErrorNoKernelImageForDevice : cudaSuccess;
+}
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   if (value < 0 || static_cast<size_t>(value) > shared_bytes()) return cudaErrorInvalidValue;
   std::lock_guard lock(mutex);

@@ -335,12 +335,12 @@ export const instructionSets = addon
 /** The CUDA library on a simulation of CUDA (test/simt). */
 export const simulatedLibrary = resolve(dirname(path), "unifluid_cuda_simulated.so");
 
-const FAILURES = ["nothing", "launches", "captures", "graphs", "waits"] as const;
+const FAILURES = ["nothing", "launches", "captures", "graphs", "waits", "code"] as const;
 
 /**
  * What the simulated device is like: number of devices, bytes of memory and how many of them others took since free
  * memory was told, what fails (launches, as by a fault; launches into a capture; memory for graphs; waits, which tell of
- * a fault of a kernel before), 10 times its compute capability, whether its warpgroups round otherwise than its warps.
+ * a fault of a kernel before; code for this device, which the library lacks), 10 times its compute capability, whether its warpgroups round otherwise than its warps.
  */
 export function simulate({
   devices = 1,
