@@ -63,8 +63,14 @@ uint64_t Engine::submit(Request&& request, int64_t priority) {
                                             " may wait");
   }
   const uint64_t id = next_id_++;
-  inbox_.push_back({id, rank_of(id, priority), std::move(request)});
-  ++stats_.waiting;
+  queued_.insert(id);
+  try {
+    inbox_.push_back({id, rank_of(id, priority), std::move(request)});
+  } catch (...) {
+    queued_.erase(id);
+    throw;
+  }
+  stats_.waiting = static_cast<int64_t>(queued_.size());
   wake_.notify_one();
   return id;
 }
@@ -72,6 +78,9 @@ uint64_t Engine::submit(Request&& request, int64_t priority) {
 void Engine::cancel(uint64_t id) {
   std::lock_guard lock(mutex_);
   cancelled_.push_back(id);
+  // The engine's thread may be in a long step: others need not wait for that to have the place.
+  queued_.erase(id);
+  stats_.waiting = static_cast<int64_t>(queued_.size());
   wake_.notify_one();
 }
 
@@ -158,6 +167,7 @@ bool Engine::say_disposed() noexcept {
     const Error disposed(error_code::kDisposed, "the model was disposed of");
     while (!waiting_.empty()) {
       fail(waiting_.front().id, disposed);
+      unqueue(waiting_.front().id);
       waiting_.pop_front();
     }
     fail_all(disposed);
@@ -167,6 +177,11 @@ bool Engine::say_disposed() noexcept {
   } catch (const std::exception&) {
     return false;
   }
+}
+
+void Engine::unqueue(uint64_t id) {
+  std::lock_guard lock(mutex_);
+  queued_.erase(id);
 }
 
 // Nothing is lost where memory lacks in the middle of it.
@@ -609,7 +624,7 @@ void Engine::publish_stats() {
   const size_t bytes = running_bytes();
   std::lock_guard lock(mutex_);
   stats_.running = static_cast<int64_t>(running_.size() + undecoded_.size());
-  stats_.waiting = static_cast<int64_t>(waiting_.size() + inbox_.size());
+  stats_.waiting = static_cast<int64_t>(queued_.size());
   stats_.sequence_bytes = bytes;
   stats_.workspace_bytes = workspace_->bytes();
   stats_.allocated_bytes = model_->backend->allocated();

@@ -67,7 +67,8 @@ class Engine {
   // places in the queue. Throws as `validate` does, QUEUE_FULL where `max_queue` requests wait, and
   // DISPOSED after stop().
   uint64_t submit(Request&& request, int64_t priority = 0);
-  // Any thread. The sequence is freed before the next step; no event follows.
+  // Any thread. The sequence is freed before the next step, a place among those that wait at once;
+  // no event follows.
   void cancel(uint64_t id);
   // Any thread. Ends the engine after the step it is in: what runs and waits gets a DISPOSED error.
   // Frees the model. Waits; calling again does nothing.
@@ -119,6 +120,7 @@ class Engine {
   void remove(uint64_t id) { finished_.insert(id); }
   void sweep();
   void flush();
+  void unqueue(uint64_t id);
   void publish_stats();
 
   std::unique_ptr<Model> model_;
@@ -130,6 +132,7 @@ class Engine {
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Waiting> inbox_;
+  std::unordered_set<uint64_t> queued_;  // what waits: in the inbox, or on the engine's thread
   std::vector<uint64_t> cancelled_;
   bool stopping_ = false;
   EngineStats stats_;

@@ -115,6 +115,7 @@ void Engine::admit() {
     } catch (const std::exception& error) {
       fail(id, error);
     }
+    unqueue(id);
     waiting_.pop_front();
   }
 }

@@ -106,6 +106,30 @@ describe("a full queue", () => {
     }
   });
 
+  test("has room as soon as one that waits is aborted, in the middle of a step", async () => {
+    const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 1, maxQueue: 1 });
+    try {
+      const [running, waiting] = [new AbortController(), new AbortController()];
+      const draw = (controller: AbortController) =>
+        model.generateLatents("a", { steps: 10_000, signal: controller.signal }).catch(() => {});
+      const held = [draw(running)];
+      await until(() => model.stats().running === 1);
+      held.push(draw(waiting));
+      await until(() => model.stats().waiting === 1);
+      const { steps } = model.stats();
+      waiting.abort();
+      expect(model.stats()).toMatchObject({ running: 1, waiting: 0, steps });
+      const next = model.generateLatents("a", { steps: 1 });
+      await until(() => model.stats().waiting === 1);
+      running.abort();
+      await next;
+      expect(model.stats()).toMatchObject({ completed: 1, cancelled: 2, refused: 0, waiting: 0 });
+      await Promise.all(held);
+    } finally {
+      await model.dispose();
+    }
+  });
+
   test("of no length takes what can run at once", async () => {
     const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 1, maxQueue: 0 });
     try {
