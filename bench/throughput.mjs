@@ -1,5 +1,6 @@
 // What running many requests together gives: images a second over the concurrency, beside one after another in the
-// same run; captions and images mixed; and how long JavaScript's event loop is held up meanwhile.
+// same run; what products in bfloat16 give; captions and images mixed; and how long JavaScript's event loop is held up
+// meanwhile.
 //
 //   npm run bench:throughput -- [--images N] [--rounds N] [--threads N] [--write]
 //
@@ -38,26 +39,31 @@ const median = (list) => {
 };
 const least = (list) => Math.min(...list);
 
-const model = await UniFluid.load("shapes-64", {
-  threads: Number(values.threads),
-  maxSequences: Math.max(...CONCURRENCIES),
-});
+const options = { threads: Number(values.threads), maxSequences: Math.max(...CONCURRENCIES) };
+const model = await UniFluid.load("shapes-64", { ...options, device: "cpu" });
+/** As the first where the processor has no such products. */
+const paired = await UniFluid.load("shapes-64", { ...options, device: "cpu", dtype: "bfloat16" });
+const PAIRED_CONCURRENCIES = [1, 16];
 const COLORS = ["red", "green", "blue", "yellow"];
 const prompts = Array.from({ length: images }, (_, i) => `a ${COLORS[i % 4]} circle`);
 
 /** Draws all prompts; images a second. */
-async function draw(concurrency) {
+async function draw(concurrency, by = model) {
   const started = performance.now();
-  for await (const { error } of model.generateAll(prompts, { seed: 1, concurrency })) {
+  for await (const { error } of by.generateAll(prompts, { seed: 1, concurrency })) {
     if (error) throw error;
   }
   return (images / (performance.now() - started)) * 1000;
 }
 
-await draw(4); // memory is allocated, the processor is awake
+for (const by of [model, paired]) await draw(4, by); // memory is allocated, the processor is awake
 const rates = new Map(CONCURRENCIES.map((c) => [c, []]));
+const pairedRates = new Map(PAIRED_CONCURRENCIES.map((c) => [c, []]));
 for (let round = 0; round < rounds; round++) {
-  for (const concurrency of CONCURRENCIES) rates.get(concurrency).push(await draw(concurrency));
+  for (const concurrency of CONCURRENCIES) {
+    rates.get(concurrency).push(await draw(concurrency));
+    pairedRates.get(concurrency)?.push(await draw(concurrency, paired));
+  }
 }
 const alone = rates.get(1);
 const rows = CONCURRENCIES.map((concurrency) => {
@@ -103,11 +109,21 @@ const lines = [
       `| ${concurrency} | ${rate.toFixed(1)} | ${ratio.toFixed(2)}× | ${lowest.toFixed(2)}× |`,
   ),
   "",
+  `The same with \`dtype: "bfloat16"\`, ${paired.info.device}, each in turn with float32:`,
+  "",
+  "| concurrency | images a second | beside float32 | lowest of the rounds |",
+  "| --- | --- | --- | --- |",
+  ...PAIRED_CONCURRENCIES.map((concurrency) => {
+    const list = pairedRates.get(concurrency);
+    const ratios = list.map((rate, round) => rate / rates.get(concurrency)[round]);
+    return `| ${concurrency} | ${median(list).toFixed(1)} | ${median(ratios).toFixed(2)}× | ${least(ratios).toFixed(2)}× |`;
+  }),
+  "",
   `Mixed, 12 drawings and 4 captions at once: ${mixedRate.toFixed(1)} images and ${(captionsThen / mixedSeconds).toFixed(1)} captions a second.`,
   `Event loop meanwhile, sampled each millisecond: delayed ${milliseconds(delay.percentile(50))} ms at the median, ${milliseconds(delay.percentile(99))} ms at the 99th percentile, ${milliseconds(delay.max)} ms at most.`,
 ];
 console.log(lines.join("\n"));
-await model.dispose();
+await Promise.all([model.dispose(), paired.dispose()]);
 
 /** The curve, as SVG: rate over concurrency, the concurrency in doublings. */
 function curve() {
