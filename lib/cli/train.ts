@@ -1,8 +1,10 @@
 /** `unifluid train` and `unifluid prepare`: a run from its run.yaml. */
 
+import { dirname, join } from "node:path";
 import { Presets, SingleBar } from "cli-progress";
 import type { Command } from "commander";
 import type { Device } from "../device.js";
+import type { RunConfig } from "../train/config.js";
 import type { Metrics } from "../train/run-folder.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
@@ -62,16 +64,27 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
   }).catch(writingFailed(flags.out));
   try {
     note(context, `${trainer.description}; step ${trainer.done} done`);
-    const summary = await trainer.run();
+    // The disk of the data may be the one that is full.
+    const summary = await trainer.run().catch(writingFailed(flags.out, ...(await cachesOf(run))));
     progress.stop();
     if (summary.brokenRecords > 0) note(context, skipped(summary.brokenRecords));
-    note(context, `step ${summary.step}: ${summary.checkpoint}`);
+    const { step, checkpoint } = summary;
+    note(context, checkpoint ? `step ${step}: ${checkpoint}` : "no step was done");
     if (context.json) await writeJson(summary);
     context.signal.throwIfAborted();
   } finally {
     progress.stop();
     await trainer.close();
   }
+}
+
+/** The folders in which a run keeps prepared pictures: an autoencoder's keeps none. */
+async function cachesOf(run: RunConfig): Promise<string[]> {
+  const { isAutoencoderRun } = await import("../train/config.js");
+  const { CACHE_FOLDER } = await import("../train/pictures.js");
+  if (isAutoencoderRun(run)) return [];
+  const folders = run.sources.map(({ manifest, shards }) => dirname(manifest ?? shards![0]!));
+  return [...new Set(folders)].map((folder) => join(folder, CACHE_FOLDER));
 }
 
 /** A bar with loss, speed and time left on a terminal, a line now and then elsewhere. */
@@ -136,7 +149,9 @@ async function prepare(config: string, context: Context): Promise<void> {
   let pictures = 0;
   const progress = startRate(context, undefined);
   try {
-    pictures = await batches.prepare(() => progress.advance("done"), context.signal);
+    pictures = await batches
+      .prepare(() => progress.advance("done"), context.signal)
+      .catch(writingFailed(...(await cachesOf(run))));
   } finally {
     progress.stop();
     await batches.close();
