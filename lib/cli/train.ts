@@ -7,6 +7,7 @@ import type { Device } from "../device.js";
 import type { RunConfig } from "../train/config.js";
 import type { Metrics } from "../train/run-folder.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
 import { duration } from "./progress.js";
@@ -65,7 +66,11 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
   try {
     note(context, `${trainer.description}; step ${trainer.done} done`);
     // The disk of the data may be the one that is full.
-    const summary = await trainer.run().catch(writingFailed(flags.out, ...(await cachesOf(run))));
+    const caches = await cachesOf(run);
+    const summary = await trainer
+      .run()
+      .catch(keepingFailed(caches))
+      .catch(writingFailed(flags.out, ...caches));
     progress.stop();
     if (summary.brokenRecords > 0) note(context, skipped(summary.brokenRecords));
     const { step, checkpoint } = summary;
@@ -86,6 +91,18 @@ async function cachesOf(run: RunConfig): Promise<string[]> {
   const folders = run.sources.map(({ manifest, shards }) => dirname(manifest ?? shards![0]!));
   return [...new Set(folders)].map((folder) => join(folder, CACHE_FOLDER));
 }
+
+/** What is said of a disk that takes no more. */
+const FULL = new Set(["ENOSPC", "EDQUOT", "EFBIG", "EROFS"]);
+
+/** Data are only read, but for pictures that are kept: where a full disk ends a run by its data, it is theirs. */
+const keepingFailed = (caches: readonly string[]) => (error: Error) => {
+  const { code } = (error.cause ?? {}) as NodeJS.ErrnoException;
+  if (!FULL.has(code ?? "")) throw error;
+  throw new OutputError(`cannot write to ${caches.join(" or ")}: ${error.message}`, {
+    cause: error,
+  });
+};
 
 /** A bar with loss, speed and time left on a terminal, a line now and then elsewhere. */
 function startTraining(context: Context) {
@@ -149,9 +166,11 @@ async function prepare(config: string, context: Context): Promise<void> {
   let pictures = 0;
   const progress = startRate(context, undefined);
   try {
+    const caches = await cachesOf(run);
     pictures = await batches
       .prepare(() => progress.advance("done"), context.signal)
-      .catch(writingFailed(...(await cachesOf(run))));
+      .catch(keepingFailed(caches))
+      .catch(writingFailed(...caches));
   } finally {
     progress.stop();
     await batches.close();

@@ -69,7 +69,7 @@ export class AutoencoderSubject implements Subject {
     const broken = new BrokenRecords(config.brokenShare, (m) => onNote(`skipped ${m}`));
     const mixture = await Mixture.open(config, broken);
     // They are read when there is something to show; that there are some is known now. What is broken is told then.
-    if (config.samples) await shownPictures(config, size, 1, new BrokenRecords(1, () => {}));
+    if (config.samples) await shownOf(config, 1, new BrokenRecords(1, () => {}), decodedOf);
     const common = commonOptions(config, tensors, storedName);
     const { native, device } = await createTrainer(
       `training ${checkpoint.directory}`,
@@ -221,7 +221,9 @@ export class AutoencoderSubject implements Subject {
   async sample(checkpoint: string, signal: AbortSignal) {
     const { config, size, mixture } = this;
     const { pictures: count } = config.samples!;
-    const pictures = await shownPictures(config, size, count, mixture.broken);
+    const pictures = await shownOf(config, count, mixture.broken, (record, random) =>
+      pictureOf(record, random, size),
+    );
     await using model = await this.load(checkpoint, signal);
     const pairs = await inTurn(pictures, async (picture) => {
       const latents = await model.encodeImage(picture, { signal });
@@ -246,23 +248,31 @@ export class AutoencoderSubject implements Subject {
 }
 
 /** Of a record with two pictures, one is drawn. */
-async function pictureOf(record: SourceRecord, random: Random, size: number): Promise<Image> {
+async function decodedOf(record: SourceRecord, random: Random) {
   const file = random.pick(record.pictures());
-  const image = await decodeImage(typeof file === "string" ? file : file.bytes);
+  return decodeImage(typeof file === "string" ? file : file.bytes);
+}
+
+/** At the size of the run. */
+async function pictureOf(record: SourceRecord, random: Random, size: number): Promise<Image> {
+  const image = await decodedOf(record, random);
   const { pixels } = await resize(image, size, size, "bicubic", loadAddon());
   return Image.fromPixels(pixels, size, size);
 }
 
-/** The pictures of a sheet, `count` or all there are: the same each time. Throws `TRAINING_DATA` where there are none. */
-async function shownPictures(
+/**
+ * What `make` makes of the records of a sheet, `count` or all there are: the same each time. Throws `TRAINING_DATA`
+ * where there are none.
+ */
+async function shownOf<T>(
   config: AutoencoderRunConfig,
-  size: number,
   count: number,
   broken: BrokenRecords,
-): Promise<Image[]> {
+  make: (record: SourceRecord, random: Random) => Promise<T>,
+): Promise<T[]> {
   const random = new Random(BigInt(config.seed), SHEET_STREAM, 0);
   const source = await openShown(config);
-  const pictures: Image[] = [];
+  const pictures: T[] = [];
   const names = new Set<string>();
   try {
     while (pictures.length < count) {
@@ -270,7 +280,7 @@ async function shownPictures(
       if (names.has(record.name)) break; // those were all
       names.add(record.name);
       await broken.attempt(record.name, async () => {
-        pictures.push(await pictureOf(record, random, size));
+        pictures.push(await make(record, random));
       });
     }
   } finally {
