@@ -42,6 +42,17 @@ export function stringOption(name: string, value: unknown): string {
   throw invalidOption("a string", name, value);
 }
 
+export function booleanOption(name: string, value: unknown): boolean {
+  if (typeof value === "boolean") return value;
+  throw invalidOption("a boolean", name, value);
+}
+
+/** A function, or nothing. */
+export function callbackOption(name: string, value: unknown): void {
+  if (value !== undefined && typeof value !== "function")
+    throw invalidOption("a function", name, value);
+}
+
 /** A non-empty list of token ids below `vocabSize`. */
 export function tokensOption(
   name: string,

@@ -84,18 +84,25 @@ export async function writeFileOutput(out: string, bytes: Uint8Array): Promise<v
 }
 
 /**
- * What the file system says of a folder of results, of what is made beside it, of those above it or of a file that
+ * What the file system says of folders of results, of what is made beside them, of those above them or of a file that
  * is open, becomes an error of the output.
  */
-export const writingFailed = (folder: string) => (error: NodeJS.ErrnoException) => {
-  const { errno, path } = error;
-  if (typeof errno !== "number") throw error;
-  if (path !== undefined) {
-    const [at, to] = [resolve(path), resolve(folder)];
-    if (!at.startsWith(to) && !to.startsWith(`${at}${sep}`)) throw error;
-  }
-  throw new OutputError(`cannot write to ${folder}: ${error.message}`, { cause: error });
-};
+export const writingFailed =
+  (...folders: readonly string[]) =>
+  (error: NodeJS.ErrnoException & { dest?: string }) => {
+    if (typeof error.errno !== "number") throw error;
+    // A copy has two.
+    const paths = [error.path, error.dest].flatMap((path) => path ?? []).map((p) => resolve(p));
+    const isMeant = (folder: string) => {
+      const to = resolve(folder);
+      return paths.some((at) => at.startsWith(to) || to.startsWith(`${at}${sep}`));
+    };
+    const meant = paths.length === 0 ? folders : folders.filter(isMeant);
+    if (meant.length === 0) throw error;
+    throw new OutputError(`cannot write to ${meant.join(" or ")}: ${error.message}`, {
+      cause: error,
+    });
+  };
 
 /** Writes a text as it comes, and a line break behind it. */
 export async function writePieces(pieces: AsyncIterable<string>): Promise<void> {

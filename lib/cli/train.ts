@@ -1,10 +1,13 @@
 /** `unifluid train` and `unifluid prepare`: a run from its run.yaml. */
 
+import { dirname, join } from "node:path";
 import { Presets, SingleBar } from "cli-progress";
 import type { Command } from "commander";
 import type { Device } from "../device.js";
+import type { RunConfig } from "../train/config.js";
 import type { Metrics } from "../train/run-folder.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
 import { duration } from "./progress.js";
@@ -62,10 +65,16 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
   }).catch(writingFailed(flags.out));
   try {
     note(context, `${trainer.description}; step ${trainer.done} done`);
-    const summary = await trainer.run();
+    // The disk of the data may be the one that is full.
+    const caches = await cachesOf(run);
+    const summary = await trainer
+      .run()
+      .catch(keepingFailed(caches))
+      .catch(writingFailed(flags.out, ...caches));
     progress.stop();
     if (summary.brokenRecords > 0) note(context, skipped(summary.brokenRecords));
-    note(context, `step ${summary.step}: ${summary.checkpoint}`);
+    const { step, checkpoint } = summary;
+    note(context, checkpoint ? `step ${step}: ${checkpoint}` : "no step was done");
     if (context.json) await writeJson(summary);
     context.signal.throwIfAborted();
   } finally {
@@ -73,6 +82,27 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
     await trainer.close();
   }
 }
+
+/** The folders in which a run keeps prepared pictures: an autoencoder's keeps none. */
+async function cachesOf(run: RunConfig): Promise<string[]> {
+  const { isAutoencoderRun } = await import("../train/config.js");
+  const { CACHE_FOLDER } = await import("../train/pictures.js");
+  if (isAutoencoderRun(run)) return [];
+  const folders = run.sources.map(({ manifest, shards }) => dirname(manifest ?? shards![0]!));
+  return [...new Set(folders)].map((folder) => join(folder, CACHE_FOLDER));
+}
+
+/** What is said of a disk that takes no more. */
+const FULL = new Set(["ENOSPC", "EDQUOT", "EFBIG", "EROFS"]);
+
+/** Data are only read, but for pictures that are kept: where a full disk ends a run by its data, it is theirs. */
+const keepingFailed = (caches: readonly string[]) => (error: Error) => {
+  const { code } = (error.cause ?? {}) as NodeJS.ErrnoException;
+  if (!FULL.has(code ?? "")) throw error;
+  throw new OutputError(`cannot write to ${caches.join(" or ")}: ${error.message}`, {
+    cause: error,
+  });
+};
 
 /** A bar with loss, speed and time left on a terminal, a line now and then elsewhere. */
 function startTraining(context: Context) {
@@ -136,7 +166,11 @@ async function prepare(config: string, context: Context): Promise<void> {
   let pictures = 0;
   const progress = startRate(context, undefined);
   try {
-    pictures = await batches.prepare(() => progress.advance("done"), context.signal);
+    const caches = await cachesOf(run);
+    pictures = await batches
+      .prepare(() => progress.advance("done"), context.signal)
+      .catch(keepingFailed(caches))
+      .catch(writingFailed(...caches));
   } finally {
     progress.stop();
     await batches.close();

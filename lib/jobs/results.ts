@@ -3,21 +3,18 @@
  * memory: a run that was killed begins again from what the folder holds.
  */
 
-import { randomUUID } from "node:crypto";
-import {
-  type FileHandle,
-  link,
-  open,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  writeFile,
-} from "node:fs/promises";
-import { hostname } from "node:os";
+import { type FileHandle, open, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
-import { OutputLockedError } from "../errors.js";
+import {
+  freeLock,
+  isAlive,
+  type LockOwner,
+  lockedError,
+  lockOwner,
+  takeLock,
+  thisOwner,
+} from "../folder-lock.js";
 import { makeFolder } from "../make-folder.js";
 
 /** Which records are whose: record `i` belongs to shard `i mod count`. */
@@ -87,7 +84,7 @@ export class ResultsFolder {
    */
   static async open(path: string, shard: Shard): Promise<ResultsFolder> {
     await makeFolder(path);
-    const lock = await takeLock(path, shard);
+    const lock = await lockShard(path, shard);
     try {
       const done = new DoneIndex();
       for (const name of await readdir(path)) {
@@ -167,104 +164,30 @@ async function repairEnd(file: FileHandle): Promise<void> {
   await file.truncate(0);
 }
 
-interface LockOwner {
-  pid: number;
-  host: string;
+interface ShardOwner extends LockOwner {
   shard: Shard;
 }
 
 const LOCK = /^\.results(-\d+-of-\d+)?\.jsonl\.lock$/;
-/** Locks of this process: one that bears its number and is not among them is of an earlier process. */
-const held = new Set<string>();
 
-const locked = ({ pid, host }: LockOwner, path: string) =>
-  new OutputLockedError(
-    `process ${pid} on ${host} is writing to this folder; if it is not, remove ${path}. To share the work, give ` +
-      "each process its --shard of one count",
-  );
+const locked = (owner: LockOwner, path: string) =>
+  lockedError(owner, path, ". To share the work, give each process its --shard of one count");
 
 /**
  * Makes the lock of a shard, unless a living process has it, or one that shares a record with it: a whole run and
  * a shard, or shards of other counts.
  */
-async function takeLock(folder: string, shard: Shard): Promise<string> {
+async function lockShard(folder: string, shard: Shard): Promise<string> {
   const path = resolve(folder, `.${resultsName(shard)}.lock`);
-  const mine: LockOwner = { pid: process.pid, host: hostname(), shard };
-  // It is there with its content or not at all.
-  const beside = `${path}.${randomUUID()}`;
-  await writeFile(beside, JSON.stringify(mine));
-  try {
-    await link(beside, path).catch(async (error: NodeJS.ErrnoException) => {
-      if (error.code !== "EEXIST") throw error;
-      const owner = await readOwner(path);
-      if (owner && isAlive(owner, path)) throw locked(owner, path);
-      await removeStale(path);
-      await link(beside, path).catch(async (again: NodeJS.ErrnoException) => {
-        throw again.code === "EEXIST" ? locked((await readOwner(path)) ?? mine, path) : again;
-      });
-    });
-  } finally {
-    await rm(beside, { force: true });
-  }
-  held.add(path);
+  await takeLock<ShardOwner>(path, { ...thisOwner(), shard }, locked);
   for (const name of await readdir(folder)) {
     const other = resolve(folder, name);
     if (!LOCK.test(name) || other === path) continue;
-    const owner = await readOwner(other);
-    if (owner && owner.shard.count !== shard.count && isAlive(owner, other)) {
+    const owner = (await lockOwner(other)) as ShardOwner | undefined;
+    if (owner && owner.shard?.count !== shard.count && isAlive(owner, other)) {
       await freeLock(path);
       throw locked(owner, other);
     }
   }
   return path;
-}
-
-/**
- * Removes the lock of a process that is gone. Another process may have found it as well and have put its own in
- * its place by now: what was taken away is looked at once more.
- */
-async function removeStale(path: string): Promise<void> {
-  const aside = `${path}.${randomUUID()}`;
-  try {
-    await rename(path, aside);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return;
-    throw error;
-  }
-  try {
-    const owner = await readOwner(aside);
-    if (!owner || !isAlive(owner, path)) return;
-    await link(aside, path);
-    throw locked(owner, path);
-  } finally {
-    await rm(aside, { force: true });
-  }
-}
-
-async function freeLock(path: string): Promise<void> {
-  held.delete(path);
-  await rm(path, { force: true });
-}
-
-async function readOwner(path: string): Promise<LockOwner | undefined> {
-  try {
-    const owner = JSON.parse(await readFile(path, "utf8")) as LockOwner;
-    return typeof owner.pid === "number" && typeof owner.shard?.count === "number"
-      ? owner
-      : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** Of another machine nothing is known: taken for alive. */
-function isAlive({ pid, host }: LockOwner, path: string): boolean {
-  if (host !== hostname()) return true;
-  if (pid === process.pid) return held.has(path);
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
-  }
 }

@@ -9,7 +9,7 @@ import { storedName } from "../checkpoint/tensor-names.js";
 import { ENCODER_TENSORS, vaeFactor } from "../checkpoint/vae-config.js";
 import { contactSheet } from "../contact-sheet.js";
 import type { Device } from "../device.js";
-import { InvalidConfigError } from "../errors.js";
+import { InvalidConfigError, TrainingDataError } from "../errors.js";
 import { Image } from "../image.js";
 import { decodeImage } from "../image-input.js";
 import { UniFluid } from "../model.js";
@@ -25,7 +25,7 @@ import { resize, toVaePixels } from "../preprocess.js";
 import { psnr } from "../psnr.js";
 import { BrokenRecords } from "./broken-records.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
-import { equalizeLatents, LatentMeter, latentFactors } from "./latents.js";
+import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
 import { dealt, Mixture, openSource } from "./mixture.js";
 import { createTrainer } from "./native-trainer.js";
 import type { Losses } from "./run-folder.js";
@@ -43,6 +43,9 @@ const WEIGHTS = "diffusion_pytorch_model.safetensors";
 const BESIDE_LATENTS = /^vae\.(post_)?quant_conv\./;
 
 export class AutoencoderSubject implements Subject {
+  /** Of the last checkpoint's latents. */
+  private measured: LatentStatistics | undefined;
+
   private constructor(
     private readonly config: AutoencoderRunConfig,
     private readonly checkpoint: Checkpoint,
@@ -52,6 +55,7 @@ export class AutoencoderSubject implements Subject {
     private readonly device: Device,
     readonly mixture: Mixture,
     private readonly size: number,
+    private readonly onNote: (message: string) => void,
   ) {}
 
   static async open(
@@ -64,8 +68,8 @@ export class AutoencoderSubject implements Subject {
     const tensors = spec.tensors.filter((t) => t.name.startsWith("vae."));
     const broken = new BrokenRecords(config.brokenShare, (m) => onNote(`skipped ${m}`));
     const mixture = await Mixture.open(config, broken);
-    // It is read when there is something to show; that it can be is known now.
-    if (config.samples) await (await openShown(config)).close();
+    // They are read when there is something to show; that there are some is known now. What is broken is told then.
+    if (config.samples) await shownOf(config, 1, new BrokenRecords(1, () => {}), decodedOf);
     const common = commonOptions(config, tensors, storedName);
     const { native, device } = await createTrainer(
       `training ${checkpoint.directory}`,
@@ -93,23 +97,16 @@ export class AutoencoderSubject implements Subject {
       device,
       mixture,
       size,
+      onNote,
     );
   }
 
   async batches(step: number): Promise<StepData<NativeVaeExample>> {
     const { size } = this;
     const { examples, ...after } = await this.mixture.draw(step, async (record, random) => ({
-      pixels: await toVaePixels(await this.picture(record, random), size, size, loadAddon()),
+      pixels: await toVaePixels(await pictureOf(record, random, size), size, size, loadAddon()),
     }));
     return { batches: dealt(examples, this.config.accumulation), ...after };
-  }
-
-  /** Of a record with two pictures, one is drawn. */
-  private async picture(record: SourceRecord, random: Random): Promise<Image> {
-    const file = random.pick(record.pictures());
-    const image = await decodeImage(typeof file === "string" ? file : file.bytes);
-    const { pixels } = await resize(image, this.size, this.size, "bicubic", loadAddon());
-    return Image.fromPixels(pixels, this.size, this.size);
   }
 
   losses({ vae }: NativeStepResult): Losses {
@@ -174,7 +171,15 @@ export class AutoencoderSubject implements Subject {
     const encoder = tensors.filter(({ name }) => ENCODER_TENSORS.test(name));
     if (encoder.every(({ name }) => frozen.has(name))) return write({});
     await write({ scaling_factor: 1, shift_factor: 0 });
-    const statistics = await this.measure(folder);
+    const statistics = await this.measure(folder).catch((error) => {
+      if (!(error instanceof TrainingDataError)) throw error;
+      // What was learned is not to be lost with the data: the next checkpoint measures again.
+      const instead = this.measured ? "it has the factors of the one before" : "it has no factors";
+      this.onNote(`the latents of a checkpoint are not measured, ${instead}: ${error.message}`);
+      return this.measured;
+    });
+    if (!statistics) return;
+    this.measured = statistics;
     const { quantConv, postQuantConv } = checkpoint.spec.vae as NativeVaeConfig;
     const foldable =
       quantConv &&
@@ -185,37 +190,44 @@ export class AutoencoderSubject implements Subject {
   }
 
   /** A checkpoint of this run, where the run computes. */
-  private load(folder: string): Promise<UniFluid> {
-    return UniFluid.load(folder, { device: this.device, threads: this.config.threads });
+  private load(folder: string, signal?: AbortSignal): Promise<UniFluid> {
+    const { device, config } = this;
+    return UniFluid.load(folder, { device, threads: config.threads, signal });
   }
 
   /** Of the latents of the first steps' pictures. */
-  private async measure(folder: string) {
+  private async measure(folder: string): Promise<LatentStatistics> {
     await using model = await this.load(folder);
     const meter = new LatentMeter((this.checkpoint.spec.vae as NativeVaeConfig).latentChannels);
     const mixture = await Mixture.open(this.config, this.mixture.broken);
-    let left = this.config.latentPictures;
-    for (let step = 1; left > 0; step++) {
-      const { examples } = await mixture.draw(step, (record, random) =>
-        this.picture(record, random),
-      );
-      const pictures = examples.slice(0, left);
-      left -= pictures.length;
-      for (const latents of await inTurn(pictures, (picture) => model.encodeImage(picture)))
-        meter.add(latents);
+    try {
+      let left = this.config.latentPictures;
+      for (let step = 1; left > 0; step++) {
+        const { examples } = await mixture.draw(step, (record, random) =>
+          pictureOf(record, random, this.size),
+        );
+        const pictures = examples.slice(0, left);
+        left -= pictures.length;
+        for (const latents of await inTurn(pictures, (picture) => model.encodeImage(picture)))
+          meter.add(latents);
+      }
+    } finally {
+      await mixture.close();
     }
-    await mixture.close();
     return meter.statistics();
   }
 
   /** Pairs of a picture and what is left of it, with the mean PSNR of all. */
-  async sample(checkpoint: string) {
-    const pictures = await this.shown();
-    await using model = await this.load(checkpoint);
-    const [width, height] = [this.size, this.size];
+  async sample(checkpoint: string, signal: AbortSignal) {
+    const { config, size, mixture } = this;
+    const { pictures: count } = config.samples!;
+    const pictures = await shownOf(config, count, mixture.broken, (record, random) =>
+      pictureOf(record, random, size),
+    );
+    await using model = await this.load(checkpoint, signal);
     const pairs = await inTurn(pictures, async (picture) => {
-      const latents = await model.encodeImage(picture);
-      const rebuilt = await model.decodeLatents(latents, { width, height });
+      const latents = await model.encodeImage(picture, { signal });
+      const rebuilt = await model.decodeLatents(latents, { width: size, height: size, signal });
       return { picture, rebuilt, ratio: psnr(picture, rebuilt) };
     });
     const sheet = await contactSheet(
@@ -229,29 +241,56 @@ export class AutoencoderSubject implements Subject {
     return { sheet, figures: { psnr: mean } };
   }
 
-  /** The pictures of a sheet: the same each time. */
-  private async shown(): Promise<Image[]> {
-    const { config, mixture } = this;
-    const random = new Random(BigInt(config.seed), SHEET_STREAM, 0);
-    const source = await openShown(config);
-    const pictures: Image[] = [];
-    const names = new Set<string>();
-    while (pictures.length < config.samples!.pictures) {
-      const record = await source.next();
-      if (names.has(record.name)) break; // those were all
-      names.add(record.name);
-      await mixture.broken.attempt(record.name, async () => {
-        pictures.push(await this.picture(record, random));
-      });
-    }
-    await source.close();
-    return pictures;
-  }
-
   async close(): Promise<void> {
     this.native.dispose();
     await this.mixture.close();
   }
+}
+
+/** Of a record with two pictures, one is drawn. */
+async function decodedOf(record: SourceRecord, random: Random) {
+  const file = random.pick(record.pictures());
+  return decodeImage(typeof file === "string" ? file : file.bytes);
+}
+
+/** At the size of the run. */
+async function pictureOf(record: SourceRecord, random: Random, size: number): Promise<Image> {
+  const image = await decodedOf(record, random);
+  const { pixels } = await resize(image, size, size, "bicubic", loadAddon());
+  return Image.fromPixels(pixels, size, size);
+}
+
+/**
+ * What `make` makes of the records of a sheet, `count` or all there are: the same each time. Throws `TRAINING_DATA`
+ * where there are none.
+ */
+async function shownOf<T>(
+  config: AutoencoderRunConfig,
+  count: number,
+  broken: BrokenRecords,
+  make: (record: SourceRecord, random: Random) => Promise<T>,
+): Promise<T[]> {
+  const random = new Random(BigInt(config.seed), SHEET_STREAM, 0);
+  const source = await openShown(config);
+  const pictures: T[] = [];
+  const names = new Set<string>();
+  try {
+    while (pictures.length < count) {
+      const record = await source.next();
+      if (names.has(record.name)) break; // those were all
+      names.add(record.name);
+      await broken.attempt(record.name, async () => {
+        pictures.push(await make(record, random));
+      });
+    }
+  } finally {
+    await source.close();
+  }
+  if (pictures.length === 0)
+    throw new TrainingDataError(
+      `samples: none of the ${names.size} records of ${source.name} has a picture that can be read`,
+    );
+  return pictures;
 }
 
 /** The source of the pictures that sheets show. */

@@ -7,6 +7,7 @@ import {
   readFile,
   rename,
   rm,
+  rmdir,
   stat,
   writeFile,
 } from "node:fs/promises";
@@ -16,6 +17,7 @@ import { readFully } from "../checkpoint/read-fully.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
+import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
 import { makeFolder } from "../make-folder.js";
 import type { NativeTensor, NativeTrainer, NativeTrainerState } from "../native.js";
 import type { RecordsSeen } from "./broken-records.js";
@@ -79,8 +81,53 @@ export interface DataState {
   records: RecordsSeen;
 }
 
+const isThere = (path: string) =>
+  stat(path).then(
+    () => true,
+    () => false,
+  );
+
 export class RunFolder {
-  constructor(readonly path: string) {}
+  private constructor(
+    readonly path: string,
+    /** Whether it was made just now. */
+    private readonly made: boolean,
+  ) {}
+
+  /**
+   * The folder at an absolute path, which is made where it is missing, for this process alone until `close`. Throws
+   * `OUTPUT_LOCKED` while another has it.
+   */
+  static async open(path: string): Promise<RunFolder> {
+    const made = !(await isThere(path));
+    await makeFolder(path);
+    const folder = new RunFolder(path, made);
+    await takeLock(folder.lock, thisOwner());
+    return folder;
+  }
+
+  /** Lets others have it. */
+  async close(): Promise<void> {
+    await freeLock(this.lock);
+  }
+
+  /** The same of a folder in which nothing came about. */
+  async abandon(): Promise<void> {
+    await this.close();
+    if (this.made) await rmdir(this.path).catch(() => {}); // something is in it
+  }
+
+  private get lock(): string {
+    return join(this.path, ".run.lock");
+  }
+
+  get settings(): string {
+    return join(this.path, "run.yaml");
+  }
+
+  get samples(): string {
+    return join(this.path, "samples");
+  }
 
   get metrics(): string {
     return join(this.path, "metrics.jsonl");
@@ -94,26 +141,40 @@ export class RunFolder {
     return join(this.path, "checkpoints", stepName(step));
   }
 
-  /** Makes the folder of a new run. */
-  async create(config: string): Promise<void> {
+  /** Fills the folder of a new run. */
+  async create(settings: string): Promise<void> {
     await makeFolder(join(this.path, "checkpoints"));
-    await makeFolder(join(this.path, "samples"));
-    await writeFile(join(this.path, "run.yaml"), config);
+    await makeFolder(this.samples);
+    await writeFile(this.settings, settings);
   }
 
   /** Writes the settings with which the run goes on behind `step`; those before stay under another name. */
-  async changeSettings(step: number, config: string): Promise<void> {
-    const path = join(this.path, "run.yaml");
-    await writeFile(`${path}.partial`, config);
-    await copyFile(path, join(this.path, `run-until-${stepName(step)}.yaml`));
-    await rename(`${path}.partial`, path);
+  async changeSettings(step: number, settings: string): Promise<void> {
+    await writeFile(`${this.settings}.partial`, settings);
+    await copyFile(this.settings, join(this.path, `run-until-${stepName(step)}.yaml`));
+    await rename(`${this.settings}.partial`, this.settings);
   }
 
-  async exists(): Promise<boolean> {
-    return stat(join(this.path, "run.yaml")).then(
-      () => true,
-      () => false,
-    );
+  /** Whether a step was done in it, or a checkpoint written. */
+  async begun(): Promise<boolean> {
+    const names = await readdir(join(this.path, "checkpoints")).catch(() => []);
+    if (names.some((name) => /^step-\d+(\.diverged|\.damaged)?$/.test(name))) return true;
+    const metrics = await stat(this.metrics).catch(() => undefined);
+    return metrics !== undefined && metrics.size > 0;
+  }
+
+  /** Its run.yaml, if it has one. */
+  async readSettings(): Promise<string | undefined> {
+    return readFile(this.settings, "utf8").catch((error) => {
+      if (error.code === "ENOENT") return undefined;
+      throw error;
+    });
+  }
+
+  /** Whether its run.yaml is a user's own: a run makes the folder of checkpoints first. */
+  async hasForeignSettings(): Promise<boolean> {
+    if (await isThere(join(this.path, "checkpoints"))) return false;
+    return isThere(this.settings);
   }
 
   /** Steps that have a whole checkpoint, the latest last. What a kill left half-written is removed. */
@@ -181,14 +242,21 @@ export class RunFolder {
       if (old !== good) await rm(this.checkpoint(old), { recursive: true });
   }
 
-  /** Renames the checkpoints of step `from` and later, so that no run goes on from them; gives the last that stays. */
-  async setAside(from: number, why: "diverged" | "damaged"): Promise<number | undefined> {
+  /**
+   * Renames the checkpoints of step `from` and later, so that no run goes on from them; gives the last that stays, and
+   * how many were renamed.
+   */
+  async setAside(
+    from: number,
+    why: "diverged" | "damaged",
+  ): Promise<{ left: number | undefined; renamed: number }> {
     const steps = await this.steps();
-    for (const path of steps.filter((step) => step >= from).map((step) => this.checkpoint(step))) {
+    const aside = steps.filter((step) => step >= from);
+    for (const path of aside.map((step) => this.checkpoint(step))) {
       await rm(`${path}.${why}`, { recursive: true, force: true });
       await rename(path, `${path}.${why}`);
     }
-    return steps.filter((step) => step < from).at(-1);
+    return { left: steps.filter((step) => step < from).at(-1), renamed: aside.length };
   }
 
   /**

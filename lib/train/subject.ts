@@ -41,8 +41,11 @@ export interface Subject {
   broken(result: NativeStepResult): string[];
   /** Writes the weights of now into an empty folder, so that it loads for inference. */
   writeCheckpoint(folder: string): Promise<void>;
-  /** Pictures made with the weights of a checkpoint, and figures of them. */
-  sample(checkpoint: string): Promise<{ sheet: Image; figures: Record<string, number> }>;
+  /** Pictures made with the weights of a checkpoint, and figures of them. Rejects as `signal` aborts. */
+  sample(
+    checkpoint: string,
+    signal: AbortSignal,
+  ): Promise<{ sheet: Image; figures: Record<string, number> }>;
   close(): Promise<void>;
 }
 

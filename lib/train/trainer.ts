@@ -1,11 +1,21 @@
 /** Training runs: batches to the native trainer, metrics, checkpoints and samples to a folder. */
-import { appendFile, readFile } from "node:fs/promises";
+import { appendFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { stringify } from "yaml";
-import { InvalidOptionError, TrainingDivergedError } from "../errors.js";
+import { DisposedError, InvalidOptionError, TrainingDivergedError } from "../errors.js";
+import { makeFolder } from "../make-folder.js";
 import type { NativeStepResult } from "../native.js";
+import {
+  booleanOption,
+  callbackOption,
+  invalidOption,
+  optionsObject,
+  signalOption,
+  stringOption,
+} from "../options.js";
 import { AutoencoderSubject } from "./autoencoder.js";
 import type { RecordCounts } from "./broken-records.js";
+import { changedSettings } from "./changed-settings.js";
 import {
   isAutoencoderRun,
   learningRateAt,
@@ -23,7 +33,7 @@ import { Watches } from "./watch.js";
 export interface TrainOptions {
   /** The folder of the run. */
   out: string;
-  /** Go on with a run that is there; else a folder that has one is refused. */
+  /** Go on with the run that is there, or begin one where there is none; else a folder that has one is refused. */
   resume?: boolean;
   /** Stops after the step at work, with a checkpoint. */
   signal?: AbortSignal;
@@ -37,8 +47,8 @@ export interface TrainSummary {
   step: number;
   /** Whether all steps are done. */
   finished: boolean;
-  /** The last checkpoint, which loads for inference. */
-  checkpoint: string;
+  /** The last checkpoint, which loads for inference; absent where the run was stopped before its first step. */
+  checkpoint?: string;
   /** Different records of the run that were found broken, and skipped. */
   brokenRecords: number;
 }
@@ -55,6 +65,13 @@ export class Trainer {
   private records: RecordCounts;
   private readonly watches: Watches;
   private readonly pace = new ReportPace();
+  /** Aborts as the trainer is closed. */
+  private readonly closing = new AbortController();
+  /** Aborts as the run is to stop. */
+  private readonly stop: AbortSignal;
+  /** The call of `run` that is at work. */
+  private running: Promise<TrainSummary> | undefined;
+  private closed: Promise<void> | undefined;
 
   private constructor(
     private readonly config: RunConfig,
@@ -72,6 +89,8 @@ export class Trainer {
     this.positions = restored?.data.positions;
     this.records = subject.mixture.broken.counts;
     this.watches = watchesAfter(metrics, subject);
+    const { signal } = options;
+    this.stop = AbortSignal.any([this.closing.signal, ...(signal ? [signal] : [])]);
   }
 
   /**
@@ -79,26 +98,45 @@ export class Trainer {
    * told to `onNote` and renamed. `config` as in run.yaml; relative paths in it are resolved against the working
    * directory.
    *
-   * Throws `INVALID_CONFIG`, `INVALID_OPTION`, `TRAINING_DATA`, what loading a model throws, and, where all checkpoints
-   * are damaged, what is wrong with the last.
+   * Throws `INVALID_CONFIG`, `INVALID_OPTION`, `TRAINING_DATA`, `OUTPUT_LOCKED` where another trainer has the folder,
+   * what loading a model throws, and, where all checkpoints are damaged, what is wrong with the last.
    */
   static async open(config: RunSettings, options: TrainOptions): Promise<Trainer> {
+    const given = parseOptions(options);
     const run = parseRunConfig(config, "the run", process.cwd());
-    const folder = new RunFolder(resolve(options.out));
-    const there = await folder.exists();
-    if (there && !options.resume)
+    const folder = await RunFolder.open(resolve(given.out));
+    try {
+      return await Trainer.openIn(folder, run, given);
+    } catch (error) {
+      await folder.abandon();
+      throw error;
+    }
+  }
+
+  private static async openIn(
+    folder: RunFolder,
+    run: RunConfig,
+    options: TrainOptions,
+  ): Promise<Trainer> {
+    const { out, resume, onNote = () => {} } = options;
+    const begun = await folder.begun();
+    if (begun && !resume)
+      throw new InvalidOptionError(`${out} already has a run: resume it, or choose another folder`);
+    // A run's own, of which no step was done, may be replaced; comments of a person may not.
+    if (!begun && (await folder.hasForeignSettings()))
       throw new InvalidOptionError(
-        `${options.out} already has a run: resume it, or choose another folder`,
+        `${folder.settings} is no run's, and would be replaced: move it, or choose another folder`,
       );
-    const onNote = options.onNote ?? (() => {});
-    const text = stringify(run);
-    const changed = there && (await readFile(join(folder.path, "run.yaml"), "utf8")) !== text;
-    if (changed) onNote("the settings differ from those that the run was begun with");
+    const before = begun ? await folder.readSettings() : undefined;
+    const changed = before === undefined ? [] : changedSettings(before, run);
+    if (changed.length > 0)
+      onNote(`the settings differ from those that the run was begun with: ${changed.join(", ")}`);
     const subject = isAutoencoderRun(run)
       ? await AutoencoderSubject.open(run, onNote)
       : await UnifiedSubject.open(run, onNote);
     try {
-      if (!there) await folder.create(text);
+      const text = stringify(run);
+      if (before === undefined) await folder.create(text);
       const { native, tensors, mixture } = subject;
       const restored = await restoreLast(folder, native, tensors, run.ema > 0, onNote);
       const step = restored?.step ?? 0;
@@ -107,8 +145,14 @@ export class Trainer {
           onNote(`${name} is new or not as it was: it is read from its beginning`),
         );
         mixture.broken.restore(restored.data.records);
+      } else if (resume) {
+        onNote(
+          begun
+            ? `${out} has no checkpoint to go on from: the run begins anew`
+            : `there is no run in ${out} to go on with: a new one begins`,
+        );
       }
-      if (changed) await folder.changeSettings(step, text);
+      if (changed.length > 0) await folder.changeSettings(step, text);
       const { metrics, next } = await folder.keepMetrics(step);
       const figures = await folder.keepFigures(step);
       // Of a run that came further the step after tells of the checkpoint.
@@ -134,16 +178,24 @@ export class Trainer {
   /**
    * Trains to the end, or until the signal aborts: then with a checkpoint, from which the run goes on as if it
    * had not stopped. Throws `TRAINING_DIVERGED`, with the last checkpoint kept that a later step found good and those
-   * after it set aside, and `TRAINING_DATA`.
+   * after it set aside; `TRAINING_DATA`, with a checkpoint of what was done; and `DISPOSED` where the trainer is closed.
    */
-  async run(): Promise<TrainSummary> {
-    const { config, options, subject } = this;
+  run(): Promise<TrainSummary> {
+    this.running ??= this.train().finally(() => {
+      this.running = undefined;
+    });
+    return this.running;
+  }
+
+  private async train(): Promise<TrainSummary> {
+    this.closing.signal.throwIfAborted();
+    const { config, subject, stop } = this;
     const started = performance.now() - (this.metrics.at(-1)?.seconds ?? 0) * 1000;
     let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
-    while (this.step < config.steps && !options.signal?.aborted) {
+    while (this.step < config.steps && !stop.aborted) {
       const step = this.step + 1;
       const begun = performance.now(); // waiting for data is part of a step
-      const { batches, positions, records } = (await next)!;
+      const { batches, positions, records } = await this.orSaved(next!);
       const learningRate = learningRateAt(step, config);
       const work = subject.native.step(batches, { step, learningRate });
       // The next batch is made while this one is at work.
@@ -169,15 +221,39 @@ export class Trainer {
       if (this.pace.due(performance.now())) await this.report();
     }
     await next?.catch(() => {});
+    this.closing.signal.throwIfAborted();
     if (this.saved !== this.step) await this.save();
     else await this.report();
     this.tellHigh();
     return {
       step: this.step,
       finished: this.step >= config.steps,
-      checkpoint: this.folder.checkpoint(this.step),
+      ...(this.step > 0 && { checkpoint: this.folder.checkpoint(this.step) }),
       brokenRecords: this.records.broken,
     };
+  }
+
+  /** The data of a step. Where they end the run, what was done is saved before the error is told. */
+  private async orSaved<T>(data: Promise<T>): Promise<T> {
+    try {
+      return await data;
+    } catch (error) {
+      if (this.saved !== this.step) await this.saveForSure();
+      this.tellHigh();
+      throw error;
+    }
+  }
+
+  /** Another error is under way: one of saving is only a note beside it. */
+  private async saveForSure(): Promise<void> {
+    const before = this.saved;
+    try {
+      await this.save();
+      this.options.onNote?.(`step ${this.step} is saved: ${this.folder.checkpoint(this.step)}`);
+    } catch (error) {
+      const reason = (error as Error).message;
+      this.options.onNote?.(`what was done since step ${before} could not be saved: ${reason}`);
+    }
   }
 
   /**
@@ -191,13 +267,22 @@ export class Trainer {
 
   /** Sets aside what is not good any more; gives the error with what is left. */
   private async diverged(error: TrainingDivergedError): Promise<TrainingDivergedError> {
-    const good = await this.folder.setAside(this.unjudged, "diverged");
+    const { left, renamed } = await this.folder.setAside(this.unjudged, "diverged");
     await this.report();
-    const left =
-      good === undefined
-        ? "no checkpoint is known to be good: those there were are named .diverged now, and a resumed run begins anew"
-        : `the last good checkpoint is ${this.folder.checkpoint(good)}`;
-    return new TrainingDivergedError(`${error.message}; ${left}`, { cause: error });
+    return new TrainingDivergedError(`${error.message}; ${this.afterDivergence(left, renamed)}`, {
+      cause: error,
+    });
+  }
+
+  private afterDivergence(left: number | undefined, renamed: number): string {
+    if (left !== undefined) return `the last good checkpoint is ${this.folder.checkpoint(left)}`;
+    if (renamed > 0)
+      return "no checkpoint is known to be good: those there were are named .diverged now, and a resumed run begins anew";
+    if (this.step > 0) return "there is no checkpoint yet: a resumed run begins anew";
+    // Nothing was learned yet.
+    const { config } = this;
+    const model = isAutoencoderRun(config) ? config.autoencoder : config.model;
+    return `that is of the model that the run begins with: \`unifluid info ${model} --check\` tells whether its weights are finite`;
   }
 
   /** A run may end before it is known whether its last losses are an explosion. */
@@ -263,13 +348,20 @@ export class Trainer {
 
   private async sample(): Promise<void> {
     if (this.saved !== this.step) await this.save();
-    const { sheet, figures } = await this.subject.sample(this.folder.checkpoint(this.step));
+    const { folder, stop } = this;
+    const drawn = await this.subject.sample(folder.checkpoint(this.step), stop).catch((error) => {
+      if (stop.aborted && error === stop.reason) return undefined; // whoever stops the run does not wait for them
+      throw error;
+    });
+    if (!drawn) return;
+    const { sheet, figures } = drawn;
+    await makeFolder(folder.samples);
     const name = `step-${String(this.step).padStart(8, "0")}.png`;
-    await sheet.save(join(this.folder.path, "samples", name));
+    await sheet.save(join(folder.samples, name));
     if (Object.keys(figures).length > 0) {
       const line = { step: this.step, ...figures };
       this.figures.push(line);
-      await appendFile(this.folder.figures, `${JSON.stringify(line)}\n`);
+      await appendFile(folder.figures, `${JSON.stringify(line)}\n`);
     }
     await this.report();
   }
@@ -280,14 +372,39 @@ export class Trainer {
     this.pace.wrote(begun, performance.now());
   }
 
-  /** Frees the model and closes the files. */
-  async close(): Promise<void> {
-    await this.subject.close();
+  /**
+   * Frees the model, closes the files and leaves the folder to others. A run that is at work rejects with `DISPOSED`
+   * after its step, without a checkpoint: a signal stops it with one.
+   */
+  close(): Promise<void> {
+    this.closed ??= this.shut();
+    return this.closed;
+  }
+
+  private async shut(): Promise<void> {
+    this.closing.abort(new DisposedError("this trainer was closed"));
+    await this.running?.catch(() => {}); // told to whoever waits for it
+    try {
+      await this.subject.close();
+    } finally {
+      await this.folder.close();
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** Checked, with a signal of Node's own. */
+function parseOptions(options: TrainOptions): TrainOptions {
+  const names = ["out", "resume", "signal", "onStep", "onNote"] as const;
+  const given = optionsObject(options, names);
+  const { out, resume = false, signal, onStep, onNote } = given;
+  if (stringOption("out", out) === "") throw invalidOption("the name of a folder", "out", out);
+  callbackOption("onStep", onStep);
+  callbackOption("onNote", onNote);
+  return { ...given, resume: booleanOption("resume", resume), signal: signalOption(signal) };
 }
 
 /** Watches that have seen the losses of steps done. */

@@ -7,8 +7,12 @@ import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { contactSheet } from "../contact-sheet.js";
 import type { Device } from "../device.js";
+import { InvalidConfigError } from "../errors.js";
+import { imageSettings, mostSteps } from "../generation-config.js";
 import { UniFluid } from "../model.js";
 import type { NativeStepResult, NativeTensor, NativeTrainer } from "../native.js";
+import { checkLength, prefixRows } from "../prefixes.js";
+import { requireAbility } from "../tasks.js";
 import { Batches } from "./batches.js";
 import type { UnifiedRunConfig } from "./config.js";
 import { createTrainer } from "./native-trainer.js";
@@ -34,6 +38,7 @@ export class UnifiedSubject implements Subject {
     onNote: (message: string) => void,
   ): Promise<UnifiedSubject> {
     const checkpoint = await readCheckpoint(await locateCheckpoint(config.model));
+    checkSamples(config, checkpoint);
     const tensors = checkpoint.spec.tensors.filter((t) => !t.name.startsWith("vae."));
     const options = {
       ...commonOptions(config, tensors),
@@ -131,15 +136,14 @@ export class UnifiedSubject implements Subject {
   }
 
   /** Drawn as any program would draw them. */
-  async sample(checkpoint: string) {
+  async sample(checkpoint: string, signal: AbortSignal) {
     const { prompts, steps, guidance, seed } = this.config.samples!;
     await using model = await UniFluid.load(checkpoint, {
       device: this.device,
       threads: this.config.threads,
+      signal,
     });
-    const images = await Promise.all(
-      prompts.map((prompt, i) => model.generate(prompt, { steps, guidance, seed: seed + i })),
-    );
+    const images = await model.generate(prompts, { steps, guidance, seed, signal });
     const sheet = await contactSheet(images.map((image, i) => ({ image, label: prompts[i]! })));
     return { sheet, figures: {} };
   }
@@ -147,5 +151,27 @@ export class UnifiedSubject implements Subject {
   async close(): Promise<void> {
     this.native.dispose();
     await this.data.close();
+  }
+}
+
+/** Throws where what is to be drawn cannot be: not when the first of it is due, which may be hours later. */
+function checkSamples({ samples }: UnifiedRunConfig, checkpoint: Checkpoint): void {
+  if (!samples) return;
+  named("samples", () => requireAbility(checkpoint, "generate"));
+  const image = checkpoint.spec.image!;
+  const { steps, guidance } = samples;
+  const { generation } = checkpoint;
+  named("samples", () => imageSettings(generation.image, { steps, guidance }, mostSteps(image)));
+  for (const [i, prompt] of samples.prompts.entries())
+    named(`samples.prompts.${i}`, () =>
+      checkLength(checkpoint, prefixRows(checkpoint, "generate", prompt), image.grid ** 2),
+    );
+}
+
+function named(setting: string, check: () => unknown): void {
+  try {
+    check();
+  } catch (cause) {
+    throw new InvalidConfigError(`${setting}: ${(cause as Error).message}`, { cause });
   }
 }

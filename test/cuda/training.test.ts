@@ -110,7 +110,7 @@ test("a run trains on the device, and its checkpoint is a model", async () => {
   const { checkpoint, finished } = await trainer.run();
   await trainer.close();
   expect(finished).toBe(true);
-  await using model = await UniFluid.load(checkpoint, { device: "cpu" });
+  await using model = await UniFluid.load(checkpoint!, { device: "cpu" });
   expect(model.tasks).toContain("generate");
 });
 

@@ -1,11 +1,12 @@
 /** Runs that train an autoencoder: what they learn and write, and what they refuse. */
 import { execFile } from "node:child_process";
+import { rmSync } from "node:fs";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
-import { Trainer, type TrainOptions, UniFluid } from "../../lib";
+import { type TrainOptions, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import { Image } from "../../lib/image";
 import { decodeImage } from "../../lib/image-input";
@@ -14,6 +15,7 @@ import { resize } from "../../lib/preprocess";
 import { psnr } from "../../lib/psnr";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { FIXTURES, Tensors } from "../support/fixtures";
+import { trained } from "../support/runs";
 import { bfloats } from "../support/training";
 
 const SIDE = 32;
@@ -49,8 +51,7 @@ const config = (change: object = {}) => ({
 });
 
 async function train(out: string, change: object = {}, options: Partial<TrainOptions> = {}) {
-  await using trainer = await Trainer.open(config(change), { out: join(folder, out), ...options });
-  return await trainer.run();
+  return trained(config(change), { out: join(folder, out), ...options });
 }
 const lines = async (...path: string[]) =>
   (await readFile(join(folder, ...path), "utf8"))
@@ -267,6 +268,67 @@ test("what does not fit is refused before anything starts", async () => {
   await refused({ freeze: ["vae.*"] }, "INVALID_OPTION", /"vae\.\*"/);
   const missing = { every: 1, manifest: join(folder, "none.jsonl") };
   await refused({ samples: missing }, "TRAINING_DATA", /none\.jsonl/);
+  const manifest = join(folder, "data", "unreadable.jsonl");
+  await writeFile(manifest, '{"image": "images/none.png"}\n{"image": "data.json"}\n');
+  await refused(
+    { samples: { every: 1, manifest } },
+    "TRAINING_DATA",
+    /samples: none of the 2 records of \S*unreadable\.jsonl has a picture/,
+  );
+});
+
+test("shards that are deleted stop the run with a checkpoint, whose latents are as last measured", async () => {
+  const shards = join(folder, "gone");
+  const change = {
+    sources: [{ shards: join(shards, "edit-*.tar"), examples: 4, shuffle: 1 }],
+    steps: 20,
+    checkpoint: { every: 4 },
+    brokenShare: 1,
+  };
+  const write = () => writeDataset(shards, { count: 24, seed: 1n, tasks: ["edit"], shards: 6 });
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  const onStep = ({ step }: { step: number }) => {
+    if (step === 5) rmSync(shards, { recursive: true });
+  };
+  await write();
+  await expect(train("gone-run", change, { onNote, onStep })).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+  });
+  const checkpoints = join(folder, "gone-run", "checkpoints");
+  const [before, last] = (await readdir(checkpoints)).slice(-2).map((n) => join(checkpoints, n));
+  expect(notes).toContainEqual(expect.stringContaining(`is saved: ${last}`));
+  expect(notes).toContainEqual(
+    expect.stringMatching(
+      /^the latents of a checkpoint are not measured, it has the factors of the one before: .*gone/,
+    ),
+  );
+  expect(await vaeConfig(last!)).toEqual(await vaeConfig(before!));
+  await write();
+  await expect(train("gone-run", { ...change, steps: 8 }, { resume: true })).resolves.toMatchObject(
+    { step: 8, finished: true },
+  );
+});
+
+test("a run that is stopped while a sheet is made does not wait for it", async () => {
+  const controller = new AbortController();
+  const { decodeLatents } = UniFluid.prototype;
+  const decode = jest.spyOn(UniFluid.prototype, "decodeLatents").mockImplementation(function (
+    this: UniFluid,
+    ...args
+  ) {
+    controller.abort();
+    return decodeLatents.apply(this, args);
+  });
+  try {
+    const change = { samples: { every: 3, pictures: 4 } };
+    const { signal } = controller;
+    expect(await train("sheet", change, { signal })).toMatchObject({ step: 3, finished: false });
+    expect(decode).toHaveBeenCalled();
+  } finally {
+    decode.mockRestore();
+  }
+  expect(await readdir(join(folder, "sheet", "samples"))).toEqual([]);
 });
 
 test("there is nothing to prepare", async () => {

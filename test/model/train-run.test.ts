@@ -12,7 +12,7 @@ import {
   truncate,
   writeFile,
 } from "node:fs/promises";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
 import { Trainer, UniFluid } from "../../lib";
@@ -20,6 +20,7 @@ import { loadAddon } from "../../lib/addon";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { learningRateAt, matches, parseRunConfig } from "../../lib/train/config";
 import { ReportPace } from "../../lib/train/report";
+import { RUN_FILES } from "../../lib/train/run-folder";
 import { Tensors } from "../support/fixtures";
 import { Runs } from "../support/runs";
 
@@ -54,7 +55,14 @@ test("a run learns, and its folder tells how", async () => {
     "step-00000020",
     "step-00000040",
   ]);
-  await using model = await UniFluid.load(summary.checkpoint, { threads: 1 });
+  const { checkpoint } = summary;
+  const deployed = join(folder, "deployed");
+  // Its own files are the run's alone.
+  await cp(checkpoint, deployed, {
+    recursive: true,
+    filter: (p) => !RUN_FILES.includes(basename(p)),
+  });
+  await using model = await UniFluid.load(deployed, { threads: 1 });
   expect((await model.generate("a red circle", { steps: 1, seed: 1 })).width).toBe(64);
   expect(await readdir(join(folder, "learns", "samples"))).toEqual(["step-00000040.png"]);
   const report = await readFile(join(folder, "learns", "report.html"), "utf8");

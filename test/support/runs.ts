@@ -8,6 +8,13 @@ import { initCheckpoint } from "../../lib/init/init";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { TINY_MODEL } from "./training";
 
+/** A run to its end or its stop, with the checkpoint that it leaves. */
+export async function trained(settings: RunSettings, options: TrainOptions) {
+  await using trainer = await Trainer.open(settings, options);
+  const { checkpoint, ...summary } = await trainer.run();
+  return { ...summary, checkpoint: checkpoint! };
+}
+
 export class Runs {
   folder!: string;
 
@@ -48,12 +55,7 @@ export class Runs {
 
   async train(out: string, change: object = {}, options: Partial<TrainOptions> = {}) {
     const to = { out: join(this.folder, out), ...options };
-    const trainer = await Trainer.open(this.config(change), to);
-    try {
-      return await trainer.run();
-    } finally {
-      await trainer.close();
-    }
+    return trained(this.config(change), to);
   }
 
   checkpoint(out: string, step: number): string {

@@ -1,0 +1,34 @@
+/** What has changed in a run's settings since it was begun. */
+import { parse } from "yaml";
+import { isObject } from "../checkpoint/fields.js";
+import { parseRunConfig, type RunConfig } from "./config.js";
+
+/**
+ * Names of the settings of `now` that are others in `text`, the run.yaml of then: `steps`, `checkpoint.every`,
+ * `sources.0.examples`. What an earlier version did not write has its default.
+ */
+export function changedSettings(text: string, now: RunConfig): string[] {
+  return differences(settingsOf(text), now);
+}
+
+/** As they are today; what this version would not take is as it stands there. */
+function settingsOf(text: string): unknown {
+  let value: unknown;
+  try {
+    value = parse(text);
+    return parseRunConfig(value, "", "/");
+  } catch {
+    return value;
+  }
+}
+
+function differences(then: unknown, now: unknown, at: readonly string[] = []): string[] {
+  const lists = Array.isArray(then) && Array.isArray(now);
+  if (lists ? then.length === now.length : isObject(then) && isObject(now)) {
+    const [a, b] = [then as Record<string, unknown>, now as Record<string, unknown>];
+    const names = new Set([...Object.keys(a), ...Object.keys(b)]);
+    return [...names].flatMap((name) => differences(a[name], b[name], [...at, name]));
+  }
+  if (then === now) return [];
+  return [at.join(".") || "all"];
+}

@@ -1,0 +1,173 @@
+/** The folder of a run: whose it is, what may lie in it, and what opening one refuses. */
+import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { hostname } from "node:os";
+import { join, resolve } from "node:path";
+import { promisify } from "node:util";
+import { stringify } from "yaml";
+import { Trainer, type TrainOptions } from "../../lib";
+import { FIXTURES } from "../support/fixtures";
+import { Runs } from "../support/runs";
+
+const runs = new Runs();
+beforeAll(() => runs.open(), 120_000);
+afterAll(() => runs.close());
+
+const at = (...names: string[]) => join(runs.folder, ...names);
+const open = (out: string, change: object = {}, options: Partial<TrainOptions> = {}) =>
+  Trainer.open(runs.config(change), { out: at(out), ...options });
+
+test("a folder has one trainer at a time, also where two begin at once", async () => {
+  const both = await Promise.allSettled([open("shared"), open("shared")]);
+  const [won] = both.filter((one) => one.status === "fulfilled");
+  const [lost] = both.filter((one) => one.status === "rejected");
+  expect(lost?.reason).toMatchObject({ code: "OUTPUT_LOCKED" });
+  const trainer = won!.value;
+  // What the one that works is writing is left alone.
+  const half = at("shared", "checkpoints", "step-00000004.partial");
+  await mkdir(half);
+  for (const resume of [false, true])
+    await expect(open("shared", {}, { resume })).rejects.toMatchObject({
+      code: "OUTPUT_LOCKED",
+      message: expect.stringMatching(
+        /^process \d+ on .* is writing to this folder; .*\.run\.lock$/,
+      ),
+    });
+  expect(existsSync(half)).toBe(true);
+  await trainer.close();
+  await (await open("shared")).close();
+  expect(await readdir(at("shared"))).toEqual(["checkpoints", "run.yaml", "samples"]);
+});
+
+test("the lock of a process that was killed is taken over, that of a living one is not", async () => {
+  await mkdir(at("left"));
+  const of = (pid: number) =>
+    writeFile(at("left", ".run.lock"), JSON.stringify({ pid, host: hostname() }));
+  await of(process.ppid);
+  await expect(open("left")).rejects.toMatchObject({ code: "OUTPUT_LOCKED" });
+  // The second as containers have it, in which every process has the same number.
+  for (const pid of [2 ** 30, process.pid]) {
+    await of(pid);
+    await (await open("left")).close();
+  }
+});
+
+test("what can not be sampled is refused before the first step", async () => {
+  const refused = (samples: object, message: RegExp, change: object = {}) =>
+    expect(open("refused", { samples: { every: 4, ...samples }, ...change })).rejects.toMatchObject(
+      { code: "INVALID_CONFIG", message: expect.stringMatching(message) },
+    );
+  const prompts = ["a red circle"];
+  await refused({ prompts, steps: 100_000 }, /^samples: expected an integer .* for steps/);
+  await refused({ prompts, guidance: 1e6 }, /^samples: expected a number .* for guidance/);
+  await refused(
+    { prompts: [...prompts, "red ".repeat(600)] },
+    /^samples\.prompts\.1: the prompt takes \d+ rows/,
+  );
+  const model = join(FIXTURES, "paligemma-tiny");
+  await refused({ prompts }, /^samples: this checkpoint \(paligemma\) cannot generate/, { model });
+  expect(existsSync(at("refused"))).toBe(false);
+});
+
+test("a run that failed before its first step may be begun again, corrected", async () => {
+  await writeFile(at("data", "broken.jsonl"), "{not json\n");
+  const broken = { sources: [{ manifest: at("data", "broken.jsonl"), examples: 1 }] };
+  await expect(runs.train("corrected", broken)).rejects.toMatchObject({ code: "TRAINING_DATA" });
+  expect(await runs.train("corrected", { steps: 1 })).toMatchObject({ step: 1 });
+  expect(await readFile(at("corrected", "run.yaml"), "utf8")).toContain("caption.jsonl");
+  await expect(runs.train("corrected", { steps: 1 })).rejects.toMatchObject({
+    code: "INVALID_OPTION",
+    message: expect.stringContaining("already has a run"),
+  });
+});
+
+test("a run.yaml that a person wrote is not replaced", async () => {
+  await mkdir(at("mine"));
+  const text = `# My run\n${stringify(runs.config())}`;
+  await writeFile(at("mine", "run.yaml"), text);
+  for (const resume of [false, true])
+    await expect(open("mine", {}, { resume })).rejects.toMatchObject({
+      code: "INVALID_OPTION",
+      message: expect.stringMatching(/run\.yaml is no run's/),
+    });
+  expect(await readdir(at("mine"))).toEqual(["run.yaml"]);
+  expect(await readFile(at("mine", "run.yaml"), "utf8")).toBe(text);
+});
+
+test("notes say which settings differ, and that there was nothing to go on with", async () => {
+  const notes: string[] = [];
+  const options = { resume: true, onNote: (message: string) => notes.push(message) };
+  await runs.train("noted", { steps: 1 }, options);
+  expect(notes).toEqual([`there is no run in ${at("noted")} to go on with: a new one begins`]);
+  notes.length = 0;
+  const change = { steps: 2, learningRate: 1e-3, checkpoint: { every: 3, keep: 2 } };
+  await runs.train("noted", change, options);
+  expect(notes).toEqual([
+    "the settings differ from those that the run was begun with: steps, learningRate, checkpoint.every",
+  ]);
+  notes.length = 0;
+  await rm(runs.checkpoint("noted", 1), { recursive: true });
+  await rm(runs.checkpoint("noted", 2), { recursive: true });
+  await runs.train("noted", change, options);
+  expect(notes).toEqual([`${at("noted")} has no checkpoint to go on from: the run begins anew`]);
+});
+
+test("folders that were removed are made again", async () => {
+  const samples = { every: 2, prompts: ["a red circle"], steps: 2 };
+  await runs.train("removed", { steps: 2, samples });
+  await rm(at("removed", "samples"), { recursive: true });
+  await runs.train("removed", { steps: 4, samples }, { resume: true });
+  expect(await readdir(at("removed", "samples"))).toEqual(["step-00000004.png"]);
+});
+
+test("options are checked", async () => {
+  const refused = (options: object, message: RegExp) =>
+    expect(Trainer.open(runs.config(), options as TrainOptions)).rejects.toMatchObject({
+      code: "INVALID_OPTION",
+      message: expect.stringMatching(message),
+    });
+  const out = at("options");
+  await refused({}, /a string for out but received/);
+  await refused({ out: "" }, /the name of a folder for out/);
+  await refused({ out, onstep: () => {} }, /no option but .* "onstep"/);
+  await refused({ out, resume: "yes" }, /a boolean for resume/);
+  await refused({ out, signal: {} }, /an AbortSignal for signal/);
+  await refused({ out, onStep: 1 }, /a function for onStep/);
+  await refused({ out, onNote: "log" }, /a function for onNote/);
+  await expect(
+    Trainer.open(runs.config(), undefined as unknown as TrainOptions),
+  ).rejects.toMatchObject({ code: "INVALID_OPTION" });
+  expect(existsSync(out)).toBe(false);
+});
+
+/** Files of a process may have so many KiB: what comes behind fails to be written, as on a full disk. */
+async function limited(kib: number, ...args: string[]) {
+  const main = resolve(__dirname, "../../dist/cli/main.js");
+  const command = `ulimit -f ${kib}; exec "$0" "$@"`;
+  return promisify(execFile)("bash", ["-c", command, process.execPath, main, ...args]);
+}
+
+test("on a full disk the commands say where, and end with the code of outputs", async () => {
+  const data = at("full-data");
+  await mkdir(data);
+  await writeFile(
+    join(data, "captions.jsonl"),
+    [0, 1, 2, 3, 4, 5, 6, 7]
+      .map((i) => ({ task: "caption", image: at("data", "images", `00000${i}.png`), text: "a" }))
+      .map((record) => `${JSON.stringify(record)}\n`)
+      .join(""),
+  );
+  const sources = [{ manifest: join(data, "captions.jsonl"), examples: 2 }];
+  const settings = at("full.yaml");
+  await writeFile(settings, stringify(runs.config({ sources, steps: 2 })));
+  const cache = join(data, ".unifluid-cache");
+  const failed = (path: string) => ({
+    code: 6,
+    stderr: expect.stringMatching(`OUTPUT: cannot write to ${path}: .*EFBIG`),
+  });
+  await expect(limited(20, "prepare", settings)).rejects.toMatchObject(failed(cache));
+  await expect(limited(500, "train", settings, "--out", at("full"))).rejects.toMatchObject(
+    failed(at("full")),
+  );
+});

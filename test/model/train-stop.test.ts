@@ -1,0 +1,131 @@
+/** Runs that stop before their end: by a signal, by their data, as they are closed. */
+import { readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { Trainer, UniFluid } from "../../lib";
+import { Runs } from "../support/runs";
+import { TINY_MODEL } from "../support/training";
+
+const runs = new Runs();
+beforeAll(() => runs.open(), 120_000);
+afterAll(() => runs.close());
+
+const at = (...names: string[]) => join(runs.folder, ...names);
+
+/** Captions in the order in which they lie, two a step; `broken`: the seventh is. */
+async function captions(broken: boolean) {
+  const manifest = at("data", "six.jsonl");
+  const lines = (await readFile(at("data", "caption.jsonl"), "utf8")).trimEnd().split("\n");
+  await writeFile(manifest, lines.map((line, i) => (broken && i === 6 ? "{" : line)).join("\n"));
+  return {
+    sources: [{ manifest, examples: 2, shuffle: 1 }],
+    compute: "f32",
+    steps: 5,
+    brokenShare: 0,
+    checkpoint: { every: 500 },
+  };
+}
+
+test("a run that its data stop keeps what was done, and goes on once they are mended", async () => {
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  await runs.train("unbroken", await captions(false));
+  const stopped = runs.train("mended", await captions(true), { onNote });
+  await expect(stopped).rejects.toMatchObject({ code: "TRAINING_DATA" });
+  expect(await readdir(at("mended", "checkpoints"))).toEqual(["step-00000003"]);
+  expect(notes).toContain(`step 3 is saved: ${runs.checkpoint("mended", 3)}`);
+  const change = await captions(false);
+  expect(await runs.train("mended", change, { resume: true })).toMatchObject({
+    step: 5,
+    finished: true,
+    brokenRecords: 0,
+  });
+  const [whole, parts] = [await runs.weightsOf("unbroken", 5), await runs.weightsOf("mended", 5)];
+  expect(Buffer.compare(whole, parts)).toBe(0);
+});
+
+test("where what was done cannot be saved, that is a note beside what stopped the run", async () => {
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  const checkpoints = at("unsaved", "checkpoints");
+  await using trainer = await Trainer.open(runs.config(await captions(true)), {
+    out: at("unsaved"),
+    onNote,
+  });
+  await rm(checkpoints, { recursive: true });
+  await writeFile(checkpoints, "in the way");
+  await expect(trainer.run()).rejects.toMatchObject({ code: "TRAINING_DATA" });
+  expect(notes).toContainEqual(
+    expect.stringMatching(/^what was done since step 0 could not be saved: ENOTDIR/),
+  );
+});
+
+test("a run that is stopped while samples are drawn does not wait for them", async () => {
+  const controller = new AbortController();
+  const samples = { every: 2, prompts: ["a red circle", "two blue stars"], steps: 50 };
+  const { generate } = UniFluid.prototype;
+  const drawing = jest.spyOn(UniFluid.prototype, "generate").mockImplementation(function (
+    this: UniFluid,
+    ...args: Parameters<typeof generate>
+  ) {
+    const drawn = generate.apply(this, args);
+    controller.abort();
+    return drawn;
+  } as typeof generate);
+  try {
+    expect(await runs.train("drawing", { samples }, { signal: controller.signal })).toMatchObject({
+      step: 2,
+      finished: false,
+      checkpoint: runs.checkpoint("drawing", 2),
+    });
+    expect(drawing).toHaveBeenCalledTimes(1);
+  } finally {
+    drawing.mockRestore();
+  }
+  expect(await readdir(at("drawing", "samples"))).toEqual([]);
+  const resumed = await runs.train("drawing", { steps: 4, samples }, { resume: true });
+  expect(resumed).toMatchObject({ step: 4, finished: true });
+  expect(await readdir(at("drawing", "samples"))).toEqual(["step-00000004.png"]);
+});
+
+test("stopped before its first step a run has no checkpoint", async () => {
+  const out = at("nothing");
+  await using trainer = await Trainer.open(runs.config(), { out, signal: AbortSignal.abort() });
+  expect(await trainer.run()).toEqual({ step: 0, finished: false, brokenRecords: 0 });
+  expect(await readdir(join(out, "checkpoints"))).toEqual([]);
+});
+
+test("a trainer that is closed while it runs lets the step end and says that it was closed", async () => {
+  const out = at("closed");
+  let closed: Promise<void> | undefined;
+  const trainer: Trainer = await Trainer.open(runs.config({ steps: 100 }), {
+    out,
+    onStep: ({ step }) => {
+      if (step === 2) closed = trainer.close();
+    },
+  });
+  const run = trainer.run();
+  expect(trainer.run()).toBe(run); // and not a second loop
+  await expect(run).rejects.toMatchObject({ code: "DISPOSED" });
+  await closed;
+  await trainer.close();
+  await expect(trainer.run()).rejects.toMatchObject({ code: "DISPOSED" });
+  expect((await runs.metricsOf("closed")).map(({ step }) => step)).toEqual([1, 2]);
+  // Others may have the folder.
+  await (await Trainer.open(runs.config(), { out, resume: true })).close();
+});
+
+test("a model whose weights are not finite is told from a run that diverges", async () => {
+  const model = await runs.start("poisoned", TINY_MODEL);
+  const path = join(model, "model.safetensors");
+  const bytes = await readFile(path);
+  for (let i = 8 + Number(bytes.readBigUInt64LE()); i < bytes.length; i += 4)
+    bytes.writeFloatLE(Number.NaN, i);
+  await writeFile(path, bytes);
+  await expect(runs.train("nan", { model })).rejects.toMatchObject({
+    code: "TRAINING_DIVERGED",
+    message: expect.stringMatching(
+      /^step 1: .*NaN.*; that is of the model that the run begins with: `unifluid info \S*poisoned --check` tells/,
+    ),
+  });
+  expect(await runs.train("nan", { steps: 1 })).toMatchObject({ step: 1 });
+});
