@@ -5,7 +5,7 @@ import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { storedBytes } from "./checkpoint/stored-types.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { InsufficientMemoryError } from "./errors.js";
-import type { NativeTensor } from "./native.js";
+import type { NativeTensor, NativeVaeConfig } from "./native.js";
 
 /** The parts of a model. */
 export type ModelPart = "text" | "vision" | "image" | "vae";
@@ -108,6 +108,41 @@ export function trainingBytes(
 ): number {
   const copies = (lossesOnly ? 1 : 4) + (emaDecay > 0 ? 1 : 0);
   return 4 * copies * tensors.reduce((sum, tensor) => sum + elements(tensor), 0);
+}
+
+/**
+ * Bytes that one step of training an autoencoder takes at least beside what `trainingBytes` counts: the results that the
+ * way back needs of `pictures` at a time, each `side` pixels across. Gradients, attention and scratch come on top.
+ */
+export function vaeTrainingActivations(
+  vae: NativeVaeConfig,
+  side: number,
+  pictures: number,
+): number {
+  const { blockOutChannels: channels, layersPerBlock, inChannels } = vae;
+  // The first convolution and the last norm, and the pictures before and after.
+  let values = side ** 2 * (2 * channels[0]! + 2 * inChannels);
+  const levels = [...channels.keys()];
+  for (const half of [levels, [...levels].reverse()]) {
+    let before = channels[half[0]!]!;
+    for (const level of half) {
+      const own = channels[level]!;
+      // A residual block keeps a norm of what comes in, a convolution, a norm of that, and its result.
+      for (let block = 0; block < layersPerBlock + (half === levels ? 0 : 1); block++) {
+        values += (side / 2 ** level) ** 2 * (before + 3 * own);
+        before = own;
+      }
+    }
+  }
+  return 4 * pictures * values;
+}
+
+/** Throws unless what training takes at least fits `available` bytes. `what`: "training X on pictures of 64 x 64". */
+export function checkTrainingMemory(what: string, bytes: number, available: number): void {
+  if (bytes > available)
+    throw new InsufficientMemoryError(
+      `${what} takes at least ${formatMebibytes(bytes)}, but ${formatMebibytes(available)} are available`,
+    );
 }
 
 /** Throws unless the model's minimum fits `available` bytes. */

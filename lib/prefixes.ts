@@ -42,7 +42,7 @@ function templateTokens(
 }
 
 /** Rows that the image of a task takes: those of the vision tower, and its latents where an edit has them. */
-function imageRows({ spec }: Checkpoint, task: TemplateTask): number {
+export function imageRows({ spec }: Checkpoint, task: TemplateTask): number {
   if (task === "generate") return 0;
   const source = task === "edit" && spec.image!.editSourceLatents;
   return visionRows(spec.vision!) + (source ? spec.image!.grid ** 2 : 0);

@@ -71,10 +71,11 @@ export class Tokenizer {
   /** Of the text as it was given, and of normalized text. */
   private readonly rawSplitter: AddedTokenSplitter;
   private readonly normalizedSplitter: AddedTokenSplitter;
+  private longest: number | undefined;
 
   private constructor(
     private readonly library: LibraryTokenizer,
-    added: readonly AddedTokenJson[],
+    private readonly added: readonly AddedTokenJson[],
   ) {
     const { decoder, normalizer } = library;
     this.special = new Set(added.filter((token) => token.special).map((token) => token.id));
@@ -143,6 +144,15 @@ export class Tokenizer {
         .split(normalized)
         .flatMap((part) => ("token" in part ? part.token.id : this.encodePlain(part.text, index)));
     });
+  }
+
+  /** Length of the longest token, in UTF-16 units: a text has no fewer tokens than times that it holds this. */
+  get longestToken(): number {
+    this.longest ??= [
+      ...this.library.model.tokens_to_ids.keys(),
+      ...this.added.map(({ content }) => content),
+    ].reduce((most, token) => Math.max(most, token.length), 1);
+    return this.longest;
   }
 
   private encodePlain(text: string, section: number): number[] {

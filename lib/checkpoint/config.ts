@@ -40,9 +40,12 @@ export interface ModelConfig {
 const BOS = 2;
 export const EOS = 1;
 
-/** Parses a model's `config.json`; `where` is its path. */
-export function parseModelConfig(json: unknown, where: string): ModelConfig {
-  const fields = Fields.of(json, where);
+/** Parses a model's `config.json`; `where` is its path. `fields`: it, for who wants to know what was read of it. */
+export function parseModelConfig(
+  json: unknown,
+  where: string,
+  fields = Fields.of(json, where),
+): ModelConfig {
   const kind = fields.oneOf("model_type", ["unifluid", "paligemma", "gemma", "gemma2"]);
   const text = parseText(fields, kind);
   const config: ModelConfig = {

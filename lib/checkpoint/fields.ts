@@ -51,8 +51,21 @@ function inRange(value: number, { min = -Infinity, max = Infinity, open }: Numbe
   return open ? value > min && value < max : value >= min && value <= max;
 }
 
+/** A field that nothing has asked for. */
+export interface UnreadField {
+  name: string;
+  value: unknown;
+  /** Names from the outermost object to the one that has it. */
+  path: readonly string[];
+  /** What was asked for in that object. */
+  asked: readonly string[];
+}
+
 /** The fields of one JSON object. `null` counts as absent, as transformers and diffusers write it. */
 export class Fields {
+  /** Names that were asked for, in each object that is read from the same outermost one. */
+  private asked = new Map<object, Set<string>>();
+
   /** @param where What to call the object in messages: a file, then the path within it. */
   constructor(
     private readonly object: Record<string, unknown>,
@@ -69,6 +82,7 @@ export class Fields {
 
   /** The field's value as it stands; `undefined` if absent or null. Inherited names are absent. */
   raw(name: string): unknown {
+    this.ask(name);
     return Object.hasOwn(this.object, name) ? (this.object[name] ?? undefined) : undefined;
   }
 
@@ -78,7 +92,26 @@ export class Fields {
 
   /** The field is there and says `null`, where that means something other than absence. */
   isNull(name: string): boolean {
+    this.ask(name);
     return Object.hasOwn(this.object, name) && this.object[name] === null;
+  }
+
+  private ask(name: string): void {
+    const names = this.asked.get(this.object);
+    if (names) names.add(name);
+    else this.asked.set(this.object, new Set([name]));
+  }
+
+  /** Fields that nothing has asked for so far, here and in the objects within that something was read from. */
+  unread(): UnreadField[] {
+    const within = (object: object, path: readonly string[]): UnreadField[] => {
+      const names = this.asked.get(object);
+      return Object.entries(object).flatMap(([name, value]: [string, unknown]) => {
+        if (!names?.has(name)) return { name, value, path, asked: [...(names ?? [])] };
+        return isObject(value) && this.asked.has(value) ? within(value, [...path, name]) : [];
+      });
+    };
+    return within(this.object, []);
   }
 
   fail(name: string, expected: string, found: unknown = this.raw(name)): never {
@@ -144,9 +177,10 @@ export class Fields {
   /** An object within this one; absent: an empty one. */
   child(name: string): Fields {
     const value = this.raw(name) ?? {};
-    return isObject(value)
-      ? new Fields(value, `${this.where}: ${name}`)
-      : this.fail(name, "an object");
+    if (!isObject(value)) return this.fail(name, "an object");
+    const child = new Fields(value, `${this.where}: ${name}`);
+    child.asked = this.asked;
+    return child;
   }
 
   /** Refuses any value of a field but those listed; absent is always allowed. */

@@ -1,5 +1,6 @@
 /** `unifluid eval`: how well a model draws, reads and edits. */
 
+import { resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { SUITE_PARTS, type SuitePart } from "../evaluate/parts.js";
 import type { CellOrder } from "../generation-config.js";
@@ -19,6 +20,7 @@ interface EvalFlags extends Omit<ModelFlags, "model">, OutputFlags {
   scenes?: number;
   manifest?: string[];
   timesteps?: number;
+  cache?: string;
   seed?: number | bigint;
   steps?: number;
   guidance?: number;
@@ -31,7 +33,7 @@ interface EvalFlags extends Omit<ModelFlags, "model">, OutputFlags {
 /** Options that mean something to one suite alone. */
 const OF_SUITE = {
   scenes: ["scenes", "only", "steps", "guidance", "features"],
-  loss: ["manifest", "timesteps"],
+  loss: ["manifest", "timesteps", "cache"],
 } as const;
 
 const DEFAULT_SCENES = 100;
@@ -58,6 +60,10 @@ export function addEval(program: Command): void {
       "--timesteps <n>",
       "suite loss: timesteps at which each image token is tried (default: 4)",
       whole(1, 1000),
+    )
+    .option(
+      "--cache <folder>",
+      "suite loss: folder that prepared pictures are kept in (default: .unifluid-cache beside each manifest)",
     )
     .option("-o, --out <file>", "also write the figures as JSON");
   addFlags(
@@ -110,7 +116,7 @@ async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, cont
 }
 
 async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, context: Context) {
-  const { manifest: manifests, timesteps, order, threads, maxMemory, device } = flags;
+  const { manifest: manifests, timesteps, order, threads, maxMemory, device, cache } = flags;
   if (!manifests) throw new UsageError("the suite loss needs --manifest FILE");
   const { evaluateLoss } = await import("../evaluate/loss-suite.js");
   const progress = startRate(context, undefined);
@@ -121,6 +127,7 @@ async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, con
     order,
     device,
     threads,
+    cache: cache === undefined ? undefined : resolve(cache),
     maxMemory: maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20),
     signal: context.signal,
     onRecord: () => progress.advance("done"),

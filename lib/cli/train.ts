@@ -1,6 +1,6 @@
 /** `unifluid train` and `unifluid prepare`: a run from its run.yaml. */
 
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { Presets, SingleBar } from "cli-progress";
 import type { Command } from "commander";
 import type { Device } from "../device.js";
@@ -86,10 +86,10 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
 /** The folders in which a run keeps prepared pictures: an autoencoder's keeps none. */
 async function cachesOf(run: RunConfig): Promise<string[]> {
   const { isAutoencoderRun } = await import("../train/config.js");
-  const { CACHE_FOLDER } = await import("../train/pictures.js");
+  const { cacheFolder } = await import("../train/pictures.js");
   if (isAutoencoderRun(run)) return [];
   const folders = run.sources.map(({ manifest, shards }) => dirname(manifest ?? shards![0]!));
-  return [...new Set(folders)].map((folder) => join(folder, CACHE_FOLDER));
+  return [...new Set(folders.map((folder) => cacheFolder(folder, run.cache)))];
 }
 
 /** What is said of a disk that takes no more. */

@@ -13,7 +13,7 @@ import type { NativeTrainer, NativeTrainingSequence } from "../native.js";
 import { Random } from "../philox.js";
 import { ManifestSource } from "../train/manifest-source.js";
 import { createTrainer } from "../train/native-trainer.js";
-import { Pictures } from "../train/pictures.js";
+import { cacheFolder, Pictures } from "../train/pictures.js";
 import { Sequences } from "../train/sequences.js";
 import type { SourceRecord } from "../train/source.js";
 
@@ -28,6 +28,8 @@ export interface LossOptions {
   /** Default: "auto". */
   device?: Device;
   threads?: number;
+  /** The folder that prepared pictures are kept in. Default: one beside each manifest. */
+  cache?: string;
   /** Bytes; default: what the system has free. */
   maxMemory?: number;
   signal?: AbortSignal;
@@ -165,19 +167,20 @@ class Records {
     manifest: string,
     stream: number,
     checkpoint: Checkpoint,
-    { seed, device, threads }: LossOptions,
+    { seed, device, threads, cache }: LossOptions,
   ): Promise<void> {
     const source = await ManifestSource.open(resolve(manifest), { seed, place: 0 });
-    // Manifests of one folder share their pictures.
-    const { folder } = source;
+    // Manifests of one folder share their pictures, and all do where they are kept in one.
+    const folder = cacheFolder(source.folder, cache);
     const pictures =
-      this.pictures.get(folder) ?? (await Pictures.open(folder, checkpoint, { device, threads }));
+      this.pictures.get(folder) ??
+      (await Pictures.open(source.folder, checkpoint, { device, threads, cache }));
     this.pictures.set(folder, pictures);
     let index = 0;
     for await (const record of source.all()) {
       const place = { record, pictures, stream, index: index++ };
       try {
-        this.sequences.expectTask(record.example(this.random(place)).task);
+        this.sequences.tokensOf(record.example(this.random(place)));
       } catch (error) {
         blame(record, error);
       }

@@ -15,6 +15,7 @@ import { makeFolder } from "../make-folder.js";
 import { Tokenizer } from "../tokenizer.js";
 import { initialize, noiseIsInput } from "./initialize.js";
 import { openImage, openText, openVae, openVision, PARTS } from "./sources.js";
+import { refuseUnread } from "./unread.js";
 
 export interface InitOptions {
   seed: bigint;
@@ -106,7 +107,9 @@ export async function initCheckpoint(
     _class_name: "AutoencoderKL",
     ...(taken ? taken.configUnder(vaeFields, at("vae")) : vaeFields),
   };
-  const vae = parseVaeConfig(Fields.of(vaeConfig, at("vae")));
+  const readVae = Fields.of(vaeConfig, at("vae"));
+  const vae = parseVaeConfig(readVae);
+  refuseUnread(readVae, vaeFields, at("vae"));
   taken?.match(vaeTensors(vae));
 
   const alone = Object.keys(given).length === 0 && !text && !vision && !image;
@@ -121,7 +124,9 @@ export async function initCheckpoint(
     );
     config.diffusion_head = image.head.configUnder(given.diffusion_head, at("diffusion_head"));
   }
-  const parsed = alone ? undefined : parseModelConfig(config, configPath);
+  const read = Fields.of(config, configPath);
+  const parsed = alone ? undefined : parseModelConfig(config, configPath, read);
+  if (parsed) refuseUnread(read, given, configPath);
   const expected = parsed ? modelTensors(parsed) : [];
   text?.match(expected.filter(({ name }) => PARTS.text.test(name)));
   vision?.part.match(

@@ -12,6 +12,7 @@ import type { Device } from "../device.js";
 import { InvalidConfigError, TrainingDataError } from "../errors.js";
 import { Image } from "../image.js";
 import { decodeImage } from "../image-input.js";
+import { vaeTrainingActivations } from "../memory.js";
 import { UniFluid } from "../model.js";
 import type {
   NativeStepResult,
@@ -26,7 +27,7 @@ import { psnr } from "../psnr.js";
 import { BrokenRecords } from "./broken-records.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
 import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
-import { dealt, Mixture, openSource } from "./mixture.js";
+import { dealt, largestBatch, Mixture, openSource } from "./mixture.js";
 import { createTrainer } from "./native-trainer.js";
 import type { Losses } from "./run-folder.js";
 import type { Source, SourceRecord } from "./source.js";
@@ -70,9 +71,10 @@ export class AutoencoderSubject implements Subject {
     const mixture = await Mixture.open(config, broken);
     // They are read when there is something to show; that there are some is known now. What is broken is told then.
     if (config.samples) await shownOf(config, 1, new BrokenRecords(1, () => {}), decodedOf);
+    const pictures = largestBatch(config);
     const common = commonOptions(config, tensors, storedName);
     const { native, device } = await createTrainer(
-      `training ${checkpoint.directory}`,
+      `training ${checkpoint.directory} on ${pictures} pictures of ${size} x ${size} at a time`,
       { files: spec.files, tensors, vae: spec.vae },
       config.device,
       {
@@ -86,6 +88,7 @@ export class AutoencoderSubject implements Subject {
         contextNoise: 0,
         order: "random",
       },
+      vaeTrainingActivations(spec.vae!, size, pictures),
     );
     const frozen = new Set(common.frozen);
     return new AutoencoderSubject(

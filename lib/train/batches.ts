@@ -5,7 +5,7 @@ import { Random } from "../philox.js";
 import { BrokenRecords } from "./broken-records.js";
 import type { UnifiedRunConfig } from "./config.js";
 import { dealt, Mixture } from "./mixture.js";
-import { Pictures, pathOf } from "./pictures.js";
+import { cacheFolder, Pictures, pathOf } from "./pictures.js";
 import { Sequences } from "./sequences.js";
 import type { SourceRecord } from "./source.js";
 import type { StepData } from "./subject.js";
@@ -28,18 +28,19 @@ export class Batches {
     onBroken: (message: string) => void,
   ): Promise<Batches> {
     const mixture = await Mixture.open(config, new BrokenRecords(config.brokenShare, onBroken));
-    // Sources of one folder share their pictures.
+    // Sources of one folder share their pictures, and all do where they are kept in one.
     const caches = new Map<string, Pictures>();
+    const cacheOf = (folder: string) => cacheFolder(folder, config.cache);
     try {
       for (const { folder } of mixture.sources)
-        if (!caches.has(folder))
-          caches.set(folder, await Pictures.open(folder, checkpoint, config));
+        if (!caches.has(cacheOf(folder)))
+          caches.set(cacheOf(folder), await Pictures.open(folder, checkpoint, config));
     } catch (error) {
       for (const pictures of caches.values()) await pictures.close();
       await mixture.close();
       throw error;
     }
-    const pictures = mixture.sources.map(({ folder }) => caches.get(folder) as Pictures);
+    const pictures = mixture.sources.map(({ folder }) => caches.get(cacheOf(folder)) as Pictures);
     return new Batches(new Sequences(checkpoint, config), config, mixture, pictures);
   }
 

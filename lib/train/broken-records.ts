@@ -17,6 +17,9 @@ const isRecords = (error: unknown) =>
   error instanceof InvalidImageError ||
   UNREADABLE.has((error as NodeJS.ErrnoException).code ?? "");
 
+/** A record as it is counted: without its line, so that blank lines come and go, and as checkpoints have it. */
+const countedAs = (name: string): string => name.replace(/ \(line \d+\)$/, "");
+
 /** Records seen before a share of broken ones means anything. */
 const LEAST_SEEN = 200;
 
@@ -37,9 +40,13 @@ export class BrokenRecords {
   private readonly found = new Set<string>();
   /** Those that are not tried again. One found before a stop is: it may have been mended since. */
   private readonly skipped = new Set<string>();
+  private readonly remarks = new Set<string>();
   private seen = 0;
 
-  /** @param share Broken records beyond this share of those seen stop the run. */
+  /**
+   * @param share Broken records beyond this share of those seen stop the run.
+   * @param onBroken Is told what was skipped.
+   */
   constructor(
     private readonly share: number,
     private readonly onBroken: (message: string) => void,
@@ -65,7 +72,7 @@ export class BrokenRecords {
    * `TRAINING_DATA` where there are too many of those, and what the record is not to blame for.
    */
   async attempt(name: string, work: () => Promise<void>): Promise<void> {
-    if (this.skipped.has(name)) return;
+    if (this.skipped.has(countedAs(name))) return;
     this.seen++;
     try {
       await work();
@@ -74,11 +81,19 @@ export class BrokenRecords {
     }
   }
 
+  /** Tells once what is odd about a source and no record's fault. */
+  remark(message: string): void {
+    if (this.remarks.has(message)) return;
+    this.remarks.add(message);
+    this.onBroken(`nothing, but ${message}`);
+  }
+
   private note(name: string, error: unknown): void {
     if (!isRecords(error)) throw error;
-    this.skipped.add(name);
-    if (this.found.has(name)) return; // it came twice at once, or was told before a stop
-    this.found.add(name);
+    const counted = countedAs(name);
+    this.skipped.add(counted);
+    if (this.found.has(counted)) return; // it came twice at once, or was told before a stop
+    this.found.add(counted);
     this.onBroken(`${name}: ${(error as Error).message}`);
     if (this.found.size > this.share * Math.max(this.seen, LEAST_SEEN))
       throw new TrainingDataError(

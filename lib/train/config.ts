@@ -9,6 +9,8 @@ import { InvalidConfigError } from "../errors.js";
 
 const positive = z.number().positive().finite();
 const share = z.number().min(0).max(1);
+/** Of what a moment keeps at each step: with 1 it would take nothing in, and be divided by 0. */
+const decay = z.number().min(0).lt(1);
 const count = z.number().int().positive();
 
 const pattern = z.string().min(1);
@@ -57,7 +59,7 @@ const common = {
   warmup: z.number().int().min(0).default(0),
   /** Schedule "decay": the share of all steps, at the end, over which the rate falls to 0. */
   decayShare: share.default(0.2),
-  beta1: share.default(0.9),
+  beta1: decay.default(0.9),
   epsilon: positive.default(1e-8),
   clipNorm: z.number().min(0).default(1),
   /** Tensors that are not trained; * stands for anything. */
@@ -78,7 +80,7 @@ const unifiedSchema = z.strictObject({
   /** The checkpoint to start from: a directory or the name of a shipped model. */
   model: z.string().min(1),
   ...common,
-  beta2: share.default(0.98),
+  beta2: decay.default(0.98),
   weightDecay: z.number().min(0).default(0.02),
   ema: z.number().min(0).lt(1).default(0.998),
   /** The weight of the text loss. */
@@ -93,6 +95,8 @@ const unifiedSchema = z.strictObject({
   /** How often the prompt of a drawing is emptied, for guidance. */
   promptDropout: share.default(0.1),
   recompute: z.boolean().default(false),
+  /** The folder that prepared pictures are kept in; default: one beside each manifest or first shard. */
+  cache: z.string().min(1).optional(),
   samples: sampleSchema.optional(),
 });
 
@@ -108,7 +112,7 @@ const autoencoderSchema = z.strictObject({
   /** The directory whose autoencoder is trained, or the name of a shipped model. */
   autoencoder: z.string().min(1),
   ...common,
-  beta2: share.default(0.99),
+  beta2: decay.default(0.99),
   weightDecay: z.number().min(0).default(0.01),
   ema: z.number().min(0).lt(1).default(0.995),
   /** The weight of the divergence of the latents from the standard normal distribution. */
@@ -161,7 +165,12 @@ export function parseRunConfig(value: unknown, where: string, folder: string): R
     };
   }
   const config = check(unifiedSchema, value, where);
-  return { ...config, model: directory(config.model), sources: sourcesOf(config) };
+  return {
+    ...config,
+    model: directory(config.model),
+    sources: sourcesOf(config),
+    ...(config.cache !== undefined && { cache: at(config.cache) }),
+  };
 }
 
 function check<T>(schema: z.ZodType<T>, value: unknown, where: string): T {

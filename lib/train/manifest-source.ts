@@ -1,33 +1,57 @@
 /** A manifest as a source: JSON lines beside their images. */
+import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import { TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
 import { parsePictures, parseRecord, parseRecordText, pickSaid } from "./record.js";
+import { isShardName } from "./shards.js";
 import { ShuffleBuffer } from "./shuffle-buffer.js";
-import { type OrderOptions, orderStream, type Source, type SourceRecord } from "./source.js";
+import {
+  mostlyAlike,
+  type OrderOptions,
+  orderStream,
+  type Source,
+  type SourceRecord,
+} from "./source.js";
+
+/** Lines that tell a manifest from another of its name and length. */
+const PROBES = 64;
+/** Where the header of a tar's first file says what it is. */
+const TAR_MAGIC = 257;
 
 export class ManifestSource implements Source {
   private order: { epoch: number; indices: Int32Array } | undefined;
   private drawn = 0;
+  private hashes: string[] | undefined;
 
   private constructor(
     readonly name: string,
     private readonly lines: readonly string[],
+    /** The line in the file of each, from 1. */
+    private readonly numbers: Int32Array,
     private readonly options: OrderOptions,
   ) {}
 
   /** Throws `TRAINING_DATA`. */
   static async open(path: string, options: OrderOptions): Promise<ManifestSource> {
+    if (isShardName(path)) throw isTar(path);
     let content: string;
     try {
       content = await readFile(path, "utf8");
     } catch (cause) {
       throw new TrainingDataError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
     }
-    const lines = content.split("\n").filter((line) => line.trim() !== "");
+    if (content.startsWith("ustar", TAR_MAGIC)) throw isTar(path);
+    const all = content.split("\n");
+    const lines = all.filter((line) => line.trim() !== "");
     if (lines.length === 0) throw new TrainingDataError(`${path} has no records`);
-    return new ManifestSource(path, lines, options);
+    let line = 0;
+    const numbers = Int32Array.from(lines, () => {
+      while (all[line++]?.trim() === "");
+      return line;
+    });
+    return new ManifestSource(path, lines, numbers, options);
   }
 
   get folder(): string {
@@ -59,7 +83,7 @@ export class ManifestSource implements Source {
     const value = () => parseRecordText(this.lines[index] as string);
     const at = (path: string) => resolve(this.folder, path);
     return {
-      name: `${this.name}: record ${index}`,
+      name: `${this.name}: record ${index} (line ${this.numbers[index]})`,
       texts: () => parseRecord(value()),
       example: (random) => {
         const record = parseRecord(value());
@@ -81,7 +105,13 @@ export class ManifestSource implements Source {
 
   /** With what tells the manifest from another: a run's folder and its data may be moved. */
   private get identity() {
-    return { manifest: basename(this.name), records: this.lines.length };
+    const records = this.lines.length;
+    const probes = Math.min(PROBES, records);
+    this.hashes ??= Array.from({ length: probes }, (_, i) => {
+      const line = this.lines[Math.floor((i * records) / probes)] as string;
+      return createHash("sha256").update(line.trim()).digest("hex").slice(0, 8);
+    });
+    return { manifest: basename(this.name), records, hashes: this.hashes };
   }
 
   position() {
@@ -89,9 +119,9 @@ export class ManifestSource implements Source {
   }
 
   async restore(position: unknown): Promise<boolean> {
-    const { manifest, records } = this.identity;
-    // Checkpoints of earlier versions say only what was drawn.
-    const at = { manifest, records, ...(position as object | undefined) } as Record<
+    const { manifest, records, hashes } = this.identity;
+    // Checkpoints of earlier versions say only what was drawn, or nothing of what the lines say.
+    const at = { manifest, records, hashes, ...(position as object | undefined) } as Record<
       string,
       unknown
     >;
@@ -99,7 +129,8 @@ export class ManifestSource implements Source {
       Number.isSafeInteger(at.drawn) &&
       (at.drawn as number) >= 0 &&
       at.manifest === manifest &&
-      at.records === records;
+      at.records === records &&
+      mostlyAlike(at.hashes, hashes);
     if (fits) this.drawn = at.drawn as number;
     return fits;
   }
@@ -110,3 +141,8 @@ export class ManifestSource implements Source {
 
   async close(): Promise<void> {}
 }
+
+const isTar = (path: string) =>
+  new TrainingDataError(
+    `expected JSON lines but ${path} is a tar file: a run takes it under "shards" of a source, the suite loss of eval takes manifests alone`,
+  );

@@ -26,9 +26,10 @@ export function openSource(
   { manifest, shards, shuffle, task }: Omit<SourceConfig, "examples">,
   seed: bigint,
   place: number,
+  onRemark?: (message: string) => void,
 ): Promise<Source> {
   return shards
-    ? ShardSource.open(shards, { seed, place, shuffle, task })
+    ? ShardSource.open(shards, { seed, place, shuffle, task, onRemark })
     : ManifestSource.open(manifest!, { seed, place, shuffle });
 }
 
@@ -43,7 +44,7 @@ export class Mixture {
   static async open(config: RunConfig, broken: BrokenRecords): Promise<Mixture> {
     const sources: Source[] = [];
     for (const [place, settings] of config.sources.entries())
-      sources.push(await openSource(settings, BigInt(config.seed), place));
+      sources.push(await openSource(settings, BigInt(config.seed), place, (m) => broken.remark(m)));
     return new Mixture(config, sources, broken);
   }
 
@@ -122,4 +123,9 @@ export class Mixture {
 export function dealt<T>(examples: readonly T[], parts: number): T[][] {
   const count = Math.min(parts, examples.length);
   return Array.from({ length: count }, (_, p) => examples.filter((_, i) => i % count === p));
+}
+
+/** Examples of the largest batch that a run computes at a time. */
+export function largestBatch({ sources, accumulation }: RunConfig): number {
+  return Math.ceil(sources.reduce((sum, { examples }) => sum + examples, 0) / accumulation);
 }

@@ -2,7 +2,7 @@
 import { findAddon } from "../addon.js";
 import { chooseDevice, type Device, gpusOf, nativeCuda, parseDevice } from "../device.js";
 import { fromNative } from "../errors.js";
-import { trainingBytes } from "../memory.js";
+import { checkTrainingMemory, trainingBytes } from "../memory.js";
 import type {
   NativeModelSpec,
   NativeStepResult,
@@ -17,18 +17,25 @@ export interface OpenTrainer {
   device: Device;
 }
 
-/** Loads the weights into a trainer. `name`: what messages call it. */
+/**
+ * Loads the weights into a trainer. `name`: what messages call it. `activations`: bytes that a step takes at least
+ * beside the trainer's tensors, where they are known. Throws `INSUFFICIENT_MEMORY` where there is less.
+ */
 export async function createTrainer(
   name: string,
   spec: NativeModelSpec,
   wanted: Device,
   options: NativeTrainerOptions,
+  activations = 0,
 ): Promise<OpenTrainer> {
   const { addon, path } = findAddon();
   const { maxMemory } = options;
-  const bytes = trainingBytes(spec.tensors, options);
+  const bytes = trainingBytes(spec.tensors, options) + activations;
   const need = { name, dtype: "float32", bytes, maxMemory } as const;
   const chosen = await chooseDevice(parseDevice(wanted), need, gpusOf(addon, path));
+  // Each allocation is checked as well; this says beforehand what they come to.
+  if (chosen.kind === "cpu" && activations > 0)
+    checkTrainingMemory(name, bytes, maxMemory || addon.availableMemory());
   const native = await eventually(() =>
     addon.createTrainer(spec, { ...options, ...nativeCuda(chosen) }),
   );

@@ -89,6 +89,16 @@ interface Pack {
 /** Name of the folder beside a manifest or shards that prepared pictures lie in. */
 export const CACHE_FOLDER = ".unifluid-cache";
 
+/** What pictures are prepared with, and where they are kept. */
+export interface PicturesOptions extends Pick<LoadOptions, "device" | "threads"> {
+  /** The folder of packs, in place of the one beside the manifest or the shards. */
+  cache?: string;
+}
+
+/** The folder of packs of data that lies in `parent`. */
+export const cacheFolder = (parent: string, cache?: string): string =>
+  cache ?? join(parent, CACHE_FOLDER);
+
 const keyOf = ({ path, bytes, modified }: Stamp) => `${path}\n${bytes}\n${modified}`;
 
 async function stampOf(path: string): Promise<Stamp> {
@@ -98,6 +108,14 @@ async function stampOf(path: string): Promise<Stamp> {
 
 /** The name of a picture as messages and the cache have it. */
 export const pathOf = (file: PictureFile): string => (typeof file === "string" ? file : file.path);
+
+/** Of the cache, not of a picture: it ends what is being done. */
+const cannotKeep = (cause: unknown) =>
+  new TrainingDataError(
+    `cannot keep prepared pictures: ${(cause as Error).message}; "cache" in a run's settings (--cache of eval) ` +
+      "names another folder for them",
+    { cause },
+  );
 
 /** What a slot's bytes depend on: the encoder, the grid, the sizes and the filters. */
 async function identity({ spec }: Checkpoint, { read, drawn }: Layout): Promise<string> {
@@ -131,19 +149,19 @@ export class Pictures {
     private readonly layout: Layout,
     /** Packs have this name and what tells one process from another. */
     private readonly name: string,
-    private readonly load: Pick<LoadOptions, "device" | "threads">,
+    private readonly load: PicturesOptions,
   ) {}
 
-  /** Opens the cache in `parent`, or begins one. Throws `TRAINING_DATA`. */
+  /** Opens the cache of data that lies in `parent`, or begins one. Throws `TRAINING_DATA`. */
   static async open(
     parent: string,
     checkpoint: Checkpoint,
-    load: Pick<LoadOptions, "device" | "threads">,
+    options: PicturesOptions,
   ): Promise<Pictures> {
     const layout = layoutOf(checkpoint);
-    const folder = join(parent, CACHE_FOLDER);
+    const folder = cacheFolder(parent, options.cache);
     const name = join(folder, await identity(checkpoint, layout));
-    const pictures = new Pictures(checkpoint, layout, name, load);
+    const pictures = new Pictures(checkpoint, layout, name, options);
     try {
       await makeFolder(folder);
       const known = basename(name);
@@ -152,8 +170,7 @@ export class Pictures {
         await pictures.read(join(folder, index.slice(0, -".jsonl".length)));
     } catch (cause) {
       await pictures.close();
-      const reason = (cause as Error).message;
-      throw new TrainingDataError(`cannot keep prepared pictures: ${reason}`, { cause });
+      throw cannotKeep(cause);
     }
     return pictures;
   }
@@ -228,7 +245,11 @@ export class Pictures {
       const bytes = new Uint8Array(latents.buffer, latents.byteOffset, latents.byteLength);
       slot.set(bytes, slot.length - bytes.length);
     }
-    const write = this.writing.then(() => this.append(stamp, slot));
+    const write = this.writing
+      .then(() => this.append(stamp, slot))
+      .catch((cause) => {
+        throw cannotKeep(cause);
+      });
     this.writing = write.then(
       () => {},
       () => {},

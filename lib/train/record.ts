@@ -2,29 +2,45 @@
 import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
 import type { Random } from "../philox.js";
-import type { TemplateTask } from "../prompts.js";
+import { TASKS, type TemplateTask } from "../prompts.js";
 
-const text = z.string().min(1);
-const texts = z.union([text, z.array(text).min(1)]);
+const text = z.string("expected a text").min(1, "expected a text that is not empty");
+const texts = z.union([text, z.array(text).min(1)], {
+  error: "expected a text or a list of texts, none of them empty",
+});
+/** No file's name holds a NUL, and the system's calls throw where they get one. */
+const picture = text.refine((path) => !path.includes("\0"), "expected a path without a NUL");
 
-const recordSchema = z.discriminatedUnion("task", [
-  z.object({ task: z.literal("generate"), image: text, prompt: texts }),
-  z.object({ task: z.literal("caption"), image: text, text: texts }),
-  z.object({
-    task: z.literal("answer"),
-    image: text,
-    question: text.optional(),
-    answer: text.optional(),
-    questions: z
-      .array(z.object({ question: text, answer: text }))
-      .min(1)
-      .optional(),
-  }),
-  z.object({ task: z.literal("edit"), image: text, target: text, instruction: texts }),
-]);
+const recordSchema = z.discriminatedUnion(
+  "task",
+  [
+    z.object({ task: z.literal("generate"), image: picture, prompt: texts }),
+    z.object({ task: z.literal("caption"), image: picture, text: texts }),
+    z.object({
+      task: z.literal("answer"),
+      image: picture,
+      question: text.optional(),
+      answer: text.optional(),
+      questions: z
+        .array(z.object({ question: text, answer: text }))
+        .min(1)
+        .optional(),
+    }),
+    z.object({
+      task: z.literal("edit"),
+      image: picture,
+      target: picture,
+      instruction: texts,
+    }),
+  ],
+  {
+    error: ({ code }) =>
+      code === "invalid_union" ? `expected ${TASKS.join(" or ")}` : "expected an object",
+  },
+);
 
 /** What an autoencoder takes of a record, whatever its task. */
-const picturesSchema = z.object({ image: text, target: text.optional() });
+const picturesSchema = z.object({ image: picture, target: picture.optional() });
 
 type ParsedRecord = z.infer<typeof recordSchema>;
 
@@ -90,7 +106,8 @@ export function parsePictures(value: unknown): string[] {
 /** Parses the text of a record. Throws `INVALID_RECORD`. */
 export function parseRecordText(text: string): unknown {
   try {
-    return JSON.parse(text);
+    // Some programs begin a file of UTF-8 with a byte order mark.
+    return JSON.parse(text.replace(/^\uFEFF/, ""));
   } catch (cause) {
     throw new InvalidRecordError(`not JSON: ${(cause as Error).message}`, { cause });
   }

@@ -4,6 +4,7 @@ import { EOS } from "../checkpoint/config.js";
 import { InvalidRecordError } from "../errors.js";
 import type { NativeTrainingSequence } from "../native.js";
 import type { Random } from "../philox.js";
+import { imageRows } from "../prefixes.js";
 import { fillTemplate, type TemplateTask } from "../prompts.js";
 import type { Pictures } from "./pictures.js";
 import type { TrainingExample } from "./source.js";
@@ -28,7 +29,7 @@ export class Sequences {
   ) {}
 
   /** Throws `INVALID_RECORD` where the model lacks a part that a task needs. */
-  expectTask(task: TemplateTask): void {
+  private expectTask(task: TemplateTask): void {
     const { spec } = this.checkpoint;
     if (draws(task) && !spec.image)
       throw new InvalidRecordError(`the model draws no images, which ${task} needs`);
@@ -36,20 +37,19 @@ export class Sequences {
       throw new InvalidRecordError(`the model reads no images, which ${task} needs`);
   }
 
-  /** Throws `INVALID_RECORD`, and what decoding a picture throws. */
+  /** Throws `INVALID_RECORD`, also where the model has no room for it, and what decoding a picture throws. */
   async of(
     example: TrainingExample,
     pictures: Pictures,
     random: Random,
   ): Promise<NativeTrainingSequence> {
     const { task } = example;
-    this.expectTask(task);
     const { config, spec } = this.checkpoint;
-    const text = draws(task) && random.chance(this.settings.promptDropout) ? "" : example.prompt;
-    const template = fillTemplate(config!.templates, task, text);
+    const empty = draws(task) && random.chance(this.settings.promptDropout);
+    const { template, learned } = this.tokensOf(empty ? { ...example, prompt: "" } : example);
     const sequence: NativeTrainingSequence = {
       task,
-      tokens: Int32Array.from([config!.bosToken, ...this.ids(template)]),
+      tokens: Int32Array.from([config!.bosToken, ...template]),
     };
     const picture = await pictures.get(example.image);
     if (task === "generate") sequence.targetLatents = picture.latents;
@@ -58,18 +58,52 @@ export class Sequences {
       if (spec.image?.editSourceLatents) sequence.sourceLatents = picture.latents;
       sequence.targetLatents = (await pictures.get(example.target!)).latents;
     }
-    if (example.text !== undefined)
-      sequence.targetTokens = Int32Array.from([
-        ...this.ids(example.text),
-        endOfText(config!.eosTokens),
-      ]);
+    if (learned)
+      sequence.targetTokens = Int32Array.from([...learned, endOfText(config!.eosTokens)]);
     return sequence;
+  }
+
+  /**
+   * What is read and what is written, without the tokens at their ends. Throws `INVALID_RECORD` where the model lacks a
+   * part or has no room.
+   */
+  tokensOf({ task, prompt, text }: TrainingExample): { template: number[]; learned?: number[] } {
+    this.expectTask(task);
+    const template = this.ids(fillTemplate(this.checkpoint.config!.templates, task, prompt));
+    const learned = text === undefined ? undefined : this.ids(text);
+    this.expectLength(task, 1 + template.length, learned && learned.length + 1);
+    return { template, learned };
+  }
+
+  /** Rows that a sequence of the model may have. */
+  private get limit(): number {
+    return this.checkpoint.config!.text.maxPositions;
+  }
+
+  /** The rule of prompts in inference: what is read and what is made of it share the model's length. */
+  private expectLength(task: TemplateTask, tokens: number, learned?: number): void {
+    const prompt = tokens + imageRows(this.checkpoint, task);
+    const made = learned ?? this.checkpoint.spec.image!.grid ** 2;
+    if (prompt + made <= this.limit) return;
+    const what = draws(task) ? "image" : "text";
+    throw new InvalidRecordError(
+      `its prompt takes ${prompt} rows and its ${what} ${made}: ${prompt + made} together, but this model's ` +
+        `sequences have at most ${this.limit} (max_position_embeddings)`,
+    );
   }
 
   private ids(text: string): number[] {
     let ids = this.encoded.get(text);
     if (!ids) {
-      ids = this.checkpoint.tokenizer!.encode(text);
+      const tokenizer = this.checkpoint.tokenizer!;
+      // What cannot fit is not tokenized first, which takes long where it is longest.
+      const least = Math.ceil(text.length / tokenizer.longestToken);
+      if (least > this.limit)
+        throw new InvalidRecordError(
+          `its text of ${text.length} characters takes at least ${least} rows, but this model's sequences have at ` +
+            `most ${this.limit} (max_position_embeddings)`,
+        );
+      ids = tokenizer.encode(text);
       // Prompts repeat; what does not should not fill the memory.
       if (this.encoded.size > 100_000) this.encoded.clear();
       this.encoded.set(text, ids);

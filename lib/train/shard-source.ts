@@ -1,5 +1,5 @@
 /** Tar shards as a source: read in a row, shuffled in a buffer, taken up again where a run stopped. */
-import { access } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { basename, dirname } from "node:path";
 import { z } from "zod";
 import { InvalidRecordError, TrainingDataError } from "../errors.js";
@@ -10,6 +10,7 @@ import { parseRecord, parseRecordText, pickSaid } from "./record.js";
 import { readShard, type ShardSample } from "./shards.js";
 import { ShuffleBuffer } from "./shuffle-buffer.js";
 import {
+  mostlyAlike,
   type OrderOptions,
   orderStream,
   type Source,
@@ -32,6 +33,8 @@ const whole = z.number().int().min(0);
 const positionSchema = z.object({
   /** Names of the files, which the numbers below count. */
   shards: z.array(z.string()),
+  /** Bytes of each; positions of earlier versions have none. */
+  sizes: z.array(whole).optional(),
   epoch: whole,
   /** Records drawn in this epoch. */
   drawn: whole,
@@ -63,6 +66,7 @@ export class ShardSource implements Source {
   private constructor(
     readonly name: string,
     private readonly paths: readonly string[],
+    private readonly sizes: readonly number[],
     private readonly options: ShardOptions,
   ) {
     this.begin(0);
@@ -71,11 +75,14 @@ export class ShardSource implements Source {
   /** Throws `TRAINING_DATA`, also where one of the shards is not there. */
   static async open(patterns: readonly string[], options: ShardOptions): Promise<ShardSource> {
     const paths = await listFiles(patterns);
-    for (const path of paths)
-      await access(path).catch((cause) => {
+    const sizes: number[] = [];
+    for (const path of paths) {
+      const { size } = await stat(path).catch((cause) => {
         throw new TrainingDataError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
       });
-    return new ShardSource(patterns.join(", "), paths, options);
+      sizes.push(size);
+    }
+    return new ShardSource(patterns.join(", "), paths, sizes, options);
   }
 
   get folder(): string {
@@ -119,7 +126,7 @@ export class ShardSource implements Source {
   private async *samples(shard: number): AsyncGenerator<ShardSample, void> {
     const path = this.paths[shard] as string;
     try {
-      yield* readShard(path);
+      yield* readShard(path, this.options.onRemark);
     } catch (cause) {
       throw new TrainingDataError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
     }
@@ -148,6 +155,7 @@ export class ShardSource implements Source {
     const { epoch, drawn, turn, sample } = this;
     return {
       shards: this.paths.map((path) => basename(path)),
+      sizes: [...this.sizes],
       epoch,
       drawn,
       turn,
@@ -161,6 +169,7 @@ export class ShardSource implements Source {
     const { data } = positionSchema.safeParse(position);
     const names = this.paths.map((path) => basename(path));
     if (!data || data.shards.join("\n") !== names.join("\n")) return false;
+    if (data.sizes && !mostlyAlike(data.sizes, this.sizes)) return false;
     const found = new Map<string, Placed>();
     for (const shard of new Set(data.buffer.map(([number]) => number))) {
       const wanted = new Set(data.buffer.filter(([n]) => n === shard).map(([, sample]) => sample));
@@ -209,7 +218,15 @@ export class ShardSource implements Source {
   }
 }
 
-function picturesOf(path: string, { index, files, key, modified, fault }: ShardSample) {
+/** What a message of a missing file adds where there is a link in its place. */
+const linked = ({ links }: ShardSample): string =>
+  links.length === 0
+    ? ""
+    : `; its ${links.join(" and ")} ${links.length === 1 ? "is a link, which has" : "are links, which have"} nothing ` +
+      "in an archive: tar -h (--hard-dereference for hard links) stores the files themselves";
+
+function picturesOf(path: string, sample: ShardSample) {
+  const { index, files, key, modified, fault } = sample;
   if (fault !== undefined) throw new InvalidRecordError(fault);
   const find = (prefix: string): PackedPicture | undefined => {
     const extension = IMAGE_EXTENSIONS.map((e) => `${prefix}${e}`).find((e) => files.has(e));
@@ -218,7 +235,10 @@ function picturesOf(path: string, { index, files, key, modified, fault }: ShardS
     return { path: `${path}/${index}/${key}.${extension}`, bytes, modified };
   };
   const image = find("");
-  if (!image) throw new InvalidRecordError(`expected an image beside it, such as ${key}.png`);
+  if (!image)
+    throw new InvalidRecordError(
+      `expected an image of this sample, such as ${key}.png${linked(sample)}`,
+    );
   return { image, target: find("target.") };
 }
 
@@ -228,19 +248,22 @@ function recordOf(path: string, sample: ShardSample, plain: PlainTask) {
   const value = textsOf(sample, plain);
   if (!target && "task" in value && value.task === "edit")
     throw new InvalidRecordError(
-      `expected the edited image beside it, such as ${sample.key}.target.png`,
+      `expected the edited image of this sample, such as ${sample.key}.target.png${linked(sample)}`,
     );
   const record = parseRecord({ ...value, image: image.path, target: target?.path });
   return { record, image, target: record.target === undefined ? undefined : target };
 }
 
 /** The record of a sample, without its pictures: its JSON where that has a task, else its plain text. */
-function textsOf({ key, files }: ShardSample, plain: PlainTask): object {
+function textsOf(sample: ShardSample, plain: PlainTask): object {
+  const { key, files } = sample;
   const json = files.get("json");
   const value = json && parseRecordText(json.toString());
   if (typeof value === "object" && value !== null && "task" in value) return value;
   const text = files.get("txt")?.toString().trim();
   if (text === undefined)
-    throw new InvalidRecordError(`expected ${key}.json with a task, or ${key}.txt`);
+    throw new InvalidRecordError(
+      `expected ${key}.json with a task, or ${key}.txt${linked(sample)}`,
+    );
   return plain === "caption" ? { task: plain, text } : { task: plain, prompt: text };
 }

@@ -17,6 +17,8 @@ export interface ShardSample {
   files: ReadonlyMap<string, Buffer>;
   /** When the shard was last written, in milliseconds. */
   modified: number;
+  /** Extensions of files of it that the archive has as links alone. */
+  links: readonly string[];
   /** Why it cannot be used. */
   fault?: string;
 }
@@ -27,6 +29,9 @@ export const isShardName = (name: string): boolean => /\.(tar|tar\.gz|tgz)$/i.te
 /** A file beyond this is no picture of the sizes that are read, but could fill the memory. */
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
 
+/** Zero bytes that end an archive: two blocks, of which some programs write one. */
+const END_MARK = 512;
+
 /** `a/000001.target.png`: key `a/000001`, extension `target.png`. Hidden files and those without either are none. */
 function splitName(name: string): { key: string; extension: string } | undefined {
   const { dir, base } = posix.parse(posix.normalize(name));
@@ -35,29 +40,65 @@ function splitName(name: string): { key: string; extension: string } | undefined
   return { key: posix.join(dir, base.slice(0, dot)), extension: base.slice(dot + 1).toLowerCase() };
 }
 
+interface OpenSample {
+  key: string;
+  files: Map<string, Buffer>;
+  links: string[];
+  fault?: string;
+}
+
+const broken = (fault: string, key = "its beginning"): OpenSample => ({
+  key,
+  files: new Map(),
+  links: [],
+  fault,
+});
+
 /**
  * Reads a shard from its beginning, a sample at a time; one whose name ends in .gz or .tgz is unpacked. Where the
- * archive is damaged or cut off, the last sample says so in `fault`. Throws what the file system says where it
- * cannot be opened.
+ * archive is damaged, cut off or empty, the last sample says so in `fault`. One that ends between two files but
+ * without an archive's end is told to `onRemark`: it may be cut off, but some programs write no end. Throws what the
+ * file system says where it cannot be opened.
  */
-export async function* readShard(path: string): AsyncGenerator<ShardSample, void> {
+export async function* readShard(
+  path: string,
+  onRemark?: (message: string) => void,
+): AsyncGenerator<ShardSample, void> {
   const { mtimeMs: modified } = await stat(path);
   const archive = extract();
   const bytes = createReadStream(path);
+  // How many bytes there are, and how many zeros at their end.
+  let [length, zeros] = [0, 0];
+  const watch = async function* (chunks: AsyncIterable<Buffer>) {
+    for await (const chunk of chunks) {
+      let last = chunk.length;
+      while (last > 0 && chunk[last - 1] === 0) last--;
+      zeros = last === 0 ? zeros + chunk.length : chunk.length - last;
+      length += chunk.length;
+      yield chunk;
+    }
+  };
   // An error destroys the archive, and the loop below throws it.
   const read = /\.t?gz$/i.test(path)
-    ? pipeline(bytes, createGunzip(), archive)
-    : pipeline(bytes, archive);
+    ? pipeline(bytes, createGunzip(), watch, archive)
+    : pipeline(bytes, watch, archive);
   read.catch(() => {});
   let index = 0;
-  let current: { key: string; files: Map<string, Buffer>; fault?: string } | undefined;
+  let current: OpenSample | undefined;
   const finish = (): ShardSample => ({ index: index++, modified, ...current! });
   try {
     for await (const entry of archive) {
-      const name = entry.header.type === "file" ? splitName(entry.header.name) : undefined;
+      const { type } = entry.header;
+      const link = type === "symlink" || type === "link";
+      const name = type === "file" || link ? splitName(entry.header.name) : undefined;
       if (name && name.key !== current?.key) {
         if (current) yield finish();
-        current = { key: name.key, files: new Map() };
+        current = { key: name.key, files: new Map(), links: [] };
+      }
+      if (name && link) {
+        current?.links.push(name.extension);
+        entry.resume();
+        continue;
       }
       const size = entry.header.size ?? 0;
       if (!name || !current || size > MAX_FILE_BYTES) {
@@ -70,9 +111,13 @@ export async function* readShard(path: string): AsyncGenerator<ShardSample, void
       if (current.files.has(name.extension)) current.fault = `${name.extension} is there twice`;
       current.files.set(name.extension, Buffer.concat(chunks));
     }
+    if (length === 0) current = broken("the archive is empty: it has no bytes");
+    else if (zeros < END_MARK)
+      onRemark?.(
+        `${path} lacks the blocks of zeros that end a tar file: it may have been cut off between two files`,
+      );
   } catch (error) {
-    const fault = `the archive is damaged here: ${(error as Error).message}`;
-    current = { key: current?.key ?? "its beginning", files: new Map(), fault };
+    current = broken(`the archive is damaged here: ${(error as Error).message}`, current?.key);
   }
   if (current) yield finish();
 }

@@ -44,6 +44,8 @@ export interface Source {
 
 /** What decides a source's order. */
 export interface OrderOptions {
+  /** Called with what is odd about the source, though no record is to blame. */
+  onRemark?: (message: string) => void;
   /** The run's. */
   seed: bigint;
   /** That of the source among those of the run: it names the source's randomness. */
@@ -55,3 +57,12 @@ export interface OrderOptions {
 /** The streams of randomness of a source (`Random`), which no other part of a run draws from. */
 export const orderStream = (place: number) => 100 + place;
 export const shardStream = (place: number) => 500_000 + place;
+
+/**
+ * Whether data are those that a position is of, by marks of their parts: at least half are as they were, for some may
+ * have been mended since.
+ */
+export function mostlyAlike(before: unknown, now: readonly (string | number)[]): boolean {
+  if (!Array.isArray(before) || before.length !== now.length) return false;
+  return 2 * now.filter((mark, i) => mark === before[i]).length >= now.length;
+}

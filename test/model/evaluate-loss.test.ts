@@ -1,6 +1,6 @@
 /** The suite "loss": what it measures, held against other ways to compute it, and what it refuses. */
 import { execFile } from "node:child_process";
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
@@ -123,25 +123,43 @@ describe("what cannot be measured is told by the record", () => {
     );
     const broken = await write("broken.jsonl", good, "{");
     await expect(measure("shapes-64", broken)).rejects.toMatchObject(
-      refused(/broken\.jsonl: record 1: not JSON/),
+      refused(/broken\.jsonl: record 1 \(line 2\): not JSON/),
     );
     const task = await write("task.jsonl", good, good, { ...good, task: "sing" });
     await expect(measure("shapes-64", task)).rejects.toMatchObject(
-      refused(/task\.jsonl: record 2: task:/),
+      refused(/task\.jsonl: record 2 \(line 3\): task: expected generate or caption/),
     );
     const picture = await write("picture.jsonl", good, { ...good, image: "images/none.png" });
     await expect(measure("shapes-64", picture)).rejects.toMatchObject(
-      refused(/picture\.jsonl: record 1: .*none\.png/),
+      refused(/picture\.jsonl: record 1 \(line 2\): .*none\.png/),
     );
+  });
+
+  test("a tar", async () => {
+    const tar = join(folder, "data", "a.tar");
+    const message = /expected JSON lines but .*a\.tar is a tar file: .* under "shards"/;
+    await expect(measure("shapes-64", tar)).rejects.toMatchObject(refused(message));
+  });
+
+  test("texts beyond the model's length, before anything is measured", async () => {
+    const long = await write("long.jsonl", good, { ...good, text: "a red circle ".repeat(200) });
+    const message =
+      /long\.jsonl: record 1 \(line 2\): its prompt takes \d+ rows and its text \d+: \d+ together/;
+    const progress = jest.fn();
+    const options = { manifests: [long], seed: 0n, threads: 1, onRecord: progress };
+    await expect(evaluateLoss("shapes-64", options)).rejects.toMatchObject(refused(message));
+    expect(progress).not.toHaveBeenCalled();
   });
 
   test("models", async () => {
     await expect(measure(join(FIXTURES, "gemma2-tiny"), manifest("caption"))).rejects.toMatchObject(
-      refused(/record 0: the model reads no images, which caption needs$/),
+      refused(/record 0 \(line 1\): the model reads no images, which caption needs$/),
     );
     await expect(
       measure(join(FIXTURES, "paligemma-tiny"), manifest("generate")),
-    ).rejects.toMatchObject(refused(/record 0: the model draws no images, which generate needs$/));
+    ).rejects.toMatchObject(
+      refused(/record 0 \(line 1\): the model draws no images, which generate needs$/),
+    );
     await expect(measure("./nothing", manifest("caption"))).rejects.toMatchObject({
       code: "CHECKPOINT_NOT_FOUND",
     });
@@ -152,6 +170,19 @@ describe("what cannot be measured is told by the record", () => {
     const options = { manifests: [manifest("caption")], seed: 0n, signal };
     await expect(evaluateLoss("shapes-64", options)).rejects.toThrow("enough");
   });
+});
+
+test("pictures may be kept in a folder of their own", async () => {
+  const [data, cache] = [join(folder, "elsewhere"), join(folder, "kept")];
+  await writeDataset(data, { count: 2, seed: 2n, tasks: ["caption"] });
+  await evaluateLoss("shapes-64", {
+    manifests: [join(data, "caption.jsonl")],
+    seed: 0n,
+    threads: 1,
+    cache,
+  });
+  expect(await readdir(data)).toEqual(["caption.jsonl", "images"]);
+  expect((await readdir(cache)).map((name) => name.replace(/.*\./, ""))).toEqual(["bin", "jsonl"]);
 });
 
 test("the command prints a table or JSON, writes a file, and tells which option is of which suite", async () => {
@@ -174,6 +205,7 @@ test("the command prints a table or JSON, writes a file, and tells which option 
   expect(JSON.parse(stdout)).toMatchObject({ suite: "loss", seed: "0", timesteps: 2 });
   const usage = (text: string) => ({ code: 2, stderr: expect.stringContaining(text) });
   expect(await run("--suite", "loss")).toMatchObject(usage("needs --manifest"));
+  expect(await run("--cache", "a")).toMatchObject(usage("--cache is an option of the suite loss"));
   expect(await run("--manifest", "a")).toMatchObject(usage("--manifest is an option of the suite"));
   expect(await run(...loss, "--steps", "3")).toMatchObject(usage("--steps is an option of the"));
   expect(await run("--suite", "loss", "--manifest", "nothing.jsonl")).toMatchObject({

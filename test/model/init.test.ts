@@ -1,10 +1,15 @@
 /** Fresh checkpoints: of the sizes asked for, the same for one seed, with parts of other models. */
+import { readdirSync } from "node:fs";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { stringify } from "yaml";
+import { parse, stringify } from "yaml";
 import { UniFluid } from "../../lib";
+import { parseModelConfig } from "../../lib/checkpoint/config";
+import { Fields } from "../../lib/checkpoint/fields";
+import { parseVaeConfig } from "../../lib/checkpoint/vae-config";
 import { initCheckpoint } from "../../lib/init/init";
+import { refuseUnread } from "../../lib/init/unread";
 import { FIXTURES, Tensors } from "../support/fixtures";
 import { fromBFloat16 } from "../support/numbers";
 import { TINY_MODEL } from "../support/training";
@@ -126,6 +131,91 @@ test("parts come from other models, bit for bit", async () => {
   expect(taken.length).toBeGreaterThan(40);
   for (const name of taken) expect(values(to, name)).toEqual(values(from, name));
   expect(made.vae).toBeDefined();
+});
+
+test("a field that nothing reads is refused, with the name that is near", async () => {
+  const refused = (config: object, message: string, change: object = {}) =>
+    yaml("f", config).then((path) =>
+      expect(
+        initCheckpoint(path, join(folder, "f"), { ...options, ...change }),
+      ).rejects.toMatchObject({
+        code: "INVALID_CONFIG",
+        message: message.replace("FILE", path),
+      }),
+    );
+  const { text_config, vision_config, diffusion_head } = TINY_MODEL;
+  const { hidden_size, ...others } = text_config;
+  const misspelt = { ...others, hiddensize: hidden_size };
+  await refused(
+    { ...TINY_MODEL, text_config: misspelt },
+    "FILE: text_config: nothing reads hiddensize; is hidden_size meant?",
+  );
+  await refused(
+    { ...TINY_MODEL, vision_config: { ...vision_config, Patch_size: 8 } },
+    "FILE: vision_config: nothing reads Patch_size; is patch_size meant?",
+  );
+  await refused(
+    { ...TINY_MODEL, diffusion_head: { ...diffusion_head, dropout: 0.1 } },
+    "FILE: diffusion_head: nothing reads dropout",
+  );
+  await refused(
+    { ...TINY_MODEL, difusion_head: {} },
+    "FILE: nothing reads difusion_head; is diffusion_head meant?",
+  );
+  await refused(
+    { ...TINY_MODEL, prompts: { captions: "tell " } },
+    "FILE: prompts: nothing reads captions; is caption meant?",
+  );
+  await refused(
+    { vae: { block_out_channel: [8, 16] } },
+    "FILE: vae: nothing reads block_out_channel; is block_out_channels meant?",
+    { vae: undefined },
+  );
+  // Matrices of logits of their own are not made.
+  const untied = { ...text_config, tie_word_embeddings: false };
+  await refused(
+    { ...TINY_MODEL, text_config: untied },
+    "FILE: text_config: nothing reads tie_word_embeddings",
+  );
+  // What a part brings along is not the file's.
+  const head = { ...TINY_MODEL, text_config: { vocabsize: 3 } };
+  const tiny = join(FIXTURES, "unifluid-tiny");
+  await refused(head, "FILE: text_config: nothing reads vocabsize; is vocab_size meant?", {
+    text: tiny,
+    tokenizer: undefined,
+  });
+});
+
+test("files of sizes in this repository are read whole", async () => {
+  const root = join(__dirname, "../..");
+  const sizes = ["examples/train", "bench", "bench/findings"].flatMap((place) =>
+    readdirSync(join(root, place))
+      .filter((name) => name.endsWith(".yaml"))
+      .map((name) => join(root, place, name)),
+  );
+  let count = 0;
+  for (const path of sizes) {
+    const { vae = {}, ...config } = parse(await readFile(path, "utf8"));
+    if (config.sources) continue; // of a run
+    const readVae = Fields.of(vae, path);
+    parseVaeConfig(readVae);
+    refuseUnread(readVae, vae, path);
+    count++;
+    if (Object.keys(config).length === 0) continue;
+    // Sections that parts of other models bring.
+    const { text_config = {}, diffusion_head = {}, ...rest } = config;
+    const whole = {
+      model_type: "unifluid",
+      image_generation: TINY_MODEL.image_generation,
+      ...rest,
+      text_config: { ...TINY_MODEL.text_config, ...text_config },
+      diffusion_head: { ...TINY_MODEL.diffusion_head, ...diffusion_head },
+    };
+    const read = Fields.of(whole, path);
+    parseModelConfig(whole, path, read);
+    refuseUnread(read, config, path);
+  }
+  expect(count).toBeGreaterThan(4);
 });
 
 test("what does not fit is refused, and leaves nothing", async () => {

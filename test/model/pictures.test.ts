@@ -17,6 +17,9 @@ import { promisify } from "node:util";
 import { stringify } from "yaml";
 import { type Checkpoint, locateCheckpoint, readCheckpoint } from "../../lib";
 import { writeDataset } from "../../lib/scenes/dataset";
+import { Batches } from "../../lib/train/batches";
+import { BrokenRecords } from "../../lib/train/broken-records";
+import { readRunConfig, type UnifiedRunConfig } from "../../lib/train/config";
 import { CACHE_FOLDER, Pictures } from "../../lib/train/pictures";
 
 const execute = promisify(execFile);
@@ -172,11 +175,60 @@ test("a model with another decoder reads what was prepared, one with another enc
   }
 });
 
+test("a cache that goes away is no picture's fault, before the first is kept or after", async () => {
+  for (const first of [0, 1]) {
+    const data = await fresh(`gone-${first}`);
+    await using(data, async (pictures) => {
+      const told: string[] = [];
+      const broken = new BrokenRecords(1, (message) => told.push(message));
+      for (const path of paths(data).slice(0, first)) await pictures.prepare(path);
+      await rm(join(data, CACHE_FOLDER), { recursive: true });
+      const path = paths(data)[first]!;
+      const attempt = broken.attempt(path, async () => void (await pictures.prepare(path)));
+      await expect(attempt).rejects.toMatchObject({
+        code: "TRAINING_DATA",
+        message: expect.stringMatching(/^cannot keep prepared pictures: ENOENT.*"cache"/),
+      });
+      expect(told).toEqual([]);
+      expect(broken.counts.broken).toBe(0);
+    });
+  }
+});
+
+test("pictures of several folders may be kept in one that is named, by a run and by prepare", async () => {
+  const [cache, data] = [join(folder, "kept"), await fresh("apart")];
+  await fresh("apart-too");
+  const settings = {
+    model: "shapes-64",
+    sources: ["apart", "apart-too"].map((name) => ({
+      manifest: join(folder, name, "caption.jsonl"),
+      examples: 1,
+    })),
+    steps: 1,
+    learningRate: 1,
+    threads: 2,
+    cache: "kept",
+  };
+  await writeFile(join(folder, "apart.yaml"), stringify(settings));
+  const main = resolve(__dirname, "../../dist/cli/main.js");
+  await execute(process.execPath, [main, "prepare", join(folder, "apart.yaml")]);
+  expect(await readdir(data)).not.toContain(CACHE_FOLDER);
+  const kept = (await readdir(cache)).sort();
+  expect(kept).toHaveLength(2);
+  const config = await readRunConfig(join(folder, "apart.yaml"));
+  const batches = await Batches.open(checkpoint, config as UnifiedRunConfig, () => {});
+  expect((await batches.of(1)).batches[0]).toHaveLength(2);
+  await batches.close();
+  // All was there.
+  expect((await readdir(cache)).sort()).toEqual(kept);
+  expect(await readdir(data)).not.toContain(CACHE_FOLDER);
+}, 120_000);
+
 test("a folder that cannot be written to is told", async () => {
   const data = join(folder, "none");
   await writeFile(data, "a file");
   await expect(Pictures.open(data, checkpoint, {})).rejects.toMatchObject({
     code: "TRAINING_DATA",
-    message: expect.stringContaining("cannot keep prepared pictures"),
+    message: expect.stringMatching(/^cannot keep prepared pictures: .*"cache" in a run's settings/),
   });
 });

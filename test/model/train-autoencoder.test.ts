@@ -235,7 +235,7 @@ test("records need no task, and broken ones are named", async () => {
     { onNote: (message) => notes.push(message) },
   );
   expect(notes).toHaveLength(2);
-  expect(notes.join()).toMatch(/pictures\.jsonl: record [89]: /);
+  expect(notes.join()).toMatch(/pictures\.jsonl: record [89] \(line (9|10)\): /);
   expect(summary.brokenRecords).toBe(2);
 });
 
@@ -262,6 +262,13 @@ test("what does not fit is refused before anything starts", async () => {
     });
   await refused({ imageSize: undefined }, "INVALID_CONFIG", /imageSize/);
   await refused({ imageSize: 33 }, "INVALID_CONFIG", /multiple of 2 for imageSize/);
+  await refused(
+    { imageSize: 2 ** 18, accumulation: 3 },
+    "INSUFFICIENT_MEMORY",
+    /^training .*start on 2 pictures of 262144 x 262144 at a time takes at least \d+ MiB, but \d+ MiB are available/,
+  );
+  for (const name of ["beta1", "beta2"])
+    await refused({ [name]: 1 }, "INVALID_CONFIG", new RegExp(name));
   await refused({ lambda: 1 }, "INVALID_CONFIG", /lambda/);
   await refused({ model: "shapes-64" }, "INVALID_CONFIG", /model/);
   await refused({ autoencoder: join(FIXTURES, "gemma-tiny") }, "INVALID_CONFIG", /vae/);

@@ -315,7 +315,7 @@ test("broken records are named, counted and skipped, and too many stop the run",
   const change = { sources, steps: 2, brokenShare: 0.02 };
   expect(await train("some", change, { onNote })).toMatchObject({ step: 2, brokenRecords: 4 });
   expect(notes).toHaveLength(4);
-  expect(notes.join()).toMatch(/some\.jsonl: record 2\d: /);
+  expect(notes.join()).toMatch(/some\.jsonl: record 2\d \(line 2\d\): /);
   const counts = (await metricsOf("some")).map((m) => m.brokenRecords);
   expect(counts).toEqual([expect.any(Number), 4]);
   expect(await readFile(join(folder, "some", "report.html"), "utf8")).toContain(
@@ -380,6 +380,8 @@ test("settings are checked before anything starts", async () => {
   await refused({ sources: [] }, /sources/);
   await refused({ learningrate: 1 }, /learningrate/);
   await refused({ schedule: "none" }, /schedule/);
+  // A moment that takes nothing in is divided by nothing.
+  for (const name of ["beta1", "beta2"]) await refused({ [name]: 1 }, new RegExp(name));
   await expect(train("learns")).rejects.toMatchObject({ code: "INVALID_OPTION" });
   await expect(train("refused", { model: join(folder, "none") })).rejects.toMatchObject({
     code: "CHECKPOINT_NOT_FOUND",

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
 import { initCheckpoint } from "../../lib/init/init";
+import { trainingBytes, vaeTrainingActivations } from "../../lib/memory";
 import type { NativeModelSpec, NativeVaeExample } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
 import { relativeError } from "../support/parity";
@@ -180,4 +181,21 @@ test("so are those of attention in the blocks", async () => {
   } finally {
     await rm(folder, { recursive: true });
   }
+});
+
+test("a step needs more memory than the bound that runs are checked against, and not ten times as much", async () => {
+  const [side, count] = [96, 8];
+  const numbers = new Numbers(7);
+  const pictures = Array.from({ length: count }, () => ({
+    pixels: numbers.values(3 * side * side),
+  }));
+  const tensors = spec.tensors.filter(({ name }) => name.startsWith("vae."));
+  const bound =
+    trainingBytes(tensors, { emaDecay: 0.9 }) + vaeTrainingActivations(spec.vae!, side, count);
+  const step = async (maxMemory: number) => {
+    const t = await trainer({ ...spec, tensors }, { vae, emaDecay: 0.9, maxMemory });
+    return await t.step([pictures], { step: 1, learningRate: 0 });
+  };
+  await expect(step(bound)).rejects.toMatchObject({ code: "INSUFFICIENT_MEMORY" });
+  expect(await step(10 * bound)).toMatchObject({ finite: true });
 });

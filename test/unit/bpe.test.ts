@@ -29,6 +29,15 @@ const learnedFrom = async (text: string, size: number) =>
 const tokenizerOf = (learned: ReturnType<typeof learnVocabulary>) =>
   Tokenizer.parse(tokenizerJson(learned), "it", FIXED_TOKENS + learned.tokens.length);
 
+test("a byte order mark is no part of the first text", async () => {
+  const record = JSON.stringify({ task: "caption", image: "a.png", text: "red" });
+  const words = async (name: string, content: string) => [
+    ...(await countWords([await file(name, `\uFEFF${content}`)])).keys(),
+  ];
+  expect(await words("a.txt", "red star")).toEqual(["red", `${SPACE}star`, "\n"]);
+  expect(await words("a.jsonl", record)).toContain("red");
+});
+
 describe("learning", () => {
   test("makes the merges of the reference trainer, in its order", async () => {
     const { tokens, merges } = await learnedFrom(reference.text, reference.size);
@@ -202,9 +211,15 @@ describe("texts", () => {
       "a.jsonl",
       '{"task": "caption", "image": "a", "text": "b"}\n{"task"',
       "INVALID_RECORD",
-      /a\.jsonl: record 1: not JSON/,
+      /a\.jsonl: record 1 \(line 2\): not JSON/,
     ],
-    ["with a record of no task", "a.jsonl", '{"text": "b"}', "INVALID_RECORD", /record 0: task/],
+    [
+      "with a record of no task",
+      "a.jsonl",
+      '{"text": "b"}',
+      "INVALID_RECORD",
+      /record 0 \(line 1\): task/,
+    ],
   ])("a file %s is told, and nothing is written", async (_, name, content, code, message) => {
     const path = await file(name, content);
     await expect(trainTokenizer([path], 300, join(folder, "out"))).rejects.toMatchObject({

@@ -1,5 +1,7 @@
-/** Examples as sequences: what needs no model. */
-import { endOfText } from "../../lib/train/sequences";
+/** Examples as sequences: what needs no computing. */
+import { type Checkpoint, locateCheckpoint, readCheckpoint } from "../../lib";
+import { prefixRows } from "../../lib/prefixes";
+import { endOfText, Sequences } from "../../lib/train/sequences";
 
 test.each([
   [[1], 1],
@@ -7,4 +9,69 @@ test.each([
   [[106, 107], 106],
 ])("of the stop tokens %j a learned text ends in %i", (tokens, end) => {
   expect(endOfText(tokens)).toBe(end);
+});
+
+describe("a sequence has room in the model", () => {
+  let checkpoint: Checkpoint;
+  let sequences: Sequences;
+  beforeAll(async () => {
+    checkpoint = await readCheckpoint(await locateCheckpoint("shapes-64"));
+    sequences = new Sequences(checkpoint, { promptDropout: 0 });
+  });
+  const limit = () => checkpoint.config!.text.maxPositions;
+  const refused = (...parts: (number | string)[]) =>
+    expect.objectContaining({
+      code: "INVALID_RECORD",
+      message: expect.stringMatching(new RegExp(parts.join(".*"))),
+    });
+  const image = "a.png";
+
+  test.each(["generate", "edit"] as const)("with what %s draws", (task) => {
+    const made = checkpoint.spec.image!.grid ** 2;
+    const prompts = Array.from({ length: limit() }, (_, n) => "!".repeat(n + 1));
+    const rows = (prompt: string) => prefixRows(checkpoint, task, prompt);
+    const fits = prompts.filter((prompt) => rows(prompt) + made <= limit());
+    expect(rows(fits.at(-1)!) + made).toBe(limit());
+    sequences.tokensOf({ task, image, prompt: fits.at(-1)! });
+    const long = prompts[fits.length]!;
+    expect(() => sequences.tokensOf({ task, image, prompt: long })).toThrow(
+      refused(`prompt takes ${rows(long)} rows`, `image ${made}:`, limit() + 1, `most ${limit()}`),
+    );
+  });
+
+  test.each(["caption", "answer"] as const)("with what %s writes, and its end", (task) => {
+    const prompt = task === "answer" ? "what?" : "";
+    const rows = prefixRows(checkpoint, task, prompt);
+    const { tokenizer } = checkpoint;
+    const one = tokenizer!.encode("!!").length - tokenizer!.encode("!").length;
+    expect(one).toBe(1);
+    const text = (tokens: number) => "!".repeat(tokens - tokenizer!.encode("!").length + 1);
+    const most = limit() - rows - 1;
+    expect(sequences.tokensOf({ task, image, prompt, text: text(most) }).learned).toHaveLength(
+      most,
+    );
+    expect(() => sequences.tokensOf({ task, image, prompt, text: text(most + 1) })).toThrow(
+      refused(`prompt takes ${rows} rows`, `text ${most + 2}:`, limit() + 1, `most ${limit()}`),
+    );
+  });
+
+  test("which an absurdly long text has not, without being tokenized", () => {
+    const encode = jest.spyOn(checkpoint.tokenizer!, "encode");
+    const text = "a".repeat(10_000_000);
+    for (const example of [
+      { task: "generate", image, prompt: text },
+      { task: "caption", image, prompt: "", text },
+    ] as const)
+      expect(() => sequences.tokensOf(example)).toThrow(
+        refused("characters takes at least \\d+ rows", `most ${limit()}`),
+      );
+    for (const [tokenized] of encode.mock.calls) expect(tokenized.length).toBeLessThan(100);
+    encode.mockRestore();
+    // No text has fewer tokens than that.
+    const longest = checkpoint.tokenizer!.longestToken;
+    for (const words of ["a large red circle on a pink background", " ".repeat(99), "\n\n\n"])
+      expect(checkpoint.tokenizer!.encode(words).length).toBeGreaterThanOrEqual(
+        words.length / longest,
+      );
+  });
 });

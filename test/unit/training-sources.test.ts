@@ -8,9 +8,11 @@ import { gzipSync } from "node:zlib";
 import { pack } from "tar-stream";
 import { Random } from "../../lib/philox";
 import { writeDataset } from "../../lib/scenes/dataset";
+import { BrokenRecords } from "../../lib/train/broken-records";
 import { parseRunConfig } from "../../lib/train/config";
 import { expandBraces, listFiles } from "../../lib/train/file-patterns";
 import { ManifestSource } from "../../lib/train/manifest-source";
+import { Mixture } from "../../lib/train/mixture";
 import type { PackedPicture } from "../../lib/train/pictures";
 import { ShardSource } from "../../lib/train/shard-source";
 import { readShard } from "../../lib/train/shards";
@@ -242,9 +244,47 @@ describe("samples of a shard", () => {
     ]);
     await writeFile(path, "x".repeat(2000));
     expect(await samples(path)).toMatchObject([{ fault: expect.stringContaining("damaged") }]);
-    await writeFile(path, "");
+    // A copy that failed; an archive of nothing is one.
+    for (const [name, fault] of [
+      ["none.tar", "no bytes"],
+      ["none.tar.gz", "damaged"],
+    ] as const) {
+      await writeFile(join(folder, name), "");
+      expect(await samples(join(folder, name))).toEqual([
+        { key: "its beginning", index: 0, files: [], fault: expect.stringContaining(fault) },
+      ]);
+    }
+    await writeTar(path, {});
     expect(await samples(path)).toEqual([]);
-    await expect(samples(join(folder, "none.tar"))).rejects.toMatchObject({ code: "ENOENT" });
+    await expect(samples(join(folder, "other.tar"))).rejects.toMatchObject({ code: "ENOENT" });
+  });
+
+  test("without an archive's end are all used, with a remark", async () => {
+    const path = join(folder, "a.tar");
+    await writeTar(path, { "0.png": "one", "1.png": "two" });
+    const bytes = await readFile(path);
+    expect(bytes).toHaveLength(4 * 512 + 1024);
+    const remarks = async (end: number, name = "b.tar") => {
+      const content = bytes.subarray(0, end);
+      await writeFile(join(folder, name), name.endsWith("gz") ? gzipSync(content) : content);
+      const told: string[] = [];
+      let count = 0;
+      for await (const { fault } of readShard(join(folder, name), (m) => told.push(m))) {
+        expect(fault).toBeUndefined();
+        count++;
+      }
+      return { count, told };
+    };
+    const told = [expect.stringMatching(/b\.tar.* lacks the blocks of zeros that end a tar file/)];
+    expect(await remarks(4 * 512)).toEqual({ count: 2, told });
+    expect(await remarks(4 * 512, "b.tar.gz")).toEqual({ count: 2, told });
+    expect(await remarks(2 * 512)).toEqual({ count: 1, told });
+    // Some write one block of zeros.
+    for (const end of [4 * 512 + 512, bytes.length])
+      expect(await remarks(end)).toEqual({ count: 2, told: [] });
+    // Joined archives have an end in their middle.
+    await writeFile(join(folder, "c.tar"), Buffer.concat([bytes, bytes]));
+    expect(await samples(join(folder, "c.tar"))).toHaveLength(4);
   });
 });
 
@@ -323,6 +363,37 @@ describe("records of shards", () => {
     expect(pathAt(2)).not.toBe(pathAt(0));
   });
 
+  test("links are told, since an archive has nothing of what they lead to", async () => {
+    const path = join(folder, "a.tar");
+    const archive = pack();
+    for (const [name, type] of [
+      ["0.png", "symlink"],
+      ["0.txt", "symlink"],
+      ["1.png", undefined],
+      ["1.txt", "link"],
+      ["2.png", undefined],
+      ["2.txt", undefined],
+      ["2.notes", "symlink"],
+    ] as const)
+      if (type) archive.entry({ name, type, linkname: "../somewhere" });
+      else archive.entry({ name }, "text");
+    archive.finalize();
+    await pipeline(archive, createWriteStream(path));
+    const source = await ShardSource.open([path], order);
+    const outcomes: unknown[] = [];
+    for await (const record of source.all())
+      try {
+        outcomes.push(record.example(random()).text);
+      } catch (error) {
+        outcomes.push((error as Error).message);
+      }
+    expect(outcomes).toEqual([
+      expect.stringMatching(/such as 0\.png; its png and txt are links, .*tar -h/),
+      expect.stringMatching(/1\.json with a task, or 1\.txt; its txt is a link, .*tar -h/),
+      "text",
+    ]);
+  });
+
   test("a file that is there twice makes its sample a broken one", async () => {
     const [record] = await examples({ "0.png": "p", "0.PNG": "q", "0.txt": "a" });
     expect(() => record!.example(random())).toThrow(/png is there twice/);
@@ -350,11 +421,147 @@ test("shards that are missing, empty or changed are told", async () => {
   expect(await (await ShardSource.open([join(folder, "a-0.tar")], order)).restore(position)).toBe(
     false,
   );
-  for (const name of ["a-0.tar", "a-1.tar"]) await writeTar(join(folder, name), {});
+  await writeTar(join(folder, "a-0.tar"), {});
   const changed = await ShardSource.open([pattern], order);
   await expect(changed.restore(position)).rejects.toMatchObject({
     ...refused,
-    message: expect.stringMatching(/a-\d\.tar has changed/),
+    message: expect.stringMatching(/a-0\.tar has changed/),
+  });
+  // With most of them changed they are others.
+  await writeTar(join(folder, "a-1.tar"), {});
+  expect(await (await ShardSource.open([pattern], order)).restore(position)).toBe(false);
+  await Promise.all([source.close(), changed.close()]);
+});
+
+test("a run counts an empty shard as a broken record, and remarks once on one without an end", async () => {
+  const pattern = await captionShards([3, 3]);
+  await truncate(join(folder, "a-0.tar"), 3 * 4 * 512);
+  await writeFile(join(folder, "a-1.tar"), "");
+  const told: string[] = [];
+  const broken = new BrokenRecords(0.01, (message) => told.push(message));
+  const run = {
+    model: "shapes-64",
+    steps: 1,
+    learningRate: 1,
+    sources: [{ shards: pattern, examples: 3 }],
+  };
+  const mixture = await Mixture.open(parseRunConfig(run, "run.yaml", folder), broken);
+  for (let step = 1; step <= 4; step++) {
+    const { examples } = await mixture.draw(step, async (record) => record.example(random()).text);
+    expect(examples).toHaveLength(3);
+  }
+  await mixture.close();
+  expect(told.sort()).toEqual([
+    expect.stringMatching(/a-1\.tar: sample 0 \(its beginning\): the archive is empty/),
+    expect.stringMatching(/^nothing, but .*a-0\.tar lacks the blocks of zeros/),
+  ]);
+  expect(broken.counts.broken).toBe(1);
+});
+
+test("a manifest of other records begins anew, one with some mended goes on", async () => {
+  const path = await captionManifest(100);
+  const open = () => ManifestSource.open(path, order);
+  const before = await open();
+  const all = await take(before, 10);
+  const position = JSON.parse(JSON.stringify(before.position()));
+  const lines = (await readFile(path, "utf8")).split("\n");
+  const change = (some: (i: number) => boolean) =>
+    writeFile(
+      path,
+      lines.map((line, i) => (some(i) ? line.replace("a.png", "b.png") : line)).join("\n"),
+    );
+  await change((i) => i < 20);
+  const mended = await open();
+  expect(await mended.restore(position)).toBe(true);
+  expect(await take(mended, 3)).toEqual(await take(before, 3));
+  await change((i) => i >= 20);
+  const other = await open();
+  expect(await other.restore(position)).toBe(false);
+  expect(await take(other, 10)).toEqual(all);
+  // Positions of earlier versions do not tell.
+  const { hashes: _, ...old } = position;
+  expect(await (await open()).restore(old)).toBe(true);
+  expect(await (await open()).restore({ drawn: 10 })).toBe(true);
+});
+
+test("positions of shards of earlier versions, which have no sizes, are gone on from", async () => {
+  const source = await ShardSource.open([await captionShards([3, 3])], order);
+  await take(source, 2);
+  const { sizes, ...old } = source.position();
+  expect(sizes).toHaveLength(2);
+  const after = await ShardSource.open([join(folder, "a-{0..1}.tar")], order);
+  expect(await after.restore(JSON.parse(JSON.stringify(old)))).toBe(true);
+  expect(await take(after, 4)).toEqual(await take(source, 4));
+  await Promise.all([source.close(), after.close()]);
+});
+
+describe("manifests", () => {
+  const open = async (content: string | Uint8Array, name = "a.jsonl") => {
+    await writeFile(join(folder, name), content);
+    return ManifestSource.open(join(folder, name), order);
+  };
+  const outcomes = async (content: string) => {
+    const out: [string, unknown][] = [];
+    for await (const record of (await open(content)).all()) {
+      const name = record.name.replace(/.*a\.jsonl: /, "");
+      try {
+        out.push([name, record.example(random()).text]);
+      } catch (error) {
+        expect(error).toMatchObject({ code: "INVALID_RECORD" });
+        out.push([name, (error as Error).message]);
+      }
+    }
+    return out;
+  };
+  const caption = { task: "caption", image: "a.png", text: "a" };
+
+  test("may begin with a byte order mark, and have blank lines, which lines in names count", async () => {
+    const line = JSON.stringify(caption);
+    expect(await outcomes(`\uFEFF${line}\r\n\r\n${line}\r\n{"task"\r\n`)).toEqual([
+      ["record 0 (line 1)", "a"],
+      ["record 1 (line 3)", "a"],
+      ["record 2 (line 4)", expect.stringMatching(/^not JSON/)],
+    ]);
+  });
+
+  test.each([
+    [
+      { ...caption, task: "generate" },
+      "prompt: expected a text or a list of texts, none of them empty",
+    ],
+    [{ ...caption, text: "" }, "text: expected a text that is not empty"],
+    [
+      { ...caption, text: ["a", 3] },
+      "text: expected a text or a list of texts, none of them empty",
+    ],
+    [
+      { ...caption, task: "edit", target: "a" },
+      "instruction: expected a text or a list of texts, none of them empty",
+    ],
+    [{ ...caption, image: undefined }, "image: expected a text"],
+    [{ ...caption, image: "a\0.png" }, "image: expected a path without a NUL"],
+    [
+      { ...caption, task: "edit", target: "\0", instruction: "b" },
+      "target: expected a path without a NUL",
+    ],
+    [{ ...caption, task: "sing" }, "task: expected generate or caption or answer or edit"],
+    [{ ...caption, task: undefined }, "task: expected generate or caption or answer or edit"],
+    [3, "record: expected an object"],
+  ])("%j is told", async (record, message) => {
+    expect(await outcomes(JSON.stringify(record))).toEqual([["record 0 (line 1)", message]]);
+    if (message.includes("NUL")) {
+      const source = await open(JSON.stringify(record));
+      await expect(source.next().then((r) => r.pictures())).rejects.toThrow(message);
+    }
+  });
+
+  test("that are tar files are told where those go", async () => {
+    const told = { code: "TRAINING_DATA", message: expect.stringMatching(/tar file: .*"shards"/) };
+    await captionShards([2]);
+    const tar = await readFile(join(folder, "a-0.tar"));
+    await expect(open(tar, "b.tar")).rejects.toMatchObject(told);
+    await expect(open(tar, "c.jsonl")).rejects.toMatchObject(told);
+    await expect(open(gzipSync(tar), "b.tar.gz")).rejects.toMatchObject(told);
   });
 });
 
@@ -424,4 +631,13 @@ test("settings of sources", async () => {
   refused({ manifest: "a", task: "caption" }, /sources\.0\.task/);
   refused({ shards: [] }, /shards/);
   refused({ shards: "a.tar", shuffle: 0 }, /shuffle/);
+});
+
+test("the place of prepared pictures is relative to the settings' file", () => {
+  const run = { model: "shapes-64", steps: 1, learningRate: 1 };
+  const sources = [{ manifest: "a.jsonl", examples: 1 }];
+  expect(parseRunConfig({ ...run, sources, cache: "kept" }, "run.yaml", folder)).toMatchObject({
+    cache: join(folder, "kept"),
+  });
+  expect(parseRunConfig({ ...run, sources }, "run.yaml", folder)).not.toHaveProperty("cache");
 });
