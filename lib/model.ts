@@ -390,7 +390,8 @@ export class UniFluid implements AsyncDisposable {
       const task = choiceOption("task", o.task, ["caption", "answer"]);
       const question = task === "answer" ? stringOption("question", o.question) : "";
       const pair = [o.image as ImageInput, question] as const;
-      [prefix] = (await this.prefixes.read(task, [pair], signal)) as [Prefix];
+      const read = (ends: AbortSignal) => this.prefixes.read(task, [pair], ends);
+      [prefix] = (await this.requests.prepare(read, signal)) as [Prefix];
     }
     const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
     this.prefixes.checkLength(prefix.rows, suffix.length);
@@ -407,9 +408,11 @@ export class UniFluid implements AsyncDisposable {
     const { signal, priority } = callOptions(options);
     this.requests.model();
     const { preprocessor, spec } = this.checkpoint;
-    const decoded = await decodeImage(image, { signal });
     const { imageSize } = spec.vision!;
-    const pixels = await toVisionPixels(decoded, preprocessor!, this.addon, imageSize);
+    const pixels = await this.requests.prepare(async (ends) => {
+      const decoded = await decodeImage(image, { signal: ends });
+      return toVisionPixels(decoded, preprocessor!, this.addon, imageSize);
+    }, signal);
     const done = await this.requests.run({ kind: "features", pixels, priority }, signal);
     return done.features!;
   }
@@ -424,7 +427,8 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, "encode");
     const { signal, priority } = callOptions(options);
     this.requests.model();
-    const decoded = await decodeImage(image, { signal });
+    const read = (ends: AbortSignal) => decodeImage(image, { signal: ends });
+    const decoded = await this.requests.prepare(read, signal);
     const [width, height] = this.encodedSize(decoded);
     const pixels = await toVaePixels(decoded, width, height, this.addon);
     const done = await this.requests.run(
@@ -536,7 +540,7 @@ export class UniFluid implements AsyncDisposable {
     result: (done: DoneEvent, seed: bigint) => T,
   ): Promise<T[]> {
     const { request, signal, seed } = this.drawing(options);
-    const prefixes = await makePrefixes(signal);
+    const prefixes = await this.requests.prepare(makePrefixes, signal);
     const requests = prefixes.map((prefix, i) => request(prefix, seedOfItem(seed, i), decode));
     const done = await this.requests.runAll(requests, signal);
     return done.map((event, i) => result(event, seedOfItem(seed, i)));
@@ -547,7 +551,7 @@ export class UniFluid implements AsyncDisposable {
     options: DrawOptions | undefined,
   ): AsyncGenerator<DrawingProgress, void, undefined> {
     const { request, signal, seed } = this.drawing(options);
-    const [prefix] = await makePrefixes(signal);
+    const [prefix] = await this.requests.prepare(makePrefixes, signal);
     const events = this.requests.stream({ ...request(prefix!, seed, true), stream: true }, signal);
     yield* drawingSteps(
       events,
@@ -590,7 +594,7 @@ export class UniFluid implements AsyncDisposable {
     options: WriteOptions | undefined,
   ): Promise<string[]> {
     const { request, signal, seed } = this.writing(options);
-    const prefixes = await makePrefixes(signal);
+    const prefixes = await this.requests.prepare(makePrefixes, signal);
     const requests = prefixes.map((prefix, i) => request(prefix, seedOfItem(seed, i)));
     const done = await this.requests.runAll(requests, signal);
     return done.map(({ tokens }) => this.checkpoint.tokenizer!.decode(tokens!));
@@ -602,7 +606,7 @@ export class UniFluid implements AsyncDisposable {
     stripped: boolean,
   ): AsyncGenerator<string, WrittenText, undefined> {
     const { request, signal, seed } = this.writing(options);
-    const [prefix] = await makePrefixes(signal);
+    const [prefix] = await this.requests.prepare(makePrefixes, signal);
     const events = this.requests.stream({ ...request(prefix!, seed), stream: true }, signal);
     const end = yield* textPieces(events, this.checkpoint.tokenizer!, stripped);
     return { promptTokens: prefix!.rows, ...end };
