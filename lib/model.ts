@@ -66,6 +66,11 @@ export class UniFluid implements AsyncDisposable {
     private readonly requests: Requests,
     /** What was loaded, and what it can do. */
     readonly info: ModelInfo,
+    /**
+     * So many requests may be there at once, `maxSequences` that run and `maxQueue` that wait; `Infinity` without a
+     * `maxQueue`. One call with more prompts or images than that is refused with `INVALID_OPTION`.
+     */
+    readonly capacity: number,
     /** So many items of a bulk run keep the engine full: those that run, and the next ones, ready. */
     private readonly bulkConcurrency: number,
   ) {
@@ -89,7 +94,7 @@ export class UniFluid implements AsyncDisposable {
     const checkpoint = await readCheckpoint(await locateCheckpoint(model), signal);
     signal?.throwIfAborted();
     const { native, requests, chosen } = await loadModel(checkpoint, loaded, parsed);
-    const { maxSequences, maxQueue = maxSequences } = parsed.native;
+    const { maxSequences, maxQueue = Infinity } = parsed.native;
     if (signal?.aborted) {
       await requests.dispose();
       throw signal.reason;
@@ -99,6 +104,7 @@ export class UniFluid implements AsyncDisposable {
       addon,
       requests,
       describeModel(checkpoint, native.description(), chosen),
+      maxSequences + maxQueue,
       maxSequences + Math.min(maxQueue, maxSequences),
     );
   }
@@ -119,7 +125,7 @@ export class UniFluid implements AsyncDisposable {
     options?: DrawOptions,
   ): Promise<Image | Image[]> {
     requireAbility(this.checkpoint, "generate");
-    const list = listOf(prompts, "prompt");
+    const list = this.fitting(listOf(prompts, "prompt"));
     const images = await this.draw(this.generatePrefixes(list), options, true, toImage);
     return Array.isArray(prompts) ? images : images[0]!;
   }
@@ -157,7 +163,7 @@ export class UniFluid implements AsyncDisposable {
     options?: DrawOptions,
   ): Promise<Image | Image[]> {
     requireAbility(this.checkpoint, "edit");
-    const pairs = pairsOf(images, instructions, "instruction");
+    const pairs = this.fitting(pairsOf(images, instructions, "instruction"));
     const edited = await this.draw(this.editPrefixes(pairs), options, true, toImage);
     return Array.isArray(images) || Array.isArray(instructions) ? edited : edited[0]!;
   }
@@ -200,7 +206,7 @@ export class UniFluid implements AsyncDisposable {
     options?: WriteOptions,
   ): Promise<string | string[]> {
     requireAbility(this.checkpoint, "caption");
-    const pairs = pairsOf(images, "", "caption");
+    const pairs = this.fitting(pairsOf(images, "", "caption"));
     const texts = await this.write(
       (signal) => this.prefixes.read("caption", pairs, signal),
       options,
@@ -237,7 +243,7 @@ export class UniFluid implements AsyncDisposable {
     options?: WriteOptions,
   ): Promise<string | string[]> {
     requireAbility(this.checkpoint, "answer");
-    const pairs = pairsOf(images, questions, "question");
+    const pairs = this.fitting(pairsOf(images, questions, "question"));
     const texts = await this.write(
       (signal) => this.prefixes.read("answer", pairs, signal),
       options,
@@ -270,7 +276,7 @@ export class UniFluid implements AsyncDisposable {
     options?: WriteOptions,
   ): Promise<string | string[]> {
     requireAbility(this.checkpoint, "complete");
-    const list = listOf(texts, "text");
+    const list = this.fitting(listOf(texts, "text"));
     const written = await this.write(async () => list.map((t) => this.prefixes.plain(t)), options);
     return Array.isArray(texts) ? written : written[0]!;
   }
@@ -524,6 +530,13 @@ export class UniFluid implements AsyncDisposable {
   }
 
   // ---- how ----
+
+  /** Before anything is read or queued: more than the queue can ever take would be refused as if it might later. */
+  private fitting<T>(items: readonly T[]): readonly T[] {
+    if (items.length <= this.capacity) return items;
+    const limit = `at most ${this.capacity} requests (maxSequences and maxQueue)`;
+    throw invalidOption(limit, "one call", items.length);
+  }
 
   private generatePrefixes(prompts: readonly string[]) {
     return async () => prompts.map((prompt) => this.prefixes.generate(prompt));

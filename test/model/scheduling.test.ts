@@ -82,6 +82,30 @@ describe("priorities", () => {
 });
 
 describe("a full queue", () => {
+  test("refuses what could never fit as a wrong call, before any work", async () => {
+    const model = await UniFluid.load(tiny, { threads: 1, maxSequences: 2, maxQueue: 1 });
+    try {
+      expect(model.capacity).toBe(3);
+      const calls = [
+        model.generate(Array(4).fill("a")),
+        model.edit("/no/such/file.png", Array(4).fill("a")),
+        model.caption(Array(4).fill("/no/such/file.png")),
+        model.answer("/no/such/file.png", Array(4).fill("a")),
+        model.complete(Array(4).fill("a")),
+      ];
+      for (const result of await Promise.allSettled(calls)) {
+        expect(result).toMatchObject({ status: "rejected", reason: { code: "INVALID_OPTION" } });
+        expect(String((result as PromiseRejectedResult).reason)).toMatch(
+          /at most 3 requests .* but received 4/,
+        );
+      }
+      expect(model.stats().refused).toBe(0);
+      expect(await model.generate(["a", "b", "c"], { steps: 1 })).toHaveLength(3);
+    } finally {
+      await model.dispose();
+    }
+  });
+
   test("refuses at once with QUEUE_FULL, and takes requests again when there is room", async () => {
     const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 2, maxQueue: 1 });
     try {
