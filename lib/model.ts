@@ -1,5 +1,6 @@
 /** The model as people use it. */
 
+import { underEach } from "./abort.js";
 import { findAddon } from "./addon.js";
 import {
   type AnyIterable,
@@ -19,8 +20,12 @@ import {
   type EditItem,
   type GenerateItem,
   hasImage,
+  type ImageItem,
+  itemOptions,
   type LogitsOptions,
   listOf,
+  type OnlyKnown,
+  type PromptItem,
   pairsOf,
   WRITE_OPTIONS,
   type WriteOptions,
@@ -55,6 +60,13 @@ import { parseSeed, type Seed, seedOfItem } from "./seed.js";
 import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
+
+/** What the items of a bulk run are: their fields beside options, the options' names, and a check of the run's. */
+interface BulkKind<Options> {
+  fields: readonly string[];
+  options: readonly (keyof Options & string)[];
+  check(options: Options): void;
+}
 
 /** A loaded model. Calls may run at the same time; the engine works on them together. */
 export class UniFluid implements AsyncDisposable {
@@ -300,59 +312,70 @@ export class UniFluid implements AsyncDisposable {
    * however long the source is: items are taken as results are.
    */
   generateAll<Item extends GenerateItem>(
-    prompts: AnyIterable<Item>,
+    prompts: AnyIterable<Item & OnlyKnown<Item, PromptItem>>,
     options?: DrawOptions & BulkOptions,
   ): AsyncGenerator<BulkResult<Item, Image>, void, undefined> {
     requireAbility(this.checkpoint, "generate");
-    return this.all(prompts, options, (given, item) => {
-      const { prompt, ...own }: Exclude<GenerateItem, string> =
-        typeof item === "string" ? { prompt: item } : item;
-      return this.generate(prompt, { ...given, ...own });
-    });
+    const draw = (item: Item, given: DrawOptions) => {
+      const { prompt } = typeof item === "string" ? { prompt: item } : (item as PromptItem);
+      return this.generate(prompt, given);
+    };
+    return this.all<Item, Image, DrawOptions>(prompts, options, this.drawn(["prompt"]), draw);
   }
 
   /** Edits every item of an iterable, as `generateAll` draws. */
   editAll<Item extends EditItem>(
-    items: AnyIterable<Item>,
+    items: AnyIterable<Item & OnlyKnown<Item, EditItem>>,
     options?: DrawOptions & BulkOptions,
   ): AsyncGenerator<BulkResult<Item, Image>, void, undefined> {
     requireAbility(this.checkpoint, "edit");
-    return this.all(items, options, (given, { image, instruction, ...own }) =>
-      this.edit(image, instruction, { ...given, ...own }),
-    );
+    const edit = ({ image, instruction }: Item, given: DrawOptions) =>
+      this.edit(image, instruction, given);
+    const kind = this.drawn(["image", "instruction"]);
+    return this.all<Item, Image, DrawOptions>(items, options, kind, edit);
   }
 
   /** Describes every image of an iterable, as `generateAll` draws. */
   captionAll<Item extends CaptionItem>(
-    images: AnyIterable<Item>,
+    images: AnyIterable<Item & OnlyKnown<Item, ImageItem>>,
     options?: WriteOptions & BulkOptions,
   ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
     requireAbility(this.checkpoint, "caption");
-    return this.all(images, options, (given, item) => {
-      const named = item as CaptionItem;
-      const { image, ...own } = hasImage(named) ? named : { image: named };
-      return this.caption(image, { ...given, ...own });
-    });
+    const caption = (item: CaptionItem, given: WriteOptions) =>
+      this.caption(hasImage(item) ? item.image : item, given);
+    return this.all<Item, string, WriteOptions>(images, options, this.written(["image"]), caption);
   }
 
   /** Answers every question of an iterable about its image, as `generateAll` draws. */
   answerAll<Item extends AnswerItem>(
-    items: AnyIterable<Item>,
+    items: AnyIterable<Item & OnlyKnown<Item, AnswerItem>>,
     options?: WriteOptions & BulkOptions,
   ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
     requireAbility(this.checkpoint, "answer");
-    return this.all(items, options, (given, { image, question, ...own }) =>
-      this.answer(image, question, { ...given, ...own }),
-    );
+    const answer = ({ image, question }: Item, given: WriteOptions) =>
+      this.answer(image, question, given);
+    const kind = this.written(["image", "question"]);
+    return this.all<Item, string, WriteOptions>(items, options, kind, answer);
+  }
+
+  private drawn(fields: string[]): BulkKind<DrawOptions> {
+    return { fields, options: DRAW_OPTIONS, check: (options) => this.drawing(options) };
+  }
+
+  private written(fields: string[]): BulkKind<WriteOptions> {
+    return { fields, options: WRITE_OPTIONS, check: (options) => this.writing(options) };
   }
 
   private all<Item, Value, Options extends CallOptions & { seed?: Seed }>(
     items: AnyIterable<Item>,
     options: (Options & BulkOptions) | undefined,
-    call: (options: Options, item: Item) => Promise<Value>,
+    kind: BulkKind<Options>,
+    call: (item: Item, options: Options) => Promise<Value>,
   ): AsyncGenerator<BulkResult<Item, Value>, void, undefined> {
     this.requests.model();
-    const { settings, rest } = bulkSettings(options, this.bulkConcurrency);
+    const { settings, rest } = bulkSettings(options, this.bulkConcurrency, kind.options);
+    // What is wrong for all of them is thrown once, and before the first is taken.
+    kind.check(rest as unknown as Options);
     const seed = rest.seed === undefined ? undefined : parseSeed(rest.seed);
     return runAll(
       items,
@@ -360,8 +383,13 @@ export class UniFluid implements AsyncDisposable {
         if (typeof item !== "string" && (typeof item !== "object" || item === null)) {
           throw invalidOption("a string or an object", `item ${index}`, item);
         }
-        const own = seed === undefined ? {} : { seed: seedOfItem(seed, index) };
-        return call({ ...rest, ...own, signal } as unknown as Options, item);
+        const named = typeof item === "object" && kind.fields.some((field) => field in item);
+        const own: Partial<Options> = named ? itemOptions(item, kind.fields, kind.options) : {};
+        const seeded = seed === undefined ? {} : { seed: seedOfItem(seed, index) };
+        const given = { ...rest, ...seeded, ...own } as unknown as Options;
+        return underEach([signal, signalOption(own.signal)], (ends) =>
+          call(item, { ...given, signal: ends }),
+        );
       },
       settings,
     );
