@@ -7,6 +7,12 @@ import { UniFluid } from "unifluid";
 const model = await UniFluid.load("shapes-64", { maxQueue: 32 });
 const app = express();
 
+function statusOf(code) {
+  if (code === "QUEUE_FULL") return 429;
+  if (["INSUFFICIENT_MEMORY", "DISPOSED"].includes(code)) return 503;
+  return /^(IMAGE_|PROMPT_TOO_LONG$|INVALID_OPTION$)/.test(code) ? 422 : 500;
+}
+
 app.post(
   "/describe",
   express.raw({ type: "image/*", limit: "10mb" }),
@@ -18,9 +24,9 @@ app.post(
         : await model.caption(request.body);
       response.json({ text });
     } catch (error) {
-      // What was sent cannot be used, or too many wait: the code says which.
-      if (!error.code) return next(error);
-      const status = error.code === "QUEUE_FULL" ? 429 : 422;
+      // What was sent cannot be used, or too many wait: the code says which. Anything else is no fault of the caller's.
+      const status = statusOf(error.code);
+      if (status === 500) return next(error);
       response.status(status).json({ code: error.code, message: error.message });
     }
   },

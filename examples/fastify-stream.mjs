@@ -24,6 +24,21 @@ app.get("/draw", (request, reply) => {
   return reply.type("text/event-stream").send(Readable.from(events()));
 });
 
+// What was asked for cannot be drawn, or not now: the code says which. It is known before anything is sent.
+const STATUS = {
+  INVALID_OPTION: 422,
+  PROMPT_TOO_LONG: 422,
+  QUEUE_FULL: 429,
+  INSUFFICIENT_MEMORY: 503,
+  DISPOSED: 503,
+};
+app.setErrorHandler((error, _request, reply) => {
+  const status = STATUS[error.code] ?? error.statusCode ?? 500;
+  if (status >= 500) console.error(error);
+  const { code, message } = status === 500 ? { code: "INTERNAL", message: "it failed" } : error;
+  return reply.code(status).type("application/json").send({ code, message });
+});
+
 app.addHook("onClose", () => model.dispose());
 process.once("SIGTERM", () => app.close());
 process.once("SIGINT", () => app.close());

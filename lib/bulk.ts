@@ -7,7 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { types } from "node:util";
 import { show } from "./checkpoint/fields.js";
 import { CancelledError, UniFluidError } from "./errors.js";
-import { integerOption, invalidOption, signalOption } from "./options.js";
+import { integerOption, invalidOption, optionsObject, signalOption } from "./options.js";
 
 /** Options of `generateAll` and its fellows, beside those of each item's call. */
 export interface BulkOptions {
@@ -18,6 +18,8 @@ export interface BulkOptions {
   /** End at the first item that fails, by throwing its error. Default: a failure is a result with `error`. */
   stopOnError?: boolean;
 }
+
+const BULK_OPTIONS = ["concurrency", "ordered", "stopOnError"] as const;
 
 /**
  * What became of one item: a `value`, or an `error`; `error === undefined` and `if (error)` tell which, also of
@@ -37,10 +39,11 @@ interface Settings {
   signal: AbortSignal | undefined;
 }
 
-/** Takes the options of a bulk run out of those of the calls. */
+/** Takes the options of a bulk run out of those of the calls, which have the other `names`. */
 export function bulkSettings<T extends BulkOptions & { signal?: AbortSignal }>(
   options: T | undefined,
   defaultConcurrency: number,
+  names: readonly (keyof T & string)[],
 ): { settings: Settings; rest: Omit<T, keyof BulkOptions | "signal"> } {
   const {
     concurrency = defaultConcurrency,
@@ -48,7 +51,7 @@ export function bulkSettings<T extends BulkOptions & { signal?: AbortSignal }>(
     stopOnError = false,
     signal,
     ...rest
-  } = options ?? ({} as T);
+  } = optionsObject(options, [...names, ...BULK_OPTIONS]);
   for (const [name, value] of Object.entries({ ordered, stopOnError })) {
     if (typeof value !== "boolean") throw invalidOption("a boolean", name, value);
   }

@@ -1,5 +1,6 @@
 /** What calls of the model are given: options, items of many, and images and texts that belong together. */
 
+import { InvalidOptionError } from "./errors.js";
 import type { ImageSettings, TextSettings } from "./generation-config.js";
 import type { ImageInput } from "./image-input.js";
 import {
@@ -34,14 +35,31 @@ export interface WriteOptions extends CallOptions, Partial<TextSettings> {
   seed?: Seed;
 }
 
+/** What an item of a bulk run may have beside its prompt or image: options of its own, and whatever is the caller's. */
+export type ItemOptions<Options> = Options & {
+  /** Anything, passed over, that comes back with the result as `item.data`. */
+  data?: unknown;
+};
+/** A prompt with options of its own. */
+export type PromptItem = { prompt: string } & ItemOptions<DrawOptions>;
 /** An item of `generateAll`: a prompt, with its own options where it has some. */
-export type GenerateItem = string | ({ prompt: string } & Omit<DrawOptions, "signal">);
+export type GenerateItem = string | PromptItem;
 /** An item of `editAll`. */
-export type EditItem = { image: ImageInput; instruction: string } & Omit<DrawOptions, "signal">;
+export type EditItem = { image: ImageInput; instruction: string } & ItemOptions<DrawOptions>;
+/** An image with options of its own. */
+export type ImageItem = { image: ImageInput } & ItemOptions<WriteOptions>;
 /** An item of `captionAll`: an image, or one with its own options. */
-export type CaptionItem = ImageInput | ({ image: ImageInput } & Omit<WriteOptions, "signal">);
+export type CaptionItem = ImageInput | ImageItem;
 /** An item of `answerAll`. */
-export type AnswerItem = { image: ImageInput; question: string } & Omit<WriteOptions, "signal">;
+export type AnswerItem = { image: ImageInput; question: string } & ItemOptions<WriteOptions>;
+
+/**
+ * Takes from an item of a bulk run, as the run itself does, the fields that it cannot have: a misspelt option must
+ * not be silence. What is no such item, a text or an image, is left as it is.
+ */
+export type OnlyKnown<Item, Known> = Item extends { prompt: unknown } | { image: unknown }
+  ? { [Name in Exclude<keyof Item, keyof Known>]: never }
+  : unknown;
 
 /** Which logits are asked for: of plain text, or of an answer that a text would give. */
 export type LogitsOptions = CallOptions &
@@ -81,8 +99,31 @@ export const DRAW_OPTIONS = [
 export const WRITE_OPTIONS = ["seed", "signal", "priority", "maxNewTokens", "temperature"] as const;
 
 /** An item that names its image, rather than being one. */
-export function hasImage(item: CaptionItem): item is Extract<CaptionItem, { image: unknown }> {
+export function hasImage(item: CaptionItem): item is ImageItem {
   return typeof item === "object" && item !== null && "image" in item;
+}
+
+/**
+ * An item's own options of those that there are; one that is undefined leaves the run's. `fields` are the others that
+ * it may have beside `data`. Throws `INVALID_OPTION`.
+ */
+export function itemOptions<Options>(
+  item: object,
+  fields: readonly string[],
+  options: readonly string[],
+): Partial<Options> {
+  const own: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(item)) {
+    if (options.includes(name)) {
+      if (value !== undefined) own[name] = value;
+    } else if (name !== "data" && !fields.includes(name)) {
+      throw new InvalidOptionError(
+        `expected no fields of an item but ${[...fields, ...options].join(", ")}, and data for what is yours, ` +
+          `but received ${JSON.stringify(name)}`,
+      );
+    }
+  }
+  return own as Partial<Options>;
 }
 
 export function callOptions(options: CallOptions | undefined): CallOptions {

@@ -1,9 +1,13 @@
 /** Whatever an image can be given as, decoded to RGB bytes. */
 
-import { type FileHandle, open } from "node:fs/promises";
+import { constants, createReadStream, open } from "node:fs";
+import { readFile, stat } from "node:fs/promises";
+import { Socket } from "node:net";
+import { addAbortSignal, type Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
-import { types } from "node:util";
+import { promisify, types } from "node:util";
 import sharp from "sharp";
+import { orAborted } from "./abort.js";
 import { show } from "./checkpoint/fields.js";
 import { InvalidImageError } from "./errors.js";
 import { asBuffer, type Image } from "./image.js";
@@ -69,7 +73,7 @@ export async function decodeImage(
   const { maxPixels = MAX_PIXELS, signal } = options;
   signal?.throwIfAborted();
   if (isRawPixels(input)) return fromRawPixels(input, maxPixels);
-  const { bytes, name } = await readInput(input, signal);
+  const { bytes, name } = await orAborted(() => readInput(input, signal), signal);
   return decodeBytes(bytes, name, maxPixels, signal);
 }
 
@@ -84,7 +88,7 @@ export async function checkImage(input: ImageInput, options: DecodeOptions = {})
     fromRawPixels(input, maxPixels);
     return;
   }
-  const { bytes, name } = await readInput(input, signal);
+  const { bytes, name } = await orAborted(() => readInput(input, signal), signal);
   await checkHeader(asBuffer(bytes), name, maxPixels, signal);
 }
 
@@ -95,15 +99,11 @@ interface NamedBytes {
 }
 
 async function readInput(input: unknown, signal: AbortSignal | undefined): Promise<NamedBytes> {
-  if (ArrayBuffer.isView(input)) {
-    const bytes = new Uint8Array(input.buffer, input.byteOffset, input.byteLength);
-    return { bytes, name: `the image (${bytes.length} bytes)` };
+  if (isBytes(input)) {
+    const bytes = bytesOf(input);
+    return { bytes, name: nameOfBytes(bytes) };
   }
-  if (types.isAnyArrayBuffer(input)) {
-    const bytes = new Uint8Array(input);
-    return { bytes, name: `the image (${bytes.length} bytes)` };
-  }
-  if (isBlob(input)) return readBlob(input, signal);
+  if (isBlob(input)) return readBlob(input);
   const text = typeof input === "string" ? input : isUrl(input) ? input.href : undefined;
   if (text === undefined || text === "") throw unsupported(input);
   if (/^data:/i.test(text)) return readDataUri(text);
@@ -116,6 +116,26 @@ async function readInput(input: unknown, signal: AbortSignal | undefined): Promi
   }
   return readFileBytes(text, signal);
 }
+
+function isBytes(value: unknown): value is ArrayBufferView | ArrayBuffer {
+  return ArrayBuffer.isView(value) || types.isAnyArrayBuffer(value);
+}
+
+function bytesOf(value: ArrayBufferView | ArrayBuffer): Uint8Array {
+  try {
+    return ArrayBuffer.isView(value)
+      ? new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
+      : new Uint8Array(value);
+  } catch (cause) {
+    throw new InvalidImageError(
+      "IMAGE_UNSUPPORTED_INPUT",
+      "the bytes of the image are not here any more: their buffer was transferred",
+      { cause },
+    );
+  }
+}
+
+const nameOfBytes = ({ length }: Uint8Array): string => `the image (${length} bytes)`;
 
 function unsupported(input: unknown): InvalidImageError {
   const found =
@@ -150,15 +170,18 @@ function isBlob(value: unknown): value is BlobLike {
   );
 }
 
-async function readBlob(blob: BlobLike, signal: AbortSignal | undefined): Promise<NamedBytes> {
+async function readBlob(blob: BlobLike): Promise<NamedBytes> {
   if (typeof blob.size === "number") checkFileSize("the image", blob.size);
-  const buffer = await blob.arrayBuffer().catch((cause) => {
-    const message = `cannot read the image: ${firstLine((cause as Error).message)}`;
+  let buffer: unknown;
+  try {
+    buffer = await blob.arrayBuffer();
+  } catch (cause) {
+    const message = `cannot read the image: ${firstLine(messageOf(cause))}`;
     throw new InvalidImageError("IMAGE_NOT_FOUND", message, { cause });
-  });
-  signal?.throwIfAborted();
-  const bytes = new Uint8Array(buffer);
-  const name = `the image (${bytes.length} bytes)`;
+  }
+  if (!isBytes(buffer)) throw unsupported(buffer);
+  const bytes = bytesOf(buffer);
+  const name = nameOfBytes(bytes);
   checkFileSize(name, bytes.length);
   return { bytes, name };
 }
@@ -167,6 +190,25 @@ function checkFileSize(name: string, size: number): void {
   if (size <= MAX_FILE_BYTES) return;
   const message = `${name} has ${size} bytes; at most ${MAX_FILE_BYTES} are read`;
   throw new InvalidImageError("IMAGE_TOO_LARGE", message);
+}
+
+/** All that a stream holds, unless that is more than a file may have: what has no size is counted as it comes. */
+export async function readStream(
+  stream: Readable,
+  name: string,
+  signal: AbortSignal | undefined,
+): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of signal ? addAbortSignal(signal, stream) : stream) {
+    size += (chunk as Buffer).length;
+    if (size > MAX_FILE_BYTES) {
+      const message = `${name} has more than ${MAX_FILE_BYTES} bytes, which are read at most`;
+      throw new InvalidImageError("IMAGE_TOO_LARGE", message);
+    }
+    chunks.push(chunk as Buffer);
+  }
+  return Buffer.concat(chunks);
 }
 
 function pathOfUrl(url: string): string {
@@ -214,31 +256,43 @@ function percentDecode(text: string): Uint8Array {
 }
 
 async function readFileBytes(path: string, signal: AbortSignal | undefined): Promise<NamedBytes> {
-  let file: FileHandle | undefined;
   try {
-    file = await open(path, "r");
-    const stat = await file.stat();
-    if (stat.isDirectory()) {
+    const found = await stat(path);
+    if (found.isDirectory()) {
       throw new InvalidImageError("IMAGE_NOT_FOUND", `${path} is a directory, not an image`);
     }
-    checkFileSize(path, stat.size);
-    return { bytes: await file.readFile({ signal }), name: path };
+    checkFileSize(path, found.size);
+    if (found.isFIFO()) {
+      return { bytes: await readStream(await openPipe(path), path, signal), name: path };
+    }
+    const bytes =
+      found.isFile() && found.size > 0
+        ? await readFile(path, { signal })
+        : await readStream(createReadStream(path), path, signal);
+    return { bytes, name: path };
   } catch (cause) {
     if (cause instanceof InvalidImageError) throw cause;
     signal?.throwIfAborted();
-    const { code, message } = cause as NodeJS.ErrnoException;
+    const { code } = cause as NodeJS.ErrnoException;
     const reason =
-      code === "ENOENT" ? `there is no file ${path}` : `cannot read ${path}: ${message}`;
+      code === "ENOENT" ? `there is no file ${path}` : `cannot read ${path}: ${messageOf(cause)}`;
     throw new InvalidImageError("IMAGE_NOT_FOUND", reason, { cause });
-  } finally {
-    await file?.close();
   }
+}
+
+/**
+ * A pipe, as a socket: read as a file it would hold one of libuv's few threads until somebody writes to it, whatever
+ * signal aborts meanwhile.
+ */
+async function openPipe(path: string): Promise<Socket> {
+  const fd = await promisify(open)(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  return new Socket({ fd, readable: true, writable: false });
 }
 
 const undecodable = (name: string, cause: unknown) =>
   new InvalidImageError(
     "IMAGE_UNDECODABLE",
-    `cannot decode ${name}: ${firstLine((cause as Error).message)}`,
+    `cannot decode ${name}: ${firstLine(messageOf(cause))}`,
     { cause },
   );
 
@@ -303,6 +357,12 @@ function isHeic(file: Buffer): boolean {
   for (let at = 16; at + 4 <= end; at += 4) brands.push(file.toString("latin1", at, at + 4));
   if (brands.some((brand) => brand === "avif" || brand === "avis")) return false;
   return brands.some((brand) => HEIC_BRANDS.has(brand));
+}
+
+/** Of whatever was thrown: reasons of signals need not be errors. */
+function messageOf(cause: unknown): string {
+  const { message } = (cause ?? {}) as Partial<Error>;
+  return typeof message === "string" ? message : String(cause);
 }
 
 function firstLine(text: string): string {

@@ -13,7 +13,11 @@ export type {
   DrawOptions,
   EditItem,
   GenerateItem,
+  ImageItem,
+  ItemOptions,
   LogitsOptions,
+  OnlyKnown,
+  PromptItem,
   WriteOptions,
 } from "./call-options.js";
 export { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";

@@ -1,5 +1,6 @@
 /** The model as people use it. */
 
+import { underEach } from "./abort.js";
 import { findAddon } from "./addon.js";
 import {
   type AnyIterable,
@@ -19,8 +20,12 @@ import {
   type EditItem,
   type GenerateItem,
   hasImage,
+  type ImageItem,
+  itemOptions,
   type LogitsOptions,
   listOf,
+  type OnlyKnown,
+  type PromptItem,
   pairsOf,
   WRITE_OPTIONS,
   type WriteOptions,
@@ -56,6 +61,13 @@ import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
 
+/** What the items of a bulk run are: their fields beside options, the options' names, and a check of the run's. */
+interface BulkKind<Options> {
+  fields: readonly string[];
+  options: readonly (keyof Options & string)[];
+  check(options: Options): void;
+}
+
 /** A loaded model. Calls may run at the same time; the engine works on them together. */
 export class UniFluid implements AsyncDisposable {
   private readonly prefixes: PrefixBuilder;
@@ -66,6 +78,11 @@ export class UniFluid implements AsyncDisposable {
     private readonly requests: Requests,
     /** What was loaded, and what it can do. */
     readonly info: ModelInfo,
+    /**
+     * So many requests may be there at once, `maxSequences` that run and `maxQueue` that wait; `Infinity` without a
+     * `maxQueue`. One call with more prompts or images than that is refused with `INVALID_OPTION`.
+     */
+    readonly capacity: number,
     /** So many items of a bulk run keep the engine full: those that run, and the next ones, ready. */
     private readonly bulkConcurrency: number,
   ) {
@@ -89,7 +106,7 @@ export class UniFluid implements AsyncDisposable {
     const checkpoint = await readCheckpoint(await locateCheckpoint(model), signal);
     signal?.throwIfAborted();
     const { native, requests, chosen } = await loadModel(checkpoint, loaded, parsed);
-    const { maxSequences, maxQueue = maxSequences } = parsed.native;
+    const { maxSequences, maxQueue = Infinity } = parsed.native;
     if (signal?.aborted) {
       await requests.dispose();
       throw signal.reason;
@@ -99,6 +116,7 @@ export class UniFluid implements AsyncDisposable {
       addon,
       requests,
       describeModel(checkpoint, native.description(), chosen),
+      maxSequences + maxQueue,
       maxSequences + Math.min(maxQueue, maxSequences),
     );
   }
@@ -119,7 +137,7 @@ export class UniFluid implements AsyncDisposable {
     options?: DrawOptions,
   ): Promise<Image | Image[]> {
     requireAbility(this.checkpoint, "generate");
-    const list = listOf(prompts, "prompt");
+    const list = this.fitting(listOf(prompts, "prompt"));
     const images = await this.draw(this.generatePrefixes(list), options, true, toImage);
     return Array.isArray(prompts) ? images : images[0]!;
   }
@@ -157,7 +175,7 @@ export class UniFluid implements AsyncDisposable {
     options?: DrawOptions,
   ): Promise<Image | Image[]> {
     requireAbility(this.checkpoint, "edit");
-    const pairs = pairsOf(images, instructions, "instruction");
+    const pairs = this.fitting(pairsOf(images, instructions, "instruction"));
     const edited = await this.draw(this.editPrefixes(pairs), options, true, toImage);
     return Array.isArray(images) || Array.isArray(instructions) ? edited : edited[0]!;
   }
@@ -200,7 +218,7 @@ export class UniFluid implements AsyncDisposable {
     options?: WriteOptions,
   ): Promise<string | string[]> {
     requireAbility(this.checkpoint, "caption");
-    const pairs = pairsOf(images, "", "caption");
+    const pairs = this.fitting(pairsOf(images, "", "caption"));
     const texts = await this.write(
       (signal) => this.prefixes.read("caption", pairs, signal),
       options,
@@ -237,7 +255,7 @@ export class UniFluid implements AsyncDisposable {
     options?: WriteOptions,
   ): Promise<string | string[]> {
     requireAbility(this.checkpoint, "answer");
-    const pairs = pairsOf(images, questions, "question");
+    const pairs = this.fitting(pairsOf(images, questions, "question"));
     const texts = await this.write(
       (signal) => this.prefixes.read("answer", pairs, signal),
       options,
@@ -270,7 +288,7 @@ export class UniFluid implements AsyncDisposable {
     options?: WriteOptions,
   ): Promise<string | string[]> {
     requireAbility(this.checkpoint, "complete");
-    const list = listOf(texts, "text");
+    const list = this.fitting(listOf(texts, "text"));
     const written = await this.write(async () => list.map((t) => this.prefixes.plain(t)), options);
     return Array.isArray(texts) ? written : written[0]!;
   }
@@ -294,59 +312,70 @@ export class UniFluid implements AsyncDisposable {
    * however long the source is: items are taken as results are.
    */
   generateAll<Item extends GenerateItem>(
-    prompts: AnyIterable<Item>,
+    prompts: AnyIterable<Item & OnlyKnown<Item, PromptItem>>,
     options?: DrawOptions & BulkOptions,
   ): AsyncGenerator<BulkResult<Item, Image>, void, undefined> {
     requireAbility(this.checkpoint, "generate");
-    return this.all(prompts, options, (given, item) => {
-      const { prompt, ...own }: Exclude<GenerateItem, string> =
-        typeof item === "string" ? { prompt: item } : item;
-      return this.generate(prompt, { ...given, ...own });
-    });
+    const draw = (item: Item, given: DrawOptions) => {
+      const { prompt } = typeof item === "string" ? { prompt: item } : (item as PromptItem);
+      return this.generate(prompt, given);
+    };
+    return this.all<Item, Image, DrawOptions>(prompts, options, this.drawn(["prompt"]), draw);
   }
 
   /** Edits every item of an iterable, as `generateAll` draws. */
   editAll<Item extends EditItem>(
-    items: AnyIterable<Item>,
+    items: AnyIterable<Item & OnlyKnown<Item, EditItem>>,
     options?: DrawOptions & BulkOptions,
   ): AsyncGenerator<BulkResult<Item, Image>, void, undefined> {
     requireAbility(this.checkpoint, "edit");
-    return this.all(items, options, (given, { image, instruction, ...own }) =>
-      this.edit(image, instruction, { ...given, ...own }),
-    );
+    const edit = ({ image, instruction }: Item, given: DrawOptions) =>
+      this.edit(image, instruction, given);
+    const kind = this.drawn(["image", "instruction"]);
+    return this.all<Item, Image, DrawOptions>(items, options, kind, edit);
   }
 
   /** Describes every image of an iterable, as `generateAll` draws. */
   captionAll<Item extends CaptionItem>(
-    images: AnyIterable<Item>,
+    images: AnyIterable<Item & OnlyKnown<Item, ImageItem>>,
     options?: WriteOptions & BulkOptions,
   ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
     requireAbility(this.checkpoint, "caption");
-    return this.all(images, options, (given, item) => {
-      const named = item as CaptionItem;
-      const { image, ...own } = hasImage(named) ? named : { image: named };
-      return this.caption(image, { ...given, ...own });
-    });
+    const caption = (item: CaptionItem, given: WriteOptions) =>
+      this.caption(hasImage(item) ? item.image : item, given);
+    return this.all<Item, string, WriteOptions>(images, options, this.written(["image"]), caption);
   }
 
   /** Answers every question of an iterable about its image, as `generateAll` draws. */
   answerAll<Item extends AnswerItem>(
-    items: AnyIterable<Item>,
+    items: AnyIterable<Item & OnlyKnown<Item, AnswerItem>>,
     options?: WriteOptions & BulkOptions,
   ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
     requireAbility(this.checkpoint, "answer");
-    return this.all(items, options, (given, { image, question, ...own }) =>
-      this.answer(image, question, { ...given, ...own }),
-    );
+    const answer = ({ image, question }: Item, given: WriteOptions) =>
+      this.answer(image, question, given);
+    const kind = this.written(["image", "question"]);
+    return this.all<Item, string, WriteOptions>(items, options, kind, answer);
+  }
+
+  private drawn(fields: string[]): BulkKind<DrawOptions> {
+    return { fields, options: DRAW_OPTIONS, check: (options) => this.drawing(options) };
+  }
+
+  private written(fields: string[]): BulkKind<WriteOptions> {
+    return { fields, options: WRITE_OPTIONS, check: (options) => this.writing(options) };
   }
 
   private all<Item, Value, Options extends CallOptions & { seed?: Seed }>(
     items: AnyIterable<Item>,
     options: (Options & BulkOptions) | undefined,
-    call: (options: Options, item: Item) => Promise<Value>,
+    kind: BulkKind<Options>,
+    call: (item: Item, options: Options) => Promise<Value>,
   ): AsyncGenerator<BulkResult<Item, Value>, void, undefined> {
     this.requests.model();
-    const { settings, rest } = bulkSettings(options, this.bulkConcurrency);
+    const { settings, rest } = bulkSettings(options, this.bulkConcurrency, kind.options);
+    // What is wrong for all of them is thrown once, and before the first is taken.
+    kind.check(rest as unknown as Options);
     const seed = rest.seed === undefined ? undefined : parseSeed(rest.seed);
     return runAll(
       items,
@@ -354,8 +383,13 @@ export class UniFluid implements AsyncDisposable {
         if (typeof item !== "string" && (typeof item !== "object" || item === null)) {
           throw invalidOption("a string or an object", `item ${index}`, item);
         }
-        const own = seed === undefined ? {} : { seed: seedOfItem(seed, index) };
-        return call({ ...rest, ...own, signal } as unknown as Options, item);
+        const named = typeof item === "object" && kind.fields.some((field) => field in item);
+        const own: Partial<Options> = named ? itemOptions(item, kind.fields, kind.options) : {};
+        const seeded = seed === undefined ? {} : { seed: seedOfItem(seed, index) };
+        const given = { ...rest, ...seeded, ...own } as unknown as Options;
+        return underEach([signal, signalOption(own.signal)], (ends) =>
+          call(item, { ...given, signal: ends }),
+        );
       },
       settings,
     );
@@ -390,7 +424,8 @@ export class UniFluid implements AsyncDisposable {
       const task = choiceOption("task", o.task, ["caption", "answer"]);
       const question = task === "answer" ? stringOption("question", o.question) : "";
       const pair = [o.image as ImageInput, question] as const;
-      [prefix] = (await this.prefixes.read(task, [pair], signal)) as [Prefix];
+      const read = (ends: AbortSignal) => this.prefixes.read(task, [pair], ends);
+      [prefix] = (await this.requests.prepare(read, signal)) as [Prefix];
     }
     const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
     this.prefixes.checkLength(prefix.rows, suffix.length);
@@ -407,9 +442,11 @@ export class UniFluid implements AsyncDisposable {
     const { signal, priority } = callOptions(options);
     this.requests.model();
     const { preprocessor, spec } = this.checkpoint;
-    const decoded = await decodeImage(image, { signal });
     const { imageSize } = spec.vision!;
-    const pixels = await toVisionPixels(decoded, preprocessor!, this.addon, imageSize);
+    const pixels = await this.requests.prepare(async (ends) => {
+      const decoded = await decodeImage(image, { signal: ends });
+      return toVisionPixels(decoded, preprocessor!, this.addon, imageSize);
+    }, signal);
     const done = await this.requests.run({ kind: "features", pixels, priority }, signal);
     return done.features!;
   }
@@ -424,7 +461,8 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, "encode");
     const { signal, priority } = callOptions(options);
     this.requests.model();
-    const decoded = await decodeImage(image, { signal });
+    const read = (ends: AbortSignal) => decodeImage(image, { signal: ends });
+    const decoded = await this.requests.prepare(read, signal);
     const [width, height] = this.encodedSize(decoded);
     const pixels = await toVaePixels(decoded, width, height, this.addon);
     const done = await this.requests.run(
@@ -521,6 +559,13 @@ export class UniFluid implements AsyncDisposable {
 
   // ---- how ----
 
+  /** Before anything is read or queued: more than the queue can ever take would be refused as if it might later. */
+  private fitting<T>(items: readonly T[]): readonly T[] {
+    if (items.length <= this.capacity) return items;
+    const limit = `at most ${this.capacity} requests (maxSequences and maxQueue)`;
+    throw invalidOption(limit, "one call", items.length);
+  }
+
   private generatePrefixes(prompts: readonly string[]) {
     return async () => prompts.map((prompt) => this.prefixes.generate(prompt));
   }
@@ -536,7 +581,7 @@ export class UniFluid implements AsyncDisposable {
     result: (done: DoneEvent, seed: bigint) => T,
   ): Promise<T[]> {
     const { request, signal, seed } = this.drawing(options);
-    const prefixes = await makePrefixes(signal);
+    const prefixes = await this.requests.prepare(makePrefixes, signal);
     const requests = prefixes.map((prefix, i) => request(prefix, seedOfItem(seed, i), decode));
     const done = await this.requests.runAll(requests, signal);
     return done.map((event, i) => result(event, seedOfItem(seed, i)));
@@ -547,7 +592,7 @@ export class UniFluid implements AsyncDisposable {
     options: DrawOptions | undefined,
   ): AsyncGenerator<DrawingProgress, void, undefined> {
     const { request, signal, seed } = this.drawing(options);
-    const [prefix] = await makePrefixes(signal);
+    const [prefix] = await this.requests.prepare(makePrefixes, signal);
     const events = this.requests.stream({ ...request(prefix!, seed, true), stream: true }, signal);
     yield* drawingSteps(
       events,
@@ -590,7 +635,7 @@ export class UniFluid implements AsyncDisposable {
     options: WriteOptions | undefined,
   ): Promise<string[]> {
     const { request, signal, seed } = this.writing(options);
-    const prefixes = await makePrefixes(signal);
+    const prefixes = await this.requests.prepare(makePrefixes, signal);
     const requests = prefixes.map((prefix, i) => request(prefix, seedOfItem(seed, i)));
     const done = await this.requests.runAll(requests, signal);
     return done.map(({ tokens }) => this.checkpoint.tokenizer!.decode(tokens!));
@@ -602,7 +647,7 @@ export class UniFluid implements AsyncDisposable {
     stripped: boolean,
   ): AsyncGenerator<string, WrittenText, undefined> {
     const { request, signal, seed } = this.writing(options);
-    const [prefix] = await makePrefixes(signal);
+    const [prefix] = await this.requests.prepare(makePrefixes, signal);
     const events = this.requests.stream({ ...request(prefix!, seed), stream: true }, signal);
     const end = yield* textPieces(events, this.checkpoint.tokenizer!, stripped);
     return { promptTokens: prefix!.rows, ...end };

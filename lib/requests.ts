@@ -3,7 +3,7 @@
  * and a signal, a `break` or `dispose` frees the sequence.
  */
 
-import { setMaxListeners } from "node:events";
+import { onAbort, underEach } from "./abort.js";
 import { DisposedError, fromNative } from "./errors.js";
 import type { NativeEvent, NativeModel, NativeRequest } from "./native.js";
 
@@ -38,6 +38,8 @@ export class Requests {
   private readonly listeners = new Map<number, Listener>();
   private native: NativeModel | undefined;
   private disposal: Promise<void> | undefined;
+  /** What is under way before it becomes a request. */
+  private readonly preparing = new Set<AbortController>();
 
   /** Give this to `loadModel`, which keeps it as long as the model is there; it keeps nothing. */
   readonly onEvents = deliverTo(new WeakRef(this));
@@ -73,6 +75,21 @@ export class Requests {
   model(): NativeModel {
     if (!this.native || this.disposal) throw new DisposedError();
     return this.native;
+  }
+
+  /**
+   * Does what comes before a request, above all the reading of images, under a signal that aborts when the call's
+   * does and when the model is disposed.
+   */
+  async prepare<T>(work: (signal: AbortSignal) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    this.model();
+    const end = new AbortController();
+    this.preparing.add(end);
+    try {
+      return await underEach([signal, end.signal], work);
+    } finally {
+      this.preparing.delete(end);
+    }
   }
 
   /** Runs requests together. If one fails the others are cancelled. */
@@ -153,7 +170,7 @@ export class Requests {
       ticket.cancel();
       listener.fail(signal?.reason, true);
     };
-    const unhook = () => signal?.removeEventListener("abort", abort);
+    let unhook = () => {};
     const ticket: Ticket = {
       cancel: () => {
         unhook();
@@ -161,11 +178,7 @@ export class Requests {
       },
     };
     // What can fail comes first: a request that was submitted must be one that somebody can end.
-    if (signal) {
-      // One signal may stop many requests; Node would take that for a leak.
-      setMaxListeners(0, signal);
-      signal.addEventListener("abort", abort, { once: true });
-    }
+    if (signal) unhook = onAbort(signal, abort);
     try {
       id = native.submit(request);
     } catch (failure) {
@@ -187,6 +200,7 @@ export class Requests {
     this.listeners.clear();
     awaited.delete(this);
     for (const listener of listeners) listener.fail(new DisposedError(), true);
+    for (const controller of this.preparing) controller.abort(new DisposedError());
     const { native } = this;
     this.native = undefined;
     await native?.dispose().catch((failure) => {

@@ -9,7 +9,7 @@ import { locateCheckpoint } from "../checkpoint/locate.js";
 import type { ImageFormat } from "../image.js";
 import { JobChecker } from "../jobs/check.js";
 import { formatOf, type JobFormat, readRecords } from "../jobs/reader.js";
-import { ResultsFolder, type Shard } from "../jobs/results.js";
+import { type ResultLine, ResultsFolder, type Shard } from "../jobs/results.js";
 import { runBatch } from "../jobs/run.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
@@ -109,11 +109,14 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
   const { signal } = context;
   const jobs = await openJobs(path, flags.inputFormat, signal);
   const counts = { done: 0, failed: 0, doneBefore: 0, failedBefore: 0 };
+  let firstFailed: ResultLine | undefined;
+  let results = "";
   const started = performance.now();
   // Other sequences than those that run wait in the engine, ready to join.
   const load = { ...flags, maxSequences: flags.concurrency };
   await withModel(load, signal, async (model) => {
     const folder = await ResultsFolder.open(flags.out, flags.shard).catch(writingFailed(flags.out));
+    results = folder.results;
     let progress: RateProgress | undefined;
     try {
       const total = context.quiet ? undefined : await jobs.count?.();
@@ -126,8 +129,9 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
         concurrency: 2 * flags.concurrency,
         retryFailed: flags.retryFailed ?? false,
         signal,
-        onRecord: (outcome) => {
+        onRecord: (outcome, line) => {
           counts[outcome]++;
+          firstFailed ??= line;
           progress?.advance(outcome);
         },
       }).catch(writingFailed(flags.out));
@@ -143,10 +147,20 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
     (counts.failedBefore > 0 ? `, ${counts.failedBefore} failed before (--retry-failed)` : "");
   note(
     context,
-    `${counts.done} done, ${counts.failed} failed${skipped}; ${seconds.toFixed(1)} s${rate}`,
+    `${counts.done} done, ${counts.failed} failed${skipped}; ${seconds.toFixed(1)} s${rate}` +
+      whyFailed(firstFailed, counts.failed + counts.failedBefore > 0, results),
   );
   if (context.json) await writeJson({ ...counts, seconds: Number(seconds.toFixed(3)) });
   if (counts.failed + counts.failedBefore > 0) process.exitCode = ExitCode.partial;
+}
+
+/** What a look into the results would tell first of those that failed, and where they are. */
+function whyFailed(first: ResultLine | undefined, some: boolean, results: string): string {
+  if (!some) return "";
+  if (!first?.error) return `; why they failed is in ${results}`;
+  const { code, message } = first.error;
+  const reason = `${code}: ${message.replace(/\s*\n\s*/g, " | ")}`;
+  return `; the first that failed is record ${first.index}: ${reason} (all are in ${results})`;
 }
 
 const shareOf = (total: number, { index, count }: Shard): number =>

@@ -1,20 +1,26 @@
 /** Prompts and images from arguments or from standard input. */
 
-import { addAbortSignal } from "node:stream";
 import { InvalidImageError } from "../errors.js";
-import type { ImageInput } from "../image-input.js";
+import { type ImageInput, readStream } from "../image-input.js";
 import { UsageError } from "./exit-codes.js";
 import { STANDARD } from "./output.js";
 
 async function readStandardInput(signal: AbortSignal): Promise<Buffer> {
-  const chunks: Buffer[] = [];
   try {
-    for await (const chunk of addAbortSignal(signal, process.stdin)) chunks.push(chunk as Buffer);
+    return await readStream(process.stdin, "standard input", signal);
   } catch (error) {
     signal.throwIfAborted();
     throw error;
   }
-  return Buffer.concat(chunks);
+}
+
+async function readStandardText(signal: AbortSignal): Promise<string> {
+  try {
+    return (await readStandardInput(signal)).toString("utf8");
+  } catch (error) {
+    // Too long: for what is no image that is a fault of usage.
+    throw error instanceof InvalidImageError ? new UsageError(error.message) : error;
+  }
 }
 
 /** Standard input can be read once. */
@@ -35,7 +41,7 @@ export async function readImage(name: string, signal: AbortSignal): Promise<Imag
 /** A text argument, or all of standard input without its last line break. */
 export async function readText(text: string, signal: AbortSignal): Promise<string> {
   if (text !== STANDARD) return text;
-  return (await readStandardInput(signal)).toString("utf8").replace(/\r?\n$/, "");
+  return (await readStandardText(signal)).replace(/\r?\n$/, "");
 }
 
 /** Throws `USAGE` for a text of nothing, which the library would take: an empty variable of the shell, mostly. */
@@ -55,7 +61,7 @@ export async function readLines(texts: readonly string[], signal: AbortSignal): 
       lines.push(text);
       continue;
     }
-    const input = (await readStandardInput(signal)).toString("utf8").split(/\r?\n/);
+    const input = (await readStandardText(signal)).split(/\r?\n/);
     const found = input.filter((line) => line.trim() !== "");
     if (found.length === 0) throw new UsageError("standard input holds no prompt");
     lines.push(...found);

@@ -1,7 +1,6 @@
 /** `unifluid scenes`: a data set of drawn scenes with captions, questions and edits. */
 
 import { type Command, Option } from "commander";
-import { UniFluidError } from "../errors.js";
 import { TASKS, type TemplateTask } from "../prompts.js";
 import {
   PAIR_RULES,
@@ -13,9 +12,8 @@ import {
 } from "../scenes/world.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
-import { OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
-import { writeJson } from "./output.js";
+import { writeJson, writingFailed } from "./output.js";
 import { startRate } from "./progress.js";
 
 interface ScenesFlags extends OutputFlags {
@@ -85,10 +83,7 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
       size,
       signal: context.signal,
       onScene: () => progress.advance("done"),
-    });
-  } catch (error) {
-    if (error instanceof UniFluidError || context.signal.aborted) throw error;
-    throw new OutputError(`cannot write ${out}: ${(error as Error).message}`, { cause: error });
+    }).catch(writingFailed(out));
   } finally {
     progress.stop();
   }

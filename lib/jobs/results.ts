@@ -74,6 +74,8 @@ export class ResultsFolder {
   private constructor(
     readonly path: string,
     readonly done: DoneIndex,
+    /** Where the lines go. */
+    readonly results: string,
     private readonly file: FileHandle,
     private readonly lock: string,
   ) {}
@@ -94,9 +96,10 @@ export class ResultsFolder {
           await rm(join(path, name), { force: true });
         }
       }
-      const file = await open(join(path, resultsName(shard)), "a+");
+      const results = join(path, resultsName(shard));
+      const file = await open(results, "a+");
       await repairEnd(file);
-      return new ResultsFolder(path, done, file, lock);
+      return new ResultsFolder(path, done, results, file, lock);
     } catch (error) {
       await freeLock(lock);
       throw error;

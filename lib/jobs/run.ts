@@ -67,7 +67,8 @@ export interface BatchOptions {
   /** Do again what failed in an earlier run. */
   retryFailed: boolean;
   signal: AbortSignal;
-  onRecord(outcome: RecordOutcome): void;
+  /** `line`: what was written of a record that failed now. */
+  onRecord(outcome: RecordOutcome, line?: ResultLine): void;
 }
 
 /** What became of a record: now, or in an earlier run. */
@@ -107,7 +108,8 @@ export async function runBatch(
   };
   for await (const { value } of runAll(pending(records, folder, means, options), one, settings)) {
     await folder.write(value!);
-    options.onRecord(value!.error ? "failed" : "done");
+    if (value!.error) options.onRecord("failed", value!);
+    else options.onRecord("done");
   }
 }
 

@@ -1,4 +1,6 @@
 /** Scenes as pictures: SVG, made into pixels by sharp. */
+
+import sharp from "sharp";
 import { BACKGROUNDS, COLORS, RADIUS, type Scene, SHAPES, type Shape, SIZE } from "./world.js";
 
 export type Point = readonly [x: number, y: number];
@@ -71,8 +73,6 @@ export function toSvg(scene: Scene, size = SIZE): string {
 
 /** RGB bytes of the scene, [size, size, 3]. */
 export async function drawPixels(scene: Scene, size = SIZE): Promise<Uint8Array> {
-  // Loaded when first needed: it is a large library.
-  const { default: sharp } = await import("sharp");
   return sharp(Buffer.from(toSvg(scene, size)))
     .flatten()
     .removeAlpha()
@@ -82,7 +82,6 @@ export async function drawPixels(scene: Scene, size = SIZE): Promise<Uint8Array>
 
 /** The scene as a PNG file. */
 export async function drawPng(scene: Scene, size = SIZE): Promise<Buffer> {
-  const { default: sharp } = await import("sharp");
   return sharp(Buffer.from(toSvg(scene, size)))
     .flatten()
     .removeAlpha()

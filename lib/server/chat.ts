@@ -10,6 +10,7 @@ import {
   checkPrompt,
   imageOfUrl,
   logPrompt,
+  refuseForm,
   type ServerContext,
   working,
 } from "./context.js";
@@ -76,6 +77,7 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
   const { model, name } = context;
 
   app.post("/v1/chat/completions", async (request, reply) => {
+    refuseForm(request);
     const body = chatBody.parse(request.body);
     const question = questionOf(body.messages);
     // A model that reads images was trained to answer about them: without one the question would be continued.
@@ -84,7 +86,7 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
       const message = `${name} answers about images: expected a message with an image_url`;
       throw new HttpError(422, "UNSUPPORTED_TASK", message, "messages");
     }
-    checkModel(context, body.model, question.task);
+    checkModel(context, body.model ?? undefined, question.task);
     checkPrompt(context, question.text, "messages");
     logPrompt(context, request, question.text);
     return working(context, reply, async (signal) => {

@@ -32,6 +32,16 @@ export function noteFault(context: ServerContext, error: unknown): void {
 /** Milliseconds that another host has for sending an image. */
 const REMOTE_TIMEOUT = 10_000;
 
+/** Forms are read by a parser of their own, whatever the route: to one that takes JSON they are of a wrong type. */
+export function refuseForm(request: FastifyRequest): void {
+  if (!request.isMultipart()) return;
+  throw new HttpError(
+    415,
+    "UNSUPPORTED_MEDIA_TYPE",
+    "expected application/json but received a form",
+  );
+}
+
 /** Throws unless the model can do it and is the one that was asked for. */
 export function checkModel(context: ServerContext, asked: string | undefined, task: Task): void {
   if (asked !== undefined && asked !== context.name) {

@@ -13,6 +13,7 @@ import {
   decodeUpload,
   imageOfUrl,
   logPrompt,
+  refuseForm,
   type ServerContext,
   working,
 } from "./context.js";
@@ -31,6 +32,7 @@ export function registerImages(app: FastifyInstance, context: ServerContext): vo
   const { model } = context;
 
   app.post("/v1/images/generations", async (request, reply) => {
+    refuseForm(request);
     const body = generationBody.parse(request.body);
     checkModel(context, body.model, "generate");
     const { prompt } = body;
@@ -116,7 +118,9 @@ function checkDrawing(context: ServerContext, body: DrawingBody): void {
     const message = `expected ${expected} but received ${JSON.stringify(body[param])}`;
     throw new HttpError(422, "INVALID_OPTION", message, param);
   };
-  expect((body.n ?? 1) <= maxImages, `at most ${maxImages} images`, "n");
+  // More than the model's queue holds would be told for ever to come again later.
+  const most = Math.min(maxImages, context.model.capacity);
+  expect((body.n ?? 1) <= most, `at most ${most} images`, "n");
   expect(!body.stream || (body.n ?? 1) === 1, "one image when streaming", "n");
   const size = sizeOf(context);
   expect(body.size === undefined || ["auto", size].includes(body.size), `auto or ${size}`, "size");
@@ -183,6 +187,9 @@ async function readEdit(request: FastifyRequest, maxBytes: number): Promise<Edit
     // Of a form that is too large the reading never ends; what it holds goes with the request.
     return await Promise.race([readForm(request), formTooLarge(request, maxBytes)]);
   } catch (error) {
+    // What is still to come is read past: the connection is to carry the answer, and the next request.
+    request.raw.unpipe();
+    request.raw.resume();
     const known = error instanceof HttpError || typeof (error as FastifyError).code === "string";
     if (known) throw error;
     // The parser's: a form that ends in its middle, or is none.
@@ -249,7 +256,7 @@ function readJson(body: unknown): Edit {
     throw new HttpError(422, "INVALID_OPTION", "expected a form or a JSON object");
   }
   const { images, mask, ...fields } = body as Record<string, unknown>;
-  if (mask !== undefined) throw noMask();
+  if (mask !== undefined && mask !== null) throw noMask();
   const list = Array.isArray(images) ? (images as { image_url?: unknown }[]) : [];
   const url = oneImage(list)?.image_url;
   if (typeof url !== "string") {

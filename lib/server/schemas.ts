@@ -3,6 +3,10 @@
 import { z } from "zod";
 import { numeric } from "../numeric.js";
 
+/** A field that may be absent, or null, which clients of typed languages send for it. */
+const optional = <T extends z.ZodType>(type: T) =>
+  type.nullish().transform((value) => value ?? undefined);
+
 /** What this server's fields have beside OpenAI's own. */
 const seed = z
   .union([
@@ -12,25 +16,25 @@ const seed = z
   .describe("Decides the image; image i of several has seed + i. Beyond 2^53, as a string.");
 
 const drawing = {
-  model: z.string().optional().describe("The name that GET /v1/models tells."),
+  model: optional(z.string()).describe("The name that GET /v1/models tells."),
   n: numeric(z.int().min(1)).describe("Images; 1 when streaming."),
-  size: z.string().optional().describe('"auto", or the size that the model draws.'),
-  response_format: z.literal("b64_json").optional(),
-  output_format: z.enum(["png", "webp", "jpeg"]).optional().describe('Default "png".'),
-  stream: z.union([z.boolean(), z.stringbool()]).optional().describe("Answer with events."),
+  size: optional(z.string()).describe('"auto", or the size that the model draws.'),
+  response_format: optional(z.literal("b64_json")),
+  output_format: optional(z.enum(["png", "webp", "jpeg"])).describe('Default "png".'),
+  stream: optional(z.union([z.boolean(), z.stringbool()])).describe("Answer with events."),
   partial_images: numeric(z.int().min(0)).describe(
     "Pictures sent while the image is drawn, when streaming; up to one an image token.",
   ),
-  quality: z.enum(["auto", "low", "medium", "high", "standard", "hd"]).optional(),
-  background: z.enum(["auto", "opaque"]).optional(),
-  moderation: z.enum(["auto", "low"]).optional(),
-  style: z.enum(["vivid", "natural"]).optional(),
-  user: z.string().optional(),
-  seed: seed.optional(),
+  quality: optional(z.enum(["auto", "low", "medium", "high", "standard", "hd"])),
+  background: optional(z.enum(["auto", "opaque"])),
+  moderation: optional(z.enum(["auto", "low"])),
+  style: optional(z.enum(["vivid", "natural"])),
+  user: optional(z.string()),
+  seed: optional(seed),
   steps: numeric(z.int().min(1)).describe("Diffusion steps for each image token."),
   guidance: numeric(z.number()).describe("How strongly the prompt decides; 1: no guidance."),
   temperature: numeric(z.number()).describe("Factor of the sampling noise."),
-  order: z.enum(["random", "raster"]).optional().describe("Order of the image tokens."),
+  order: optional(z.enum(["random", "raster"])).describe("Order of the image tokens."),
 };
 
 export const generationBody = z.strictObject({
@@ -40,7 +44,7 @@ export const generationBody = z.strictObject({
 
 export const editFields = z.strictObject({
   prompt: z.string().min(1).describe("What to change."),
-  input_fidelity: z.enum(["low", "high"]).optional(),
+  input_fidelity: optional(z.enum(["low", "high"])),
   ...drawing,
 });
 
@@ -51,7 +55,7 @@ const imagePart = z.object({
   type: z.literal("image_url"),
   image_url: z.object({
     url: z.string().min(1).describe("A data URL; others only from hosts that the server allows."),
-    detail: z.string().optional(),
+    detail: z.string().nullish(),
   }),
 });
 const part = z.discriminatedUnion("type", [textPart, imagePart]);
@@ -64,7 +68,7 @@ export type ChatMessage = z.infer<typeof message>;
 
 /** Clients send many fields of other models here; those are passed over. */
 export const chatBody = z.object({
-  model: z.string().optional(),
+  model: z.string().nullish(),
   messages: z.array(message).min(1).max(1000),
   max_tokens: z.int().min(1).nullish(),
   max_completion_tokens: z.int().min(1).nullish(),
@@ -72,6 +76,6 @@ export const chatBody = z.object({
   seed: seed.nullish(),
   n: z.literal(1).nullish(),
   stream: z.boolean().nullish(),
-  stream_options: z.object({ include_usage: z.boolean().optional() }).nullish(),
+  stream_options: z.object({ include_usage: z.boolean().nullish() }).nullish(),
 });
 export type ChatBody = z.infer<typeof chatBody>;

@@ -12,6 +12,7 @@ import multipart from "@fastify/multipart";
 import rateLimit from "@fastify/rate-limit";
 import fastify, {
   type FastifyInstance,
+  type FastifyReply,
   type FastifyRequest,
   type FastifyServerOptions,
 } from "fastify";
@@ -68,6 +69,11 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
       connectionsCheckingInterval: 1000,
     },
     clientErrorHandler: handleClientError,
+    // Paths that lead to no route at all; hooks do not run for them.
+    frameworkErrors: (error, request, reply) => {
+      protect(request, reply);
+      handleError(error, request, reply);
+    },
     // Also that of a proxy in front, so that its log and this one can be read together.
     requestIdHeader: settings.trustProxy ? "x-request-id" : false,
     forceCloseConnections: "idle",
@@ -120,17 +126,22 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   return app;
 }
 
+/** What every answer tells browsers. */
+function protect(request: FastifyRequest, reply: FastifyReply): void {
+  reply.headers({
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+    "x-request-id": request.id,
+  });
+}
+
 function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext): void {
   const { settings } = context;
   const { maxRequests, stallTimeout } = settings;
   app.addHook("onRequest", async (request, reply) => {
-    reply.headers({
-      "x-content-type-options": "nosniff",
-      "referrer-policy": "no-referrer",
-      "x-frame-options": "DENY",
-      "cross-origin-resource-policy": "same-origin",
-      "x-request-id": request.id,
-    });
+    protect(request, reply);
     const route = request.routeOptions.url;
     // A preflight bears no key, by its nature.
     if (request.method !== "OPTIONS" && !(route !== undefined && OPEN.has(route))) {

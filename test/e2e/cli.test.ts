@@ -178,6 +178,17 @@ describe("of several inputs those that can be done are done, and told of", () =>
   });
 });
 
+test("an image of standard input is given up at the limit of a file", async () => {
+  const command = `head -c 600000000 /dev/zero | "${process.execPath}" "${main}" caption -`;
+  const child = spawn("sh", ["-c", command], { cwd: folder });
+  let err = "";
+  child.stderr.on("data", (chunk) => {
+    err += chunk;
+  });
+  expect(await new Promise((resolve) => child.once("close", resolve))).toBe(3);
+  expect(err).toMatch(/IMAGE_TOO_LARGE: standard input has more than 536870912 bytes/);
+});
+
 test("edit draws from an image of standard input", async () => {
   const args = [
     "edit",

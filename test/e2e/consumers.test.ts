@@ -154,7 +154,7 @@ test.each([
     writeFileSync(join(project, `snippet-${i}.mts`), `${program}\nexport {};\n`);
     return `snippet-${i}.mts`;
   });
-  const source = `import { UniFluid, type Image } from "unifluid";
+  const source = `import { UniFluid, type GenerateItem, type Image } from "unifluid";
     import { createServer } from "unifluid/server";
     const model = await UniFluid.load("shapes-64");
     const image: Image = await model.generate("x");
@@ -171,6 +171,31 @@ test.each([
       if (!("error" in result)) result.value satisfies string;
       if (!("value" in result)) result.error satisfies Error;
     }
+    async function* jobs() {
+      yield { prompt: "a", steps: 1, data: { key: "k" } };
+    }
+    for await (const { item } of model.generateAll(jobs())) item.data.key satisfies string;
+    for await (const { item } of model.generateAll(["a", { prompt: "b", seed: 1 }])) {
+      if (typeof item !== "string") item.seed satisfies number;
+    }
+    const items: GenerateItem[] = ["a", { prompt: "b" }];
+    model.generateAll(items);
+    model.captionAll([new Blob([]), "x.png", image, new Uint8Array(1)]);
+    model.captionAll([{ image, maxNewTokens: 1, signal: AbortSignal.timeout(1) }]);
+    model.answerAll([{ image, question: "a", data: 1 }]);
+    const keyed = [{ prompt: "a", key: 1 }];
+    // @ts-expect-error: what is the caller's goes into data
+    model.generateAll(keyed);
+    // @ts-expect-error: misspelt
+    model.generateAll([{ prompt: "a", stepz: 1 }]);
+    // @ts-expect-error: misspelt
+    model.captionAll([{ image, maxNewTokenz: 1 }]);
+    // @ts-expect-error: an option of drawing
+    model.answerAll([{ image, question: "a", steps: 1 }]);
+    // @ts-expect-error: an option of writing
+    model.editAll([{ image, instruction: "a", maxNewTokens: 1 }]);
+    // @ts-expect-error: misspelt
+    model.generateAll(["a"], { stepz: 1 });
     const either = await model.generate(["x"] as string | string[]);
     either satisfies Image | Image[];
     await image.save(new URL("file:///x.png"));
@@ -351,8 +376,8 @@ describe("doctor says in one line what is the case and what to do", () => {
 test("publint and are-the-types-wrong find nothing", async () => {
   const lint = await execute(bin("publint"), [tarball, "--strict"], { cwd: root });
   expect(lint.stdout).toContain("All good!");
-  // node10: how TypeScript resolved before packages had exports; Node 20 does not.
-  const args = [tarball, "--format", "ascii", "--no-color", "--profile", "node16"];
+  // Also as TypeScript resolved before packages had exports (node10), which many projects still have it do.
+  const args = [tarball, "--format", "ascii", "--no-color", "--profile", "strict"];
   const { stdout } = await execute(bin("attw"), args, { cwd: root });
   // It ends with 1 where there is a problem; what it looked at is told.
   expect(stdout).toContain('"unifluid/server"');

@@ -10,6 +10,7 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
+  writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -133,6 +134,55 @@ test("express-upload.mjs", () =>
       body: { code: "IMAGE_UNDECODABLE" },
     });
   }));
+
+describe("a fault is told as whose it is by", () => {
+  // In the place of the package: a model that fails with the code that it is given.
+  const FAILING = `
+    const fail = (code) => { throw Object.assign(new Error("no"), { code }); };
+    const model = {
+      caption: async (bytes) => fail(String(bytes)),
+      async *generateStream(prompt) { yield fail(prompt); },
+      async dispose() {},
+    };
+    export const UniFluid = { load: async () => model };`;
+  beforeEach(() => {
+    const folder = join(project, "node_modules/unifluid");
+    rmSync(folder);
+    mkdirSync(folder);
+    writeFileSync(join(folder, "package.json"), '{ "exports": "./index.mjs" }');
+    writeFileSync(join(folder, "index.mjs"), FAILING);
+  });
+  const faults: [string, number][] = [
+    ["PROMPT_TOO_LONG", 422],
+    ["INVALID_OPTION", 422],
+    ["QUEUE_FULL", 429],
+    ["INSUFFICIENT_MEMORY", 503],
+    ["DISPOSED", 503],
+    ["DEVICE_ERROR", 500],
+    ["INTERNAL", 500],
+    ["ENOENT", 500],
+  ];
+
+  test("fastify-stream.mjs", () =>
+    serving("fastify-stream.mjs", async (url) => {
+      for (const [code, status] of faults) {
+        const response = await fetch(`${url}/draw?prompt=${code}`);
+        expect([code, response.status]).toEqual([code, status]);
+        const told = status === 500 ? "INTERNAL" : code;
+        expect(await response.json()).toMatchObject({ code: told });
+      }
+    }));
+
+  test("express-upload.mjs", () =>
+    serving("express-upload.mjs", async (url) => {
+      const headers = { "content-type": "image/png", connection: "close" };
+      for (const [code, status] of [...faults, ["IMAGE_UNDECODABLE", 422] as const]) {
+        const response = await fetch(`${url}/describe`, { method: "POST", headers, body: code });
+        expect([code, response.status]).toEqual([code, status]);
+        if (status !== 500) expect(await response.json()).toMatchObject({ code });
+      }
+    }));
+});
 
 (hasRedis() ? test : test.skip)("queue-worker.mjs", async () => {
   const redis = await RedisServer.start();

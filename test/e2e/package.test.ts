@@ -19,6 +19,7 @@ const execute = promisify(execFile);
 const root = join(__dirname, "../..");
 const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
   version: string;
+  engines: { node: string };
   dependencies: Record<string, string>;
 };
 const target = `${process.platform}-${process.arch}`;
@@ -51,6 +52,12 @@ beforeAll(async () => {
   writeFileSync(join(project, "package.json"), '{ "private": true }\n');
 });
 afterAll(() => rmSync(project, { recursive: true, force: true }));
+
+test("README names the versions of Node that the package asks for", () => {
+  const [, first, second] = /^\^(\d+\.\d+)\.0 \|\| >=(\d+\.\d+)\.0$/.exec(manifest.engines.node)!;
+  const readme = readFileSync(join(root, "README.md"), "utf8");
+  expect(readme).toContain(`with Node ${first}, ${second} or later`);
+});
 
 /** Runs node in the project, without what this test's own environment says about the addon. */
 function node(args: string[]) {

@@ -248,6 +248,25 @@ describe("errors are those of OpenAI's client", () => {
     ).rejects.toMatchObject({ status: 422, code: "IMAGE_UNDECODABLE" });
   });
 
+  test("422 for more images than the queue can ever hold", async () => {
+    const small = await UniFluid.load("shapes-64", { maxSequences: 1, maxQueue: 1 });
+    const idle = await startServer(small);
+    try {
+      const other = new OpenAI({ apiKey: "x", baseURL: `${idle.url}/v1`, maxRetries: 0 });
+      const ask = (n: number) => other.images.generate({ prompt: "a", n, ...extra({ steps: 1 }) });
+      expect((await ask(2)).data).toHaveLength(2);
+      await expect(ask(3)).rejects.toMatchObject({
+        status: 422,
+        code: "INVALID_OPTION",
+        param: "n",
+        message: expect.stringContaining("expected at most 2 images but received 3"),
+      });
+    } finally {
+      await idle.app.close();
+      await small.dispose();
+    }
+  });
+
   test("429 with Retry-After where the queue is full", async () => {
     const small = await UniFluid.load("shapes-64", { maxSequences: 1, maxQueue: 0 });
     const busy = await startServer(small);

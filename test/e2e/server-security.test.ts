@@ -113,6 +113,33 @@ describe("bodies", () => {
     expect([answer.status, answer.body.data?.length]).toEqual([200, 1]);
   });
 
+  test("so is null for every field but the prompt", async () => {
+    const fields =
+      "model size response_format output_format stream partial_images quality background moderation style user seed order";
+    const nulls = Object.fromEntries(fields.split(" ").map((name) => [name, null]));
+    const body = { prompt: "a", steps: 1, ...nulls };
+    const answer = await post(generations(), body);
+    expect([answer.status, answer.body.data?.length]).toEqual([200, 1]);
+    const images = [{ image_url: dataUrl(photo) }];
+    const edit = { ...body, images, mask: null, input_fidelity: null };
+    expect((await post(edits(), edit)).status).toBe(200);
+    const question = { ...showing(dataUrl(photo)), model: null, seed: null, max_tokens: 1 };
+    const options = { stream: null, stream_options: { include_usage: null } };
+    expect((await post(chat(), { ...question, ...options })).status).toBe(200);
+    expect((await post(generations(), { prompt: null })).status).toBe(422);
+  });
+
+  test("forms are of a wrong type where JSON is expected", async () => {
+    for (const url of [generations(), chat()]) {
+      const body = new FormData();
+      body.set("prompt", "a");
+      body.set("image", new Blob(["x".repeat(100_000)]), "photo.png");
+      const response = await fetch(url, { method: "POST", body });
+      const { error } = (await response.json()) as { error: { code: string } };
+      expect([response.status, error.code]).toEqual([415, "UNSUPPORTED_MEDIA_TYPE"]);
+    }
+  });
+
   test("other content types are refused", async () => {
     for (const type of ["text/plain", "application/xml", "application/x-www-form-urlencoded"]) {
       const answer = await post(generations(), "prompt=a", { "content-type": type });
@@ -189,9 +216,22 @@ describe("paths", () => {
     "/page/page.mjs%00.html",
     "/v1/models/../../package.json",
     "/v1/models/%2e%2e%2fpackage.json",
+    "/v1/models/%zz",
+    `/v1/models/${"x".repeat(201)}`,
   ])("%s leads nowhere", async (path) => {
     const answer = await raw(`GET ${path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n`);
-    expect(answer).toMatch(/^HTTP\/1\.1 (404|400) /);
+    expect(answer).toMatch(/^HTTP\/1\.1 (404|400|414) /);
+    const [head, body] = answer.split("\r\n\r\n") as [string, string];
+    expect(JSON.parse(body)).toEqual({
+      error: {
+        message: expect.any(String),
+        type: "invalid_request_error",
+        param: null,
+        code: expect.stringMatching(/^(NOT_FOUND|MODEL_NOT_FOUND|BAD_REQUEST)$/),
+      },
+    });
+    expect(head).toMatch(/^x-content-type-options: nosniff\r$/m);
+    expect(head).toMatch(/^x-request-id: \S+\r$/m);
     expect(answer).not.toContain('"devDependencies"');
   });
 });
@@ -292,6 +332,26 @@ describe("forms", () => {
     ["a huge file", { prompt: "a", image: new Blob(["x".repeat(400_000)]) }, 413, "BODY_TOO_LARGE"],
   ])("%s", async (_name, fields, status, code) => {
     expect(await outcome(await form(fields))).toEqual([status, code]);
+  });
+
+  describe("refused before its end", () => {
+    const half = "x".repeat(150_000);
+    const file = (name: string) =>
+      `--B\r\nContent-Disposition: form-data; name="${name}"; filename="a.png"\r\n\r\n${half}\r\n`;
+    const text = '--B\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n';
+
+    test.each<[string, string, number]>([
+      ["a mask", file("mask"), 422],
+      ["another file", file("extra"), 422],
+      ["an image that is text", text + file("image"), 422],
+      ["two files too large together", file("image") + file("image[]"), 413],
+    ])("%s leaves the connection to the next request", async (_name, parts, status) => {
+      const body = `${parts}--B--\r\n`;
+      const head = `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: ${body.length}\r\n\r\n`;
+      const next = "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+      const answers = (await raw(head + body + next)).match(/HTTP\/1\.1 \d+/g);
+      expect(answers).toEqual([`HTTP/1.1 ${status}`, "HTTP/1.1 200"]);
+    });
   });
 
   describe("beyond the limit in all", () => {

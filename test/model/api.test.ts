@@ -1,5 +1,6 @@
 /** The API on real weights: seeds, batches, streams, signals, disposal, refusals. */
 
+import { getEventListeners } from "node:events";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -314,6 +315,36 @@ describe("a signal", () => {
     await expect(UniFluid.load(fixture("gemma-tiny"), { signal })).rejects.toMatchObject({ name });
   });
 
+  /** An image that never comes, as the answer of a host that sends no more. */
+  const stalled = () => ({ arrayBuffer: () => new Promise<ArrayBuffer>(() => {}) });
+
+  test("ends the wait for an image", async () => {
+    const controller = new AbortController();
+    const { signal } = controller;
+    const reason = new Error("changed my mind");
+    const calls = [
+      uni.caption(stalled(), { signal }),
+      uni.answerStream(stalled(), "how many?", { signal }).next(),
+      uni.edit([picture, stalled()], "x", { signal }),
+      uni.encodeImage(stalled(), { signal }),
+      uni.imageFeatures(stalled(), { signal }),
+      uni.logits({ image: stalled(), task: "caption", signal }),
+      uni.captionAll([stalled()], { signal }).next(),
+    ];
+    const settled = Promise.allSettled(calls);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    controller.abort(reason);
+    for (const result of await settled) expect(result).toEqual({ status: "rejected", reason });
+    expect(getEventListeners(signal, "abort")).toHaveLength(0);
+  });
+
+  test("is not needed to leave a run whose next image never comes", async () => {
+    for await (const { value } of uni.captionAll([picture, stalled()])) {
+      expect(value).toEqual(expect.any(String));
+      break;
+    }
+  });
+
   test("must be one", async () => {
     await expect(uni.generate("a", { signal: {} as AbortSignal })).rejects.toMatchObject({
       code: "INVALID_OPTION",
@@ -324,7 +355,11 @@ describe("a signal", () => {
 test("after dispose every call rejects with DISPOSED, and so does what was running", async () => {
   const model = await load("unifluid-tiny");
   const running = model.generate("a star", { steps: 1000 });
-  const stopped = expect(running).rejects.toMatchObject({ code: "DISPOSED" });
+  const reading = model.caption({ arrayBuffer: () => new Promise<ArrayBuffer>(() => {}) });
+  const stopped = Promise.all([
+    expect(running).rejects.toMatchObject({ code: "DISPOSED" }),
+    expect(reading).rejects.toMatchObject({ code: "DISPOSED" }),
+  ]);
   await until(() => model.stats().running > 0);
   await Promise.all([model.dispose(), model[Symbol.asyncDispose]()]);
   await stopped;

@@ -1,5 +1,6 @@
 /** Who runs when: priorities, the length of the queue, the memory budget, and what the statistics tell of it. */
 
+import { getEventListeners } from "node:events";
 import { join } from "node:path";
 import { loadAddon } from "../../lib/addon";
 import { UniFluid } from "../../lib/index";
@@ -82,6 +83,30 @@ describe("priorities", () => {
 });
 
 describe("a full queue", () => {
+  test("refuses what could never fit as a wrong call, before any work", async () => {
+    const model = await UniFluid.load(tiny, { threads: 1, maxSequences: 2, maxQueue: 1 });
+    try {
+      expect(model.capacity).toBe(3);
+      const calls = [
+        model.generate(Array(4).fill("a")),
+        model.edit("/no/such/file.png", Array(4).fill("a")),
+        model.caption(Array(4).fill("/no/such/file.png")),
+        model.answer("/no/such/file.png", Array(4).fill("a")),
+        model.complete(Array(4).fill("a")),
+      ];
+      for (const result of await Promise.allSettled(calls)) {
+        expect(result).toMatchObject({ status: "rejected", reason: { code: "INVALID_OPTION" } });
+        expect(String((result as PromiseRejectedResult).reason)).toMatch(
+          /at most 3 requests .* but received 4/,
+        );
+      }
+      expect(model.stats().refused).toBe(0);
+      expect(await model.generate(["a", "b", "c"], { steps: 1 })).toHaveLength(3);
+    } finally {
+      await model.dispose();
+    }
+  });
+
   test("refuses at once with QUEUE_FULL, and takes requests again when there is room", async () => {
     const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 2, maxQueue: 1 });
     try {
@@ -441,9 +466,67 @@ describe("runs over iterables", () => {
     } finally {
       await gemma.dispose();
     }
-    const wrong = { stepz: 3 } as object;
-    for await (const { error } of model.generateAll(["a"], wrong)) {
-      expect(error).toMatchObject({ code: "INVALID_OPTION" });
+    const taken: string[] = [];
+    function* items() {
+      taken.push("a");
+      yield "a";
     }
+    // Those of the run at once, before an item is taken.
+    for (const wrong of [{ stepz: 3 }, { steps: 0 }, { steps: "3" }, { concurency: 2 }, 5, null]) {
+      const run = () => model.generateAll(items(), wrong as object);
+      expect(run).toThrow(expect.objectContaining({ code: "INVALID_OPTION" }));
+    }
+    const text = { maxNewTokenz: 3 } as object;
+    expect(() => model.captionAll([picture], text)).toThrow(/"maxNewTokenz"/);
+    expect(() => model.answerAll([{ image: picture, question: "a" }], text)).toThrow(/NewTokenz/);
+    const edits = [{ image: picture, instruction: "a" }];
+    expect(() => model.editAll(edits, { maxNewTokens: 3 } as object)).toThrow(/"maxNewTokens"/);
+    expect(taken).toEqual([]);
+    // Those of an item with it.
+    const misspelt = { prompt: "a", stepz: 3 } as { prompt: string };
+    const codes = [];
+    for await (const { error } of model.generateAll([misspelt, "b"], { steps: 1, ordered: true })) {
+      codes.push(error && String(error));
+    }
+    expect(codes).toEqual([
+      expect.stringMatching(/expected no fields of an item but prompt, .*data .*"stepz"/),
+      undefined,
+    ]);
+  });
+
+  test("what is the caller's comes back in data", async () => {
+    const items = [{ prompt: "a", seed: undefined, data: { key: "k" } }];
+    for await (const { item, value } of model.generateAll(items, { seed: 7, steps: 1 })) {
+      expect([item.data.key, value?.seed]).toEqual(["k", 7]);
+    }
+    const photos = [{ image: picture, data: 5 }];
+    for await (const { item, value } of model.captionAll(photos)) {
+      expect([item.data, value]).toEqual([5, await model.caption(picture)]);
+    }
+    const edits = [{ image: picture, instruction: "x", data: 1 }];
+    for await (const { error } of model.editAll(edits, { steps: 1 })) expect(error).toBeUndefined();
+    const questions = [{ image: picture, question: "x", data: 1 }];
+    for await (const { error } of model.answerAll(questions)) expect(error).toBeUndefined();
+  });
+
+  test("an item's own signal ends that item, and leaving the loop ends it too", async () => {
+    const stalled = () => ({ arrayBuffer: () => new Promise<ArrayBuffer>(() => {}) });
+    const own = new AbortController();
+    const items = [
+      { image: stalled(), signal: own.signal },
+      { image: picture, signal: new AbortController().signal },
+      { image: stalled(), signal: new AbortController().signal },
+    ];
+    const seen = [];
+    for await (const { index, error } of model.captionAll(items)) {
+      seen.push([index, error?.message]);
+      if (seen.length === 2) break;
+      own.abort(new Error("enough"));
+    }
+    expect(seen).toEqual([
+      [1, undefined],
+      [0, "enough"],
+    ]);
+    for (const { signal } of items) expect(getEventListeners(signal, "abort")).toHaveLength(0);
   });
 });

@@ -4,7 +4,7 @@ import { type BulkOptions, bulkSettings, runAll } from "../../lib/bulk";
 import { QueueFullError } from "../../lib/errors";
 
 const settings = (options: BulkOptions & { signal?: AbortSignal } = {}) =>
-  bulkSettings(options, 3).settings;
+  bulkSettings(options, 3, ["signal"]).settings;
 const tick = (ms = 0) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** A call that ends when it is told to, or when it is given up. */

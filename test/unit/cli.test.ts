@@ -11,6 +11,7 @@ import {
   UsageError,
 } from "../../lib/cli/exit-codes.js";
 import { checkFilesOutput, numberedName, writeFileOutput } from "../../lib/cli/output.js";
+import { run } from "../../lib/cli/program.js";
 import { formatBytes, formatCount, formatTable } from "../../lib/cli/tables.js";
 import { errorClass, errorCodes, UniFluidError } from "../../lib/errors.js";
 
@@ -41,6 +42,35 @@ test("what cannot be written is told of before anything is computed", async () =
     });
   } finally {
     rmSync(folder, { recursive: true });
+  }
+});
+
+let mockFailure: Error;
+jest.mock("../../lib/scenes/dataset", () => ({ writeDataset: () => Promise.reject(mockFailure) }));
+
+test.each<[string, Error, string]>([
+  ["a defect", new TypeError("x is no function"), "INTERNAL: x is no function"],
+  [
+    "a module that does not load",
+    Object.assign(new Error("no sharp"), { code: "ERR_MODULE_NOT_FOUND" }),
+    "ERR_MODULE_NOT_FOUND: no sharp",
+  ],
+  [
+    "a full disk",
+    Object.assign(new Error("ENOSPC: no space"), { code: "ENOSPC", errno: -28 }),
+    "OUTPUT: cannot write to few: ENOSPC: no space",
+  ],
+])("of a data set that cannot be made, %s is told as what it is", async (_, error, told) => {
+  mockFailure = error;
+  const write = jest.spyOn(process.stderr, "write").mockReturnValue(true);
+  const { exitCode } = process;
+  try {
+    await run(["scenes", "--out", "few", "--quiet"]);
+    expect(write.mock.calls.join("")).toBe(`unifluid: ${told}\n`);
+    expect(process.exitCode).toBe(told.startsWith("OUTPUT") ? ExitCode.output : ExitCode.internal);
+  } finally {
+    process.exitCode = exitCode;
+    write.mockRestore();
   }
 });
 

@@ -1,6 +1,9 @@
 /** Every way to give an image, and every way to give none. */
 
+import { execFileSync } from "node:child_process";
+import { getEventListeners } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { open } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -108,6 +111,102 @@ describe("blobs", () => {
     expect((await failure(new Blob([])))[0]).toBe("IMAGE_EMPTY");
     const large = { size: 2 ** 40, arrayBuffer: () => Promise.reject(new Error("was read")) };
     expect((await failure(large))[0]).toBe("IMAGE_TOO_LARGE");
+  });
+
+  test("one that gives its bytes at once, or as a view", async () => {
+    const png = await picture().png().toBuffer();
+    const atOnce = { arrayBuffer: () => png } as unknown as ImageInput;
+    expect(await decodeImage(atOnce)).toEqual({ pixels, width, height });
+    const none = { arrayBuffer: () => 5 } as unknown as ImageInput;
+    expect((await failure(none))[0]).toBe("IMAGE_UNSUPPORTED_INPUT");
+  });
+
+  test.each([["enough"], [undefined], [null], [{ message: 5 }]])(
+    "one that fails for the reason %j, which is no error",
+    async (reason) => {
+      const gone = { arrayBuffer: () => Promise.reject(reason) };
+      const thrown = {
+        arrayBuffer: () => {
+          throw reason;
+        },
+      };
+      for (const blob of [gone, thrown]) {
+        expect(await failure(blob)).toEqual([
+          "IMAGE_NOT_FOUND",
+          `cannot read the image: ${reason}`,
+        ]);
+      }
+    },
+  );
+});
+
+test("bytes that were transferred", async () => {
+  const bytes = new Uint8Array(8);
+  structuredClone(bytes, { transfer: [bytes.buffer] });
+  for (const gone of [bytes, bytes.buffer, { arrayBuffer: async () => bytes.buffer }]) {
+    const [code, message] = await failure(gone);
+    expect([code, message]).toEqual([
+      "IMAGE_UNSUPPORTED_INPUT",
+      expect.stringMatching(/transferred/),
+    ]);
+  }
+});
+
+describe("what has no size", () => {
+  test("is read to its end", async () => {
+    const path = join(folder, "picture.fifo");
+    execFileSync("mkfifo", [path]);
+    const reading = decodeImage(path);
+    // Its writer comes later, and takes its time.
+    const png = await picture().png().toBuffer();
+    const writer = await open(path, "w");
+    await writer.write(png.subarray(0, 20));
+    await writer.write(png.subarray(20));
+    await writer.close();
+    expect(await reading).toEqual({ pixels, width, height });
+  });
+
+  test("is given up at the limit of a file", async () => {
+    const [code, message] = await failure("/dev/zero");
+    expect([code, message]).toEqual([
+      "IMAGE_TOO_LARGE",
+      "/dev/zero has more than 536870912 bytes, which are read at most",
+    ]);
+    expect((await failure("/dev/null"))[0]).toBe("IMAGE_EMPTY");
+  });
+});
+
+describe("a signal ends the reading", () => {
+  const never = { arrayBuffer: () => new Promise<ArrayBuffer>(() => {}) };
+  const fifo = () => {
+    const path = join(folder, `silent-${Math.random()}.fifo`);
+    execFileSync("mkfifo", [path]);
+    return path;
+  };
+
+  test.each<[string, () => ImageInput]>([
+    ["a blob", () => never],
+    ["a pipe that nobody writes to", fifo],
+  ])("of %s, and keeps no listener", async (_, input) => {
+    for (const read of [decodeImage, checkImage]) {
+      const controller = new AbortController();
+      const { signal } = controller;
+      const reading = read(input(), { signal });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      controller.abort(new Error("enough"));
+      await expect(reading).rejects.toThrow("enough");
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      expect(getEventListeners(signal, "abort")).toHaveLength(0);
+    }
+  });
+
+  test("and what is read to its end leaves none either", async () => {
+    const { signal } = new AbortController();
+    const path = file("signal.png", await picture().png().toBuffer());
+    await decodeImage(path, { signal });
+    await decodeImage(new Blob([new Uint8Array(await picture().png().toBuffer())]), { signal });
+    expect((await decodeImage("/dev/null", { signal }).catch((e) => e)).code).toBe("IMAGE_EMPTY");
+    expect(getEventListeners(signal, "abort")).toHaveLength(0);
   });
 });
 

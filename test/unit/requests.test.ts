@@ -50,6 +50,45 @@ describe("a promise", () => {
   });
 });
 
+describe("what comes before a request", () => {
+  const never = (signal: AbortSignal) =>
+    new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+
+  test("ends by the call's signal, which keeps no listener", async () => {
+    const { requests } = start();
+    const controller = new AbortController();
+    const preparing = requests.prepare(never, controller.signal);
+    controller.abort(new Error("enough"));
+    await expect(preparing).rejects.toThrow("enough");
+    expect(getEventListeners(controller.signal, "abort")).toHaveLength(0);
+    const { signal } = new AbortController();
+    expect(await requests.prepare(async () => 5, signal)).toBe(5);
+    expect(getEventListeners(signal, "abort")).toHaveLength(0);
+  });
+
+  test("ends with the model", async () => {
+    const { requests } = start();
+    const preparing = requests.prepare(never);
+    await requests.dispose();
+    await expect(preparing).rejects.toMatchObject({ code: "DISPOSED" });
+    await expect(requests.prepare(never)).rejects.toMatchObject({ code: "DISPOSED" });
+  });
+
+  test("of several parts ends with the first that fails", async () => {
+    const { requests } = start();
+    let ended = false;
+    const work = async (signal: AbortSignal) => {
+      const slow = never(signal).catch(() => {
+        ended = true;
+      });
+      await Promise.all([slow, Promise.reject(new Error("broken"))]);
+    };
+    await expect(requests.prepare(work)).rejects.toThrow("broken");
+    await Promise.resolve();
+    expect(ended).toBe(true);
+  });
+});
+
 describe("several together", () => {
   test("come in the order of the requests", async () => {
     const { requests, native } = start();
