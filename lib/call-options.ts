@@ -1,7 +1,12 @@
 /** What calls of the model are given: options, items of many, and images and texts that belong together. */
 
 import { InvalidOptionError } from "./errors.js";
-import type { ImageSettings, TextSettings } from "./generation-config.js";
+import {
+  IMAGE_SETTINGS,
+  type ImageSettings,
+  TEXT_SETTINGS,
+  type TextSettings,
+} from "./generation-config.js";
 import type { ImageInput } from "./image-input.js";
 import {
   invalidOption,
@@ -85,18 +90,8 @@ export interface DecodeLatentsOptions extends CallOptions {
   height?: number;
 }
 
-export const DRAW_OPTIONS = [
-  "seed",
-  "signal",
-  "priority",
-  "steps",
-  "guidance",
-  "guidanceSchedule",
-  "temperature",
-  "order",
-  "x0Limit",
-] as const;
-export const WRITE_OPTIONS = ["seed", "signal", "priority", "maxNewTokens", "temperature"] as const;
+export const DRAW_OPTIONS = ["seed", "signal", "priority", ...IMAGE_SETTINGS] as const;
+export const WRITE_OPTIONS = ["seed", "signal", "priority", ...TEXT_SETTINGS] as const;
 
 /** An item that names its image, rather than being one. */
 export function hasImage(item: CaptionItem): item is ImageItem {

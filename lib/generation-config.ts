@@ -25,11 +25,25 @@ export interface ImageSettings {
   x0Limit: number;
 }
 
+export const IMAGE_SETTINGS = [
+  "steps",
+  "guidance",
+  "guidanceSchedule",
+  "temperature",
+  "order",
+  "x0Limit",
+] as const satisfies (keyof ImageSettings)[];
+
 export interface TextSettings {
   maxNewTokens: number;
   /** 0: always the most likely token. */
   temperature: number;
 }
+
+export const TEXT_SETTINGS = [
+  "maxNewTokens",
+  "temperature",
+] as const satisfies (keyof TextSettings)[];
 
 export interface GenerationConfig {
   image: ImageSettings;

@@ -2,6 +2,7 @@
 
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { DrawOptions, WriteOptions } from "../call-options.js";
+import { IMAGE_SETTINGS } from "../generation-config.js";
 
 function number(text: string): number {
   const value = Number(text);
@@ -152,17 +153,9 @@ export type Flag = keyof typeof FLAGS;
 
 export const MODEL_FLAGS = ["model", "device", "dtype", "threads", "maxMemory"] as const;
 export const OUTPUT_FLAGS = ["json", "quiet"] as const;
-const SAMPLING_FLAGS = [
-  "steps",
-  "guidance",
-  "guidanceSchedule",
-  "temperature",
-  "order",
-  "x0Limit",
-] as const;
-export const DRAW_FLAGS = ["seed", ...SAMPLING_FLAGS] as const;
+export const DRAW_FLAGS = ["seed", ...IMAGE_SETTINGS] as const;
 /** Of jobs, which are drawn or written. */
-export const JOB_FLAGS = ["recordSeed", ...SAMPLING_FLAGS, "maxNewTokens"] as const;
+export const JOB_FLAGS = ["recordSeed", ...IMAGE_SETTINGS, "maxNewTokens"] as const;
 export const WRITE_FLAGS = ["textSeed", "textTemperature", "maxNewTokens"] as const;
 export const CAPTION_FLAGS = ["captionSeed", "textTemperature", "maxNewTokens"] as const;
 

@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { isAbsolute, resolve } from "node:path";
 import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
+import { IMAGE_SETTINGS, TEXT_SETTINGS } from "../generation-config.js";
 import { numeric } from "../numeric.js";
 import { nameOfRecord } from "./reader.js";
 
@@ -59,16 +60,8 @@ const FIELDS: Readonly<Record<JobTask, readonly (keyof JobRecord)[]>> = {
   answer: ["image", "question"],
 };
 const SUBJECTS = ["prompt", "image", "instruction", "question"] as const;
-const DRAW_NAMES = [
-  "seed",
-  "steps",
-  "guidance",
-  "guidanceSchedule",
-  "temperature",
-  "order",
-  "x0Limit",
-] as const;
-const WRITE_NAMES = ["seed", "temperature", "maxNewTokens"] as const;
+const DRAW_NAMES = ["seed", ...IMAGE_SETTINGS] as const;
+const WRITE_NAMES = ["seed", ...TEXT_SETTINGS] as const;
 
 /** The task that the fields of a record mean, where it names none. */
 function taskOf(record: JobRecord): JobTask {
