@@ -70,17 +70,22 @@ uint64_t Engine::submit(Request&& request, int64_t priority) {
     queued_.erase(id);
     throw;
   }
-  stats_.waiting = static_cast<int64_t>(queued_.size());
+  ++stats_.waiting;
   wake_.notify_one();
   return id;
 }
 
 void Engine::cancel(uint64_t id) {
   std::lock_guard lock(mutex_);
-  cancelled_.push_back(id);
   // The engine's thread may be in a long step: others need not wait for that to have the place.
-  queued_.erase(id);
-  stats_.waiting = static_cast<int64_t>(queued_.size());
+  // What it has admitted in this turn still counts as waiting, until it is told as running.
+  if (queued_.erase(id)) --stats_.waiting;
+  if (std::erase_if(inbox_, [&](const Waiting& waiting) { return waiting.id == id; })) {
+    ++cancelled_early_;
+    ++stats_.cancelled;
+    return;
+  }
+  cancelled_.push_back(id);
   wake_.notify_one();
 }
 
@@ -633,7 +638,7 @@ void Engine::publish_stats() {
   stats_.launches = model_->backend->launches();
   stats_.completed = completed_;
   stats_.failed = failed_;
-  stats_.cancelled = cancelled_count_;
+  stats_.cancelled = cancelled_count_ + cancelled_early_;
 }
 
 void Engine::flush() {

@@ -134,6 +134,7 @@ class Engine {
   std::deque<Waiting> inbox_;
   std::unordered_set<uint64_t> queued_;  // what waits: in the inbox, or on the engine's thread
   std::vector<uint64_t> cancelled_;
+  int64_t cancelled_early_ = 0;  // that the engine's thread never saw
   bool stopping_ = false;
   EngineStats stats_;
   std::atomic<uint64_t> next_id_{1};

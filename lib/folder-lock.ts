@@ -9,12 +9,23 @@ import { OutputLockedError } from "./errors.js";
 export interface LockOwner {
   pid: number;
   host: string;
+  /** When the process began, in milliseconds since 1970; locks of earlier versions do not say. */
+  started?: number;
 }
 
-/** This process. */
-export const thisOwner = (): LockOwner => ({ pid: process.pid, host: hostname() });
+/** The same in all threads of this process, but for what the clock was set meanwhile. */
+const startOfProcess = (): number => Math.round(Date.now() - process.uptime() * 1000);
+/** So far may two times of one process be apart. */
+const CLOCK_SKEW = 2000;
 
-/** Locks of this process: one that bears its number and is not among them is of an earlier process. */
+/** This process. */
+export const thisOwner = (): LockOwner => ({
+  pid: process.pid,
+  host: hostname(),
+  started: startOfProcess(),
+});
+
+/** Locks of this thread. */
 const held = new Set<string>();
 
 /** What file systems without hard links say of one. */
@@ -104,9 +115,13 @@ export async function lockOwner(path: string): Promise<LockOwner | undefined> {
 }
 
 /** Whether the owner of the lock at `path` is at work. Of another machine nothing is known: taken for alive. */
-export function isAlive({ pid, host }: LockOwner, path: string): boolean {
+export function isAlive({ pid, host, started }: LockOwner, path: string): boolean {
   if (host !== hostname()) return true;
-  if (pid === process.pid) return held.has(path);
+  // One that bears this process's number is another thread's, or an earlier process's.
+  if (pid === process.pid)
+    return (
+      held.has(path) || (started !== undefined && Math.abs(started - startOfProcess()) < CLOCK_SKEW)
+    );
   try {
     process.kill(pid, 0);
     return true;

@@ -44,15 +44,11 @@ UNIFLUID_INLINE Vec load_pairs_n(const BFloat16* p, int n) {
 
 #else
 
-// Never called; they let the code that asks `has_pairs` first compile everywhere.
+// The rest is never called: it lets gemm.cpp, which asks `has_pairs` first, compile everywhere.
 UNIFLUID_INLINE bool has_pairs() { return false; }
 UNIFLUID_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 UNIFLUID_INLINE Vec round_neighbours(Vec a, Vec) { return a; }
 UNIFLUID_INLINE Vec round_across(Vec a, Vec) { return a; }
-UNIFLUID_INLINE Vec load_pairs(const BFloat16* p) { return load(p); }
-UNIFLUID_INLINE Vec load_pairs_n(const BFloat16* p, int n) {
-  return load_n(p, n < kLanes ? n : kLanes);
-}
 
 #endif
 

@@ -46,10 +46,7 @@ struct Single {
   UNIFLUID_INLINE Vec add_product(Vec row, Vec weight, Vec sum) { return fma(row, weight, sum); }
 };
 
-UNIFLUID_INLINE Vec round_n(const float* x, int n) {
-  return n <= kLanes ? round_neighbours(load_n(x, n), zero())
-                     : round_neighbours(load(x), load_n(x + kLanes, n - kLanes));
-}
+#if UNIFLUID_SIMD_AVX512
 
 // As pairs of bfloat16: rows that are rounded already.
 struct Pairs {
@@ -70,10 +67,27 @@ struct Pairs {
 // many tiles read, are rounded ahead.
 struct RoundingPairs : Pairs {
   using RowElement = float;
+  using Rounded = Pairs;
   static constexpr bool kRounds = true;
   UNIFLUID_INLINE Vec row(const float* x) { return round_neighbours(load(x), load(x + kLanes)); }
-  UNIFLUID_INLINE Vec row_n(const float* x, int n) { return round_n(x, n); }
+  UNIFLUID_INLINE Vec row_n(const float* x, int n) {
+    return n <= kLanes ? round_neighbours(load_n(x, n), zero())
+                       : round_neighbours(load(x), load_n(x + kLanes, n - kLanes));
+  }
+
+  // Rows [0, rows) of x, elements [0, k): kRoundedStride from row to row.
+  static void round(const float* x, int64_t x_stride, int64_t rows, int64_t k, BFloat16* out) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const float* from = x + i * x_stride;
+      float* to = reinterpret_cast<float*>(out + i * kRoundedStride);
+      int64_t c = 0;
+      for (; c + kStep <= k; c += kStep) store(to + c / 2, row(from + c));
+      if (c < k) store(to + c / 2, row_n(from + c, static_cast<int>(k - c)));
+    }
+  }
 };
+
+#endif
 
 // The loops over a tile's rows and outputs have to vanish for its accumulators to be registers.
 #define UNIFLUID_UNROLL _Pragma("GCC unroll 64")
@@ -211,19 +225,6 @@ void few_rows(const float* x, int64_t x_stride, const typename W::Element* w, in
              out_stride, kWhole, nullptr);
 }
 
-// Rows [0, rows) of x, elements [0, k), as pairs of bfloat16: kRoundedStride from row to row.
-void round_rows(const float* x, int64_t x_stride, int64_t rows, int64_t k, BFloat16* out) {
-  constexpr int kStep = Pairs::kStep;
-  for (int64_t i = 0; i < rows; ++i) {
-    const float* from = x + i * x_stride;
-    float* to = reinterpret_cast<float*>(out + i * kRoundedStride);
-    int64_t c = 0;
-    for (; c + kStep <= k; c += kStep)
-      store(to + c / 2, round_neighbours(load(from + c), load(from + c + kLanes)));
-    if (c < k) store(to + c / 2, round_n(from + c, static_cast<int>(k - c)));
-  }
-}
-
 template <class W>
 void multiply(const float* x, int64_t x_stride, int64_t rows, const typename W::Element* w,
               int64_t w_stride, int64_t k, int64_t count, float* out, int64_t out_stride,
@@ -260,8 +261,8 @@ void multiply(const float* x, int64_t x_stride, int64_t rows, const typename W::
         if constexpr (W::kRounds) {
           if (saved && part_k <= kRoundedStride) {
             auto* rounded = reinterpret_cast<BFloat16*>(saved + kBlockRows * kBlockOutputs);
-            round_rows(from, x_stride, block_rows, part_k, rounded);
-            strips(Pairs{}, rounded, kRoundedStride);
+            W::round(from, x_stride, block_rows, part_k, rounded);
+            strips(typename W::Rounded{}, rounded, kRoundedStride);
             continue;
           }
         }
@@ -287,7 +288,10 @@ void matmul(const float* x, int64_t x_stride, int64_t rows, const Tensor& weight
     case DType::f16:
       return with(Single<Float16>{});
     case DType::bf16:
-      return products == Products::bf16 ? with(RoundingPairs{}) : with(Single<BFloat16>{});
+#if UNIFLUID_SIMD_AVX512
+      if (products == Products::bf16) return with(RoundingPairs{});
+#endif
+      return with(Single<BFloat16>{});
   }
 }
 

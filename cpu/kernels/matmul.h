@@ -25,8 +25,12 @@ inline constexpr int64_t kBlockOutputs = 48;
 // scratch in between. (10 or 7 vectors a step, float32: 40 KiB and 14 KiB.)
 inline constexpr int64_t kBlockK = kLanes == 16 ? 1024 : 512;
 // Elements from row to row of a block that is rounded to bfloat16: the last one of k may be a
-// little longer.
+// little longer. 0: no processor of this instruction set has such products.
+#if UNIFLUID_SIMD_AVX512
 inline constexpr int64_t kRoundedStride = kBlockK + 4 * kLanes;
+#else
+inline constexpr int64_t kRoundedStride = 0;
+#endif
 
 // Bytes of scratch that a large product keeps a block's accumulators and rounded rows in (a
 // thread's own, aligned to 64).

@@ -83,7 +83,7 @@ void expect_code() {
   cudaFuncAttributes attributes{};
   const auto* kernel = reinterpret_cast<const void*>(copy_pieces<float, float, true>);
   const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
-  if (status == cudaErrorNoKernelImageForDevice) {
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
     cudaGetLastError();  // it leaves the device as it was
     throw Error(error_code::kDevice,
                 "the CUDA library was compiled for other GPUs than this one: \"npx unifluid build "

@@ -7,7 +7,7 @@ import { Random } from "../philox.js";
 import { listFiles } from "./file-patterns.js";
 import type { PackedPicture } from "./pictures.js";
 import { parseRecord, parseRecordText, pickSaid } from "./record.js";
-import { readShard, type ShardSample } from "./shards.js";
+import { IMAGE_EXTENSIONS, readShard, type ShardSample } from "./shards.js";
 import { ShuffleBuffer } from "./shuffle-buffer.js";
 import {
   mostlyAlike,
@@ -27,7 +27,6 @@ export interface ShardOptions extends OrderOptions {
 
 /** Records in the shuffle buffer, where nothing else was asked for. */
 const SHUFFLE = 1000;
-const IMAGE_EXTENSIONS = ["png", "jpg", "jpeg", "webp", "avif", "gif", "tif", "tiff"];
 
 const whole = z.number().int().min(0);
 const positionSchema = z.object({

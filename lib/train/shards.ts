@@ -17,7 +17,7 @@ export interface ShardSample {
   files: ReadonlyMap<string, Buffer>;
   /** When the shard was last written, in milliseconds. */
   modified: number;
-  /** Extensions of files of it that the archive has as links alone. */
+  /** Extensions of files of it that the archive has, so far, as links alone. */
   links: readonly string[];
   /** Why it cannot be used. */
   fault?: string;
@@ -28,6 +28,9 @@ export const isShardName = (name: string): boolean => /\.(tar|tar\.gz|tgz)$/i.te
 
 /** A file beyond this is no picture of the sizes that are read, but could fill the memory. */
 const MAX_FILE_BYTES = 512 * 1024 * 1024;
+
+/** Of pictures that can be decoded. */
+export const IMAGE_EXTENSIONS = ["png", "jpg", "jpeg", "webp", "avif", "gif", "tif", "tiff"];
 
 /** Zero bytes that end an archive: two blocks, of which some programs write one. */
 const END_MARK = 512;
@@ -85,20 +88,30 @@ export async function* readShard(
   read.catch(() => {});
   let index = 0;
   let current: OpenSample | undefined;
-  const finish = (): ShardSample => ({ index: index++, modified, ...current! });
+  // A link is no file of a sample, and neither begins nor ends one: it may lie anywhere.
+  const links = new Map<string, string[]>();
+  const linksOf = (key: string): string[] => {
+    const known = links.get(key) ?? [];
+    links.set(key, known);
+    return known;
+  };
+  const finish = (): ShardSample => {
+    links.delete(current!.key);
+    return { index: index++, modified, ...current! };
+  };
   try {
     for await (const entry of archive) {
       const { type } = entry.header;
-      const link = type === "symlink" || type === "link";
-      const name = type === "file" || link ? splitName(entry.header.name) : undefined;
-      if (name && name.key !== current?.key) {
-        if (current) yield finish();
-        current = { key: name.key, files: new Map(), links: [] };
-      }
-      if (name && link) {
-        current?.links.push(name.extension);
+      if (type === "symlink" || type === "link") {
+        const name = splitName(entry.header.name);
+        if (name) linksOf(name.key).push(name.extension);
         entry.resume();
         continue;
+      }
+      const name = type === "file" ? splitName(entry.header.name) : undefined;
+      if (name && name.key !== current?.key) {
+        if (current) yield finish();
+        current = { key: name.key, files: new Map(), links: linksOf(name.key) };
       }
       const size = entry.header.size ?? 0;
       if (!name || !current || size > MAX_FILE_BYTES) {
@@ -111,6 +124,19 @@ export async function* readShard(
       if (current.files.has(name.extension)) current.fault = `${name.extension} is there twice`;
       current.files.set(name.extension, Buffer.concat(chunks));
     }
+    if (current) yield finish();
+    current = undefined;
+    const pictures = [...links].filter(([, extensions]) =>
+      extensions.some((extension) => IMAGE_EXTENSIONS.includes(extension)),
+    );
+    if (index > 0 && pictures.length > 0)
+      onRemark?.(
+        `${path} has links in place of pictures (${pictures[0]![0]}), which are passed over`,
+      );
+    // A folder of links that was packed as it was: nothing of it can be used, and each is to say why.
+    else
+      for (const [key, extensions] of pictures)
+        yield { index: index++, modified, key, files: new Map(), links: extensions };
     if (length === 0) current = broken("the archive is empty: it has no bytes");
     else if (zeros < END_MARK)
       onRemark?.(

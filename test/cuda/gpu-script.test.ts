@@ -156,7 +156,12 @@ test.each([
     "ROUNDING",
     "with wgmma, forced \\| \\d",
   ],
-  ["a fault is in the table", "FAIL", "^\\| head \\| failed: the GPU failed to run a kernel"],
+  [
+    "a fault is in the table, and what it took",
+    "FAIL",
+    "^\\| copy and decode \\| failed: the GPU failed to run a kernel[^]*" +
+      '^\\| head \\| failed: not run: the device had failed at "copy and decode"',
+  ],
 ])(
   "%s",
   async (_, setting, row) => {

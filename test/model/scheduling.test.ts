@@ -155,6 +155,39 @@ describe("a full queue", () => {
     }
   });
 
+  test("keeps its length while a step is at work that admits some of it", async () => {
+    const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 3, maxQueue: 1 });
+    try {
+      const controller = new AbortController();
+      const options = { steps: 1000, signal: controller.signal };
+      const calls: Promise<unknown>[] = [];
+      const refused: unknown[] = [];
+      const call = () => {
+        const drawing = model.generateLatents("a", options);
+        calls.push(drawing.catch((error) => !controller.signal.aborted && refused.push(error)));
+      };
+      call();
+      await until(() => model.stats().running === 1);
+      for (let i = 0; i < 2; i++) call();
+      await until(() => model.stats().waiting === 2);
+      const { steps } = model.stats();
+      await until(() => model.stats().steps > steps);
+      // The step that is at work now has admitted both, which is told at its end.
+      for (let i = 0; i < 6; i++) call();
+      await until(() => refused.length > 0);
+      await until(() => model.stats().running === 3);
+      expect(model.stats()).toMatchObject({ waiting: 1 });
+      expect(calls.length - refused.length).toBe(4);
+      // What waits and is aborted is not even kept until the end of the step.
+      controller.abort();
+      await Promise.all(calls);
+      await until(() => model.stats().running === 0);
+      expect(model.stats()).toMatchObject({ waiting: 0, cancelled: 4, refused: refused.length });
+    } finally {
+      await model.dispose();
+    }
+  });
+
   test("of no length takes what can run at once", async () => {
     const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 1, maxQueue: 0 });
     try {

@@ -7,6 +7,7 @@ import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
 import { Trainer, type TrainOptions } from "../../lib";
+import { thisOwner } from "../../lib/folder-lock";
 import { FIXTURES } from "../support/fixtures";
 import { Runs } from "../support/runs";
 
@@ -51,6 +52,13 @@ test("the lock of a process that was killed is taken over, that of a living one 
     await of(pid);
     await (await open("left")).close();
   }
+  // Of another thread of this process, and of an earlier process of its number.
+  const mine = thisOwner();
+  await writeFile(at("left", ".run.lock"), JSON.stringify(mine));
+  await expect(open("left")).rejects.toMatchObject({ code: "OUTPUT_LOCKED" });
+  const earlier = { ...mine, started: mine.started! - 3_600_000 };
+  await writeFile(at("left", ".run.lock"), JSON.stringify(earlier));
+  await (await open("left")).close();
 });
 
 test("what can not be sampled is refused before the first step", async () => {

@@ -364,34 +364,44 @@ describe("records of shards", () => {
   });
 
   test("links are told, since an archive has nothing of what they lead to", async () => {
-    const path = join(folder, "a.tar");
-    const archive = pack();
-    for (const [name, type] of [
-      ["0.png", "symlink"],
-      ["0.txt", "symlink"],
-      ["1.png", undefined],
-      ["1.txt", "link"],
-      ["2.png", undefined],
-      ["2.txt", undefined],
-      ["2.notes", "symlink"],
-    ] as const)
-      if (type) archive.entry({ name, type, linkname: "../somewhere" });
-      else archive.entry({ name }, "text");
-    archive.finalize();
-    await pipeline(archive, createWriteStream(path));
-    const source = await ShardSource.open([path], order);
-    const outcomes: unknown[] = [];
-    for await (const record of source.all())
-      try {
-        outcomes.push(record.example(random()).text);
-      } catch (error) {
-        outcomes.push((error as Error).message);
+    const outcomesOf = async (files: string[]) => {
+      const path = join(folder, "a.tar");
+      const archive = pack();
+      for (const file of files) {
+        const [name, link] = file.split(" -> ") as [string, string?];
+        if (link) archive.entry({ name, type: "symlink", linkname: link });
+        else archive.entry({ name }, "text");
       }
-    expect(outcomes).toEqual([
-      expect.stringMatching(/such as 0\.png; its png and txt are links, .*tar -h/),
-      expect.stringMatching(/1\.json with a task, or 1\.txt; its txt is a link, .*tar -h/),
-      "text",
-    ]);
+      archive.finalize();
+      await pipeline(archive, createWriteStream(path));
+      const remarks: string[] = [];
+      const onRemark = (message: string) => void remarks.push(message);
+      const source = await ShardSource.open([path], { ...order, onRemark });
+      const outcomes: unknown[] = [];
+      for await (const record of source.all())
+        try {
+          outcomes.push(record.example(random()).text);
+        } catch (error) {
+          outcomes.push((error as Error).message);
+        }
+      return { outcomes, remarks };
+    };
+    const told = /1\.json with a task, or 1\.txt; its txt is a link, .*tar -h/;
+    const mixed = ["1.png", "1.txt -> ../1", "2.png", "2.txt", "2.notes -> ../2"];
+    expect(await outcomesOf(mixed)).toEqual({
+      outcomes: [expect.stringMatching(told), "text"],
+      remarks: [],
+    });
+    // Those of no sample neither begin nor end one.
+    const among = ["0.png -> ../0", "1.png", "latest.txt -> 1.txt", "1.txt", "2.png", "2.txt"];
+    expect(await outcomesOf(among)).toEqual({
+      outcomes: ["text", "text"],
+      remarks: [expect.stringMatching(/has links in place of pictures \(0\)/)],
+    });
+    expect(await outcomesOf(["0.png -> ../0", "0.txt -> ../1", "latest.txt -> 0.txt"])).toEqual({
+      outcomes: [expect.stringMatching(/such as 0\.png; its png and txt are links, .*tar -h/)],
+      remarks: [],
+    });
   });
 
   test("a file that is there twice makes its sample a broken one", async () => {
