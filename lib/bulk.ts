@@ -7,7 +7,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { types } from "node:util";
 import { show } from "./checkpoint/fields.js";
 import { CancelledError, UniFluidError } from "./errors.js";
-import { integerOption, invalidOption, optionsObject, signalOption } from "./options.js";
+import {
+  booleanOption,
+  integerOption,
+  invalidOption,
+  optionsObject,
+  signalOption,
+} from "./options.js";
 
 /** Options of `generateAll` and its fellows, beside those of each item's call. */
 export interface BulkOptions {
@@ -52,13 +58,10 @@ export function bulkSettings<T extends BulkOptions & { signal?: AbortSignal }>(
     signal,
     ...rest
   } = optionsObject(options, [...names, ...BULK_OPTIONS]);
-  for (const [name, value] of Object.entries({ ordered, stopOnError })) {
-    if (typeof value !== "boolean") throw invalidOption("a boolean", name, value);
-  }
   const settings = {
     concurrency: integerOption("concurrency", concurrency, { min: 1, max: 65_536 }),
-    ordered,
-    stopOnError,
+    ordered: booleanOption("ordered", ordered),
+    stopOnError: booleanOption("stopOnError", stopOnError),
     signal: signalOption(signal),
   };
   return { settings, rest };

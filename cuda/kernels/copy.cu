@@ -1,8 +1,6 @@
 // Rows that change their type or their place: to and from packed float32 for the host, between
 // activations, and to columns.
-#include "core/error.h"
 #include "cuda/device/shared.h"
-#include "cuda/fault.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/rows.h"
 
@@ -77,19 +75,6 @@ void turn_rows(Queue& queue, const Tensor& from, const Tensor& to) {
                    dim3(kSide * kTurnRows), SharedBytes{}.take<float>(kSide * (kSide + 1)).used, p);
     });
   });
-}
-
-void expect_code() {
-  cudaFuncAttributes attributes{};
-  const auto* kernel = reinterpret_cast<const void*>(copy_pieces<float, float, true>);
-  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
-  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
-    cudaGetLastError();  // it leaves the device as it was
-    throw Error(error_code::kDevice,
-                "the CUDA library was compiled for other GPUs than this one: \"npx unifluid build "
-                "--cuda\" compiles it for this machine's");
-  }
-  check(status, "to load the library's kernels");
 }
 
 void copy_rows(Queue& queue, const Tensor& from, const Tensor& to) {

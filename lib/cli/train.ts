@@ -162,7 +162,7 @@ async function prepare(config: string, context: Context): Promise<void> {
       `${config} trains an autoencoder: there are no latents to compute ahead`,
     );
   const checkpoint = await readCheckpoint(await locateCheckpoint(run.model));
-  const batches = await Batches.open(checkpoint, run, (m) => note(context, `skipped ${m}`));
+  const batches = await Batches.open(checkpoint, run, (message) => note(context, message));
   let pictures = 0;
   const progress = startRate(context, undefined);
   try {

@@ -67,7 +67,7 @@ export class AutoencoderSubject implements Subject {
     const { spec } = checkpoint;
     const size = pictureSize(config, checkpoint);
     const tensors = spec.tensors.filter((t) => t.name.startsWith("vae."));
-    const broken = new BrokenRecords(config.brokenShare, (m) => onNote(`skipped ${m}`));
+    const broken = new BrokenRecords(config.brokenShare, onNote);
     const mixture = await Mixture.open(config, broken);
     // They are read when there is something to show; that there are some is known now. What is broken is told then.
     if (config.samples) await shownOf(config, 1, new BrokenRecords(1, () => {}), decodedOf);

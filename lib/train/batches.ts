@@ -25,9 +25,9 @@ export class Batches {
   static async open(
     checkpoint: Checkpoint,
     config: UnifiedRunConfig,
-    onBroken: (message: string) => void,
+    onNote: (message: string) => void,
   ): Promise<Batches> {
-    const mixture = await Mixture.open(config, new BrokenRecords(config.brokenShare, onBroken));
+    const mixture = await Mixture.open(config, new BrokenRecords(config.brokenShare, onNote));
     // Sources of one folder share their pictures, and all do where they are kept in one.
     const caches = new Map<string, Pictures>();
     const cacheOf = (folder: string) => cacheFolder(folder, config.cache);

@@ -45,11 +45,11 @@ export class BrokenRecords {
 
   /**
    * @param share Broken records beyond this share of those seen stop the run.
-   * @param onBroken Is told what was skipped.
+   * @param onTold Is told, in words for whoever runs it, what was skipped and what was remarked.
    */
   constructor(
     private readonly share: number,
-    private readonly onBroken: (message: string) => void,
+    private readonly onTold: (message: string) => void,
   ) {}
 
   get counts(): RecordCounts {
@@ -85,7 +85,7 @@ export class BrokenRecords {
   remark(message: string): void {
     if (this.remarks.has(message)) return;
     this.remarks.add(message);
-    this.onBroken(`nothing, but ${message}`);
+    this.onTold(message);
   }
 
   private note(name: string, error: unknown): void {
@@ -94,7 +94,7 @@ export class BrokenRecords {
     this.skipped.add(counted);
     if (this.found.has(counted)) return; // it came twice at once, or was told before a stop
     this.found.add(counted);
-    this.onBroken(`${name}: ${(error as Error).message}`);
+    this.onTold(`skipped ${name}: ${(error as Error).message}`);
     if (this.found.size > this.share * Math.max(this.seen, LEAST_SEEN))
       throw new TrainingDataError(
         `${this.found.size} of ${this.seen} records seen are broken, more than brokenShare (${this.share}) allows; the last: ${name}: ${(error as Error).message}`,

@@ -49,7 +49,7 @@ export class UnifiedSubject implements Subject {
       contextNoise: config.contextNoise,
       order: config.order,
     };
-    const data = await Batches.open(checkpoint, config, (m) => onNote(`skipped ${m}`));
+    const data = await Batches.open(checkpoint, config, onNote);
     try {
       const { spec, directory } = checkpoint;
       const of = { ...spec, tensors };

@@ -81,7 +81,7 @@ test("a record is the same whatever its line, as before there were any in names"
   const error = new InvalidRecordError("no task");
   await broken.attempt("a.jsonl: record 1 (line 2)", failing(error));
   await broken.attempt("a.jsonl: record 3 (line 5)", failing(error));
-  expect(told).toEqual(["a.jsonl: record 3 (line 5): no task"]);
+  expect(told).toEqual(["skipped a.jsonl: record 3 (line 5): no task"]);
   expect(broken.stateAt(broken.counts)).toEqual({
     seen: 7,
     broken: ["a.jsonl: record 1", "a.jsonl: record 3"],
@@ -92,6 +92,6 @@ test("what is odd about a source is told once and not counted", () => {
   const told: string[] = [];
   const broken = new BrokenRecords(0, (message) => told.push(message));
   for (let i = 0; i < 2; i++) broken.remark("a.tar lacks its end");
-  expect(told).toEqual(["nothing, but a.tar lacks its end"]);
+  expect(told).toEqual(["a.tar lacks its end"]);
   expect(broken.counts).toEqual({ seen: 0, broken: 0 });
 });

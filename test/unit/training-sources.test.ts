@@ -462,8 +462,8 @@ test("a run counts an empty shard as a broken record, and remarks once on one wi
   }
   await mixture.close();
   expect(told.sort()).toEqual([
-    expect.stringMatching(/a-1\.tar: sample 0 \(its beginning\): the archive is empty/),
-    expect.stringMatching(/^nothing, but .*a-0\.tar lacks the blocks of zeros/),
+    expect.stringMatching(/^.*a-0\.tar lacks the blocks of zeros/),
+    expect.stringMatching(/^skipped .*a-1\.tar: sample 0 \(its beginning\): the archive is empty/),
   ]);
   expect(broken.counts.broken).toBe(1);
 });
