@@ -2,16 +2,18 @@
  * Checks of a CUDA library on plain Node, without jest: every operation beside the CPU, those of training too, rows alone
  * beside rows in company, whole models beside the CPU and beside the reference's fixtures, steps of training. `npm run gpu` bundles and runs it; the exit code tells.
  *
- *   node gpu-checks.cjs LIBRARY TINY SHIPPED [--quick] [--simulated] [--limit SECONDS] [--budget SECONDS]
+ *   node gpu-checks.cjs LIBRARY TINY SHIPPED [--quick] [--simulated] [--limit SECONDS] [--budget SECONDS] [--jobs N]
  *   node gpu-checks.cjs LIBRARY TINY SHIPPED --only NAME
  *
  * TINY: a folder with the tiny checkpoints and what the reference computed of them; SHIPPED: the model that ships, which only a device is fast enough for.
  * --quick: each kernel once or twice. Each check is a process of its own, which may take --limit seconds: a fault of
- * the device ends its process, a kernel that waits forever is waited for so long, and the rest is still checked.
+ * the device ends its process, a kernel that waits forever is waited for so long, and the rest is still checked. --jobs: as
+ * many at a time; most of a check is the CPU's side of the comparison and the opening of the device.
  * --only: one check, in this process; "open" only opens a backend and multiplies, "kernels" is all of --quick's cases.
  */
-import { spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
 import { readdirSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { DeviceChecks, WARPGROUPS } from "../support/device-checks";
@@ -25,6 +27,7 @@ const { values: flags, positionals } = parseArgs({
     only: { type: "string" },
     limit: { type: "string", default: "60" },
     budget: { type: "string", default: "Infinity" },
+    jobs: { type: "string" },
   },
 });
 const [library, models, shipped] = positionals as [string, string, string];
@@ -85,7 +88,7 @@ async function runHere(name: string): Promise<boolean> {
 const failed: string[] = [];
 
 /** In a process of its own. Returns what it printed. */
-function runApart(name: string, environment: Record<string, string> = {}): string {
+async function runApart(name: string, environment: Record<string, string> = {}): Promise<string> {
   const title = [name, ...Object.entries(environment).map((entry) => entry.join("="))].join(" ");
   const left = (end - performance.now()) / 1000;
   const seconds = Math.min(Number(flags.limit), left);
@@ -94,36 +97,49 @@ function runApart(name: string, environment: Record<string, string> = {}): strin
     failed.push(title);
     return "";
   }
-  console.log(`-- ${title}`);
-  const { status, error, stdout } = spawnSync(
-    process.execPath,
-    [...process.argv.slice(1), "--only", name],
-    {
-      stdio: ["ignore", "pipe", "inherit"],
-      encoding: "utf8",
-      timeout: 1000 * seconds,
-      killSignal: "SIGKILL",
-      env: { ...process.env, ...environment },
-    },
-  );
-  process.stdout.write(stdout);
+  const child = spawn(process.execPath, [...process.argv.slice(1), "--only", name], {
+    stdio: ["ignore", "pipe", "inherit"],
+    env: { ...process.env, ...environment },
+  });
+  let printed = "";
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    printed += text;
+  });
+  let late = false;
+  const status = await new Promise<number | null>((resolve) => {
+    const timer = setTimeout(() => {
+      late = true;
+      child.kill("SIGKILL");
+      resolve(null); // what waits in the driver may outlive the signal
+    }, 1000 * seconds);
+    child.once("close", (code) => {
+      clearTimeout(timer);
+      resolve(code);
+    });
+  });
+  process.stdout.write(`-- ${title}\n${printed}`);
   if (status !== 0) {
-    const late = error && "code" in error && error.code === "ETIMEDOUT";
     if (late) console.log(`FAIL ${title}: not done within ${seconds.toFixed(0)} s`);
     else if (status !== 1) console.log(`FAIL ${title}: its process died`);
     failed.push(title);
   }
-  return stdout;
+  return printed;
 }
 
-function runAll(): boolean {
-  const description = runApart("open");
-  for (const name of CHECKS.keys()) if (name !== "open") runApart(name);
+async function runAll(): Promise<boolean> {
+  const description = await runApart("open");
+  const waiting: [string, Record<string, string>?][] = [];
+  for (const name of CHECKS.keys()) if (name !== "open") waiting.push([name]);
   // On Hopper, beside what the device chose, the other kernels.
   if (description.includes("compute capability 9.0")) {
     const other = /, wgmma$/m.test(description) ? "0" : "1";
-    for (const family of WARPGROUP_FAMILIES) runApart(family, { [WARPGROUPS]: other });
+    for (const family of WARPGROUP_FAMILIES) waiting.push([family, { [WARPGROUPS]: other }]);
   }
+  const jobs = Number(flags.jobs ?? (flags.simulated ? 1 : Math.ceil(availableParallelism() / 4)));
+  const worker = async () => {
+    for (let next = waiting.shift(); next; next = waiting.shift()) await runApart(...next);
+  };
+  await Promise.all(Array.from({ length: jobs }, worker));
   if (failed.length > 0) console.log(`${failed.length} checks FAILED: ${failed.join("; ")}`);
   else console.log("all checks passed");
   return failed.length === 0;
