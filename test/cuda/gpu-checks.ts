@@ -16,7 +16,7 @@ import { readdirSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { DeviceChecks, WARPGROUPS } from "../support/device-checks";
+import { BEGUN, DeviceChecks, WARPGROUPS } from "../support/device-checks";
 import { families, WARPGROUP_FAMILIES } from "./cases";
 
 const { values: flags, positionals } = parseArgs({
@@ -117,10 +117,13 @@ async function runApart(name: string, environment: Record<string, string> = {}):
       resolve(code);
     });
   });
-  process.stdout.write(`-- ${title}\n${printed}`);
+  const begun = (line: string) => line.startsWith(BEGUN);
+  const lines = printed.split("\n");
+  console.log([`-- ${title}`, ...lines.filter((line) => line && !begun(line))].join("\n"));
   if (status !== 0) {
-    if (late) console.log(`FAIL ${title}: not done within ${seconds.toFixed(0)} s`);
-    else if (status !== 1) console.log(`FAIL ${title}: its process died`);
+    const last = lines.filter(begun).pop()?.slice(BEGUN.length) ?? "its beginning";
+    if (late) console.log(`FAIL ${title}: not done within ${seconds.toFixed(0)} s, at ${last}`);
+    else if (status !== 1) console.log(`FAIL ${title}: its process died, at ${last}`);
     failed.push(title);
   }
   return printed;

@@ -24,6 +24,9 @@ const TRAINING_TOLERANCES = {
   bf16: { loss: 1e-2, gradient: 0.05 },
 } as const;
 
+/** Begins a line that tells of a case before it runs: one that never ends is known by it. */
+export const BEGUN = "@ ";
+
 export interface DeviceCheckOptions {
   library: string;
   /** A case or two of each kernel. */
@@ -194,6 +197,7 @@ export class DeviceChecks {
 
   /** An error is a failure of its case alone, unless the device is gone for the whole process. */
   private try<T>(title: string, run: (title: string) => T): T | undefined {
+    console.log(BEGUN + title);
     try {
       return run(title);
     } catch (error) {
