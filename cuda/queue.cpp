@@ -158,6 +158,15 @@ void Queue::allow_shared(const void* kernel, size_t shared) {
   shared_allowed_.insert(kernel);
 }
 
+// Clusters of more than eight blocks must be asked for.
+void Queue::allow_clusters([[maybe_unused]] const void* kernel) {
+#ifndef UNIFLUID_SIMT
+  if (!clusters_allowed_.insert(kernel).second) return;
+  fault_.check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+               "to let a kernel have large clusters");
+#endif
+}
+
 void Queue::flush() {
   fault_.expect_none();
   if (commands_.empty()) return;
@@ -196,21 +205,40 @@ void Queue::issue() {
   for (const Command& command : commands_) issue(command);
 }
 
-void Queue::issue(const Command& c) {
+void Queue::allow(const Command& c) {
   allow_shared(c.kernel, c.shared);
+  if (c.company.cluster) allow_clusters(c.kernel);
+}
+
+void Queue::issue(const Command& c) {
+  allow(c);
 #ifdef UNIFLUID_SIMT
   const uint32_t* offsets = offsets_.data() + c.first;
-  fault_.check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared, c.cooperative,
-                            arguments_.data(), arguments_.size(), offsets, c.count, stream_),
+  fault_.check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared,
+                            c.company.cooperative || c.company.cluster > 0, arguments_.data(),
+                            arguments_.size(), offsets, c.count, stream_),
                "to run a kernel");
 #else
   void* arguments[kMostArguments];
   for (uint32_t i = 0; i < c.count; ++i) arguments[i] = arguments_.data() + offsets_[c.first + i];
-  fault_.check(
-      c.cooperative
-          ? cudaLaunchCooperativeKernel(c.kernel, c.grid, c.block, arguments, c.shared, stream_)
-          : cudaLaunchKernel(c.kernel, c.grid, c.block, arguments, c.shared, stream_),
-      "to run a kernel");
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = c.grid;
+  config.blockDim = c.block;
+  config.dynamicSmemBytes = c.shared;
+  config.stream = stream_;
+  config.attrs = attributes;
+  if (c.company.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  if (c.company.cluster) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {c.company.cluster, 1, 1};
+  }
+  fault_.check(cudaLaunchKernelExC(&config, c.kernel, arguments), "to run a kernel");
 #endif
 }
 
@@ -257,7 +285,7 @@ bool Queue::launch_graph() {
     constexpr size_t kMostSeen = 4096;
     if (seen_.size() > kMostSeen) seen_.clear();
     if (seen_.insert(key).second) return false;
-    for (const Command& c : commands_) allow_shared(c.kernel, c.shared);
+    for (const Command& c : commands_) allow(c);
     cudaGraph_t graph = captured();
     cudaGraphExec_t executable = nullptr;
     const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);

@@ -51,13 +51,20 @@ class Queue {
   // the kernel's parameter types and copied.
   template <class... P, class... A>
   void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... arguments) {
-    append(kernel, grid, block, shared, false, std::tuple<P...>(arguments...));
+    append(kernel, grid, block, shared, {}, std::tuple<P...>(arguments...));
   }
   // All blocks resident at once, for `team_barrier`.
   template <class... P, class... A>
   void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                           const A&... arguments) {
-    append(kernel, grid, block, shared, true, std::tuple<P...>(arguments...));
+    append(kernel, grid, block, shared, {.cooperative = true}, std::tuple<P...>(arguments...));
+  }
+  // Blocks in clusters of `size` side by side, for `cluster_barrier`; only where
+  // `limits().warpgroups`.
+  template <class... P, class... A>
+  void launch_clusters(void (*kernel)(P...), unsigned size, dim3 grid, dim3 block, size_t shared,
+                       const A&... arguments) {
+    append(kernel, grid, block, shared, {.cluster = size}, std::tuple<P...>(arguments...));
   }
 
   // Device memory with a copy of a host array, for the launches of this operation. Called before
@@ -125,12 +132,17 @@ class Queue {
   static constexpr size_t kMostArguments = 24;
 
   using Invoke = void (*)(const void* kernel, void** arguments);
+  // How the blocks of a launch belong together.
+  struct Company {
+    bool cooperative = false;
+    unsigned cluster = 0;
+  };
   struct Command {
     const void* kernel;
     Invoke invoke;  // the simulation's way to call it
     dim3 grid, block;
     size_t shared;
-    bool cooperative;
+    Company company;
     uint32_t first, count;  // arguments, in offsets_
   };
   struct Graph {
@@ -140,7 +152,7 @@ class Queue {
   };
 
   template <class... P>
-  void append(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, bool cooperative,
+  void append(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Company company,
               const std::tuple<P...>& arguments) {
     static_assert((std::is_trivially_copyable_v<P> && ...));
     static_assert(sizeof...(P) <= kMostArguments);
@@ -149,7 +161,7 @@ class Queue {
                     grid,
                     block,
                     shared,
-                    cooperative,
+                    company,
                     static_cast<uint32_t>(offsets_.size()),
                     static_cast<uint32_t>(sizeof...(P))};
     std::apply([&](const P&... each) { (push_argument(&each, sizeof each, alignof(P)), ...); },
@@ -175,6 +187,8 @@ class Queue {
   void* scratch_bytes(size_t bytes);
   int resident_blocks_of(const void* kernel, int threads, size_t shared);
   void allow_shared(const void* kernel, size_t shared);
+  void allow_clusters(const void* kernel);
+  void allow(const Command& command);
   void issue();
   void issue(const Command& command);
   bool launch_graph();
@@ -204,9 +218,9 @@ class Queue {
   std::atomic<size_t> scratch_size_{0};
   size_t scratch_used_ = 0;
 
-  std::list<Graph> graphs_;                         // the latest used first
-  std::unordered_set<uint64_t> seen_;               // keys of lists that were issued once
-  std::unordered_set<const void*> shared_allowed_;  // kernels
+  std::list<Graph> graphs_;            // the latest used first
+  std::unordered_set<uint64_t> seen_;  // keys of lists that were issued once
+  std::unordered_set<const void*> shared_allowed_, clusters_allowed_;  // kernels
   std::atomic<int64_t> graph_launches_{0}, plain_launches_{0};
 };
 

@@ -34,6 +34,19 @@ UNIFLUID_DEVICE void team_barrier(uint32_t* arrivals, uint32_t members, uint32_t
   __syncthreads();
 }
 
+// A barrier of all threads of a cluster of blocks (sm_90), which share a part of the chip. What any
+// of them wrote to global memory before it is seen by all after it, where it is read by
+// `load_fresh`. `arrivals` and `round` are those of `team_barrier`, for the simulation.
+template <uint32_t kMembers>
+UNIFLUID_DEVICE void cluster_barrier([[maybe_unused]] uint32_t* arrivals,
+                                     [[maybe_unused]] uint32_t& round) {
+#ifdef UNIFLUID_SIMT
+  team_barrier(arrivals, kMembers, round);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+
 // What another block wrote in this launch, a float or four words aligned to 16 bytes: read past the
 // first-level cache.
 template <class T>

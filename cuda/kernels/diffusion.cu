@@ -17,6 +17,7 @@
 #include "cuda/device/philox.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
+#include "cuda/kernels/diffusion_cluster.h"
 #include "cuda/kernels/diffusion_steps.h"
 
 namespace unifluid::cuda {
@@ -139,7 +140,7 @@ struct Job {
 struct Scratch {
   Tensor features, time_hidden, time_embed, condition, y, modulation;
   float *state, *noise, *hidden, *out;
-  void* inner;
+  void *inner, *normalized;
   uint32_t* arrivals;
   Posted* posts;
 };
@@ -217,6 +218,7 @@ Scratch take_scratch(const DiffusionHeadWeights& head, DType type, const Sizes& 
   s.hidden = pieces.floats(sizes.rows * stride);
   s.out = pieces.floats(sizes.rows * outputs_of(head));
   s.inner = pieces.take(static_cast<size_t>(sizes.rows * stride) * size_of(type));
+  s.normalized = pieces.take(static_cast<size_t>(sizes.rows * stride) * size_of(type));
   s.arrivals =
       static_cast<uint32_t*>(pieces.take(static_cast<size_t>(sizes.teams) * sizeof(uint32_t)));
   s.posts = static_cast<Posted*>(pieces.take(static_cast<size_t>(sizes.posts) * sizeof(Posted)));
@@ -400,6 +402,7 @@ void run(Queue& queue, Job& job) {
     p.state = scratch.state;
     p.hidden = scratch.hidden;
     p.inner = scratch.inner;
+    p.normalized = scratch.normalized;
     p.stride = static_cast<int32_t>(steps_stride(job.type, head.width));
     p.out = scratch.out;
     p.arrivals = scratch.arrivals;
@@ -414,7 +417,10 @@ void run(Queue& queue, Job& job) {
       p.steps = static_cast<int32_t>(std::min(chunk, count - first));
       p.last = first + chunk >= count;
       modulate(queue, job, pass, staged.z_rows + first_row, first, p.steps, scratch);
-      launch_steps(queue, job.type, pass, p);
+      if (pass.cluster_tiles > 0)
+        launch_cluster_steps(queue, pass, p);
+      else
+        launch_steps(queue, job.type, pass, p);
     }
     first_row += pass.rows;
   }

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "cuda/dispatch.h"
+#include "cuda/kernels/diffusion_cluster.h"
 #include "cuda/kernels/diffusion_steps.h"
 #include "cuda/kernels/diffusion_tile.h"
 
@@ -94,6 +95,48 @@ bool readable_in_vectors(const DiffusionHeadWeights& head) {
   return aligned;
 }
 
+// ---- on clusters ----
+
+int64_t cluster_count(const DeviceLimits& limits) {
+  return std::max(1, limits.processors / cluster::kMembers);
+}
+
+// How many tiles of rows a team has on a cluster; 0: no clusters. What a product takes is the
+// longest of three: matrices come to a processor and, for all teams, out of the second-level cache
+// at so many bytes a clock, and the path of a product from barrier to barrier is longer with more
+// rows. By calculation.
+int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const DeviceLimits& limits,
+                       int64_t rows) {
+  if (!limits.warpgroups || type != DType::bf16 || rows <= kMostPostedRows ||
+      !cluster::suits(head) || !readable_in_vectors(head) || !norms_readable_in_vectors(head))
+    return 0;
+  constexpr double kCacheBytes = 2900, kProcessorBytes = 64;
+  struct Tiles {
+    int count;
+    double path;
+  };
+  const double matrix = 2.0 * static_cast<double>(head.width) * static_cast<double>(head.width);
+  int best = 0;
+  double least = 0;
+  for (const auto& [count, path] : {Tiles{1, 2600}, Tiles{2, 3300}, Tiles{4, 5700}}) {
+    if (cluster::shared_bytes(head, count) > limits.shared_bytes) continue;
+    const int64_t teams = blocks_for(rows, count * kTileRows);
+    const double turns = blocks_for(teams, cluster_count(limits));
+    const double cost =
+        turns * std::max({path, matrix / cluster::kMembers / kProcessorBytes,
+                          static_cast<double>(teams) / turns * matrix / kCacheBytes});
+    if (best > 0 && cost >= least) continue;
+    best = count;
+    least = cost;
+  }
+  return best;
+}
+
+Split cluster_split(const DiffusionHeadWeights& head, const DeviceLimits& limits, int tiles) {
+  return {cluster_count(limits), cluster::kMembers, head.width / cluster::kMembers,
+          int64_t{tiles} * kTileRows};
+}
+
 }  // namespace
 
 int64_t steps_stride(DType type, int64_t width) {
@@ -113,8 +156,11 @@ std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
   int64_t rows_left = 0;
   for (int32_t r : rows) rows_left += r;
   for (int64_t next = 0; next < count;) {
-    const Split split = best_split(head, type, limits, rows_left, count - next);
     StepsPass pass;
+    pass.cluster_tiles = best_cluster_tiles(head, type, limits, rows_left);
+    const Split split = pass.cluster_tiles > 0
+                            ? cluster_split(head, limits, pass.cluster_tiles)
+                            : best_split(head, type, limits, rows_left, count - next);
     pass.first_token = next;
     pass.members = static_cast<int>(split.members);
     pass.columns = static_cast<int>(split.columns);
@@ -131,6 +177,11 @@ std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
       pass.teams.push_back(team);
     }
     rows_left -= pass.rows;
+    if (pass.cluster_tiles > 0) {
+      pass.shared = cluster::shared_bytes(head, pass.cluster_tiles);
+      passes.push_back(std::move(pass));
+      continue;
+    }
     pass.aligned = readable_in_vectors(head);
     pass.vectors_aligned = norms_readable_in_vectors(head);
     const auto shared = [&](bool posts) {

@@ -66,6 +66,7 @@ struct StepsPass {
   bool posts = false;                  // rows go from block to block by posts, not barriers;
                                        // all can be read in vectors then
   int64_t posts_stride = 0, post_count = 0;
+  int cluster_tiles = 0;  // tiles of rows of a team on a cluster of blocks; 0: no clusters
 };
 
 // Cuts tokens, `rows[i]` rows each (1 or 2), into passes, each of one launch for a run of steps.
@@ -106,9 +107,10 @@ struct StepsParams {
   const StepsTeam* team_table;
   int32_t members, columns, most_rows, most_tokens, slots;
 
-  float* state;   // [tokens, C]: latents before this launch's first step, then after its last
-  float* hidden;  // [rows, stride]
-  void* inner;    // T [rows, stride]
+  float* state;      // [tokens, C]: latents before this launch's first step, then after its last
+  float* hidden;     // [rows, stride]
+  void* inner;       // T [rows, stride]
+  void* normalized;  // bf16 [rows, stride], on clusters
   int32_t stride;
   float* out;  // [rows, outputs]
   // Zeroed before the launch; one of the two serves.

@@ -96,8 +96,9 @@ export class DeviceChecks {
   }
 
   private company(family: string, compute: "f32" | "bf16", cuda: Backend): void {
-    const { invariants } = families[family]!;
-    const chosen = this.options.quick ? invariants.slice(0, 1) : invariants;
+    const { quick, simulated } = this.options;
+    const invariants = families[family]!.invariants.filter((c) => !(c.deviceOnly && simulated));
+    const chosen = quick ? invariants.slice(0, 1) : invariants;
     for (const c of chosen)
       this.try(`${compute} ${family}, same bits in company: ${c.name}`, (title) => {
         const { whole, alone } = c.run(cuda, new Random(7));

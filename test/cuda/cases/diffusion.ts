@@ -37,7 +37,16 @@ const SHAPES: Shape[] = [
   { width: 2060, depth: 0, channels: 4, condition: 8, flow: false, rows: 26 },
   // Teams, each with several tiles of rows.
   { width: 64, depth: 1, channels: 8, condition: 24, flow: true, rows: 75 },
+  // On Hopper clusters of blocks, with one, two and four tiles of rows in a team.
+  { width: 256, depth: 2, channels: 16, condition: 24, flow: false, rows: 13 },
+  { width: 256, depth: 1, channels: 10, condition: 24, flow: true, rows: 34 },
+  { width: 256, depth: 3, channels: 16, condition: 24, flow: false, rows: 77 },
+  { width: 1024, depth: 2, channels: 16, condition: 64, flow: true, rows: 50 },
+  { width: 1280, depth: 2, channels: 16, condition: 64, flow: false, rows: 128 },
+  { width: 1536, depth: 1, channels: 64, condition: 64, flow: true, rows: 19 },
 ];
+/** Of these the simulation would take too long. */
+const isLarge = ({ width, rows }: Shape) => width > 2048 || width * rows > 20_000;
 const named = ({ width, depth, channels, flow, rows }: Shape) =>
   `${rows} rows, width ${width}, depth ${depth}, ${channels} channels, ${flow ? "flow" : "ddpm"}`;
 
@@ -99,6 +108,7 @@ export const cases: CudaCase[] = [
   ...SHAPES.map(
     (shape): CudaCase => ({
       name: `diffusion_head: ${named(shape)}`,
+      deviceOnly: isLarge(shape) && shape.width < 2048,
       tolerance: 2 * pathRoundings(shape.depth),
       run(backend, random) {
         const inputs = new Inputs(random);
@@ -116,7 +126,7 @@ export const cases: CudaCase[] = [
   ...SHAPES.map(
     (shape): CudaCase => ({
       name: `diffusion_sample: ${named(shape)}`,
-      deviceOnly: shape.width > 2048,
+      deviceOnly: isLarge(shape),
       // Guidance adds three times the difference of two outputs.
       tolerance: 6 * pathRoundings(shape.depth),
       run(backend, random) {
@@ -153,6 +163,7 @@ export const cases: CudaCase[] = [
 
 interface Company {
   name: string;
+  deviceOnly?: boolean;
   shape: Omit<Shape, "rows">;
   tokens: number;
   steps: number;
@@ -189,12 +200,28 @@ const COMPANIES: Company[] = [
     steps: 2,
     alone: [0, 5, 11],
   },
+  {
+    name: "by posts alone and, on Hopper, on clusters together",
+    shape: { width: 256, depth: 2, channels: 8, condition: 16, flow: false },
+    tokens: 23,
+    steps: 3,
+    alone: [0, 8, 22],
+  },
+  {
+    name: "by posts alone and, on Hopper, on clusters together, of UniFluid's size",
+    deviceOnly: true,
+    shape: { width: 1280, depth: 8, channels: 16, condition: 64, flow: false },
+    tokens: 64,
+    steps: 20,
+    alone: [0, 31, 63],
+  },
 ];
 
 export const invariants: Invariant[] = [
   ...COMPANIES.map(
-    ({ name, shape, tokens: count, steps: stepCount, alone }): Invariant => ({
+    ({ name, deviceOnly, shape, tokens: count, steps: stepCount, alone }): Invariant => ({
       name: `tokens alone and among ${count}: ${name}`,
+      deviceOnly,
       run(backend, random) {
         const head = bf16Head(random, { ...shape, rows: count });
         const z = new Inputs(random).matrix(9, shape.condition);

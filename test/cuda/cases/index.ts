@@ -32,4 +32,10 @@ export const families: Record<string, Family> = {
 };
 
 /** Those with kernels of their own on Hopper. */
-export const WARPGROUP_FAMILIES = ["linear", "attention", "convolution", "attention_gradients"];
+export const WARPGROUP_FAMILIES = [
+  "linear",
+  "attention",
+  "convolution",
+  "attention_gradients",
+  "diffusion",
+];

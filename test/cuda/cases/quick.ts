@@ -21,6 +21,7 @@ export const QUICK: Record<string, string[]> = {
     "diffusion_head: 9 rows, width 32, depth 2, 16 channels, ddpm",
     "diffusion_sample: 9 rows, width 32, depth 2, 16 channels, ddpm",
     "diffusion_sample: 75 rows, width 64, depth 1, 8 channels, flow",
+    "diffusion_sample: 77 rows, width 256, depth 3, 16 channels, ddpm",
   ],
   embedding: [
     "embed_tokens of 19",
