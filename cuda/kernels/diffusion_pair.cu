@@ -1,0 +1,526 @@
+// The sampling steps of the diffusion head for the two rows of one guided token, or for one row or
+// two that are not: the case that someone waits for, a single image. It is diffusion_steps.cu's
+// work with posts, bit for bit, by the same plan; that file says how. What differs is that nothing
+// but the exchange itself should take time, so that all sizes but the columns of a block are known
+// to the compiler, and between the last post that comes and the posts that leave there is as little
+// as can be:
+//
+//  - Weights, biases, gates and what a norm multiplies by are in registers before the wait. What a
+//    norm needs from global memory is asked for one product ahead.
+//  - A row's parts are normalized where they come, for all warps to multiply: two barriers. Inputs
+//    of mlp2 come to the warp that multiplies them, without one.
+//  - One warp, the finisher, adds the partial sums, posts, and has the latents: a step's update and
+//    the first layer are its own work, while the others already look for the next hidden state. It
+//    is the last one, since that has the least of a row to normalize.
+//  - Copies of weights that stream come after the posts.
+//
+// Barriers. Partial sums of mlp0 and the final layer, and those of mlp2, are in places of their own:
+// a warp may be through with the wait for mlp2's inputs before the finisher has read the former.
+// All other shared memory is written after a barrier that its readers have passed.
+#include "cuda/device/exchange.h"
+#include "cuda/device/grid.h"
+#include "cuda/device/math.h"
+#include "cuda/dispatch.h"
+#include "cuda/kernels/diffusion_norm.h"
+#include "cuda/kernels/diffusion_steps.h"
+#include "cuda/kernels/diffusion_tile.h"
+#include "cuda/kernels/diffusion_weights.h"
+
+namespace unifluid::cuda {
+namespace {
+
+using namespace steps;
+
+constexpr int kRows = kMostPairRows;
+constexpr int kFinisher = kWarps - 1;
+// Partial sums of a product.
+constexpr int kPartials = kWarps * kTileColumns * kRows;
+// Elements of a row that all warps multiply in a piece of each of their lanes that has one.
+constexpr int kWidthUnit = kWarps * kDepth<bf16>;
+static_assert(kWidthUnit == kRun<bf16>);
+
+// kEach: the width in such units.
+template <int kEach>
+class Pair {
+ public:
+  UNIFLUID_DEVICE Pair(const StepsParams& params, SharedArena& arena)
+      : p(params),
+        team(params.team_table[blockIdx.x / params.members]),
+        member(static_cast<int>(blockIdx.x) % params.members),
+        first_column(member * params.columns),
+        columns(min(params.columns, kWidth - first_column)),
+        x(arena.take<uint32_t>(kRows * kInputStride)),
+        partial(arena.take<float>(2 * kPartials)),
+        moments(arena.take<float>(kRows * kParts * 2)),
+        blocks(arena.take<uint64_t>(steps_field(params.depth, StepsField{}))),
+        weights(params, arena, blocks, first_column, columns) {}
+
+  UNIFLUID_DEVICE void run() {
+    const uint64_t* fields = reinterpret_cast<const uint64_t*>(p.blocks);
+    for (uint32_t i = threadIdx.x; i < steps_field(p.depth, StepsField{}); i += kThreads)
+      blocks.store(i, fields[i]);
+    handed_out = p.posts + static_cast<int64_t>(team.row) * p.posts_stride;
+    modulation = static_cast<const bf16*>(p.modulation) +
+                 static_cast<int64_t>(team.row) * p.modulation_width;
+    if (finishes()) begin_latents();
+    __syncthreads();
+    weights.begin();
+    read_norm(0);
+    for (int step = 0; step < p.steps; ++step) {
+      if (finishes()) project_input();
+      const bf16* next = modulation + static_cast<int64_t>(p.rows) * p.modulation_width;
+      if (step + 1 < p.steps) prefetch(next);
+      if (finishes()) read_step(p.first_step + step);
+      for (int block = 0; block < p.depth; ++block) {
+        expand(block);
+        contract(block);
+      }
+      finish();
+      if (p.network_out) return;
+      if (step + 1 < p.steps) {
+        modulation = next;
+        read_norm(0);
+      }
+      meet();
+      if (finishes()) update();
+    }
+    if (member > 0 || !finishes() || !has_latent) return;
+    p.state[(team.token + token_index) * p.channels + channel()] = latent;
+    if (p.last) p.token_table[team.token + token_index].out[channel()] = latent;
+  }
+
+ private:
+  static constexpr int kWidth = kEach * kWidthUnit;
+  static constexpr int kInputStride = input_stride(kWidth / 2);
+  // Pieces that a lane normalizes: of its part of a row, which is every fourth run.
+  static constexpr int kPieces = (kEach + kParts - 1) / kParts;
+  // Pairs of words of inputs of mlp2 that a lane waits for, of those of its warp.
+  static constexpr int kPairs = kEach * kDepth<bf16> / 2, kLooks = (kPairs + kWarp - 1) / kWarp;
+
+  UNIFLUID_DEVICE static bool finishes() { return warp_index() == kFinisher; }
+  // Of the finisher's lanes: the column of a product, in the block's, and the row.
+  UNIFLUID_DEVICE static int own_column() { return lane_index() % kTileColumns; }
+  UNIFLUID_DEVICE static int own_row() { return lane_index() / kTileColumns; }
+  // Likewise, of the token `token_index`.
+  UNIFLUID_DEVICE static int channel() { return lane_index() % kMostPairChannels; }
+
+  UNIFLUID_DEVICE void meet() {
+    ++round;
+    received = handed_out;
+    post_slot = post_slot == kPostRounds - 1 ? 0 : post_slot + 1;
+    handed_out = p.posts + (static_cast<int64_t>(post_slot) * p.rows + team.row) * p.posts_stride;
+  }
+  UNIFLUID_DEVICE void hand_out(int place, float v) const {
+    post(handed_out + place, v, round + 1);
+  }
+  UNIFLUID_DEVICE int hidden_place() const {
+    return own_row() * p.posts_stride + post_place<bf16>(first_column + own_column());
+  }
+  UNIFLUID_DEVICE const bf16* modulation_row(int row) const {
+    return modulation + static_cast<int64_t>(row) * p.modulation_width;
+  }
+  UNIFLUID_DEVICE uint64_t field(int block, StepsField of) const {
+    return blocks.load(steps_field(block, of));
+  }
+  UNIFLUID_DEVICE const float* floats(int block, StepsField of) const {
+    return reinterpret_cast<const float*>(field(block, of));
+  }
+
+  // ---- products ----
+
+  // A lane's pieces of the columns lane / 4, and 8 further; zeros where there are none.
+  struct Weights {
+    Piece low[kEach], high[kEach];
+  };
+  // read(i, high)
+  template <class Read>
+  UNIFLUID_DEVICE static void read_weights(Weights& w, int count, Read read) {
+    const int g = lane_index() / 4;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      w.low[i] = g < count ? read(i, false) : Piece{};
+      w.high[i] = g + 8 < count ? read(i, true) : Piece{};
+    }
+  }
+  UNIFLUID_DEVICE static void read_weights(Weights& w, const bf16* weight, int first, int count) {
+    const bf16* from = weight + static_cast<int64_t>(first + lane_index() / 4) * kWidth +
+                       warp_index() * kEach * kDepth<bf16> + lane_index() % 4 * kSize<bf16>;
+    read_weights(w, count, [&](int i, bool high) {
+      return piece_of(load_constant(
+          reinterpret_cast<const uint4*>(from + (high ? 8 * kWidth : 0) + i * kDepth<bf16>)));
+    });
+  }
+  UNIFLUID_DEVICE void read_weights(Weights& w, int block, StepsField matrix) {
+    const int slot = weights.acquire();
+    if (slot >= 0)
+      read_weights(w, columns, [&](int i, bool high) { return weights.piece(slot, i, high); });
+    else
+      read_weights(w, reinterpret_cast<const bf16*>(field(block, matrix)), first_column, columns);
+  }
+
+  // The warp's part of a product, of what is in `x`, for the finisher.
+  UNIFLUID_DEVICE void multiply(const Weights& w, int place) const {
+    const int g = lane_index() / 4, t = lane_index() % 4;
+    // Behind the last row the last once more: its results are nobody's.
+    const int row = min(g, team.rows - 1);
+    Piece in[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      in[i] = load_piece(
+          x, static_cast<uint32_t>(row * kInputStride + ((warp_index() * kEach + i) * 4 + t) * 4));
+    Accumulator<bf16> sums;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) sums.add(w.low[i], w.high[i], in[i]);
+    const int of_warp = place * kPartials + warp_index() * kTileColumns * kRows;
+    sums.finish(kRows, [&](int column, int r, float sum) {
+      partial.store(static_cast<uint32_t>(of_warp + column * kRows + r), sum);
+    });
+    __syncthreads();
+  }
+  // Of the finisher's lane.
+  UNIFLUID_DEVICE float product(int place) const {
+    const int at = place * kPartials + own_column() * kRows + own_row();
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w)
+      sum += partial.load(static_cast<uint32_t>(at + w * kTileColumns * kRows));
+    return sum;
+  }
+  UNIFLUID_DEVICE bool finishes_one(int count) const {
+    return finishes() && own_column() < count && own_row() < team.rows;
+  }
+
+  // inner = silu(mlp0(norm(hidden)))
+  UNIFLUID_DEVICE void expand(int block) {
+    Weights w;
+    read_weights(w, block, StepsField::mlp0);
+    const bool mine = finishes_one(columns);
+    const int column = first_column + own_column();
+    const float bias =
+        mine ? load_constant(floats(block, StepsField::mlp0_bias) + column) : 0.0f;
+    receive_normalized();
+    multiply(w, 0);
+    if (finishes()) {
+      const float v = activate<Activation::silu>(product(0) + bias);
+      const float next = __shfl_down_sync(kAllLanes, v, kTileColumns);
+      if (mine && own_row() == 0)
+        hand_out(column, __uint_as_float(pack_bf16(v, team.rows > 1 ? next : 0.0f)));
+    }
+    weights.release();
+    read_norm(block + 1);
+  }
+  // hidden += gate * mlp2(inner)
+  UNIFLUID_DEVICE void contract(int block) {
+    Weights w;
+    read_weights(w, block, StepsField::mlp2);
+    const bool mine = finishes_one(columns);
+    const int column = first_column + own_column();
+    float bias = 0, gate = 0;
+    if (mine) {
+      bias = load_constant(floats(block, StepsField::mlp2_bias) + column);
+      gate = to_float(modulation_row(own_row())[(block * 3 + 2) * kWidth + column]);
+    }
+    receive_inner();
+    multiply(w, 1);
+    if (finishes()) {
+      const float v = fmaf(gate, product(1) + bias, own);
+      own = v;
+      if (mine) hand_out(hidden_place(), v);
+    }
+    weights.release();
+  }
+  // outputs = final_linear(norm(hidden))
+  UNIFLUID_DEVICE void finish() {
+    const int each = (p.outputs + p.members - 1) / p.members, first = member * each;
+    const int count = min(each, p.outputs - first), column = first + own_column();
+    if (count <= 0) {  // the inputs are for others
+      meet();
+      return;
+    }
+    Weights w;
+    read_weights(w, static_cast<const bf16*>(p.final_linear), first, count);
+    const bool mine = finishes_one(count);
+    const float bias = mine ? load_constant(p.final_linear_bias + column) : 0.0f;
+    receive_normalized();
+    multiply(w, 0);
+    if (!mine) return;
+    const float sum = product(0) + bias;
+    if (p.network_out)
+      static_cast<bf16*>(p.network_out)[(team.row + own_row()) * p.network_stride + column] =
+          from_float<bf16>(sum);
+    else
+      hand_out(own_row() * p.posts_stride + column, sum);
+  }
+
+  // ---- the exchange of rows ----
+
+  // Where the lane's piece i begins in its part of a row; kEach may leave the last to some parts.
+  UNIFLUID_DEVICE static int part() { return warp_index() % kParts; }
+  UNIFLUID_DEVICE static int norm_row() { return warp_index() / kParts; }
+  UNIFLUID_DEVICE static bool has_piece(int i) { return i * kParts + part() < kEach; }
+  UNIFLUID_DEVICE static int element_of(int i) {
+    return run_of<bf16>(part(), i) + lane_index() * kSize<bf16>;
+  }
+
+  // Asks for what the norm before block `block`, or the final layer, multiplies by.
+  UNIFLUID_DEVICE void read_norm(int block) {
+    const bf16* shifts = modulation_row(min(norm_row(), team.rows - 1)) + block * 3 * kWidth;
+    learned = block < p.depth && field(block, StepsField::norm_weight) != 0;
+    const float *weight = nullptr, *bias = nullptr;
+    if (learned) {
+      weight = floats(block, StepsField::norm_weight);
+      bias = floats(block, StepsField::norm_bias);
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      if (!has_piece(i)) continue;
+      const auto read = [&](const auto* row) {
+        return piece_of(load_constant(reinterpret_cast<const uint4*>(row)));
+      };
+      const int k = element_of(i);
+      norm[i].shift = read(shifts + k);
+      norm[i].scale = read(shifts + kWidth + k);
+      if (!learned) continue;
+      for (int quad = 0; quad < 2; ++quad) {
+        norm[i].weights[quad] = read(weight + k + 4 * quad);
+        norm[i].biases[quad] = read(bias + k + 4 * quad);
+      }
+    }
+  }
+
+  // x = norm(hidden) * (1 + scale) + shift
+  UNIFLUID_DEVICE void receive_normalized() {
+    Affine<bf16> affines[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      affines[i] = modulated<bf16>(norm[i]);
+      if (!learned) continue;
+      for (int quad = 0; quad < 2; ++quad) learn<bf16>(affines[i], norm[i], quad);
+    }
+    const int row = norm_row();
+    const bool mine = row < team.rows;
+    meet();
+    const uint32_t moments_at = static_cast<uint32_t>(row * kParts * 2);
+    float held[kPieces][kSize<bf16>];
+    if (mine) {
+      const Posted* from = received + row * p.posts_stride + post_place<bf16>(element_of(0));
+      for (Watch watch;; watch.look_again()) {
+        uint32_t other = 0;
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+          if (!has_piece(i)) continue;
+          uint32_t of_two[4];
+#pragma unroll
+          for (int two = 0; two < 4; ++two) {
+            Posted now[2];
+            look(from + run_of<bf16>(0, i) + two * 2 * kWarp, now);
+            held[i][2 * two] = now[0].value;
+            held[i][2 * two + 1] = now[1].value;
+            of_two[two] = (now[0].round ^ round) | (now[1].round ^ round);
+          }
+          other |= (of_two[0] | of_two[1]) | (of_two[2] | of_two[3]);
+        }
+        if (other == 0) break;
+      }
+      float sum = 0, squares = 0;
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i)
+        if (has_piece(i))
+          for (int e = 0; e < kSize<bf16>; ++e) sum += held[i][e];
+      sum = warp_sum(sum);
+      const float mean = sum * p.parts.inverse[part()];
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i)
+        if (has_piece(i))
+          for (int e = 0; e < kSize<bf16>; ++e) {
+            const float d = held[i][e] - mean;
+            squares = fmaf(d, d, squares);
+          }
+      squares = warp_sum(squares);
+      if (lane_index() == 0) {
+        moments.store(moments_at + static_cast<uint32_t>(part() * 2), sum);
+        moments.store(moments_at + static_cast<uint32_t>(part() * 2 + 1), squares);
+      }
+    }
+    __syncthreads();
+    if (mine) {
+      const Norm of_row = norm_of(p.parts, moments, moments_at);
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        if (!has_piece(i)) continue;
+        float normalized[kSize<bf16>];
+        for (int e = 0; e < kSize<bf16>; ++e)
+          normalized[e] = fmaf((held[i][e] - of_row.mean) * of_row.inverse, affines[i].scale[e],
+                               affines[i].shift[e]);
+        store_piece(x, static_cast<uint32_t>(row * kInputStride + element_of(i) / 2),
+                    piece_of<bf16>(normalized));
+      }
+    }
+    __syncthreads();
+  }
+
+  // x = inner, just what the warp multiplies. A word has an element of both rows.
+  UNIFLUID_DEVICE void receive_inner() {
+    meet();
+    const int first = warp_index() * kPairs + lane_index();
+    const Posted* from = received + 2 * first;
+    Posted now[kLooks][2];
+    const auto has = [](int i) {
+      return (i + 1) * kWarp <= kPairs || i * kWarp + lane_index() < kPairs;
+    };
+    for (Watch watch;; watch.look_again()) {
+      uint32_t other = 0;
+#pragma unroll
+      for (int i = 0; i < kLooks; ++i) {
+        if (!has(i)) continue;
+        look(from + i * 2 * kWarp, now[i]);
+        other |= (now[i][0].round ^ round) | (now[i][1].round ^ round);
+      }
+      if (other == 0) break;
+    }
+#pragma unroll
+    for (int i = 0; i < kLooks; ++i) {
+      if (!has(i)) continue;
+      const uint32_t even = __float_as_uint(now[i][0].value),
+                     odd = __float_as_uint(now[i][1].value);
+      const uint32_t at = static_cast<uint32_t>(first + i * kWarp);
+      x.store(at, (even & 0xffffu) | odd << 16);
+      x.store(kInputStride + at, even >> 16 | (odd & 0xffff0000u));
+    }
+    __syncwarp();
+  }
+
+  // The next step's modulations come from far: they are wanted in the second-level cache by then.
+  UNIFLUID_DEVICE void prefetch(const bf16* next) const {
+    constexpr int kLine = 128 / sizeof(bf16);
+    const int count = team.rows * p.modulation_width;
+    for (int i = (member * kThreads + static_cast<int>(threadIdx.x)) * kLine; i < count;
+         i += p.members * kThreads * kLine)
+      prefetch_l2(next + i);
+  }
+
+  // ---- the sampler: the finisher's ----
+
+  UNIFLUID_DEVICE void begin_latents() {
+    token_index = lane_index() / kMostPairChannels;
+    has_latent = token_index < team.tokens && channel() < p.channels;
+    latent = has_latent ? p.state[(team.token + token_index) * p.channels + channel()] : 0.0f;
+    if (has_latent) token = p.token_table[team.token + token_index];
+    if (own_row() < team.rows) first_of_token = (p.row_token[team.row + own_row()] - team.token) *
+                                                kMostPairChannels;
+    const bool mine = finishes_one(columns);
+    const int column = first_column + own_column();
+    const bf16* weight =
+        static_cast<const bf16*>(p.input_proj) + static_cast<int64_t>(column) * p.channels;
+#pragma unroll
+    for (int c = 0; c < kMostPairChannels; c += 2) {
+      const float low = mine && c < p.channels ? to_float(weight[c]) : 0.0f;
+      const float high = mine && c + 1 < p.channels ? to_float(weight[c + 1]) : 0.0f;
+      first_layer[c / 2] = pack_bf16(low, high);
+    }
+    first_bias = mine ? p.input_proj_bias[column] : 0.0f;
+  }
+
+  // hidden = input_proj(latents). A channel that is none adds 0 to what is not -0.
+  UNIFLUID_DEVICE void project_input() {
+    const float in = rounded<bf16>(latent);
+    float sum = 0;
+#pragma unroll
+    for (int c = 0; c < kMostPairChannels; ++c)
+      sum = fmaf(c % 2 ? __uint_as_float(first_layer[c / 2] & 0xffff0000u)
+                     : __uint_as_float(first_layer[c / 2] << 16), __shfl_sync(kAllLanes, in, first_of_token + c), sum);
+    own = sum + first_bias;
+    if (finishes_one(columns)) hand_out(hidden_place(), own);
+  }
+
+  // What the update after a step needs beside the outputs.
+  UNIFLUID_DEVICE void read_step(int index) {
+    if (p.network_out || !has_latent) return;
+    step = p.step_table[index];
+    noisy = !p.flow && step.noise;
+    const int64_t draw = static_cast<int64_t>(index) * p.tokens + team.token + token_index;
+    noise = noisy ? p.noise[draw * p.channels + channel()] : 0.0f;
+  }
+
+  UNIFLUID_DEVICE void update() {
+    if (has_latent) {
+      // What there is not is the first once more.
+      const Posted* row = received + (token.row - team.row) * p.posts_stride + channel();
+      const Posted* const at[3] = {row, token.rows > 1 ? row + p.posts_stride : row,
+                                   noisy ? row + p.channels : row};
+      float outputs[3];
+      receive(at, round, outputs);
+      latent = updated(p, step, token, noisy, noise, latent, outputs);
+    }
+    __syncwarp();
+  }
+
+  const StepsParams& p;
+  const StepsTeam team;
+  const int member, first_column, columns;
+  const Shared<uint32_t> x;       // [rows, kInputStride] the inputs of a product
+  const Shared<float> partial;    // [2, warps, columns, rows]
+  const Shared<float> moments;    // of parts of rows, [rows, kParts, 2]
+  const Shared<uint64_t> blocks;  // [depth] StepsBlock
+  WeightStream<bf16, kEach> weights;
+  uint32_t round = 0;
+  // The team's posts of this round and of the next, and where that is among kPostRounds.
+  const Posted* received = nullptr;
+  Posted* handed_out = nullptr;
+  int post_slot = 0;
+  const bf16* modulation = nullptr;  // of this step and the team's first row
+  AffineParts<bf16> norm[kPieces];   // of the next norm
+  bool learned = false;              // it has a weight and a bias
+  // The finisher's lane: hidden, of its row and column; what the first layer multiplies by; which
+  // lane has the first latent of the row's token.
+  float own = 0, first_bias = 0;
+  uint32_t first_layer[kMostPairChannels / 2];  // pairs of them
+  int first_of_token = 0;
+  // Its latent, of the token `token_index` of the team; what is known of that, and of this step.
+  bool has_latent = false, noisy = false;
+  int token_index = 0;
+  float latent = 0, noise = 0;
+  StepsToken token{};
+  DiffusionStep step{};
+};
+
+template <int kEach>
+__global__ void __launch_bounds__(kThreads, 1) sampling_steps_of_pair(StepsParams params) {
+  SharedArena arena;
+  Pair<kEach>(params, arena).run();
+}
+
+template <int... kEach>
+auto kernel_of(int each, std::integer_sequence<int, kEach...>) {
+  void (*kernel)(StepsParams) = nullptr;
+  ((each == kEach + 1 ? void(kernel = sampling_steps_of_pair<kEach + 1>) : void()), ...);
+  return kernel;
+}
+
+}  // namespace
+
+bool pair_fits(const DiffusionHeadWeights& head, DType type, const StepsPass& pass) {
+  return type == DType::bf16 && pass.most_rows <= kRows && head.width % kWidthUnit == 0 &&
+         head.width <= kMostPairWidth && head.channels <= kMostPairChannels &&
+         pass.columns <= kTileColumns;
+}
+
+size_t pair_bytes(const DiffusionHeadWeights& head) {
+  SharedBytes bytes;
+  bytes.take<uint32_t>(static_cast<size_t>(kRows * input_stride(static_cast<int>(head.width) / 2)))
+      .take<float>(2 * kPartials)
+      .take<float>(kRows * kParts * 2)
+      .take<uint64_t>(static_cast<size_t>(head.depth) * sizeof(StepsBlock) / sizeof(uint64_t));
+  return bytes.used;
+}
+
+void launch_pair_steps(Queue& queue, const StepsPass& pass, const StepsParams& params) {
+  const unsigned blocks =
+      static_cast<unsigned>(pass.teams.size()) * static_cast<unsigned>(pass.members);
+  const auto kernel =
+      kernel_of(params.width / kWidthUnit,
+                std::make_integer_sequence<int, kMostPairWidth / kWidthUnit>());
+  queue.launch_cooperative(kernel, dim3(blocks), dim3(kThreads), pass.shared, params);
+}
+
+}  // namespace unifluid::cuda
