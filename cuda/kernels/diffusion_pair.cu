@@ -14,9 +14,9 @@
 //    is the last one, since that has the least of a row to normalize.
 //  - Copies of weights that stream come after the posts.
 //
-// Barriers. Partial sums of mlp0 and the final layer, and those of mlp2, are in places of their own:
-// a warp may be through with the wait for mlp2's inputs before the finisher has read the former.
-// All other shared memory is written after a barrier that its readers have passed.
+// Barriers. Partial sums of mlp0 and the final layer, and those of mlp2, are in places of their
+// own: a warp may be through with the wait for mlp2's inputs before the finisher has read the
+// former. All other shared memory is written after a barrier that its readers have passed.
 #include "cuda/device/exchange.h"
 #include "cuda/device/grid.h"
 #include "cuda/device/math.h"
@@ -53,6 +53,15 @@ class Pair {
         partial(arena.take<float>(2 * kPartials)),
         moments(arena.take<float>(kRows * kParts * 2)),
         blocks(arena.take<uint64_t>(steps_field(params.depth, StepsField{}))),
+        input_at(settled(static_cast<uint32_t>(min(lane_index() / 4, team.rows - 1) * kInputStride +
+                                               (warp_index() * kEach * 4 + lane_index() % 4) * 4))),
+        partial_at(settled(
+            static_cast<uint32_t>((warp_index() * kTileColumns + lane_index() / 4) * kRows))),
+        product_at(settled(static_cast<uint32_t>(own_column() * kRows + own_row()))),
+        moments_at(settled(static_cast<uint32_t>(norm_row() * kParts * 2))),
+        inner_place(settled(first_column + own_column())),
+        hidden_place(settled(own_row() * params.posts_stride +
+                             post_place<bf16>(first_column + own_column()))),
         weights(params, arena, blocks, first_column, columns) {}
 
   UNIFLUID_DEVICE void run() {
@@ -110,12 +119,6 @@ class Pair {
     post_slot = post_slot == kPostRounds - 1 ? 0 : post_slot + 1;
     handed_out = p.posts + (static_cast<int64_t>(post_slot) * p.rows + team.row) * p.posts_stride;
   }
-  UNIFLUID_DEVICE void hand_out(int place, float v) const {
-    post(handed_out + place, v, round + 1);
-  }
-  UNIFLUID_DEVICE int hidden_place() const {
-    return own_row() * p.posts_stride + post_place<bf16>(first_column + own_column());
-  }
   UNIFLUID_DEVICE const bf16* modulation_row(int row) const {
     return modulation + static_cast<int64_t>(row) * p.modulation_width;
   }
@@ -160,30 +163,25 @@ class Pair {
 
   // The warp's part of a product, of what is in `x`, for the finisher.
   UNIFLUID_DEVICE void multiply(const Weights& w, int place) const {
-    const int g = lane_index() / 4, t = lane_index() % 4;
-    // Behind the last row the last once more: its results are nobody's.
-    const int row = min(g, team.rows - 1);
     Piece in[kEach];
 #pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      in[i] = load_piece(
-          x, static_cast<uint32_t>(row * kInputStride + ((warp_index() * kEach + i) * 4 + t) * 4));
+    for (int i = 0; i < kEach; ++i) in[i] = load_piece(x, input_at + static_cast<uint32_t>(i * 16));
     Accumulator<bf16> sums;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) sums.add(w.low[i], w.high[i], in[i]);
-    const int of_warp = place * kPartials + warp_index() * kTileColumns * kRows;
-    sums.finish(kRows, [&](int column, int r, float sum) {
-      partial.store(static_cast<uint32_t>(of_warp + column * kRows + r), sum);
+    sums.finish(kRows, [&](int column, int row, float sum) {
+      const int from_first = place * kPartials + (column - lane_index() / 4) * kRows + row;
+      partial.store(partial_at + static_cast<uint32_t>(from_first), sum);
     });
     __syncthreads();
   }
   // Of the finisher's lane.
   UNIFLUID_DEVICE float product(int place) const {
-    const int at = place * kPartials + own_column() * kRows + own_row();
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w)
-      sum += partial.load(static_cast<uint32_t>(at + w * kTileColumns * kRows));
+      sum += partial.load(product_at +
+                          static_cast<uint32_t>(place * kPartials + w * kTileColumns * kRows));
     return sum;
   }
   UNIFLUID_DEVICE bool finishes_one(int count) const {
@@ -196,15 +194,16 @@ class Pair {
     read_weights(w, block, StepsField::mlp0);
     const bool mine = finishes_one(columns);
     const int column = first_column + own_column();
-    const float bias =
-        mine ? load_constant(floats(block, StepsField::mlp0_bias) + column) : 0.0f;
+    const float bias = mine ? load_constant(floats(block, StepsField::mlp0_bias) + column) : 0.0f;
+    meet();
+    Posted* const to = settled(handed_out + inner_place);
     receive_normalized();
     multiply(w, 0);
     if (finishes()) {
       const float v = activate<Activation::silu>(product(0) + bias);
       const float next = __shfl_down_sync(kAllLanes, v, kTileColumns);
       if (mine && own_row() == 0)
-        hand_out(column, __uint_as_float(pack_bf16(v, team.rows > 1 ? next : 0.0f)));
+        post(to, __uint_as_float(pack_bf16(v, team.rows > 1 ? next : 0.0f)), round + 1);
     }
     weights.release();
     read_norm(block + 1);
@@ -220,12 +219,14 @@ class Pair {
       bias = load_constant(floats(block, StepsField::mlp2_bias) + column);
       gate = to_float(modulation_row(own_row())[(block * 3 + 2) * kWidth + column]);
     }
+    meet();
+    Posted* const to = settled(handed_out + hidden_place);
     receive_inner();
     multiply(w, 1);
     if (finishes()) {
       const float v = fmaf(gate, product(1) + bias, own);
       own = v;
-      if (mine) hand_out(hidden_place(), v);
+      if (mine) post(to, v, round + 1);
     }
     weights.release();
   }
@@ -241,6 +242,8 @@ class Pair {
     read_weights(w, static_cast<const bf16*>(p.final_linear), first, count);
     const bool mine = finishes_one(count);
     const float bias = mine ? load_constant(p.final_linear_bias + column) : 0.0f;
+    meet();
+    Posted* const to = settled(handed_out + own_row() * p.posts_stride + column);
     receive_normalized();
     multiply(w, 0);
     if (!mine) return;
@@ -249,7 +252,7 @@ class Pair {
       static_cast<bf16*>(p.network_out)[(team.row + own_row()) * p.network_stride + column] =
           from_float<bf16>(sum);
     else
-      hand_out(own_row() * p.posts_stride + column, sum);
+      post(to, sum, round + 1);
   }
 
   // ---- the exchange of rows ----
@@ -260,6 +263,28 @@ class Pair {
   UNIFLUID_DEVICE static bool has_piece(int i) { return i * kParts + part() < kEach; }
   UNIFLUID_DEVICE static int element_of(int i) {
     return run_of<bf16>(part(), i) + lane_index() * kSize<bf16>;
+  }
+
+  // Waits for those pairs of words `at(i)` that the lane has. What has come is not looked at again:
+  // all blocks read the same words at the same time, and posts have to get past that.
+  template <int kCount, class At, class Has>
+  UNIFLUID_DEVICE void receive_all(Posted (&now)[kCount][2], At at, Has has) const {
+    bool missing[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) missing[i] = has(i);
+    for (Watch watch;; watch.look_again()) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        if (missing[i]) look(at(i), now[i]);
+      uint32_t any = 0;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const uint32_t other = has(i) ? (now[i][0].round ^ round) | (now[i][1].round ^ round) : 0;
+        missing[i] = other != 0;
+        any |= other;
+      }
+      if (any == 0) break;
+    }
   }
 
   // Asks for what the norm before block `block`, or the final layer, multiplies by.
@@ -299,29 +324,16 @@ class Pair {
     }
     const int row = norm_row();
     const bool mine = row < team.rows;
-    meet();
-    const uint32_t moments_at = static_cast<uint32_t>(row * kParts * 2);
     float held[kPieces][kSize<bf16>];
     if (mine) {
       const Posted* from = received + row * p.posts_stride + post_place<bf16>(element_of(0));
-      for (Watch watch;; watch.look_again()) {
-        uint32_t other = 0;
+      Posted now[kPieces * 4][2];
+      receive_all(
+          now, [&](int i) { return from + run_of<bf16>(0, i / 4) + i % 4 * 2 * kWarp; },
+          [&](int i) { return has_piece(i / 4); });
 #pragma unroll
-        for (int i = 0; i < kPieces; ++i) {
-          if (!has_piece(i)) continue;
-          uint32_t of_two[4];
-#pragma unroll
-          for (int two = 0; two < 4; ++two) {
-            Posted now[2];
-            look(from + run_of<bf16>(0, i) + two * 2 * kWarp, now);
-            held[i][2 * two] = now[0].value;
-            held[i][2 * two + 1] = now[1].value;
-            of_two[two] = (now[0].round ^ round) | (now[1].round ^ round);
-          }
-          other |= (of_two[0] | of_two[1]) | (of_two[2] | of_two[3]);
-        }
-        if (other == 0) break;
-      }
+      for (int i = 0; i < kPieces * kSize<bf16>; ++i)
+        held[i / kSize<bf16>][i % kSize<bf16>] = now[i / 2][i % 2].value;
       float sum = 0, squares = 0;
 #pragma unroll
       for (int i = 0; i < kPieces; ++i)
@@ -361,23 +373,14 @@ class Pair {
 
   // x = inner, just what the warp multiplies. A word has an element of both rows.
   UNIFLUID_DEVICE void receive_inner() {
-    meet();
     const int first = warp_index() * kPairs + lane_index();
     const Posted* from = received + 2 * first;
     Posted now[kLooks][2];
     const auto has = [](int i) {
       return (i + 1) * kWarp <= kPairs || i * kWarp + lane_index() < kPairs;
     };
-    for (Watch watch;; watch.look_again()) {
-      uint32_t other = 0;
-#pragma unroll
-      for (int i = 0; i < kLooks; ++i) {
-        if (!has(i)) continue;
-        look(from + i * 2 * kWarp, now[i]);
-        other |= (now[i][0].round ^ round) | (now[i][1].round ^ round);
-      }
-      if (other == 0) break;
-    }
+    receive_all(
+        now, [&](int i) { return from + i * 2 * kWarp; }, has);
 #pragma unroll
     for (int i = 0; i < kLooks; ++i) {
       if (!has(i)) continue;
@@ -406,8 +409,8 @@ class Pair {
     has_latent = token_index < team.tokens && channel() < p.channels;
     latent = has_latent ? p.state[(team.token + token_index) * p.channels + channel()] : 0.0f;
     if (has_latent) token = p.token_table[team.token + token_index];
-    if (own_row() < team.rows) first_of_token = (p.row_token[team.row + own_row()] - team.token) *
-                                                kMostPairChannels;
+    if (own_row() < team.rows)
+      first_of_token = (p.row_token[team.row + own_row()] - team.token) * kMostPairChannels;
     const bool mine = finishes_one(columns);
     const int column = first_column + own_column();
     const bf16* weight =
@@ -428,9 +431,10 @@ class Pair {
 #pragma unroll
     for (int c = 0; c < kMostPairChannels; ++c)
       sum = fmaf(c % 2 ? __uint_as_float(first_layer[c / 2] & 0xffff0000u)
-                     : __uint_as_float(first_layer[c / 2] << 16), __shfl_sync(kAllLanes, in, first_of_token + c), sum);
+                       : __uint_as_float(first_layer[c / 2] << 16),
+                 __shfl_sync(kAllLanes, in, first_of_token + c), sum);
     own = sum + first_bias;
-    if (finishes_one(columns)) hand_out(hidden_place(), own);
+    if (finishes_one(columns)) post(handed_out + hidden_place, own, round + 1);
   }
 
   // What the update after a step needs beside the outputs.
@@ -462,6 +466,10 @@ class Pair {
   const Shared<float> partial;    // [2, warps, columns, rows]
   const Shared<float> moments;    // of parts of rows, [rows, kParts, 2]
   const Shared<uint64_t> blocks;  // [depth] StepsBlock
+  // Of this lane: its first inputs in `x`; partial sums that it stores, and that the finisher adds;
+  // the row's moments; the finisher's posts, of inner and of hidden.
+  const uint32_t input_at, partial_at, product_at, moments_at;
+  const int inner_place, hidden_place;
   WeightStream<bf16, kEach> weights;
   uint32_t round = 0;
   // The team's posts of this round and of the next, and where that is among kPostRounds.
@@ -517,9 +525,8 @@ size_t pair_bytes(const DiffusionHeadWeights& head) {
 void launch_pair_steps(Queue& queue, const StepsPass& pass, const StepsParams& params) {
   const unsigned blocks =
       static_cast<unsigned>(pass.teams.size()) * static_cast<unsigned>(pass.members);
-  const auto kernel =
-      kernel_of(params.width / kWidthUnit,
-                std::make_integer_sequence<int, kMostPairWidth / kWidthUnit>());
+  const auto kernel = kernel_of(params.width / kWidthUnit,
+                                std::make_integer_sequence<int, kMostPairWidth / kWidthUnit>());
   queue.launch_cooperative(kernel, dim3(blocks), dim3(kThreads), pass.shared, params);
 }
 

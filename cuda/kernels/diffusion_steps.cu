@@ -431,8 +431,8 @@ class Worker {
     parts.scale = read_row(shifts + p.width, k, aligned);
   }
   // Of the elements 4 i on of the piece.
-  UNIFLUID_DEVICE void read_norm(AffineParts<T>& parts, const float* weight, const float* bias, int k,
-                                 int i) const {
+  UNIFLUID_DEVICE void read_norm(AffineParts<T>& parts, const float* weight, const float* bias,
+                                 int k, int i) const {
     parts.weights[i] = read_row(weight, k + 4 * i, p.vectors_aligned);
     parts.biases[i] = read_row(bias, k + 4 * i, p.vectors_aligned);
   }
@@ -551,7 +551,8 @@ class Worker {
         if (rows[j] >= team.rows) break;
         const Norm norm = norm_of(p.parts, moments, moments_of(j, 0));
         each(j, [&](int k, int i, const float(&values)[kSize<T>]) {
-          const Affine<T> a = i < kHeld<T> ? affines[j][i < kHeld<T> ? i : 0] : affine_at(rows[j], k);
+          const Affine<T> a =
+              i < kHeld<T> ? affines[j][i < kHeld<T> ? i : 0] : affine_at(rows[j], k);
           float normalized[kSize<T>];
           for (int e = 0; e < kSize<T>; ++e) {
             const float v = fmaf((values[e] - norm.mean) * norm.inverse, a.scale[e], a.shift[e]);

@@ -18,8 +18,8 @@ inline constexpr int kRowTiles = 4, kMostRows = kRowTiles * kTileRows;
 // Of those the most that are posted, not stored: the words are 10 KiB a row of UniFluid's head,
 // which every block reads in each exchange.
 inline constexpr int kMostPostedRows = kTileRows;
-// Of one row or two, a kernel of their own (diffusion_pair.cu): rows, their width, and channels of a
-// latent, of which a warp has those of two tokens.
+// Of one row or two, a kernel of their own (diffusion_pair.cu): rows, their width, and channels of
+// a latent, of which a warp has those of two tokens.
 inline constexpr int kMostPairRows = 2, kMostPairWidth = 1536, kMostPairChannels = 16;
 // A row of partial sums: four words more than columns, so that the four row pairs of a fragment
 // lie in different banks.

@@ -17,10 +17,10 @@ describe.each([
   { device: "8.6", capability: 86, processors: 4, of: Object.keys(families), wgmma: false },
   { device: "9.0", capability: 90, processors: 4, of: WARPGROUP_FAMILIES, wgmma: true },
   {
-    device: "8.6, 35 processors",
+    device: "8.6, 33 processors",
     capability: 86,
-    processors: 35,
-    of: ["diffusion"],
+    processors: 33,
+    of: ["diffusion_few"],
     wgmma: false,
   },
 ])("compute capability $device", ({ capability, processors, of, wgmma }) => {

@@ -223,8 +223,11 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (cudaGetDeviceCount(&count) != cudaSuccess) return cudaErrorNoDevice;
   if (device < 0 || device >= count) return cudaErrorInvalidDevice;
   const int version = static_cast<int>(capability.value);
-  *properties = {"simulated",   version / 10, version % 10,
-                 static_cast<int>(processors.value), memory_size.value.load(),
+  *properties = {"simulated",
+                 version / 10,
+                 version % 10,
+                 static_cast<int>(processors.value),
+                 memory_size.value.load(),
                  shared_bytes()};
   return cudaSuccess;
 }

@@ -14,7 +14,7 @@ import {
   type Matrix,
 } from "../../support/ops";
 
-interface Shape extends Omit<HeadShape, "type"> {
+export interface Shape extends Omit<HeadShape, "type"> {
   rows: number;
 }
 
@@ -33,9 +33,6 @@ const SHAPES: Shape[] = [
   // Several tiles of columns; more parts of matrices than slots for them.
   { width: 256, depth: 3, channels: 16, condition: 40, flow: false, rows: 1 },
   // Rows of which a lane cannot keep its part; by posts, and with barriers.
-  // One row and two, by the kernel that is theirs where a block has few columns.
-  { width: 512, depth: 2, channels: 16, condition: 24, flow: false, rows: 1 },
-  { width: 768, depth: 1, channels: 12, condition: 24, flow: true, rows: 2 },
   { width: 2088, depth: 0, channels: 4, condition: 8, flow: true, rows: 3 },
   { width: 2060, depth: 0, channels: 4, condition: 8, flow: false, rows: 26 },
   // Teams, each with several tiles of rows.
@@ -45,9 +42,9 @@ const named = ({ width, depth, channels, flow, rows }: Shape) =>
   `${rows} rows, width ${width}, depth ${depth}, ${channels} channels, ${flow ? "flow" : "ddpm"}`;
 
 /** As headBound of diffusion.test.ts: a rounding after every linear and norm; independent, they add as squares. */
-const pathRoundings = (depth: number) => Math.sqrt(6 + 3 * depth);
+export const pathRoundings = (depth: number) => Math.sqrt(6 + 3 * depth);
 
-const bf16Head = (random: Random, shape: Shape): Head =>
+export const bf16Head = (random: Random, shape: Shape): Head =>
   randomHead(random, { ...shape, type: "bf16" });
 const times = (random: Random, count: number) =>
   Float32Array.from({ length: count }, () => Math.round(random.uniform() * 999));
@@ -56,10 +53,10 @@ const times = (random: Random, count: number) =>
  * Steps from the middle of the schedule. At its start the clean token's estimate is 2e4 (x - eps) and in bfloat16
  * no more than its sign is left.
  */
-const middleSteps = (flow: boolean, count: number): DiffusionStep[] =>
+export const middleSteps = (flow: boolean, count: number): DiffusionStep[] =>
   flow ? addon.flowSteps(1000, count) : addon.ddpmSteps(1000, 2 * count).slice(count);
 
-function randomTokens(random: Random, count: number, rows: number): DiffusionToken[] {
+export function randomTokens(random: Random, count: number, rows: number): DiffusionToken[] {
   return Array.from({ length: count }, (_, i) => ({
     z: random.integer(rows),
     zEmpty: i % 3 === 1 ? -1 : random.integer(rows),
@@ -164,20 +161,6 @@ interface Company {
 
 const COMPANIES: Company[] = [
   {
-    name: "one row and two by their own kernel, where there are processors for it",
-    shape: { width: 512, depth: 2, channels: 16, condition: 24, flow: false },
-    tokens: 8,
-    steps: 3,
-    alone: [0, 1, 7],
-  },
-  {
-    name: "the same without variances, of a width of which one part of a row has more",
-    shape: { width: 256, depth: 1, channels: 5, condition: 24, flow: true },
-    tokens: 8,
-    steps: 2,
-    alone: [3, 4],
-  },
-  {
     name: "several teams",
     shape: { width: 64, depth: 2, channels: 6, condition: 24, flow: false },
     tokens: 40,
@@ -230,19 +213,6 @@ export const invariants: Invariant[] = [
       },
     }),
   ),
-  {
-    name: "two tokens without guidance, which share a pass",
-    run(backend, random) {
-      const shape = { width: 256, depth: 1, channels: 7, condition: 16, flow: false, rows: 6 };
-      const head = bf16Head(random, shape);
-      const z = new Inputs(random).matrix(9, shape.condition);
-      const tokens = randomTokens(random, 6, z.rows).map((token) => ({ ...token, zEmpty: -1 }));
-      const sample = (some: DiffusionToken[]) =>
-        backend.diffusionSample({ head, z, steps: middleSteps(shape.flow, 3), tokens: some });
-      const pairs = [0, 2, 4].flatMap((i) => [...sample(tokens.slice(i, i + 2))]);
-      return { whole: sample(tokens), alone: Float32Array.from(pairs) };
-    },
-  },
   // One row's weights stream through shared memory; beside 32 rows of this width there is room for one part.
   {
     name: "rows of a wide network alone and among 32",
