@@ -59,6 +59,7 @@ class Pair {
             static_cast<uint32_t>((warp_index() * kTileColumns + lane_index() / 4) * kRows))),
         product_at(settled(static_cast<uint32_t>(own_column() * kRows + own_row()))),
         moments_at(settled(static_cast<uint32_t>(norm_row() * kParts * 2))),
+        inverse_size(settled(__float_as_uint(params.parts.inverse[part()]))),
         inner_place(settled(first_column + own_column())),
         hidden_place(settled(own_row() * params.posts_stride +
                              post_place<bf16>(first_column + own_column()))),
@@ -340,7 +341,7 @@ class Pair {
         if (has_piece(i))
           for (int e = 0; e < kSize<bf16>; ++e) sum += held[i][e];
       sum = warp_sum(sum);
-      const float mean = sum * p.parts.inverse[part()];
+      const float mean = sum * __uint_as_float(inverse_size);
 #pragma unroll
       for (int i = 0; i < kPieces; ++i)
         if (has_piece(i))
@@ -469,6 +470,7 @@ class Pair {
   // Of this lane: its first inputs in `x`; partial sums that it stores, and that the finisher adds;
   // the row's moments; the finisher's posts, of inner and of hidden.
   const uint32_t input_at, partial_at, product_at, moments_at;
+  const uint32_t inverse_size;  // 1 / the size of its part of a row
   const int inner_place, hidden_place;
   WeightStream<bf16, kEach> weights;
   uint32_t round = 0;

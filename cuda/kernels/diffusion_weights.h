@@ -26,7 +26,7 @@ struct UnitCursor {
   }
 };
 
-// kEach: the runs of depth of every warp, where they are known to be as many and whole.
+// kEach: the runs of depth of every warp, where that is known, with whole runs and one tile.
 template <class T, int kEach = 0>
 class WeightStream {
  public:
@@ -99,7 +99,7 @@ class WeightStream {
 
   UNIFLUID_DEVICE void copy_unit(int unit, int slot) const {
     // Most blocks have one tile of columns, and a division takes long.
-    const int product = tiles == 1 ? unit : unit / tiles;
+    const int product = kEach > 0 || tiles == 1 ? unit : unit / tiles;
     const int first = (unit - product * tiles) * kTileColumns;
     const T* from = reinterpret_cast<const T*>(blocks.load(steps_field(
                         product / 2, product % 2 ? StepsField::mlp2 : StepsField::mlp0))) +
