@@ -78,6 +78,8 @@ class Pair {
     read_norm(0);
     for (int step = 0; step < p.steps; ++step) {
       if (finishes()) project_input();
+      // Who looks before that gets in the way of the outputs that the finisher waits for.
+      __syncthreads();
       const bf16* next = modulation + static_cast<int64_t>(p.rows) * p.modulation_width;
       if (step + 1 < p.steps) prefetch(next);
       if (finishes()) read_step(p.first_step + step);

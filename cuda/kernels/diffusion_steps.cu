@@ -36,6 +36,9 @@
 // of 16: in which order a fragment names its depths is free as long as both sides agree.
 //
 // State and guidance are small: every block of a team keeps the latents of all its tokens.
+//
+// One row or two in bf16, of widths and few columns that a compiler can know, have a kernel of
+// their own with the same bits: diffusion_pair.cu.
 #include "cuda/kernels/diffusion_steps.h"
 
 #include <algorithm>
