@@ -1,5 +1,6 @@
 // How the sampling steps of the diffusion head are shared out to blocks (diffusion_steps.cu).
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #include "core/error.h"
@@ -138,7 +139,7 @@ std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
     };
     pass.posts = pass.most_rows <= kMostPostedRows && pass.aligned && pass.vectors_aligned &&
                  shared(true) <= limits.shared_bytes;
-    pass.pair = pass.posts && pair_fits(head, type, pass);
+    pass.pair = pass.posts && pair_fits(head, type, pass) && !std::getenv("UNIFLUID_WITHOUT_PAIR");
     pass.shared = pass.pair ? pair_bytes(head) : shared(pass.posts);
     if (pass.aligned) {
       const size_t slot = slot_bytes(head, type, pass.columns);
