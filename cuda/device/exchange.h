@@ -54,6 +54,19 @@ UNIFLUID_DEVICE void look(const Posted* at, Posted (&now)[2]) {
 #endif
 }
 
+// `v`, computed no later than here: what is needed right after a wait, compilers would rather
+// compute after it, where that takes fewer registers. V: 32 bits, or a pointer.
+template <class V>
+UNIFLUID_DEVICE V settled(V v) {
+#ifndef UNIFLUID_SIMT
+  if constexpr (sizeof(V) == 8)
+    asm volatile("" : "+l"(v));
+  else
+    asm volatile("" : "+r"(v));
+#endif
+  return v;
+}
+
 // A thread's wait for another block.
 class Watch {
  public:

@@ -1,5 +1,6 @@
 // How the sampling steps of the diffusion head are shared out to blocks (diffusion_steps.cu).
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #include "core/error.h"
@@ -189,7 +190,8 @@ std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
     };
     pass.posts = pass.most_rows <= kMostPostedRows && pass.aligned && pass.vectors_aligned &&
                  shared(true) <= limits.shared_bytes;
-    pass.shared = shared(pass.posts);
+    pass.pair = pass.posts && pair_fits(head, type, pass) && !std::getenv("UNIFLUID_WITHOUT_PAIR");
+    pass.shared = pass.pair ? pair_bytes(head) : shared(pass.posts);
     if (pass.aligned) {
       const size_t slot = slot_bytes(head, type, pass.columns);
       const int64_t units = 2 * head.depth * blocks_for(pass.columns, kTileColumns);

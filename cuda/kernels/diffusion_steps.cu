@@ -36,6 +36,9 @@
 // of 16: in which order a fragment names its depths is free as long as both sides agree.
 //
 // State and guidance are small: every block of a team keeps the latents of all its tokens.
+//
+// One row or two in bf16, of widths and few columns that a compiler can know, have a kernel of
+// their own with the same bits: diffusion_pair.cu.
 #include "cuda/kernels/diffusion_steps.h"
 
 #include <algorithm>
@@ -44,6 +47,7 @@
 #include "cuda/device/grid.h"
 #include "cuda/device/math.h"
 #include "cuda/dispatch.h"
+#include "cuda/kernels/diffusion_norm.h"
 #include "cuda/kernels/diffusion_tile.h"
 #include "cuda/kernels/diffusion_weights.h"
 
@@ -56,7 +60,6 @@ using namespace steps;
 // rows (over 2048) are read again.
 template <class T>
 constexpr int kHeld = 16 / kSize<T>;
-constexpr float kNormEps = 1e-6f;
 // One block at work. kPosts: rows go from block to block by posts, else by stores and a barrier;
 // all that is read in vectors is aligned to them then.
 template <class T, bool kPosts>
@@ -417,14 +420,6 @@ class Worker {
         });
   }
 
-  // What a norm does to a normalized row, piece by piece: v * scale + shift.
-  struct Affine {
-    float scale[kSize<T>], shift[kSize<T>];
-  };
-  // What it is computed from.
-  struct AffineParts {
-    Piece shift, scale, weights[kSize<T> / 4], biases[kSize<T> / 4];
-  };
   // Without a branch where it can be, so that what is read of all pieces comes together.
   template <class U>
   UNIFLUID_DEVICE Piece read_row(const U* row, int k, bool aligned) const {
@@ -433,55 +428,17 @@ class Worker {
     else
       return read_piece(row, k, p.width, aligned);
   }
-  UNIFLUID_DEVICE void read_modulation(AffineParts& parts, const T* shifts, int k) const {
+  UNIFLUID_DEVICE void read_modulation(AffineParts<T>& parts, const T* shifts, int k) const {
     const bool aligned = p.width % kSize<T> == 0;
     parts.shift = read_row(shifts, k, aligned);
     parts.scale = read_row(shifts + p.width, k, aligned);
   }
   // Of the elements 4 i on of the piece.
-  UNIFLUID_DEVICE void read_norm(AffineParts& parts, const float* weight, const float* bias, int k,
-                                 int i) const {
+  UNIFLUID_DEVICE void read_norm(AffineParts<T>& parts, const float* weight, const float* bias,
+                                 int k, int i) const {
     parts.weights[i] = read_row(weight, k + 4 * i, p.vectors_aligned);
     parts.biases[i] = read_row(bias, k + 4 * i, p.vectors_aligned);
   }
-  // 1 + scale, shift
-  UNIFLUID_DEVICE static Affine modulated(const AffineParts& parts) {
-    Affine a;
-    for (int i = 0; i < kSize<T>; ++i) {
-      a.scale[i] = 1.0f + element<T>(parts.scale, i);
-      a.shift[i] = element<T>(parts.shift, i);
-    }
-    return a;
-  }
-  // (v * weight + bias) * scale + shift, of the elements 4 i on
-  UNIFLUID_DEVICE static void learn(Affine& a, const AffineParts& parts, int i) {
-    for (int e = 0; e < 4; ++e) {
-      float &scale = a.scale[4 * i + e], &shift = a.shift[4 * i + e];
-      shift = fmaf(element<float>(parts.biases[i], e), scale, shift);
-      scale *= element<float>(parts.weights[i], e);
-    }
-  }
-
-  // Of a part: the sum of its elements, and of their squared distances from their mean.
-  struct Moments {
-    float sum, squares;
-  };
-  // Mean, and inverse of the standard deviation, of a row from those of its parts.
-  struct Norm {
-    float mean, inverse;
-  };
-  UNIFLUID_DEVICE Norm norm_of(const Moments (&moments)[kParts]) const {
-    float total = 0, squares = 0;
-    for (int part = 0; part < kParts; ++part) total += moments[part].sum;
-    const float mean = total * p.parts.inverse_width;
-    for (int part = 0; part < kParts; ++part) {
-      const Moments& m = moments[part];
-      const float away = fmaf(-p.parts.size[part], mean, m.sum);
-      squares += fmaf(away * away, p.parts.inverse[part], m.squares);
-    }
-    return {mean, rsqrtf(fmaf(squares, p.parts.inverse_width, kNormEps))};
-  }
-
   // x = norm(hidden) * (1 + scale) + shift, where norm is layer norm, with weight and bias unless
   // null. `shift`: the column of the modulations; scales follow. A warp has one part of kRowsEach
   // rows at a time.
@@ -493,22 +450,22 @@ class Worker {
     const int end = kPosts ? p.width : p.stride;
     constexpr int kQuads = kSize<T> / 4;
     const auto affine_at = [&](int row, int k) {
-      AffineParts parts;
+      AffineParts<T> parts;
       read_modulation(parts, modulation_row(row) + shift, k);
-      Affine a = modulated(parts);
+      Affine<T> a = modulated<T>(parts);
       if (weight)
         for (int i = 0; i < kQuads; ++i) {
           read_norm(parts, weight, bias, k, i);
-          learn(a, parts, i);
+          learn<T>(a, parts, i);
         }
       return a;
     };
     int rows[kRowsEach];
-    Affine affines[kRowsEach][kHeld<T>];
+    Affine<T> affines[kRowsEach][kHeld<T>];
     const auto prepare = [&](int first) {
       for (int j = 0; j < kRowsEach; ++j) rows[j] = first + j * kWarpRows + warp_row;
       if constexpr (kPosts) {
-        AffineParts parts[kHeld<T>];
+        AffineParts<T> parts[kHeld<T>];
         const T* shifts = modulation_row(min(rows[0], team.rows - 1)) + shift;
 #pragma unroll
         for (int i = 0; i < kHeld<T>; ++i) read_modulation(parts[i], shifts, element_of(i));
@@ -519,9 +476,9 @@ class Worker {
 #pragma unroll
         for (int i = 0; i < kHeld<T>; ++i) {
           if (element_of(i) >= end) continue;
-          affines[0][i] = modulated(parts[i]);
+          affines[0][i] = modulated<T>(parts[i]);
           if (weight)
-            for (int quad = 0; quad < kQuads; ++quad) learn(affines[0][i], parts[i], quad);
+            for (int quad = 0; quad < kQuads; ++quad) learn<T>(affines[0][i], parts[i], quad);
         }
       } else {
 #pragma unroll
@@ -595,16 +552,10 @@ class Worker {
 #pragma unroll
       for (int j = 0; j < kRowsEach; ++j) {
         if (rows[j] >= team.rows) break;
-        Moments of_parts[kParts];
-#pragma unroll
-        for (int two = 0; two < kParts; two += 2) {
-          const Vector<float> v = moments.load_vector(moments_of(j, two));
-          of_parts[two] = {v.value[0], v.value[1]};
-          of_parts[two + 1] = {v.value[2], v.value[3]};
-        }
-        const Norm norm = norm_of(of_parts);
+        const Norm norm = norm_of(p.parts, moments, moments_of(j, 0));
         each(j, [&](int k, int i, const float(&values)[kSize<T>]) {
-          const Affine a = i < kHeld<T> ? affines[j][i < kHeld<T> ? i : 0] : affine_at(rows[j], k);
+          const Affine<T> a =
+              i < kHeld<T> ? affines[j][i < kHeld<T> ? i : 0] : affine_at(rows[j], k);
           float normalized[kSize<T>];
           for (int e = 0; e < kSize<T>; ++e) {
             const float v = fmaf((values[e] - norm.mean) * norm.inverse, a.scale[e], a.shift[e]);
@@ -699,33 +650,11 @@ class Worker {
       const int64_t draw = static_cast<int64_t>(step_index) * p.tokens + token_index;
       const float noise = noisy ? p.noise[draw * p.channels + c] : 0.0f;
       const int row = token.row - team.row;
-      const float limit = token.x0_limit;
-      // Of two operands fminf and fmaxf take the one that is a number. What is not finite becomes
-      // NaN, as on the CPU: it must not end as a pixel.
-      const auto limited = [limit](float v) {
-        return fmaf(v, 0.0f, v < -limit ? -limit : v > limit ? limit : v);
-      };
-      const float now = state.load(at);
       // What there is not is the first once more.
       float outputs[3];
       receive_outputs({row, token.rows > 1 ? row + 1 : row, row},
                       {c, c, noisy ? p.channels + c : c}, outputs);
-      float predicted = outputs[0];
-      if (token.rows > 1) predicted = outputs[1] + token.guidance * (predicted - outputs[1]);
-      if (p.flow) {
-        float v = predicted;
-        if (limit < INFINITY) v = (now - limited(now - step.tau * v)) / step.tau;
-        state.store(at, now - v / static_cast<float>(p.step_count));
-        continue;
-      }
-      const float x0 = limited(step.recip * now - step.recipm1 * predicted);
-      float next = step.coef_x0 * x0 + step.coef_x * now;
-      if (noisy) {
-        const float f = 0.5f * (outputs[2] + 1.0f);
-        const float log_variance = f * step.log_beta + (1.0f - f) * step.log_tilde;
-        next += token.temperature * expf(0.5f * log_variance) * noise;
-      }
-      state.store(at, next);
+      state.store(at, updated(p, step, token, noisy, noise, state.load(at), outputs));
     }
     __syncthreads();
   }
@@ -782,6 +711,11 @@ void launch_steps(Queue& queue, DType type, const StepsPass& pass, StepsParams p
   params.most_rows = pass.most_rows;
   params.most_tokens = pass.most_tokens;
   params.slots = pass.slots;
+  if (pass.pair) {
+    params.parts = parts_of<bf16>(params.width);
+    launch_pair_steps(queue, pass, params);
+    return;
+  }
   const unsigned blocks =
       static_cast<unsigned>(pass.teams.size()) * static_cast<unsigned>(pass.members);
   with_type(type, [&](auto zero) {

@@ -65,6 +65,7 @@ struct StepsPass {
   bool vectors_aligned = false;        // and the weights and biases of norms
   bool posts = false;                  // rows go from block to block by posts, not barriers;
                                        // all can be read in vectors then
+  bool pair = false;                   // all that, and by the kernel of one row or two
   int64_t posts_stride = 0, post_count = 0;
   int cluster_tiles = 0;  // tiles of rows of a team on a cluster of blocks; 0: no clusters
 };
@@ -123,6 +124,12 @@ struct StepsParams {
   void* network_out;  // T [rows, network_stride], or null
   int64_t network_stride;
 };
+
+// The kernel of one row or two, where the plan says so (diffusion_pair.cu): whether it can serve,
+// and the shared memory that it takes beside slots.
+bool pair_fits(const DiffusionHeadWeights& head, DType type, const StepsPass& pass);
+size_t pair_bytes(const DiffusionHeadWeights& head);
+void launch_pair_steps(Queue& queue, const StepsPass& pass, const StepsParams& params);
 
 // Fills in what the plan says of `params`, and launches.
 void launch_steps(Queue& queue, DType type, const StepsPass& pass, StepsParams params);

@@ -18,6 +18,9 @@ inline constexpr int kRowTiles = 4, kMostRows = kRowTiles * kTileRows;
 // Of those the most that are posted, not stored: the words are 10 KiB a row of UniFluid's head,
 // which every block reads in each exchange.
 inline constexpr int kMostPostedRows = kTileRows;
+// Of one row or two, a kernel of their own (diffusion_pair.cu): rows, their width, and channels of
+// a latent, of which a warp has those of two tokens.
+inline constexpr int kMostPairRows = 2, kMostPairWidth = 1536, kMostPairChannels = 16;
 // A row of partial sums: four words more than columns, so that the four row pairs of a fragment
 // lie in different banks.
 inline constexpr int kPartialStride = kTileColumns + 4;
@@ -126,7 +129,10 @@ class Accumulator<bf16> {
   UNIFLUID_DEVICE void add(const Piece& low, const Piece& high, const Shared<uint32_t>& x, int rows,
                            Row row) {
     // Behind the last row the last once more: its results are nobody's.
-    const Piece in = load_piece(x, row(min(lane_index() / 4, rows - 1)));
+    add(low, high, load_piece(x, row(min(lane_index() / 4, rows - 1))));
+  }
+  // in: the lane's piece of row g
+  UNIFLUID_DEVICE void add(const Piece& low, const Piece& high, const Piece& in) {
     mma(sums_, {{low.word[0], high.word[0], low.word[1], high.word[1]}},
         {{in.word[0], in.word[1]}});
     mma(sums_, {{low.word[2], high.word[2], low.word[3], high.word[3]}},

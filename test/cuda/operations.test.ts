@@ -1,6 +1,6 @@
 /**
  * Operations on the simulated CUDA library in bfloat16, and the invariance of their rows. What Hopper has kernels of
- * its own for runs on a simulated Hopper too.
+ * its own for runs on a simulated Hopper too, and the diffusion head with so many processors that each has few columns.
  */
 import { compare } from "../support/cuda-cases";
 import { Random } from "../support/numbers";
@@ -14,10 +14,17 @@ beforeAll(() => {
 afterAll(() => cpu.close());
 
 describe.each([
-  { device: "8.6", capability: 86, of: Object.keys(families), wgmma: false },
-  { device: "9.0", capability: 90, of: WARPGROUP_FAMILIES, wgmma: true },
-])("compute capability $device", ({ capability, of, wgmma }) => {
-  beforeAll(() => simulate({ capability }));
+  { device: "8.6", capability: 86, processors: 4, of: Object.keys(families), wgmma: false },
+  { device: "9.0", capability: 90, processors: 4, of: WARPGROUP_FAMILIES, wgmma: true },
+  {
+    device: "8.6, 33 processors",
+    capability: 86,
+    processors: 33,
+    of: ["diffusion_few"],
+    wgmma: false,
+  },
+])("compute capability $device", ({ capability, processors, of, wgmma }) => {
+  beforeAll(() => simulate({ capability, processors }));
   afterAll(() => simulate());
 
   describe.each(of)("%s", (family) => {

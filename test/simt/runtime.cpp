@@ -9,6 +9,7 @@
 //                             is no code for the device; default 0
 //   UNIFLUID_SIMT_TAKEN       bytes that others have taken since free memory was told; default 0
 //   UNIFLUID_SIMT_CAPABILITY  compute capability, as 86 or 90; default 86
+//   UNIFLUID_SIMT_PROCESSORS  multiprocessors; default 4
 //   UNIFLUID_SIMT_ROUNDING    1: products of warpgroups round otherwise than those of warps;
 //                             default 0
 #include <cuda.h>
@@ -24,7 +25,6 @@ namespace {
 constexpr size_t kDefaultMemory = size_t{2} << 30;
 // Of a block, by compute capability: the least of those supported, and Hopper's.
 constexpr size_t kLeastShared = 99 << 10, kHopperShared = 227 << 10;
-constexpr int kProcessors = 4;
 
 struct Setting {
   const char* name;
@@ -38,7 +38,7 @@ struct Setting {
 Setting devices("UNIFLUID_SIMT_DEVICES", 1), memory_size("UNIFLUID_SIMT_MEMORY", kDefaultMemory),
     order_seed("UNIFLUID_SIMT_SEED", 1), failing("UNIFLUID_SIMT_FAIL", 0),
     taken("UNIFLUID_SIMT_TAKEN", 0), capability("UNIFLUID_SIMT_CAPABILITY", 86),
-    rounding("UNIFLUID_SIMT_ROUNDING", 0);
+    rounding("UNIFLUID_SIMT_ROUNDING", 0), processors("UNIFLUID_SIMT_PROCESSORS", 4);
 
 size_t shared_bytes() { return capability.value / 10 == 9 ? kHopperShared : kLeastShared; }
 
@@ -168,7 +168,7 @@ bool rounds_otherwise() { return rounding.value != 0; }
 // Sets what is named as in the environment; false where there is no such thing.
 extern "C" __attribute__((visibility("default"))) bool simt_set(const char* name, uint64_t value) {
   for (Setting* setting :
-       {&devices, &memory_size, &order_seed, &failing, &taken, &capability, &rounding})
+       {&devices, &memory_size, &order_seed, &failing, &taken, &capability, &rounding, &processors})
     if (std::strcmp(setting->name, name) == 0) {
       setting->value = value;
       return true;
@@ -223,7 +223,11 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (cudaGetDeviceCount(&count) != cudaSuccess) return cudaErrorNoDevice;
   if (device < 0 || device >= count) return cudaErrorInvalidDevice;
   const int version = static_cast<int>(capability.value);
-  *properties = {"simulated",   version / 10, version % 10, kProcessors, memory_size.value.load(),
+  *properties = {"simulated",
+                 version / 10,
+                 version % 10,
+                 static_cast<int>(processors.value),
+                 memory_size.value.load(),
                  shared_bytes()};
   return cudaSuccess;
 }

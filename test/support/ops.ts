@@ -340,7 +340,8 @@ const FAILURES = ["nothing", "launches", "captures", "graphs", "waits", "code"] 
 /**
  * What the simulated device is like: number of devices, bytes of memory and how many of them others took since free
  * memory was told, what fails (launches, as by a fault; launches into a capture; memory for graphs; waits, which tell of
- * a fault of a kernel before; code for this device, which the library lacks), 10 times its compute capability, whether its warpgroups round otherwise than its warps.
+ * a fault of a kernel before; code for this device, which the library lacks), 10 times its compute capability, whether its warpgroups round otherwise than its warps, how many
+ * multiprocessors it has.
  */
 export function simulate({
   devices = 1,
@@ -349,6 +350,7 @@ export function simulate({
   fail = "nothing" as (typeof FAILURES)[number],
   capability = 86,
   rounding = false,
+  processors = 4,
 } = {}): void {
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_DEVICES", devices);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_MEMORY", memory);
@@ -356,6 +358,7 @@ export function simulate({
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_FAIL", FAILURES.indexOf(fail));
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_CAPABILITY", capability);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_ROUNDING", rounding ? 1 : 0);
+  addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_PROCESSORS", processors);
 }
 
 export interface BackendCase {

@@ -14,7 +14,7 @@ import {
   type Matrix,
 } from "../../support/ops";
 
-interface Shape extends Omit<HeadShape, "type"> {
+export interface Shape extends Omit<HeadShape, "type"> {
   rows: number;
 }
 
@@ -51,9 +51,9 @@ const named = ({ width, depth, channels, flow, rows }: Shape) =>
   `${rows} rows, width ${width}, depth ${depth}, ${channels} channels, ${flow ? "flow" : "ddpm"}`;
 
 /** As headBound of diffusion.test.ts: a rounding after every linear and norm; independent, they add as squares. */
-const pathRoundings = (depth: number) => Math.sqrt(6 + 3 * depth);
+export const pathRoundings = (depth: number) => Math.sqrt(6 + 3 * depth);
 
-const bf16Head = (random: Random, shape: Shape): Head =>
+export const bf16Head = (random: Random, shape: Shape): Head =>
   randomHead(random, { ...shape, type: "bf16" });
 const times = (random: Random, count: number) =>
   Float32Array.from({ length: count }, () => Math.round(random.uniform() * 999));
@@ -62,10 +62,10 @@ const times = (random: Random, count: number) =>
  * Steps from the middle of the schedule. At its start the clean token's estimate is 2e4 (x - eps) and in bfloat16
  * no more than its sign is left.
  */
-const middleSteps = (flow: boolean, count: number): DiffusionStep[] =>
+export const middleSteps = (flow: boolean, count: number): DiffusionStep[] =>
   flow ? addon.flowSteps(1000, count) : addon.ddpmSteps(1000, 2 * count).slice(count);
 
-function randomTokens(random: Random, count: number, rows: number): DiffusionToken[] {
+export function randomTokens(random: Random, count: number, rows: number): DiffusionToken[] {
   return Array.from({ length: count }, (_, i) => ({
     z: random.integer(rows),
     zEmpty: i % 3 === 1 ? -1 : random.integer(rows),

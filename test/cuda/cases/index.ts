@@ -4,6 +4,7 @@ import * as attention from "./attention";
 import * as attentionGradients from "./attention-gradients";
 import * as convolution from "./convolution";
 import * as diffusion from "./diffusion";
+import * as diffusionFew from "./diffusion-few";
 import * as embedding from "./embedding";
 import * as groupNorm from "./group-norm";
 import * as linear from "./linear";
@@ -23,6 +24,7 @@ export const families: Record<string, Family> = {
   attention_gradients: attentionGradients,
   convolution,
   diffusion,
+  diffusion_few: diffusionFew,
   embedding,
   group_norm: groupNorm,
   linear,
