@@ -15,6 +15,7 @@ constexpr int kTileLines = 8;
 
 struct PixelRows {
   static constexpr bool kOfMatrix = false;
+  static constexpr int kMostWeights = 1;
   TensorMap map;
   int32_t channel_boxes, kernel, pad, enlarged;
   int32_t across, down;  // tiles of one parity
@@ -103,7 +104,8 @@ void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args, int colum
     using T = decltype(tile);
     PixelRows rows = rows_of(args, T::kRows);
     rows.map = image_map(args.x, args.width, T::kRows / kTileLines, kTileLines);
-    launch_wide<T, false>(queue, rows, row_tiles(rows), product_of(args));
+    const LinearParams product = product_of(args);
+    launch_wide<T, false>(queue, rows, row_tiles(rows), &product, 1);
   });
 }
 

@@ -70,7 +70,6 @@ __global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
 
 // Several products of few rows, such as the projections of attention: alone each is over before
 // enough of its weights are on their way. Blocks take the products' columns one after another.
-constexpr int kMostGrouped = 4;
 struct ProductGroup {
   LinearParams products[kMostGrouped];
   int32_t column_tiles[kMostGrouped];
@@ -113,9 +112,42 @@ void launch_product(Queue& queue, const LinearParams& p) {
                dim3(T::kThreads), T::shared_bytes(kGated ? 2 : 1), p);
 }
 
+// The rest is chosen by what tiles cost: of warpgroups, if `columns`, or of those above.
+struct Choice {
+  double cost;
+  int columns = 0;
+  bool streams = false;
+};
+
+double cost_of(const Queue& queue, const TileCost& tile, const LinearParams* products, int count,
+               int matrices) {
+  int64_t columns = 0;
+  for (int i = 0; i < count; ++i)
+    columns += blocks_for(int64_t{products[i].out.columns} * matrices, tile.columns);
+  return tile.of(blocks_for(products[0].out.rows, tile.rows) * columns, queue.limits().processors);
+}
+
+// Leaves `best` where nothing costs less.
+void choose_warpgroups(const Queue& queue, const LinearParams* products, int count, int matrices,
+                       Choice& best) {
+  for (const TileCost& tile : kWarpgroupTiles) {
+    const double cost = cost_of(queue, tile, products, count, matrices);
+    if (cost < best.cost) best = {cost, tile.columns};
+  }
+}
+
+// By warpgroups where `suits`.
+Choice choose(const Queue& queue, const LinearParams& p, int matrices, bool suits) {
+  constexpr double kWarpProducts = 600;
+  const double streams = cost_of(queue, {64, 32 * matrices, kWarpProducts * 0.75}, &p, 1, matrices);
+  const double squares = cost_of(queue, {128, 128, kWarpProducts}, &p, 1, matrices);
+  Choice best{std::min(streams, squares), 0, streams < squares};
+  if (suits) choose_warpgroups(queue, &p, 1, matrices, best);
+  return best;
+}
+
 template <bool kGated, bool kAligned>
 void product(Queue& queue, const LinearParams& p, bf16) {
-  constexpr int kMatrices = kGated ? 2 : 1;
   if (p.out.rows <= 16) {
     if (p.out.columns >= kWideColumns)
       launch_product<std::conditional_t<kGated, StreamWideGated, StreamWide>, kGated, kAligned>(
@@ -127,42 +159,44 @@ void product(Queue& queue, const LinearParams& p, bf16) {
   }
   if (p.out.rows <= kStreamedRows) return launch_product<Stream64, kGated, kAligned>(queue, p);
 
-  const auto cost = [&](const TileCost& tile) {
-    const int64_t tiles = int64_t{blocks_for(p.out.rows, tile.rows)} *
-                          blocks_for(int64_t{p.out.columns} * kMatrices, tile.columns);
-    return tile.of(tiles, queue.limits().processors);
-  };
-  constexpr double kWarpProducts = 600;
-  const double streams = cost({64, 32 * kMatrices, kWarpProducts * 0.75});
-  const double squares = cost({128, 128, kWarpProducts});
-  double best = std::min(streams, squares);
-  if (kAligned && p.out.pairs && queue.limits().warpgroups) {
-    int columns = 0;
-    for (const TileCost& tile : kWarpgroupTiles)
-      if (cost(tile) < best) {
-        best = cost(tile);
-        columns = tile.columns;
-      }
-    if (columns) return multiply_by_warpgroups(queue, p, kGated, columns);
-  }
-  if (streams < squares)
+  const bool suits = kAligned && p.out.pairs && queue.limits().warpgroups;
+  const Choice best = choose(queue, p, kGated ? 2 : 1, suits);
+  if (best.columns && kGated) return multiply_gated_by_warpgroups(queue, p, best.columns);
+  if (best.columns) return multiply_by_warpgroups(queue, &p, 1, best.columns);
+  if (best.streams)
     launch_product<Stream64, kGated, kAligned>(queue, p);
   else
     launch_product<std::conditional_t<kGated, SquareGated, Square>, kGated, kAligned>(queue, p);
 }
 
 template <class T>
-void launch_group(Queue& queue, const GroupedLinearArgs& args) {
+void launch_group(Queue& queue, const LinearParams* products, int count) {
   ProductGroup group{};
   unsigned tiles = 0;
-  for (int64_t i = 0; i < args.count; ++i) {
-    group.products[i] = params_of(args.products[i]);
-    group.column_tiles[i] =
-        static_cast<int32_t>(blocks_for(group.products[i].out.columns, T::kColumns));
-    tiles += blocks_for(group.products[i].out.columns, T::kColumns);
+  for (int i = 0; i < count; ++i) {
+    group.products[i] = products[i];
+    group.column_tiles[i] = static_cast<int32_t>(blocks_for(products[i].out.columns, T::kColumns));
+    tiles += blocks_for(products[i].out.columns, T::kColumns);
   }
-  queue.launch(products_bf16<T>, dim3(blocks_for(group.products[0].out.rows, T::kRows), tiles),
+  queue.launch(products_bf16<T>, dim3(blocks_for(products[0].out.rows, T::kRows), tiles),
                dim3(T::kThreads), T::shared_bytes(1), group);
+}
+
+// Of more rows than are streamed: alone their tiles leave many processors idle.
+bool launch_group_by_warpgroups(Queue& queue, const LinearParams* products, int count) {
+  if (!queue.limits().warpgroups) return false;
+  double alone = 0;
+  for (int i = 0; i < count; ++i) {
+    const LinearParams& p = products[i];
+    if (!p.out.pairs || p.x != products[0].x || p.x_stride != products[0].x_stride ||
+        p.k != products[0].k || p.out.columns == 0)
+      return false;
+    alone += choose(queue, p, 1, true).cost;
+  }
+  Choice best{alone};
+  choose_warpgroups(queue, products, count, 1, best);
+  if (best.columns) multiply_by_warpgroups(queue, products, count, best.columns);
+  return best.columns != 0;
 }
 
 // Products of bf16 that one launch can take.
@@ -176,7 +210,7 @@ bool can_be_grouped(const GroupedLinearArgs& args) {
       return false;
     columns += product.weight.rows;
   }
-  return args.products[0].x.rows > 0 && args.products[0].x.rows <= kStreamedRows && columns > 0;
+  return args.products[0].x.rows > 0 && columns > 0;
 }
 
 // ---- float32 ----
@@ -304,14 +338,22 @@ void linear(Queue& queue, const LinearArgs& args) {
 }
 
 void grouped_linear(Queue& queue, const GroupedLinearArgs& args) {
-  if (!can_be_grouped(args)) {
-    for (int64_t i = 0; i < args.count; ++i) linear(queue, args.products[i]);
-    return;
+  bool launched = false;
+  if (can_be_grouped(args)) {
+    const int count = static_cast<int>(args.count);
+    LinearParams products[kMostGrouped];
+    for (int i = 0; i < count; ++i) products[i] = params_of(args.products[i]);
+    const int32_t rows = products[0].out.rows;
+    launched = true;
+    if (rows <= StreamNarrow::kRows)
+      launch_group<StreamNarrow>(queue, products, count);
+    else if (rows <= kStreamedRows)
+      launch_group<Stream64>(queue, products, count);
+    else
+      launched = launch_group_by_warpgroups(queue, products, count);
   }
-  if (args.products[0].x.rows <= StreamNarrow::kRows)
-    launch_group<StreamNarrow>(queue, args);
-  else
-    launch_group<Stream64>(queue, args);
+  if (launched) return;
+  for (int64_t i = 0; i < args.count; ++i) linear(queue, args.products[i]);
 }
 
 void gated_linear(Queue& queue, const GatedLinearArgs& args) {

@@ -6,6 +6,7 @@ namespace {
 
 struct MatrixRows {
   static constexpr bool kOfMatrix = true;
+  static constexpr int kMostWeights = kMostGrouped;
   TensorMap map;
   int32_t count;
 
@@ -23,18 +24,23 @@ struct MatrixRows {
   }
 };
 
+template <class T, bool kGated>
+void launch(Queue& queue, const LinearParams* products, int count) {
+  const LinearParams& p = products[0];
+  const MatrixRows rows{tensor_map(bf16_matrix(p.x, p.out.rows, p.k, p.x_stride), T::kRows),
+                        p.out.rows};
+  launch_wide<T, kGated>(queue, rows, blocks_for(p.out.rows, T::kRows), products, count);
+}
+
 }  // namespace
 
-void multiply_by_warpgroups(Queue& queue, const LinearParams& p, bool gated, int columns) {
-  with_wide_tile(columns, [&](auto tile) {
-    using T = decltype(tile);
-    const MatrixRows rows{tensor_map(bf16_matrix(p.x, p.out.rows, p.k, p.x_stride), T::kRows),
-                          p.out.rows};
-    if (gated)
-      launch_wide<T, true>(queue, rows, blocks_for(p.out.rows, T::kRows), p);
-    else
-      launch_wide<T, false>(queue, rows, blocks_for(p.out.rows, T::kRows), p);
-  });
+void multiply_by_warpgroups(Queue& queue, const LinearParams* products, int count, int columns) {
+  with_wide_tile(columns,
+                 [&](auto tile) { launch<decltype(tile), false>(queue, products, count); });
+}
+
+void multiply_gated_by_warpgroups(Queue& queue, const LinearParams& p, int columns) {
+  with_wide_tile(columns, [&](auto tile) { launch<decltype(tile), true>(queue, &p, 1); });
 }
 
 }  // namespace unifluid::cuda

@@ -10,9 +10,12 @@
 // Blocks stay for many tiles: copies for the next one begin while the last is being written. Eight
 // tiles of rows take turns before the next column, for the second-level cache.
 //
+// A launch can take several products of the same rows, whose columns follow one another.
+//
 // What a row is, `Rows` knows: of a matrix (linear_warpgroup.cu) or the window of a pixel
 // (convolution_warpgroup.cu). It has
 //   kOfMatrix: whether there can be an activation, and outputs in float32
+//   kMostWeights: of products in a launch, of one with a gate two
 //   corner<T>(row_tile): where a tile of rows begins
 //   copy(to, index, corner, step, barriers, i): starts the copy of the box of a tile's rows and of
 //     step `step`'s 64 columns, as copy_box does
@@ -57,18 +60,24 @@ inline Tensor bf16_matrix(const void* data, int64_t rows, int64_t cols, int64_t 
   return t;
 }
 
-// A product: its rows, boxes of half of a tile's columns of the weights, and what becomes of it.
-template <class Rows>
-struct WideProduct {
-  Rows rows;
-  TensorMap weights[2];
+// One product's outputs.
+struct WideOutput {
   Epilogue out;
-  int32_t k, row_tiles, column_tiles;
+  int32_t column_tiles;
   bool whole;  // rows of the output can be written by 16 bytes
 };
 
+// Products: their rows, boxes of a tile's columns of the weights, and what becomes of each.
+template <class Rows>
+struct WideProduct {
+  Rows rows;
+  TensorMap weights[Rows::kMostWeights];  // of each product; with a gate the two of one
+  WideOutput outputs[Rows::kMostWeights];
+  int32_t k, row_tiles, column_tiles;  // of all products together
+};
+
 struct TilePlace {
-  int row, column;
+  int product, row, column;
 };
 template <class Rows>
 UNIFLUID_DEVICE TilePlace tile_place(const WideProduct<Rows>& work, int tile) {
@@ -76,7 +85,11 @@ UNIFLUID_DEVICE TilePlace tile_place(const WideProduct<Rows>& work, int tile) {
   const int each = kRowGroup * work.column_tiles;
   const int first = tile / each * kRowGroup, within = tile % each;
   const int rows = min(kRowGroup, work.row_tiles - first);
-  return {first + within % rows, within / rows};
+  TilePlace place{0, first + within % rows, within / rows};
+  if constexpr (Rows::kMostWeights > 1)
+    for (; place.column >= work.outputs[place.product].column_tiles; ++place.product)
+      place.column -= work.outputs[place.product].column_tiles;
+  return place;
 }
 
 #ifdef UNIFLUID_WARPGROUPS
@@ -99,23 +112,24 @@ UNIFLUID_DEVICE void exchange_pieces(uint32_t (&words)[4]) {
 
 // Writes the sums of this thread's 64 rows, which begin at `first_row` of a tile.
 template <class T, bool kGated, class Rows, class Corner, int kPieces>
-UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, FragmentC (&sums)[kPieces],
-                                const Corner& corner, int first_row, int first_column) {
+UNIFLUID_DEVICE void store_tile(const Rows& rows, const WideOutput& output,
+                                FragmentC (&sums)[kPieces], const Corner& corner, int first_row,
+                                int first_column) {
   constexpr int kOutPieces = kGated ? kPieces / 2 : kPieces;
   using Kind = EpilogueKind<kGated, Rows::kOfMatrix, Rows::kOfMatrix, false>;
-  const Epilogue& e = work.out;
+  const Epilogue& e = output.out;
   const int lane = lane_index(), pair = lane % 4 * 2;
   finish_all<Kind, kOutPieces>(e, first_column + pair, sums, sums + kPieces - kOutPieces);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = work.rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
+    const int row = rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
     // Pieces of which lanes exchange four and write 16 bytes each. The same for the whole warp.
     const auto whole = [&](int j) {
-      return work.whole && first_column + 8 * (j / 4 * 4) + 32 <= e.columns;
+      return output.whole && first_column + 8 * (j / 4 * 4) + 32 <= e.columns;
     };
     // Their residuals are read before anything is written: the compiler cannot know that it is not
     // what is read next.
-    if (work.whole && e.residual && row >= 0) {
+    if (output.whole && e.residual && row >= 0) {
       const bf16* from =
           static_cast<const bf16*>(e.residual) + row * e.residual_stride + first_column + pair;
       uint32_t residual[kOutPieces];
@@ -186,10 +200,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
         mbarrier_wait(free, place.slot, place.parity ^ 1);
         mbarrier_arrive_expecting(full, place.slot, T::kStageBytes);
         work.rows.copy(x_tiles, place.slot * T::kTileX, corner, step, full, place.slot);
-        for (int w = 0; w < 2; ++w)
+        for (int w = 0; w < (kGated ? 2 : 1); ++w)
           copy_box(w_tiles, place.slot * T::kTileW + static_cast<uint32_t>(w) * (T::kTileW / 2),
-                   work.weights[w], step * kWideDepth,
-                   at.column * kOutColumns + (kGated ? 0 : w * T::kColumns / 2), full, place.slot);
+                   work.weights[at.product + w], step * kWideDepth, at.column * kOutColumns, full,
+                   place.slot);
       }
     }
     return;
@@ -225,7 +239,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     warpgroup_wait<0>();
     keep_in_place(sums);
     release(last);
-    store_tile<T, kGated>(work, sums, work.rows.template corner<T>(at.row),
+    store_tile<T, kGated>(work.rows, work.outputs[at.product], sums,
+                          work.rows.template corner<T>(at.row),
                           warpgroup * 64 + warp_index() % 4 * 16, at.column * kOutColumns);
   }
 #endif
@@ -244,22 +259,31 @@ void with_wide_tile(int columns, Body body) {
     body(WideTile<64, 64>{});
 }
 
-// `row_tiles` tiles of rows by all columns of `p`, whose weights are those of a product.
+// `row_tiles` tiles of rows by all columns of `count` products, whose weights and outputs are those
+// of `products`; with a gate, of one.
 template <class T, bool kGated, class Rows>
-void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const LinearParams& p) {
+void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const LinearParams* products,
+                 int count) {
   constexpr int kOutColumns = kGated ? T::kColumns / 2 : T::kColumns;
+  const auto map = [](const LinearParams& p, int w) {
+    return tensor_map(bf16_matrix(p.weights[w], p.out.columns, p.k, p.weight_strides[w]),
+                      kOutColumns);
+  };
   WideProduct<Rows> work{};
   work.rows = rows;
-  for (int w = 0; w < (kGated ? 2 : 1); ++w)
-    work.weights[w] = tensor_map(bf16_matrix(p.weights[w], p.out.columns, p.k, p.weight_strides[w]),
-                                 T::kColumns / 2);
-  if (!kGated) work.weights[1] = work.weights[0];
-  work.out = p.out;
-  work.k = p.k;
+  work.k = products[0].k;
   work.row_tiles = static_cast<int32_t>(row_tiles);
-  work.column_tiles = static_cast<int32_t>(blocks_for(p.out.columns, kOutColumns));
-  work.whole = !p.out.float_out && reinterpret_cast<uintptr_t>(p.out.out) % 16 == 0 &&
-               p.out.out_stride % 8 == 0;
+  for (int i = 0; i < count; ++i) {
+    const LinearParams& p = products[i];
+    WideOutput& output = work.outputs[i];
+    work.weights[i] = map(p, 0);
+    output.out = p.out;
+    output.column_tiles = static_cast<int32_t>(blocks_for(p.out.columns, kOutColumns));
+    output.whole = !p.out.float_out && reinterpret_cast<uintptr_t>(p.out.out) % 16 == 0 &&
+                   p.out.out_stride % 8 == 0;
+    work.column_tiles += output.column_tiles;
+  }
+  if constexpr (kGated) work.weights[1] = map(products[0], 1);
   const int tiles = work.row_tiles * work.column_tiles;
   queue.launch(product_warpgroups<T, kGated, Rows>,
                dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
