@@ -4,6 +4,8 @@
 //
 // Of an enlarged image pixels of one parity make a tile: their taps lie side by side in the image
 // that is there.
+#include <limits>
+
 #include "cuda/kernels/convolution.h"
 #include "cuda/kernels/product_warpgroups.h"
 #include "cuda/kernels/tile_cost.h"
@@ -89,18 +91,22 @@ bool suits_warpgroups(const ConvolutionArgs& args) {
 }
 
 void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args) {
-  const auto cost = [&](const TileCost& tile) {
-    return tile.of(row_tiles(rows_of(args, tile.rows)) * blocks_for(args.out.cols, tile.columns),
-                   queue.limits().processors);
-  };
-  const TileCost& best =
-      *std::min_element(std::begin(kWarpgroupTiles), std::end(kWarpgroupTiles),
-                        [&](const TileCost& a, const TileCost& b) { return cost(a) < cost(b); });
-  convolve_by_warpgroups(queue, args, best.columns);
+  double least = std::numeric_limits<double>::infinity();
+  int columns = 0;
+  for (const WarpgroupTile& tile : kWarpgroupTiles) {
+    if (!tile.images) continue;
+    const double cost =
+        tile.of(row_tiles(rows_of(args, tile.rows)) * blocks_for(args.out.cols, tile.columns),
+                queue.limits().processors);
+    if (cost >= least) continue;
+    least = cost;
+    columns = tile.columns;
+  }
+  convolve_by_warpgroups(queue, args, columns);
 }
 
 void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args, int columns) {
-  with_wide_tile(columns, [&](auto tile) {
+  with_wide_tile<false>(columns, [&](auto tile) {
     using T = decltype(tile);
     PixelRows rows = rows_of(args, T::kRows);
     rows.map = image_map(args.x, args.width, T::kRows / kTileLines, kTileLines);

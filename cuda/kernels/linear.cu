@@ -130,7 +130,8 @@ double cost_of(const Queue& queue, const TileCost& tile, const LinearParams* pro
 // Leaves `best` where nothing costs less.
 void choose_warpgroups(const Queue& queue, const LinearParams* products, int count, int matrices,
                        Choice& best) {
-  for (const TileCost& tile : kWarpgroupTiles) {
+  for (const WarpgroupTile& tile : kWarpgroupTiles) {
+    if (matrices > 1 && !tile.gated) continue;
     const double cost = cost_of(queue, tile, products, count, matrices);
     if (cost < best.cost) best = {cost, tile.columns};
   }

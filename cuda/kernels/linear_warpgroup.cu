@@ -35,12 +35,15 @@ void launch(Queue& queue, const LinearParams* products, int count) {
 }  // namespace
 
 void multiply_by_warpgroups(Queue& queue, const LinearParams* products, int count, int columns) {
-  with_wide_tile(columns,
-                 [&](auto tile) { launch<decltype(tile), false>(queue, products, count); });
+  with_wide_tile<true>(columns,
+                       [&](auto tile) { launch<decltype(tile), false>(queue, products, count); });
 }
 
 void multiply_gated_by_warpgroups(Queue& queue, const LinearParams& p, int columns) {
-  with_wide_tile(columns, [&](auto tile) { launch<decltype(tile), true>(queue, &p, 1); });
+  with_wide_tile<true>(columns, [&](auto tile) {
+    using T = decltype(tile);
+    if constexpr (T::kColumns % 16 == 0) launch<T, true>(queue, &p, 1);
+  });
 }
 
 }  // namespace unifluid::cuda

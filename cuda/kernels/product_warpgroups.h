@@ -5,7 +5,9 @@
 // and what reads each operand least often for its products: 48 KiB of operands a step of 64 for
 // 128 * 256 * 64 multiply-adds. Four steps are in flight. Where that leaves processors idle a tile
 // is 128 columns, or 64 rows and columns. With a gate half of the columns are of either weight, so
-// that a thread has both factors of an output.
+// that a thread has both factors of an output. Of 65 to 128 rows, what a processor reads in all is
+// what a product waits for: matrices have tiles of 144 and 40 columns too, for which Gemma-2-2B's
+// widths are one turn of nearly all of an H200's processors.
 //
 // Blocks stay for many tiles: copies for the next one begin while the last is being written. Eight
 // tiles of rows take turns before the next column, for the second-level cache.
@@ -125,7 +127,8 @@ UNIFLUID_DEVICE void store_tile(const Rows& rows, const WideOutput& output,
     const int row = rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
     // Pieces of which lanes exchange four and write 16 bytes each. The same for the whole warp.
     const auto whole = [&](int j) {
-      return output.whole && first_column + 8 * (j / 4 * 4) + 32 <= e.columns;
+      return output.whole && j / 4 * 4 + 4 <= kOutPieces &&
+             first_column + 8 * (j / 4 * 4) + 32 <= e.columns;
     };
     // Their residuals are read before anything is written: the compiler cannot know that it is not
     // what is read next.
@@ -143,7 +146,7 @@ UNIFLUID_DEVICE void store_tile(const Rows& rows, const WideOutput& output,
 #pragma unroll
     for (int j = 0; j < kOutPieces; j += 4) {
       const int column = first_column + 8 * j;
-      if (whole(j)) {
+      if (j + 4 <= kOutPieces && whole(j)) {
         uint32_t words[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -156,8 +159,9 @@ UNIFLUID_DEVICE void store_tile(const Rows& rows, const WideOutput& output,
       } else if (row >= 0) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          store_outputs<Kind>(e, row, column + 8 * i + pair, sums[j + i].x[2 * half],
-                              sums[j + i].x[2 * half + 1]);
+          if (j + i < kOutPieces)
+            store_outputs<Kind>(e, row, column + 8 * i + pair, sums[j + i].x[2 * half],
+                                sums[j + i].x[2 * half + 1]);
       }
     }
   }
@@ -248,15 +252,17 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
 // ---- host ----
 
-// Calls body(T{}) with the tile of kWarpgroupTiles that has so many columns.
-template <class Body>
+// Calls body(T{}) with the tile of kWarpgroupTiles that has so many columns; one of matrices only,
+// where kOfMatrix.
+template <bool kOfMatrix, class Body>
 void with_wide_tile(int columns, Body body) {
-  if (columns == 256)
-    body(WideTile<128, 256>{});
-  else if (columns == 128)
-    body(WideTile<128, 128>{});
-  else
-    body(WideTile<64, 64>{});
+  if (columns == 256) return body(WideTile<128, 256>{});
+  if (columns == 128) return body(WideTile<128, 128>{});
+  if constexpr (kOfMatrix) {
+    if (columns == 144) return body(WideTile<128, 144>{});
+    if (columns == 40) return body(WideTile<64, 40>{});
+  }
+  body(WideTile<64, 64>{});
 }
 
 // `row_tiles` tiles of rows by all columns of `count` products, whose weights and outputs are those

@@ -21,6 +21,8 @@ const SHAPES: [number, number, number][] = [
   [130, 160, 136],
   [200, 456, 328],
   [77, 40, 2304],
+  [250, 136, 286],
+  [256, 200, 288],
   [2, 32, 8200],
 ];
 /** So many that a device's processors all have a tile of the larger ones. */
