@@ -1,5 +1,6 @@
-// Matrix products of many rows on Hopper: operands come by bulk copies of whole boxes, one thread
-// asking for them, and two warpgroups multiply 64 rows each with wgmma.
+// Matrix products of many rows on Hopper: operands come by bulk copies of whole boxes, for which
+// one thread asks for rows and another for weights, and two warpgroups multiply 64 rows each with
+// wgmma.
 //
 // A block computes 128 rows and 256 columns, which is what the accumulators of two warpgroups hold
 // and what reads each operand least often for its products: 48 KiB of operands a step of 64 for
@@ -37,15 +38,17 @@ namespace unifluid::cuda {
 inline constexpr int kWideDepth = kBoxColumns;
 static_assert(kWideDepth == kPanelColumns);
 
-// As many stages as come to 192 KiB.
-template <int kRows_, int kColumns_>
+// As many stages as come to 192 KiB. A step of a small tile is two boxes of k, as its products are
+// over before all is said that has to be said for a step.
+template <int kRows_, int kColumns_, int kBoxes_ = 1>
 struct WideTile {
-  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kRows = kRows_, kColumns = kColumns_, kBoxes = kBoxes_;
+  static constexpr int kDepth = kBoxes * kWideDepth;
   static constexpr int kMultipliers = kRows / 64;  // warpgroups
   static constexpr int kThreads = (1 + kMultipliers) * kWarpgroup;
-  static constexpr uint32_t kStages = 192 * 8 / (kRows + kColumns);
-  static constexpr uint32_t kTileX = kRows * kWideDepth, kTileW = kColumns * kWideDepth;
-  static constexpr uint32_t kStageBytes = (kTileX + kTileW) * sizeof(bf16);
+  static constexpr uint32_t kStages = 192 * 8 / (kRows + kColumns) / kBoxes;
+  static constexpr uint32_t kBoxX = kRows * kWideDepth, kBoxW = kColumns * kWideDepth;
+  static constexpr uint32_t kTileX = kBoxes * kBoxX, kTileW = kBoxes * kBoxW;
 
   static size_t shared_bytes() {
     return SharedBytes{}
@@ -185,29 +188,40 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0)
     for (uint32_t i = 0; i < T::kStages; ++i) {
-      mbarrier_init(full, i, 1);
+      mbarrier_init(full, i, 2);
       mbarrier_init(free, i, T::kMultipliers * kWarpgroup / kWarp);
     }
   __syncthreads();
 
   const int tiles = work.row_tiles * work.column_tiles;
-  const int steps = (work.k + kWideDepth - 1) / kWideDepth;
+  const int steps = (work.k + T::kDepth - 1) / T::kDepth;
   RingPlace<T::kStages> place;
   if (thread < kWarpgroup) {
     if constexpr (kManyRegisters) give_registers<40>();
-    if (thread > 0) return;
+    if (thread != 0 && thread != kWarp) return;
+    const bool of_rows = thread == 0;
     for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
          tile += static_cast<int>(gridDim.x)) {
       const TilePlace at = tile_place(work, tile);
       const auto corner = work.rows.template corner<T>(at.row);
       for (int step = 0; step < steps; ++step, place.advance()) {
         mbarrier_wait(free, place.slot, place.parity ^ 1);
-        mbarrier_arrive_expecting(full, place.slot, T::kStageBytes);
-        work.rows.copy(x_tiles, place.slot * T::kTileX, corner, step, full, place.slot);
-        for (int w = 0; w < (kGated ? 2 : 1); ++w)
-          copy_box(w_tiles, place.slot * T::kTileW + static_cast<uint32_t>(w) * (T::kTileW / 2),
-                   work.weights[at.product + w], step * kWideDepth, at.column * kOutColumns, full,
-                   place.slot);
+        mbarrier_arrive_expecting(
+            full, place.slot,
+            (of_rows ? T::kTileX : T::kTileW) * static_cast<uint32_t>(sizeof(bf16)));
+        // Behind k a box is zeros.
+        for (uint32_t box = 0; box < T::kBoxes; ++box) {
+          const int from = step * T::kBoxes + static_cast<int>(box);
+          if (of_rows) {
+            work.rows.copy(x_tiles, place.slot * T::kTileX + box * T::kBoxX, corner, from, full,
+                           place.slot);
+            continue;
+          }
+          for (uint32_t w = 0; w < (kGated ? 2 : 1); ++w)
+            copy_box(w_tiles, place.slot * T::kTileW + box * T::kBoxW + w * (T::kBoxW / 2),
+                     work.weights[static_cast<uint32_t>(at.product) + w], from * kWideDepth,
+                     at.column * kOutColumns, full, place.slot);
+        }
       }
     }
     return;
@@ -229,10 +243,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       mbarrier_wait(full, place.slot, place.parity);
       keep_in_place(sums);
       warpgroup_fence();
+      const uint64_t x = descriptor::further(first_x, place.slot * T::kTileX);
+      const uint64_t w = descriptor::further(first_w, place.slot * T::kTileW);
 #pragma unroll
-      for (uint32_t k = 0; k < kWideDepth; k += 16)
-        warpgroup_mma(sums, descriptor::further(first_x, place.slot * T::kTileX + k),
-                      descriptor::further(first_w, place.slot * T::kTileW + k));
+      for (uint32_t box = 0; box < T::kBoxes; ++box)
+#pragma unroll
+        for (uint32_t k = 0; k < kWideDepth; k += 16)
+          warpgroup_mma(sums, descriptor::further(x, box * T::kBoxX + k),
+                        descriptor::further(w, box * T::kBoxW + k));
       warpgroup_commit();
       keep_in_place(sums);
       // The step before is done.
@@ -260,9 +278,9 @@ void with_wide_tile(int columns, Body body) {
   if (columns == 128) return body(WideTile<128, 128>{});
   if constexpr (kOfMatrix) {
     if (columns == 144) return body(WideTile<128, 144>{});
-    if (columns == 40) return body(WideTile<64, 40>{});
+    if (columns == 40) return body(WideTile<64, 40, 2>{});
   }
-  body(WideTile<64, 64>{});
+  body(WideTile < 64, 64, kOfMatrix ? 2 : 1 > {});
 }
 
 // `row_tiles` tiles of rows by all columns of `count` products, whose weights and outputs are those
