@@ -10,6 +10,8 @@
 // at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper products of more rows go to
 // linear_warpgroup.cu.
 #include <algorithm>
+#include <cstdlib>
+#include <string>
 
 #include "cuda/dispatch.h"
 #include "cuda/kernels/linear.h"
@@ -127,11 +129,19 @@ double cost_of(const Queue& queue, const TileCost& tile, const LinearParams* pro
   return tile.of(blocks_for(products[0].out.rows, tile.rows) * columns, queue.limits().processors);
 }
 
+// For comparisons: the columns of the tiles that may be chosen, each followed by a comma.
+bool allowed(int columns) {
+  static const char* const setting = std::getenv("UNIFLUID_AB_TILES");
+  return !setting || ("," + std::string(setting)).find("," + std::to_string(columns) + ",") !=
+                         std::string::npos;
+}
+
 // Leaves `best` where nothing costs less.
 void choose_warpgroups(const Queue& queue, const LinearParams* products, int count, int matrices,
                        Choice& best) {
   for (const WarpgroupTile& tile : kWarpgroupTiles) {
     if (matrices > 1 && !tile.gated) continue;
+    if (!allowed(tile.columns)) continue;
     const double cost = cost_of(queue, tile, products, count, matrices);
     if (cost < best.cost) best = {cost, tile.columns};
   }
@@ -185,7 +195,8 @@ void launch_group(Queue& queue, const LinearParams* products, int count) {
 
 // Of more rows than are streamed: alone their tiles leave many processors idle.
 bool launch_group_by_warpgroups(Queue& queue, const LinearParams* products, int count) {
-  if (!queue.limits().warpgroups) return false;
+  static const bool separate = std::getenv("UNIFLUID_AB_GROUP") != nullptr;
+  if (!queue.limits().warpgroups || separate) return false;
   double alone = 0;
   for (int i = 0; i < count; ++i) {
     const LinearParams& p = products[i];
