@@ -35,6 +35,8 @@ struct DeviceLimits {
   size_t shared_bytes = 48 << 10;  // of one block, at most
   // Hopper's bulk copies and products of warpgroups may be used (cuda/kernels/warpgroup_probe.h).
   bool warpgroups = false;
+  // Launches may begin before the one in front of them has ended (cuda/device/dependence.h).
+  bool dependents = false;
 };
 
 class Queue {
@@ -51,13 +53,21 @@ class Queue {
   // the kernel's parameter types and copied.
   template <class... P, class... A>
   void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... arguments) {
-    append(kernel, grid, block, shared, false, std::tuple<P...>(arguments...));
+    append(kernel, grid, block, shared, Way::plain, std::tuple<P...>(arguments...));
+  }
+  // Of a kernel that keeps to the rules of cuda/device/dependence.h: it may begin before the launch
+  // in front of it has ended, where that is of the same kind and the device can do it.
+  template <class... P, class... A>
+  void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                        const A&... arguments) {
+    append(kernel, grid, block, shared, limits_.dependents ? Way::dependent : Way::plain,
+           std::tuple<P...>(arguments...));
   }
   // All blocks resident at once, for `team_barrier`.
   template <class... P, class... A>
   void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                           const A&... arguments) {
-    append(kernel, grid, block, shared, true, std::tuple<P...>(arguments...));
+    append(kernel, grid, block, shared, Way::cooperative, std::tuple<P...>(arguments...));
   }
 
   // Device memory with a copy of a host array, for the launches of this operation. Called before
@@ -82,6 +92,7 @@ class Queue {
 
   const DeviceLimits& limits() const { return limits_; }
   void allow_warpgroups(bool allowed) { limits_.warpgroups = allowed; }
+  void allow_dependents(bool allowed) { limits_.dependents = allowed; }
   // Blocks of a kernel that a multiprocessor holds at once.
   template <class... P>
   int resident_blocks(void (*kernel)(P...), int threads, size_t shared) {
@@ -124,13 +135,14 @@ class Queue {
   static constexpr size_t kMostGraphs = 32;
   static constexpr size_t kMostArguments = 24;
 
+  enum class Way : uint8_t { plain, dependent, cooperative };
   using Invoke = void (*)(const void* kernel, void** arguments);
   struct Command {
     const void* kernel;
     Invoke invoke;  // the simulation's way to call it
     dim3 grid, block;
     size_t shared;
-    bool cooperative;
+    Way way;
     uint32_t first, count;  // arguments, in offsets_
   };
   struct Graph {
@@ -140,7 +152,7 @@ class Queue {
   };
 
   template <class... P>
-  void append(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, bool cooperative,
+  void append(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Way way,
               const std::tuple<P...>& arguments) {
     static_assert((std::is_trivially_copyable_v<P> && ...));
     static_assert(sizeof...(P) <= kMostArguments);
@@ -149,7 +161,7 @@ class Queue {
                     grid,
                     block,
                     shared,
-                    cooperative,
+                    way,
                     static_cast<uint32_t>(offsets_.size()),
                     static_cast<uint32_t>(sizeof...(P))};
     std::apply([&](const P&... each) { (push_argument(&each, sizeof each, alignof(P)), ...); },
@@ -176,7 +188,8 @@ class Queue {
   int resident_blocks_of(const void* kernel, int threads, size_t shared);
   void allow_shared(const void* kernel, size_t shared);
   void issue();
-  void issue(const Command& command);
+  void issue(const Command& command, Way way);
+  void prepare(const Command& command);
   bool launch_graph();
   cudaGraph_t captured();  // the list
   std::vector<unsigned char> identity() const;
@@ -207,6 +220,7 @@ class Queue {
   std::list<Graph> graphs_;                         // the latest used first
   std::unordered_set<uint64_t> seen_;               // keys of lists that were issued once
   std::unordered_set<const void*> shared_allowed_;  // kernels
+  std::unordered_set<const void*> made_alike_;      // kernels that are launched as dependents
   std::atomic<int64_t> graph_launches_{0}, plain_launches_{0};
 };
 

@@ -14,6 +14,7 @@
 // launches repeat and replay as a graph; blocks beyond a sequence's keys end at once.
 #include <cstdlib>
 
+#include "cuda/device/dependence.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels/attention_decode.h"
 
@@ -34,13 +35,15 @@ constexpr int kScoreThreads = kKeyBlock / 16 * kWarp;
 template <int kHeadDim, bool kAligned>
 __global__ void __launch_bounds__(kScoreThreads) decode_scores(AttentionParams p) {
   constexpr uint32_t kStride = kHeadDim + 8;
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const AttendedSpan span = p.spans[tile.span];
+  let_dependents_start();
+  const AttentionTile tile = load_staged(p.tiles + blockIdx.x);
+  const AttendedSpan span = load_staged(p.spans + tile.span);
   const int kv_head = static_cast<int>(blockIdx.y);
   const int block = static_cast<int>(blockIdx.z) * kKeyBlock;
   const int queries = queries_of(p, span, tile.first);
   const Sight seen =
       sight_of_rows(p, span, tile.first / p.group, (tile.first + queries - 1) / p.group);
+  wait_for_inputs();
   if (block > seen.last || block + kKeyBlock <= seen.first) return;
 
   SharedArena arena;
@@ -123,12 +126,13 @@ size_t value_bytes() {
 
 template <bool kAligned>
 __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParams p) {
+  let_dependents_start();
   SharedArena arena;
   const auto v_tiles = arena.take<bf16>(kSlots * kKeyBlock * kValueStride);
   const auto weights = arena.take<bf16>(kDecodeQueries * kWeightStride);
   const auto maxima = arena.take<float>(kDecodeQueries * kMaxima);
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const AttendedSpan span = p.spans[tile.span];
+  const AttentionTile tile = load_staged(p.tiles + blockIdx.x);
+  const AttendedSpan span = load_staged(p.spans + tile.span);
   const int kv_head = static_cast<int>(blockIdx.y);
   const int first_column = static_cast<int>(blockIdx.z) * kColumns;
   const int columns = p.head_dim - first_column;
@@ -151,6 +155,7 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
           });
     cp_async_commit();
   };
+  wait_for_inputs();
   for (int count = 0; count < kSlots - 1; ++count) load_values(count);
 
   // Rows of the mma without a query.
@@ -263,10 +268,10 @@ void launch_scores(Queue& queue, const AttentionParams& p, size_t tiles, bool al
                             .template take<bf16>(kDecodeQueries * (kHeadDim + 8))
                             .template take<bf16>(kKeyBlock * (kHeadDim + 8))
                             .used;
-  queue.launch(aligned ? decode_scores<kHeadDim, true> : decode_scores<kHeadDim, false>,
-               dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),
-                    blocks_for(p.score_stride, kKeyBlock)),
-               dim3(kScoreThreads), shared, p);
+  queue.launch_dependent(aligned ? decode_scores<kHeadDim, true> : decode_scores<kHeadDim, false>,
+                         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),
+                              blocks_for(p.score_stride, kKeyBlock)),
+                         dim3(kScoreThreads), shared, p);
 }
 
 }  // namespace
@@ -283,10 +288,10 @@ void attend_decode(Queue& queue, const AttentionParams& p, size_t tiles, bool al
     launch_scores<128>(queue, p, tiles, aligned);
   else
     launch_scores<kLargestTensorHead>(queue, p, tiles, aligned);
-  queue.launch(aligned ? decode_values<true> : decode_values<false>,
-               dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),
-                    blocks_for(p.head_dim, kColumns)),
-               dim3(kValueThreads), value_bytes(), p);
+  queue.launch_dependent(aligned ? decode_values<true> : decode_values<false>,
+                         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),
+                              blocks_for(p.head_dim, kColumns)),
+                         dim3(kValueThreads), value_bytes(), p);
 }
 
 }  // namespace unifluid::cuda

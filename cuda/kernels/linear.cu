@@ -15,6 +15,7 @@
 
 #include "cuda/dispatch.h"
 #include "cuda/kernels/linear.h"
+#include "cuda/kernels/stream.h"
 #include "cuda/kernels/tile.h"
 #include "cuda/kernels/tile_cost.h"
 
@@ -23,11 +24,15 @@ namespace {
 
 // ---- bfloat16 ----
 
+template <class T, bool kAligned>
+constexpr int kBlockThreads = kStreams<T> && kAligned ? kStreamThreads<T> : T::kThreads;
+
 // The outputs of one block.
 template <class T, bool kGated, bool kAligned>
 UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int first_column) {
   constexpr int kMatrices = kGated ? 2 : 1;
   using Kind = EpilogueKind<kGated, true, true, true>;
+  let_dependents_start();
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * T::kTileW);
@@ -39,17 +44,24 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
   TileRows<T, T::kRows, kAligned> rows(p.x, p.x_stride, first_row, p.out.rows, p.k);
   Weights weights[2] = {weights_of(0), weights_of(kMatrices - 1)};
   FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
-  each_stage<T>((p.k + T::kDepth - 1) / T::kDepth,
-                [&](int step, uint32_t slot) {
-                  rows.load(x_tiles, slot * T::kTileX, step);
+  const int steps = (p.k + T::kDepth - 1) / T::kDepth;
+  if constexpr (kStreams<T> && kAligned) {
+    if (threadIdx.x >= T::kThreads)
+      return copy_stages<T, kMatrices>(steps, rows, weights, x_tiles, w_tiles);
+    multiply_stages<T, kMatrices>(steps, x_tiles, w_tiles, sums);
+  } else {
+    each_stage<T>(
+        steps, [&](int step, uint32_t slot) { rows.load(x_tiles, slot * T::kTileX, step); },
+        [&](int step, uint32_t slot) {
 #pragma unroll
-                  for (uint32_t w = 0; w < kMatrices; ++w)
-                    weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
-                },
-                [&](uint32_t slot) {
-                  multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
-                                               slot * kMatrices * T::kTileW);
-                });
+          for (uint32_t w = 0; w < kMatrices; ++w)
+            weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
+        },
+        [&](uint32_t slot) {
+          multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
+                                       slot * kMatrices * T::kTileW);
+        });
+  }
 
 #pragma unroll
   for (int i = 0; i < T::kPiecesM; ++i)
@@ -65,7 +77,7 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
 }
 
 template <class T, bool kGated, bool kAligned>
-__global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
+__global__ void __launch_bounds__(kBlockThreads<T, kAligned>) product_bf16(LinearParams p) {
   multiply_tile<T, kGated, kAligned>(p, static_cast<int>(blockIdx.x) * T::kRows,
                                      static_cast<int>(blockIdx.y) * T::kColumns);
 }
@@ -77,7 +89,7 @@ struct ProductGroup {
   int32_t column_tiles[kMostGrouped];
 };
 template <class T>
-__global__ void __launch_bounds__(T::kThreads)
+__global__ void __launch_bounds__(kBlockThreads<T, true>)
     products_bf16(const __grid_constant__ ProductGroup group) {
   int product = 0, tile = static_cast<int>(blockIdx.y);
   for (; tile >= group.column_tiles[product]; ++product) tile -= group.column_tiles[product];
@@ -109,9 +121,10 @@ constexpr int32_t kStreamedRows = 64;
 
 template <class T, bool kGated, bool kAligned>
 void launch_product(Queue& queue, const LinearParams& p) {
-  queue.launch(product_bf16<T, kGated, kAligned>,
-               dim3(blocks_for(p.out.rows, T::kRows), blocks_for(p.out.columns, T::kColumns)),
-               dim3(T::kThreads), T::shared_bytes(kGated ? 2 : 1), p);
+  queue.launch_dependent(
+      product_bf16<T, kGated, kAligned>,
+      dim3(blocks_for(p.out.rows, T::kRows), blocks_for(p.out.columns, T::kColumns)),
+      dim3(kBlockThreads<T, kAligned>), T::shared_bytes(kGated ? 2 : 1), p);
 }
 
 // The rest is chosen by what tiles cost: of warpgroups, if `columns`, or of those above.
@@ -189,8 +202,8 @@ void launch_group(Queue& queue, const LinearParams* products, int count) {
     group.column_tiles[i] = static_cast<int32_t>(blocks_for(products[i].out.columns, T::kColumns));
     tiles += blocks_for(products[i].out.columns, T::kColumns);
   }
-  queue.launch(products_bf16<T>, dim3(blocks_for(products[0].out.rows, T::kRows), tiles),
-               dim3(T::kThreads), T::shared_bytes(1), group);
+  queue.launch_dependent(products_bf16<T>, dim3(blocks_for(products[0].out.rows, T::kRows), tiles),
+                         dim3(kBlockThreads<T, true>), T::shared_bytes(1), group);
 }
 
 // Of more rows than are streamed: alone their tiles leave many processors idle.
