@@ -4,6 +4,7 @@
 // attention_decode.cu), and scores stay in the block: its time follows the keys that there are. A
 // step of many sequences begins with few, and what a block costs besides is most of it; so blocks
 // are small, and four of them share a processor of an H200.
+#include "cuda/device/dependence.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels/attention_decode.h"
 
@@ -31,8 +32,9 @@ __global__ void __launch_bounds__(kThreads, 4) decode_whole(AttentionParams p) {
   const auto q_tile = arena.take<bf16>(rows * kStride);
   const auto weights = arena.take<bf16>(rows * kWeightStride);
   const auto maxima = arena.take<float>(kWarps * kDecodeQueries);
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const AttendedSpan span = p.spans[tile.span];
+  let_dependents_start();
+  const AttentionTile tile = load_staged(p.tiles + blockIdx.x);
+  const AttendedSpan span = load_staged(p.spans + tile.span);
   const int kv_head = static_cast<int>(blockIdx.y);
   const int queries = queries_of(p, span, tile.first);
   const Sight seen =
@@ -74,6 +76,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_whole(AttentionParams p) {
     cp_async_commit();
   };
 
+  wait_for_inputs();
   copy_keys(begin, 0);
   copy_keys(begin + kHalf, kSlot);
   if (span.writes_keys) {
@@ -240,9 +243,9 @@ void launch(Queue& queue, const AttentionParams& p, size_t tiles, bool aligned) 
                             .template take<bf16>(rows * kWeightStride)
                             .template take<float>(kWarps * kDecodeQueries)
                             .used;
-  queue.launch(aligned ? decode_whole<kHeadDim, true> : decode_whole<kHeadDim, false>,
-               dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads)),
-               dim3(kThreads), shared, p);
+  queue.launch_dependent(aligned ? decode_whole<kHeadDim, true> : decode_whole<kHeadDim, false>,
+                         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads)),
+                         dim3(kThreads), shared, p);
 }
 
 }  // namespace

@@ -27,6 +27,7 @@
 
 #include <algorithm>
 
+#include "cuda/device/dependence.h"
 #include "cuda/device/mbarrier.h"
 #include "cuda/device/warp.h"
 #include "cuda/device/wgmma.h"
@@ -179,6 +180,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   constexpr int kOutColumns = kGated ? T::kColumns / 2 : T::kColumns;
   // Two warpgroups of multipliers beside that of copies: an even share of registers is too few.
   constexpr bool kManyRegisters = T::kMultipliers > 1;
+  let_dependents_start();
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * T::kTileW);
@@ -198,35 +200,37 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   RingPlace<T::kStages> place;
   if (thread < kWarpgroup) {
     if constexpr (kManyRegisters) give_registers<40>();
-    if (thread != 0 && thread != kWarp) return;
-    const bool of_rows = thread == 0;
-    for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
-         tile += static_cast<int>(gridDim.x)) {
-      const TilePlace at = tile_place(work, tile);
-      const auto corner = work.rows.template corner<T>(at.row);
-      for (int step = 0; step < steps; ++step, place.advance()) {
-        mbarrier_wait(free, place.slot, place.parity ^ 1);
-        mbarrier_arrive_expecting(
-            full, place.slot,
-            (of_rows ? T::kTileX : T::kTileW) * static_cast<uint32_t>(sizeof(bf16)));
-        // Behind k a box is zeros.
-        for (uint32_t box = 0; box < T::kBoxes; ++box) {
-          const int from = step * T::kBoxes + static_cast<int>(box);
-          if (of_rows) {
-            work.rows.copy(x_tiles, place.slot * T::kTileX + box * T::kBoxX, corner, from, full,
-                           place.slot);
-            continue;
-          }
-          for (uint32_t w = 0; w < (kGated ? 2 : 1); ++w)
-            copy_box(w_tiles, place.slot * T::kTileW + box * T::kBoxW + w * (T::kBoxW / 2),
-                     work.weights[static_cast<uint32_t>(at.product) + w], from * kWideDepth,
-                     at.column * kOutColumns, full, place.slot);
+    const auto each_step = [&](uint32_t bytes, auto copy) {
+      for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+           tile += static_cast<int>(gridDim.x)) {
+        const TilePlace at = tile_place(work, tile);
+        for (int step = 0; step < steps; ++step, place.advance()) {
+          mbarrier_wait(free, place.slot, place.parity ^ 1);
+          mbarrier_arrive_expecting(full, place.slot, bytes);
+          // Behind k a box is zeros.
+          for (uint32_t box = 0; box < T::kBoxes; ++box)
+            copy(at, step * T::kBoxes + static_cast<int>(box), box);
         }
       }
-    }
+    };
+    // Weights are on their way before the inputs are there (cuda/device/dependence.h).
+    if (thread == kWarp)
+      each_step(T::kTileW * sizeof(bf16), [&](const TilePlace& at, int step, uint32_t box) {
+        for (uint32_t w = 0; w < (kGated ? 2 : 1); ++w)
+          copy_box(w_tiles, place.slot * T::kTileW + box * T::kBoxW + w * (T::kBoxW / 2),
+                   work.weights[static_cast<uint32_t>(at.product) + w], step * kWideDepth,
+                   at.column * kOutColumns, full, place.slot);
+      });
+    wait_for_inputs();
+    if (thread == 0)
+      each_step(T::kTileX * sizeof(bf16), [&](const TilePlace& at, int step, uint32_t box) {
+        work.rows.copy(x_tiles, place.slot * T::kTileX + box * T::kBoxX,
+                       work.rows.template corner<T>(at.row), step, full, place.slot);
+      });
     return;
   }
 
+  wait_for_inputs();
   if constexpr (kManyRegisters) take_registers<232>();
   const int warpgroup = thread / kWarpgroup - 1;
   const auto release = [&](uint32_t slot) {
@@ -309,9 +313,9 @@ void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const Linear
   }
   if constexpr (kGated) work.weights[1] = map(products[0], 1);
   const int tiles = work.row_tiles * work.column_tiles;
-  queue.launch(product_warpgroups<T, kGated, Rows>,
-               dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
-               dim3(T::kThreads), T::shared_bytes(), work);
+  queue.launch_dependent(product_warpgroups<T, kGated, Rows>,
+                         dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
+                         dim3(T::kThreads), T::shared_bytes(), work);
 }
 
 }  // namespace unifluid::cuda
