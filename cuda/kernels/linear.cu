@@ -366,7 +366,7 @@ void grouped_linear(Queue& queue, const GroupedLinearArgs& args) {
   bool launched = false;
   if (can_be_grouped(args)) {
     const int count = static_cast<int>(args.count);
-    LinearParams products[kMostGrouped];
+    LinearParams products[kMostGrouped] = {};
     for (int i = 0; i < count; ++i) products[i] = params_of(args.products[i]);
     const int32_t rows = products[0].out.rows;
     launched = true;

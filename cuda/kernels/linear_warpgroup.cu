@@ -27,8 +27,10 @@ struct MatrixRows {
 template <class T, bool kGated>
 void launch(Queue& queue, const LinearParams* products, int count) {
   const LinearParams& p = products[0];
-  const MatrixRows rows{tensor_map(bf16_matrix(p.x, p.out.rows, p.k, p.x_stride), T::kRows),
-                        p.out.rows};
+  // Zeros between its members, too: a list of launches is known again by its bytes.
+  MatrixRows rows{};
+  rows.map = tensor_map(bf16_matrix(p.x, p.out.rows, p.k, p.x_stride), T::kRows);
+  rows.count = p.out.rows;
   launch_wide<T, kGated>(queue, rows, blocks_for(p.out.rows, T::kRows), products, count);
 }
 

@@ -224,6 +224,17 @@ export const cases: CudaCase[] = Object.entries(SETTINGS).flatMap(([name, s]): C
   },
 ]);
 
+cases.push(
+  ...OF_MANY.map(
+    ([name, s]): CudaCase => ({
+      name: `${name}: many sequences, a few rows of each`,
+      tolerance: 8,
+      deviceOnly: true,
+      run: (backend, random) => inCompany(backend, s, random, true, MANY),
+    }),
+  ),
+);
+
 cases.push({
   name: "the VAE's one of 512: more scores than are in memory at a time",
   tolerance: 8,
