@@ -1,6 +1,7 @@
 #include "cuda/backend.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -21,6 +22,8 @@ CudaBackend::CudaBackend(const OpenOptions& options)
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, options.device), "to tell what it is");
   expect_code();
+  const char* pdl = std::getenv("UNIFLUID_CUDA_PDL");
+  queue_.allow_dependents(code_has_dependents() && !(pdl && *pdl == '0'));
   description_ = "cuda:" + std::to_string(options.device) + " " + properties.name +
                  ", compute capability " + std::to_string(properties.major) + "." +
                  std::to_string(properties.minor) +

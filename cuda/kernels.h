@@ -37,6 +37,8 @@ size_t diffusion_scratch(const StepSize&, DType type, const DeviceLimits&);
 
 // Throws DEVICE_ERROR where the library has no code that the current device runs.
 void expect_code();
+// Whether the code for the current device waits where cuda/device/dependence.h says so.
+bool code_has_dependents();
 
 // ---- transfers: packed float32 rows in device memory, from and to tensors of any type ----
 void pack_rows(Queue&, const Tensor& from, float* to);

@@ -33,8 +33,12 @@ Queue::Queue(int device, DeviceMemory& memory, Fault& fault) : Queue(memory, fau
   check(cudaSetDevice(device), "to be chosen");
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
-  limits_ = {device, properties.multiProcessorCount, 10 * properties.major + properties.minor,
-             properties.sharedMemPerBlockOptin, false};
+  limits_ = {device,
+             properties.multiProcessorCount,
+             10 * properties.major + properties.minor,
+             properties.sharedMemPerBlockOptin,
+             false,
+             false};
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "to make a stream");
   void* host = nullptr;
   check(cudaMallocHost(&host, kSegments * kStagingBytes), "to allocate pinned memory");
@@ -201,43 +205,58 @@ void Queue::synchronize() {
   fault_.check(cudaStreamSynchronize(stream_), "in a step");
 }
 
-void Queue::issue() {
-  for (const Command& command : commands_) issue(command);
-}
-
-void Queue::allow(const Command& c) {
+// Kernels of different divisions of a processor's memory into cache and shared memory do not run on
+// it together: all that may overlap ask for the same.
+void Queue::prepare(const Command& c) {
   allow_shared(c.kernel, c.shared);
-  if (c.company.cluster) allow_clusters(c.kernel);
+  if (c.company.way == Way::clusters) allow_clusters(c.kernel);
+  if (c.company.way != Way::dependent || !made_alike_.insert(c.kernel).second) return;
+  fault_.check(cudaFuncSetAttribute(c.kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                    cudaSharedmemCarveoutMaxShared),
+               "to divide its memory for a kernel");
 }
 
-void Queue::issue(const Command& c) {
-  allow(c);
+// What a list begins with comes after copies and other lists, and what follows a launch of another
+// kind after all of it: that may have written what dependent launches take for constant.
+void Queue::issue() {
+  Way before = Way::plain;
+  for (const Command& command : commands_) {
+    const Way way = command.company.way;
+    const bool early = way != Way::dependent || before == Way::dependent;
+    issue(command, early ? way : Way::plain);
+    before = way;
+  }
+}
+
+void Queue::issue(const Command& c, Way way) {
+  prepare(c);
 #ifdef UNIFLUID_SIMT
   const uint32_t* offsets = offsets_.data() + c.first;
   fault_.check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared,
-                            c.company.cooperative || c.company.cluster > 0, arguments_.data(),
-                            arguments_.size(), offsets, c.count, stream_),
+                            way == Way::cooperative || way == Way::clusters, way == Way::dependent, arguments_.data(), arguments_.size(), offsets,
+                            c.count, stream_),
                "to run a kernel");
 #else
   void* arguments[kMostArguments];
   for (uint32_t i = 0; i < c.count; ++i) arguments[i] = arguments_.data() + offsets_[c.first + i];
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attribute{};
+  if (way == Way::cooperative) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else if (way == Way::clusters) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {c.company.cluster, 1, 1};
+  } else {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = c.grid;
   config.blockDim = c.block;
   config.dynamicSmemBytes = c.shared;
   config.stream = stream_;
-  config.attrs = attributes;
-  if (c.company.cooperative) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
-  if (c.company.cluster) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {c.company.cluster, 1, 1};
-  }
+  config.attrs = &attribute;
+  config.numAttrs = way == Way::plain ? 0 : 1;
   fault_.check(cudaLaunchKernelExC(&config, c.kernel, arguments), "to run a kernel");
 #endif
 }
@@ -250,6 +269,7 @@ std::vector<unsigned char> Queue::identity() const {
     for (unsigned n : {c.grid.x, c.grid.y, c.grid.z, c.block.x, c.block.y, c.block.z})
       put(bytes, n);
     put(bytes, c.shared);
+    put(bytes, c.company.way);
   }
   bytes.insert(bytes.end(), arguments_.begin(), arguments_.end());
   return bytes;
@@ -285,7 +305,7 @@ bool Queue::launch_graph() {
     constexpr size_t kMostSeen = 4096;
     if (seen_.size() > kMostSeen) seen_.clear();
     if (seen_.insert(key).second) return false;
-    for (const Command& c : commands_) allow(c);
+    for (const Command& c : commands_) prepare(c);
     cudaGraph_t graph = captured();
     cudaGraphExec_t executable = nullptr;
     const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);

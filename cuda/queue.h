@@ -35,6 +35,8 @@ struct DeviceLimits {
   size_t shared_bytes = 48 << 10;  // of one block, at most
   // Hopper's bulk copies and products of warpgroups may be used (cuda/kernels/warpgroup_probe.h).
   bool warpgroups = false;
+  // Launches may begin before the one in front of them has ended (cuda/device/dependence.h).
+  bool dependents = false;
 };
 
 class Queue {
@@ -51,20 +53,28 @@ class Queue {
   // the kernel's parameter types and copied.
   template <class... P, class... A>
   void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A&... arguments) {
-    append(kernel, grid, block, shared, {}, std::tuple<P...>(arguments...));
+    append(kernel, grid, block, shared, {Way::plain}, std::tuple<P...>(arguments...));
+  }
+  // Of a kernel that keeps to the rules of cuda/device/dependence.h: it may begin before the launch
+  // in front of it has ended, where that is of the same kind and the device can do it.
+  template <class... P, class... A>
+  void launch_dependent(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                        const A&... arguments) {
+    append(kernel, grid, block, shared, {limits_.dependents ? Way::dependent : Way::plain},
+           std::tuple<P...>(arguments...));
   }
   // All blocks resident at once, for `team_barrier`.
   template <class... P, class... A>
   void launch_cooperative(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
                           const A&... arguments) {
-    append(kernel, grid, block, shared, {.cooperative = true}, std::tuple<P...>(arguments...));
+    append(kernel, grid, block, shared, {Way::cooperative}, std::tuple<P...>(arguments...));
   }
   // Blocks in clusters of `size` side by side, for `cluster_barrier`; only where
   // `limits().warpgroups`.
   template <class... P, class... A>
   void launch_clusters(void (*kernel)(P...), unsigned size, dim3 grid, dim3 block, size_t shared,
                        const A&... arguments) {
-    append(kernel, grid, block, shared, {.cluster = size}, std::tuple<P...>(arguments...));
+    append(kernel, grid, block, shared, {Way::clusters, size}, std::tuple<P...>(arguments...));
   }
 
   // Device memory with a copy of a host array, for the launches of this operation. Called before
@@ -89,6 +99,7 @@ class Queue {
 
   const DeviceLimits& limits() const { return limits_; }
   void allow_warpgroups(bool allowed) { limits_.warpgroups = allowed; }
+  void allow_dependents(bool allowed) { limits_.dependents = allowed; }
   // Blocks of a kernel that a multiprocessor holds at once.
   template <class... P>
   int resident_blocks(void (*kernel)(P...), int threads, size_t shared) {
@@ -131,12 +142,12 @@ class Queue {
   static constexpr size_t kMostGraphs = 32;
   static constexpr size_t kMostArguments = 24;
 
-  using Invoke = void (*)(const void* kernel, void** arguments);
-  // How the blocks of a launch belong together.
+  enum class Way : uint8_t { plain, dependent, cooperative, clusters };
   struct Company {
-    bool cooperative = false;
-    unsigned cluster = 0;
+    Way way;
+    unsigned cluster = 0;  // blocks of one
   };
+  using Invoke = void (*)(const void* kernel, void** arguments);
   struct Command {
     const void* kernel;
     Invoke invoke;  // the simulation's way to call it
@@ -188,9 +199,9 @@ class Queue {
   int resident_blocks_of(const void* kernel, int threads, size_t shared);
   void allow_shared(const void* kernel, size_t shared);
   void allow_clusters(const void* kernel);
-  void allow(const Command& command);
   void issue();
-  void issue(const Command& command);
+  void issue(const Command& command, Way way);
+  void prepare(const Command& command);
   bool launch_graph();
   cudaGraph_t captured();  // the list
   std::vector<unsigned char> identity() const;
@@ -218,9 +229,11 @@ class Queue {
   std::atomic<size_t> scratch_size_{0};
   size_t scratch_used_ = 0;
 
-  std::list<Graph> graphs_;            // the latest used first
-  std::unordered_set<uint64_t> seen_;  // keys of lists that were issued once
-  std::unordered_set<const void*> shared_allowed_, clusters_allowed_;  // kernels
+  std::list<Graph> graphs_;                         // the latest used first
+  std::unordered_set<uint64_t> seen_;               // keys of lists that were issued once
+  std::unordered_set<const void*> shared_allowed_;  // kernels
+  std::unordered_set<const void*> clusters_allowed_;
+  std::unordered_set<const void*> made_alike_;      // kernels that are launched as dependents
   std::atomic<int64_t> graph_launches_{0}, plain_launches_{0};
 };
 

@@ -173,8 +173,13 @@ void warpgroup_mma(FragmentC (&d)[kPieces], const FragmentA& a, uint64_t b) {
 #define UNIFLUID_D8(j)                                                                            \
   UNIFLUID_D1(j), UNIFLUID_D1(j + 1), UNIFLUID_D1(j + 2), UNIFLUID_D1(j + 3), UNIFLUID_D1(j + 4), \
       UNIFLUID_D1(j + 5), UNIFLUID_D1(j + 6), UNIFLUID_D1(j + 7)
+#define UNIFLUID_D5(j) \
+  UNIFLUID_D1(j), UNIFLUID_D1(j + 1), UNIFLUID_D1(j + 2), UNIFLUID_D1(j + 3), UNIFLUID_D1(j + 4)
 #define UNIFLUID_D16(j) UNIFLUID_D8(j), UNIFLUID_D8(j + 8)
+#define UNIFLUID_D18(j) UNIFLUID_D16(j), UNIFLUID_D1(j + 16), UNIFLUID_D1(j + 17)
 #define UNIFLUID_D32(j) UNIFLUID_D16(j), UNIFLUID_D16(j + 16)
+#define UNIFLUID_R5 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19"
 #define UNIFLUID_R8                                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -183,6 +188,12 @@ void warpgroup_mma(FragmentC (&d)[kPieces], const FragmentA& a, uint64_t b) {
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define UNIFLUID_R18                                                                 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71"
 #define UNIFLUID_R32                                                                             \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
@@ -196,8 +207,18 @@ void warpgroup_mma(FragmentC (&d)[kPieces], const FragmentA& a, uint64_t b) {
 // d [64, 8 kPieces] += a [64, 16] b [16, 8 kPieces], both operands descriptors of rows.
 template <int kPieces>
 UNIFLUID_DEVICE void warpgroup_mma(FragmentC (&d)[kPieces], uint64_t a, uint64_t b) {
-  static_assert(kPieces == 8 || kPieces == 16 || kPieces == 32);
-  if constexpr (kPieces == 8)
+  static_assert(kPieces == 5 || kPieces == 8 || kPieces == 16 || kPieces == 18 || kPieces == 32);
+  if constexpr (kPieces == 5)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 {" UNIFLUID_R5
+                 "}, %20, %21, 1, 1, 1, 0, 0;"
+                 : UNIFLUID_D5(0)
+                 : "l"(a), "l"(b));
+  else if constexpr (kPieces == 18)
+    asm volatile("wgmma.mma_async.sync.aligned.m64n144k16.f32.bf16.bf16 {" UNIFLUID_R18
+                 "}, %72, %73, 1, 1, 1, 0, 0;"
+                 : UNIFLUID_D18(0)
+                 : "l"(a), "l"(b));
+  else if constexpr (kPieces == 8)
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" UNIFLUID_R8
                  "}, %32, %33, 1, 1, 1, 0, 0;"
                  : UNIFLUID_D8(0)
@@ -245,11 +266,15 @@ UNIFLUID_DEVICE void warpgroup_mma(FragmentC (&d)[kPieces], const FragmentA& a, 
 }
 
 #undef UNIFLUID_D1
+#undef UNIFLUID_D5
 #undef UNIFLUID_D8
 #undef UNIFLUID_D16
+#undef UNIFLUID_D18
 #undef UNIFLUID_D32
+#undef UNIFLUID_R5
 #undef UNIFLUID_R8
 #undef UNIFLUID_R16
+#undef UNIFLUID_R18
 #undef UNIFLUID_R32
 #endif
 #endif

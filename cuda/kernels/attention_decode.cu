@@ -1,6 +1,7 @@
 // Attention of few rows: at most 16 packed queries a tile, one mma's rows.
 //
-// One tile must keep many processors busy, without another order of sums than `prefill` has. So the
+// Of many tiles each is one block's (attention_decode_whole.cu). Here one tile must keep many
+// processors busy, without another order of sums than `prefill` has. So the
 // keys are not split with their values: the first kernel computes scores, in parallel over blocks
 // of keys; the second adds values, all keys in order, in parallel over columns of the head. Between
 // them lie the scores of these few queries, 4 bytes a query and key beside the 4 * head_dim of the
@@ -11,15 +12,14 @@
 //
 // The first grid is sized by the capacity of the caches, not by what they hold, so that the step's
 // launches repeat and replay as a graph; blocks beyond a sequence's keys end at once.
+#include <cstdlib>
+
+#include "cuda/device/dependence.h"
 #include "cuda/dispatch.h"
-#include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_decode.h"
 
 namespace unifluid::cuda {
 namespace {
-
-UNIFLUID_DEVICE int queries_of(const AttentionParams& p, const AttendedSpan& span, int first) {
-  return min(kDecodeQueries, span.rows * p.group - first);
-}
 
 // Of query 0 of a tile and a key head; queries are `score_stride` apart.
 UNIFLUID_DEVICE float* scores_of(const AttentionParams& p, unsigned tile, int kv_head) {
@@ -32,71 +32,18 @@ UNIFLUID_DEVICE float* scores_of(const AttentionParams& p, unsigned tile, int kv
 // latency is the number of thread blocks.
 constexpr int kScoreThreads = kKeyBlock / 16 * kWarp;
 
-// Rotates the queries of a tile, and those keys of the span that lie in this block of keys, rows
-// [own, own_end) of it. The first tile also writes these keys and their values where later steps,
-// and `decode_values`, find them; the others have read them from the same place.
-template <int kHeadDim>
-UNIFLUID_DEVICE void take_in(const AttentionParams& p, const AttendedSpan& span, int first_query,
-                             int queries, int kv_head, int block, int own, int own_end,
-                             const Shared<bf16>& q_tile, const Shared<bf16>& k_tile) {
-  constexpr uint32_t kStride = kHeadDim + 8;
-  const IncomingRows& in = p.incoming;
-  const int half = (p.head_dim + 1) / 2, thread = static_cast<int>(threadIdx.x);
-  const bool rotate = in.frequencies != nullptr;
-  const auto to_tile = [&](const Shared<bf16>& tile, int row, int c, const Rotated<bf16>& pair) {
-    const uint32_t at = static_cast<uint32_t>(row) * kStride + static_cast<uint32_t>(c);
-    tile.store(at, pair.first);
-    if (half + c < p.head_dim) tile.store(at + static_cast<uint32_t>(half), pair.second);
-  };
-  for (int i = thread; i < span.rows * half; i += kScoreThreads) {
-    const int c = i % half, r = i / half;
-    const int64_t row = span.first_row + r, at = span.index + r;
-    const Angle angle = angle_of(in, at, c);
-    const int begin = max(first_query, r * p.group);
-    const int end = min(first_query + queries, (r + 1) * p.group);
-    for (int query = begin; query < end; ++query)
-      to_tile(q_tile, query - first_query, c,
-              rotated(static_cast<const bf16*>(in.q) +
-                          query_offset(p, span, kv_head, query, in.q_stride),
-                      c, p.head_dim, rotate, angle));
-    const int key = static_cast<int>(at) - block;
-    if (key < own || key >= own_end) continue;
-    const Rotated<bf16> k =
-        rotated(static_cast<const bf16*>(in.k) + row * in.k_stride + kv_head * p.head_dim, c,
-                p.head_dim, rotate, angle);
-    to_tile(k_tile, key, c, k);
-    if (first_query > 0) continue;
-    store_rotated(
-        static_cast<bf16*>(span.keys) + kv_head * span.key_head_stride + at * span.key_stride, c,
-        p.head_dim, k);
-    if (span.writes_values)
-      store_rotated(
-          static_cast<bf16*>(span.values) + kv_head * span.value_head_stride +
-              at * span.value_stride,
-          c, p.head_dim,
-          rotated(static_cast<const bf16*>(in.v) + row * in.v_stride + kv_head * p.head_dim, c,
-                  p.head_dim, false, angle));
-  }
-  // Columns that the head does not have.
-  const int beyond = kHeadDim - p.head_dim;
-  for (int i = thread; i < (queries + max(0, own_end - own)) * beyond; i += kScoreThreads) {
-    const int row = i / beyond, c = p.head_dim + i % beyond;
-    const Shared<bf16>& tile = row < queries ? q_tile : k_tile;
-    const int at = row < queries ? row : own + row - queries;
-    tile.store(static_cast<uint32_t>(at) * kStride + static_cast<uint32_t>(c), bf16{0});
-  }
-}
-
 template <int kHeadDim, bool kAligned>
 __global__ void __launch_bounds__(kScoreThreads) decode_scores(AttentionParams p) {
   constexpr uint32_t kStride = kHeadDim + 8;
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const AttendedSpan span = p.spans[tile.span];
+  let_dependents_start();
+  const AttentionTile tile = load_staged(p.tiles + blockIdx.x);
+  const AttendedSpan span = load_staged(p.spans + tile.span);
   const int kv_head = static_cast<int>(blockIdx.y);
   const int block = static_cast<int>(blockIdx.z) * kKeyBlock;
   const int queries = queries_of(p, span, tile.first);
   const Sight seen =
       sight_of_rows(p, span, tile.first / p.group, (tile.first + queries - 1) / p.group);
+  wait_for_inputs();
   if (block > seen.last || block + kKeyBlock <= seen.first) return;
 
   SharedArena arena;
@@ -123,7 +70,8 @@ __global__ void __launch_bounds__(kScoreThreads) decode_scores(AttentionParams p
       0, arrives ? queries : 0);
   cp_async_commit();
   if (arrives)
-    take_in<kHeadDim>(p, span, tile.first, queries, kv_head, block, own, own_end, q_tile, k_tile);
+    take_in<kHeadDim, kScoreThreads>(p, span, tile.first, queries, kv_head, block, own, own_end,
+                                     q_tile, k_tile);
   cp_async_wait<0>();
   __syncthreads();
 
@@ -178,12 +126,13 @@ size_t value_bytes() {
 
 template <bool kAligned>
 __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParams p) {
+  let_dependents_start();
   SharedArena arena;
   const auto v_tiles = arena.take<bf16>(kSlots * kKeyBlock * kValueStride);
   const auto weights = arena.take<bf16>(kDecodeQueries * kWeightStride);
   const auto maxima = arena.take<float>(kDecodeQueries * kMaxima);
-  const AttentionTile tile = p.tiles[blockIdx.x];
-  const AttendedSpan span = p.spans[tile.span];
+  const AttentionTile tile = load_staged(p.tiles + blockIdx.x);
+  const AttendedSpan span = load_staged(p.spans + tile.span);
   const int kv_head = static_cast<int>(blockIdx.y);
   const int first_column = static_cast<int>(blockIdx.z) * kColumns;
   const int columns = p.head_dim - first_column;
@@ -206,6 +155,7 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
           });
     cp_async_commit();
   };
+  wait_for_inputs();
   for (int count = 0; count < kSlots - 1; ++count) load_values(count);
 
   // Rows of the mma without a query.
@@ -318,25 +268,30 @@ void launch_scores(Queue& queue, const AttentionParams& p, size_t tiles, bool al
                             .template take<bf16>(kDecodeQueries * (kHeadDim + 8))
                             .template take<bf16>(kKeyBlock * (kHeadDim + 8))
                             .used;
-  queue.launch(aligned ? decode_scores<kHeadDim, true> : decode_scores<kHeadDim, false>,
-               dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),
-                    blocks_for(p.score_stride, kKeyBlock)),
-               dim3(kScoreThreads), shared, p);
+  queue.launch_dependent(aligned ? decode_scores<kHeadDim, true> : decode_scores<kHeadDim, false>,
+                         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),
+                              blocks_for(p.score_stride, kKeyBlock)),
+                         dim3(kScoreThreads), shared, p);
 }
 
 }  // namespace
 
 void attend_decode(Queue& queue, const AttentionParams& p, size_t tiles, bool aligned) {
+  // Enough for more than half of the processors: there is a tile of keys on its way to each.
+  const int64_t blocks = static_cast<int64_t>(tiles) * p.kv_heads;
+  static const bool split = std::getenv("UNIFLUID_AB_SPLIT") != nullptr;
+  if (!split && 2 * blocks > queue.limits().processors)
+    return attend_decode_whole(queue, p, tiles, aligned);
   if (p.head_dim <= 64)
     launch_scores<64>(queue, p, tiles, aligned);
   else if (p.head_dim <= 128)
     launch_scores<128>(queue, p, tiles, aligned);
   else
     launch_scores<kLargestTensorHead>(queue, p, tiles, aligned);
-  queue.launch(aligned ? decode_values<true> : decode_values<false>,
-               dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),
-                    blocks_for(p.head_dim, kColumns)),
-               dim3(kValueThreads), value_bytes(), p);
+  queue.launch_dependent(aligned ? decode_values<true> : decode_values<false>,
+                         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(p.kv_heads),
+                              blocks_for(p.head_dim, kColumns)),
+                         dim3(kValueThreads), value_bytes(), p);
 }
 
 }  // namespace unifluid::cuda

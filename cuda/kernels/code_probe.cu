@@ -23,4 +23,13 @@ void expect_code() {
   check(status, "to load the library's kernels");
 }
 
+// A device may run code that was compiled for an older one.
+bool code_has_dependents() {
+  constexpr int kLeast = 90;
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(nothing)),
+        "to load the library's kernels");
+  return attributes.ptxVersion >= kLeast;
+}
+
 }  // namespace unifluid::cuda

@@ -136,10 +136,8 @@ __global__ void __launch_bounds__(T::kThreads) convolution_bf16(Params p) {
                                              p.window);
   FragmentC sums[1][T::kPiecesM][T::kPiecesN] = {};
   each_stage<T>((p.window + T::kDepth - 1) / T::kDepth,
-                [&](int step, uint32_t slot) {
-                  windows.load(p, x_tiles, slot * T::kTileX, step);
-                  weights.load(w_tiles, slot * T::kTileW, step);
-                },
+                [&](int step, uint32_t slot) { windows.load(p, x_tiles, slot * T::kTileX, step); },
+                [&](int step, uint32_t slot) { weights.load(w_tiles, slot * T::kTileW, step); },
                 [&](uint32_t slot) {
                   multiply_stage<T, 1>(sums, x_tiles, slot * T::kTileX, w_tiles, slot * T::kTileW);
                 });

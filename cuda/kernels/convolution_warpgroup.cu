@@ -4,6 +4,8 @@
 //
 // Of an enlarged image pixels of one parity make a tile: their taps lie side by side in the image
 // that is there.
+#include <limits>
+
 #include "cuda/kernels/convolution.h"
 #include "cuda/kernels/product_warpgroups.h"
 #include "cuda/kernels/tile_cost.h"
@@ -15,6 +17,7 @@ constexpr int kTileLines = 8;
 
 struct PixelRows {
   static constexpr bool kOfMatrix = false;
+  static constexpr int kMostWeights = 1;
   TensorMap map;
   int32_t channel_boxes, kernel, pad, enlarged;
   int32_t across, down;  // tiles of one parity
@@ -88,22 +91,27 @@ bool suits_warpgroups(const ConvolutionArgs& args) {
 }
 
 void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args) {
-  const auto cost = [&](const TileCost& tile) {
-    return tile.of(row_tiles(rows_of(args, tile.rows)) * blocks_for(args.out.cols, tile.columns),
-                   queue.limits().processors);
-  };
-  const TileCost& best =
-      *std::min_element(std::begin(kWarpgroupTiles), std::end(kWarpgroupTiles),
-                        [&](const TileCost& a, const TileCost& b) { return cost(a) < cost(b); });
-  convolve_by_warpgroups(queue, args, best.columns);
+  double least = std::numeric_limits<double>::infinity();
+  int columns = 0;
+  for (const WarpgroupTile& tile : kWarpgroupTiles) {
+    if (!tile.images) continue;
+    const double cost =
+        tile.of(row_tiles(rows_of(args, tile.rows)) * blocks_for(args.out.cols, tile.columns),
+                queue.limits().processors);
+    if (cost >= least) continue;
+    least = cost;
+    columns = tile.columns;
+  }
+  convolve_by_warpgroups(queue, args, columns);
 }
 
 void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args, int columns) {
-  with_wide_tile(columns, [&](auto tile) {
+  with_wide_tile<false>(columns, [&](auto tile) {
     using T = decltype(tile);
     PixelRows rows = rows_of(args, T::kRows);
     rows.map = image_map(args.x, args.width, T::kRows / kTileLines, kTileLines);
-    launch_wide<T, false>(queue, rows, row_tiles(rows), product_of(args));
+    const LinearParams product = product_of(args);
+    launch_wide<T, false>(queue, rows, row_tiles(rows), &product, 1);
   });
 }
 

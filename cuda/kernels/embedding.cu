@@ -4,6 +4,7 @@
 //
 // Only `image_embed` computes: C multiply-adds a column, in ascending order. A thread takes one
 // column there, since a decoding step has few rows and would otherwise leave the device idle.
+#include "cuda/device/dependence.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/rows.h"
 
@@ -24,6 +25,8 @@ struct EmbedParams {
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kPieceThreads) embed_tokens_pieces(EmbedParams p) {
+  let_dependents_start();
+  wait_for_inputs();
   const PiecePlace at = piece_place(p.grid);
   if (!at.inside) return;
   const int32_t id = p.ids ? p.ids[at.row] : *p.sampled[at.row];
@@ -63,6 +66,8 @@ UNIFLUID_DEVICE float image_in(const float* token, const T* weight, int channels
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kImageThreads) image_embed_row(ImageParams p) {
+  let_dependents_start();
+  wait_for_inputs();
   const int64_t row = blockIdx.x;
   const int column = static_cast<int>(blockIdx.y * kImageThreads + threadIdx.x);
   if (column >= p.columns) return;
@@ -122,8 +127,8 @@ void embed_tokens(Queue& queue, const EmbedTokensArgs& args) {
   const bool aligned = whole_pieces(args.table) && whole_pieces(args.out);
   with_type(args.out.type, [&](auto t) {
     using T = decltype(t);
-    queue.launch(aligned ? embed_tokens_pieces<T, true> : embed_tokens_pieces<T, false>,
-                 p.grid.blocks(), dim3(kPieceThreads), 0, p);
+    queue.launch_dependent(aligned ? embed_tokens_pieces<T, true> : embed_tokens_pieces<T, false>,
+                           p.grid.blocks(), dim3(kPieceThreads), 0, p);
   });
 }
 
@@ -147,9 +152,10 @@ void image_embed(Queue& queue, const ImageEmbedArgs& args) {
   for (int64_t i = 0; i < args.out.rows; ++i) aligned = aligned && whole_pieces(args.rows[i].token);
   with_type(args.out.type, [&](auto t) {
     using T = decltype(t);
-    queue.launch(aligned ? image_embed_row<T, true> : image_embed_row<T, false>,
-                 dim3(static_cast<unsigned>(args.out.rows), blocks_for(p.columns, kImageThreads)),
-                 dim3(kImageThreads), 0, p);
+    queue.launch_dependent(
+        aligned ? image_embed_row<T, true> : image_embed_row<T, false>,
+        dim3(static_cast<unsigned>(args.out.rows), blocks_for(p.columns, kImageThreads)),
+        dim3(kImageThreads), 0, p);
   });
 }
 

@@ -10,9 +10,12 @@
 // at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper products of more rows go to
 // linear_warpgroup.cu.
 #include <algorithm>
+#include <cstdlib>
+#include <string>
 
 #include "cuda/dispatch.h"
 #include "cuda/kernels/linear.h"
+#include "cuda/kernels/stream.h"
 #include "cuda/kernels/tile.h"
 #include "cuda/kernels/tile_cost.h"
 
@@ -21,11 +24,15 @@ namespace {
 
 // ---- bfloat16 ----
 
+template <class T, bool kAligned>
+constexpr int kBlockThreads = kStreams<T> && kAligned ? kStreamThreads<T> : T::kThreads;
+
 // The outputs of one block.
 template <class T, bool kGated, bool kAligned>
 UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int first_column) {
   constexpr int kMatrices = kGated ? 2 : 1;
   using Kind = EpilogueKind<kGated, true, true, true>;
+  let_dependents_start();
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * T::kTileW);
@@ -37,17 +44,24 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
   TileRows<T, T::kRows, kAligned> rows(p.x, p.x_stride, first_row, p.out.rows, p.k);
   Weights weights[2] = {weights_of(0), weights_of(kMatrices - 1)};
   FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
-  each_stage<T>((p.k + T::kDepth - 1) / T::kDepth,
-                [&](int step, uint32_t slot) {
-                  rows.load(x_tiles, slot * T::kTileX, step);
+  const int steps = (p.k + T::kDepth - 1) / T::kDepth;
+  if constexpr (kStreams<T> && kAligned) {
+    if (threadIdx.x >= T::kThreads)
+      return copy_stages<T, kMatrices>(steps, rows, weights, x_tiles, w_tiles);
+    multiply_stages<T, kMatrices>(steps, x_tiles, w_tiles, sums);
+  } else {
+    each_stage<T>(
+        steps, [&](int step, uint32_t slot) { rows.load(x_tiles, slot * T::kTileX, step); },
+        [&](int step, uint32_t slot) {
 #pragma unroll
-                  for (uint32_t w = 0; w < kMatrices; ++w)
-                    weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
-                },
-                [&](uint32_t slot) {
-                  multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
-                                               slot * kMatrices * T::kTileW);
-                });
+          for (uint32_t w = 0; w < kMatrices; ++w)
+            weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
+        },
+        [&](uint32_t slot) {
+          multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
+                                       slot * kMatrices * T::kTileW);
+        });
+  }
 
 #pragma unroll
   for (int i = 0; i < T::kPiecesM; ++i)
@@ -63,20 +77,19 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
 }
 
 template <class T, bool kGated, bool kAligned>
-__global__ void __launch_bounds__(T::kThreads) product_bf16(LinearParams p) {
+__global__ void __launch_bounds__(kBlockThreads<T, kAligned>) product_bf16(LinearParams p) {
   multiply_tile<T, kGated, kAligned>(p, static_cast<int>(blockIdx.x) * T::kRows,
                                      static_cast<int>(blockIdx.y) * T::kColumns);
 }
 
 // Several products of few rows, such as the projections of attention: alone each is over before
 // enough of its weights are on their way. Blocks take the products' columns one after another.
-constexpr int kMostGrouped = 4;
 struct ProductGroup {
   LinearParams products[kMostGrouped];
   int32_t column_tiles[kMostGrouped];
 };
 template <class T>
-__global__ void __launch_bounds__(T::kThreads)
+__global__ void __launch_bounds__(kBlockThreads<T, true>)
     products_bf16(const __grid_constant__ ProductGroup group) {
   int product = 0, tile = static_cast<int>(blockIdx.y);
   for (; tile >= group.column_tiles[product]; ++product) tile -= group.column_tiles[product];
@@ -108,14 +121,57 @@ constexpr int32_t kStreamedRows = 64;
 
 template <class T, bool kGated, bool kAligned>
 void launch_product(Queue& queue, const LinearParams& p) {
-  queue.launch(product_bf16<T, kGated, kAligned>,
-               dim3(blocks_for(p.out.rows, T::kRows), blocks_for(p.out.columns, T::kColumns)),
-               dim3(T::kThreads), T::shared_bytes(kGated ? 2 : 1), p);
+  queue.launch_dependent(
+      product_bf16<T, kGated, kAligned>,
+      dim3(blocks_for(p.out.rows, T::kRows), blocks_for(p.out.columns, T::kColumns)),
+      dim3(kBlockThreads<T, kAligned>), T::shared_bytes(kGated ? 2 : 1), p);
+}
+
+// The rest is chosen by what tiles cost: of warpgroups, if `columns`, or of those above.
+struct Choice {
+  double cost;
+  int columns = 0;
+  bool streams = false;
+};
+
+double cost_of(const Queue& queue, const TileCost& tile, const LinearParams* products, int count,
+               int matrices) {
+  int64_t columns = 0;
+  for (int i = 0; i < count; ++i)
+    columns += blocks_for(int64_t{products[i].out.columns} * matrices, tile.columns);
+  return tile.of(blocks_for(products[0].out.rows, tile.rows) * columns, queue.limits().processors);
+}
+
+// For comparisons: the columns of the tiles that may be chosen, each followed by a comma.
+bool allowed(int columns) {
+  static const char* const setting = std::getenv("UNIFLUID_AB_TILES");
+  return !setting || ("," + std::string(setting)).find("," + std::to_string(columns) + ",") !=
+                         std::string::npos;
+}
+
+// Leaves `best` where nothing costs less.
+void choose_warpgroups(const Queue& queue, const LinearParams* products, int count, int matrices,
+                       Choice& best) {
+  for (const WarpgroupTile& tile : kWarpgroupTiles) {
+    if (matrices > 1 && !tile.gated) continue;
+    if (!allowed(tile.columns)) continue;
+    const double cost = cost_of(queue, tile, products, count, matrices);
+    if (cost < best.cost) best = {cost, tile.columns};
+  }
+}
+
+// By warpgroups where `suits`.
+Choice choose(const Queue& queue, const LinearParams& p, int matrices, bool suits) {
+  constexpr double kWarpProducts = 600;
+  const double streams = cost_of(queue, {64, 32 * matrices, kWarpProducts * 0.75}, &p, 1, matrices);
+  const double squares = cost_of(queue, {128, 128, kWarpProducts}, &p, 1, matrices);
+  Choice best{std::min(streams, squares), 0, streams < squares};
+  if (suits) choose_warpgroups(queue, &p, 1, matrices, best);
+  return best;
 }
 
 template <bool kGated, bool kAligned>
 void product(Queue& queue, const LinearParams& p, bf16) {
-  constexpr int kMatrices = kGated ? 2 : 1;
   if (p.out.rows <= 16) {
     if (p.out.columns >= kWideColumns)
       launch_product<std::conditional_t<kGated, StreamWideGated, StreamWide>, kGated, kAligned>(
@@ -127,42 +183,45 @@ void product(Queue& queue, const LinearParams& p, bf16) {
   }
   if (p.out.rows <= kStreamedRows) return launch_product<Stream64, kGated, kAligned>(queue, p);
 
-  const auto cost = [&](const TileCost& tile) {
-    const int64_t tiles = int64_t{blocks_for(p.out.rows, tile.rows)} *
-                          blocks_for(int64_t{p.out.columns} * kMatrices, tile.columns);
-    return tile.of(tiles, queue.limits().processors);
-  };
-  constexpr double kWarpProducts = 600;
-  const double streams = cost({64, 32 * kMatrices, kWarpProducts * 0.75});
-  const double squares = cost({128, 128, kWarpProducts});
-  double best = std::min(streams, squares);
-  if (kAligned && p.out.pairs && queue.limits().warpgroups) {
-    int columns = 0;
-    for (const TileCost& tile : kWarpgroupTiles)
-      if (cost(tile) < best) {
-        best = cost(tile);
-        columns = tile.columns;
-      }
-    if (columns) return multiply_by_warpgroups(queue, p, kGated, columns);
-  }
-  if (streams < squares)
+  const bool suits = kAligned && p.out.pairs && queue.limits().warpgroups;
+  const Choice best = choose(queue, p, kGated ? 2 : 1, suits);
+  if (best.columns && kGated) return multiply_gated_by_warpgroups(queue, p, best.columns);
+  if (best.columns) return multiply_by_warpgroups(queue, &p, 1, best.columns);
+  if (best.streams)
     launch_product<Stream64, kGated, kAligned>(queue, p);
   else
     launch_product<std::conditional_t<kGated, SquareGated, Square>, kGated, kAligned>(queue, p);
 }
 
 template <class T>
-void launch_group(Queue& queue, const GroupedLinearArgs& args) {
+void launch_group(Queue& queue, const LinearParams* products, int count) {
   ProductGroup group{};
   unsigned tiles = 0;
-  for (int64_t i = 0; i < args.count; ++i) {
-    group.products[i] = params_of(args.products[i]);
-    group.column_tiles[i] =
-        static_cast<int32_t>(blocks_for(group.products[i].out.columns, T::kColumns));
-    tiles += blocks_for(group.products[i].out.columns, T::kColumns);
+  for (int i = 0; i < count; ++i) {
+    group.products[i] = products[i];
+    group.column_tiles[i] = static_cast<int32_t>(blocks_for(products[i].out.columns, T::kColumns));
+    tiles += blocks_for(products[i].out.columns, T::kColumns);
   }
-  queue.launch(products_bf16<T>, dim3(blocks_for(group.products[0].out.rows, T::kRows), tiles),
-               dim3(T::kThreads), T::shared_bytes(1), group);
+  queue.launch_dependent(products_bf16<T>, dim3(blocks_for(products[0].out.rows, T::kRows), tiles),
+                         dim3(kBlockThreads<T, true>), T::shared_bytes(1), group);
+}
+
+// Of more rows than are streamed: alone their tiles leave many processors idle.
+bool launch_group_by_warpgroups(Queue& queue, const LinearParams* products, int count) {
+  static const bool separate = std::getenv("UNIFLUID_AB_GROUP") != nullptr;
+  if (!queue.limits().warpgroups || separate) return false;
+  double alone = 0;
+  for (int i = 0; i < count; ++i) {
+    const LinearParams& p = products[i];
+    if (!p.out.pairs || p.x != products[0].x || p.x_stride != products[0].x_stride ||
+        p.k != products[0].k || p.out.columns == 0)
+      return false;
+    alone += choose(queue, p, 1, true).cost;
+  }
+  Choice best{alone};
+  choose_warpgroups(queue, products, count, 1, best);
+  if (best.columns) multiply_by_warpgroups(queue, products, count, best.columns);
+  return best.columns != 0;
 }
 
 // Products of bf16 that one launch can take.
@@ -176,7 +235,7 @@ bool can_be_grouped(const GroupedLinearArgs& args) {
       return false;
     columns += product.weight.rows;
   }
-  return args.products[0].x.rows > 0 && args.products[0].x.rows <= kStreamedRows && columns > 0;
+  return args.products[0].x.rows > 0 && columns > 0;
 }
 
 // ---- float32 ----
@@ -304,14 +363,22 @@ void linear(Queue& queue, const LinearArgs& args) {
 }
 
 void grouped_linear(Queue& queue, const GroupedLinearArgs& args) {
-  if (!can_be_grouped(args)) {
-    for (int64_t i = 0; i < args.count; ++i) linear(queue, args.products[i]);
-    return;
+  bool launched = false;
+  if (can_be_grouped(args)) {
+    const int count = static_cast<int>(args.count);
+    LinearParams products[kMostGrouped] = {};
+    for (int i = 0; i < count; ++i) products[i] = params_of(args.products[i]);
+    const int32_t rows = products[0].out.rows;
+    launched = true;
+    if (rows <= StreamNarrow::kRows)
+      launch_group<StreamNarrow>(queue, products, count);
+    else if (rows <= kStreamedRows)
+      launch_group<Stream64>(queue, products, count);
+    else
+      launched = launch_group_by_warpgroups(queue, products, count);
   }
-  if (args.products[0].x.rows <= StreamNarrow::kRows)
-    launch_group<StreamNarrow>(queue, args);
-  else
-    launch_group<Stream64>(queue, args);
+  if (launched) return;
+  for (int64_t i = 0; i < args.count; ++i) linear(queue, args.products[i]);
 }
 
 void gated_linear(Queue& queue, const GatedLinearArgs& args) {

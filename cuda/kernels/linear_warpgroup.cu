@@ -6,6 +6,7 @@ namespace {
 
 struct MatrixRows {
   static constexpr bool kOfMatrix = true;
+  static constexpr int kMostWeights = kMostGrouped;
   TensorMap map;
   int32_t count;
 
@@ -23,17 +24,27 @@ struct MatrixRows {
   }
 };
 
+template <class T, bool kGated>
+void launch(Queue& queue, const LinearParams* products, int count) {
+  const LinearParams& p = products[0];
+  // Zeros between its members, too: a list of launches is known again by its bytes.
+  MatrixRows rows{};
+  rows.map = tensor_map(bf16_matrix(p.x, p.out.rows, p.k, p.x_stride), T::kRows);
+  rows.count = p.out.rows;
+  launch_wide<T, kGated>(queue, rows, blocks_for(p.out.rows, T::kRows), products, count);
+}
+
 }  // namespace
 
-void multiply_by_warpgroups(Queue& queue, const LinearParams& p, bool gated, int columns) {
-  with_wide_tile(columns, [&](auto tile) {
+void multiply_by_warpgroups(Queue& queue, const LinearParams* products, int count, int columns) {
+  with_wide_tile<true>(columns,
+                       [&](auto tile) { launch<decltype(tile), false>(queue, products, count); });
+}
+
+void multiply_gated_by_warpgroups(Queue& queue, const LinearParams& p, int columns) {
+  with_wide_tile<true>(columns, [&](auto tile) {
     using T = decltype(tile);
-    const MatrixRows rows{tensor_map(bf16_matrix(p.x, p.out.rows, p.k, p.x_stride), T::kRows),
-                          p.out.rows};
-    if (gated)
-      launch_wide<T, true>(queue, rows, blocks_for(p.out.rows, T::kRows), p);
-    else
-      launch_wide<T, false>(queue, rows, blocks_for(p.out.rows, T::kRows), p);
+    if constexpr (T::kColumns % 16 == 0) launch<T, true>(queue, &p, 1);
   });
 }
 

@@ -1,9 +1,12 @@
 // rms_norm and layer_norm: a block for each row.
 //
-// A row is a few kilobytes. Its second and third reading come from the first-level cache, which
-// costs less than holding it in registers would: those would bound the width and the number of
-// blocks at once. The number of threads follows from the width alone, and with it the order of the
-// sums; each thread reads a row's elements before it writes the same ones, so that out may be x.
+// A row is a few kilobytes, and where few are normalized the time is that of memory's answers, one
+// after another. So rms_norm holds rows of a piece a thread in registers, asks for all it needs at
+// once, and for weights before the row is there. Of longer rows, and in layer_norm, the second and
+// third reading come from the first-level cache. The number of threads follows from the width
+// alone, and with it the order of the sums; each thread reads a row's elements before it writes the
+// same ones, so that out may be x.
+#include "cuda/device/dependence.h"
 #include "cuda/device/warp.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/rows.h"
@@ -59,8 +62,54 @@ UNIFLUID_DEVICE void normalize(const Params& p, const Shared<float>& scratch, co
   });
 }
 
+// x / sqrt(mean(x^2) + eps) * (1 + weight) of a row whose pieces the threads hold; zeros past it
+UNIFLUID_DEVICE void normalize_held(const Params& p, const Shared<float>& scratch, Piece& v,
+                                    const Piece& weight) {
+  float squares = 0;
+  for (int i = 0; i < kPiece; ++i) squares = fmaf(v.value[i], v.value[i], squares);
+  const float scale = inverse_root(block_sum(squares, scratch) / static_cast<float>(p.n) + p.eps);
+  for (int i = 0; i < kPiece; ++i) v.value[i] = v.value[i] * scale * (1.0f + weight.value[i]);
+}
+
+// Rows of at most a piece a thread. The bits of `rms_norm_row`.
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kMostThreads) rms_norm_held(Params p) {
+  let_dependents_start();
+  SharedArena arena;
+  const auto scratch = arena.take<float>(kMostThreads / kWarp);
+  const int64_t row = blockIdx.x;
+  const int column = static_cast<int>(threadIdx.x) * kPiece;
+  const bool inside = column < p.n;
+  Piece weight{}, next_weight{};
+  if (inside) {
+    weight = load_piece<kAligned>(p.weight, column, p.n);
+    if (p.next_weight) next_weight = load_piece<kAligned>(p.next_weight, column, p.n);
+  }
+  wait_for_inputs();
+
+  Piece v{}, residual{};
+  if (inside) {
+    v = load_piece<kAligned>(static_cast<const T*>(p.x) + row * p.x_stride, column, p.n);
+    if (p.residual)
+      residual = load_piece<kAligned>(static_cast<const T*>(p.residual) + row * p.residual_stride,
+                                      column, p.n);
+  }
+  normalize_held(p, scratch, v, weight);
+  if (p.residual)
+    for (int i = 0; i < kPiece; ++i) v.value[i] += residual.value[i];
+  if (inside) store_piece<kAligned>(static_cast<T*>(p.out) + row * p.out_stride, column, p.n, v);
+  if (!p.next_weight) return;
+  // Of the row as it is stored.
+  for (int i = 0; i < kPiece; ++i) v.value[i] = rounded<T>(v.value[i]);
+  normalize_held(p, scratch, v, next_weight);
+  if (inside)
+    store_piece<kAligned>(static_cast<T*>(p.next_out) + row * p.next_stride, column, p.n, v);
+}
+
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kMostThreads) rms_norm_row(Params p) {
+  let_dependents_start();
+  wait_for_inputs();
   SharedArena arena;
   const auto scratch = arena.take<float>(kMostThreads / kWarp);
   const int64_t row = blockIdx.x;
@@ -115,12 +164,11 @@ __global__ void __launch_bounds__(kMostThreads) layer_norm_row(Params p) {
   });
 }
 
-void launch(Queue& queue, void (*kernel)(Params), int64_t rows, const Params& p) {
+dim3 threads_of(const Params& p) {
   const unsigned threads = blocks_for(blocks_for(p.n, kPiece), kWarp) * kWarp;
-  queue.launch(kernel, dim3(static_cast<unsigned>(rows)),
-               dim3(threads < kMostThreads ? threads : kMostThreads),
-               SharedBytes{}.take<float>(kMostThreads / kWarp).used, p);
+  return dim3(threads < kMostThreads ? threads : kMostThreads);
 }
+size_t shared_bytes() { return SharedBytes{}.take<float>(kMostThreads / kWarp).used; }
 
 }  // namespace
 
@@ -144,7 +192,12 @@ void rms_norm(Queue& queue, const RmsNormArgs& args) {
                        whole_pieces(args.next_weight) && whole_pieces(args.next_out);
   with_type(args.x.type, [&](auto t) {
     using T = decltype(t);
-    launch(queue, aligned ? rms_norm_row<T, true> : rms_norm_row<T, false>, args.x.rows, p);
+    const bool held = p.n <= kMostThreads * kPiece;
+    const auto kernel = aligned ? held ? rms_norm_held<T, true> : rms_norm_row<T, true>
+                        : held ? rms_norm_held<T, false>
+                                : rms_norm_row<T, false>;
+    queue.launch_dependent(kernel, dim3(static_cast<unsigned>(args.x.rows)), threads_of(p),
+                           shared_bytes(), p);
   });
 }
 
@@ -163,7 +216,8 @@ void layer_norm(Queue& queue, const LayerNormArgs& args) {
                        whole_pieces(args.bias) && whole_pieces(args.out);
   with_type(args.x.type, [&](auto t) {
     using T = decltype(t);
-    launch(queue, aligned ? layer_norm_row<T, true> : layer_norm_row<T, false>, args.x.rows, p);
+    queue.launch(aligned ? layer_norm_row<T, true> : layer_norm_row<T, false>,
+                 dim3(static_cast<unsigned>(args.x.rows)), threads_of(p), shared_bytes(), p);
   });
 }
 

@@ -1,18 +1,24 @@
-// Matrix products of many rows on Hopper: operands come by bulk copies of whole boxes, one thread
-// asking for them, and two warpgroups multiply 64 rows each with wgmma.
+// Matrix products of many rows on Hopper: operands come by bulk copies of whole boxes, for which
+// one thread asks for rows and another for weights, and two warpgroups multiply 64 rows each with
+// wgmma.
 //
 // A block computes 128 rows and 256 columns, which is what the accumulators of two warpgroups hold
 // and what reads each operand least often for its products: 48 KiB of operands a step of 64 for
 // 128 * 256 * 64 multiply-adds. Four steps are in flight. Where that leaves processors idle a tile
 // is 128 columns, or 64 rows and columns. With a gate half of the columns are of either weight, so
-// that a thread has both factors of an output.
+// that a thread has both factors of an output. Of 65 to 128 rows, what a processor reads in all is
+// what a product waits for: matrices have tiles of 144 and 40 columns too, for which Gemma-2-2B's
+// widths are one turn of nearly all of an H200's processors.
 //
 // Blocks stay for many tiles: copies for the next one begin while the last is being written. Eight
 // tiles of rows take turns before the next column, for the second-level cache.
 //
+// A launch can take several products of the same rows, whose columns follow one another.
+//
 // What a row is, `Rows` knows: of a matrix (linear_warpgroup.cu) or the window of a pixel
 // (convolution_warpgroup.cu). It has
 //   kOfMatrix: whether there can be an activation, and outputs in float32
+//   kMostWeights: of products in a launch, of one with a gate two
 //   corner<T>(row_tile): where a tile of rows begins
 //   copy(to, index, corner, step, barriers, i): starts the copy of the box of a tile's rows and of
 //     step `step`'s 64 columns, as copy_box does
@@ -21,6 +27,7 @@
 
 #include <algorithm>
 
+#include "cuda/device/dependence.h"
 #include "cuda/device/mbarrier.h"
 #include "cuda/device/warp.h"
 #include "cuda/device/wgmma.h"
@@ -32,15 +39,17 @@ namespace unifluid::cuda {
 inline constexpr int kWideDepth = kBoxColumns;
 static_assert(kWideDepth == kPanelColumns);
 
-// As many stages as come to 192 KiB.
-template <int kRows_, int kColumns_>
+// As many stages as come to 192 KiB. A step of a small tile is two boxes of k, as its products are
+// over before all is said that has to be said for a step.
+template <int kRows_, int kColumns_, int kBoxes_ = 1>
 struct WideTile {
-  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr int kRows = kRows_, kColumns = kColumns_, kBoxes = kBoxes_;
+  static constexpr int kDepth = kBoxes * kWideDepth;
   static constexpr int kMultipliers = kRows / 64;  // warpgroups
   static constexpr int kThreads = (1 + kMultipliers) * kWarpgroup;
-  static constexpr uint32_t kStages = 192 * 8 / (kRows + kColumns);
-  static constexpr uint32_t kTileX = kRows * kWideDepth, kTileW = kColumns * kWideDepth;
-  static constexpr uint32_t kStageBytes = (kTileX + kTileW) * sizeof(bf16);
+  static constexpr uint32_t kStages = 192 * 8 / (kRows + kColumns) / kBoxes;
+  static constexpr uint32_t kBoxX = kRows * kWideDepth, kBoxW = kColumns * kWideDepth;
+  static constexpr uint32_t kTileX = kBoxes * kBoxX, kTileW = kBoxes * kBoxW;
 
   static size_t shared_bytes() {
     return SharedBytes{}
@@ -57,18 +66,24 @@ inline Tensor bf16_matrix(const void* data, int64_t rows, int64_t cols, int64_t 
   return t;
 }
 
-// A product: its rows, boxes of half of a tile's columns of the weights, and what becomes of it.
-template <class Rows>
-struct WideProduct {
-  Rows rows;
-  TensorMap weights[2];
+// One product's outputs.
+struct WideOutput {
   Epilogue out;
-  int32_t k, row_tiles, column_tiles;
+  int32_t column_tiles;
   bool whole;  // rows of the output can be written by 16 bytes
 };
 
+// Products: their rows, boxes of a tile's columns of the weights, and what becomes of each.
+template <class Rows>
+struct WideProduct {
+  Rows rows;
+  TensorMap weights[Rows::kMostWeights];  // of each product; with a gate the two of one
+  WideOutput outputs[Rows::kMostWeights];
+  int32_t k, row_tiles, column_tiles;  // of all products together
+};
+
 struct TilePlace {
-  int row, column;
+  int product, row, column;
 };
 template <class Rows>
 UNIFLUID_DEVICE TilePlace tile_place(const WideProduct<Rows>& work, int tile) {
@@ -76,7 +91,11 @@ UNIFLUID_DEVICE TilePlace tile_place(const WideProduct<Rows>& work, int tile) {
   const int each = kRowGroup * work.column_tiles;
   const int first = tile / each * kRowGroup, within = tile % each;
   const int rows = min(kRowGroup, work.row_tiles - first);
-  return {first + within % rows, within / rows};
+  TilePlace place{0, first + within % rows, within / rows};
+  if constexpr (Rows::kMostWeights > 1)
+    for (; place.column >= work.outputs[place.product].column_tiles; ++place.product)
+      place.column -= work.outputs[place.product].column_tiles;
+  return place;
 }
 
 #ifdef UNIFLUID_WARPGROUPS
@@ -99,23 +118,25 @@ UNIFLUID_DEVICE void exchange_pieces(uint32_t (&words)[4]) {
 
 // Writes the sums of this thread's 64 rows, which begin at `first_row` of a tile.
 template <class T, bool kGated, class Rows, class Corner, int kPieces>
-UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, FragmentC (&sums)[kPieces],
-                                const Corner& corner, int first_row, int first_column) {
+UNIFLUID_DEVICE void store_tile(const Rows& rows, const WideOutput& output,
+                                FragmentC (&sums)[kPieces], const Corner& corner, int first_row,
+                                int first_column) {
   constexpr int kOutPieces = kGated ? kPieces / 2 : kPieces;
   using Kind = EpilogueKind<kGated, Rows::kOfMatrix, Rows::kOfMatrix, false>;
-  const Epilogue& e = work.out;
+  const Epilogue& e = output.out;
   const int lane = lane_index(), pair = lane % 4 * 2;
   finish_all<Kind, kOutPieces>(e, first_column + pair, sums, sums + kPieces - kOutPieces);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = work.rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
+    const int row = rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
     // Pieces of which lanes exchange four and write 16 bytes each. The same for the whole warp.
     const auto whole = [&](int j) {
-      return work.whole && first_column + 8 * (j / 4 * 4) + 32 <= e.columns;
+      return output.whole && j / 4 * 4 + 4 <= kOutPieces &&
+             first_column + 8 * (j / 4 * 4) + 32 <= e.columns;
     };
     // Their residuals are read before anything is written: the compiler cannot know that it is not
     // what is read next.
-    if (work.whole && e.residual && row >= 0) {
+    if (output.whole && e.residual && row >= 0) {
       const bf16* from =
           static_cast<const bf16*>(e.residual) + row * e.residual_stride + first_column + pair;
       uint32_t residual[kOutPieces];
@@ -129,7 +150,7 @@ UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, FragmentC (&sums)
 #pragma unroll
     for (int j = 0; j < kOutPieces; j += 4) {
       const int column = first_column + 8 * j;
-      if (whole(j)) {
+      if (j + 4 <= kOutPieces && whole(j)) {
         uint32_t words[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
@@ -142,8 +163,9 @@ UNIFLUID_DEVICE void store_tile(const WideProduct<Rows>& work, FragmentC (&sums)
       } else if (row >= 0) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          store_outputs<Kind>(e, row, column + 8 * i + pair, sums[j + i].x[2 * half],
-                              sums[j + i].x[2 * half + 1]);
+          if (j + i < kOutPieces)
+            store_outputs<Kind>(e, row, column + 8 * i + pair, sums[j + i].x[2 * half],
+                                sums[j + i].x[2 * half + 1]);
       }
     }
   }
@@ -158,6 +180,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   constexpr int kOutColumns = kGated ? T::kColumns / 2 : T::kColumns;
   // Two warpgroups of multipliers beside that of copies: an even share of registers is too few.
   constexpr bool kManyRegisters = T::kMultipliers > 1;
+  let_dependents_start();
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * T::kTileW);
@@ -167,34 +190,47 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0)
     for (uint32_t i = 0; i < T::kStages; ++i) {
-      mbarrier_init(full, i, 1);
+      mbarrier_init(full, i, 2);
       mbarrier_init(free, i, T::kMultipliers * kWarpgroup / kWarp);
     }
   __syncthreads();
 
   const int tiles = work.row_tiles * work.column_tiles;
-  const int steps = (work.k + kWideDepth - 1) / kWideDepth;
+  const int steps = (work.k + T::kDepth - 1) / T::kDepth;
   RingPlace<T::kStages> place;
   if (thread < kWarpgroup) {
     if constexpr (kManyRegisters) give_registers<40>();
-    if (thread > 0) return;
-    for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
-         tile += static_cast<int>(gridDim.x)) {
-      const TilePlace at = tile_place(work, tile);
-      const auto corner = work.rows.template corner<T>(at.row);
-      for (int step = 0; step < steps; ++step, place.advance()) {
-        mbarrier_wait(free, place.slot, place.parity ^ 1);
-        mbarrier_arrive_expecting(full, place.slot, T::kStageBytes);
-        work.rows.copy(x_tiles, place.slot * T::kTileX, corner, step, full, place.slot);
-        for (int w = 0; w < 2; ++w)
-          copy_box(w_tiles, place.slot * T::kTileW + static_cast<uint32_t>(w) * (T::kTileW / 2),
-                   work.weights[w], step * kWideDepth,
-                   at.column * kOutColumns + (kGated ? 0 : w * T::kColumns / 2), full, place.slot);
+    const auto each_step = [&](uint32_t bytes, auto copy) {
+      for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
+           tile += static_cast<int>(gridDim.x)) {
+        const TilePlace at = tile_place(work, tile);
+        for (int step = 0; step < steps; ++step, place.advance()) {
+          mbarrier_wait(free, place.slot, place.parity ^ 1);
+          mbarrier_arrive_expecting(full, place.slot, bytes);
+          // Behind k a box is zeros.
+          for (uint32_t box = 0; box < T::kBoxes; ++box)
+            copy(at, step * T::kBoxes + static_cast<int>(box), box);
+        }
       }
-    }
+    };
+    // Weights are on their way before the inputs are there (cuda/device/dependence.h).
+    if (thread == kWarp)
+      each_step(T::kTileW * sizeof(bf16), [&](const TilePlace& at, int step, uint32_t box) {
+        for (uint32_t w = 0; w < (kGated ? 2 : 1); ++w)
+          copy_box(w_tiles, place.slot * T::kTileW + box * T::kBoxW + w * (T::kBoxW / 2),
+                   work.weights[static_cast<uint32_t>(at.product) + w], step * kWideDepth,
+                   at.column * kOutColumns, full, place.slot);
+      });
+    wait_for_inputs();
+    if (thread == 0)
+      each_step(T::kTileX * sizeof(bf16), [&](const TilePlace& at, int step, uint32_t box) {
+        work.rows.copy(x_tiles, place.slot * T::kTileX + box * T::kBoxX,
+                       work.rows.template corner<T>(at.row), step, full, place.slot);
+      });
     return;
   }
 
+  wait_for_inputs();
   if constexpr (kManyRegisters) take_registers<232>();
   const int warpgroup = thread / kWarpgroup - 1;
   const auto release = [&](uint32_t slot) {
@@ -211,10 +247,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       mbarrier_wait(full, place.slot, place.parity);
       keep_in_place(sums);
       warpgroup_fence();
+      const uint64_t x = descriptor::further(first_x, place.slot * T::kTileX);
+      const uint64_t w = descriptor::further(first_w, place.slot * T::kTileW);
 #pragma unroll
-      for (uint32_t k = 0; k < kWideDepth; k += 16)
-        warpgroup_mma(sums, descriptor::further(first_x, place.slot * T::kTileX + k),
-                      descriptor::further(first_w, place.slot * T::kTileW + k));
+      for (uint32_t box = 0; box < T::kBoxes; ++box)
+#pragma unroll
+        for (uint32_t k = 0; k < kWideDepth; k += 16)
+          warpgroup_mma(sums, descriptor::further(x, box * T::kBoxX + k),
+                        descriptor::further(w, box * T::kBoxW + k));
       warpgroup_commit();
       keep_in_place(sums);
       // The step before is done.
@@ -225,7 +265,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     warpgroup_wait<0>();
     keep_in_place(sums);
     release(last);
-    store_tile<T, kGated>(work, sums, work.rows.template corner<T>(at.row),
+    store_tile<T, kGated>(work.rows, work.outputs[at.product], sums,
+                          work.rows.template corner<T>(at.row),
                           warpgroup * 64 + warp_index() % 4 * 16, at.column * kOutColumns);
   }
 #endif
@@ -233,37 +274,48 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
 // ---- host ----
 
-// Calls body(T{}) with the tile of kWarpgroupTiles that has so many columns.
-template <class Body>
+// Calls body(T{}) with the tile of kWarpgroupTiles that has so many columns; one of matrices only,
+// where kOfMatrix.
+template <bool kOfMatrix, class Body>
 void with_wide_tile(int columns, Body body) {
-  if (columns == 256)
-    body(WideTile<128, 256>{});
-  else if (columns == 128)
-    body(WideTile<128, 128>{});
-  else
-    body(WideTile<64, 64>{});
+  if (columns == 256) return body(WideTile<128, 256>{});
+  if (columns == 128) return body(WideTile<128, 128>{});
+  if constexpr (kOfMatrix) {
+    if (columns == 144) return body(WideTile<128, 144>{});
+    if (columns == 40) return body(WideTile<64, 40, 2>{});
+  }
+  body(WideTile < 64, 64, kOfMatrix ? 2 : 1 > {});
 }
 
-// `row_tiles` tiles of rows by all columns of `p`, whose weights are those of a product.
+// `row_tiles` tiles of rows by all columns of `count` products, whose weights and outputs are those
+// of `products`; with a gate, of one.
 template <class T, bool kGated, class Rows>
-void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const LinearParams& p) {
+void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const LinearParams* products,
+                 int count) {
   constexpr int kOutColumns = kGated ? T::kColumns / 2 : T::kColumns;
+  const auto map = [](const LinearParams& p, int w) {
+    return tensor_map(bf16_matrix(p.weights[w], p.out.columns, p.k, p.weight_strides[w]),
+                      kOutColumns);
+  };
   WideProduct<Rows> work{};
   work.rows = rows;
-  for (int w = 0; w < (kGated ? 2 : 1); ++w)
-    work.weights[w] = tensor_map(bf16_matrix(p.weights[w], p.out.columns, p.k, p.weight_strides[w]),
-                                 T::kColumns / 2);
-  if (!kGated) work.weights[1] = work.weights[0];
-  work.out = p.out;
-  work.k = p.k;
+  work.k = products[0].k;
   work.row_tiles = static_cast<int32_t>(row_tiles);
-  work.column_tiles = static_cast<int32_t>(blocks_for(p.out.columns, kOutColumns));
-  work.whole = !p.out.float_out && reinterpret_cast<uintptr_t>(p.out.out) % 16 == 0 &&
-               p.out.out_stride % 8 == 0;
+  for (int i = 0; i < count; ++i) {
+    const LinearParams& p = products[i];
+    WideOutput& output = work.outputs[i];
+    work.weights[i] = map(p, 0);
+    output.out = p.out;
+    output.column_tiles = static_cast<int32_t>(blocks_for(p.out.columns, kOutColumns));
+    output.whole = !p.out.float_out && reinterpret_cast<uintptr_t>(p.out.out) % 16 == 0 &&
+                   p.out.out_stride % 8 == 0;
+    work.column_tiles += output.column_tiles;
+  }
+  if constexpr (kGated) work.weights[1] = map(products[0], 1);
   const int tiles = work.row_tiles * work.column_tiles;
-  queue.launch(product_warpgroups<T, kGated, Rows>,
-               dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
-               dim3(T::kThreads), T::shared_bytes(), work);
+  queue.launch_dependent(product_warpgroups<T, kGated, Rows>,
+                         dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
+                         dim3(T::kThreads), T::shared_bytes(), work);
 }
 
 }  // namespace unifluid::cuda

@@ -10,6 +10,7 @@
 // Float64 is slow on most GPUs; shared by all multiprocessors it is microseconds even there.
 #include <cfloat>
 
+#include "cuda/device/dependence.h"
 #include "cuda/device/math.h"
 #include "cuda/device/warp.h"
 #include "cuda/kernels.h"
@@ -29,6 +30,8 @@ struct CapParams {
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kPieceThreads) soft_cap_pieces(CapParams p) {
+  let_dependents_start();
+  wait_for_inputs();
   const PiecePlace at = piece_place(p.grid);
   if (!at.inside) return;
   T* x = static_cast<T*>(p.x) + at.row * p.stride;
@@ -176,6 +179,8 @@ UNIFLUID_DEVICE LargestScratch take_largest_scratch(SharedArena& arena) {
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) chunk_largest(Params p) {
+  let_dependents_start();
+  wait_for_inputs();
   SharedArena arena;
   const LargestScratch scratch = take_largest_scratch(arena);
   const int64_t row = blockIdx.y;
@@ -195,6 +200,8 @@ __global__ void __launch_bounds__(kThreads) chunk_largest(Params p) {
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) chunk_sums(Params p) {
+  let_dependents_start();
+  wait_for_inputs();
   SharedArena arena;
   const LargestScratch scratch = take_largest_scratch(arena);
   const auto running = arena.take<double>(kWarps + 1);
@@ -212,6 +219,8 @@ __global__ void __launch_bounds__(kThreads) chunk_sums(Params p) {
 
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) choose(Params p) {
+  let_dependents_start();
+  wait_for_inputs();
   SharedArena arena;
   const LargestScratch scratch = take_largest_scratch(arena);
   const auto running = arena.take<double>(kWarps + 1);
@@ -277,8 +286,8 @@ void soft_cap(Queue& queue, const SoftCapArgs& args) {
   const bool aligned = whole_pieces(args.x);
   with_type(args.x.type, [&](auto t) {
     using T = decltype(t);
-    queue.launch(aligned ? soft_cap_pieces<T, true> : soft_cap_pieces<T, false>, p.grid.blocks(),
-                 dim3(kPieceThreads), 0, p);
+    queue.launch_dependent(aligned ? soft_cap_pieces<T, true> : soft_cap_pieces<T, false>,
+                           p.grid.blocks(), dim3(kPieceThreads), 0, p);
   });
 }
 
@@ -312,10 +321,10 @@ void sample_text(Queue& queue, const SampleTextArgs& args) {
     using T = decltype(t);
     const auto run = [&](auto aligned) {
       constexpr bool kAligned = decltype(aligned)::value;
-      queue.launch(chunk_largest<T, kAligned>, grid, dim3(kThreads), largest, p);
-      queue.launch(chunk_sums<T, kAligned>, grid, dim3(kThreads), sums, p);
-      queue.launch(choose<T, kAligned>, dim3(static_cast<unsigned>(rows)), dim3(kThreads), chosen,
-                   p);
+      queue.launch_dependent(chunk_largest<T, kAligned>, grid, dim3(kThreads), largest, p);
+      queue.launch_dependent(chunk_sums<T, kAligned>, grid, dim3(kThreads), sums, p);
+      queue.launch_dependent(choose<T, kAligned>, dim3(static_cast<unsigned>(rows)), dim3(kThreads),
+                             chosen, p);
     };
     if (whole_pieces(args.logits))
       run(std::true_type{});

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/device/cp_async.h"
+#include "cuda/device/dependence.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
 
@@ -78,8 +79,10 @@ class TileRows {
   static constexpr int kRowThreads = T::kDepth / 8, kAtOnce = T::kThreads / kRowThreads;
   static_assert(T::kThreads % kRowThreads == 0);
 
-  UNIFLUID_DEVICE static int row() { return static_cast<int>(threadIdx.x) / kRowThreads; }
-  UNIFLUID_DEVICE static int column() { return static_cast<int>(threadIdx.x) % kRowThreads * 8; }
+  // Of the threads that copy, which may lie behind others (stream.h).
+  UNIFLUID_DEVICE static int thread() { return static_cast<int>(threadIdx.x) % T::kThreads; }
+  UNIFLUID_DEVICE static int row() { return thread() / kRowThreads; }
+  UNIFLUID_DEVICE static int column() { return thread() % kRowThreads * 8; }
 
   const bf16* from_;
   const int64_t stride_;
@@ -111,20 +114,29 @@ class TileRows<T, kRows, false> {
   const int k_, rows_;
 };
 
-// Runs the stages of a product: load(step, slot) starts the copies of a step's operands to stage
-// `slot`, kStages - 1 steps before multiply(slot) takes them. Plain stores to shared memory do in
-// place of copies.
-template <class T, class Load, class Multiply>
-UNIFLUID_DEVICE void each_stage(int steps, Load load, Multiply multiply) {
+// Runs the stages of a product: load_x(step, slot) and load_weights(step, slot) start the copies of
+// a step's operands to stage `slot`, kStages - 1 steps before multiply(slot) takes them. Plain
+// stores to shared memory do in place of copies. The first weights are on their way before the
+// inputs are there (cuda/device/dependence.h).
+template <class T, class LoadX, class LoadWeights, class Multiply>
+UNIFLUID_DEVICE void each_stage(int steps, LoadX load_x, LoadWeights load_weights,
+                                Multiply multiply) {
+  for (int step = 0; step < T::kStages - 1 && step < steps; ++step)
+    load_weights(step, static_cast<uint32_t>(step));
+  wait_for_inputs();
   for (int step = 0; step < T::kStages - 1; ++step) {
-    if (step < steps) load(step, static_cast<uint32_t>(step));
+    if (step < steps) load_x(step, static_cast<uint32_t>(step));
     cp_async_commit();
   }
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<T::kStages - 2>();
     __syncthreads();  // the stage has come, and the one before is free
     const int next = step + T::kStages - 1;
-    if (next < steps) load(next, static_cast<uint32_t>(next % T::kStages));
+    if (next < steps) {
+      const uint32_t slot = static_cast<uint32_t>(next % T::kStages);
+      load_weights(next, slot);
+      load_x(next, slot);
+    }
     cp_async_commit();
     multiply(static_cast<uint32_t>(step % T::kStages));
   }

@@ -22,6 +22,14 @@ struct TileCost {
 };
 
 // The tiles of warpgroups on Hopper (product_warpgroups.h).
-inline constexpr TileCost kWarpgroupTiles[] = {{128, 256, 1700}, {128, 128, 1500}, {64, 64, 1200}};
+struct WarpgroupTile : TileCost {
+  bool gated;   // halves of its columns are whole pieces of 8
+  bool images;  // of convolutions too
+};
+inline constexpr WarpgroupTile kWarpgroupTiles[] = {{{128, 256, 1700}, true, true},
+                                                    {{128, 144, 1500}, true, false},
+                                                    {{128, 128, 1500}, true, true},
+                                                    {{64, 64, 1200}, true, true},
+                                                    {{64, 40, 1000}, false, false}};
 
 }  // namespace unifluid::cuda

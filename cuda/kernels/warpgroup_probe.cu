@@ -126,12 +126,14 @@ bool agrees(Queue& queue) {
   const auto product = result([&] { linear(queue, linear_args); });
   const auto gated = result([&] { gated_linear(queue, gated_args); });
   const auto convolved = result([&] { convolution(queue, convolution_args); });
-  for (const TileCost& tile : kWarpgroupTiles) {
-    const auto by_warpgroups = [&](const LinearParams& p, bool is_gated) {
-      return result([&] { multiply_by_warpgroups(queue, p, is_gated, tile.columns); });
-    };
-    if (by_warpgroups(params_of(linear_args), false) != product ||
-        by_warpgroups(params_of(gated_args), true) != gated ||
+  const LinearParams p = params_of(linear_args), gated_p = params_of(gated_args);
+  for (const WarpgroupTile& tile : kWarpgroupTiles) {
+    if (result([&] { multiply_by_warpgroups(queue, &p, 1, tile.columns); }) != product)
+      return false;
+    if (tile.gated &&
+        result([&] { multiply_gated_by_warpgroups(queue, gated_p, tile.columns); }) != gated)
+      return false;
+    if (tile.images &&
         result([&] { convolve_by_warpgroups(queue, convolution_args, tile.columns); }) != convolved)
       return false;
   }

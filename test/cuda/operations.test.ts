@@ -50,9 +50,9 @@ describe.each([
           `off by ${error} units where ${tolerance} are allowed, seed ${seed}, ${where}`,
         );
     });
-    const together = invariants.filter((c) => !c.deviceOnly);
-    if (together.length > 0)
-      test.each(together.map((c) => [c.name, c] as const))("invariant: %s", (_name, c) => {
+    const companies = invariants.filter((c) => !c.deviceOnly);
+    if (companies.length > 0)
+      test.each(companies.map((c) => [c.name, c] as const))("invariant: %s", (_name, c) => {
         const { seed } = new Random();
         const { whole, alone } = c.run(cuda, new Random(seed));
         expectSameBits(alone, whole, `seed ${seed}`);

@@ -29,6 +29,7 @@ const FOUND: Record<string, RegExp | "results"> = {
   "accumulators before the wait": "results",
   "different products of a warpgroup": /different products/,
   "half of a warpgroup": /divergent barrier/,
+  "missing wait for inputs": /ended without a wait for its inputs/,
   "missing post": /waits at exchange\.h:\d+ for what nobody posts/,
 };
 

@@ -209,9 +209,13 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice
 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributePreferredSharedMemoryCarveout = 9
+};
+inline constexpr int cudaSharedmemCarveoutMaxShared = 100;
 struct cudaFuncAttributes {
-  int numRegs;
+  int ptxVersion;
 };
 enum cudaDriverEntryPointQueryResult {
   cudaDriverEntryPointSuccess = 0,
@@ -263,11 +267,11 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int*, const void*, int
 
 namespace simt {
 
-// cudaLaunchKernel with the way to call a kernel whose parameters' types only the caller knows.
+// cudaLaunchKernelExC with the way to call a kernel whose parameters' types only the caller knows.
 // `arguments`: a copyable block of them, each at its offset.
 cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3 grid, dim3 block,
-                   size_t shared, bool cooperative, const unsigned char* arguments, size_t bytes,
-                   const uint32_t* offsets, size_t count, cudaStream_t stream);
+                   size_t shared, bool cooperative, bool dependent, const unsigned char* arguments,
+                   size_t bytes, const uint32_t* offsets, size_t count, cudaStream_t stream);
 // What the latest failed launch did wrong, on this thread.
 const char* last_error();
 

@@ -24,6 +24,7 @@ struct Defect {
   bool cooperative = false;
   uint32_t threads = kThreads;
   size_t shared = 2 * kThreads * sizeof(float);
+  bool dependent = false;
 };
 
 // Those of what Hopper adds (defects_hopper.cpp).

@@ -2,6 +2,7 @@
 #include <map>
 
 #include "cuda/device/cp_async.h"
+#include "cuda/device/dependence.h"
 #include "cuda/device/exchange.h"
 #include "cuda/device/grid.h"
 #include "cuda/device/mma.h"
@@ -148,6 +149,11 @@ void missing_post(const Arguments& a) {
 
 int twisted(int i, int shift) { return shift == -1 ? i ^ 1 : (i + shift) % int{kThreads}; }
 
+void missing_wait_for_inputs(const Arguments& a) {
+  if (threadIdx.x > 0 || !a.wrong) wait_for_inputs();
+  a.out[threadIdx.x] = a.in[threadIdx.x];
+}
+
 const std::map<std::string, Defect>& defects() {
   static const std::map<std::string, Defect> all = [] {
     std::map<std::string, Defect> all = hopper_defects();
@@ -167,6 +173,8 @@ const std::map<std::string, Defect>& defects() {
         {"missing grid barrier", {missing_grid_barrier, 0, true}},
         {"divergent grid barrier", {divergent_grid_barrier, 0, true}},
         {"missing post", {missing_post, 0, true}},
+        {"missing wait for inputs",
+         {.kernel = missing_wait_for_inputs, .shift = 0, .dependent = true}},
     });
     return all;
   }();
@@ -195,7 +203,7 @@ Outcome run_defect(const std::string& name, bool wrong, uint64_t seed) {
   Outcome outcome;
   outcome.error = simt::run_grid(
       dim3(defect.cooperative ? 2 : 1), dim3(defect.threads), defect.shared, defect.cooperative,
-      seed,
+      defect.dependent, seed,
       [](void* pointer) {
         const Context& c = *static_cast<Context*>(pointer);
         c.kernel(c.arguments);

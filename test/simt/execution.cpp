@@ -47,6 +47,8 @@ void run_thread(void* argument) {
   Thread& t = *static_cast<Thread*>(argument);
   scheduler.call(scheduler.context);
   if (!t.copies.empty()) fail("the thread ended with a cp.async that it did not wait for");
+  if (t.block->grid->dependent && !t.inputs_awaited)
+    fail("the thread of a dependent launch ended without a wait for its inputs");
   if (!t.products.empty()) fail("the thread ended with a product that it did not wait for");
   t.state = State::done;
   Block& block = *t.block;
@@ -100,6 +102,8 @@ void block_barrier(Place place) {
   }
   wait(State::block_barrier, place);
 }
+
+void wait_for_inputs() { current->inputs_awaited = true; }
 
 void spin(Place place) {
   if (!current->block->grid->cooperative)
@@ -361,6 +365,7 @@ std::unique_ptr<Block> make_block(Grid& grid, uint3 index) {
     t->uncommitted_products = 0;
     t->products_fenced = false;
     t->fence_stamp = 0;
+    t->inputs_awaited = false;
     t->fiber.prepare(run_thread, t.get());
   }
   return block;
@@ -416,8 +421,8 @@ void run_blocks(Grid& grid, std::vector<std::unique_ptr<Block>>& blocks, std::mt
 }  // namespace
 
 std::string run_grid(dim3 grid_size, dim3 block_size, size_t shared, bool cooperative,
-                     uint64_t seed, void (*call)(void*), void* context) {
-  Grid grid{grid_size, block_size, shared, cooperative, 0, {}};
+                     bool dependent, uint64_t seed, void (*call)(void*), void* context) {
+  Grid grid{grid_size, block_size, shared, cooperative, dependent, 0, {}};
   std::mt19937_64 random(seed);
   scheduler.call = call;
   scheduler.context = context;

@@ -7,6 +7,7 @@
 //  - the target of a cp.async read before its wait
 //  - lanes of a warp at different warp-wide operations
 //  - threads that wait for what nobody will post
+//  - a launch that depends on the one in front of it and does not wait for it
 //
 // Threads run in an order shuffled by a seed, one at a time, each until it must wait. What a launch
 // did wrong is its error, with file and line; the launch ends there.
@@ -81,6 +82,7 @@ struct Thread {
   size_t uncommitted_products;
   bool products_fenced;  // since the latest wait
   uint64_t fence_stamp;  // of its latest fence of the asynchronous proxy
+  bool inputs_awaited;
   Fiber fiber;
 };
 
@@ -122,7 +124,7 @@ struct Block {
 struct Grid {
   dim3 grid, block;
   size_t shared;
-  bool cooperative;
+  bool cooperative, dependent;
   uint64_t alive = 0;  // threads that have not ended
   std::string error;
 };
@@ -138,6 +140,8 @@ extern thread_local uint64_t next_stamp;
 void wait(State state, Place place);
 void make_ready(Thread& t);
 void block_barrier(Place place);
+// In a launch that may begin before the one in front of it has ended.
+void wait_for_inputs();
 // Lets others run before the thread looks again for what it waits for.
 void spin(Place place);
 // Waits until all lanes of `mask` are at this operation; the last one runs combine(payloads).
@@ -250,7 +254,7 @@ inline float bf16_value(uint16_t bits) {
 // ---- launches ----
 
 // Runs a grid; `call(context)` is the kernel with its arguments. Returns the error, or nothing.
-std::string run_grid(dim3 grid, dim3 block, size_t shared, bool cooperative, uint64_t seed,
-                     void (*call)(void* context), void* context);
+std::string run_grid(dim3 grid, dim3 block, size_t shared, bool cooperative, bool dependent,
+                     uint64_t seed, void (*call)(void* context), void* context);
 
 }  // namespace simt

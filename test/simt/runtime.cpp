@@ -59,7 +59,7 @@ struct Recorded {
   void (*invoke)(const void*, void**);
   dim3 grid, block;
   size_t shared;
-  bool cooperative;
+  bool cooperative, dependent;
   std::vector<unsigned char> arguments;
   std::vector<uint32_t> offsets;
 };
@@ -128,7 +128,7 @@ cudaError_t run(const Recorded& r, cudaStream_t stream) {
   const std::string error = failing.value == 1
                                 ? "the fault that UNIFLUID_SIMT_FAIL asks for"
                                 : simt::run_grid(
-                                      r.grid, r.block, r.shared, r.cooperative,
+                                      r.grid, r.block, r.shared, r.cooperative, r.dependent,
                                       order_seed.value * 0x9E3779B97F4A7C15u + number,
                                       [](void* context) {
                                         const Call& c = *static_cast<Call*>(context);
@@ -145,9 +145,9 @@ cudaError_t run(const Recorded& r, cudaStream_t stream) {
 namespace simt {
 
 cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3 grid, dim3 block,
-                   size_t shared, bool cooperative, const unsigned char* arguments, size_t bytes,
-                   const uint32_t* offsets, size_t count, cudaStream_t stream) {
-  Recorded r{kernel, invoke, grid, block, shared, cooperative, {}, {}};
+                   size_t shared, bool cooperative, bool dependent, const unsigned char* arguments,
+                   size_t bytes, const uint32_t* offsets, size_t count, cudaStream_t stream) {
+  Recorded r{kernel, invoke, grid, block, shared, cooperative, dependent, {}, {}};
   r.arguments.assign(arguments, arguments + bytes);
   r.offsets.assign(offsets, offsets + count);
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
@@ -366,10 +366,11 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, 
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  *attributes = {};
+  *attributes = {static_cast<int>(capability.value.load())};
   return failing.value == 5 ? cudaErrorNoKernelImageForDevice : cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
   if (value < 0 || static_cast<size_t>(value) > shared_bytes()) return cudaErrorInvalidValue;
   std::lock_guard lock(mutex);
   dynamic_shared[kernel] = static_cast<size_t>(value);

@@ -24,7 +24,7 @@ export interface CudaCase {
 /** One row's bits must not depend on its company: the same row computed in a large call and alone. */
 export interface Invariant {
   name: string;
-  /** Too large for the simulation. */
+  /** Too much for the simulation, or of a device's own choices. */
   deviceOnly?: boolean;
   run(backend: Backend, random: Random): { whole: Float32Array; alone: Float32Array };
 }

@@ -3,7 +3,7 @@
  * call; caches that are filled in pieces.
  */
 import { type CudaCase, Inputs, type Invariant } from "../../support/cuda-cases";
-import type { Random } from "../../support/numbers";
+import { Random } from "../../support/numbers";
 import type { Backend, Matrix } from "../../support/ops";
 
 interface Settings {
@@ -123,6 +123,66 @@ function piecesOf(total: number, prefix = 0): number[] {
   return pieces;
 }
 
+/** Single rows, and a few, that end in the next block of 64 keys. */
+const COMPANY = [1, 3, 1, 2];
+
+/** Sequences of these lengths go on by the rows of COMPANY, piece by piece: all at once, or each by itself. */
+function inCompany(
+  backend: Backend,
+  s: Settings,
+  random: Random,
+  together: boolean,
+  lengths: number[] = [120, 30, 64, 1, 97],
+): Float32Array {
+  const count = COMPANY.reduce((sum, piece) => sum + piece, 0);
+  const width = s.heads * s.headDim;
+  const sequences = lengths.map((earlier) => {
+    const rows = draw(random, s, earlier + count);
+    const cache = backend.createCache(s.kvHeads, earlier + count + 40, s.headDim);
+    return { earlier, rows, cache, prefixEnd: Math.min(s.prefix ?? 0, earlier) };
+  });
+  const attend = (of: typeof sequences, rowsOf: (earlier: number) => [number, number]) => {
+    const parts = of.map(({ earlier, rows, cache, prefixEnd }) => {
+      const [index, each] = rowsOf(earlier);
+      const piece = (m: Matrix) => part(m, index, each);
+      const span = { firstRow: 0, rows: each, index, prefixEnd, cache };
+      return { span, q: piece(rows.q), k: piece(rows.k), v: piece(rows.v) };
+    });
+    let firstRow = 0;
+    for (const { span } of parts) {
+      span.firstRow = firstRow;
+      firstRow += span.rows;
+    }
+    const joined = (of: "q" | "k" | "v"): Matrix => ({
+      data: Float32Array.from(parts.flatMap((p) => [...p[of].data])),
+      rows: firstRow,
+      cols: parts[0]![of].cols,
+    });
+    const all = { q: joined("q"), k: joined("k"), v: joined("v") };
+    return backend.attention({ ...all, ...settingsOf(s), spans: parts.map((p) => p.span) });
+  };
+  for (const sequence of sequences) attend([sequence], (earlier) => [0, earlier]);
+  const out: Float32Array[] = [];
+  let done = 0;
+  for (const piece of COMPANY) {
+    const rowsOf = (earlier: number): [number, number] => [earlier + done, piece];
+    if (together) out.push(attend(sequences, rowsOf));
+    else out.push(...sequences.map((sequence) => attend([sequence], rowsOf)));
+    done += piece;
+  }
+  const all = new Float32Array(count * sequences.length * width);
+  let at = 0;
+  for (const piece of out) {
+    all.set(piece, at);
+    at += piece.length;
+  }
+  return all;
+}
+
+/** So many that each is a thread block's on a device with 132 processors, even with one key head. */
+const MANY = Array.from({ length: 70 }, (_, i) => 1 + ((i * 37) % 75));
+const OF_MANY = Object.entries(SETTINGS).filter(([, s]) => [256, 128, 34].includes(s.headDim));
+
 export const cases: CudaCase[] = Object.entries(SETTINGS).flatMap(([name, s]): CudaCase[] => [
   {
     name: `${name}: without a cache`,
@@ -144,7 +204,36 @@ export const cases: CudaCase[] = Object.entries(SETTINGS).flatMap(([name, s]): C
     run: (backend, random) =>
       inPieces(backend, s, draw(random, s, 150), piecesOf(150, Math.min(s.prefix ?? 0, 150))),
   },
+  {
+    name: `${name}: several sequences of a few rows, without a cache`,
+    tolerance: 8,
+    run(backend, random) {
+      const spans = [0, 1, 2, 3, 4].map((i) => ({
+        firstRow: 3 * i,
+        rows: 3,
+        index: 0,
+        prefixEnd: s.prefix ? 3 : 0,
+      }));
+      return backend.attention({ ...draw(random, s, 15), ...settingsOf(s), spans });
+    },
+  },
+  {
+    name: `${name}: several sequences, a few rows of each`,
+    tolerance: 8,
+    run: (backend, random) => inCompany(backend, s, random, true),
+  },
 ]);
+
+cases.push(
+  ...OF_MANY.map(
+    ([name, s]): CudaCase => ({
+      name: `${name}: many sequences, a few rows of each`,
+      tolerance: 8,
+      deviceOnly: true,
+      run: (backend, random) => inCompany(backend, s, random, true, MANY),
+    }),
+  ),
+);
 
 cases.push({
   name: "the VAE's one of 512: more scores than are in memory at a time",
@@ -236,9 +325,20 @@ const invariant = (name: string, s: Settings, total: number, pieces: number[]): 
   },
 });
 
+const companyOf = (name: string, s: Settings, lengths?: number[]): Invariant => ({
+  name: `${name}: ${lengths ? "many" : "several"} sequences at once`,
+  deviceOnly: lengths !== undefined,
+  run: (backend, { seed }) => ({
+    whole: inCompany(backend, s, new Random(seed), true, lengths),
+    alone: inCompany(backend, s, new Random(seed), false, lengths),
+  }),
+});
+
 export const invariants: Invariant[] = [
   ...Object.entries(SETTINGS).map(([name, s]) =>
     invariant(name, s, 200, piecesOf(200, Math.min(s.prefix ?? 0, 200))),
   ),
   ...Object.entries(LONG).map(([name, s]) => invariant(name, s, LONG_ROWS, LONG_PIECES)),
+  ...Object.entries(SETTINGS).map(([name, s]) => companyOf(name, s)),
+  ...OF_MANY.map(([name, s]) => companyOf(name, s, MANY)),
 ];

@@ -21,6 +21,8 @@ const SHAPES: [number, number, number][] = [
   [130, 160, 136],
   [200, 456, 328],
   [77, 40, 2304],
+  [250, 136, 286],
+  [256, 200, 288],
   [2, 32, 8200],
 ];
 /** So many that a device's processors all have a tile of the larger ones. */
@@ -63,25 +65,32 @@ export const cases: CudaCase[] = [
       }),
     ),
   ),
-  // One launch for few rows that can be copied in vectors; a launch each otherwise.
+  // One launch for rows that can be copied in vectors, of more than 64 on Hopper only and where columns come in pairs;
+  // a launch each otherwise.
   ...[
-    [1, 264],
-    [16, 72],
-    [40, 264],
-    [3, 37],
-    [70, 48],
+    { m: 1, k: 264, columns: [40, 16, 9] },
+    { m: 16, k: 72, columns: [40, 16, 9] },
+    { m: 40, k: 264, columns: [40, 16, 9] },
+    { m: 3, k: 37, columns: [40, 16, 9] },
+    { m: 70, k: 48, columns: [40, 16, 9] },
+    { m: 70, k: 48, columns: [64, 24, 24] },
+    { m: 128, k: 200, columns: [72, 34, 40, 8] },
+    { m: 300, k: 136, columns: [130, 300] },
+    { m: 128, k: 520, columns: [2048, 1024, 1000] },
+    { m: 600, k: 520, columns: [2048, 1024, 1000] },
   ].map(
-    ([m, k]): CudaCase => ({
-      name: `grouped_linear [${m}, ${k}]`,
+    ({ m, k, columns }): CudaCase => ({
+      name: `grouped_linear [${m}, ${k}] by ${columns.join(", ")}`,
+      deviceOnly: columns[0] === 2048,
       run(backend, random) {
         const inputs = new Inputs(random);
-        const products = [40, 16, 9].map((n, i) => ({
-          weight: inputs.weight(n, k!),
+        const products = columns.map((n, i) => ({
+          weight: inputs.weight(n, k),
           bias: i === 1 ? random.floats(n) : undefined,
           activation: i === 2 ? ("gelu_tanh" as const) : undefined,
-          residual: i === 0 ? inputs.matrix(m!, n) : undefined,
+          residual: i === 0 ? inputs.matrix(m, n) : undefined,
         }));
-        const results = backend.groupedLinear({ x: inputs.matrix(m!, k!), products });
+        const results = backend.groupedLinear({ x: inputs.matrix(m, k), products });
         return Float32Array.from(results.flatMap((result) => [...result]));
       },
     }),
@@ -99,7 +108,7 @@ export const cases: CudaCase[] = [
   ),
 ];
 
-/** 130 rows take the large tile; the few alone take each of the others. */
+/** 130 rows take the large tile; the few alone take each of the others. All 130 are grouped too. */
 export const invariants: Invariant[] = [
   [0, 1],
   [17, 9],
@@ -119,12 +128,14 @@ export const invariants: Invariant[] = [
     const whole = slice(backend.linear({ x, ...rest }));
     const gatedWhole = slice(backend.gatedLinear({ x, ...gated }));
     const other = slice(backend.linear({ x, weight: gated.up }));
+    const together = backend.groupedLinear({ x, products }).flatMap((result) => [...slice(result)]);
     const grouped = backend.groupedLinear({ x: part, products });
     return {
-      whole: Float32Array.from([...whole, ...gatedWhole, ...whole, ...other]),
+      whole: Float32Array.from([...whole, ...gatedWhole, ...whole, ...other, ...together]),
       alone: Float32Array.from([
         ...backend.linear({ x: part, ...rest }),
         ...backend.gatedLinear({ x: part, ...gated }),
+        ...grouped.flatMap((result) => [...result]),
         ...grouped.flatMap((result) => [...result]),
       ]),
     };

@@ -3,6 +3,7 @@ export const QUICK: Record<string, string[]> = {
   attention: [
     "Gemma 2's: 256, grouped, soft cap, rotary: without a cache",
     "128, multi-query, window, rotary: through a cache, in pieces",
+    "128, multi-query, window, rotary: many sequences, a few rows of each",
     "an odd one, 34, whose rows are not aligned: without a cache",
     "the VAE's one of 512: without a cache",
   ],
@@ -33,7 +34,8 @@ export const QUICK: Record<string, string[]> = {
     "linear [16, 1000] by 24",
     "linear [130, 160] by 136",
     "linear with bias, silu, residual and gaps, 44 columns, 47 apart",
-    "grouped_linear [16, 72]",
+    "grouped_linear [16, 72] by 40, 16, 9",
+    "grouped_linear [128, 200] by 72, 34, 40, 8",
     "gated_linear [200, 456] by 328",
   ],
   norm: [

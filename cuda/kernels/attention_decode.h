@@ -1,0 +1,72 @@
+// What the kernels of few rows share: how rows that are decoded come in.
+#pragma once
+
+#include "cuda/kernels/attention.h"
+
+namespace unifluid::cuda {
+
+UNIFLUID_DEVICE int queries_of(const AttentionParams& p, const AttendedSpan& span, int first) {
+  return min(kDecodeQueries, span.rows * p.group - first);
+}
+
+// Rotates the queries of a tile, and those keys of the span that lie in this block of keys, rows
+// [own, own_end) of it. The first tile also writes these keys and their values where later steps,
+// and `decode_values`, find them; the others have read them from the same place.
+template <int kHeadDim, int kThreads>
+UNIFLUID_DEVICE void take_in(const AttentionParams& p, const AttendedSpan& span, int first_query,
+                             int queries, int kv_head, int block, int own, int own_end,
+                             const Shared<bf16>& q_tile, const Shared<bf16>& k_tile) {
+  constexpr uint32_t kStride = kHeadDim + 8;
+  const IncomingRows& in = p.incoming;
+  const int half = (p.head_dim + 1) / 2, thread = static_cast<int>(threadIdx.x);
+  const bool rotate = in.frequencies != nullptr;
+  const auto to_tile = [&](const Shared<bf16>& tile, int row, int c, const Rotated<bf16>& pair) {
+    const uint32_t at = static_cast<uint32_t>(row) * kStride + static_cast<uint32_t>(c);
+    tile.store(at, pair.first);
+    if (half + c < p.head_dim) tile.store(at + static_cast<uint32_t>(half), pair.second);
+  };
+  for (int i = thread; i < span.rows * half; i += kThreads) {
+    const int c = i % half, r = i / half;
+    const int64_t row = span.first_row + r, at = span.index + r;
+    const Angle angle = angle_of(in, at, c);
+    const int begin = max(first_query, r * p.group);
+    const int end = min(first_query + queries, (r + 1) * p.group);
+    for (int query = begin; query < end; ++query)
+      to_tile(q_tile, query - first_query, c,
+              rotated(static_cast<const bf16*>(in.q) +
+                          query_offset(p, span, kv_head, query, in.q_stride),
+                      c, p.head_dim, rotate, angle));
+    const int key = static_cast<int>(at) - block;
+    if (key < own || key >= own_end) continue;
+    const Rotated<bf16> k =
+        rotated(static_cast<const bf16*>(in.k) + row * in.k_stride + kv_head * p.head_dim, c,
+                p.head_dim, rotate, angle);
+    to_tile(k_tile, key, c, k);
+    if (first_query > 0) continue;
+    store_rotated(
+        static_cast<bf16*>(span.keys) + kv_head * span.key_head_stride + at * span.key_stride, c,
+        p.head_dim, k);
+    if (span.writes_values)
+      store_rotated(
+          static_cast<bf16*>(span.values) + kv_head * span.value_head_stride +
+              at * span.value_stride,
+          c, p.head_dim,
+          rotated(static_cast<const bf16*>(in.v) + row * in.v_stride + kv_head * p.head_dim, c,
+                  p.head_dim, false, angle));
+  }
+  // Columns that the head does not have.
+  const int beyond = kHeadDim - p.head_dim;
+  for (int i = thread; i < (queries + max(0, own_end - own)) * beyond; i += kThreads) {
+    const int row = i / beyond, c = p.head_dim + i % beyond;
+    const Shared<bf16>& tile = row < queries ? q_tile : k_tile;
+    const int at = row < queries ? row : own + row - queries;
+    tile.store(static_cast<uint32_t>(at) * kStride + static_cast<uint32_t>(c), bf16{0});
+  }
+}
+
+// ---- host ----
+
+// Scores and values by one kernel, for so many tiles that nothing need be split.
+void attend_decode_whole(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
+
+}  // namespace unifluid::cuda

@@ -1,0 +1,127 @@
+// Products of few rows and columns: streams of weights, whose time is that of memory as long as no
+// warp holds them up. What would is the chain of a warp's products, each of which adds to the sum
+// of the one before it. So nothing else stands in that chain: a warp has the fragments of a stage
+// in registers when it begins to multiply them, fetches those of the next stage between the
+// products, and leaves the copies to other warps.
+#pragma once
+
+#include "cuda/kernels/tile.h"
+
+namespace unifluid::cuda {
+
+// Tiles of two warps that multiply, one piece of every matrix each; as many more copy. Larger tiles
+// have chains enough beside each other, and registers for fewer threads.
+template <class T>
+inline constexpr bool kStreams = T::kPiecesM == 1 && T::kPiecesN == 1 && T::kThreads == 2 * kWarp;
+template <class T>
+inline constexpr int kStreamThreads = 2 * T::kThreads;
+
+// A warp's operands of a stage.
+template <class T, int kMatrices>
+class StageFragments {
+ public:
+  static constexpr int kSteps = T::kDepth / 16;
+
+  // The part that step `k` and, for weights, the next one take.
+  UNIFLUID_DEVICE void load(int k, const Shared<bf16>& x_tiles, const Shared<bf16>& w_tiles,
+                            uint32_t slot) {
+    const int lane = lane_index();
+    ldmatrix_x4<false>(
+        x_[k].x, x_tiles,
+        slot * T::kTileX + static_cast<uint32_t>((T::warp_row() + lane % 16) * T::kStride + 16 * k +
+                                                 lane / 16 * 8));
+    if (k % 2) return;
+#pragma unroll
+    for (uint32_t w = 0; w < kMatrices; ++w)
+      ldmatrix_x4<false>(weights_[w][k / 2], w_tiles,
+                         (slot * kMatrices + w) * T::kTileW +
+                             static_cast<uint32_t>((T::warp_column() + lane % 8) * T::kStride +
+                                                   16 * k + lane / 8 * 8));
+  }
+
+  UNIFLUID_DEVICE void multiply(int k, FragmentC (&sums)[kMatrices][1][1]) const {
+#pragma unroll
+    for (int w = 0; w < kMatrices; ++w) {
+      const uint32_t* both = weights_[w][k / 2] + k % 2 * 2;
+      mma(sums[w][0][0], x_[k], FragmentB{{both[0], both[1]}});
+    }
+  }
+
+ private:
+  FragmentA x_[kSteps];
+  uint32_t weights_[kMatrices][kSteps / 2][4];
+};
+
+// A barrier of all threads, which come to it by different ways.
+UNIFLUID_DEVICE void meet() { __syncthreads(); }
+
+// The copies of a product: of all weights that fit before the inputs are there
+// (cuda/device/dependence.h), and so many steps ahead from then on.
+template <class T, int kMatrices, class Rows, class Weights>
+UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
+                                 const Shared<bf16>& x_tiles, const Shared<bf16>& w_tiles) {
+  const auto copy_weights = [&](int step, uint32_t slot) {
+#pragma unroll
+    for (uint32_t w = 0; w < kMatrices; ++w)
+      weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
+  };
+  for (int step = 0; step < T::kStages && step < steps; ++step)
+    copy_weights(step, static_cast<uint32_t>(step));
+  wait_for_inputs();
+  for (int step = 0; step < T::kStages; ++step) {
+    if (step < steps) rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
+    cp_async_commit();
+  }
+  cp_async_wait<T::kStages - 1>();
+  meet();
+  uint32_t slot = 0;
+  for (int step = 0; step + 1 < steps; ++step) {
+    cp_async_wait<T::kStages - 2>();
+    meet();  // the next stage has come, and all have this one's fragments
+    if (step + T::kStages < steps) {
+      copy_weights(step + T::kStages, slot);
+      rows.load(x_tiles, slot * T::kTileX, step + T::kStages);
+    }
+    cp_async_commit();
+    slot = slot + 1 == T::kStages ? 0 : slot + 1;
+  }
+}
+
+// And its sums, in the order of `multiply_stage`.
+template <class T, int kMatrices>
+UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
+                                     const Shared<bf16>& w_tiles,
+                                     FragmentC (&sums)[kMatrices][1][1]) {
+  // Two sets of fragments take turns.
+  using Fragments = StageFragments<T, kMatrices>;
+  Fragments first, second;
+  wait_for_inputs();
+  meet();
+  if (steps == 0) return;
+#pragma unroll
+  for (int k = 0; k < Fragments::kSteps; ++k) first.load(k, x_tiles, w_tiles, 0);
+  uint32_t slot = 0;
+  const auto multiply_and_fetch = [&](const Fragments& now, Fragments& then) {
+    slot = slot + 1 == T::kStages ? 0 : slot + 1;
+    now.multiply(0, sums);
+    meet();
+    then.load(0, x_tiles, w_tiles, slot);
+#pragma unroll
+    for (int k = 1; k < Fragments::kSteps; ++k) {
+      now.multiply(k, sums);
+      then.load(k, x_tiles, w_tiles, slot);
+    }
+  };
+  const auto multiply_last = [&](const Fragments& now) {
+#pragma unroll
+    for (int k = 0; k < Fragments::kSteps; ++k) now.multiply(k, sums);
+  };
+  for (int step = 0;; ++step) {
+    if (step + 1 == steps) return multiply_last(first);
+    multiply_and_fetch(first, second);
+    if (++step + 1 == steps) return multiply_last(second);
+    multiply_and_fetch(second, first);
+  }
+}
+
+}  // namespace unifluid::cuda
