@@ -58,6 +58,11 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
         [&](uint32_t slot) {
           multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
                                        slot * kMatrices * T::kTileW);
+        },
+        [&](int steps_begun) {
+          // Others have many blocks after the first ones, and no time to fill.
+          if constexpr (kGated && T::kRows == 16 && kAligned)
+            for (const Weights& w : weights) w.prefetch(steps_begun, kColumnsAhead<T, kMatrices>);
         });
   }
 

@@ -67,6 +67,8 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
   };
   for (int step = 0; step < T::kStages && step < steps; ++step)
     copy_weights(step, static_cast<uint32_t>(step));
+#pragma unroll
+  for (int w = 0; w < kMatrices; ++w) weights[w].prefetch(T::kStages, kColumnsAhead<T, kMatrices>);
   wait_for_inputs();
   for (int step = 0; step < T::kStages; ++step) {
     if (step < steps) rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
