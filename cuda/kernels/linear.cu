@@ -5,10 +5,13 @@
 // multiply-adds), so that the tile chosen for the number of rows does not show in the bits.
 //
 // bf16 (cuda/kernels/tile.h): tiles of x and of the weights come to shared memory by cp.async,
-// several stages ahead. With few rows the product is a stream of weights: narrow tiles make enough
-// blocks, deep stages keep enough bytes in flight. A single accumulator also means no split of k;
-// at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper products of more rows go to
-// linear_warpgroup.cu.
+// several stages ahead. With few rows the product is a stream of weights (cuda/kernels/stream.h):
+// narrow tiles make enough blocks, deep stages keep enough bytes in flight. A single accumulator
+// also means no split of k; at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper
+// products of more rows go to linear_warpgroup.cu.
+//
+// A step of decoding is a chain of such products with little between them. Launches may overlap
+// (cuda/device/dependence.h), so that memory is not idle while that little is computed.
 #include <algorithm>
 
 #include "cuda/dispatch.h"
@@ -102,8 +105,8 @@ __global__ void __launch_bounds__(kBlockThreads<T, true>)
 }
 
 // Few rows, few columns: 2 warps, 8 columns each, 128 deep. The 144 blocks of Gemma-2-2B's width
-// must keep in flight what an H200's memory brings in its latency, by calculation 4 MB: 9 stages
-// ahead are 36 KiB of weights for each. Two blocks share a processor; on smaller devices it has
+// must keep in flight what an H200's memory brings in its latency, by calculation 4 MB: 10 stages
+// ahead are 40 KiB of weights for each. Two blocks share a processor; on smaller devices it has
 // one.
 using StreamNarrow = Tile<16, 16, 128, 1, 2, 10>;
 // Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.

@@ -52,9 +52,6 @@ class StageFragments {
   uint32_t weights_[kMatrices][kSteps / 2][4];
 };
 
-// A barrier of all threads, which come to it by different ways.
-UNIFLUID_DEVICE void meet() { __syncthreads(); }
-
 // The copies of a product: of all weights that fit before the inputs are there
 // (cuda/device/dependence.h), and so many steps ahead from then on.
 template <class T, int kMatrices, class Rows, class Weights>
@@ -75,11 +72,11 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
     cp_async_commit();
   }
   cp_async_wait<T::kStages - 1>();
-  meet();
+  meet<kStreamThreads<T>>();
   uint32_t slot = 0;
   for (int step = 0; step + 1 < steps; ++step) {
     cp_async_wait<T::kStages - 2>();
-    meet();  // the next stage has come, and all have this one's fragments
+    meet<kStreamThreads<T>>();  // the next stage has come, and all have this one's fragments
     if (step + T::kStages < steps) {
       copy_weights(step + T::kStages, slot);
       rows.load(x_tiles, slot * T::kTileX, step + T::kStages);
@@ -98,7 +95,7 @@ UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
   using Fragments = StageFragments<T, kMatrices>;
   Fragments first, second;
   wait_for_inputs();
-  meet();
+  meet<kStreamThreads<T>>();
   if (steps == 0) return;
 #pragma unroll
   for (int k = 0; k < Fragments::kSteps; ++k) first.load(k, x_tiles, w_tiles, 0);
@@ -106,7 +103,7 @@ UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
   const auto multiply_and_fetch = [&](const Fragments& now, Fragments& then) {
     slot = slot + 1 == T::kStages ? 0 : slot + 1;
     now.multiply(0, sums);
-    meet();
+    meet<kStreamThreads<T>>();
     then.load(0, x_tiles, w_tiles, slot);
 #pragma unroll
     for (int k = 1; k < Fragments::kSteps; ++k) {
