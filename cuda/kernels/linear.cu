@@ -33,7 +33,8 @@ template <class T, bool kGated, bool kAligned>
 UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int first_column) {
   constexpr int kMatrices = kGated ? 2 : 1;
   using Kind = EpilogueKind<kGated, true, true, true>;
-  let_dependents_start();
+  const int steps = (p.k + T::kDepth - 1) / T::kDepth;
+  if (!kStreams<T> || !is_deep<T>(steps)) let_dependents_start();
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * T::kTileW);
@@ -45,7 +46,6 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
   TileRows<T, T::kRows, kAligned> rows(p.x, p.x_stride, first_row, p.out.rows, p.k);
   Weights weights[2] = {weights_of(0), weights_of(kMatrices - 1)};
   FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
-  const int steps = (p.k + T::kDepth - 1) / T::kDepth;
   if constexpr (kStreams<T> && kAligned) {
     if (threadIdx.x >= T::kThreads)
       return copy_stages<T, kMatrices>(steps, rows, weights, x_tiles, w_tiles);

@@ -52,6 +52,15 @@ class StageFragments {
   uint32_t weights_[kMatrices][kSteps / 2][4];
 };
 
+// The depth that is left where a deep product lets the next launch begin: time for two launches,
+// but not for so many weights that those which are asked for ahead leave the second-level cache
+// again.
+inline constexpr int kLastDepth = 2304;
+template <class T>
+UNIFLUID_DEVICE bool is_deep(int steps) {
+  return steps * T::kDepth > kLastDepth;
+}
+
 // The copies of a product: of all weights that fit before the inputs are there
 // (cuda/device/dependence.h), and so many steps ahead from then on.
 template <class T, int kMatrices, class Rows, class Weights>
@@ -64,8 +73,10 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
   };
   for (int step = 0; step < T::kStages && step < steps; ++step)
     copy_weights(step, static_cast<uint32_t>(step));
+  if (!is_deep<T>(steps))
 #pragma unroll
-  for (int w = 0; w < kMatrices; ++w) weights[w].prefetch(T::kStages, kColumnsAhead<T, kMatrices>);
+    for (int w = 0; w < kMatrices; ++w)
+      weights[w].prefetch(T::kStages, kColumnsAhead<T, kMatrices>);
   wait_for_inputs();
   for (int step = 0; step < T::kStages; ++step) {
     if (step < steps) rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
@@ -75,6 +86,7 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
   meet<kStreamThreads<T>>();
   uint32_t slot = 0;
   for (int step = 0; step + 1 < steps; ++step) {
+    if (step + kLastDepth / T::kDepth == steps) let_dependents_start();
     cp_async_wait<T::kStages - 2>();
     meet<kStreamThreads<T>>();  // the next stage has come, and all have this one's fragments
     if (step + T::kStages < steps) {
