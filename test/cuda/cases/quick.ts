@@ -24,6 +24,10 @@ export const QUICK: Record<string, string[]> = {
     "diffusion_sample: 75 rows, width 64, depth 1, 8 channels, flow",
     "diffusion_sample: 77 rows, width 256, depth 3, 16 channels, ddpm",
   ],
+  diffusion_few: [
+    "diffusion_sample of a guided token: width 256, flow",
+    "diffusion_sample of a guided token: width 512, ddpm",
+  ],
   embedding: [
     "embed_tokens of 19",
     "image_embed of 5 channels to 19",
