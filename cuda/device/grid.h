@@ -64,4 +64,14 @@ UNIFLUID_DEVICE void prefetch_l2(const void* at) {
 #endif
 }
 
+// The same of `bytes` from `at` on, both multiples of 16.
+UNIFLUID_DEVICE void prefetch_l2(const void* at, uint32_t bytes) {
+#if !defined(UNIFLUID_SIMT) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes));
+#else
+  (void)at;
+  (void)bytes;
+#endif
+}
+
 }  // namespace unifluid::cuda

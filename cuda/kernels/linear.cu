@@ -5,10 +5,13 @@
 // multiply-adds), so that the tile chosen for the number of rows does not show in the bits.
 //
 // bf16 (cuda/kernels/tile.h): tiles of x and of the weights come to shared memory by cp.async,
-// several stages ahead. With few rows the product is a stream of weights: narrow tiles make enough
-// blocks, deep stages keep enough bytes in flight. A single accumulator also means no split of k;
-// at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper products of more rows go to
-// linear_warpgroup.cu.
+// several stages ahead. With few rows the product is a stream of weights (cuda/kernels/stream.h):
+// narrow tiles make enough blocks, deep stages keep enough bytes in flight. A single accumulator
+// also means no split of k; at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper
+// products of more rows go to linear_warpgroup.cu.
+//
+// A step of decoding is a chain of such products with little between them. Launches may overlap
+// (cuda/device/dependence.h), so that memory is not idle while that little is computed.
 #include <algorithm>
 #include <cstdlib>
 #include <string>
@@ -32,7 +35,8 @@ template <class T, bool kGated, bool kAligned>
 UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int first_column) {
   constexpr int kMatrices = kGated ? 2 : 1;
   using Kind = EpilogueKind<kGated, true, true, true>;
-  let_dependents_start();
+  const int steps = (p.k + T::kDepth - 1) / T::kDepth;
+  if (!kStreams<T> || !is_deep<T>(steps)) let_dependents_start();
   SharedArena arena;
   const auto x_tiles = arena.take<bf16>(T::kStages * T::kTileX);
   const auto w_tiles = arena.take<bf16>(T::kStages * kMatrices * T::kTileW);
@@ -44,7 +48,6 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
   TileRows<T, T::kRows, kAligned> rows(p.x, p.x_stride, first_row, p.out.rows, p.k);
   Weights weights[2] = {weights_of(0), weights_of(kMatrices - 1)};
   FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
-  const int steps = (p.k + T::kDepth - 1) / T::kDepth;
   if constexpr (kStreams<T> && kAligned) {
     if (threadIdx.x >= T::kThreads)
       return copy_stages<T, kMatrices>(steps, rows, weights, x_tiles, w_tiles);
@@ -60,6 +63,11 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
         [&](uint32_t slot) {
           multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
                                        slot * kMatrices * T::kTileW);
+        },
+        [&](int steps_begun) {
+          // Others have many blocks after the first ones, and no time to fill.
+          if constexpr (kGated && T::kRows == 16 && kAligned)
+            for (const Weights& w : weights) w.prefetch(steps_begun, kColumnsAhead<T, kMatrices>);
         });
   }
 
@@ -98,8 +106,8 @@ __global__ void __launch_bounds__(kBlockThreads<T, true>)
 }
 
 // Few rows, few columns: 2 warps, 8 columns each, 128 deep. The 144 blocks of Gemma-2-2B's width
-// must keep in flight what an H200's memory brings in its latency, by calculation 4 MB: 9 stages
-// ahead are 36 KiB of weights for each. Two blocks share a processor; on smaller devices it has
+// must keep in flight what an H200's memory brings in its latency, by calculation 4 MB: 10 stages
+// ahead are 40 KiB of weights for each. Two blocks share a processor; on smaller devices it has
 // one.
 using StreamNarrow = Tile<16, 16, 128, 1, 2, 10>;
 // Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.

@@ -52,8 +52,14 @@ class StageFragments {
   uint32_t weights_[kMatrices][kSteps / 2][4];
 };
 
-// A barrier of all threads, which come to it by different ways.
-UNIFLUID_DEVICE void meet() { __syncthreads(); }
+// The depth that is left where a deep product lets the next launch begin: time for two launches,
+// but not for so many weights that those which are asked for ahead leave the second-level cache
+// again.
+inline constexpr int kLastDepth = 2304;
+template <class T>
+UNIFLUID_DEVICE bool is_deep(int steps) {
+  return steps * T::kDepth > kLastDepth;
+}
 
 // The copies of a product: of all weights that fit before the inputs are there
 // (cuda/device/dependence.h), and so many steps ahead from then on.
@@ -67,17 +73,22 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
   };
   for (int step = 0; step < T::kStages && step < steps; ++step)
     copy_weights(step, static_cast<uint32_t>(step));
+  if (!is_deep<T>(steps))
+#pragma unroll
+    for (int w = 0; w < kMatrices; ++w)
+      weights[w].prefetch(T::kStages, kColumnsAhead<T, kMatrices>);
   wait_for_inputs();
   for (int step = 0; step < T::kStages; ++step) {
     if (step < steps) rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
     cp_async_commit();
   }
   cp_async_wait<T::kStages - 1>();
-  meet();
+  meet<kStreamThreads<T>>();
   uint32_t slot = 0;
   for (int step = 0; step + 1 < steps; ++step) {
+    if (step + kLastDepth / T::kDepth == steps) let_dependents_start();
     cp_async_wait<T::kStages - 2>();
-    meet();  // the next stage has come, and all have this one's fragments
+    meet<kStreamThreads<T>>();  // the next stage has come, and all have this one's fragments
     if (step + T::kStages < steps) {
       copy_weights(step + T::kStages, slot);
       rows.load(x_tiles, slot * T::kTileX, step + T::kStages);
@@ -96,7 +107,7 @@ UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
   using Fragments = StageFragments<T, kMatrices>;
   Fragments first, second;
   wait_for_inputs();
-  meet();
+  meet<kStreamThreads<T>>();
   if (steps == 0) return;
 #pragma unroll
   for (int k = 0; k < Fragments::kSteps; ++k) first.load(k, x_tiles, w_tiles, 0);
@@ -104,7 +115,7 @@ UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
   const auto multiply_and_fetch = [&](const Fragments& now, Fragments& then) {
     slot = slot + 1 == T::kStages ? 0 : slot + 1;
     now.multiply(0, sums);
-    meet();
+    meet<kStreamThreads<T>>();
     then.load(0, x_tiles, w_tiles, slot);
 #pragma unroll
     for (int k = 1; k < Fragments::kSteps; ++k) {

@@ -9,6 +9,7 @@
 
 #include "cuda/device/cp_async.h"
 #include "cuda/device/dependence.h"
+#include "cuda/device/grid.h"
 #include "cuda/device/mma.h"
 #include "cuda/device/warp.h"
 
@@ -75,6 +76,17 @@ class TileRows {
     from_ += T::kDepth;
   }
 
+  // Asks for what comes after the steps so far, `columns` of each row at most, in the second-level
+  // cache.
+  UNIFLUID_DEVICE void prefetch(int steps, int columns) const {
+    columns = min(columns, k_ - steps * T::kDepth);
+    if (column() > 0 || columns <= 0) return;
+#pragma unroll
+    for (int i = 0; i < (kRows + kAtOnce - 1) / kAtOnce; ++i)
+      if (i * kAtOnce < left_)
+        prefetch_l2(from_ + i * kAtOnce * stride_, static_cast<uint32_t>(columns) * sizeof(bf16));
+  }
+
  private:
   static constexpr int kRowThreads = T::kDepth / 8, kAtOnce = T::kThreads / kRowThreads;
   static_assert(T::kThreads % kRowThreads == 0);
@@ -117,12 +129,14 @@ class TileRows<T, kRows, false> {
 // Runs the stages of a product: load_x(step, slot) and load_weights(step, slot) start the copies of
 // a step's operands to stage `slot`, kStages - 1 steps before multiply(slot) takes them. Plain
 // stores to shared memory do in place of copies. The first weights are on their way before the
-// inputs are there (cuda/device/dependence.h).
-template <class T, class LoadX, class LoadWeights, class Multiply>
+// inputs are there (cuda/device/dependence.h); meanwhile(steps) is called when the copies of so
+// many have begun.
+template <class T, class LoadX, class LoadWeights, class Multiply, class Meanwhile>
 UNIFLUID_DEVICE void each_stage(int steps, LoadX load_x, LoadWeights load_weights,
-                                Multiply multiply) {
+                                Multiply multiply, Meanwhile meanwhile) {
   for (int step = 0; step < T::kStages - 1 && step < steps; ++step)
     load_weights(step, static_cast<uint32_t>(step));
+  meanwhile(T::kStages - 1);
   wait_for_inputs();
   for (int step = 0; step < T::kStages - 1; ++step) {
     if (step < steps) load_x(step, static_cast<uint32_t>(step));
@@ -141,6 +155,13 @@ UNIFLUID_DEVICE void each_stage(int steps, LoadX load_x, LoadWeights load_weight
     multiply(static_cast<uint32_t>(step % T::kStages));
   }
 }
+
+// Bytes of weights that a block of a stream asks for behind those it copies, while it waits for its
+// inputs: by calculation what memory brings in the two microseconds of a norm.
+inline constexpr int kWeightsAhead = 32 << 10;
+template <class T, int kMatrices>
+inline constexpr int kColumnsAhead =
+    kWeightsAhead / static_cast<int>(sizeof(bf16)) / (kMatrices * T::kColumns);
 
 // This warp's part of sums += x w^T for kMatrices weights whose tiles lie one after another: the
 // stage at `x_at` of `x_tiles` and at `w_at` of `w_tiles`.
