@@ -59,7 +59,7 @@ class Pair {
             static_cast<uint32_t>((warp_index() * kTileColumns + lane_index() / 4) * kRows))),
         product_at(settled(static_cast<uint32_t>(own_column() * kRows + own_row()))),
         moments_at(settled(static_cast<uint32_t>(norm_row() * kParts * 2))),
-        inverse_size(settled(__float_as_uint(params.parts.inverse[part()]))),
+        inverse_size(settled(piece_of<float>({params.parts.inverse[part()], 0, 0, 0}).word[0])),
         inner_place(settled(first_column + own_column())),
         hidden_place(settled(own_row() * params.posts_stride +
                              post_place<bf16>(first_column + own_column()))),

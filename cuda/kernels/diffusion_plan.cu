@@ -111,6 +111,7 @@ int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const Devic
   if (!limits.warpgroups || type != DType::bf16 || rows <= kMostPostedRows ||
       !cluster::suits(head) || !readable_in_vectors(head) || !norms_readable_in_vectors(head))
     return 0;
+  if (const char* forced = std::getenv("UNIFLUID_CLUSTER_TILES")) return std::atoi(forced);
   constexpr double kCacheBytes = 2900, kProcessorBytes = 64;
   struct Tiles {
     int count;
