@@ -150,6 +150,29 @@ int Queue::resident_blocks_of(const void* kernel, int threads, size_t shared) {
   return std::max(blocks, 1);
 }
 
+int Queue::resident_clusters_of([[maybe_unused]] const void* kernel, unsigned size,
+                                [[maybe_unused]] int threads, [[maybe_unused]] size_t shared) {
+#ifdef UNIFLUID_SIMT
+  return std::max(1, limits_.processors / static_cast<int>(size));
+#else
+  allow_shared(kernel, shared);
+  allow_clusters(kernel);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {size, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(size);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  fault_.check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
+               "to tell how many clusters it can hold");
+  return clusters;
+#endif
+}
+
 // More than 48 KiB of dynamic shared memory must be asked for. All that a block can have, since the
 // kernel is every queue's of this device, and the latest value counts; no kernel has other shared
 // memory.
@@ -233,8 +256,8 @@ void Queue::issue(const Command& c, Way way) {
 #ifdef UNIFLUID_SIMT
   const uint32_t* offsets = offsets_.data() + c.first;
   fault_.check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared,
-                            way == Way::cooperative || way == Way::clusters, way == Way::dependent, arguments_.data(), arguments_.size(), offsets,
-                            c.count, stream_),
+                            way == Way::cooperative || way == Way::clusters, way == Way::dependent,
+                            arguments_.data(), arguments_.size(), offsets, c.count, stream_),
                "to run a kernel");
 #else
   void* arguments[kMostArguments];

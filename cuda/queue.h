@@ -35,6 +35,8 @@ struct DeviceLimits {
   size_t shared_bytes = 48 << 10;  // of one block, at most
   // Hopper's bulk copies and products of warpgroups may be used (cuda/kernels/warpgroup_probe.h).
   bool warpgroups = false;
+  // Clusters of 16 blocks of whole multiprocessors that run at once; 0: none are to be used.
+  int clusters = 0;
   // Launches may begin before the one in front of them has ended (cuda/device/dependence.h).
   bool dependents = false;
 };
@@ -99,6 +101,12 @@ class Queue {
 
   const DeviceLimits& limits() const { return limits_; }
   void allow_warpgroups(bool allowed) { limits_.warpgroups = allowed; }
+  void use_clusters(int count) { limits_.clusters = count; }
+  // Clusters of `size` blocks of a kernel that the device holds at once.
+  template <class... P>
+  int resident_clusters(void (*kernel)(P...), unsigned size, int threads, size_t shared) {
+    return resident_clusters_of(reinterpret_cast<const void*>(kernel), size, threads, shared);
+  }
   void allow_dependents(bool allowed) { limits_.dependents = allowed; }
   // Blocks of a kernel that a multiprocessor holds at once.
   template <class... P>
@@ -197,6 +205,7 @@ class Queue {
   const void* stage_bytes(const void* host, size_t bytes);
   void* scratch_bytes(size_t bytes);
   int resident_blocks_of(const void* kernel, int threads, size_t shared);
+  int resident_clusters_of(const void* kernel, unsigned size, int threads, size_t shared);
   void allow_shared(const void* kernel, size_t shared);
   void allow_clusters(const void* kernel);
   void issue();
@@ -233,7 +242,7 @@ class Queue {
   std::unordered_set<uint64_t> seen_;               // keys of lists that were issued once
   std::unordered_set<const void*> shared_allowed_;  // kernels
   std::unordered_set<const void*> clusters_allowed_;
-  std::unordered_set<const void*> made_alike_;      // kernels that are launched as dependents
+  std::unordered_set<const void*> made_alike_;  // kernels that are launched as dependents
   std::atomic<int64_t> graph_launches_{0}, plain_launches_{0};
 };
 

@@ -34,6 +34,16 @@ class Shared {
     simt::shared_write(data_, i, Vector<T>::kSize, count_, sizeof(T));
     cuda::store_vector(data_ + i, v);
   }
+  // Two neighbours; `i` must be even.
+  float2 load_pair(uint32_t i) const {
+    simt::shared_read(data_, i, 2, count_, sizeof(T));
+    return {data_[i], data_[i + 1]};
+  }
+  void store_pair(uint32_t i, T first, T second) const {
+    simt::shared_write(data_, i, 2, count_, sizeof(T));
+    data_[i] = first;
+    data_[i + 1] = second;
+  }
   void add(uint32_t i, T v) const {  // atomically
     simt::shared_atomic(data_, i, count_, sizeof(T));
     data_[i] += v;
@@ -57,6 +67,12 @@ class Shared {
   UNIFLUID_DEVICE Vector<T> load_vector(uint32_t i) const { return cuda::load_vector(data_ + i); }
   UNIFLUID_DEVICE void store_vector(uint32_t i, const Vector<T>& v) const {
     cuda::store_vector(data_ + i, v);
+  }
+  UNIFLUID_DEVICE float2 load_pair(uint32_t i) const {
+    return *reinterpret_cast<const float2*>(data_ + i);
+  }
+  UNIFLUID_DEVICE void store_pair(uint32_t i, T first, T second) const {
+    *reinterpret_cast<float2*>(data_ + i) = make_float2(first, second);
   }
   UNIFLUID_DEVICE void add(uint32_t i, T v) const { atomicAdd(data_ + i, v); }
   UNIFLUID_DEVICE T* address(uint32_t i) const { return data_ + i; }

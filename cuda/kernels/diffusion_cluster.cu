@@ -18,16 +18,14 @@
 #include "cuda/device/math.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels/diffusion_cluster.h"
+#include "cuda/kernels/diffusion_norm.h"
 #include "cuda/kernels/diffusion_tile.h"
-#include "cuda/kernels/diffusion_update.h"
 
 namespace unifluid::cuda {
 namespace {
 
 using namespace steps;
 using cluster::kMembers;
-
-constexpr float kNormEps = 1e-6f;
 
 // A head of kRuns * 256 columns; up to kTiles * 8 rows. One block at work.
 template <int kRuns, int kTiles>
@@ -94,9 +92,9 @@ class ClusterWorker {
       }
       normalize(p.depth);
       product<Kind::finish>(p.depth);
-      if (p.network_out) break;
-      update(p.first_step + step);
+      if (!p.network_out) update(p.first_step + step);
     }
+    cp_async_wait<0>();
     if (p.network_out || member > 0) return;
     for (int i = thread(); i < team.tokens * p.channels; i += kThreads) {
       const float v = state.load(static_cast<uint32_t>(i));
@@ -112,10 +110,15 @@ class ClusterWorker {
   static constexpr int kSlots = kRuns > 5 ? 3 : 4;
   static constexpr uint32_t kWarpWords = kTileColumns * kRuns * 16,
                             kSlotWords = kWarps * kWarpWords;
-  static constexpr uint32_t kPartial = kWarps * kRows * kPartialStride;
-  // Results of a tile of columns that a thread finishes: of one column, kRowsApart rows apart.
-  static constexpr int kRowsApart = kThreads / kTileColumns;
-  static constexpr int kResults = (kRows + kRowsApart - 1) / kRowsApart;
+  // Of mma: here rows are its m, columns its n, so that a piece of weights in shared memory is a
+  // fragment as it lies; products and sums are those of the other way round.
+  static constexpr int kRowTile = 16, kRowTiles = (kRows + kRowTile - 1) / kRowTile;
+  // A row of partial sums: so that pairs of columns of four rows lie in different banks.
+  static constexpr int kStride = kTileColumns + 8;
+  static constexpr uint32_t kPartial = kWarps * kRowTiles * kRowTile * kStride;
+  // A thread finishes two columns of a row.
+  static constexpr int kPairs = kTileColumns / 2;
+  static_assert(kRows * kPairs <= kThreads);
   // Runs of a part of a row that is normalized (run_of), at most.
   static constexpr int kHeld = (kRuns + kParts - 1) / kParts;
 
@@ -146,57 +149,95 @@ class ClusterWorker {
   // ---- the stream of weights: all tiles of all matrices in the order of use, in every step ----
 
   UNIFLUID_DEVICE void begin_stream() {
-    tiles_left = p.steps * 2 * p.depth * kRuns;
-    for (int slot = 0; slot < kSlots; ++slot) copy_next(slot);
+    for (int i = 0; i < kSlots; ++i) copy_next(i);
+    take_weights();
   }
-  UNIFLUID_DEVICE uint32_t piece_at(int slot, int i, bool high) const {
+  UNIFLUID_DEVICE static uint32_t piece_at(int slot, int i, bool high) {
     return static_cast<uint32_t>(slot) * kSlotWords +
            static_cast<uint32_t>(warp_index()) * kWarpWords +
            static_cast<uint32_t>(i * 2 + (high ? 1 : 0)) * (kWarp * 4) +
            static_cast<uint32_t>(lane_index()) * 4;
   }
-  UNIFLUID_DEVICE void copy_next(int slot) {
-    if (tiles_left > 0) {
-      --tiles_left;
-      const bf16* matrix = reinterpret_cast<const bf16*>(
-          field(next_product / 2, next_product % 2 ? StepsField::mlp2 : StepsField::mlp0));
-      const int column = first_column + next_tile * kTileColumns + lane_index() / 4;
-      const bf16* from = matrix + static_cast<int64_t>(column) * kWidth +
-                         warp_index() * kRuns * kDepth<bf16> + lane_index() % 4 * kSize<bf16>;
+  // Behind the last step too, so that nobody has to count; `run` waits for those.
+  UNIFLUID_DEVICE void copy_next(int to_slot) {
+    const bf16* matrix = reinterpret_cast<const bf16*>(
+        field(next_product / 2, next_product % 2 ? StepsField::mlp2 : StepsField::mlp0));
+    const int column = first_column + next_tile * kTileColumns + lane_index() / 4;
+    const bf16* from = matrix + static_cast<int64_t>(column) * kWidth + depth_of(0);
 #pragma unroll
-      for (int i = 0; i < kRuns; ++i)
+    for (int i = 0; i < kRuns; ++i)
 #pragma unroll
-        for (int high = 0; high < 2; ++high)
-          cp_async16(slots, piece_at(slot, i, high),
-                     reinterpret_cast<const uint32_t*>(from + i * kDepth<bf16> + high * 8 * kWidth),
-                     true);
-      if (++next_tile == kRuns) {
-        next_tile = 0;
-        if (++next_product == 2 * p.depth) next_product = 0;
-      }
-    }
-    cp_async_commit();  // an empty group too counts for the waits
+      for (int high = 0; high < 2; ++high)
+        cp_async16(slots, piece_at(to_slot, i, high),
+                   reinterpret_cast<const uint32_t*>(from + i * kDepth<bf16> + high * 8 * kWidth),
+                   true);
+    cp_async_commit();
+    if (++next_tile < kRuns) return;
+    next_tile = 0;
+    if (++next_product == 2 * p.depth) next_product = 0;
   }
 
   // ---- products ----
 
-  // What is added to a result before it is used, and what multiplies it then.
+  // What belongs to a thread's results, as it is read: two biases, and two gates in a word.
   struct Operands {
-    float bias[kResults], gate[kResults];
+    float2 bias;
+    uint32_t gates;
   };
+  UNIFLUID_DEVICE static int own_row() { return thread() / kPairs; }
+  UNIFLUID_DEVICE static int own_column() { return thread() % kPairs * 2; }
   template <Kind kKind>
   UNIFLUID_DEVICE Operands operands_of(const float* bias, int gate, int first) const {
     Operands o{};
-    const int column = first + thread() % kTileColumns;
-#pragma unroll
-    for (int i = 0; i < kResults; ++i) {
-      const int row = thread() / kTileColumns + i * kRowsApart;
-      if (row >= team.rows || (kKind == Kind::finish && column >= p.outputs)) continue;
-      o.bias[i] = load_constant(bias + column);
-      if constexpr (kKind == Kind::contract)
-        o.gate[i] = to_float(modulation_row(row)[gate + column]);
+    if (own_row() >= team.rows) return o;
+    const int column = first + own_column();
+    if constexpr (kKind == Kind::finish) {
+      o.bias = {column < p.outputs ? load_constant(bias + column) : 0.0f,
+                column + 1 < p.outputs ? load_constant(bias + column + 1) : 0.0f};
+    } else {
+      o.bias = load_constant(reinterpret_cast<const float2*>(bias + column));
     }
+    if constexpr (kKind == Kind::contract)
+      o.gates = load_constant(
+          reinterpret_cast<const uint32_t*>(modulation_row(own_row()) + gate + column));
     return o;
+  }
+
+  // The next tile of the stream comes to this lane's registers.
+  UNIFLUID_DEVICE void take_weights() {
+    cp_async_wait<kSlots - 1>();
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i)
+#pragma unroll
+      for (int high = 0; high < 2; ++high)
+        weights[high][i] = load_piece(slots, piece_at(slot, i, high));
+  }
+
+  // Of this warp's depths of a tile of columns: to its place among the partial sums.
+  UNIFLUID_DEVICE void multiply(const FragmentA (&rows)[kRuns][kRowTiles][2],
+                                const Piece (&columns)[2][kRuns], uint32_t buffer) const {
+    FragmentC sums[kRowTiles][2] = {};
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+          for (int high = 0; high < 2; ++high)
+            mma(sums[r][high], rows[i][r][half],
+                FragmentB{{columns[high][i].word[2 * half], columns[high][i].word[2 * half + 1]}});
+    const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+      for (int high = 0; high < 2; ++high)
+#pragma unroll
+        for (int below = 0; below < 2; ++below) {
+          const int row = (warp_index() * kRowTiles + r) * kRowTile + 8 * below + g;
+          partial.store_pair(buffer + static_cast<uint32_t>(row * kStride + 8 * high + 2 * t),
+                             sums[r][high].x[2 * below], sums[r][high].x[2 * below + 1]);
+        }
   }
 
   // Waits for the others, then multiplies what they handed out.
@@ -212,12 +253,11 @@ class ClusterWorker {
     const int last = kFinish ? min(first + outputs, p.outputs) : first + kColumns;
     Piece finals[2][kRuns];
     if constexpr (kFinish) {
-      const int g = lane_index() / 4;
 #pragma unroll
       for (int i = 0; i < kRuns; ++i)
 #pragma unroll
         for (int high = 0; high < 2; ++high) {
-          const int column = first + g + 8 * high;
+          const int column = first + lane_index() / 4 + 8 * high;
           finals[high][i] = {};
           if (column < last)
             finals[high][i] = piece_of(load_constant(reinterpret_cast<const uint4*>(
@@ -227,84 +267,79 @@ class ClusterWorker {
     }
     Operands next = operands_of<kKind>(bias, gate, first);
     meet();
-    Piece rows[kRuns][kTiles];
+    FragmentA rows[kRuns][kRowTiles][2];
     const bf16* from = kKind == Kind::contract ? inner_row(0) : normalized_row(0);
 #pragma unroll
     for (int i = 0; i < kRuns; ++i)
 #pragma unroll
-      for (int r = 0; r < kTiles; ++r) {
-        // Behind the last row the last once more: its results are nobody's.
-        const int row = min(r * kTileRows + lane_index() / 4, team.rows - 1);
-        rows[i][r] = piece_of(load_fresh(reinterpret_cast<const uint4*>(
-            from + static_cast<int64_t>(row) * p.stride + depth_of(i))));
+      for (int r = 0; r < kRowTiles; ++r) {
+        const auto piece = [&](int row) {
+          // Behind the last row the last once more: its results are nobody's.
+          return piece_of(load_fresh(reinterpret_cast<const uint4*>(
+              from + static_cast<int64_t>(min(row, team.rows - 1)) * p.stride + depth_of(i))));
+        };
+        const Piece upper = piece(r * kRowTile + lane_index() / 4);
+        const Piece lower = kRows > 8 ? piece(r * kRowTile + 8 + lane_index() / 4) : upper;
+        for (int half = 0; half < 2; ++half)
+          rows[i][r][half] = {{upper.word[2 * half], lower.word[2 * half], upper.word[2 * half + 1],
+                               lower.word[2 * half + 1]}};
       }
     constexpr int kCount = kFinish ? 1 : kRuns;
 #pragma unroll 1
     for (int tile = 0; tile < kCount; ++tile) {
       const Operands operands = next;
-      if (!kFinish) cp_async_wait<kSlots - 1>();
-      FragmentC sums[kTiles] = {};
-#pragma unroll
-      for (int i = 0; i < kRuns; ++i) {
-        const Piece low = kFinish ? finals[0][i] : load_piece(slots, piece_at(slot, i, false));
-        const Piece high = kFinish ? finals[1][i] : load_piece(slots, piece_at(slot, i, true));
-        const FragmentA one{{low.word[0], high.word[0], low.word[1], high.word[1]}};
-        const FragmentA two{{low.word[2], high.word[2], low.word[3], high.word[3]}};
-#pragma unroll
-        for (int r = 0; r < kTiles; ++r)
-          mma(sums[r], one, FragmentB{{rows[i][r].word[0], rows[i][r].word[1]}});
-#pragma unroll
-        for (int r = 0; r < kTiles; ++r)
-          mma(sums[r], two, FragmentB{{rows[i][r].word[2], rows[i][r].word[3]}});
-      }
-      if constexpr (!kFinish) {
+      const uint32_t buffer = static_cast<uint32_t>(parity) * kPartial;
+      parity ^= 1;  // those of the tile before may still be read
+      if constexpr (kFinish) {
+        multiply(rows, finals, buffer);
+      } else {
+        multiply(rows, weights, buffer);
         copy_next(slot);
         slot = slot == kSlots - 1 ? 0 : slot + 1;
+        take_weights();
         if (tile + 1 < kCount)
           next = operands_of<kKind>(bias, gate, first + (tile + 1) * kTileColumns);
       }
-      const uint32_t buffer = static_cast<uint32_t>(parity) * kPartial;
-      parity ^= 1;  // those of the tile before may still be read
-#pragma unroll
-      for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int g = lane_index() / 4, t = lane_index() % 4;
-          const int row = warp_index() * kRows + r * kTileRows + 2 * t + i % 2;
-          partial.store(buffer + static_cast<uint32_t>(row * kPartialStride + g + i / 2 * 8),
-                        sums[r].x[i]);
-        }
       __syncthreads();
-      const int column = first + tile * kTileColumns + thread() % kTileColumns;
+      const int row = own_row(), column = first + tile * kTileColumns + own_column();
+      if (row >= team.rows) continue;
+      float2 parts[kWarps];
 #pragma unroll
-      for (int i = 0; i < kResults; ++i) {
-        const int row = thread() / kTileColumns + i * kRowsApart;
-        if (row >= team.rows || (kFinish && column >= last)) continue;
-        float sum = 0;
+      for (int w = 0; w < kWarps; ++w)
+        parts[w] = partial.load_pair(
+            buffer +
+            static_cast<uint32_t>((w * kRowTiles * kRowTile + row) * kStride + own_column()));
+      float2 sum = {0, 0};
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w)
-          sum += partial.load(buffer + static_cast<uint32_t>((w * kRows + row) * kPartialStride +
-                                                             thread() % kTileColumns));
-        use<kKind>(row, column, sum + operands.bias[i], operands.gate[i]);
+      for (int w = 0; w < kWarps; ++w) {
+        sum.x += parts[w].x;
+        sum.y += parts[w].y;
+      }
+      sum.x += operands.bias.x;
+      sum.y += operands.bias.y;
+      if constexpr (kKind == Kind::expand) {
+        *reinterpret_cast<uint32_t*>(inner_row(row) + column) =
+            pack_bf16(activate<Activation::silu>(sum.x), activate<Activation::silu>(sum.y));
+      } else if constexpr (kKind == Kind::contract) {
+        const uint32_t at = static_cast<uint32_t>(row * kColumns + column - first_column);
+        const float2 before = own.load_pair(at);
+        const float2 now = {fmaf(__uint_as_float(operands.gates << 16), sum.x, before.x),
+                            fmaf(__uint_as_float(operands.gates & 0xffff0000u), sum.y, before.y)};
+        own.store_pair(at, now.x, now.y);
+        *reinterpret_cast<float2*>(hidden_row(row) + column) = now;
+      } else {
+        if (column < last) hand_out_output(row, column, sum.x);
+        if (column + 1 < last) hand_out_output(row, column + 1, sum.y);
       }
     }
   }
 
-  template <Kind kKind>
-  UNIFLUID_DEVICE void use(int row, int column, float sum, float gate) {
-    if constexpr (kKind == Kind::expand) {
-      inner_row(row)[column] = from_float<bf16>(activate<Activation::silu>(sum));
-    } else if constexpr (kKind == Kind::contract) {
-      const uint32_t at = static_cast<uint32_t>(row * kColumns + column - first_column);
-      const float v = fmaf(gate, sum, own.load(at));
-      own.store(at, v);
-      hidden_row(row)[column] = v;
-    } else if (p.network_out) {
+  UNIFLUID_DEVICE void hand_out_output(int row, int column, float v) const {
+    if (p.network_out)
       static_cast<bf16*>(p.network_out)[(team.row + row) * p.network_stride + column] =
-          from_float<bf16>(sum);
-    } else {
-      p.out[static_cast<int64_t>(team.row + row) * p.outputs + column] = sum;
-    }
+          from_float<bf16>(v);
+    else
+      p.out[static_cast<int64_t>(team.row + row) * p.outputs + column] = v;
   }
 
   // Of the lane's piece i of a warp's depths.
@@ -355,37 +390,25 @@ class ClusterWorker {
       return run_of<bf16>(part, i) + lane_index() * kSize<bf16>;
     };
     const auto has = [&](int i) { return i * kParts + part < kRuns; };
-    float scales[kHeld][kSize<bf16>], shifts[kHeld][kSize<bf16>];
+    AffineParts<bf16> parts[kHeld];
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (!mine || !has(i)) continue;
-      const int k = element_of(i);
       const auto piece = [](const auto* at) {
         return piece_of(load_constant(reinterpret_cast<const uint4*>(at)));
       };
-      const Piece of_shift = piece(modulation_row(row) + shift + k);
-      const Piece of_scale = piece(modulation_row(row) + shift + kWidth + k);
-#pragma unroll
-      for (int e = 0; e < kSize<bf16>; ++e) {
-        scales[i][e] = 1.0f + element<bf16>(of_scale, e);
-        shifts[i][e] = element<bf16>(of_shift, e);
-      }
+      const int k = element_of(i);
+      parts[i].shift = piece(modulation_row(row) + shift + k);
+      parts[i].scale = piece(modulation_row(row) + shift + kWidth + k);
       if (!learned) continue;
 #pragma unroll
       for (int quad = 0; quad < kSize<bf16> / 4; ++quad) {
-        const Piece weight = piece(floats(block, StepsField::norm_weight) + k + 4 * quad);
-        const Piece bias = piece(floats(block, StepsField::norm_bias) + k + 4 * quad);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          float &scale = scales[i][4 * quad + e], &to = shifts[i][4 * quad + e];
-          to = fmaf(element<float>(bias, e), scale, to);
-          scale *= element<float>(weight, e);
-        }
+        parts[i].weights[quad] = piece(floats(block, StepsField::norm_weight) + k + 4 * quad);
+        parts[i].biases[quad] = piece(floats(block, StepsField::norm_bias) + k + 4 * quad);
       }
     }
     meet();
     float values[kHeld][kSize<bf16>];
-    float sum = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (!mine || !has(i)) continue;
@@ -397,6 +420,14 @@ class ClusterWorker {
         for (int e = 0; e < 4; ++e) values[i][4 * quad + e] = element<float>(four, e);
       }
     }
+    Affine<bf16> affines[kHeld];
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      affines[i] = modulated(parts[i]);
+      if (learned)
+        for (int quad = 0; quad < kSize<bf16> / 4; ++quad) learn(affines[i], parts[i], quad);
+    }
+    float sum = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (!mine || !has(i)) continue;
@@ -404,10 +435,7 @@ class ClusterWorker {
       for (int e = 0; e < kSize<bf16>; ++e) sum += values[i][e];
     }
     sum = warp_sum(sum);
-    const int runs = (kRuns - part + kParts - 1) / kParts;
-    const float size = static_cast<float>(runs * kRun<bf16>);
-    const float inverse_size = 1.0f / (runs > 0 ? size : 1.0f);
-    const float mean_of_part = sum * inverse_size;
+    const float mean_of_part = sum * p.parts.inverse[part];
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (!mine || !has(i)) continue;
@@ -418,38 +446,20 @@ class ClusterWorker {
       }
     }
     squares = warp_sum(squares);
-    if (lane_index() == 0) {
-      moments.store(static_cast<uint32_t>(warp_index() * 2), sum);
-      moments.store(static_cast<uint32_t>(warp_index() * 2 + 1), squares);
-    }
+    if (lane_index() == 0)
+      moments.store_pair(static_cast<uint32_t>(warp_index() * 2), sum, squares);
     __syncthreads();
     if (!mine) return;
-    const int first_warp = warp_index() / kParts * kParts;
-    constexpr float kInverseWidth = 1.0f / kWidth;
-    float total = 0, all_squares = 0;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i)
-      total += moments.load(static_cast<uint32_t>((first_warp + i) * 2));
-    const float mean = total * kInverseWidth;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      constexpr auto kSizeOf = [](int of_part) {
-        return static_cast<float>((kRuns - of_part + kParts - 1) / kParts * kRun<bf16>);
-      };
-      const float of_part = moments.load(static_cast<uint32_t>((first_warp + i) * 2));
-      const float away = fmaf(-kSizeOf(i), mean, of_part);
-      const float inverse = 1.0f / (kSizeOf(i) > 0 ? kSizeOf(i) : 1.0f);
-      all_squares +=
-          fmaf(away * away, inverse, moments.load(static_cast<uint32_t>((first_warp + i) * 2 + 1)));
-    }
-    const float inverse = rsqrtf(fmaf(all_squares, kInverseWidth, kNormEps));
+    const Norm norm =
+        norm_of(p.parts, moments, static_cast<uint32_t>(warp_index() / kParts * kParts * 2));
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (!has(i)) continue;
       float normalized[kSize<bf16>];
 #pragma unroll
       for (int e = 0; e < kSize<bf16>; ++e)
-        normalized[e] = fmaf((values[i][e] - mean) * inverse, scales[i][e], shifts[i][e]);
+        normalized[e] = fmaf((values[i][e] - norm.mean) * norm.inverse, affines[i].scale[e],
+                             affines[i].shift[e]);
       const Piece piece = piece_of<bf16>(normalized);
       *reinterpret_cast<uint4*>(normalized_row(row) + element_of(i)) =
           make_uint4(piece.word[0], piece.word[1], piece.word[2], piece.word[3]);
@@ -461,21 +471,20 @@ class ClusterWorker {
   // The latents after a step, from the network's outputs.
   UNIFLUID_DEVICE void update(int step_index) {
     const DiffusionStep step = p.step_table[step_index];
+    const bool noisy = !p.flow && step.noise;
     meet();
     for (int at = thread(); at < team.tokens * p.channels; at += kThreads) {
-      const StepsToken token = p.token_table[team.token + at / p.channels];
-      const int c = at % p.channels;
-      const bool noisy = !p.flow && step.noise;
-      const int64_t draw =
-          static_cast<int64_t>(step_index) * p.tokens + team.token + at / p.channels;
+      const int index = team.token + at / p.channels, c = at % p.channels;
+      const StepsToken token = p.token_table[index];
+      const int64_t draw = static_cast<int64_t>(step_index) * p.tokens + index;
       const float noise = noisy ? p.noise[draw * p.channels + c] : 0.0f;
-      const float* outputs = p.out + static_cast<int64_t>(token.row) * p.outputs;
-      const float prompted = load_fresh(outputs + c);
-      const float other = token.rows > 1 ? load_fresh(outputs + p.outputs + c) : prompted;
-      const float fraction = noisy ? load_fresh(outputs + p.channels + c) : 0.0f;
+      const float* from = p.out + static_cast<int64_t>(token.row) * p.outputs + c;
+      // What there is not is the first once more.
+      const float outputs[3] = {load_fresh(from),
+                                load_fresh(from + (token.rows > 1 ? p.outputs : 0)),
+                                load_fresh(from + (noisy ? p.channels : 0))};
       const uint32_t to = static_cast<uint32_t>(at);
-      state.store(to,
-                  next_latent(p, step, token, state.load(to), prompted, other, fraction, noise));
+      state.store(to, updated(p, step, token, noisy, noise, state.load(to), outputs));
     }
     __syncthreads();
   }
@@ -491,7 +500,8 @@ class ClusterWorker {
   const Shared<float> state;      // [tokens, C]
   const Shared<uint64_t> blocks;  // [depth] StepsBlock
   uint32_t round = 0;
-  int tiles_left = 0, next_product = 0, next_tile = 0;  // of the stream
+  int next_product = 0, next_tile = 0;  // of the stream
+  Piece weights[2][kRuns];              // its next tile: columns lane / 4 and 8 further
   int slot = 0, parity = 0;
   const bf16* modulation = nullptr;  // of this step and the team's first row
 };
@@ -503,19 +513,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   ClusterWorker<kRuns, kTiles>(params, arena).run();
 }
 
-// body(runs, tiles) with both as constants.
+// body(runs, tiles) with both as constants, if there is such a kernel: of more its registers could
+// not hold the rows.
 template <int kRuns, class Body>
 void with_tiles(int tiles, Body body) {
   constexpr std::integral_constant<int, kRuns> runs;
-  if (tiles == 1)
-    body(runs, std::integral_constant<int, 1>());
-  else if (tiles == 2)
-    body(runs, std::integral_constant<int, 2>());
-  else
-    body(runs, std::integral_constant<int, 4>());
+  if (tiles == 1) body(runs, std::integral_constant<int, 1>());
+  if (tiles == 2) body(runs, std::integral_constant<int, 2>());
+  if constexpr (kRuns <= 5)
+    if (tiles == 4) body(runs, std::integral_constant<int, 4>());
 }
 template <class Body>
 void with_sizes(int64_t width, int tiles, Body body) {
+  if (width % 256 != 0) return;
   switch (width / 256) {
     case 1:
       return with_tiles<1>(tiles, body);
@@ -534,15 +544,10 @@ void with_sizes(int64_t width, int tiles, Body body) {
 
 namespace cluster {
 
-bool suits(const DiffusionHeadWeights& head) {
-  const int64_t runs = head.width / 256;
-  const int64_t outputs = head.flow ? head.channels : 2 * head.channels;
-  return head.width % 256 == 0 && (runs == 1 || (runs >= 4 && runs <= 6)) &&
-         outputs <= kMembers * kTileColumns;
-}
-
 size_t shared_bytes(const DiffusionHeadWeights& head, int tiles) {
+  const int64_t outputs = head.flow ? head.channels : 2 * head.channels;
   size_t bytes = 0;
+  if (head.depth == 0 || outputs > kMembers * kTileColumns) return bytes;
   with_sizes(head.width, tiles, [&](auto runs, auto row_tiles) {
     bytes = ClusterWorker<runs.value, row_tiles.value>::shared_bytes(head.channels, head.depth);
   });
@@ -551,7 +556,17 @@ size_t shared_bytes(const DiffusionHeadWeights& head, int tiles) {
 
 }  // namespace cluster
 
-void launch_cluster_steps(Queue& queue, const StepsPass& pass, const StepsParams& params) {
+int clusters_of(Queue& queue) {
+  if (!queue.limits().warpgroups) return 0;
+  using Largest = ClusterWorker<5, 4>;
+  constexpr int64_t kChannels = 16, kDepth = 8;
+  const size_t shared = Largest::shared_bytes(kChannels, kDepth);
+  if (shared > queue.limits().shared_bytes) return 0;
+  return queue.resident_clusters(cluster_steps<5, 4>, cluster::kMembers, kThreads, shared);
+}
+
+void launch_cluster_steps(Queue& queue, const StepsPass& pass, StepsParams params) {
+  params.parts = parts_of<bf16>(params.width);
   with_sizes(params.width, pass.cluster_tiles, [&](auto runs, auto tiles) {
     queue.launch_clusters(cluster_steps<runs.value, tiles.value>, cluster::kMembers,
                           dim3(static_cast<unsigned>(pass.teams.size()) * cluster::kMembers),

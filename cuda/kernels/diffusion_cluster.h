@@ -11,14 +11,16 @@ namespace cluster {
 // Blocks of a cluster: the most that Hopper has.
 inline constexpr int kMembers = 16;
 
-// Whether there is a kernel for a head of this width, bf16, aligned to 16 bytes throughout.
-bool suits(const DiffusionHeadWeights& head);
-// Of a block whose team has up to 8 * tiles rows; tiles: 1, 2 or 4.
+// Shared memory of a block whose team has up to 8 * tiles rows (1, 2 or 4); 0 where there is no
+// kernel for such a head. Its weights are bf16, aligned to 16 bytes, its vectors too.
 size_t shared_bytes(const DiffusionHeadWeights& head, int tiles);
 
 }  // namespace cluster
 
-// The launch of a pass with `cluster_tiles`; `params` but for what the plan says.
-void launch_cluster_steps(Queue& queue, const StepsPass& pass, const StepsParams& params);
+// For DeviceLimits::clusters: 0 where warpgroups are not to be used, whose devices are the same.
+int clusters_of(Queue& queue);
+
+// The launch of a pass with `cluster_tiles`, whatever `params` says of the plan.
+void launch_cluster_steps(Queue& queue, const StepsPass& pass, StepsParams params);
 
 }  // namespace unifluid::cuda

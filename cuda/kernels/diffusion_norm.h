@@ -2,12 +2,28 @@
 // the same bits: a norm, and a step of the sampler.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/kernels/diffusion_steps.h"
 #include "cuda/kernels/diffusion_tile.h"
 
 namespace unifluid::cuda::steps {
 
 inline constexpr float kNormEps = 1e-6f;
+
+// What is known of the parts of rows of this width.
+template <class T>
+inline StepsParts parts_of(int width) {
+  const int whole = width / (kParts * kRun<T>);
+  StepsParts parts{};
+  parts.inverse_width = 1.0f / static_cast<float>(width);
+  for (int part = 0; part < kParts; ++part) {
+    const int size = whole * kRun<T> + std::clamp(width - run_of<T>(part, whole), 0, kRun<T>);
+    parts.size[part] = static_cast<float>(size);
+    parts.inverse[part] = 1.0f / static_cast<float>(std::max(size, 1));
+  }
+  return parts;
+}
 
 // What a norm does to a normalized piece of a row: v * scale + shift.
 template <class T>

@@ -89,6 +89,14 @@ bool norms_readable_in_vectors(const DiffusionHeadWeights& head) {
   return all;
 }
 
+bool biases_readable_in_vectors(const DiffusionHeadWeights& head) {
+  const auto aligned = [](const float* v) { return reinterpret_cast<uintptr_t>(v) % 16 == 0; };
+  bool all = true;
+  for (int64_t b = 0; b < head.depth; ++b)
+    all = all && aligned(head.blocks[b].mlp0_bias) && aligned(head.blocks[b].mlp2_bias);
+  return all;
+}
+
 bool readable_in_vectors(const DiffusionHeadWeights& head) {
   bool aligned = aligned16(head.final_linear);
   for (int64_t b = 0; b < head.depth; ++b)
@@ -98,18 +106,15 @@ bool readable_in_vectors(const DiffusionHeadWeights& head) {
 
 // ---- on clusters ----
 
-int64_t cluster_count(const DeviceLimits& limits) {
-  return std::max(1, limits.processors / cluster::kMembers);
-}
-
 // How many tiles of rows a team has on a cluster; 0: no clusters. What a product takes is the
 // longest of three: matrices come to a processor and, for all teams, out of the second-level cache
 // at so many bytes a clock, and the path of a product from barrier to barrier is longer with more
 // rows. By calculation.
 int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const DeviceLimits& limits,
                        int64_t rows) {
-  if (!limits.warpgroups || type != DType::bf16 || rows <= kMostPostedRows ||
-      !cluster::suits(head) || !readable_in_vectors(head) || !norms_readable_in_vectors(head))
+  if (limits.clusters == 0 || type != DType::bf16 || rows <= kMostPostedRows ||
+      !readable_in_vectors(head) || !norms_readable_in_vectors(head) ||
+      !biases_readable_in_vectors(head))
     return 0;
   if (const char* forced = std::getenv("UNIFLUID_CLUSTER_TILES")) return std::atoi(forced);
   constexpr double kCacheBytes = 2900, kProcessorBytes = 64;
@@ -120,10 +125,11 @@ int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const Devic
   const double matrix = 2.0 * static_cast<double>(head.width) * static_cast<double>(head.width);
   int best = 0;
   double least = 0;
-  for (const auto& [count, path] : {Tiles{1, 2600}, Tiles{2, 3300}, Tiles{4, 5700}}) {
-    if (cluster::shared_bytes(head, count) > limits.shared_bytes) continue;
+  for (const auto& [count, path] : {Tiles{1, 9000}, Tiles{2, 10000}, Tiles{4, 12500}}) {
+    const size_t bytes = cluster::shared_bytes(head, count);
+    if (bytes == 0 || bytes > limits.shared_bytes) continue;
     const int64_t teams = blocks_for(rows, count * kTileRows);
-    const double turns = blocks_for(teams, cluster_count(limits));
+    const double turns = blocks_for(teams, limits.clusters);
     const double cost =
         turns * std::max({path, matrix / cluster::kMembers / kProcessorBytes,
                           static_cast<double>(teams) / turns * matrix / kCacheBytes});
@@ -135,7 +141,7 @@ int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const Devic
 }
 
 Split cluster_split(const DiffusionHeadWeights& head, const DeviceLimits& limits, int tiles) {
-  return {cluster_count(limits), cluster::kMembers, head.width / cluster::kMembers,
+  return {limits.clusters, cluster::kMembers, head.width / cluster::kMembers,
           int64_t{tiles} * kTileRows};
 }
 

@@ -687,19 +687,6 @@ __global__ void __launch_bounds__(kThreads, 1) sampling_steps(StepsParams params
   Worker<T, kPosts>(params, arena).run();
 }
 
-template <class T>
-StepsParts parts_of(int width) {
-  const int whole = width / (kParts * kRun<T>);
-  StepsParts parts{};
-  parts.inverse_width = 1.0f / static_cast<float>(width);
-  for (int part = 0; part < kParts; ++part) {
-    const int size = whole * kRun<T> + std::clamp(width - run_of<T>(part, whole), 0, kRun<T>);
-    parts.size[part] = static_cast<float>(size);
-    parts.inverse[part] = 1.0f / static_cast<float>(std::max(size, 1));
-  }
-  return parts;
-}
-
 }  // namespace
 
 void launch_steps(Queue& queue, DType type, const StepsPass& pass, StepsParams params) {
