@@ -8,7 +8,6 @@
 #include "core/convert.h"
 #include "core/error.h"
 #include "cuda/kernels.h"
-#include "cuda/kernels/diffusion_cluster.h"
 #include "cuda/kernels/warpgroup_probe.h"
 
 namespace unifluid::cuda {
@@ -31,7 +30,7 @@ CudaBackend::CudaBackend(const OpenOptions& options)
                  (compute_ == DType::bf16 ? ", bfloat16" : ", float32");
   // In float32 training still multiplies in bfloat16.
   const WarpgroupState state = choose_warpgroups(queue_);
-  queue_.use_clusters(clusters_of(queue_));
+  queue_.use_clusters(diffusion_clusters(queue_));
   if (compute_ == DType::bf16) {
     if (state == WarpgroupState::used) description_ += ", wgmma";
     if (state == WarpgroupState::differs) description_ += ", no wgmma: it rounds otherwise here";

@@ -35,6 +35,10 @@ size_t attention_scratch(const StepSize&, DType type);  // that of the decoder
 size_t sample_text_scratch(int64_t rows, int64_t vocab);
 size_t diffusion_scratch(const StepSize&, DType type, const DeviceLimits&);
 
+// For DeviceLimits::clusters: how many of the diffusion head's the device holds at once; 0 where
+// warpgroups are not to be used, whose devices are the same.
+int diffusion_clusters(Queue&);
+
 // Throws DEVICE_ERROR where the library has no code that the current device runs.
 void expect_code();
 // Whether the code for the current device waits where cuda/device/dependence.h says so.

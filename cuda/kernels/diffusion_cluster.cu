@@ -17,6 +17,7 @@
 #include "cuda/device/grid.h"
 #include "cuda/device/math.h"
 #include "cuda/dispatch.h"
+#include "cuda/kernels.h"
 #include "cuda/kernels/diffusion_cluster.h"
 #include "cuda/kernels/diffusion_norm.h"
 #include "cuda/kernels/diffusion_tile.h"
@@ -556,7 +557,7 @@ size_t shared_bytes(const DiffusionHeadWeights& head, int tiles) {
 
 }  // namespace cluster
 
-int clusters_of(Queue& queue) {
+int diffusion_clusters(Queue& queue) {
   if (!queue.limits().warpgroups) return 0;
   using Largest = ClusterWorker<5, 4>;
   constexpr int64_t kChannels = 16, kDepth = 8;

@@ -17,9 +17,6 @@ size_t shared_bytes(const DiffusionHeadWeights& head, int tiles);
 
 }  // namespace cluster
 
-// For DeviceLimits::clusters: 0 where warpgroups are not to be used, whose devices are the same.
-int clusters_of(Queue& queue);
-
 // The launch of a pass with `cluster_tiles`, whatever `params` says of the plan.
 void launch_cluster_steps(Queue& queue, const StepsPass& pass, StepsParams params);
 
