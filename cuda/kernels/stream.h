@@ -9,10 +9,11 @@
 
 namespace unifluid::cuda {
 
-// Tiles of two warps that multiply, one piece of every matrix each; as many more copy. Larger tiles
-// have chains enough beside each other, and registers for fewer threads.
+// Deep tiles of two or three warps that multiply, one piece of every matrix each; as many more
+// copy. Larger tiles have chains enough beside each other, and registers for fewer threads.
 template <class T>
-inline constexpr bool kStreams = T::kPiecesM == 1 && T::kPiecesN == 1 && T::kThreads == 2 * kWarp;
+inline constexpr bool kStreams =
+    T::kPiecesM == 1 && T::kPiecesN == 1 && T::kDepth == 128 && T::kThreads <= 3 * kWarp;
 template <class T>
 inline constexpr int kStreamThreads = 2 * T::kThreads;
 
@@ -60,6 +61,11 @@ template <class T>
 UNIFLUID_DEVICE bool is_deep(int steps) {
   return steps * T::kDepth > kLastDepth;
 }
+// By the warps of both kinds, as a block has said it when all its threads have.
+template <class T>
+UNIFLUID_DEVICE void let_start_near_end(int step, int steps) {
+  if (step + kLastDepth / T::kDepth == steps) let_dependents_start();
+}
 
 // The copies of a product: of all weights that fit before the inputs are there
 // (cuda/device/dependence.h), and so many steps ahead from then on.
@@ -86,7 +92,7 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
   meet<kStreamThreads<T>>();
   uint32_t slot = 0;
   for (int step = 0; step + 1 < steps; ++step) {
-    if (step + kLastDepth / T::kDepth == steps) let_dependents_start();
+    let_start_near_end<T>(step, steps);
     cp_async_wait<T::kStages - 2>();
     meet<kStreamThreads<T>>();  // the next stage has come, and all have this one's fragments
     if (step + T::kStages < steps) {
@@ -128,9 +134,11 @@ UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
     for (int k = 0; k < Fragments::kSteps; ++k) now.multiply(k, sums);
   };
   for (int step = 0;; ++step) {
+    let_start_near_end<T>(step, steps);
     if (step + 1 == steps) return multiply_last(first);
     multiply_and_fetch(first, second);
-    if (++step + 1 == steps) return multiply_last(second);
+    let_start_near_end<T>(++step, steps);
+    if (step + 1 == steps) return multiply_last(second);
     multiply_and_fetch(second, first);
   }
 }

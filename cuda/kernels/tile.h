@@ -161,7 +161,7 @@ UNIFLUID_DEVICE void each_stage(int steps, LoadX load_x, LoadWeights load_weight
 inline constexpr int kWeightsAhead = 32 << 10;
 template <class T, int kMatrices>
 inline constexpr int kColumnsAhead =
-    kWeightsAhead / static_cast<int>(sizeof(bf16)) / (kMatrices * T::kColumns);
+    kWeightsAhead / (16 * kMatrices * T::kColumns) * 16 / static_cast<int>(sizeof(bf16));
 
 // This warp's part of sums += x w^T for kMatrices weights whose tiles lie one after another: the
 // stage at `x_at` of `x_tiles` and at `w_at` of `w_tiles`.
