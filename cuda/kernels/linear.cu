@@ -51,7 +51,7 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
   if constexpr (kStreams<T> && kAligned) {
     if (threadIdx.x >= T::kThreads)
       return copy_stages<T, kMatrices>(steps, rows, weights, x_tiles, w_tiles);
-    multiply_stages<T, kMatrices>(steps, x_tiles, w_tiles, sums);
+    multiply_stages<T, kMatrices>(steps, rows, x_tiles, w_tiles, sums);
   } else {
     each_stage<T>(
         steps, [&](int step, uint32_t slot) { rows.load(x_tiles, slot * T::kTileX, step); },
@@ -63,11 +63,6 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
         [&](uint32_t slot) {
           multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
                                        slot * kMatrices * T::kTileW);
-        },
-        [&](int steps_begun) {
-          // Others have many blocks after the first ones, and no time to fill.
-          if constexpr (kGated && T::kRows == 16 && kAligned)
-            for (const Weights& w : weights) w.prefetch(steps_begun, kColumnsAhead<T, kMatrices>);
         });
   }
 

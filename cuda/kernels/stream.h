@@ -9,11 +9,10 @@
 
 namespace unifluid::cuda {
 
-// Deep tiles of two or three warps that multiply, one piece of every matrix each; as many more
-// copy. Larger tiles have chains enough beside each other, and registers for fewer threads.
+// Tiles of two or three warps that multiply, one piece of every matrix each; as many more copy.
+// Larger tiles have chains enough beside each other, and registers for fewer threads.
 template <class T>
-inline constexpr bool kStreams =
-    T::kPiecesM == 1 && T::kPiecesN == 1 && T::kDepth == 128 && T::kThreads <= 3 * kWarp;
+inline constexpr bool kStreams = T::kPiecesM == 1 && T::kPiecesN == 1 && T::kThreads <= 3 * kWarp;
 template <class T>
 inline constexpr int kStreamThreads = 2 * T::kThreads;
 
@@ -68,7 +67,9 @@ UNIFLUID_DEVICE void let_start_near_end(int step, int steps) {
 }
 
 // The copies of a product: of all weights that fit before the inputs are there
-// (cuda/device/dependence.h), and so many steps ahead from then on.
+// (cuda/device/dependence.h), and so many steps ahead from then on. The first rows of x are copied
+// by the warps that multiply: a thread's copies count as done in the order in which it began them,
+// and x would come only behind all those weights.
 template <class T, int kMatrices, class Rows, class Weights>
 UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
                                  const Shared<bf16>& x_tiles, const Shared<bf16>& w_tiles) {
@@ -77,17 +78,16 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
     for (uint32_t w = 0; w < kMatrices; ++w)
       weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
   };
-  for (int step = 0; step < T::kStages && step < steps; ++step)
-    copy_weights(step, static_cast<uint32_t>(step));
+  for (int step = 0; step < T::kStages; ++step) {
+    if (step < steps) copy_weights(step, static_cast<uint32_t>(step));
+    cp_async_commit();
+  }
   if (!is_deep<T>(steps))
 #pragma unroll
     for (int w = 0; w < kMatrices; ++w)
       weights[w].prefetch(T::kStages, kColumnsAhead<T, kMatrices>);
+  rows.skip(T::kStages);
   wait_for_inputs();
-  for (int step = 0; step < T::kStages; ++step) {
-    if (step < steps) rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
-    cp_async_commit();
-  }
   cp_async_wait<T::kStages - 1>();
   meet<kStreamThreads<T>>();
   uint32_t slot = 0;
@@ -105,14 +105,18 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
 }
 
 // And its sums, in the order of `multiply_stage`.
-template <class T, int kMatrices>
-UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
+template <class T, int kMatrices, class Rows>
+UNIFLUID_DEVICE void multiply_stages(int steps, Rows& rows, const Shared<bf16>& x_tiles,
                                      const Shared<bf16>& w_tiles,
                                      FragmentC (&sums)[kMatrices][1][1]) {
   // Two sets of fragments take turns.
   using Fragments = StageFragments<T, kMatrices>;
   Fragments first, second;
   wait_for_inputs();
+  for (int step = 0; step < T::kStages && step < steps; ++step)
+    rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
+  cp_async_commit();
+  cp_async_wait<0>();
   meet<kStreamThreads<T>>();
   if (steps == 0) return;
 #pragma unroll
