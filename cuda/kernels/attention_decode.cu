@@ -155,8 +155,6 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
           });
     cp_async_commit();
   };
-  wait_for_inputs();
-  for (int count = 0; count < kSlots - 1; ++count) load_values(count);
 
   // Rows of the mma without a query.
   for (int i = queries * kRound + thread; i < kDecodeQueries * kRound; i += kValueThreads)
@@ -166,6 +164,8 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
   for (int i = thread; i < kDecodeQueries * static_cast<int>(kMaxima); i += kValueThreads)
     maxima.store(static_cast<uint32_t>(i), kLeastMaximum);
   __syncthreads();
+  wait_for_inputs();
+  for (int count = 0; count < kSlots - 1; ++count) load_values(count);
 
   const float exponent = exponent_scale(p);
   const float* scores = scores_of(p, blockIdx.x, kv_head);
