@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
   FragmentC sums = {}, totals = {};
   int count = 0;
   for (int round = begin; round <= seen.last; round += kRound) {
-    // Scores: each warp those of its block, two keys a lane.
+    // Scores: each warp those of its block, two keys a lane. All are asked for before one is used.
     const int key = round + warp * kKeyBlock + static_cast<int>(lane) * 2;
     float score[kDecodeQueries][2];
 #pragma unroll
@@ -182,6 +182,10 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
       const float* from = scores + i * p.score_stride + key;
       for (int e = 0; e < 2; ++e)
         score[i][e] = key + e >= sight.first && key + e <= sight.last ? from[e] : kMaskedScore;
+    }
+#pragma unroll
+    for (int i = 0; i < kDecodeQueries; ++i) {
+      if (i >= queries) continue;
       const float most = warp_max(fmaxf(score[i][0], score[i][1]));
       if (lane == 0)
         maxima.store(static_cast<uint32_t>(i) * kMaxima + 1 + static_cast<uint32_t>(warp), most);
