@@ -111,15 +111,25 @@ UNIFLUID_DEVICE Angle angle_of(const IncomingRows& in, int64_t position, int c) 
   return a;
 }
 
-// Without rotation a copy; the middle of an odd head has no second, and cannot be rotated.
+// As they lie in a row; the middle of an odd head has no second, and cannot be rotated.
 template <class T>
-UNIFLUID_DEVICE Rotated<T> rotated(const T* from, int c, int head_dim, bool rotate, Angle a) {
+UNIFLUID_DEVICE Rotated<T> load_pair(const T* from, int c, int head_dim) {
   const int half = (head_dim + 1) / 2;
-  const T first = from[c], second = half + c < head_dim ? from[half + c] : first;
-  if (!rotate) return {first, second};
-  const float x = to_float(first), y = to_float(second);
+  const T first = from[c];
+  return {first, half + c < head_dim ? from[half + c] : first};
+}
+
+// Without rotation they stay.
+template <class T>
+UNIFLUID_DEVICE Rotated<T> rotated(const Rotated<T>& pair, bool rotate, Angle a) {
+  if (!rotate) return pair;
+  const float x = to_float(pair.first), y = to_float(pair.second);
   return {from_float<T>(fmaf(-y, a.sine, x * a.cosine)),
           from_float<T>(fmaf(x, a.sine, y * a.cosine))};
+}
+template <class T>
+UNIFLUID_DEVICE Rotated<T> rotated(const T* from, int c, int head_dim, bool rotate, Angle a) {
+  return rotated(load_pair(from, c, head_dim), rotate, a);
 }
 
 template <class T>

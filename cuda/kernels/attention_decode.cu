@@ -155,8 +155,6 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
           });
     cp_async_commit();
   };
-  wait_for_inputs();
-  for (int count = 0; count < kSlots - 1; ++count) load_values(count);
 
   // Rows of the mma without a query.
   for (int i = queries * kRound + thread; i < kDecodeQueries * kRound; i += kValueThreads)
@@ -166,13 +164,15 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
   for (int i = thread; i < kDecodeQueries * static_cast<int>(kMaxima); i += kValueThreads)
     maxima.store(static_cast<uint32_t>(i), kLeastMaximum);
   __syncthreads();
+  wait_for_inputs();
+  for (int count = 0; count < kSlots - 1; ++count) load_values(count);
 
   const float exponent = exponent_scale(p);
   const float* scores = scores_of(p, blockIdx.x, kv_head);
   FragmentC sums = {}, totals = {};
   int count = 0;
   for (int round = begin; round <= seen.last; round += kRound) {
-    // Scores: each warp those of its block, two keys a lane.
+    // Scores: each warp those of its block, two keys a lane. All are asked for before one is used.
     const int key = round + warp * kKeyBlock + static_cast<int>(lane) * 2;
     float score[kDecodeQueries][2];
 #pragma unroll
@@ -182,6 +182,10 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
       const float* from = scores + i * p.score_stride + key;
       for (int e = 0; e < 2; ++e)
         score[i][e] = key + e >= sight.first && key + e <= sight.last ? from[e] : kMaskedScore;
+    }
+#pragma unroll
+    for (int i = 0; i < kDecodeQueries; ++i) {
+      if (i >= queries) continue;
       const float most = warp_max(fmaxf(score[i][0], score[i][1]));
       if (lane == 0)
         maxima.store(static_cast<uint32_t>(i) * kMaxima + 1 + static_cast<uint32_t>(warp), most);

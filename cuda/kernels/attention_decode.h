@@ -25,34 +25,50 @@ UNIFLUID_DEVICE void take_in(const AttentionParams& p, const AttendedSpan& span,
     tile.store(at, pair.first);
     if (half + c < p.head_dim) tile.store(at + static_cast<uint32_t>(half), pair.second);
   };
+  // All that a thread reads is on its way before the first of it is used.
+  constexpr int kAtOnce = 4;
   for (int i = thread; i < span.rows * half; i += kThreads) {
     const int c = i % half, r = i / half;
     const int64_t row = span.first_row + r, at = span.index + r;
-    const Angle angle = angle_of(in, at, c);
     const int begin = max(first_query, r * p.group);
     const int end = min(first_query + queries, (r + 1) * p.group);
-    for (int query = begin; query < end; ++query)
-      to_tile(q_tile, query - first_query, c,
-              rotated(static_cast<const bf16*>(in.q) +
-                          query_offset(p, span, kv_head, query, in.q_stride),
-                      c, p.head_dim, rotate, angle));
     const int key = static_cast<int>(at) - block;
-    if (key < own || key >= own_end) continue;
-    const Rotated<bf16> k =
-        rotated(static_cast<const bf16*>(in.k) + row * in.k_stride + kv_head * p.head_dim, c,
-                p.head_dim, rotate, angle);
+    const bool here = key >= own && key < own_end, stays = here && first_query == 0;
+    Rotated<bf16> k{}, v{}, q[kAtOnce] = {};
+    const auto load_queries = [&](int query) {
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+        if (query + j < end)
+          q[j] = load_pair(static_cast<const bf16*>(in.q) +
+                               query_offset(p, span, kv_head, query + j, in.q_stride),
+                           c, p.head_dim);
+    };
+    load_queries(begin);
+    if (here)
+      k = load_pair(static_cast<const bf16*>(in.k) + row * in.k_stride + kv_head * p.head_dim, c,
+                    p.head_dim);
+    if (stays && span.writes_values)
+      v = load_pair(static_cast<const bf16*>(in.v) + row * in.v_stride + kv_head * p.head_dim, c,
+                    p.head_dim);
+    const Angle angle = angle_of(in, at, c);
+    for (int query = begin; query < end; query += kAtOnce) {
+      if (query > begin) load_queries(query);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+        if (query + j < end)
+          to_tile(q_tile, query + j - first_query, c, rotated(q[j], rotate, angle));
+    }
+    if (!here) continue;
+    k = rotated(k, rotate, angle);
     to_tile(k_tile, key, c, k);
-    if (first_query > 0) continue;
+    if (!stays) continue;
     store_rotated(
         static_cast<bf16*>(span.keys) + kv_head * span.key_head_stride + at * span.key_stride, c,
         p.head_dim, k);
     if (span.writes_values)
-      store_rotated(
-          static_cast<bf16*>(span.values) + kv_head * span.value_head_stride +
-              at * span.value_stride,
-          c, p.head_dim,
-          rotated(static_cast<const bf16*>(in.v) + row * in.v_stride + kv_head * p.head_dim, c,
-                  p.head_dim, false, angle));
+      store_rotated(static_cast<bf16*>(span.values) + kv_head * span.value_head_stride +
+                        at * span.value_stride,
+                    c, p.head_dim, v);
   }
   // Columns that the head does not have.
   const int beyond = kHeadDim - p.head_dim;

@@ -140,8 +140,7 @@ __global__ void __launch_bounds__(T::kThreads) convolution_bf16(Params p) {
                 [&](int step, uint32_t slot) { weights.load(w_tiles, slot * T::kTileW, step); },
                 [&](uint32_t slot) {
                   multiply_stage<T, 1>(sums, x_tiles, slot * T::kTileX, w_tiles, slot * T::kTileW);
-                },
-                [](int) {});
+                });
 
 #pragma unroll
   for (int i = 0; i < T::kPiecesM; ++i)

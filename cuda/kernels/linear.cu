@@ -7,8 +7,8 @@
 // bf16 (cuda/kernels/tile.h): tiles of x and of the weights come to shared memory by cp.async,
 // several stages ahead. With few rows the product is a stream of weights (cuda/kernels/stream.h):
 // narrow tiles make enough blocks, deep stages keep enough bytes in flight. A single accumulator
-// also means no split of k; at 16 columns a block even d = 2304 outputs are 144 blocks. On Hopper
-// products of more rows go to linear_warpgroup.cu.
+// also means no split of k, so that columns must be spread evenly: a stream ends with its busiest
+// processor. On Hopper products of more rows go to linear_warpgroup.cu.
 //
 // A step of decoding is a chain of such products with little between them. Launches may overlap
 // (cuda/device/dependence.h), so that memory is not idle while that little is computed.
@@ -51,7 +51,7 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
   if constexpr (kStreams<T> && kAligned) {
     if (threadIdx.x >= T::kThreads)
       return copy_stages<T, kMatrices>(steps, rows, weights, x_tiles, w_tiles);
-    multiply_stages<T, kMatrices>(steps, x_tiles, w_tiles, sums);
+    multiply_stages<T, kMatrices>(steps, rows, x_tiles, w_tiles, sums);
   } else {
     each_stage<T>(
         steps, [&](int step, uint32_t slot) { rows.load(x_tiles, slot * T::kTileX, step); },
@@ -63,11 +63,6 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
         [&](uint32_t slot) {
           multiply_stage<T, kMatrices>(sums, x_tiles, slot * T::kTileX, w_tiles,
                                        slot * kMatrices * T::kTileW);
-        },
-        [&](int steps_begun) {
-          // Others have many blocks after the first ones, and no time to fill.
-          if constexpr (kGated && T::kRows == 16 && kAligned)
-            for (const Weights& w : weights) w.prefetch(steps_begun, kColumnsAhead<T, kMatrices>);
         });
   }
 
@@ -105,17 +100,21 @@ __global__ void __launch_bounds__(kBlockThreads<T, true>)
                                 tile * T::kColumns);
 }
 
-// Few rows, few columns: 2 warps, 8 columns each, 128 deep. The 144 blocks of Gemma-2-2B's width
-// must keep in flight what an H200's memory brings in its latency, by calculation 4 MB: 10 stages
-// ahead are 40 KiB of weights for each. Two blocks share a processor; on smaller devices it has
-// one.
+// Few rows, few columns: 8 columns a warp, 128 deep. All blocks together must keep in flight what
+// an H200's memory brings in its latency, by calculation 4 MB: 10 stages ahead are 40 KiB of
+// weights for each. Two blocks share a processor; on smaller devices it has one.
 using StreamNarrow = Tile<16, 16, 128, 1, 2, 10>;
+// Where that leaves less to the busiest processor: Gemma-2-2B's width is 144 of those tiles, two of
+// them on 12 of an H200's 132 processors, and 96 of these, one each.
+using StreamNarrow24 = Tile<16, 24, 128, 1, 3, 9>;
 // Few rows, many columns (GeGLU, vocabulary): fewer, larger blocks read x less often.
 using StreamWide = Tile<16, 64, 64, 1, 4, 6>;
 // Of gates: the same bytes in flight for two matrices, as all must fit into 99 KiB of shared
 // memory.
 using StreamNarrowGated = Tile<16, 16, 128, 1, 2, 6>;
-using StreamWideGated = Tile<16, 32, 64, 1, 4, 6>;
+// Three of these share an H200's processor, and not four: Gemma-2-2B's 9216 columns are 384 blocks,
+// 2.9 for each. With 32 columns it had two or three.
+using StreamWideGated = Tile<16, 24, 64, 1, 3, 7>;
 // Up to 64 rows: each weight that has come serves 64 rows.
 using Stream64 = Tile<64, 32, 64, 2, 2, 4>;
 // The largest square that leaves two blocks to a processor with 64 accumulators a thread.
@@ -178,15 +177,25 @@ Choice choose(const Queue& queue, const LinearParams& p, int matrices, bool suit
   return best;
 }
 
+// Columns of the busiest processor where all blocks run at once.
+template <class T>
+unsigned busiest(const Queue& queue, const LinearParams& p) {
+  return T::kColumns *
+         blocks_for(blocks_for(p.out.columns, T::kColumns), queue.limits().processors);
+}
+
 template <bool kGated, bool kAligned>
 void product(Queue& queue, const LinearParams& p, bf16) {
   if (p.out.rows <= 16) {
     if (p.out.columns >= kWideColumns)
       launch_product<std::conditional_t<kGated, StreamWideGated, StreamWide>, kGated, kAligned>(
           queue, p);
+    else if constexpr (kGated)
+      launch_product<StreamNarrowGated, kGated, kAligned>(queue, p);
+    else if (kAligned && busiest<StreamNarrow24>(queue, p) < busiest<StreamNarrow>(queue, p))
+      launch_product<StreamNarrow24, kGated, true>(queue, p);
     else
-      launch_product<std::conditional_t<kGated, StreamNarrowGated, StreamNarrow>, kGated, kAligned>(
-          queue, p);
+      launch_product<StreamNarrow, kGated, kAligned>(queue, p);
     return;
   }
   if (p.out.rows <= kStreamedRows) return launch_product<Stream64, kGated, kAligned>(queue, p);

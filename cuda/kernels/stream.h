@@ -9,10 +9,10 @@
 
 namespace unifluid::cuda {
 
-// Tiles of two warps that multiply, one piece of every matrix each; as many more copy. Larger tiles
-// have chains enough beside each other, and registers for fewer threads.
+// Tiles of two or three warps that multiply, one piece of every matrix each; as many more copy.
+// Larger tiles have chains enough beside each other, and registers for fewer threads.
 template <class T>
-inline constexpr bool kStreams = T::kPiecesM == 1 && T::kPiecesN == 1 && T::kThreads == 2 * kWarp;
+inline constexpr bool kStreams = T::kPiecesM == 1 && T::kPiecesN == 1 && T::kThreads <= 3 * kWarp;
 template <class T>
 inline constexpr int kStreamThreads = 2 * T::kThreads;
 
@@ -60,9 +60,16 @@ template <class T>
 UNIFLUID_DEVICE bool is_deep(int steps) {
   return steps * T::kDepth > kLastDepth;
 }
+// By the warps of both kinds, as a block has said it when all its threads have.
+template <class T>
+UNIFLUID_DEVICE void let_start_near_end(int step, int steps) {
+  if (step + kLastDepth / T::kDepth == steps) let_dependents_start();
+}
 
 // The copies of a product: of all weights that fit before the inputs are there
-// (cuda/device/dependence.h), and so many steps ahead from then on.
+// (cuda/device/dependence.h), and so many steps ahead from then on. The first rows of x are copied
+// by the warps that multiply: a thread's copies count as done in the order in which it began them,
+// and x would come only behind all those weights.
 template <class T, int kMatrices, class Rows, class Weights>
 UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
                                  const Shared<bf16>& x_tiles, const Shared<bf16>& w_tiles) {
@@ -71,22 +78,21 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
     for (uint32_t w = 0; w < kMatrices; ++w)
       weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
   };
-  for (int step = 0; step < T::kStages && step < steps; ++step)
-    copy_weights(step, static_cast<uint32_t>(step));
+  for (int step = 0; step < T::kStages; ++step) {
+    if (step < steps) copy_weights(step, static_cast<uint32_t>(step));
+    cp_async_commit();
+  }
   if (!is_deep<T>(steps))
 #pragma unroll
     for (int w = 0; w < kMatrices; ++w)
       weights[w].prefetch(T::kStages, kColumnsAhead<T, kMatrices>);
+  rows.skip(T::kStages);
   wait_for_inputs();
-  for (int step = 0; step < T::kStages; ++step) {
-    if (step < steps) rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
-    cp_async_commit();
-  }
   cp_async_wait<T::kStages - 1>();
   meet<kStreamThreads<T>>();
   uint32_t slot = 0;
   for (int step = 0; step + 1 < steps; ++step) {
-    if (step + kLastDepth / T::kDepth == steps) let_dependents_start();
+    let_start_near_end<T>(step, steps);
     cp_async_wait<T::kStages - 2>();
     meet<kStreamThreads<T>>();  // the next stage has come, and all have this one's fragments
     if (step + T::kStages < steps) {
@@ -99,14 +105,18 @@ UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
 }
 
 // And its sums, in the order of `multiply_stage`.
-template <class T, int kMatrices>
-UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
+template <class T, int kMatrices, class Rows>
+UNIFLUID_DEVICE void multiply_stages(int steps, Rows& rows, const Shared<bf16>& x_tiles,
                                      const Shared<bf16>& w_tiles,
                                      FragmentC (&sums)[kMatrices][1][1]) {
   // Two sets of fragments take turns.
   using Fragments = StageFragments<T, kMatrices>;
   Fragments first, second;
   wait_for_inputs();
+  for (int step = 0; step < T::kStages && step < steps; ++step)
+    rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
+  cp_async_commit();
+  cp_async_wait<0>();
   meet<kStreamThreads<T>>();
   if (steps == 0) return;
 #pragma unroll
@@ -128,9 +138,11 @@ UNIFLUID_DEVICE void multiply_stages(int steps, const Shared<bf16>& x_tiles,
     for (int k = 0; k < Fragments::kSteps; ++k) now.multiply(k, sums);
   };
   for (int step = 0;; ++step) {
+    let_start_near_end<T>(step, steps);
     if (step + 1 == steps) return multiply_last(first);
     multiply_and_fetch(first, second);
-    if (++step + 1 == steps) return multiply_last(second);
+    let_start_near_end<T>(++step, steps);
+    if (step + 1 == steps) return multiply_last(second);
     multiply_and_fetch(second, first);
   }
 }

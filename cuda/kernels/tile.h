@@ -76,6 +76,9 @@ class TileRows {
     from_ += T::kDepth;
   }
 
+  // Somebody else copies so many steps.
+  UNIFLUID_DEVICE void skip(int steps) { from_ += steps * T::kDepth; }
+
   // Asks for what comes after the steps so far, `columns` of each row at most, in the second-level
   // cache.
   UNIFLUID_DEVICE void prefetch(int steps, int columns) const {
@@ -129,14 +132,12 @@ class TileRows<T, kRows, false> {
 // Runs the stages of a product: load_x(step, slot) and load_weights(step, slot) start the copies of
 // a step's operands to stage `slot`, kStages - 1 steps before multiply(slot) takes them. Plain
 // stores to shared memory do in place of copies. The first weights are on their way before the
-// inputs are there (cuda/device/dependence.h); meanwhile(steps) is called when the copies of so
-// many have begun.
-template <class T, class LoadX, class LoadWeights, class Multiply, class Meanwhile>
+// inputs are there (cuda/device/dependence.h).
+template <class T, class LoadX, class LoadWeights, class Multiply>
 UNIFLUID_DEVICE void each_stage(int steps, LoadX load_x, LoadWeights load_weights,
-                                Multiply multiply, Meanwhile meanwhile) {
+                                Multiply multiply) {
   for (int step = 0; step < T::kStages - 1 && step < steps; ++step)
     load_weights(step, static_cast<uint32_t>(step));
-  meanwhile(T::kStages - 1);
   wait_for_inputs();
   for (int step = 0; step < T::kStages - 1; ++step) {
     if (step < steps) load_x(step, static_cast<uint32_t>(step));
@@ -161,7 +162,7 @@ UNIFLUID_DEVICE void each_stage(int steps, LoadX load_x, LoadWeights load_weight
 inline constexpr int kWeightsAhead = 32 << 10;
 template <class T, int kMatrices>
 inline constexpr int kColumnsAhead =
-    kWeightsAhead / static_cast<int>(sizeof(bf16)) / (kMatrices * T::kColumns);
+    kWeightsAhead / (16 * kMatrices * T::kColumns) * 16 / static_cast<int>(sizeof(bf16));
 
 // This warp's part of sums += x w^T for kMatrices weights whose tiles lie one after another: the
 // stage at `x_at` of `x_tiles` and at `w_at` of `w_tiles`.

@@ -24,6 +24,8 @@ const SHAPES: [number, number, number][] = [
   [250, 136, 286],
   [256, 200, 288],
   [2, 32, 8200],
+  [5, 2632, 88],
+  [3, 1304, 2300],
 ];
 /** So many that a device's processors all have a tile of the larger ones. */
 const LARGE_SHAPES: [number, number, number][] = [
