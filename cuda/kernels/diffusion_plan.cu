@@ -197,7 +197,7 @@ std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
     };
     pass.posts = pass.most_rows <= kMostPostedRows && pass.aligned && pass.vectors_aligned &&
                  shared(true) <= limits.shared_bytes;
-    pass.pair = pass.posts && pair_fits(head, type, pass) && !std::getenv("UNIFLUID_WITHOUT_PAIR");
+    pass.pair = pass.posts && pair_fits(head, type, pass);
     pass.shared = pass.pair ? pair_bytes(head) : shared(pass.posts);
     if (pass.aligned) {
       const size_t slot = slot_bytes(head, type, pass.columns);

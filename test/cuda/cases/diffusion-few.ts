@@ -11,10 +11,13 @@ interface Few extends Shape {
   deviceOnly?: boolean;
 }
 
-/** Of a row's four parts one may have more than the others, and there may be more parts than a row fills. */
+/**
+ * Of a row's four parts one may have more than the others, and there may be more parts than a row fills. Of the
+ * matrices some do not stay in shared memory.
+ */
 const SHAPES: Few[] = [
   { width: 256, depth: 2, channels: 16, condition: 24, flow: true, rows: 1 },
-  { width: 512, depth: 1, channels: 12, condition: 24, flow: false, rows: 1 },
+  { width: 512, depth: 4, channels: 12, condition: 24, flow: false, rows: 1 },
   { width: 1280, depth: 3, channels: 16, condition: 24, flow: false, rows: 1, deviceOnly: true },
   { width: 1536, depth: 2, channels: 16, condition: 24, flow: true, rows: 1, deviceOnly: true },
 ];
