@@ -476,22 +476,24 @@ async function askPeer({ key, peer, prepared, ready }, way, batch) {
   if (!answer) return; // ours has failed
   const left = secondsLeft() - SPARE;
   if (left < 3) return answer({ way, batch, failed: "no time is left" });
-  peer.within(Math.min(LONGEST, left));
-  if (!ready) await prepared;
-  const found = await peer.ask(`${way} ${batch}`);
+  peer.within(Math.min(ready ? LONGEST : 2 * LONGEST, left));
+  peer.tell(`${way} ${batch}`);
+  await prepared;
+  const found = await peer.next();
   answer(found ?? { way, batch, failed: (await peer.end()) ?? "it ended" });
 }
 
-/** Every first batch, then the others; those that have compiled come before those that have not. */
+/** The two batches that ours has come before the others; what has compiled, before what has not. */
 async function askPeers() {
-  const questions = programs
-    .flatMap((program) =>
-      program.ways.flatMap((way) =>
-        program.batches.map((batch, turn) => ({ program, way, batch, turn })),
-      ),
-    )
-    .map((question) => ({ ...question, late: !question.program.ready }));
-  questions.sort((a, b) => a.late - b.late || a.turn - b.turn);
+  const questions = programs.flatMap((program) =>
+    program.ways.flatMap((way) =>
+      program.batches.map((batch, turn) => ({
+        ...{ program, way, batch, turn },
+        place: turn > 1 ? 2 : program.ready ? 0 : 1,
+      })),
+    ),
+  );
+  questions.sort((a, b) => a.place - b.place || a.turn - b.turn);
   for (const { program, way, batch } of questions)
     await tryTo(`PyTorch, ${program.key}, ${way}`, () => askPeer(program, way, batch));
 }

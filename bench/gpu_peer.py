@@ -4,9 +4,10 @@
                        [--ways eager,compiled] [--device cuda] [sizes ...]
 
 CASE: generate (whole pictures), head, product, attention, vae. Runs every way and batch until nothing is compiled any
-more, which takes long, and then waits to be asked by lines like "compiled 64" on standard input. Prints lines of JSON:
-{"torch": version} at its beginning, {"prepared": true} when it waits, and for each question {"way", "batch",
-"seconds"}, the median of the rounds after the warm-up, or {"way", "batch", "failed"}.
+more, which takes long, and then waits to be asked by lines like "compiled 64" on standard input; who asks before need
+not wait for the ways and batches behind that one. Prints lines of JSON: {"torch": version} at its beginning,
+{"prepared": true} when it waits, and for each question {"way", "batch", "seconds"}, the median of the rounds after the
+warm-up, or {"way", "batch", "failed"}.
 
 Calls follow each other without waiting, as ours do: a round is --calls of them between two synchronizations. A round
 in which something was compiled does not count. The modules are the reference's. What it would make again for every
@@ -19,6 +20,7 @@ import functools
 import json
 import math
 import os
+import select
 import statistics
 import sys
 import time
@@ -277,12 +279,24 @@ def main():
             return None, f"{type(error).__name__}: {error}"
 
     pairs = [(way, int(batch)) for way in a.ways.split(",") for batch in a.batches.split(",")]
-    prepared = {pair: attempt(prepare, a, *pair) for pair in pairs}
+    prepared = {}
+
+    def parts_of(pair):
+        """Of all before it too: their order is always the same, and with it what is compiled."""
+        while pair not in prepared:
+            following = pairs[len(prepared)]
+            prepared[following] = attempt(prepare, a, *following)
+        return prepared[pair]
+
+    for pair in pairs:
+        if select.select([sys.stdin], [], [], 0)[0]:
+            break                               # a question, or the end
+        parts_of(pair)
     say(prepared=True)
     for line in sys.stdin:
         way, batch = line.split()
         batch = int(batch)
-        parts, failed = prepared[way, batch]
+        parts, failed = parts_of((way, batch))
         if not failed:
             a.batch = batch
             seconds, failed = attempt(measure, a, parts)

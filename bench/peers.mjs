@@ -50,9 +50,14 @@ export class Peer {
     }
   }
 
-  /** Asks for one more answer, of programs that wait for a line on standard input. */
-  ask(line = "") {
+  /** Of programs that wait for a line on standard input. */
+  tell(line = "") {
     this.child.stdin.write(`${line}\n`);
+  }
+
+  /** Asks for one more answer. */
+  ask(line) {
+    this.tell(line);
     return this.next();
   }
 

@@ -226,5 +226,12 @@ async function sanitize() {
       args: [...settings, node, ...checks, "--only", "kernels"],
     };
   });
+  // Kernels that begin before the one in front of them has ended.
+  const model = ["--only", "bfloat16 unifluid-flow-tiny"];
+  const settings = ["--tool", "memcheck", "--print-limit", "20", "--error-exitcode", "9"];
+  programs.push({
+    title: `${name}, memcheck of a model`,
+    args: [...settings, node, ...checks, ...model],
+  });
   await steps.runTogether(name, sanitizer, programs, { limit: 60, least: 30, env });
 }
