@@ -3,13 +3,16 @@
 // where the environment's OUT names a folder, there too.
 //
 //   node bench/gpu.mjs [--reference DIR] [--python python3] [--work DIR] [--rounds N] [--budget SECONDS]
-//                      [--only ops,head,images,vae] [--small] [--peer-device cuda]
+//                      [--only ops,head,images,vae] [--small] [--peer-device cuda] [--prepare SECONDS] [--wait]
 //
 // --reference is the folder of the PyTorch reference implementation (bench/gpu_peer.py says how it runs). Without it
-// only our figures are written. All of ours come first, then PyTorch's, while --budget lasts. --only: those alone, into
-// a file of their own. --small: tiny sizes and nothing written but into OUT, to try the program itself, also on the
-// simulated library.
+// only our figures are written. Its programs compile first, all at once, for at most --prepare seconds, and do nothing
+// while ours are taken. All of ours come first, then PyTorch's, the most telling ones first, while --budget lasts.
+// --wait: while they compile, other programs may use the device; a line on standard input says that it is free, and how
+// many seconds are left. --only: those alone, into a file of their own. --small: tiny sizes and nothing written but into
+// OUT, to try the program itself, also on the simulated library.
 import { spawnSync } from "node:child_process";
+import { once } from "node:events";
 import {
   closeSync,
   existsSync,
@@ -20,7 +23,7 @@ import {
   rmSync,
 } from "node:fs";
 import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
+import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -46,6 +49,8 @@ const { values: options } = parseArgs({
     work: { type: "string" },
     rounds: { type: "string", default: "5" },
     budget: { type: "string", default: "Infinity" },
+    prepare: { type: "string", default: "120" },
+    wait: { type: "boolean", default: false },
     only: { type: "string", default: SECTIONS.join(",") },
     small: { type: "boolean", default: false },
   },
@@ -55,7 +60,7 @@ const wanted = options.only.split(",");
 if (!wanted.every((name) => SECTIONS.includes(name)))
   throw new Error(`expected --only to name some of ${SECTIONS} but received ${options.only}`);
 const rounds = small ? 1 : Number(options.rounds);
-const end = performance.now() + 1000 * Number(options.budget);
+let end = performance.now() + 1000 * Number(options.budget);
 const secondsLeft = () => (end - performance.now()) / 1000;
 
 const work = options.work ?? mkdtempSync(join(tmpdir(), "unifluid-gpu-"));
@@ -111,12 +116,12 @@ const median = (values) => {
   const middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 };
-/** Once to warm up, then rounds; after 20 s no new one begins. */
+/** Once to warm up, then rounds; after 8 s no new one begins. */
 async function several(run) {
   await run();
   const begin = performance.now();
   const values = [];
-  while (values.length < rounds && (values.length === 0 || performance.now() - begin < 20_000))
+  while (values.length < rounds && (values.length === 0 || performance.now() - begin < 8_000))
     values.push(await run());
   return median(values);
 }
@@ -130,6 +135,24 @@ const seconds = async (run) => {
 const CALLS = small ? 2 : 20;
 /** Seconds a call of an operation. */
 const time = (args, on = backend()) => median(on.time({ ...args, repeats: CALLS, rounds }));
+
+// ---- what is measured, by both ----
+
+const PRODUCT = small ? 128 : 4096;
+const ATTENTION = small
+  ? { rows: 128, heads: 2, kvHeads: 1, headDim: 64 }
+  : { rows: 2048, heads: 8, kvHeads: 4, headDim: 256 };
+const SOFT_CAPS = [50, 0];
+const HEAD = small
+  ? { channels: 16, condition: 64, width: 64, depth: 2, steps: 4 }
+  : { channels: 16, condition: 2304, width: 1280, depth: 8, steps: 100 };
+const TOKENS = small ? [1] : [1, 64];
+const PICTURES = small ? "unifluid-small" : "unifluid-2b";
+const PICTURE_STEPS = small ? 2 : 100;
+/** Of PyTorch's pictures so many of the 256 cells are drawn, and stand for all. */
+const PEER_CELLS = small ? 2 : 16;
+/** PyTorch is best in other batches than ours: those that tell most come first. */
+const BATCHES = small ? [1] : [1, 64, 128, 16];
 
 const openBackend = () => new tests.TestBackend({ library, compute: "bf16" });
 let opened;
@@ -165,23 +188,18 @@ async function withOtherKernels({ value }, run) {
 
 /** { name, run } each: the same with the other kernels. A fault there must not take the other figures. */
 const others = [];
-const peers = [];
-const askPeer = (row, limit, name, args) => peers.push({ row, limit, name, args });
 
 /** Each figure fails alone. */
 async function ops() {
   await tryTo("copy and decode", memory);
-  const n = small ? 128 : 4096;
+  const n = PRODUCT;
   await tensorCores(`bf16 product ${n}³`, "≥ 0.80× PyTorch", 2 * n ** 3, {
     ours: { operation: "linear", m: n, k: n, n },
     peer: "product",
-    sizes: { size: n },
   });
-  const sizes = small
-    ? { rows: 128, heads: 2, kvHeads: 1, headDim: 64 }
-    : { rows: 2048, heads: 8, kvHeads: 4, headDim: 256 };
+  const sizes = ATTENTION;
   const flops = 4 * sizes.rows ** 2 * sizes.heads * sizes.headDim;
-  for (const softCap of [50, 0]) {
+  for (const softCap of SOFT_CAPS) {
     const cap = softCap ? "soft cap" : "no soft cap";
     await tensorCores(
       `prefill attention, head ${sizes.headDim}, ${cap}, ${sizes.rows} rows that all see each other`,
@@ -189,8 +207,7 @@ async function ops() {
       flops,
       {
         ours: { operation: "attention", ...sizes, softCap },
-        peer: "attention",
-        sizes: { ...sizes, softCap },
+        peer: `attention ${softCap}`,
       },
     );
   }
@@ -220,11 +237,10 @@ function memory() {
 const share = (read, bandwidth) =>
   `${(read / 1e9).toFixed(0)} GB/s, ${((100 * read) / bandwidth).toFixed(0)} % of the copy`;
 
-async function tensorCores(what, aim, flops, { ours, peer, sizes }) {
+async function tensorCores(what, aim, flops, { ours, peer }) {
   await tryTo(what, () => {
     const taken = time(ours);
-    const row = record(what, rate(taken, flops), aim, taken);
-    askPeer(row, 90, peer, { ...sizes, calls: CALLS });
+    answers[peer] = inRow(record(what, rate(taken, flops), aim, taken));
   });
   others.push({
     what,
@@ -240,14 +256,12 @@ async function tensorCores(what, aim, flops, { ours, peer, sizes }) {
 }
 
 function head() {
-  const sizes = small
-    ? { channels: 16, condition: 64, width: 64, depth: 2, steps: 4 }
-    : { channels: 16, condition: 2304, width: 1280, depth: 8, steps: 100 };
-  for (const tokens of small ? [1] : [1, 64]) {
-    const taken = time({ operation: "head", ...sizes, tokens });
-    const what = `head: ${sizes.steps} steps, depth ${sizes.depth}, width ${sizes.width}, ${tokens} token(s) with guidance`;
-    const row = record(what, ms(taken), tokens === 1 ? "≤ 1.5 ms" : "", taken);
-    askPeer(row, 90, "head", { ...sizes, tokens, calls: CALLS });
+  for (const tokens of TOKENS) {
+    const taken = time({ operation: "head", ...HEAD, tokens });
+    const what = `head: ${HEAD.steps} steps, depth ${HEAD.depth}, width ${HEAD.width}, ${tokens} token(s) with guidance`;
+    answers[`head ${tokens}`] = inRow(
+      record(what, ms(taken), tokens === 1 ? "≤ 1.5 ms" : "", taken),
+    );
   }
 }
 
@@ -301,14 +315,11 @@ function decoderBytes(folder) {
   }
 }
 
-/** Of PyTorch's pictures so many of the 256 cells are drawn, and stand for all. */
-const PEER_CELLS = small ? 2 : 16;
-
 async function images() {
-  const folder = checkpoint(small ? "unifluid-small" : "unifluid-2b");
+  const folder = checkpoint(PICTURES);
   const model = await UniFluid.load(folder, { device: "cuda", maxSequences: 64 });
   await tryTo("decode, 1 row", () => decode(model, folder));
-  const settings = small ? { steps: 2 } : { steps: 100 };
+  const settings = { steps: PICTURE_STEPS };
   // The autoencoder of this size is more than a simulation can do in a test.
   const draw = (seed) =>
     small
@@ -327,21 +338,7 @@ async function images() {
     );
   }
   await model.dispose();
-  peers.push({
-    limit: 300,
-    name: "generate",
-    args: {
-      checkpoint: folder,
-      steps: settings.steps,
-      cells: PEER_CELLS,
-      batches: small ? "1" : "1,16,64,128",
-      // A picture of PyTorch's takes long, and differs little from one time to the next.
-      rounds: 1,
-      warm: 1,
-    },
-    rows: Object.values(rows),
-    answer: pictures(rows),
-  });
+  answers["pictures eager"] = answers["pictures compiled"] = pictures(rows);
 }
 
 /** PyTorch's answers beside ours: alone, and of many the batch at which it is best, as seconds of as many as ours. */
@@ -351,6 +348,7 @@ function pictures(rows) {
     if (batch === 1)
       return failed ? setFailed(rows[1], way, failed) : setPeer(rows[1], way, seconds);
     const row = rows[64];
+    if (!row) return;
     if (failed) {
       if (!best[way]) setFailed(row, way, failed);
       return;
@@ -374,12 +372,48 @@ async function vae() {
   };
   const what = "SD-VAE shape, decode at 512², bf16";
   const taken = await decode();
-  const row = record(what, ms(taken), "≤ compiled PyTorch", taken);
-  askPeer(row, 120, "vae", { checkpoint: folder });
+  answers.vae = inRow(record(what, ms(taken), "≤ compiled PyTorch", taken));
   others.push({ what, run: async () => ms(await decode()) });
 }
 
 // ---- PyTorch's figures ----
+
+const BOTH = ["eager", "compiled"];
+/** Its programs: `questions` are ways and batches. That of the pictures is two, since one may compile too long. */
+const PROGRAMS = {
+  product: { of: "ops", name: "product", args: { size: PRODUCT, calls: CALLS } },
+  ...Object.fromEntries(
+    SOFT_CAPS.map((softCap) => [
+      `attention ${softCap}`,
+      { of: "ops", name: "attention", args: { ...ATTENTION, softCap, calls: CALLS } },
+    ]),
+  ),
+  ...Object.fromEntries(
+    TOKENS.map((tokens) => [
+      `head ${tokens}`,
+      { of: "head", name: "head", args: { ...HEAD, tokens, calls: CALLS } },
+    ]),
+  ),
+  ...(!small && { vae: { of: "vae", name: "vae", checkpoint: "sd-vae" } }),
+  ...Object.fromEntries(
+    BOTH.map((way) => [
+      `pictures ${way}`,
+      {
+        of: "images",
+        name: "generate",
+        ways: [way],
+        batches: BATCHES,
+        checkpoint: PICTURES,
+        // A picture of PyTorch's takes long, and differs little from one time to the next.
+        args: { steps: PICTURE_STEPS, cells: PEER_CELLS, rounds: 1, warm: 0 },
+      },
+    ]),
+  ),
+};
+/** What becomes of the answers of each program, once our own figure is there. */
+const answers = {};
+const inRow = (row) => (found) =>
+  found.failed ? setFailed(row, found.way, found.failed) : setPeer(row, found.way, found.seconds);
 
 /** "kvHeads" is --kv-heads there. */
 const asOption = ([name, value]) => [
@@ -387,36 +421,81 @@ const asOption = ([name, value]) => [
   String(value),
 ];
 
-async function runPeer({ row, rows = [row], limit, name, args, answer }) {
-  const given = Math.min(limit, secondsLeft());
-  const fail = (reason) => {
-    for (const each of rows)
-      for (const [cell, way] of [
-        [3, "eager"],
-        [4, "compiled"],
-      ])
-        if (each.cells[cell] === "–") setFailed(each, way, reason);
-  };
-  if (given < 15) return fail("no time is left");
+const programs = Object.entries(PROGRAMS)
+  .filter(([, { of }]) => options.reference && wanted.includes(of))
+  .map(([key, { ways = BOTH, batches = [1], ...rest }]) => ({ key, ways, batches, ...rest }));
+
+/** Each compiles with some of the processors, as many run at once. */
+const env = {
+  TORCHINDUCTOR_COMPILE_THREADS: String(Math.max(1, Math.floor(availableParallelism() / 4))),
+};
+
+function startPeer(program) {
   const settings = {
     reference: options.reference,
     device: options["peer-device"],
-    rounds,
-    ...args,
+    rounds: Math.min(rounds, 3),
+    ways: program.ways,
+    batches: program.batches,
+    ...program.args,
+    ...(program.checkpoint && { checkpoint: checkpoint(program.checkpoint) }),
   };
+  const args = Object.entries(settings).flatMap(asOption);
   const peer = new Peer(
     options.python,
-    [join(root, "bench", "gpu_peer.py"), name, ...Object.entries(settings).flatMap(asOption)],
-    given,
+    [join(root, "bench", "gpu_peer.py"), program.name, ...args],
+    Number.POSITIVE_INFINITY,
+    env,
   );
-  for (let found = await peer.next(); found; found = await peer.next()) {
-    if (found.torch) table.heading = `${basis}; PyTorch ${found.torch}.`;
-    else if (answer) answer(found);
-    else if (found.failed) setFailed(row, found.way, found.failed);
-    else setPeer(row, found.way, found.seconds);
-  }
-  const reason = await peer.end();
-  if (reason) fail(reason);
+  program.peer = peer;
+  program.prepared = (async () => {
+    for (let found = await peer.next(); found; found = await peer.next()) {
+      if (found.torch) table.heading = `${basis}; PyTorch ${found.torch}.`;
+      if (found.prepared) break;
+    }
+    program.ready = true; // or it has ended, which its answers tell
+  })();
+}
+
+const pauseOf = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds).unref());
+
+/** Until all have compiled, or so many seconds. */
+async function waitForPeers(seconds) {
+  const all = Promise.all(programs.map(({ prepared }) => prepared));
+  await Promise.race([all, pauseOf(seconds)]);
+  const late = programs.filter(({ ready }) => !ready).map(({ key }) => key);
+  if (late.length > 0) console.log(`PyTorch still compiles: ${late.join(", ")}`);
+}
+
+/** Seconds that a question may take; that are kept to end in good order. */
+const LONGEST = 45;
+const SPARE = 4;
+
+async function askPeer({ key, peer, prepared, ready }, way, batch) {
+  const answer = answers[key];
+  if (!answer) return; // ours has failed
+  const left = secondsLeft() - SPARE;
+  if (left < 3) return answer({ way, batch, failed: "no time is left" });
+  peer.within(Math.min(ready ? LONGEST : 2 * LONGEST, left));
+  peer.tell(`${way} ${batch}`);
+  await prepared;
+  const found = await peer.next();
+  answer(found ?? { way, batch, failed: (await peer.end()) ?? "it ended" });
+}
+
+/** The two batches that ours has come before the others; what has compiled, before what has not. */
+async function askPeers() {
+  const questions = programs.flatMap((program) =>
+    program.ways.flatMap((way) =>
+      program.batches.map((batch, turn) => ({
+        ...{ program, way, batch, turn },
+        place: turn > 1 ? 2 : program.ready ? 0 : 1,
+      })),
+    ),
+  );
+  questions.sort((a, b) => a.place - b.place || a.turn - b.turn);
+  for (const { program, way, batch } of questions)
+    await tryTo(`PyTorch, ${program.key}, ${way}`, () => askPeer(program, way, batch));
 }
 
 // ---- all of it ----
@@ -439,6 +518,15 @@ async function tryTo(what, run) {
   }
 }
 
+for (const program of programs) startPeer(program);
+if (options.wait) {
+  const [line] = await once(process.stdin.setEncoding("utf8"), "data");
+  end = performance.now() + 1000 * Number(line);
+  process.stdin.destroy();
+}
+await waitForPeers(Math.min(Number(options.prepare), secondsLeft() / 4));
+for (const { peer } of programs) peer.pause();
+
 const sections = { ops, head, images, vae };
 for (const name of SECTIONS) if (wanted.includes(name)) await tryTo(name, sections[name]);
 await tryTo("other kernels", async () => {
@@ -449,13 +537,11 @@ await tryTo("other kernels", async () => {
     await tryTo(title, async () => record(title, await withOtherKernels(other, run)));
   }
 });
-// PyTorch has the device's memory to itself.
 opened?.close();
 lost = undefined; // for the peers, which are processes of their own
-// Those that take long come last: time may end before they do.
-peers.sort((a, b) => a.limit - b.limit);
-if (options.reference)
-  for (const peer of peers) await tryTo(`PyTorch, ${peer.name}`, () => runPeer(peer));
+for (const { peer } of programs) peer.resume();
+await askPeers();
+await Promise.all(programs.map(({ peer }) => peer.kill()));
 if (!options.work) rmSync(work, { recursive: true, force: true });
 table.write();
 console.log(`\n${table.heading}`);

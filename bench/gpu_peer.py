@@ -3,9 +3,11 @@
     python gpu_peer.py CASE --reference DIR [--checkpoint DIR] [--rounds N] [--warm N] [--calls N] [--batches 1,64]
                        [--ways eager,compiled] [--device cuda] [sizes ...]
 
-CASE: generate (whole pictures), head, product, attention, vae. Prints lines of JSON, each as soon as it is known:
-{"torch": version}, then for each way and batch {"way", "batch", "seconds"}, the median of the rounds after the warm-up,
-or {"way", "batch", "failed"}.
+CASE: generate (whole pictures), head, product, attention, vae. Runs every way and batch until nothing is compiled any
+more, which takes long, and then waits to be asked by lines like "compiled 64" on standard input; who asks before need
+not wait for the ways and batches behind that one. Prints lines of JSON: {"torch": version} at its beginning,
+{"prepared": true} when it waits, and for each question {"way", "batch", "seconds"}, the median of the rounds after the
+warm-up, or {"way", "batch", "failed"}.
 
 Calls follow each other without waiting, as ours do: a round is --calls of them between two synchronizations. A round
 in which something was compiled does not count. The modules are the reference's. What it would make again for every
@@ -18,6 +20,7 @@ import functools
 import json
 import math
 import os
+import select
 import statistics
 import sys
 import time
@@ -139,6 +142,7 @@ def generate(a, compiled):
 
     def picture():
         to_pixels(decode(unpatchify(now["tokens"], model.patch)))
+        now.clear()                                     # the cache of a large batch is not kept for the others
 
     return [(prefix, 1), (before, 0), (cells, model.cells / a.cells), (picture, 1)]
 
@@ -196,27 +200,40 @@ def compilations():
     return sum(counters["frames"].values()) + counters["stats"]["unique_graphs"]
 
 
-def measure(a, parts):
-    """Seconds: the median of the rounds, each the sum of its parts times how often they count."""
+def once(a, parts, calls):
+    """Seconds of a round: the sum of its parts times how often they count."""
     wait = torch.cuda.synchronize if a.device == "cuda" else (lambda: None)
+    total = 0.0
+    for run, share in parts:
+        wait()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            run()
+        wait()
+        total += share * (time.perf_counter() - begin) / calls
+    return total
 
-    def once():
-        total = 0.0
-        for run, share in parts:
-            wait()
-            begin = time.perf_counter()
-            for _ in range(a.calls):
-                run()
-            wait()
-            total += share * (time.perf_counter() - begin) / a.calls
-        return total
 
+def prepare(a, way, batch):
+    """The parts of a round, compiled and run."""
+    a.batch = batch
+    parts = globals()[a.case](a, way == "compiled")
+    for _ in range(4):
+        before = compilations()
+        once(a, parts, 1)
+        if compilations() == before:
+            break
+    return parts
+
+
+def measure(a, parts):
+    """Seconds: the median of the rounds."""
     for _ in range(a.warm):
-        once()
+        once(a, parts, a.calls)
     taken = []
     for _ in range(2 * a.rounds + 2):
         before = compilations()
-        seconds = once()
+        seconds = once(a, parts, a.calls)
         if compilations() == before:
             taken.append(seconds)
         if len(taken) == a.rounds:
@@ -230,7 +247,7 @@ def main():
     p.add_argument("--reference", required=True)
     p.add_argument("--checkpoint", default="")
     p.add_argument("--device", default="cuda")
-    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--warm", type=int, default=2)
     p.add_argument("--calls", type=int, default=1)
     p.add_argument("--ways", default="eager,compiled")
@@ -253,13 +270,37 @@ def main():
             setattr(dynamo.config, name, value)
     say = lambda **answer: print(json.dumps(answer), flush=True)
     say(torch=torch.__version__)
-    for way in a.ways.split(","):
-        for a.batch in map(int, a.batches.split(",")):
-            try:
-                with torch.inference_mode():
-                    say(way=way, batch=a.batch, seconds=measure(a, globals()[a.case](a, way == "compiled")))
-            except Exception as error:          # the others may still run
-                say(way=way, batch=a.batch, failed=f"{type(error).__name__}: {error}")
+    def attempt(run, *args):
+        """What it returns, and why it failed."""
+        try:
+            with torch.inference_mode():
+                return run(*args), None
+        except Exception as error:              # the others may still run
+            return None, f"{type(error).__name__}: {error}"
+
+    pairs = [(way, int(batch)) for way in a.ways.split(",") for batch in a.batches.split(",")]
+    prepared = {}
+
+    def parts_of(pair):
+        """Of all before it too: their order is always the same, and with it what is compiled."""
+        while pair not in prepared:
+            following = pairs[len(prepared)]
+            prepared[following] = attempt(prepare, a, *following)
+        return prepared[pair]
+
+    for pair in pairs:
+        if select.select([sys.stdin], [], [], 0)[0]:
+            break                               # a question, or the end
+        parts_of(pair)
+    say(prepared=True)
+    for line in sys.stdin:
+        way, batch = line.split()
+        batch = int(batch)
+        parts, failed = parts_of((way, batch))
+        if not failed:
+            a.batch = batch
+            seconds, failed = attempt(measure, a, parts)
+        say(way=way, batch=batch, **({"failed": failed} if failed else {"seconds": seconds}))
 
 
 if __name__ == "__main__":

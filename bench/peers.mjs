@@ -4,9 +4,10 @@ import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 
 export class Peer {
-  /** `limit`: seconds that the whole program may take; it is killed then. */
-  constructor(python, args, limit) {
-    this.child = spawn(python, args, { stdio: ["pipe", "pipe", "inherit"] });
+  /** `limit`: seconds that the whole program may take; it is killed then. `env`: beside this process's. */
+  constructor(python, args, limit = Number.POSITIVE_INFINITY, env = {}) {
+    const stdio = ["pipe", "pipe", "inherit"];
+    this.child = spawn(python, args, { stdio, env: { ...process.env, ...env } });
     this.lines = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
     this.ended = new Promise((resolve) => {
       this.child.once("error", (error) => resolve(`${python} did not start: ${error.message}`));
@@ -17,10 +18,26 @@ export class Peer {
     });
     // A program that has ended reads no more.
     this.child.stdin.on("error", () => {});
+    this.within(limit);
+  }
+
+  /** From now on it has so many seconds. */
+  within(limit) {
+    clearTimeout(this.timer);
+    if (limit === Number.POSITIVE_INFINITY) return;
     this.timer = setTimeout(() => {
       this.late = `not done within ${Math.round(limit)} s`;
       this.child.kill("SIGKILL");
     }, limit * 1000);
+  }
+
+  /** Until resume() it computes nothing. */
+  pause() {
+    this.child.kill("SIGSTOP");
+  }
+
+  resume() {
+    this.child.kill("SIGCONT");
   }
 
   /** The next answer; null at the end of the program. */
@@ -33,9 +50,14 @@ export class Peer {
     }
   }
 
-  /** Asks for one more answer, of programs that wait for a line on standard input. */
-  ask() {
-    this.child.stdin.write("\n");
+  /** Of programs that wait for a line on standard input. */
+  tell(line = "") {
+    this.child.stdin.write(`${line}\n`);
+  }
+
+  /** Asks for one more answer. */
+  ask(line) {
+    this.tell(line);
     return this.next();
   }
 

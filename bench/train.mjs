@@ -1,7 +1,7 @@
 // One training step, ours beside PyTorch's.
 //
 //   npm run build && npm run bench:train -- --python PYTHON --reference DIR [--rounds 10] [--threads 2]
-//       [--size shipped|300m] [--device cpu|cuda] [--ways eager,compiled] [--peer-limit SECONDS]
+//       [--size shipped|300m] [--device cpu|cuda] [--ways eager,compiled] [--peer-limit SECONDS] [--wait]
 //
 // --size: the shipped model's, or about 300 million parameters. Both take batches of the same sequences: 24 drawings,
 // 8 captions, 8 answers, 8 edits, half of that for 300m, each image token at 4 timesteps. PyTorch is the reference's
@@ -9,7 +9,10 @@
 //
 // On the CPU the two take turns, since what else the machine does changes. On a GPU, which may not have the memory for
 // both, ours comes first; products are in bfloat16, --ways says how PyTorch runs, UNIFLUID_CUDA_LIBRARY may name the
-// library, and the table is written to bench/results/ too. Where the environment's OUT names a folder, also there.
+// library, and the table is written to bench/results/ too. --wait: for a line on standard input, which says how many
+// seconds are left; PyTorch, of the first of --ways, starts and compiles before it, and stands still while ours is
+// timed. Where the environment's OUT names a folder, also there.
+import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -34,6 +37,7 @@ const { values } = parseArgs({
     device: { type: "string", default: "cpu" },
     ways: { type: "string", default: "eager" },
     "peer-limit": { type: "string", default: "600" },
+    wait: { type: "boolean", default: false },
   },
 });
 /** What is trained, as a checkpoint: the shipped model itself, or a fresh one, made in `folder`. */
@@ -78,15 +82,38 @@ const basis = `${machine}, size ${values.size}, median of ${rounds} steps${onGpu
 table.heading = `${basis}.`;
 console.log(table.heading);
 
+/** A peer that has started before its turn; seconds that it has. */
+let early = null;
+let peerLimit = Number(values["peer-limit"]);
+
 const folder = await mkdtemp(join(tmpdir(), "bench-train-"));
 try {
   const { spec, directory } = await SIZES[values.size](folder);
   const cases = onGpu
     ? values.ways.split(",").map((way) => ["bf16", way])
     : ["f32", "bf16"].map((compute) => [compute, "eager"]);
+  if (values.wait) await myTurn(directory, ...cases[0]);
   for (const [compute, way] of cases) await measure(spec, directory, compute, way);
 } finally {
   await rm(folder, { recursive: true, force: true });
+}
+
+/** Starts PyTorch, and waits for the line that says that the device is free. */
+async function myTurn(checkpoint, compute, way) {
+  early = startPeer(checkpoint, compute, way);
+  const [line] = await once(process.stdin.setEncoding("utf8"), "data");
+  process.stdin.destroy();
+  peerLimit = Math.min(peerLimit, Number(line) - 2);
+  early?.pause();
+  early?.within(peerLimit);
+}
+
+/** The one that has started; else another. */
+function peerFor(checkpoint, compute, way) {
+  const peer = early ?? startPeer(checkpoint, compute, way);
+  early = null;
+  peer?.resume();
+  return peer;
 }
 
 /** One row of the table. What fails is in it, and the rest goes on. */
@@ -97,7 +124,8 @@ async function measure(spec, checkpoint, compute, way) {
     const times = [];
     const ours = await ourStep(spec, compute);
     try {
-      if (!onGpu) peer = await startPeer(checkpoint, compute, way);
+      if (!onGpu) peer = peerFor(checkpoint, compute, way);
+      await peer?.ready;
       for (let i = 0; i < rounds; i++) {
         times.push(await ours.step());
         await peer?.step();
@@ -109,8 +137,9 @@ async function measure(spec, checkpoint, compute, way) {
     cells[1] = `${(1000 * taken).toFixed(0)} ms`;
     cells[2] = (EXAMPLES / taken).toFixed(0);
     table.add(cells);
-    if (onGpu) peer = await startPeer(checkpoint, compute, way);
+    if (onGpu) peer = peerFor(checkpoint, compute, way);
     if (!peer) return;
+    await peer.ready;
     if (onGpu) for (let i = 0; i < rounds; i++) await peer.step();
     const theirs = await peer.end();
     cells[4] = `${(1000 * theirs).toFixed(0)} ms`;
@@ -120,7 +149,8 @@ async function measure(spec, checkpoint, compute, way) {
     const oursFailed = cells[1] === "-";
     cells[oursFailed ? 1 : 4] = inCell(error);
     if (oursFailed) process.exitCode = 1;
-    await peer?.kill();
+    await (peer ?? early)?.kill();
+    early = null;
   }
   if (table.rows.includes(cells)) table.show(cells);
   else table.add(cells);
@@ -185,19 +215,27 @@ async function ourStep(spec, compute) {
 }
 
 /** null without --python. */
-async function startPeer(checkpoint, compute, way) {
+function startPeer(checkpoint, compute, way) {
   if (!values.python) return null;
   const args = [
     ...[join(root, "bench", "train_peer.py"), checkpoint, "--reference", values.reference],
     ...["--threads", String(threads), "--dtype", compute, "--device", values.device],
     ...["--batch", JSON.stringify(BATCH), ...(way === "compiled" ? ["--compile"] : [])],
   ];
-  const peer = new Peer(values.python, args, Number(values["peer-limit"]));
+  // Each of several that may compile at once has some of the processors.
+  const env = onGpu && { TORCHINDUCTOR_COMPILE_THREADS: "4" };
+  const peer = new Peer(values.python, args, peerLimit, env || {});
   const times = [];
-  const ready = await peer.next();
-  if (ready) table.heading = `${basis}; PyTorch ${ready.ready}.`;
-  let dead = !ready;
+  let dead = false;
+  const ready = peer.next().then((answer) => {
+    dead = !answer;
+    if (answer) table.heading = `${basis}; PyTorch ${answer.ready}.`;
+  });
   return {
+    ready,
+    within: (limit) => peer.within(limit),
+    pause: () => peer.pause(),
+    resume: () => peer.resume(),
     /** A peer that has died is noticed at the end. */
     step: async () => {
       const answer = dead ? null : await peer.ask();

@@ -83,7 +83,7 @@ function packLibrary(root, library, to) {
   const sources = Math.max(...["cuda", "core"].map((name) => changed(join(root, name))));
   if (sources > statSync(library).mtimeMs)
     throw new Error(`expected ${library} to be newer than its sources: ${advice}`);
-  compress(library, to, "-6");
+  compress(library, to, "-9");
 }
 
 /**
@@ -105,7 +105,7 @@ export function pack({ root, folder, files, library, reference, node }) {
   } else console.log("unifluid: without --reference the pack brings no PyTorch figures");
   const { status, stdout } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root });
   if (status === 0) writeFileSync(join(build, "commit"), stdout);
-  if (node) compress(process.execPath, join(folder, "node.xz"), "-3");
+  if (node) compress(process.execPath, join(folder, "node.xz"), "-9");
   const script = join(folder, "run.sh");
   writeFileSync(script, RUN);
   chmodSync(script, 0o755);

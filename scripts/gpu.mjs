@@ -1,15 +1,17 @@
 // Checks and measures the CUDA library on the GPU of this machine, in one go:
 //
 //   npm run gpu -- [--no-build] [--no-checks] [--no-bench] [--no-training] [--no-sanitizer] [--budget SECONDS]
-//                  [--reference DIR | --no-peer] [--python python3] [--only ops,head,images,vae]
+//                  [--reference DIR | --no-peer] [--python python3] [--only ops,head,images,vae] [--jobs N]
 //   npm run gpu -- --simulated       the checks alone, on the simulated library: no GPU is needed
 //   npm run gpu -- --pack DIR [--no-node] [--no-library] [--reference DIR]
 //                                    what a machine with a GPU, but without npm, needs for the same
 //
-// It builds the library (nvcc), runs every operation, the tiny models and the reference's fixtures on the device, writes the
-// benchmark (bench/gpu.mjs; --only: of its parts) and a step of training (bench/train.mjs) to bench/results/, and runs
-// compute-sanitizer. Each step has a time limit and none is the end of the others; --budget: seconds for all of them,
-// after which what is left is skipped. A summary at the end tells what failed, and so does the exit code.
+// It builds the library (nvcc), runs every operation, the tiny models and the reference's fixtures on the device (--jobs
+// of them at a time), runs compute-sanitizer, and writes the benchmark (bench/gpu.mjs; --only: of its parts) and a step
+// of training (bench/train.mjs) to bench/results/. PyTorch's sides of these two start at the beginning: they compile
+// beside the checks, and stand still while anything else is timed. Each step has a time limit and none is the end of the
+// others; --budget: seconds for all of them, after which what is left is skipped. A summary at the end tells what
+// failed, and so does the exit code.
 //
 // --reference: the folder of the PyTorch reference implementation, for the figures beside ours; default: what a pack
 // brought; --no-peer: none. A pack holds the library that `npm run build:cuda` compiled, and uses it unless --build is
@@ -48,6 +50,7 @@ const { values: options } = parseArgs({
     python: { type: "string", default: "python3" },
     budget: { type: "string", default: "Infinity" },
     only: { type: "string" },
+    jobs: { type: "string" },
   },
 });
 
@@ -69,6 +72,9 @@ function makeBundles() {
     platform: "node",
     target: "node20",
     external: ["*.node"],
+    // Of a pack each MiB counts; names stay, for errors.
+    minifyWhitespace: true,
+    minifySyntax: true,
     // No image file is read or written, and sharp's libraries weigh more than everything else.
     alias: { sharp: "./scripts/no-sharp.mjs" },
     logLevel: "error",
@@ -116,6 +122,8 @@ const checks = [
   ...[checksBundle, library, join(root, "test", "fixtures"), join(root, "models", "shapes-64")],
   ...(options.simulated ? ["--quick", "--simulated"] : []),
 ];
+/** Seconds of a budget that are kept for each size and way of training. */
+const TRAINING = 12;
 /** Of a step; a simulation is slow. */
 const seconds = (count) => (options.simulated ? 10 : 1) * count;
 const steps = new Steps({
@@ -142,9 +150,12 @@ if (options.pack) {
     await steps.run("build", node, ["scripts/build-cuda.mjs", "--out", library], { limit: 600 });
   if (!existsSync(library)) steps.note("library", `FAILED: expected it at ${library}`);
   else if (await opens()) {
+    const measured = options.simulated ? [] : prepareMeasuring();
     if (!options["no-checks"]) await check();
-    if (!options.simulated) await measure();
+    if (!options.simulated && !options["no-sanitizer"]) await sanitize();
+    for (const { prepared, limits } of measured) await steps.finish(prepared, limits);
   }
+  steps.kill();
   // Not by itself: a program that could not be killed would be waited for.
   process.exit(steps.summarize() > 0 ? 1 : 0);
 }
@@ -162,38 +173,40 @@ async function opens() {
 }
 
 function check() {
-  const own = (left) => ["--limit", String(seconds(60)), "--budget", String(left - 2)];
+  const jobs = options.jobs ? ["--jobs", options.jobs] : [];
+  const own = (left) => ["--limit", String(seconds(60)), "--budget", String(left - 2), ...jobs];
   return steps.run("checks", node, (left) => [...checks, ...own(left)], { limit: seconds(240) });
 }
 
-async function measure() {
+/** Starts what is timed later, in the order in which its turn comes. */
+function prepareMeasuring() {
   if (!reference) console.log("\nno reference: PyTorch's figures are left out");
   const peer = reference ? ["--python", options.python, "--reference", reference] : [];
+  const training = options["no-training"]
+    ? []
+    : [["shipped", "eager"], ["300m", "eager"], ...(reference ? [["300m", "compiled"]] : [])];
+  const list = [];
   if (!options["no-bench"]) {
     const only = options.only ? ["--only", options.only] : [];
-    const args = (left) => [benchBundle, ...only, ...peer, "--budget", String(left - 10)];
-    await steps.run("benchmark", node, args, { limit: 450, least: 60 });
+    const args = [benchBundle, ...only, ...peer, "--rounds", "3", "--prepare", "30", "--wait"];
+    const keep = TRAINING * training.length;
+    list.push({
+      prepared: steps.prepare("benchmark", node, args),
+      limits: { limit: 450, least: 30, keep },
+    });
   }
-  if (!options["no-training"]) {
-    const train = (size, ways) =>
-      steps.run(
-        `a step of training, ${size}, beside ${ways} PyTorch`,
-        node,
-        (left) => [
-          ...[trainingBundle, "--device", "cuda", "--size", size, "--ways", ways, ...peer],
-          ...["--peer-limit", String(Math.max(10, left - 20))],
-        ],
-        // Compiling takes longer than measuring.
-        { limit: ways === "compiled" ? 240 : 120, least: 30 },
-      );
-    await train("shipped", "eager");
-    await train("300m", "eager");
-    if (reference) await train("300m", "compiled");
-  }
-  if (!options["no-sanitizer"]) await sanitize();
+  training.forEach(([size, ways], i) => {
+    const args = [trainingBundle, "--device", "cuda", "--size", size, "--ways", ways, ...peer];
+    const title = `a step of training, ${size}, beside ${ways} PyTorch`;
+    list.push({
+      prepared: steps.prepare(title, node, [...args, "--wait"]),
+      limits: { limit: 120, keep: TRAINING * (training.length - 1 - i) },
+    });
+  });
+  return list;
 }
 
-/** Each of its tools on a case or two of each kernel, the most telling one first. */
+/** Its tools on a case or two of each kernel, beside each other, since most of it is the processor's work. */
 async function sanitize() {
   const name = "compute-sanitizer";
   const folders = (process.env.PATH ?? "").split(delimiter).concat("/usr/local/cuda/bin");
@@ -205,10 +218,20 @@ async function sanitize() {
   // Not tried at each opening, which would take most of the time; the cases are compared all the same.
   const setting = "UNIFLUID_CUDA_WARPGROUPS";
   const env = { [setting]: steps.env[setting] ?? process.env[setting] ?? "1" };
-  for (const tool of ["memcheck", "racecheck", "synccheck"]) {
+  const programs = ["memcheck", "racecheck", "synccheck"].map((tool) => {
     const level = tool === "racecheck" ? ["--racecheck-detect-level", "error"] : [];
     const settings = ["--tool", tool, ...level, "--print-limit", "20", "--error-exitcode", "9"];
-    const args = [...settings, node, ...checks, "--only", "kernels"];
-    await steps.run(`${name}, ${tool}`, sanitizer, args, { limit: 180, least: 30, env });
-  }
+    return {
+      title: `${name}, ${tool}`,
+      args: [...settings, node, ...checks, "--only", "kernels"],
+    };
+  });
+  // Kernels that begin before the one in front of them has ended.
+  const model = ["--only", "bfloat16 unifluid-flow-tiny"];
+  const settings = ["--tool", "memcheck", "--print-limit", "20", "--error-exitcode", "9"];
+  programs.push({
+    title: `${name}, memcheck of a model`,
+    args: [...settings, node, ...checks, ...model],
+  });
+  await steps.runTogether(name, sanitizer, programs, { limit: 60, least: 30, env });
 }

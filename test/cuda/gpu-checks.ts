@@ -133,10 +133,14 @@ async function runAll(): Promise<boolean> {
   const description = await runApart("open");
   const waiting: [string, Record<string, string>?][] = [];
   for (const name of CHECKS.keys()) if (name !== "open") waiting.push([name]);
-  // On Hopper, beside what the device chose, the other kernels.
+  // On Hopper, beside what the device chose, the other kernels; before whole models, which take longer.
   if (description.includes("compute capability 9.0")) {
     const other = /, wgmma$/m.test(description) ? "0" : "1";
-    for (const family of WARPGROUP_FAMILIES) waiting.push([family, { [WARPGROUPS]: other }]);
+    const again = WARPGROUP_FAMILIES.map((family): [string, Record<string, string>] => [
+      family,
+      { [WARPGROUPS]: other },
+    ]);
+    waiting.splice(Object.keys(families).length, 0, ...again);
   }
   const jobs = Number(flags.jobs ?? (flags.simulated ? 1 : Math.ceil(availableParallelism() / 4)));
   const worker = async () => {

@@ -113,13 +113,51 @@ test("a step that fails or never ends does not end the rest, and is in the summa
   expect(summary).toMatch(/^is long: skipped: no time is left for it/m);
 }, 60_000);
 
+test("programs prepare beside other steps, stand still in each other's turn, and end in time", async () => {
+  const program = `
+    import { Steps } from "./scripts/gpu-steps.mjs";
+    const steps = new Steps({ budget: 120, cwd: ".", env: {} });
+    const own = (name) => "process.stdin.once('data', (line) => { console.log('" + name + " has ' + line);" +
+      "setTimeout(() => process.exit(), 500); }); setInterval(() => console.log('" + name + " lives'), 50)";
+    const prepare = (name, script) => steps.prepare(name, process.execPath, ["-e", script]);
+    const [first, second] = ["first", "second"].map((name) => prepare(name, own(name)));
+    const deaf = prepare("deaf", "setInterval(() => {}, 1000)");
+    const never = prepare("never", "setInterval(() => {}, 1000)");
+    const together = [["fails", "process.exit(4)"], ["succeeds", "setTimeout(() => {}, 500)"]];
+    await steps.runTogether("two", process.execPath,
+      together.map(([title, script]) => ({ title, args: ["-e", script] })), { limit: 60 });
+    await steps.finish(first, { limit: 60, keep: 70 });
+    await steps.finish(second, { limit: 20 });
+    await steps.finish(deaf, { limit: 1 });
+    await steps.finish(never, { limit: 600, least: 500 });
+    await never.program.ended;
+    process.exitCode = steps.summarize() === 2 && steps.running.size === 0 ? 0 : 1;
+  `;
+  const args = ["--input-type=module", "-e", program];
+  const { stdout } = await promised(process.execPath, args, { cwd: root });
+  const summary = stdout.slice(stdout.indexOf("== summary"));
+  expect(summary).toMatch(/^fails: FAILED: it ended with status 4/m);
+  for (const title of ["succeeds", "first", "second"])
+    expect(summary).toMatch(new RegExp(`^${title}: done`, "m"));
+  expect(summary).toMatch(/^deaf: FAILED: not done within 1 s/m);
+  expect(summary).toMatch(/^never: skipped: no time is left for it/m);
+  const turn = stdout.slice(stdout.indexOf("== first\n"), stdout.indexOf("== second\n"));
+  expect(turn).toMatch(/^first has 4\d$/m);
+  expect(turn.slice(turn.indexOf("first has"), turn.indexOf("== first: done"))).not.toMatch(
+    /second lives/,
+  );
+  expect(stdout).toMatch(/^second lives$/m);
+}, 60_000);
+
 /** A program in Python, run as JavaScript, dies at once. */
 const deadPeer = ["--python", process.execPath, "--reference", "bench"];
 
 test("a step of training is measured, here on the CPU, also when PyTorch's program dies", async () => {
   const bundle = join(root, "build", "gpu-training.mjs");
-  const args = [bundle, "--rounds", "1", ...deadPeer];
-  const { stdout } = await promised(process.execPath, args, { cwd: root });
+  const args = [bundle, "--rounds", "1", ...deadPeer, "--wait"];
+  const running = promised(process.execPath, args, { cwd: root });
+  running.child.stdin!.end("290\n"); // its turn has come
+  const { stdout } = await running;
   expect(stdout).toMatch(/size shipped, median of 1 steps/);
   expect(stdout).toMatch(/^\| bf16 \| \d+ ms \| \d+ \| eager \| - \| - \|/m);
   expect(stdout).toMatch(/^\| bf16 \| \d+ ms \| \d+ \| eager \| failed: the program ended/m);
@@ -128,10 +166,12 @@ test("a step of training is measured, here on the CPU, also when PyTorch's progr
 test("the benchmark measures what its table asks for", async () => {
   const bundle = join(root, "build", "gpu-bench.mjs");
   const out = join(folder, "out");
-  const { stdout } = await promised(process.execPath, [bundle, "--small", ...deadPeer], {
+  const running = promised(process.execPath, [bundle, "--small", ...deadPeer, "--wait"], {
     cwd: root,
     env: { ...environment, OUT: out },
   });
+  running.child.stdin!.end("590\n"); // its turn has come
+  const { stdout } = await running;
   for (const what of [
     "copy",
     "one product of 1 row",

@@ -77,8 +77,10 @@ export class DeviceChecks {
     const { quick, simulated } = this.options;
     const { cases, training } = families[family]!;
     const share = compute === "f32" && !training ? FLOAT32_SHARE : 1;
-    const chosen = cases.filter(({ name, deviceOnly }) =>
-      quick ? QUICK[family]!.includes(name) : !(deviceOnly && simulated),
+    const chosen = cases.filter(({ name, deviceOnly, bf16Only }) =>
+      quick
+        ? QUICK[family]!.includes(name)
+        : !(deviceOnly && simulated) && !(bf16Only && compute === "f32"),
     );
     let worst = 0;
     for (const c of chosen) {
@@ -97,7 +99,9 @@ export class DeviceChecks {
 
   private company(family: string, compute: "f32" | "bf16", cuda: Backend): void {
     const { quick, simulated } = this.options;
-    const invariants = families[family]!.invariants.filter((c) => !(c.deviceOnly && simulated));
+    const invariants = families[family]!.invariants.filter(
+      (c) => !(c.deviceOnly && simulated) && !(c.bf16Only && compute === "f32"),
+    );
     const chosen = quick ? invariants.slice(0, 1) : invariants;
     for (const c of chosen)
       this.try(`${compute} ${family}, same bits in company: ${c.name}`, (title) => {

@@ -26,6 +26,7 @@ export const cases: CudaCase[] = SHAPES.map(
   ({ deviceOnly, ...shape }): CudaCase => ({
     name: `diffusion_sample of a guided token: width ${shape.width}, ${shape.flow ? "flow" : "ddpm"}`,
     deviceOnly,
+    bf16Only: deviceOnly,
     tolerance: 6 * pathRoundings(shape.depth),
     run(backend, random) {
       const z = new Inputs(random).matrix(6, shape.condition);

@@ -109,6 +109,7 @@ export const cases: CudaCase[] = [
     (shape): CudaCase => ({
       name: `diffusion_head: ${named(shape)}`,
       deviceOnly: isLarge(shape) && shape.width < 2048,
+      bf16Only: isLarge(shape),
       tolerance: 2 * pathRoundings(shape.depth),
       run(backend, random) {
         const inputs = new Inputs(random);
@@ -127,6 +128,7 @@ export const cases: CudaCase[] = [
     (shape): CudaCase => ({
       name: `diffusion_sample: ${named(shape)}`,
       deviceOnly: isLarge(shape),
+      bf16Only: isLarge(shape),
       // Guidance adds three times the difference of two outputs.
       tolerance: 6 * pathRoundings(shape.depth),
       run(backend, random) {
@@ -222,6 +224,7 @@ export const invariants: Invariant[] = [
     ({ name, deviceOnly, shape, tokens: count, steps: stepCount, alone }): Invariant => ({
       name: `tokens alone and among ${count}: ${name}`,
       deviceOnly,
+      bf16Only: deviceOnly,
       run(backend, random) {
         const head = bf16Head(random, { ...shape, rows: count });
         const z = new Inputs(random).matrix(9, shape.condition);
