@@ -223,6 +223,8 @@ def prepare(a, way, batch):
         once(a, parts, 1)
         if compilations() == before:
             break
+    if a.device == "cuda":
+        torch.cuda.empty_cache()                # others want memory meanwhile
     return parts
 
 

@@ -175,7 +175,9 @@ async function opens() {
 function check() {
   const jobs = options.jobs ? ["--jobs", options.jobs] : [];
   const own = (left) => ["--limit", String(seconds(60)), "--budget", String(left - 2), ...jobs];
-  return steps.run("checks", node, (left) => [...checks, ...own(left)], { limit: seconds(240) });
+  // Of a budget at most two fifths: a check that hangs must not take the figures.
+  const limit = Math.min(seconds(240), 0.4 * steps.secondsLeft());
+  return steps.run("checks", node, (left) => [...checks, ...own(left)], { limit });
 }
 
 /** Starts what is timed later, in the order in which its turn comes. */
