@@ -35,7 +35,8 @@ class ClusterWorker {
   static constexpr int kWidth = kRuns * kWarps * kDepth<bf16>;
   // Of a block: kRuns tiles of columns.
   static constexpr int kColumns = kWidth / kMembers;
-  static_assert(kColumns == kRuns * kTileColumns);
+  static constexpr int kColumnTiles = kRuns;
+  static_assert(kColumns == kColumnTiles * kTileColumns);
   static constexpr int kRows = kTiles * kTileRows;
   static constexpr int kOwnRows = (kRows + kMembers - 1) / kMembers;
 
@@ -45,9 +46,10 @@ class ClusterWorker {
         member(static_cast<int>(blockIdx.x) % kMembers),
         first_column(member * kColumns),
         slots(arena.take<uint32_t>(kSlots * kSlotWords)),
-        partial(arena.take<float>(2 * kPartial)),
+        partial(arena.take<float>(kColumnTiles * kPartial)),
         own(arena.take<float>(kRows * kColumns)),
         moments(arena.take<float>(kWarps * 2)),
+        biases(arena.take<float>(static_cast<uint32_t>(2 * params.depth * kColumns))),
         input(arena.take<float>(static_cast<uint32_t>(kColumns * (params.channels + 1)))),
         state(arena.take<float>(static_cast<uint32_t>(kRows * params.channels))),
         blocks(arena.take<uint64_t>(steps_field(params.depth, StepsField{}))) {}
@@ -55,9 +57,10 @@ class ClusterWorker {
   static size_t shared_bytes(int64_t channels, int64_t depth) {
     return SharedBytes{}
         .take<uint32_t>(kSlots * kSlotWords)
-        .template take<float>(2 * kPartial)
+        .template take<float>(kColumnTiles * kPartial)
         .template take<float>(kRows * kColumns)
         .template take<float>(kWarps * 2)
+        .template take<float>(static_cast<size_t>(2 * depth * kColumns))
         .template take<float>(static_cast<size_t>(kColumns * (channels + 1)))
         .template take<float>(static_cast<size_t>(kRows * channels))
         .template take<uint64_t>(static_cast<size_t>(depth) * sizeof(StepsBlock) / 8)
@@ -80,6 +83,12 @@ class ClusterWorker {
               : p.input_proj_bias[column]);
     }
     __syncthreads();
+    for (int at = thread(); at < 2 * p.depth * kColumns; at += kThreads) {
+      const int index = at / kColumns;
+      const float* bias =
+          floats(index / 2, index % 2 ? StepsField::mlp2_bias : StepsField::mlp0_bias);
+      biases.store(static_cast<uint32_t>(at), bias[first_column + at % kColumns]);
+    }
     begin_stream();
     for (int step = 0; step < p.steps; ++step) {
       modulation = static_cast<const bf16*>(p.modulation) +
@@ -108,15 +117,14 @@ class ClusterWorker {
   enum class Kind { expand, contract, finish };
   // Tiles of columns on their way or at work; each warp has its depths of them, as its lanes' own
   // pieces: 16 columns by kRuns pieces of 64 bytes.
-  static constexpr int kSlots = kRuns > 5 ? 3 : 4;
+  static constexpr int kSlots = 3;
   static constexpr uint32_t kWarpWords = kTileColumns * kRuns * 16,
                             kSlotWords = kWarps * kWarpWords;
   // Of mma: here rows are its m, columns its n, so that a piece of weights in shared memory is a
   // fragment as it lies; products and sums are those of the other way round.
   static constexpr int kRowTile = 16, kRowTiles = (kRows + kRowTile - 1) / kRowTile;
-  // A row of partial sums: so that pairs of columns of four rows lie in different banks.
-  static constexpr int kStride = kTileColumns + 8;
-  static constexpr uint32_t kPartial = kWarps * kRowTiles * kRowTile * kStride;
+  // Partial sums of a tile of columns.
+  static constexpr uint32_t kPartial = kWarps * kRowTiles * kRowTile * kTileColumns;
   // A thread finishes two columns of a row.
   static constexpr int kPairs = kTileColumns / 2;
   static_assert(kRows * kPairs <= kThreads);
@@ -180,28 +188,16 @@ class ClusterWorker {
 
   // ---- products ----
 
-  // What belongs to a thread's results, as it is read: two biases, and two gates in a word.
-  struct Operands {
-    float2 bias;
-    uint32_t gates;
-  };
+  // The results that a thread finishes: in each tile of columns two neighbours of one row.
   UNIFLUID_DEVICE static int own_row() { return thread() / kPairs; }
   UNIFLUID_DEVICE static int own_column() { return thread() % kPairs * 2; }
-  template <Kind kKind>
-  UNIFLUID_DEVICE Operands operands_of(const float* bias, int gate, int first) const {
-    Operands o{};
-    if (own_row() >= team.rows) return o;
-    const int column = first + own_column();
-    if constexpr (kKind == Kind::finish) {
-      o.bias = {column < p.outputs ? load_constant(bias + column) : 0.0f,
-                column + 1 < p.outputs ? load_constant(bias + column + 1) : 0.0f};
-    } else {
-      o.bias = load_constant(reinterpret_cast<const float2*>(bias + column));
-    }
-    if constexpr (kKind == Kind::contract)
-      o.gates = load_constant(
-          reinterpret_cast<const uint32_t*>(modulation_row(own_row()) + gate + column));
-    return o;
+
+  // Where a column of a row lies among a warp's partial sums of a tile: pairs of columns of four
+  // rows, which are stored at once, in different banks.
+  UNIFLUID_DEVICE static uint32_t partial_at(int tile, int warp, int row, int column) {
+    return static_cast<uint32_t>(tile) * kPartial +
+           static_cast<uint32_t>((warp * kRowTiles * kRowTile + row) * kTileColumns +
+                                 (column ^ (row & 2) * 4));
   }
 
   // The next tile of the stream comes to this lane's registers.
@@ -216,7 +212,7 @@ class ClusterWorker {
 
   // Of this warp's depths of a tile of columns: to its place among the partial sums.
   UNIFLUID_DEVICE void multiply(const FragmentA (&rows)[kRuns][kRowTiles][2],
-                                const Piece (&columns)[2][kRuns], uint32_t buffer) const {
+                                const Piece (&columns)[2][kRuns], int tile) const {
     FragmentC sums[kRowTiles][2] = {};
 #pragma unroll
     for (int i = 0; i < kRuns; ++i)
@@ -235,8 +231,8 @@ class ClusterWorker {
       for (int high = 0; high < 2; ++high)
 #pragma unroll
         for (int below = 0; below < 2; ++below) {
-          const int row = (warp_index() * kRowTiles + r) * kRowTile + 8 * below + g;
-          partial.store_pair(buffer + static_cast<uint32_t>(row * kStride + 8 * high + 2 * t),
+          partial.store_pair(partial_at(tile, warp_index(), r * kRowTile + 8 * below + g,
+                                        8 * high + 2 * t),
                              sums[r][high].x[2 * below], sums[r][high].x[2 * below + 1]);
         }
   }
@@ -245,10 +241,6 @@ class ClusterWorker {
   template <Kind kKind>
   UNIFLUID_DEVICE void product(int block) {
     constexpr bool kFinish = kKind == Kind::finish;
-    const float* bias = kFinish ? p.final_linear_bias
-                                : floats(block, kKind == Kind::expand ? StepsField::mlp0_bias
-                                                                      : StepsField::mlp2_bias);
-    const int gate = (block * 3 + 2) * kWidth;
     const int outputs = (p.outputs + kMembers - 1) / kMembers;
     const int first = kFinish ? member * outputs : first_column;
     const int last = kFinish ? min(first + outputs, p.outputs) : first + kColumns;
@@ -266,10 +258,28 @@ class ClusterWorker {
                 depth_of(i))));
         }
     }
-    Operands next = operands_of<kKind>(bias, gate, first);
+    constexpr int kCount = kFinish ? 1 : kColumnTiles;
+    // Read ahead of the wait: gates two in a word.
+    [[maybe_unused]] uint32_t gates[kCount] = {};
+    if (kKind == Kind::contract && own_row() < team.rows) {
+      const bf16* gate = modulation_row(own_row()) + (block * 3 + 2) * kWidth + first_column;
+#pragma unroll
+      for (int tile = 0; tile < kCount; ++tile)
+        gates[tile] = load_constant(
+            reinterpret_cast<const uint32_t*>(gate + tile * kTileColumns + own_column()));
+    }
+    float2 bias = {0, 0};
+    if constexpr (kFinish) {
+      const int column = first + own_column();
+      if (column < last) bias.x = load_constant(p.final_linear_bias + column);
+      if (column + 1 < last) bias.y = load_constant(p.final_linear_bias + column + 1);
+    }
     meet();
     FragmentA rows[kRuns][kRowTiles][2];
     const bf16* from = kKind == Kind::contract ? inner_row(0) : normalized_row(0);
+    // Nothing, which the compiler cannot know: words that are put together as they come it would
+    // put together again for every tile.
+    const uint32_t nothing = threadIdx.y;
 #pragma unroll
     for (int i = 0; i < kRuns; ++i)
 #pragma unroll
@@ -281,51 +291,49 @@ class ClusterWorker {
         };
         const Piece upper = piece(r * kRowTile + lane_index() / 4);
         const Piece lower = kRows > 8 ? piece(r * kRowTile + 8 + lane_index() / 4) : upper;
+#pragma unroll
         for (int half = 0; half < 2; ++half)
-          rows[i][r][half] = {{upper.word[2 * half], lower.word[2 * half], upper.word[2 * half + 1],
-                               lower.word[2 * half + 1]}};
+          rows[i][r][half] = {
+              {upper.word[2 * half] ^ nothing, lower.word[2 * half] ^ nothing,
+               upper.word[2 * half + 1] ^ nothing, lower.word[2 * half + 1] ^ nothing}};
       }
-    constexpr int kCount = kFinish ? 1 : kRuns;
+    if constexpr (kFinish) {
+      multiply(rows, finals, 0);
+    } else {
 #pragma unroll 1
-    for (int tile = 0; tile < kCount; ++tile) {
-      const Operands operands = next;
-      const uint32_t buffer = static_cast<uint32_t>(parity) * kPartial;
-      parity ^= 1;  // those of the tile before may still be read
-      if constexpr (kFinish) {
-        multiply(rows, finals, buffer);
-      } else {
-        multiply(rows, weights, buffer);
+      for (int tile = 0; tile < kCount; ++tile) {
+        multiply(rows, weights, tile);
         copy_next(slot);
         slot = slot == kSlots - 1 ? 0 : slot + 1;
         take_weights();
-        if (tile + 1 < kCount)
-          next = operands_of<kKind>(bias, gate, first + (tile + 1) * kTileColumns);
       }
-      __syncthreads();
-      const int row = own_row(), column = first + tile * kTileColumns + own_column();
-      if (row >= team.rows) continue;
-      float2 parts[kWarps];
+    }
+    __syncthreads();
+    const int row = own_row();
+    if (row >= team.rows) return;
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w)
-        parts[w] = partial.load_pair(
-            buffer +
-            static_cast<uint32_t>((w * kRowTiles * kRowTile + row) * kStride + own_column()));
+    for (int tile = 0; tile < kCount; ++tile) {
+      const int column = first + tile * kTileColumns + own_column();
       float2 sum = {0, 0};
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        sum.x += parts[w].x;
-        sum.y += parts[w].y;
+        const float2 part = partial.load_pair(partial_at(tile, w, row, own_column()));
+        sum.x += part.x;
+        sum.y += part.y;
       }
-      sum.x += operands.bias.x;
-      sum.y += operands.bias.y;
+      if constexpr (!kFinish)
+        bias = biases.load_pair(static_cast<uint32_t>(
+            (block * 2 + (kKind == Kind::contract)) * kColumns + column - first_column));
+      sum.x += bias.x;
+      sum.y += bias.y;
       if constexpr (kKind == Kind::expand) {
         *reinterpret_cast<uint32_t*>(inner_row(row) + column) =
             pack_bf16(activate<Activation::silu>(sum.x), activate<Activation::silu>(sum.y));
       } else if constexpr (kKind == Kind::contract) {
         const uint32_t at = static_cast<uint32_t>(row * kColumns + column - first_column);
         const float2 before = own.load_pair(at);
-        const float2 now = {fmaf(__uint_as_float(operands.gates << 16), sum.x, before.x),
-                            fmaf(__uint_as_float(operands.gates & 0xffff0000u), sum.y, before.y)};
+        const float2 now = {fmaf(__uint_as_float(gates[tile] << 16), sum.x, before.x),
+                            fmaf(__uint_as_float(gates[tile] & 0xffff0000u), sum.y, before.y)};
         own.store_pair(at, now.x, now.y);
         *reinterpret_cast<float2*>(hidden_row(row) + column) = now;
       } else {
@@ -497,13 +505,14 @@ class ClusterWorker {
   const Shared<float> partial;    // [2, warps, kRows, kPartialStride]
   const Shared<float> own;        // [kRows, kColumns] hidden, of the block's columns
   const Shared<float> moments;    // [warps, 2]
+  const Shared<float> biases;     // [2 depth, kColumns] of the products in their order
   const Shared<float> input;      // [kColumns, C + 1] the first layer's weights and biases
   const Shared<float> state;      // [tokens, C]
   const Shared<uint64_t> blocks;  // [depth] StepsBlock
   uint32_t round = 0;
   int next_product = 0, next_tile = 0;  // of the stream
   Piece weights[2][kRuns];              // its next tile: columns lane / 4 and 8 further
-  int slot = 0, parity = 0;
+  int slot = 0;
   const bf16* modulation = nullptr;  // of this step and the team's first row
 };
 

@@ -5,22 +5,18 @@
 // to the compiler, and between the last post that comes and the posts that leave there is as little
 // as can be:
 //
-//  - Weights and what a norm multiplies by are in registers before the wait. What a norm needs from
-//    global memory is asked for one product ahead.
+//  - Weights, biases, gates and what a norm multiplies by are in registers before the wait. What a
+//    norm needs from global memory is asked for one product ahead.
 //  - A row's parts are normalized where they come, for all warps to multiply: two barriers. Inputs
 //    of mlp2 come to the warp that multiplies them, without one.
-//  - A ninth warp, the finisher, adds the partial sums and posts, while the others already make
-//    themselves ready for the next wait: on an H200 they came to it later than the posts did, and
-//    the one that finished too by another 300 cycles. It has all else that is not a product: biases
-//    and gates, the latents, with a step's update and the first layer, and copies of weights that
-//    stream.
-//  - Those copies begin when the inputs of a product have come, so that they are not in the way of
-//    posts and looks.
+//  - One warp, the finisher, adds the partial sums, posts, and has the latents: a step's update and
+//    the first layer are its own work, while the others already look for the next hidden state. It
+//    is the last one, since that has the least of a row to normalize.
+//  - Copies of weights that stream come after the posts.
 //
-// Barriers are of all nine warps. Partial sums of mlp0 and the final layer, and those of mlp2, are
-// in places of their own: a warp may be through with the wait for mlp2's inputs before the finisher
-// has read the former. All other shared memory is written after a barrier that its readers have
-// passed.
+// Barriers. Partial sums of mlp0 and the final layer, and those of mlp2, are in places of their
+// own: a warp may be through with the wait for mlp2's inputs before the finisher has read the
+// former. All other shared memory is written after a barrier that its readers have passed.
 #include "cuda/device/exchange.h"
 #include "cuda/device/grid.h"
 #include "cuda/device/math.h"
@@ -36,139 +32,14 @@ namespace {
 using namespace steps;
 
 constexpr int kRows = kMostPairRows;
-// Behind the warps that multiply.
-constexpr int kFinisher = kWarps, kPairThreads = kThreads + kWarp;
+constexpr int kFinisher = kWarps - 1;
 // Partial sums of a product.
 constexpr int kPartials = kWarps * kTileColumns * kRows;
 // Elements of a row that all warps multiply in a piece of each of their lanes that has one.
 constexpr int kWidthUnit = kWarps * kDepth<bf16>;
 static_assert(kWidthUnit == kRun<bf16>);
 
-// The parts of the square matrices that the block multiplies by, as WeightStream has them: a unit
-// is the block's columns of one matrix. The finisher copies all of it. A unit that streams is
-// copied in the place of the one before the last, which is the same that is being multiplied.
-// kEach: the runs of depth of every warp.
-template <int kEach>
-class PairWeights {
- public:
-  static constexpr int kRuns = kWarps * kEach;
-
-  // The block's columns [first_column, first_column + columns) of every matrix; `blocks` as
-  // Pair::blocks, there before `begin`.
-  UNIFLUID_DEVICE PairWeights(const StepsParams& params, SharedArena& arena,
-                              const Shared<uint64_t>& blocks, int first_column, int columns)
-      : p(params),
-        blocks(blocks),
-        first_column(first_column),
-        columns(columns),
-        memory(arena.take<uint32_t>(static_cast<uint32_t>(p.slots) * slot_words())),
-        own_words(place(warp_index() * kEach, lane_index() / 4)) {
-    const int units = 2 * p.depth;
-    int staying = units;
-    if (p.slots < units) {
-      ring = p.slots >= kRing ? kRing : 0;
-      staying = p.slots - ring;
-    }
-    reading = streamed = {units, staying};
-    streamed_left = ring ? p.steps * (units - staying) : 0;
-  }
-
-  // Units 0, 1, 2, ..: mlp0 and mlp2 of the first block, the second, ..; again in every step.
-
-  // The slot of the next unit, or -1: it is to be read from global memory.
-  UNIFLUID_DEVICE int acquire() {
-    const bool stays = reading.stays();
-    const int slot = stays ? reading.slot : ring ? reading.staying + ring_at : -1;
-    advance();
-    return slot;
-  }
-  // This lane's piece i of column lane / 4 or lane / 4 + 8 (`high`) of the unit in `slot`.
-  UNIFLUID_DEVICE Piece piece(int slot, int i, bool high) const {
-    return load_piece(memory, static_cast<uint32_t>(slot) * slot_words() + own_words +
-                                  static_cast<uint32_t>(i * p.columns * 16 + (high ? 128 : 0)));
-  }
-
-  // ---- the finisher's ----
-
-  // Copies the first units, and waits for them; a barrier must follow.
-  UNIFLUID_DEVICE void begin() {
-    for (UnitCursor all = reading; all.units > 0 && all.staying > 0;) {
-      if (all.stays()) copy(all.unit, all.slot, 0, kRuns);
-      all.advance();
-      if (all.unit == 0) break;
-    }
-    for (int i = 0; i < kRing && streamed_left > 0; ++i) copy_next(i, 0, kRuns);
-    cp_async_commit();
-    cp_async_wait<0>();
-  }
-  // Runs [first, last) of the unit that comes in the place of the present one, which all warps have
-  // read. A unit takes all its runs, in order.
-  UNIFLUID_DEVICE void refill(int first, int last) {
-    if (ring > 0 && !reading.stays() && streamed_left > 0) copy_next(ring_at, first, last);
-  }
-  // Ends the present unit.
-  UNIFLUID_DEVICE void advance() {
-    const bool streams = ring > 0 && !reading.stays();
-    reading.advance();
-    if (streams) ring_at ^= 1;
-  }
-
- private:
-  static_assert(kRing == 2);
-
-  UNIFLUID_DEVICE uint32_t slot_words() const {
-    return static_cast<uint32_t>(kRuns * p.columns * 16);
-  }
-  // In a slot: of the lane's piece of a run of a column.
-  UNIFLUID_DEVICE uint32_t place(int run, int column) const {
-    return static_cast<uint32_t>((run * p.columns + column) * 16 + lane_index() % 4 * 4);
-  }
-
-  UNIFLUID_DEVICE void copy_next(int at, int first, int last) {
-    while (streamed.stays()) streamed.advance();
-    copy(streamed.unit, reading.staying + at, first, last);
-    if (last < kRuns) return;
-    streamed.advance();
-    --streamed_left;
-  }
-  // Eight pieces of 64 bytes at a time: of eight columns, then of those behind them in as many runs
-  // as there is room for.
-  UNIFLUID_DEVICE void copy(int unit, int slot, int first, int last) const {
-    const bf16* from =
-        reinterpret_cast<const bf16*>(
-            blocks.load(steps_field(unit / 2, unit % 2 ? StepsField::mlp2 : StepsField::mlp0))) +
-        static_cast<int64_t>(first_column) * p.width + lane_index() % 4 * kSize<bf16>;
-    const uint32_t to = static_cast<uint32_t>(slot) * slot_words();
-    const auto copy_runs = [&](int column, int run, int apart) {
-      if (column >= columns) return;
-      const bf16* at = from + static_cast<int64_t>(column) * p.width + run * kDepth<bf16>;
-      uint32_t into = to + place(run, column);
-      const uint32_t step = static_cast<uint32_t>(apart * p.columns * 16);
-#pragma unroll 4
-      for (; run < last; run += apart) {
-        cp_async16(memory, into, reinterpret_cast<const uint32_t*>(at), true);
-        at += apart * kDepth<bf16>;
-        into += step;
-      }
-    };
-    const int g = lane_index() / 4;
-    copy_runs(g, first, 1);
-    int bits = 0;  // of a number below the columns behind eight
-    while ((1 << bits) < columns - 8) ++bits;
-    if (columns > 8) copy_runs(8 + (g & ((1 << bits) - 1)), first + (g >> bits), 8 >> bits);
-  }
-
-  const StepsParams& p;
-  const Shared<uint64_t> blocks;
-  const int first_column, columns;
-  const Shared<uint32_t> memory;  // [slots, slot_words]
-  const uint32_t own_words;       // of a lane's first piece
-  int ring = 0;                   // slots of it; `staying` are before them
-  int ring_at = 0, streamed_left = 0;
-  UnitCursor reading, streamed;
-};
-
-// kEach: the width in units of kWidthUnit.
+// kEach: the width in such units.
 template <int kEach>
 class Pair {
  public:
@@ -192,31 +63,47 @@ class Pair {
         inner_place(settled(first_column + own_column())),
         hidden_place(settled(own_row() * params.posts_stride +
                              post_place<bf16>(first_column + own_column()))),
-        weights(params, arena, blocks, first_column, columns),
-        first_posts(params.posts + static_cast<int64_t>(team.row) * params.posts_stride),
-        posts_apart(params.rows * params.posts_stride) {}
+        weights(params, arena, blocks, first_column, columns) {}
 
   UNIFLUID_DEVICE void run() {
     const uint64_t* fields = reinterpret_cast<const uint64_t*>(p.blocks);
-    for (uint32_t i = threadIdx.x; i < steps_field(p.depth, StepsField{}); i += kPairThreads)
+    for (uint32_t i = threadIdx.x; i < steps_field(p.depth, StepsField{}); i += kThreads)
       blocks.store(i, fields[i]);
-    handed_out = first_posts;
+    handed_out = p.posts + static_cast<int64_t>(team.row) * p.posts_stride;
     modulation = static_cast<const bf16*>(p.modulation) +
                  static_cast<int64_t>(team.row) * p.modulation_width;
     if (finishes()) begin_latents();
-    meet<kPairThreads>();
-    if (finishes()) weights.begin();
-    meet<kPairThreads>();
-    if (finishes())
-      finish_all();
-    else
-      multiply_all();
+    __syncthreads();
+    weights.begin();
+    read_norm(0);
+    for (int step = 0; step < p.steps; ++step) {
+      if (finishes()) project_input();
+      // Who looks before that gets in the way of the outputs that the finisher waits for.
+      __syncthreads();
+      const bf16* next = modulation + static_cast<int64_t>(p.rows) * p.modulation_width;
+      if (step + 1 < p.steps) prefetch(next);
+      if (finishes()) read_step(p.first_step + step);
+      for (int block = 0; block < p.depth; ++block) {
+        expand(block);
+        contract(block);
+      }
+      finish();
+      if (p.network_out) return;
+      if (step + 1 < p.steps) {
+        modulation = next;
+        read_norm(0);
+      }
+      meet();
+      if (finishes()) update();
+    }
+    if (member > 0 || !finishes() || !has_latent) return;
+    p.state[(team.token + token_index) * p.channels + channel()] = latent;
+    if (p.last) p.token_table[team.token + token_index].out[channel()] = latent;
   }
 
  private:
   static constexpr int kWidth = kEach * kWidthUnit;
   static constexpr int kInputStride = input_stride(kWidth / 2);
-  static constexpr int kRuns = PairWeights<kEach>::kRuns;
   // Pieces that a lane normalizes: of its part of a row, which is every fourth run.
   static constexpr int kPieces = (kEach + kParts - 1) / kParts;
   // Pairs of words of inputs of mlp2 that a lane waits for, of those of its warp.
@@ -229,16 +116,11 @@ class Pair {
   // Likewise, of the token `token_index`.
   UNIFLUID_DEVICE static int channel() { return lane_index() % kMostPairChannels; }
 
-  // Goes on to the next exchange.
-  UNIFLUID_DEVICE void turn() {
+  UNIFLUID_DEVICE void meet() {
     ++round;
     received = handed_out;
-    const bool last = post_slot == kPostRounds - 1;
-    post_slot = last ? 0 : post_slot + 1;
-    handed_out = last ? first_posts : handed_out + posts_apart;
-  }
-  UNIFLUID_DEVICE const bf16* next_modulation() const {
-    return modulation + static_cast<int64_t>(p.rows) * p.modulation_width;
+    post_slot = post_slot == kPostRounds - 1 ? 0 : post_slot + 1;
+    handed_out = p.posts + (static_cast<int64_t>(post_slot) * p.rows + team.row) * p.posts_stride;
   }
   UNIFLUID_DEVICE const bf16* modulation_row(int row) const {
     return modulation + static_cast<int64_t>(row) * p.modulation_width;
@@ -250,56 +132,7 @@ class Pair {
     return reinterpret_cast<const float*>(field(block, of));
   }
 
-  // Outputs of the final layer for each block, of which the last may have fewer or none.
-  UNIFLUID_DEVICE int outputs_each() const { return (p.outputs + p.members - 1) / p.members; }
-  UNIFLUID_DEVICE int first_output() const { return member * outputs_each(); }
-  UNIFLUID_DEVICE int output_count() const {
-    return min(outputs_each(), p.outputs - first_output());
-  }
-
   // ---- products ----
-
-  UNIFLUID_DEVICE void multiply_all() {
-    read_norm(0);
-    for (int step = 0;;) {
-      // Who looks before that gets in the way of the outputs that the finisher waits for.
-      meet<kPairThreads>();
-      if (step + 1 < p.steps) prefetch(next_modulation());
-      for (int block = 0; block < p.depth; ++block) {
-        // inner = silu(mlp0(norm(hidden)))
-        Affine<bf16> affines[kPieces];
-        settle_norm(affines, learned);
-        Weights w;
-        read_weights(w, block, StepsField::mlp0);
-        turn();
-        receive_normalized(affines);
-        multiply(w, 0);
-        read_norm(block + 1);
-        // hidden += gate * mlp2(inner)
-        read_weights(w, block, StepsField::mlp2);
-        turn();
-        receive_inner();
-        multiply(w, 1);
-      }
-      // outputs = final_linear(norm(hidden))
-      const int count = output_count();
-      if (count > 0) {
-        Weights w;
-        read_weights(w, static_cast<const bf16*>(p.final_linear), first_output(), count);
-        Affine<bf16> affines[kPieces];
-        settle_norm(affines, false);
-        turn();
-        receive_normalized(affines);
-        multiply(w, 0);
-      } else {  // the inputs are for others
-        turn();
-      }
-      if (++step == p.steps) return;
-      modulation = next_modulation();
-      read_norm(0);
-      turn();
-    }
-  }
 
   // A lane's pieces of the columns lane / 4, and 8 further; zeros where there are none.
   struct Weights {
@@ -316,9 +149,8 @@ class Pair {
     }
   }
   UNIFLUID_DEVICE static void read_weights(Weights& w, const bf16* weight, int first, int count) {
-    const bf16* const from =
-        settled(weight + static_cast<int64_t>(first + lane_index() / 4) * kWidth +
-                warp_index() * kEach * kDepth<bf16> + lane_index() % 4 * kSize<bf16>);
+    const bf16* from = weight + static_cast<int64_t>(first + lane_index() / 4) * kWidth +
+                       warp_index() * kEach * kDepth<bf16> + lane_index() % 4 * kSize<bf16>;
     read_weights(w, count, [&](int i, bool high) {
       return piece_of(load_constant(
           reinterpret_cast<const uint4*>(from + (high ? 8 * kWidth : 0) + i * kDepth<bf16>)));
@@ -344,32 +176,9 @@ class Pair {
       const int from_first = place * kPartials + (column - lane_index() / 4) * kRows + row;
       partial.store(partial_at + static_cast<uint32_t>(from_first), sum);
     });
-    meet<kPairThreads>();
+    __syncthreads();
   }
-
-  // ---- what comes after products: the finisher's ----
-
-  UNIFLUID_DEVICE void finish_all() {
-    for (int step = 0; step < p.steps; ++step) {
-      project_input();
-      meet<kPairThreads>();
-      read_step(p.first_step + step);
-      for (int block = 0; block < p.depth; ++block) {
-        expand(block);
-        contract(block);
-      }
-      put_out();
-      if (p.network_out) return;
-      modulation = next_modulation();
-      turn();
-      update();
-    }
-    if (member > 0 || !has_latent) return;
-    p.state[(team.token + token_index) * p.channels + channel()] = latent;
-    if (p.last) p.token_table[team.token + token_index].out[channel()] = latent;
-  }
-
-  // The lane's, once the warps have multiplied.
+  // Of the finisher's lane.
   UNIFLUID_DEVICE float product(int place) const {
     float sum = 0;
 #pragma unroll
@@ -379,45 +188,33 @@ class Pair {
     return sum;
   }
   UNIFLUID_DEVICE bool finishes_one(int count) const {
-    return own_column() < count && own_row() < team.rows;
-  }
-
-  // The inputs of mlp2 of the block before are used up; when those of the present product have
-  // come, the next weights may come in the place of its own.
-  UNIFLUID_DEVICE void refill_contracted(int block) {
-    if (block == 0) return;
-    const int row = min(own_row(), team.rows - 1), apart = kWidth / kTileColumns;
-    receive(received + row * p.posts_stride + post_place<bf16>(own_column() * apart), round);
-    weights.refill(0, kRuns);
-    weights.advance();
-    cp_async_commit();
+    return finishes() && own_column() < count && own_row() < team.rows;
   }
 
   // inner = silu(mlp0(norm(hidden)))
   UNIFLUID_DEVICE void expand(int block) {
+    Weights w;
+    read_weights(w, block, StepsField::mlp0);
     const bool mine = finishes_one(columns);
     const int column = first_column + own_column();
     const float bias = mine ? load_constant(floats(block, StepsField::mlp0_bias) + column) : 0.0f;
-    turn();
+    meet();
     Posted* const to = settled(handed_out + inner_place);
-    refill_contracted(block);
-    // From here on all warps have read the weights of this product. Half of the next between two
-    // barriers keeps nobody waiting.
-    meet<kPairThreads>();
-    weights.refill(0, kRuns / 2);
-    meet<kPairThreads>();
-    weights.refill(kRuns / 2, kRuns);
-    weights.advance();
-    cp_async_commit();
-    cp_async_wait<1>();  // all but those
-    meet<kPairThreads>();
-    const float v = activate<Activation::silu>(product(0) + bias);
-    const float next = __shfl_down_sync(kAllLanes, v, kTileColumns);
-    if (mine && own_row() == 0)
-      post(to, __uint_as_float(pack_bf16(v, team.rows > 1 ? next : 0.0f)), round + 1);
+    receive_normalized();
+    multiply(w, 0);
+    if (finishes()) {
+      const float v = activate<Activation::silu>(product(0) + bias);
+      const float next = __shfl_down_sync(kAllLanes, v, kTileColumns);
+      if (mine && own_row() == 0)
+        post(to, __uint_as_float(pack_bf16(v, team.rows > 1 ? next : 0.0f)), round + 1);
+    }
+    weights.release();
+    read_norm(block + 1);
   }
   // hidden += gate * mlp2(inner)
   UNIFLUID_DEVICE void contract(int block) {
+    Weights w;
+    read_weights(w, block, StepsField::mlp2);
     const bool mine = finishes_one(columns);
     const int column = first_column + own_column();
     float bias = 0, gate = 0;
@@ -425,23 +222,33 @@ class Pair {
       bias = load_constant(floats(block, StepsField::mlp2_bias) + column);
       gate = to_float(modulation_row(own_row())[(block * 3 + 2) * kWidth + column]);
     }
-    turn();
+    meet();
     Posted* const to = settled(handed_out + hidden_place);
-    cp_async_wait<0>();
-    meet<kPairThreads>();
-    own = fmaf(gate, product(1) + bias, own);
-    if (mine) post(to, own, round + 1);
+    receive_inner();
+    multiply(w, 1);
+    if (finishes()) {
+      const float v = fmaf(gate, product(1) + bias, own);
+      own = v;
+      if (mine) post(to, v, round + 1);
+    }
+    weights.release();
   }
   // outputs = final_linear(norm(hidden))
-  UNIFLUID_DEVICE void put_out() {
-    const int count = output_count(), column = first_output() + own_column();
+  UNIFLUID_DEVICE void finish() {
+    const int each = (p.outputs + p.members - 1) / p.members, first = member * each;
+    const int count = min(each, p.outputs - first), column = first + own_column();
+    if (count <= 0) {  // the inputs are for others
+      meet();
+      return;
+    }
+    Weights w;
+    read_weights(w, static_cast<const bf16*>(p.final_linear), first, count);
     const bool mine = finishes_one(count);
     const float bias = mine ? load_constant(p.final_linear_bias + column) : 0.0f;
-    turn();
+    meet();
     Posted* const to = settled(handed_out + own_row() * p.posts_stride + column);
-    refill_contracted(p.depth);
-    if (count <= 0) return;
-    for (int i = 0; i < 3; ++i) meet<kPairThreads>();
+    receive_normalized();
+    multiply(w, 0);
     if (!mine) return;
     const float sum = product(0) + bias;
     if (p.network_out)
@@ -492,40 +299,32 @@ class Pair {
       weight = floats(block, StepsField::norm_weight);
       bias = floats(block, StepsField::norm_bias);
     }
-    // What there is not is set too, so that no register holds on to what there was.
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
+      if (!has_piece(i)) continue;
       const auto read = [&](const auto* row) {
         return piece_of(load_constant(reinterpret_cast<const uint4*>(row)));
       };
       const int k = element_of(i);
-      const bool has = has_piece(i);
-      norm[i].shift = has ? read(shifts + k) : Piece{};
-      norm[i].scale = has ? read(shifts + kWidth + k) : Piece{};
-#pragma unroll
+      norm[i].shift = read(shifts + k);
+      norm[i].scale = read(shifts + kWidth + k);
+      if (!learned) continue;
       for (int quad = 0; quad < 2; ++quad) {
-        norm[i].weights[quad] = has && learned ? read(weight + k + 4 * quad) : Piece{};
-        norm[i].biases[quad] = has && learned ? read(bias + k + 4 * quad) : Piece{};
-      }
-    }
-  }
-
-  // What that makes of normalized values; `has_weights` is `learned`, or known to be false.
-  UNIFLUID_DEVICE void settle_norm(Affine<bf16> (&affines)[kPieces], bool has_weights) const {
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      affines[i] = modulated<bf16>(norm[i]);
-      if (has_weights)
-        for (int quad = 0; quad < 2; ++quad) learn<bf16>(affines[i], norm[i], quad);
-      for (int e = 0; e < kSize<bf16>; ++e) {
-        for (float* v : {&affines[i].scale[e], &affines[i].shift[e]})
-          *v = __uint_as_float(settled(__float_as_uint(*v)));
+        norm[i].weights[quad] = read(weight + k + 4 * quad);
+        norm[i].biases[quad] = read(bias + k + 4 * quad);
       }
     }
   }
 
   // x = norm(hidden) * (1 + scale) + shift
-  UNIFLUID_DEVICE void receive_normalized(const Affine<bf16> (&affines)[kPieces]) {
+  UNIFLUID_DEVICE void receive_normalized() {
+    Affine<bf16> affines[kPieces];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      affines[i] = modulated<bf16>(norm[i]);
+      if (!learned) continue;
+      for (int quad = 0; quad < 2; ++quad) learn<bf16>(affines[i], norm[i], quad);
+    }
     const int row = norm_row();
     const bool mine = row < team.rows;
     float held[kPieces][kSize<bf16>];
@@ -558,7 +357,7 @@ class Pair {
         moments.store(moments_at + static_cast<uint32_t>(part() * 2 + 1), squares);
       }
     }
-    meet<kPairThreads>();
+    __syncthreads();
     if (mine) {
       const Norm of_row = norm_of(p.parts, moments, moments_at);
 #pragma unroll
@@ -572,7 +371,7 @@ class Pair {
                     piece_of<bf16>(normalized));
       }
     }
-    meet<kPairThreads>();
+    __syncthreads();
   }
 
   // x = inner, just what the warp multiplies. A word has an element of both rows.
@@ -606,7 +405,7 @@ class Pair {
       prefetch_l2(next + i);
   }
 
-  // ---- the sampler: the finisher's too ----
+  // ---- the sampler: the finisher's ----
 
   UNIFLUID_DEVICE void begin_latents() {
     token_index = lane_index() / kMostPairChannels;
@@ -675,9 +474,7 @@ class Pair {
   const uint32_t input_at, partial_at, product_at, moments_at;
   const uint32_t inverse_size;  // 1 / the size of its part of a row
   const int inner_place, hidden_place;
-  PairWeights<kEach> weights;
-  Posted* const first_posts;  // the team's, of the first of kPostRounds
-  const int posts_apart;
+  WeightStream<bf16, kEach> weights;
   uint32_t round = 0;
   // The team's posts of this round and of the next, and where that is among kPostRounds.
   const Posted* received = nullptr;
@@ -700,7 +497,7 @@ class Pair {
 };
 
 template <int kEach>
-__global__ void __launch_bounds__(kPairThreads, 1) sampling_steps_of_pair(StepsParams params) {
+__global__ void __launch_bounds__(kThreads, 1) sampling_steps_of_pair(StepsParams params) {
   SharedArena arena;
   Pair<kEach>(params, arena).run();
 }
@@ -734,7 +531,7 @@ void launch_pair_steps(Queue& queue, const StepsPass& pass, const StepsParams& p
       static_cast<unsigned>(pass.teams.size()) * static_cast<unsigned>(pass.members);
   const auto kernel = kernel_of(params.width / kWidthUnit,
                                 std::make_integer_sequence<int, kMostPairWidth / kWidthUnit>());
-  queue.launch_cooperative(kernel, dim3(blocks), dim3(kPairThreads), pass.shared, params);
+  queue.launch_cooperative(kernel, dim3(blocks), dim3(kThreads), pass.shared, params);
 }
 
 }  // namespace unifluid::cuda

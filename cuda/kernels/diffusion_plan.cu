@@ -1,6 +1,5 @@
 // How the sampling steps of the diffusion head are shared out to blocks (diffusion_steps.cu).
 #include <algorithm>
-#include <cstdlib>
 #include <string>
 
 #include "core/error.h"
@@ -89,14 +88,6 @@ bool norms_readable_in_vectors(const DiffusionHeadWeights& head) {
   return all;
 }
 
-bool biases_readable_in_vectors(const DiffusionHeadWeights& head) {
-  const auto aligned = [](const float* v) { return reinterpret_cast<uintptr_t>(v) % 16 == 0; };
-  bool all = true;
-  for (int64_t b = 0; b < head.depth; ++b)
-    all = all && aligned(head.blocks[b].mlp0_bias) && aligned(head.blocks[b].mlp2_bias);
-  return all;
-}
-
 bool readable_in_vectors(const DiffusionHeadWeights& head) {
   bool aligned = aligned16(head.final_linear);
   for (int64_t b = 0; b < head.depth; ++b)
@@ -113,10 +104,8 @@ bool readable_in_vectors(const DiffusionHeadWeights& head) {
 int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const DeviceLimits& limits,
                        int64_t rows) {
   if (limits.clusters == 0 || type != DType::bf16 || rows <= kMostPostedRows ||
-      !readable_in_vectors(head) || !norms_readable_in_vectors(head) ||
-      !biases_readable_in_vectors(head))
+      !readable_in_vectors(head) || !norms_readable_in_vectors(head))
     return 0;
-  if (const char* forced = std::getenv("UNIFLUID_CLUSTER_TILES")) return std::atoi(forced);
   constexpr double kCacheBytes = 2900, kProcessorBytes = 64;
   struct Tiles {
     int count;

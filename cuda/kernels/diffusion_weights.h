@@ -26,7 +26,8 @@ struct UnitCursor {
   }
 };
 
-template <class T>
+// kEach: the runs of depth of every warp, where that is known, with whole runs and one tile.
+template <class T, int kEach = 0>
 class WeightStream {
  public:
   // The block's columns [first_column, first_column + columns) of every matrix; `blocks` as
@@ -98,7 +99,7 @@ class WeightStream {
 
   UNIFLUID_DEVICE void copy_unit(int unit, int slot) const {
     // Most blocks have one tile of columns, and a division takes long.
-    const int product = tiles == 1 ? unit : unit / tiles;
+    const int product = kEach > 0 || tiles == 1 ? unit : unit / tiles;
     const int first = (unit - product * tiles) * kTileColumns;
     const T* from = reinterpret_cast<const T*>(blocks.load(steps_field(
                         product / 2, product % 2 ? StepsField::mlp2 : StepsField::mlp0))) +
@@ -109,6 +110,17 @@ class WeightStream {
     if (column >= columns) return;
     const bool high = column + 8 < min(columns, first + kTileColumns);
     const T* from_high = from + 8 * static_cast<int64_t>(p.width);
+    if constexpr (kEach > 0) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const uint32_t at = to + static_cast<uint32_t>(i * slot_columns * 16);
+        cp_async16(memory, at, reinterpret_cast<const uint32_t*>(from + i * kDepth<T>), true);
+        if (high)
+          cp_async16(memory, at + 128, reinterpret_cast<const uint32_t*>(from_high + i * kDepth<T>),
+                     true);
+      }
+      return;
+    }
     int k = own_depth;
 #pragma unroll 2
     for (int i = 0; i < share.count; ++i) {
