@@ -12,8 +12,6 @@
 //
 // The first grid is sized by the capacity of the caches, not by what they hold, so that the step's
 // launches repeat and replay as a graph; blocks beyond a sequence's keys end at once.
-#include <cstdlib>
-
 #include "cuda/device/dependence.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels/attention_decode.h"
@@ -283,9 +281,7 @@ void launch_scores(Queue& queue, const AttentionParams& p, size_t tiles, bool al
 void attend_decode(Queue& queue, const AttentionParams& p, size_t tiles, bool aligned) {
   // Enough for more than half of the processors: there is a tile of keys on its way to each.
   const int64_t blocks = static_cast<int64_t>(tiles) * p.kv_heads;
-  static const bool split = std::getenv("UNIFLUID_AB_SPLIT") != nullptr;
-  if (!split && 2 * blocks > queue.limits().processors)
-    return attend_decode_whole(queue, p, tiles, aligned);
+  if (2 * blocks > queue.limits().processors) return attend_decode_whole(queue, p, tiles, aligned);
   if (p.head_dim <= 64)
     launch_scores<64>(queue, p, tiles, aligned);
   else if (p.head_dim <= 128)

@@ -13,8 +13,6 @@
 // A step of decoding is a chain of such products with little between them. Launches may overlap
 // (cuda/device/dependence.h), so that memory is not idle while that little is computed.
 #include <algorithm>
-#include <cstdlib>
-#include <string>
 
 #include "cuda/dispatch.h"
 #include "cuda/kernels/linear.h"
@@ -149,19 +147,11 @@ double cost_of(const Queue& queue, const TileCost& tile, const LinearParams* pro
   return tile.of(blocks_for(products[0].out.rows, tile.rows) * columns, queue.limits().processors);
 }
 
-// For comparisons: the columns of the tiles that may be chosen, each followed by a comma.
-bool allowed(int columns) {
-  static const char* const setting = std::getenv("UNIFLUID_AB_TILES");
-  return !setting || ("," + std::string(setting)).find("," + std::to_string(columns) + ",") !=
-                         std::string::npos;
-}
-
 // Leaves `best` where nothing costs less.
 void choose_warpgroups(const Queue& queue, const LinearParams* products, int count, int matrices,
                        Choice& best) {
   for (const WarpgroupTile& tile : kWarpgroupTiles) {
     if (matrices > 1 && !tile.gated) continue;
-    if (!allowed(tile.columns)) continue;
     const double cost = cost_of(queue, tile, products, count, matrices);
     if (cost < best.cost) best = {cost, tile.columns};
   }
@@ -225,8 +215,7 @@ void launch_group(Queue& queue, const LinearParams* products, int count) {
 
 // Of more rows than are streamed: alone their tiles leave many processors idle.
 bool launch_group_by_warpgroups(Queue& queue, const LinearParams* products, int count) {
-  static const bool separate = std::getenv("UNIFLUID_AB_GROUP") != nullptr;
-  if (!queue.limits().warpgroups || separate) return false;
+  if (!queue.limits().warpgroups) return false;
   double alone = 0;
   for (int i = 0; i < count; ++i) {
     const LinearParams& p = products[i];
