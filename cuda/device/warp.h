@@ -26,16 +26,6 @@ UNIFLUID_DEVICE float warp_max(float v) {
   return v;
 }
 
-// A barrier of all threads of a block of kThreads, whose warps may come to it by different ways.
-template <int kThreads>
-UNIFLUID_DEVICE void meet() {
-#ifdef UNIFLUID_SIMT
-  __syncthreads();
-#else
-  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
-#endif
-}
-
 // Sums over a block; `scratch` has at least an element for each warp. All threads must call, and
 // get the same bits. Ends with a barrier.
 template <class T>

@@ -47,9 +47,8 @@ UNIFLUID_DEVICE void multiply_tile(const LinearParams& p, int first_row, int fir
   Weights weights[2] = {weights_of(0), weights_of(kMatrices - 1)};
   FragmentC sums[kMatrices][T::kPiecesM][T::kPiecesN] = {};
   if constexpr (kStreams<T> && kAligned) {
-    if (threadIdx.x >= T::kThreads)
-      return copy_stages<T, kMatrices>(steps, rows, weights, x_tiles, w_tiles);
-    multiply_stages<T, kMatrices>(steps, rows, x_tiles, w_tiles, sums);
+    stream_product<T, kMatrices>(steps, rows, weights, x_tiles, w_tiles, sums);
+    if (threadIdx.x >= T::kThreads) return;
   } else {
     each_stage<T>(
         steps, [&](int step, uint32_t slot) { rows.load(x_tiles, slot * T::kTileX, step); },

@@ -66,84 +66,85 @@ UNIFLUID_DEVICE void let_start_near_end(int step, int steps) {
   if (step + kLastDepth / T::kDepth == steps) let_dependents_start();
 }
 
-// The copies of a product: of all weights that fit before the inputs are there
-// (cuda/device/dependence.h), and so many steps ahead from then on. The first rows of x are copied
-// by the warps that multiply: a thread's copies count as done in the order in which it began them,
-// and x would come only behind all those weights.
+// The sums of a product, in the order of `multiply_stage`; those of threads that copy are nobody's.
+// Both kinds of warps come by the same barriers, one for each stage. Of all weights that fit the
+// copies begin before the inputs are there (cuda/device/dependence.h), and so many steps ahead from
+// then on. The first rows of x are copied by the warps that multiply: a thread's copies count as
+// done in the order in which it began them, and x would come only behind all those weights.
 template <class T, int kMatrices, class Rows, class Weights>
-UNIFLUID_DEVICE void copy_stages(int steps, Rows& rows, Weights* weights,
-                                 const Shared<bf16>& x_tiles, const Shared<bf16>& w_tiles) {
+UNIFLUID_DEVICE void stream_product(int steps, Rows& rows, Weights* weights,
+                                    const Shared<bf16>& x_tiles, const Shared<bf16>& w_tiles,
+                                    FragmentC (&sums)[kMatrices][1][1]) {
+  using Fragments = StageFragments<T, kMatrices>;
+  const bool copies = threadIdx.x >= T::kThreads;
   const auto copy_weights = [&](int step, uint32_t slot) {
 #pragma unroll
     for (uint32_t w = 0; w < kMatrices; ++w)
       weights[w].load(w_tiles, (slot * kMatrices + w) * T::kTileW, step);
   };
-  for (int step = 0; step < T::kStages; ++step) {
-    if (step < steps) copy_weights(step, static_cast<uint32_t>(step));
-    cp_async_commit();
-  }
-  if (!is_deep<T>(steps))
-#pragma unroll
-    for (int w = 0; w < kMatrices; ++w)
-      weights[w].prefetch(T::kStages, kColumnsAhead<T, kMatrices>);
-  rows.skip(T::kStages);
-  wait_for_inputs();
-  cp_async_wait<T::kStages - 1>();
-  meet<kStreamThreads<T>>();
-  uint32_t slot = 0;
-  for (int step = 0; step + 1 < steps; ++step) {
-    let_start_near_end<T>(step, steps);
-    cp_async_wait<T::kStages - 2>();
-    meet<kStreamThreads<T>>();  // the next stage has come, and all have this one's fragments
-    if (step + T::kStages < steps) {
-      copy_weights(step + T::kStages, slot);
-      rows.load(x_tiles, slot * T::kTileX, step + T::kStages);
-    }
-    cp_async_commit();
-    slot = slot + 1 == T::kStages ? 0 : slot + 1;
-  }
-}
-
-// And its sums, in the order of `multiply_stage`.
-template <class T, int kMatrices, class Rows>
-UNIFLUID_DEVICE void multiply_stages(int steps, Rows& rows, const Shared<bf16>& x_tiles,
-                                     const Shared<bf16>& w_tiles,
-                                     FragmentC (&sums)[kMatrices][1][1]) {
   // Two sets of fragments take turns.
-  using Fragments = StageFragments<T, kMatrices>;
   Fragments first, second;
-  wait_for_inputs();
-  for (int step = 0; step < T::kStages && step < steps; ++step)
-    rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
-  cp_async_commit();
-  cp_async_wait<0>();
-  meet<kStreamThreads<T>>();
-  if (steps == 0) return;
-#pragma unroll
-  for (int k = 0; k < Fragments::kSteps; ++k) first.load(k, x_tiles, w_tiles, 0);
-  uint32_t slot = 0;
-  const auto multiply_and_fetch = [&](const Fragments& now, Fragments& then) {
-    slot = slot + 1 == T::kStages ? 0 : slot + 1;
-    now.multiply(0, sums);
-    meet<kStreamThreads<T>>();
-    then.load(0, x_tiles, w_tiles, slot);
-#pragma unroll
-    for (int k = 1; k < Fragments::kSteps; ++k) {
-      now.multiply(k, sums);
-      then.load(k, x_tiles, w_tiles, slot);
+  if (copies) {
+    for (int step = 0; step < T::kStages; ++step) {
+      if (step < steps) copy_weights(step, static_cast<uint32_t>(step));
+      cp_async_commit();
     }
+    if (!is_deep<T>(steps))
+#pragma unroll
+      for (int w = 0; w < kMatrices; ++w)
+        weights[w].prefetch(T::kStages, kColumnsAhead<T, kMatrices>);
+    rows.skip(T::kStages);
+    wait_for_inputs();
+    cp_async_wait<T::kStages - 1>();
+  } else {
+    wait_for_inputs();
+    for (int step = 0; step < T::kStages && step < steps; ++step)
+      rows.load(x_tiles, static_cast<uint32_t>(step) * T::kTileX, step);
+    cp_async_commit();
+    cp_async_wait<0>();
+  }
+  __syncthreads();
+  if (steps == 0) return;
+  if (!copies)
+#pragma unroll
+    for (int k = 0; k < Fragments::kSteps; ++k) first.load(k, x_tiles, w_tiles, 0);
+  uint32_t slot = 0;
+  // Multiplies a stage while the next one's fragments come.
+  const auto advance = [&](int step, const Fragments& now, Fragments& then) {
+    let_start_near_end<T>(step, steps);
+    if (copies)
+      cp_async_wait<T::kStages - 2>();
+    else
+      now.multiply(0, sums);
+    __syncthreads();  // the next stage has come, and all have this one's fragments
+    const uint32_t next = slot + 1 == T::kStages ? 0 : slot + 1;
+    if (copies) {
+      if (step + T::kStages < steps) {
+        copy_weights(step + T::kStages, slot);
+        rows.load(x_tiles, slot * T::kTileX, step + T::kStages);
+      }
+      cp_async_commit();
+    } else {
+      then.load(0, x_tiles, w_tiles, next);
+#pragma unroll
+      for (int k = 1; k < Fragments::kSteps; ++k) {
+        now.multiply(k, sums);
+        then.load(k, x_tiles, w_tiles, next);
+      }
+    }
+    slot = next;
   };
   const auto multiply_last = [&](const Fragments& now) {
+    let_start_near_end<T>(steps - 1, steps);
+    if (copies) return;
 #pragma unroll
     for (int k = 0; k < Fragments::kSteps; ++k) now.multiply(k, sums);
   };
-  for (int step = 0;; ++step) {
-    let_start_near_end<T>(step, steps);
+  for (int step = 0;; step += 2) {
     if (step + 1 == steps) return multiply_last(first);
-    multiply_and_fetch(first, second);
-    let_start_near_end<T>(++step, steps);
-    if (step + 1 == steps) return multiply_last(second);
-    multiply_and_fetch(second, first);
+    advance(step, first, second);
+    if (step + 2 == steps) return multiply_last(second);
+    advance(step + 1, second, first);
   }
 }
 
