@@ -231,9 +231,9 @@ class ClusterWorker {
       for (int high = 0; high < 2; ++high)
 #pragma unroll
         for (int below = 0; below < 2; ++below) {
-          partial.store_pair(partial_at(tile, warp_index(), r * kRowTile + 8 * below + g,
-                                        8 * high + 2 * t),
-                             sums[r][high].x[2 * below], sums[r][high].x[2 * below + 1]);
+          partial.store_pair(
+              partial_at(tile, warp_index(), r * kRowTile + 8 * below + g, 8 * high + 2 * t),
+              sums[r][high].x[2 * below], sums[r][high].x[2 * below + 1]);
         }
   }
 
@@ -293,9 +293,9 @@ class ClusterWorker {
         const Piece lower = kRows > 8 ? piece(r * kRowTile + 8 + lane_index() / 4) : upper;
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          rows[i][r][half] = {
-              {upper.word[2 * half] ^ nothing, lower.word[2 * half] ^ nothing,
-               upper.word[2 * half + 1] ^ nothing, lower.word[2 * half + 1] ^ nothing}};
+          rows[i][r][half] = {{upper.word[2 * half] ^ nothing, lower.word[2 * half] ^ nothing,
+                               upper.word[2 * half + 1] ^ nothing,
+                               lower.word[2 * half + 1] ^ nothing}};
       }
     if constexpr (kFinish) {
       multiply(rows, finals, 0);

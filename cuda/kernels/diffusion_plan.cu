@@ -97,8 +97,8 @@ bool readable_in_vectors(const DiffusionHeadWeights& head) {
 
 // ---- on clusters ----
 
-// Up to so many rows posts are faster: on an H200 4 rows took 6.7 ms with posts and 9.8 on a cluster,
-// 8 rows about 10 either way.
+// Up to so many rows posts are faster: on an H200 4 rows took 6.7 ms with posts and 9.8 on a
+// cluster, 8 rows about 10 either way.
 constexpr int64_t kMostRowsAlone = 6;
 
 // How many tiles of rows a team has on a cluster; 0: no clusters. What a product takes is the
