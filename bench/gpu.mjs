@@ -7,7 +7,8 @@
 //
 // --reference is the folder of the PyTorch reference implementation (bench/gpu_peer.py says how it runs). Without it
 // only our figures are written. Its programs compile first, all at once, for at most --prepare seconds, and do nothing
-// while ours are taken. All of ours come first, then PyTorch's, the most telling ones first, while --budget lasts.
+// while ours are taken. Ours come first, then PyTorch's, the most telling ones first, while --budget lasts, and ours
+// with other kernels of the same device.
 // --wait: while they compile, other programs may use the device; a line on standard input says that it is free, and how
 // many seconds are left. --only: those alone, into a file of their own. --small: tiny sizes and nothing written but into
 // OUT, to try the program itself, also on the simulated library.
@@ -488,10 +489,14 @@ async function askPeer({ key, peer, prepared, ready }, way, batch) {
   peer.tell(`${way} ${batch}`);
   await prepared;
   const found = await peer.next();
+  peer.within(Number.POSITIVE_INFINITY); // till it is asked again
   answer(found ?? { way, batch, failed: (await peer.end()) ?? "it ended" });
 }
 
-/** The two batches that ours has come before the others; what has compiled, before what has not. */
+/**
+ * The two batches that ours has come before the others; what has compiled, before what has not. One answers while the
+ * others stand still, as long as it is one that has compiled.
+ */
 async function askPeers() {
   const questions = programs.flatMap((program) =>
     program.ways.flatMap((way) =>
@@ -502,8 +507,11 @@ async function askPeers() {
     ),
   );
   questions.sort((a, b) => a.place - b.place || a.turn - b.turn);
-  for (const { program, way, batch } of questions)
+  for (const { program, way, batch, place } of questions) {
+    for (const { peer } of place > 0 ? programs : [program]) peer.resume();
     await tryTo(`PyTorch, ${program.key}, ${way}`, () => askPeer(program, way, batch));
+    if (place === 0) program.peer.pause();
+  }
 }
 
 // ---- all of it ----
@@ -537,6 +545,11 @@ for (const { peer } of programs) peer.pause();
 
 const sections = { ops, head, images, vae };
 for (const name of SECTIONS) if (wanted.includes(name)) await tryTo(name, sections[name]);
+opened?.close();
+lost = undefined; // for the peers, which are processes of their own
+await askPeers();
+await Promise.all(programs.map(({ peer }) => peer.kill()));
+opened = undefined;
 await tryTo("other kernels", async () => {
   const other = others.length > 0 && otherKernels();
   if (!other) return;
@@ -546,10 +559,6 @@ await tryTo("other kernels", async () => {
   }
 });
 opened?.close();
-lost = undefined; // for the peers, which are processes of their own
-for (const { peer } of programs) peer.resume();
-await askPeers();
-await Promise.all(programs.map(({ peer }) => peer.kill()));
 if (!options.work) rmSync(work, { recursive: true, force: true });
 table.write();
 console.log(`\n${table.heading}`);

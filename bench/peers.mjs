@@ -1,7 +1,20 @@
 // Runs the PyTorch sides of benchmarks: programs in Python that answer in lines of JSON and may take no longer than
 // they are given.
 import { spawn } from "node:child_process";
+import { readdirSync, readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
+
+/** A process and all that it started, such as compilers; where the system tells (Linux). */
+function family(pid) {
+  try {
+    const children = readdirSync(`/proc/${pid}/task`)
+      .map((task) => readFileSync(`/proc/${pid}/task/${task}/children`, "utf8"))
+      .flatMap((line) => line.split(" ").filter(Boolean).map(Number));
+    return [pid, ...children.flatMap(family)];
+  } catch {
+    return [pid]; // it has ended, or there is no /proc
+  }
+}
 
 export class Peer {
   /** `limit`: seconds that the whole program may take; it is killed then. `env`: beside this process's. */
@@ -31,13 +44,23 @@ export class Peer {
     }, limit * 1000);
   }
 
-  /** Until resume() it computes nothing. */
+  /** Until resume() it computes nothing, nor does what it started. */
   pause() {
-    this.child.kill("SIGSTOP");
+    this.signal("SIGSTOP");
   }
 
   resume() {
-    this.child.kill("SIGCONT");
+    this.signal("SIGCONT");
+  }
+
+  signal(name) {
+    if (!this.child.pid) return;
+    for (const pid of family(this.child.pid))
+      try {
+        process.kill(pid, name);
+      } catch {
+        // It has ended meanwhile.
+      }
   }
 
   /** The next answer; null at the end of the program. */

@@ -33,12 +33,10 @@ Queue::Queue(int device, DeviceMemory& memory, Fault& fault) : Queue(memory, fau
   check(cudaSetDevice(device), "to be chosen");
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
-  limits_ = {device,
-             properties.multiProcessorCount,
-             10 * properties.major + properties.minor,
-             properties.sharedMemPerBlockOptin,
-             false,
-             false};
+  limits_.index = device;
+  limits_.processors = properties.multiProcessorCount;
+  limits_.capability = 10 * properties.major + properties.minor;
+  limits_.shared_bytes = properties.sharedMemPerBlockOptin;
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "to make a stream");
   void* host = nullptr;
   check(cudaMallocHost(&host, kSegments * kStagingBytes), "to allocate pinned memory");
@@ -142,14 +140,6 @@ void Queue::push_argument(const void* value, size_t size, size_t alignment) {
   offsets_.push_back(static_cast<uint32_t>(at));
 }
 
-int Queue::resident_blocks_of(const void* kernel, int threads, size_t shared) {
-  allow_shared(kernel, shared);
-  int blocks = 0;
-  fault_.check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared),
-               "to tell how many blocks it can hold");
-  return std::max(blocks, 1);
-}
-
 int Queue::resident_clusters_of([[maybe_unused]] const void* kernel, unsigned size,
                                 [[maybe_unused]] int threads, [[maybe_unused]] size_t shared) {
 #ifdef UNIFLUID_SIMT
@@ -167,9 +157,9 @@ int Queue::resident_clusters_of([[maybe_unused]] const void* kernel, unsigned si
   config.attrs = &attribute;
   config.numAttrs = 1;
   int clusters = 0;
-  fault_.check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config),
-               "to tell how many clusters it can hold");
-  return clusters;
+  if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess) return clusters;
+  cudaGetLastError();  // such as of a part of a GPU that has no room for one
+  return 0;
 #endif
 }
 
@@ -293,6 +283,7 @@ std::vector<unsigned char> Queue::identity() const {
       put(bytes, n);
     put(bytes, c.shared);
     put(bytes, c.company.way);
+    put(bytes, c.company.cluster);
   }
   bytes.insert(bytes.end(), arguments_.begin(), arguments_.end());
   return bytes;

@@ -108,11 +108,6 @@ class Queue {
     return resident_clusters_of(reinterpret_cast<const void*>(kernel), size, threads, shared);
   }
   void allow_dependents(bool allowed) { limits_.dependents = allowed; }
-  // Blocks of a kernel that a multiprocessor holds at once.
-  template <class... P>
-  int resident_blocks(void (*kernel)(P...), int threads, size_t shared) {
-    return resident_blocks_of(reinterpret_cast<const void*>(kernel), threads, shared);
-  }
 
   // ---- for the backend ----
 
@@ -204,7 +199,6 @@ class Queue {
   void push_argument(const void* value, size_t size, size_t alignment);
   const void* stage_bytes(const void* host, size_t bytes);
   void* scratch_bytes(size_t bytes);
-  int resident_blocks_of(const void* kernel, int threads, size_t shared);
   int resident_clusters_of(const void* kernel, unsigned size, int threads, size_t shared);
   void allow_shared(const void* kernel, size_t shared);
   void allow_clusters(const void* kernel);

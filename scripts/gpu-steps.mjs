@@ -66,7 +66,7 @@ export class Steps {
 
   /** Its turn, in which the others that were prepared do nothing. `keep`: seconds of the budget for those after it. */
   async finish({ title, program }, { limit, least = 10, keep = 0 }) {
-    const seconds = this.secondsFor(title, Math.min(limit, this.secondsLeft() - keep), least);
+    const seconds = this.secondsFor(title, limit, least, keep);
     if (!seconds) return signal(program, "SIGKILL");
     for (const other of this.running) if (other !== program) signal(other, "SIGSTOP");
     program.child.stdin.on("error", () => {}); // it may have ended
@@ -76,9 +76,9 @@ export class Steps {
   }
 
   /** Of a step that begins; 0 where it is skipped. */
-  secondsFor(title, limit, least) {
+  secondsFor(title, limit, least, keep = 0) {
     console.log(`\n== ${title}`);
-    const seconds = Math.min(limit, this.secondsLeft());
+    const seconds = Math.min(limit, this.secondsLeft() - keep);
     if (seconds >= Math.min(least, limit) && seconds > 0) return seconds;
     this.note(title, "skipped: no time is left for it");
     return 0;

@@ -7,9 +7,9 @@
 //                                    what a machine with a GPU, but without npm, needs for the same
 //
 // It builds the library (nvcc), runs every operation, the tiny models and the reference's fixtures on the device (--jobs
-// of them at a time), runs compute-sanitizer, and writes the benchmark (bench/gpu.mjs; --only: of its parts) and a step
-// of training (bench/train.mjs) to bench/results/. PyTorch's sides of these two start at the beginning: they compile
-// beside the checks, and stand still while anything else is timed. Each step has a time limit and none is the end of the
+// of them at a time), writes the benchmark (bench/gpu.mjs; --only: of its parts) and a step of training
+// (bench/train.mjs) to bench/results/, and runs compute-sanitizer. PyTorch's sides of the former two start at the
+// beginning: they compile beside the checks, and stand still while anything else is timed. Each step has a time limit and none is the end of the
 // others; --budget: seconds for all of them, after which what is left is skipped. A summary at the end tells what
 // failed, and so does the exit code.
 //
@@ -152,8 +152,8 @@ if (options.pack) {
   else if (await opens()) {
     const measured = options.simulated ? [] : prepareMeasuring();
     if (!options["no-checks"]) await check();
-    if (!options.simulated && !options["no-sanitizer"]) await sanitize();
     for (const { prepared, limits } of measured) await steps.finish(prepared, limits);
+    if (!options.simulated && !options["no-sanitizer"]) await sanitize();
   }
   steps.kill();
   // Not by itself: a program that could not be killed would be waited for.

@@ -502,7 +502,7 @@ class ClusterWorker {
   const StepsTeam team;
   const int member, first_column;
   const Shared<uint32_t> slots;   // [kSlots, warps, kRuns, 2, lanes, 4]
-  const Shared<float> partial;    // [2, warps, kRows, kPartialStride]
+  const Shared<float> partial;    // [kColumnTiles, warps, rows, kTileColumns], partial_at
   const Shared<float> own;        // [kRows, kColumns] hidden, of the block's columns
   const Shared<float> moments;    // [warps, 2]
   const Shared<float> biases;     // [2 depth, kColumns] of the products in their order

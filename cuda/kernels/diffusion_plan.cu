@@ -106,7 +106,7 @@ constexpr int64_t kMostRowsAlone = 6;
 // at so many bytes a clock, and the path of a product from barrier to barrier is longer with more
 // rows. By calculation.
 int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const DeviceLimits& limits,
-                       int64_t rows) {
+                       int64_t rows, int64_t tokens) {
   if (limits.clusters == 0 || type != DType::bf16 || rows <= kMostRowsAlone ||
       !readable_in_vectors(head) || !norms_readable_in_vectors(head))
     return 0;
@@ -121,7 +121,9 @@ int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const Devic
   for (const auto& [count, path] : {Tiles{1, 9000}, Tiles{2, 10000}, Tiles{4, 12500}}) {
     const size_t bytes = cluster::shared_bytes(head, count);
     if (bytes == 0 || bytes > limits.shared_bytes) continue;
-    const int64_t teams = blocks_for(rows, count * kTileRows);
+    // Where tokens of two rows lie among others a team may leave a place free.
+    const int64_t places = count * kTileRows - (rows > tokens && rows < 2 * tokens ? 1 : 0);
+    const int64_t teams = blocks_for(rows, places);
     const double turns = blocks_for(teams, limits.clusters);
     const double cost =
         turns * std::max({path, matrix / cluster::kMembers / kProcessorBytes,
@@ -158,7 +160,7 @@ std::vector<StepsPass> plan_steps(const DiffusionHeadWeights& head, DType type,
   for (int32_t r : rows) rows_left += r;
   for (int64_t next = 0; next < count;) {
     StepsPass pass;
-    pass.cluster_tiles = best_cluster_tiles(head, type, limits, rows_left);
+    pass.cluster_tiles = best_cluster_tiles(head, type, limits, rows_left, count - next);
     const Split split = pass.cluster_tiles > 0
                             ? cluster_split(head, limits, pass.cluster_tiles)
                             : best_split(head, type, limits, rows_left, count - next);

@@ -135,7 +135,6 @@ UNIFLUID_DEVICE void stream_product(int steps, Rows& rows, Weights* weights,
     slot = next;
   };
   const auto multiply_last = [&](const Fragments& now) {
-    let_start_near_end<T>(steps - 1, steps);
     if (copies) return;
 #pragma unroll
     for (int k = 0; k < Fragments::kSteps; ++k) now.multiply(k, sums);

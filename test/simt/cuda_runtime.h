@@ -262,8 +262,6 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, 
                                              cudaDriverEntryPointQueryResult*);
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*);
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int);
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int*, const void*, int threads,
-                                                          size_t shared);
 
 namespace simt {
 

@@ -376,10 +376,3 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   dynamic_shared[kernel] = static_cast<size_t>(value);
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads,
-                                                          size_t shared) {
-  const int by_threads = 1536 / std::max(threads, 1);
-  const int by_shared = shared ? static_cast<int>(shared_bytes() / shared) : by_threads;
-  *blocks = std::min({by_threads, by_shared, 2});
-  return cudaSuccess;
-}
