@@ -13,9 +13,9 @@
 namespace unifluid::cuda {
 namespace {
 
-// On an H200 a step of one row took 2.31 ms with launches that begin early, 2.11 ms without: what
-// they ask for ahead comes in between what the launch in front still reads. So they are for trials,
-// and for the simulation, which checks that kernels keep to their rules.
+// On an H200 a step of one row took 2.31 ms with launches that begin early and 2.11 ms without; why
+// is not known. So they are for trials, and for the simulation, which checks that kernels keep to
+// their rules.
 bool dependents_asked_for() {
 #ifdef UNIFLUID_SIMT
   return true;

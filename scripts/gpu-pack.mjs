@@ -62,9 +62,9 @@ function trackedBytes(root) {
   return paths.reduce((sum, path) => sum + (path && existsSync(path) ? bytesOf(path) : 0), 0);
 }
 
-function compress(from, to, level) {
+function compress(from, to) {
   mkdirSync(dirname(to), { recursive: true });
-  const command = `xz ${level} --threads=0 --stdout "$0" > "$1"`;
+  const command = 'xz -9 --threads=0 --stdout "$0" > "$1"';
   if (spawnSync("sh", ["-c", command, from, to]).status !== 0)
     throw new Error(`expected xz to pack ${from}, but it failed`);
 }
@@ -83,7 +83,7 @@ function packLibrary(root, library, to) {
   const sources = Math.max(...["cuda", "core"].map((name) => changed(join(root, name))));
   if (sources > statSync(library).mtimeMs)
     throw new Error(`expected ${library} to be newer than its sources: ${advice}`);
-  compress(library, to, "-9");
+  compress(library, to);
 }
 
 /**
@@ -105,7 +105,7 @@ export function pack({ root, folder, files, library, reference, node }) {
   } else console.log("unifluid: without --reference the pack brings no PyTorch figures");
   const { status, stdout } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root });
   if (status === 0) writeFileSync(join(build, "commit"), stdout);
-  if (node) compress(process.execPath, join(folder, "node.xz"), "-9");
+  if (node) compress(process.execPath, join(folder, "node.xz"));
   const script = join(folder, "run.sh");
   writeFileSync(script, RUN);
   chmodSync(script, 0o755);

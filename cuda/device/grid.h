@@ -77,6 +77,13 @@ UNIFLUID_DEVICE void prefetch_l2(const void* at) {
 #endif
 }
 
+// Lines of `count` elements from `at` on, by `threads` together, of which this is `thread`.
+template <class T>
+UNIFLUID_DEVICE void prefetch_l2(const T* at, int count, int thread, int threads) {
+  constexpr int kLine = 128 / sizeof(T);
+  for (int i = thread * kLine; i < count; i += threads * kLine) prefetch_l2(at + i);
+}
+
 // The same of `bytes` from `at` on, both multiples of 16.
 UNIFLUID_DEVICE void prefetch_l2(const void* at, uint32_t bytes) {
 #if !defined(UNIFLUID_SIMT) && __CUDA_ARCH__ >= 900

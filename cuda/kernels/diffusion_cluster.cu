@@ -19,7 +19,7 @@
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/diffusion_cluster.h"
-#include "cuda/kernels/diffusion_norm.h"
+#include "cuda/kernels/diffusion_elements.h"
 #include "cuda/kernels/diffusion_tile.h"
 
 namespace unifluid::cuda {
@@ -380,12 +380,8 @@ class ClusterWorker {
 
   // The next step's modulations come from far: they are wanted in the second-level cache by then.
   UNIFLUID_DEVICE void prefetch_modulation() const {
-    constexpr int64_t kLine = 128 / sizeof(bf16);
-    const bf16* next = modulation + static_cast<int64_t>(p.rows) * p.modulation_width;
-    const int64_t count = static_cast<int64_t>(team.rows) * p.modulation_width;
-    for (int64_t i = (static_cast<int64_t>(member) * kThreads + thread()) * kLine; i < count;
-         i += static_cast<int64_t>(kMembers) * kThreads * kLine)
-      prefetch_l2(next + i);
+    prefetch_l2(modulation + static_cast<int64_t>(p.rows) * p.modulation_width,
+                team.rows * p.modulation_width, member * kThreads + thread(), kMembers * kThreads);
   }
 
   // Normalizes the block's own rows, `member` and every 16th after it, when all have handed out
@@ -399,7 +395,7 @@ class ClusterWorker {
       return run_of<bf16>(part, i) + lane_index() * kSize<bf16>;
     };
     const auto has = [&](int i) { return i * kParts + part < kRuns; };
-    AffineParts<bf16> parts[kHeld];
+    AffineParts<bf16> parts[kHeld] = {};
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       if (!mine || !has(i)) continue;

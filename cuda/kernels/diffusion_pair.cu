@@ -21,7 +21,7 @@
 #include "cuda/device/grid.h"
 #include "cuda/device/math.h"
 #include "cuda/dispatch.h"
-#include "cuda/kernels/diffusion_norm.h"
+#include "cuda/kernels/diffusion_elements.h"
 #include "cuda/kernels/diffusion_steps.h"
 #include "cuda/kernels/diffusion_tile.h"
 #include "cuda/kernels/diffusion_weights.h"
@@ -398,11 +398,8 @@ class Pair {
 
   // The next step's modulations come from far: they are wanted in the second-level cache by then.
   UNIFLUID_DEVICE void prefetch(const bf16* next) const {
-    constexpr int kLine = 128 / sizeof(bf16);
-    const int count = team.rows * p.modulation_width;
-    for (int i = (member * kThreads + static_cast<int>(threadIdx.x)) * kLine; i < count;
-         i += p.members * kThreads * kLine)
-      prefetch_l2(next + i);
+    prefetch_l2(next, team.rows * p.modulation_width,
+                member * kThreads + static_cast<int>(threadIdx.x), p.members * kThreads);
   }
 
   // ---- the sampler: the finisher's ----

@@ -38,7 +38,8 @@
 // State and guidance are small: every block of a team keeps the latents of all its tokens.
 //
 // One row or two in bf16, of widths and few columns that a compiler can know, have a kernel of
-// their own with the same bits: diffusion_pair.cu.
+// their own with the same bits: diffusion_pair.cu. So have many rows where blocks come in clusters:
+// diffusion_cluster.cu.
 #include "cuda/kernels/diffusion_steps.h"
 
 #include <algorithm>
@@ -47,7 +48,7 @@
 #include "cuda/device/grid.h"
 #include "cuda/device/math.h"
 #include "cuda/dispatch.h"
-#include "cuda/kernels/diffusion_norm.h"
+#include "cuda/kernels/diffusion_elements.h"
 #include "cuda/kernels/diffusion_tile.h"
 #include "cuda/kernels/diffusion_weights.h"
 
@@ -349,12 +350,8 @@ class Worker {
 
   // The next step's modulations come from far: they are wanted in the second-level cache by then.
   UNIFLUID_DEVICE void prefetch_modulation() const {
-    constexpr int64_t kLine = 128 / sizeof(T);
-    const T* next = modulation + static_cast<int64_t>(p.rows) * p.modulation_width;
-    const int64_t count = static_cast<int64_t>(team.rows) * p.modulation_width;
-    for (int64_t i = (static_cast<int64_t>(member) * kThreads + thread()) * kLine; i < count;
-         i += static_cast<int64_t>(p.members) * kThreads * kLine)
-      prefetch_l2(next + i);
+    prefetch_l2(modulation + static_cast<int64_t>(p.rows) * p.modulation_width,
+                team.rows * p.modulation_width, member * kThreads + thread(), p.members * kThreads);
   }
 
   // Products of the network: mlp0 and mlp2 of each block, then the final layer. One place in the

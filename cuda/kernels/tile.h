@@ -157,8 +157,9 @@ UNIFLUID_DEVICE void each_stage(int steps, LoadX load_x, LoadWeights load_weight
   }
 }
 
-// Bytes of weights that a block of a stream asks for behind those it copies, while it waits for its
-// inputs: by calculation what memory brings in the two microseconds of a norm.
+// Bytes of weights that a block of a stream asks for behind those it copies, before it waits for
+// its inputs: by calculation what memory brings in the two microseconds of a norm. Where launches
+// do not begin early nothing is waited for, and these come at once.
 inline constexpr int kWeightsAhead = 32 << 10;
 template <class T, int kMatrices>
 inline constexpr int kColumnsAhead =
