@@ -170,9 +170,11 @@ export class AutoencoderSubject implements Subject {
         })),
       );
     };
-    // Latents that stay as they were keep their factors: models may have learned them.
-    const encoder = tensors.filter(({ name }) => ENCODER_TENSORS.test(name));
-    if (encoder.every(({ name }) => frozen.has(name))) return write({});
+    // Latents that stay as they were keep their factors: models may have learned them. So do those of a new encoder for
+    // a decoder that stays, as they come to lie where it expects them.
+    const stays = (encoder: boolean) =>
+      tensors.every(({ name }) => ENCODER_TENSORS.test(name) !== encoder || frozen.has(name));
+    if (stays(true) || stays(false)) return write({});
     await write({ scaling_factor: 1, shift_factor: 0 });
     const statistics = await this.measure(folder).catch((error) => {
       if (!(error instanceof TrainingDataError)) throw error;
