@@ -171,7 +171,7 @@ export class AutoencoderSubject implements Subject {
       );
     };
     // Latents that stay as they were keep their factors: models may have learned them. So do those of a new encoder for
-    // a decoder that stays, as they come to lie where it expects them.
+    // a decoder that stays, which models draw for.
     const stays = (encoder: boolean) =>
       tensors.every(({ name }) => ENCODER_TENSORS.test(name) !== encoder || frozen.has(name));
     if (stays(true) || stays(false)) return write({});

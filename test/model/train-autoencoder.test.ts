@@ -173,7 +173,7 @@ test("stopped and taken up again, a run ends with the same bits", async () => {
   expect(await vaeConfig(parts.checkpoint)).toEqual(await vaeConfig(whole.checkpoint));
 });
 
-// Of a new encoder for a decoder that stays latents come to lie where that expects them.
+// A model that draws for a decoder goes on to do so with another encoder.
 test.each([
   ["encoder", /^(encoder|quant_conv)\./, "decoder.conv_out.weight"],
   ["decoder", /^(decoder|post_quant_conv)\./, "encoder.conv_in.weight"],
