@@ -30,6 +30,17 @@ struct ColumnSumArgs {
   float* out;  // [n]
 };
 
+// The gradients of out = x weight^T + bias.
+struct LinearBackwardArgs {
+  Tensor dout;              // [m, n]
+  Tensor x, weight;         // [m, k], [n, k]; each may be empty where its product is not computed
+  bool bf16 = false;        // as in GemmArgs
+  Tensor dweight;           // dout^T x, added to; or empty
+  float* dbias = nullptr;   // [n], added to; or null
+  bool accumulate = false;  // concerns dx
+  Tensor dx;                // dout weight; or empty
+};
+
 // out += x
 struct AddArgs {
   Tensor x, out;  // [m, n]
@@ -230,6 +241,22 @@ class TrainingBackend {
   virtual ~TrainingBackend() = default;
   virtual void gemm(const GemmArgs&) = 0;
   virtual void column_sum(const ColumnSumArgs&) = 0;
+  virtual void linear_backward(const LinearBackwardArgs& args) {
+    if (args.dweight)
+      gemm({.a = args.dout,
+            .transpose_a = true,
+            .b = args.x,
+            .accumulate = true,
+            .bf16 = args.bf16,
+            .out = args.dweight});
+    if (args.dbias) column_sum({args.dout, args.dbias});
+    if (args.dx)
+      gemm({.a = args.dout,
+            .b = args.weight,
+            .accumulate = args.accumulate,
+            .bf16 = args.bf16,
+            .out = args.dx});
+  }
   virtual void add(const AddArgs&) = 0;
   virtual void activation(const ActivationArgs&) = 0;
   virtual void activation_backward(const ActivationBackwardArgs&) = 0;

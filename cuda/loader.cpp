@@ -147,6 +147,9 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   void column_sum(const ColumnSumArgs& args) override {
     call(library_.training.column_sum, backend_, &args);
   }
+  void linear_backward(const LinearBackwardArgs& args) override {
+    call(library_.training.linear_backward, backend_, &args);
+  }
   void add(const AddArgs& args) override { call(library_.training.add, backend_, &args); }
   void activation(const ActivationArgs& args) override {
     call(library_.training.activation, backend_, &args);

@@ -121,24 +121,20 @@ Var Tape::linear(Var x, const Parameter& weight, const Parameter* bias, Var resi
              .bf16 = bf16_,
              .out = out});
   const Parameter* w = &weight;
-  return push(
-      out, needs(x) || needs(residual) || w->trainable || trains(bias),
-      [=, this](const Tensor& dout) {
-        if (w->trainable)
-          ops_.gemm({.a = dout,
-                     .transpose_a = true,
-                     .b = value(x),
-                     .accumulate = true,
-                     .bf16 = bf16_,
-                     .out = w->gradient});
-        if (trains(bias)) ops_.column_sum({dout, bias->gradient_vector()});
-        if (needs(x)) {
-          bool accumulate;
-          const Tensor dx = gradient(x, &accumulate);
-          ops_.gemm({.a = dout, .b = w->value, .accumulate = accumulate, .bf16 = bf16_, .out = dx});
-        }
-        pass(residual, dout);
-      });
+  return push(out, needs(x) || needs(residual) || w->trainable || trains(bias),
+              [=, this](const Tensor& dout) {
+                bool accumulate = false;
+                const Tensor dx = needs(x) ? gradient(x, &accumulate) : Tensor();
+                ops_.linear_backward({.dout = dout,
+                                      .x = value(x),
+                                      .weight = w->value,
+                                      .bf16 = bf16_,
+                                      .dweight = w->gradient,
+                                      .dbias = gradient_of(bias),
+                                      .accumulate = accumulate,
+                                      .dx = dx});
+                pass(residual, dout);
+              });
 }
 
 Var Tape::columns(Var x, int64_t first, int64_t count) {
@@ -311,30 +307,25 @@ Var Tape::convolution(Var x, const ImageShape& image, const ConvolutionShape& sh
                .out = out});
   }
   const Parameter *w = &weight, *b = &bias;
-  return push(
-      out, needs(x) || needs(residual) || w->trainable || b->trainable,
-      [=, this](const Tensor& dout) {
-        if (b->trainable) ops_.column_sum({dout, b->gradient_vector()});
-        const Tensor dx = needs(x) ? zeroed_gradient(x) : Tensor();
-        Workspace::Scope scope(workspace_);
-        if (w->trainable)
-          ops_.gemm({.a = dout,
-                     .transpose_a = true,
-                     .b = patches(value(x)),
-                     .accumulate = true,
-                     .bf16 = bf16_,
-                     .out = w->gradient});
-        if (dx && plain) {
-          ops_.gemm({.a = dout, .b = w->value, .accumulate = true, .bf16 = bf16_, .out = dx});
-        } else if (dx) {
-          const Tensor dpatches = workspace_.tensor(dout.rows, w->cols);
-          ops_.gemm({.a = dout, .b = w->value, .bf16 = bf16_, .out = dpatches});
-          ops_.patches_backward({dpatches, geometry.images, geometry.height, geometry.width,
-                                 geometry.upsample, geometry.kernel, geometry.stride,
-                                 geometry.pad_before, geometry.pad_after, dx});
-        }
-        pass(residual, dout);
-      });
+  return push(out, needs(x) || needs(residual) || w->trainable || b->trainable,
+              [=, this](const Tensor& dout) {
+                const Tensor dx = needs(x) ? zeroed_gradient(x) : Tensor();
+                Workspace::Scope scope(workspace_);
+                const Tensor dpatches = dx && !plain ? workspace_.tensor(dout.rows, w->cols) : dx;
+                ops_.linear_backward({.dout = dout,
+                                      .x = w->trainable ? patches(value(x)) : Tensor(),
+                                      .weight = w->value,
+                                      .bf16 = bf16_,
+                                      .dweight = w->gradient,
+                                      .dbias = gradient_of(b),
+                                      .accumulate = plain,
+                                      .dx = dpatches});
+                if (dx && !plain)
+                  ops_.patches_backward({dpatches, geometry.images, geometry.height, geometry.width,
+                                         geometry.upsample, geometry.kernel, geometry.stride,
+                                         geometry.pad_before, geometry.pad_after, dx});
+                pass(residual, dout);
+              });
 }
 
 Var Tape::group_norm(Var x, int64_t images, int64_t groups, const Parameter& weight,
@@ -383,19 +374,13 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
     }
     ops_.cross_entropy({logits, targets.data() + first, cap, scale, losses->data() + first});
     if (!gradients_) continue;
-    if (weight.trainable)
-      ops_.gemm({.a = logits,
-                 .transpose_a = true,
-                 .b = x,
-                 .accumulate = true,
-                 .bf16 = bf16_,
-                 .out = weight.gradient});
-    if (dhidden)
-      ops_.gemm({.a = logits,
-                 .b = weight.value,
-                 .accumulate = accumulate,
-                 .bf16 = bf16_,
-                 .out = dhidden.slice(first, rows)});
+    ops_.linear_backward({.dout = logits,
+                          .x = x,
+                          .weight = weight.value,
+                          .bf16 = bf16_,
+                          .dweight = weight.gradient,
+                          .accumulate = accumulate,
+                          .dx = dhidden ? dhidden.slice(first, rows) : Tensor()});
   }
 }
 

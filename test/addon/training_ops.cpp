@@ -59,6 +59,27 @@ void gemm(Call& call, TrainingBackend& ops, Napi::Object out) {
   out.Set("out", call.result(a.out));
 }
 
+void linear_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
+  LinearBackwardArgs a{};
+  a.dout = call.input("dout");
+  a.bf16 = flag(call, "bf16");
+  Tensor bias;
+  if (call.has("startBias")) a.dbias = copied(call, "startBias", &bias);
+  if (call.has("x")) {
+    a.x = call.input("x");
+    a.dweight = call.input("startWeight");
+  }
+  if (call.has("weight")) {
+    a.weight = call.input("weight");
+    a.accumulate = call.has("start");
+    a.dx = a.accumulate ? call.input("start") : call.output(a.dout.rows, a.weight.cols);
+  }
+  ops.linear_backward(a);
+  if (a.dweight) out.Set("dweight", call.result(a.dweight));
+  if (a.dbias) out.Set("dbias", call.result(bias));
+  if (a.dx) out.Set("dx", call.result(a.dx));
+}
+
 void fill(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor t = call.output(call.integer("rows"), call.integer("cols"));
   ops.fill(t, static_cast<float>(call.number("value")));
@@ -298,6 +319,7 @@ struct Entry {
 };
 const Entry kEntries[] = {
     {"gemm", gemm},
+    {"linearBackward", linear_backward},
     {"fill", fill},
     {"copy", copy},
     {"columnSum", column_sum},

@@ -49,9 +49,6 @@ export const QUICK: Record<string, string[]> = {
   ],
   sampling: ["soft_cap of 300", "sample_text of 2049 at 1"],
   training_operations: [
-    "gemm a b', [13, 33] by 7, f32",
-    "gemm a' b, [13, 33] by 7, bf16, added to what is there, and a bias",
-    "gemm a b, [70, 72] by 136, bf16",
     "gelu_tanh, backwards and added",
     "gated by gelu_tanh: dgate",
     "gated_add: dgate",
@@ -68,5 +65,15 @@ export const QUICK: Record<string, string[]> = {
     "time features",
     "training noise",
     "AdamW of 4099: value",
+  ],
+  training_products: [
+    "gemm a b', [13, 33] by 7, f32",
+    "gemm a' b, [13, 33] by 7, bf16, added to what is there, and a bias",
+    "gemm a b, [70, 72] by 136, bf16",
+    "gemm a b', [70, 72] by 136, bf16, added to what is there, and a bias",
+    "gemm a' b, [24, 5000] by 40, bf16, added to what is there, and a bias",
+    "linear backwards, 70 rows, 72 to 136, bf16: dbias",
+    "linear backwards, 5000 rows, 40 to 24, bf16, of inputs without a gradient, with odd gaps",
+    "linear backwards, 40 rows, 16 to 3000, bf16, frozen, added to what is there, with gaps",
   ],
 };
