@@ -1,7 +1,10 @@
 // What a backend offers beside core/backend.h so that a model can be trained on it: the backward
 // operations and the optimizer.
 //
-// Tensors are float32 in the backend's memory. Gradients of weights are always added to what is
+// Tensors are float32 in the backend's memory. Where a backend `takes_rounded`, values that only
+// products with bfloat16 operands take may be bfloat16, their rows beginning at multiples of 16
+// bytes: `out` of rms_norm, activation, gated and modulated_norm, and of products GemmArgs::a, not
+// transposed, and LinearBackwardArgs::x. Gradients of weights are always added to what is
 // there; gradients of activations too where `accumulate` says so. An empty gradient tensor (or a
 // null pointer) is not computed. Every sum has an order that depends on shapes alone, never on the
 // number of threads: the same step gives the same bits.
@@ -239,6 +242,7 @@ struct AdamWArgs {
 class TrainingBackend {
  public:
   virtual ~TrainingBackend() = default;
+  virtual bool takes_rounded() const { return false; }
   virtual void gemm(const GemmArgs&) = 0;
   virtual void column_sum(const ColumnSumArgs&) = 0;
   virtual void linear_backward(const LinearBackwardArgs& args) {

@@ -79,6 +79,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
 
   // ---- core/training_backend.h ----
 
+  bool takes_rounded() const override { return true; }
   void gemm(const GemmArgs& args) override { run(cuda::gemm, args); }
   void column_sum(const ColumnSumArgs& args) override { run(cuda::column_sum, args); }
   void linear_backward(const LinearBackwardArgs& args) override;

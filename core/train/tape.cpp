@@ -10,8 +10,9 @@ namespace unifluid {
 
 namespace {
 
-// Rows of logits that exist at a time: this many elements.
-constexpr int64_t kLogits = int64_t{1} << 20;
+// Rows of logits that exist at a time: this many elements. For every part of them the whole matrix
+// of logits is read, and its gradient added to; on a device of its own there is room for more.
+constexpr int64_t kLogits = int64_t{1} << 20, kDeviceLogits = int64_t{1} << 24;
 
 bool trains(const Parameter* p) { return p && p->trainable; }
 const float* vector_of(const Parameter* p) { return p ? p->vector() : nullptr; }
@@ -32,6 +33,11 @@ Var Tape::push(const Tensor& value, bool needs, std::function<void(const Tensor&
 
 Var Tape::input(int64_t rows, int64_t cols) {
   return push(workspace_.tensor(rows, cols), false, nullptr);
+}
+
+Tensor Tape::operand(int64_t rows, int64_t cols) {
+  if (!bf16_ || !ops_.takes_rounded()) return workspace_.tensor(rows, cols);
+  return workspace_.tensor(rows, (cols + 7) / 8 * 8, DType::bf16).columns(0, cols);
 }
 
 const Tensor& Tape::gradient_memory(Var v) {
@@ -145,7 +151,7 @@ Var Tape::columns(Var x, int64_t first, int64_t count) {
 }
 
 Var Tape::activation(Var x, Activation activation) {
-  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  const Tensor in = value(x), out = operand(in.rows, in.cols);
   ops_.activation({in, activation, out});
   return push(out, needs(x), [=, this](const Tensor& dout) {
     bool accumulate;
@@ -155,7 +161,7 @@ Var Tape::activation(Var x, Activation activation) {
 }
 
 Var Tape::gated(Var gate, Var up, Activation activation) {
-  const Tensor in = value(gate), out = workspace_.tensor(in.rows, in.cols);
+  const Tensor in = value(gate), out = operand(in.rows, in.cols);
   ops_.gated({in, value(up), activation, out});
   // Gate and up come from linear layers and have no other use.
   return push(out, needs(gate), [=, this](const Tensor& dout) {
@@ -166,9 +172,16 @@ Var Tape::gated(Var gate, Var up, Activation activation) {
 }
 
 Var Tape::rms_norm(Var x, const Parameter& weight, float eps, Var residual) {
-  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  return norm(x, weight, eps, residual, workspace_.tensor(value(x).rows, value(x).cols));
+}
+
+Var Tape::operand_norm(Var x, const Parameter& weight, float eps) {
+  return norm(x, weight, eps, kNone, operand(value(x).rows, value(x).cols));
+}
+
+Var Tape::norm(Var x, const Parameter& weight, float eps, Var residual, const Tensor& out) {
   backend_.rms_norm(
-      {in, weight.vector(), eps, residual == kNone ? Tensor() : value(residual), out});
+      {value(x), weight.vector(), eps, residual == kNone ? Tensor() : value(residual), out});
   const Parameter* w = &weight;
   return push(out, needs(x) || needs(residual) || w->trainable, [=, this](const Tensor& dout) {
     bool accumulate = false;
@@ -180,7 +193,7 @@ Var Tape::rms_norm(Var x, const Parameter& weight, float eps, Var residual) {
 
 Var Tape::modulated_norm(Var x, const Parameter* weight, const Parameter* bias, Var modulation,
                          float eps) {
-  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  const Tensor in = value(x), out = operand(in.rows, in.cols);
   const int64_t n = in.cols;
   Tensor shift, scale;
   if (modulation != kNone) {
@@ -354,7 +367,8 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
   if (!gradients_) likeliest->resize(targets.size());
   bool accumulate = false;
   const Tensor dhidden = needs(hidden) ? gradient(hidden, &accumulate) : Tensor();
-  const int64_t step = std::max<int64_t>(1, kLogits / weight.rows);
+  const int64_t logits_at_once = backend_.in_host_memory() ? kLogits : kDeviceLogits;
+  const int64_t step = std::max<int64_t>(1, logits_at_once / weight.rows);
   for (int64_t first = 0; first < in.rows; first += step) {
     Workspace::Scope scope(workspace_);
     const int64_t rows = std::min(step, in.rows - first);

@@ -69,10 +69,10 @@ struct ActivationParams {
   bool accumulate;
   ElementGrid grid;
 };
-template <Activation kActivation>
+template <class T, Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) activation_element(ActivationParams p) {
   const ElementPlace at = element_place(p.grid);
-  if (at.inside) p.out.at(at.row, at.column) = activate<kActivation>(p.x.at(at.row, at.column));
+  if (at.inside) p.out.put<T>(at.row, at.column, activate<kActivation>(p.x.at(at.row, at.column)));
 }
 template <Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) activation_backward_element(ActivationParams p) {
@@ -89,12 +89,12 @@ struct GatedParams {
   Rows out, dgate, dup;
   ElementGrid grid;
 };
-template <Activation kActivation>
+template <class T, Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) gated_element(GatedParams p) {
   const ElementPlace at = element_place(p.grid);
   if (!at.inside) return;
-  p.out.at(at.row, at.column) =
-      activate<kActivation>(p.gate.at(at.row, at.column)) * p.up.at(at.row, at.column);
+  p.out.put<T>(at.row, at.column,
+               activate<kActivation>(p.gate.at(at.row, at.column)) * p.up.at(at.row, at.column));
 }
 template <Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) gated_backward_element(GatedParams p) {
@@ -144,7 +144,9 @@ void activation(Queue& queue, const ActivationArgs& args) {
   p.out = args.out;
   p.grid = ElementGrid(args.x.rows, args.x.cols);
   with_activation(args.activation, [&](auto kind) {
-    launch_elements(queue, activation_element<decltype(kind)::value>, p.grid, p);
+    with_type(args.out.type, [&](auto t) {
+      launch_elements(queue, activation_element<decltype(t), decltype(kind)::value>, p.grid, p);
+    });
   });
 }
 
@@ -167,7 +169,9 @@ void gated(Queue& queue, const GatedArgs& args) {
   p.out = args.out;
   p.grid = ElementGrid(args.gate.rows, args.gate.cols);
   with_activation(args.activation, [&](auto kind) {
-    launch_elements(queue, gated_element<decltype(kind)::value>, p.grid, p);
+    with_type(args.out.type, [&](auto t) {
+      launch_elements(queue, gated_element<decltype(t), decltype(kind)::value>, p.grid, p);
+    });
   });
 }
 

@@ -24,7 +24,7 @@ struct Operand {
 
   int64_t rows() const { return turned ? from.cols : from.rows; }
   int64_t k() const { return turned ? from.rows : from.cols; }
-  bool as_it_is() const { return !turned && type == DType::f32; }
+  bool as_it_is() const { return !turned && from.type == type; }
   // Rows begin at 16 bytes in either type.
   int64_t stride() const { return (k() + 7) / 8 * 8; }
   size_t bytes() const {
@@ -59,10 +59,6 @@ void gemm_as_linear(Queue& queue, const GemmArgs& args) {
   linear(queue, product);
 }
 
-Rounding rounded(Queue& queue, const Tensor& from) {
-  return {from, Rounding::room(from, queue.scratch<char>(Rounding::bytes(from)))};
-}
-
 void gemm_by_warpgroups(Queue& queue, const GemmArgs& args) {
   TrainingProduct product{};
   product.a = args.a;
@@ -76,12 +72,12 @@ void gemm_by_warpgroups(Queue& queue, const GemmArgs& args) {
   // there are.
   product.parts = !args.transpose_b;
   const size_t sums = partial_sums(product);
-  queue.reserve_scratch(Rounding::bytes(args.a) + Rounding::bytes(args.b) + sums * sizeof(float) +
-                        3 * kApart);
-  const Rounding operands[] = {rounded(queue, args.a), rounded(queue, args.b)};
-  round_all(queue, operands, 2);
-  product.a = operands[0].to;
-  product.b = operands[1].to;
+  queue.reserve_scratch(RoundedOperands::bytes(args.a) + RoundedOperands::bytes(args.b) +
+                        sums * sizeof(float) + kApart);
+  RoundedOperands operands(queue);
+  product.a = operands.add(args.a);
+  product.b = operands.add(args.b);
+  operands.round();
   multiply(queue, product, queue.scratch<float>(sums));
 }
 
@@ -115,26 +111,21 @@ void linear_backward(Queue& queue, const LinearBackwardArgs& args) {
   inputs.accumulate = args.accumulate;
   inputs.out = args.dx;
   const size_t runs = args.dbias ? static_cast<size_t>(sum_runs(dout.rows) * dout.cols) : 0;
-  size_t sums = 0, bytes = Rounding::bytes(dout) + 5 * kApart;
+  size_t sums = 0, bytes = RoundedOperands::bytes(dout) + 2 * kApart;
   for (const TrainingProduct* p : {&weights, &inputs})
     if (p->out) {
       sums = std::max(sums, partial_sums(*p));
-      bytes += Rounding::bytes(p->b);
+      bytes += RoundedOperands::bytes(p->b);
     }
   queue.reserve_scratch(bytes + (sums + runs) * sizeof(float));
 
-  Rounding operands[kMostRounded];
-  int count = 0;
-  operands[count++] = rounded(queue, dout);
-  if (runs) operands[0].runs = queue.scratch<float>(runs);
-  weights.a = inputs.a = operands[0].to;
+  RoundedOperands operands(queue);
+  float* run_sums = runs ? queue.scratch<float>(runs) : nullptr;
+  weights.a = inputs.a = operands.add(dout, run_sums);
   for (TrainingProduct* p : {&weights, &inputs})
-    if (p->out) {
-      operands[count] = rounded(queue, p->b);
-      p->b = operands[count++].to;
-    }
-  round_all(queue, operands, count);
-  if (runs) add_runs(queue, operands[0].runs, sum_runs(dout.rows), dout.cols, args.dbias);
+    if (p->out) p->b = operands.add(p->b);
+  operands.round();
+  if (runs) add_runs(queue, run_sums, sum_runs(dout.rows), dout.cols, args.dbias);
   float* partial = queue.scratch<float>(sums);
   for (const TrainingProduct* p : {&weights, &inputs})
     if (p->out) multiply(queue, *p, partial);

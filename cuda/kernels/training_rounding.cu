@@ -13,7 +13,7 @@ constexpr int kThreads = static_cast<int>(kSumRows) * kRowPieces;
 // From one element of all pieces to the next in shared memory: columns lie in different banks.
 constexpr int kElementStride = kThreads + 4;
 
-struct Operand {
+struct Rounding {
   const float* from;
   bf16* to;
   float* runs;
@@ -23,7 +23,7 @@ struct Operand {
   bool aligned;
 };
 struct Params {
-  Operand operands[kMostRounded];
+  Rounding operands[RoundedOperands::kMost];
 };
 
 __global__ void __launch_bounds__(kThreads) round_operands(const __grid_constant__ Params p) {
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) round_operands(const __grid_constant
   const auto tile = arena.take<float>(kElementStride * kPiece);
   uint32_t block = blockIdx.x, which = 0;
   for (; block >= p.operands[which].blocks; ++which) block -= p.operands[which].blocks;
-  const Operand& o = p.operands[which];
+  const Rounding& o = p.operands[which];
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t run = block / o.column_blocks, row = run * kSumRows + thread / kRowPieces;
   const int first_column = static_cast<int>(block % o.column_blocks) * kBlockColumns;
@@ -56,29 +56,36 @@ __global__ void __launch_bounds__(kThreads) round_operands(const __grid_constant
   o.runs[run * o.cols + first_column + thread] = total;
 }
 
+// Scratch begins at multiples of so many bytes.
+constexpr size_t kApart = 256;
+
 int64_t padded(int64_t cols) { return (cols + kPiece - 1) / kPiece * kPiece; }
 
 }  // namespace
 
-size_t Rounding::bytes(const Tensor& from) {
-  return static_cast<size_t>(from.rows * padded(from.cols)) * sizeof(bf16);
+size_t RoundedOperands::bytes(const Tensor& from) {
+  if (from.type == DType::bf16) return 0;
+  return static_cast<size_t>(from.rows * padded(from.cols)) * sizeof(bf16) + kApart;
 }
 
-Tensor Rounding::room(const Tensor& from, void* memory) {
-  Tensor to(memory, DType::bf16, from.rows, from.cols);
+Tensor RoundedOperands::add(const Tensor& from, float* runs) {
+  if (from.type == DType::bf16) return from;
+  Tensor to(queue_.scratch<char>(bytes(from)), DType::bf16, from.rows, from.cols);
   to.stride = padded(from.cols);
+  operands_[count_++] = {from, to, runs};
   return to;
 }
 
-void round_all(Queue& queue, const Rounding* operands, int count) {
+void RoundedOperands::round() {
+  if (count_ == 0) return;
   Params p{};
   unsigned blocks = 0;
-  for (int i = 0; i < count; ++i) {
-    const Tensor &from = operands[i].from, &to = operands[i].to;
-    Operand& o = p.operands[i];
+  for (int i = 0; i < count_; ++i) {
+    const Tensor &from = operands_[i].from, &to = operands_[i].to;
+    Rounding& o = p.operands[i];
     o.from = static_cast<const float*>(from.data);
     o.to = static_cast<bf16*>(to.data);
-    o.runs = operands[i].runs;
+    o.runs = operands_[i].runs;
     o.from_stride = from.stride;
     o.to_stride = to.stride;
     o.rows = from.rows;
@@ -88,8 +95,8 @@ void round_all(Queue& queue, const Rounding* operands, int count) {
     o.aligned = reinterpret_cast<uintptr_t>(from.data) % 16 == 0 && from.stride % 4 == 0;
     blocks += o.blocks;
   }
-  queue.launch(round_operands, dim3(blocks), dim3(kThreads),
-               SharedBytes{}.take<float>(kElementStride * kPiece).used, p);
+  queue_.launch(round_operands, dim3(blocks), dim3(kThreads),
+                SharedBytes{}.take<float>(kElementStride * kPiece).used, p);
 }
 
 }  // namespace unifluid::cuda

@@ -28,6 +28,25 @@ float* copied(Call& call, const char* name, Tensor* tensor) {
   return memory;
 }
 
+// With "rounded", where a backend takes it: a tensor in bfloat16 in the place of one in float32.
+Tensor rounded(Call& call, TrainingBackend& ops, int64_t rows, int64_t cols) {
+  if (!flag(call, "rounded") || !ops.takes_rounded()) return call.output(rows, cols);
+  Tensor t = call.output(rows, (cols + 7) / 8 * 8).columns(0, cols);
+  t.type = DType::bf16;
+  return t;
+}
+Tensor rounded(Call& call, TrainingBackend& ops, const Tensor& x) {
+  const Tensor t = rounded(call, ops, x.rows, x.cols);
+  call.backend.copy(x, t);
+  return t;
+}
+// Its values.
+Napi::Value floats(Call& call, const Tensor& t) {
+  const Tensor all = call.output(t.rows, t.cols);
+  call.backend.copy(t, all);
+  return call.result(all);
+}
+
 AttentionArgs attention_of(Call& call, std::vector<AttentionSpan>* spans) {
   AttentionArgs f = attention_settings(call);
   const auto list = call.arguments.Get("spans").As<Napi::Array>();
@@ -46,9 +65,9 @@ using Body = void (*)(Call&, TrainingBackend&, Napi::Object out);
 
 void gemm(Call& call, TrainingBackend& ops, Napi::Object out) {
   GemmArgs a{};
-  a.a = call.input("a");
-  a.b = call.input("b");
   a.transpose_a = flag(call, "transposeA");
+  a.a = a.transpose_a ? call.input("a") : rounded(call, ops, call.input("a"));
+  a.b = call.input("b");
   a.transpose_b = flag(call, "transposeB");
   a.bias = call.vector("bias");
   a.bf16 = flag(call, "bf16");
@@ -66,7 +85,7 @@ void linear_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
   Tensor bias;
   if (call.has("startBias")) a.dbias = copied(call, "startBias", &bias);
   if (call.has("x")) {
-    a.x = call.input("x");
+    a.x = rounded(call, ops, call.input("x"));
     a.dweight = call.input("startWeight");
   }
   if (call.has("weight")) {
@@ -101,9 +120,9 @@ void column_sum(Call& call, TrainingBackend& ops, Napi::Object out) {
 
 void activation(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor x = call.input("x");
-  const Tensor y = call.output(x.rows, x.cols);
+  const Tensor y = rounded(call, ops, x.rows, x.cols);
   ops.activation({x, call.activation("activation"), y});
-  out.Set("out", call.result(y));
+  out.Set("out", floats(call, y));
 }
 
 void activation_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
@@ -116,11 +135,12 @@ void activation_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
 
 void gated(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor gate = call.input("gate"), up = call.input("up");
-  const Tensor y = call.output(gate.rows, gate.cols), dgate = call.output(gate.rows, gate.cols);
+  const Tensor y = rounded(call, ops, gate.rows, gate.cols);
+  const Tensor dgate = call.output(gate.rows, gate.cols);
   const Tensor dup = call.output(gate.rows, gate.cols);
   ops.gated({gate, up, call.activation("activation"), y});
   ops.gated_backward({gate, up, call.activation("activation"), call.input("dout"), dgate, dup});
-  out.Set("out", call.result(y));
+  out.Set("out", floats(call, y));
   out.Set("dgate", call.result(dgate));
   out.Set("dup", call.result(dup));
 }
@@ -142,8 +162,12 @@ void rms_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor dx = accumulate ? call.input("start") : call.output(x.rows, x.cols);
   Tensor dweight;
   float* memory = copied(call, "startWeight", &dweight);
-  ops.rms_norm_backward({x, call.vector("weight"), static_cast<float>(call.number("eps")),
-                         call.input("dout"), accumulate, dx, memory});
+  const float* weight = call.vector("weight");
+  const float eps = static_cast<float>(call.number("eps"));
+  const Tensor y = rounded(call, ops, x.rows, x.cols);
+  call.backend.rms_norm({x, weight, eps, Tensor(), y});
+  out.Set("out", floats(call, y));
+  ops.rms_norm_backward({x, weight, eps, call.input("dout"), accumulate, dx, memory});
   out.Set("dx", call.result(dx));
   out.Set("dweight", call.result(dweight));
 }
@@ -152,7 +176,7 @@ void modulated_norm(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor x = call.input("x"), shift = call.input("shift"), scale = call.input("scale");
   const float *weight = call.vector("weight"), *bias = call.vector("bias");
   const float eps = static_cast<float>(call.number("eps"));
-  const Tensor y = call.output(x.rows, x.cols), dx = call.output(x.rows, x.cols);
+  const Tensor y = rounded(call, ops, x.rows, x.cols), dx = call.output(x.rows, x.cols);
   ops.modulated_norm({x, weight, bias, shift, scale, eps, y});
   ModulatedNormBackwardArgs b{};
   b.x = x;
@@ -171,7 +195,7 @@ void modulated_norm(Call& call, TrainingBackend& ops, Napi::Object out) {
     b.dscale = call.output(x.rows, x.cols);
   }
   ops.modulated_norm_backward(b);
-  out.Set("out", call.result(y));
+  out.Set("out", floats(call, y));
   out.Set("dx", call.result(dx));
   if (weight) out.Set("dweight", call.result(dweight));
   if (bias) out.Set("dbias", call.result(dbias));

@@ -50,6 +50,8 @@ export const QUICK: Record<string, string[]> = {
   sampling: ["soft_cap of 300", "sample_text of 2049 at 1"],
   training_operations: [
     "gelu_tanh, backwards and added",
+    "gated by gelu_tanh of 131, kept in bfloat16",
+    "rms_norm of 72, kept in bfloat16",
     "gated by gelu_tanh: dgate",
     "gated_add: dgate",
     "sums over 70 rows",
@@ -74,6 +76,7 @@ export const QUICK: Record<string, string[]> = {
     "gemm a' b, [24, 5000] by 40, bf16, added to what is there, and a bias",
     "linear backwards, 70 rows, 72 to 136, bf16: dbias",
     "linear backwards, 5000 rows, 40 to 24, bf16, of inputs without a gradient, with odd gaps",
+    "operands in bfloat16: dweight",
     "linear backwards, 40 rows, 16 to 3000, bf16, frozen, added to what is there, with gaps",
   ],
 };

@@ -5,6 +5,9 @@ import type { Random } from "../../support/numbers";
 /** Sums in another order, as of other operations in float32. */
 export const SUMS = 4 * FLOAT32_SHARE;
 
+/** Of results that are rounded to bfloat16, beside those that are not: half a unit of the last place is up to 2^-8. */
+export const ROUNDED = 2 + SUMS;
+
 export type Arguments = { name: string; [argument: string]: unknown };
 
 export interface Options {

@@ -126,6 +126,15 @@ export const cases: CudaCase[] = [
   ...gemm(LARGE_PRODUCT, { deviceOnly: true }),
   ...LAYERS.flatMap((sizes) => layer(sizes)),
   ...layer(LARGE_LAYER, { deviceOnly: true }),
+  ...operation("operands in bfloat16", ["dweight", "dx"], (random) => ({
+    ...{ name: "linearBackward", bf16: true, rounded: true, dout: random.matrix(2900, 20) },
+    ...{ x: random.matrix(2900, 13), weight: random.matrix(20, 13) },
+    startWeight: random.matrix(20, 13),
+  })),
+  ...operation("a left operand in bfloat16", ["out"], (random) => ({
+    ...{ name: "gemm", bf16: true, rounded: true, transposeB: true },
+    ...{ a: random.matrix(70, 133), b: random.matrix(40, 133) },
+  })),
   ...TYPES.flatMap(({ type, bf16 }) =>
     operation(`a bias alone, ${type}`, ["dbias"], (random) => ({
       ...{ name: "linearBackward", bf16, dout: random.matrix(70, 135) },

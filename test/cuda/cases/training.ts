@@ -6,7 +6,7 @@
 import type { CudaCase, Invariant } from "../../support/cuda-cases";
 import type { Random } from "../../support/numbers";
 import type { AttentionSettings } from "./attention-gradients";
-import { type Arguments, type Options, operation, SUMS } from "./training-operation";
+import { type Arguments, type Options, operation, ROUNDED, SUMS } from "./training-operation";
 
 /**
  * 3e-4 in units of bfloat16's roundoff, as test/ops/loss.test.ts has it against float64: the bound divides differences of
@@ -34,6 +34,35 @@ function elementwise(activation: string): CudaCase[] {
     })),
   ];
 }
+
+/** Values that only products take are kept in bfloat16. Rows of whole vectors, and others. */
+const keptRounded = [72, 131].flatMap((cols) => {
+  const kept = (name: string, draw: (random: Random) => object) =>
+    operation(
+      `${name} of ${cols}, kept in bfloat16`,
+      ["out"],
+      (random) => ({
+        ...{ rounded: true, eps: 1e-6, x: random.matrix(9, cols, 2) },
+        dout: random.matrix(9, cols),
+        ...(draw(random) as Arguments),
+      }),
+      { tolerance: ROUNDED },
+    );
+  return [
+    ...kept("silu", () => ({ name: "activation", activation: "silu" })),
+    ...kept("gated by gelu_tanh", (random) => ({
+      ...{ name: "gated", activation: "gelu_tanh" },
+      ...{ gate: random.matrix(9, cols, 2), up: random.matrix(9, cols) },
+    })),
+    ...kept("rms_norm", (random) => ({
+      ...{ name: "rmsNormBackward", weight: random.floats(cols, 0.5) },
+      startWeight: random.floats(cols),
+    })),
+    ...kept("modulated norm", (random) => ({
+      ...{ name: "modulatedNorm", shift: random.matrix(9, cols), scale: random.matrix(9, cols) },
+    })),
+  ];
+});
 
 // ---- norms; more rows than a run of sums has ----
 
@@ -219,6 +248,7 @@ function adamw(count: number, options: Options = {}): CudaCase[] {
 
 export const cases: CudaCase[] = [
   ...ACTIVATIONS.flatMap(elementwise),
+  ...keptRounded,
   ...operation("gated_add", ["out", "dgate", "dy"], (random) => {
     const like = () => random.matrix(ROWS, 35);
     return { name: "gatedAdd", x: like(), gate: like(), y: like(), dout: like() };
