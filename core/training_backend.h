@@ -1,13 +1,16 @@
 // What a backend offers beside core/backend.h so that a model can be trained on it: the backward
 // operations and the optimizer.
 //
-// Tensors are float32 in the backend's memory. Where a backend `takes_rounded`, values that only
-// products with bfloat16 operands take may be bfloat16, their rows beginning at multiples of 16
-// bytes: `out` of rms_norm, activation, gated and modulated_norm, and of products GemmArgs::a, not
-// transposed, and LinearBackwardArgs::x. Gradients of weights are always added to what is
+// Tensors are float32 in the backend's memory. Gradients of weights are always added to what is
 // there; gradients of activations too where `accumulate` says so. An empty gradient tensor (or a
 // null pointer) is not computed. Every sum has an order that depends on shapes alone, never on the
 // number of threads: the same step gives the same bits.
+//
+// Where a backend `takes_rounded`, what only products with bfloat16 operands take may be bfloat16:
+// `out` of rms_norm, activation, gated and modulated_norm; `dgate` and `dup` of gated_backward,
+// `dgate` and `dy` of gated_add_backward, `dshift` and `dscale`; and what they are then,
+// ColumnSumArgs::x, GemmArgs::a, LinearBackwardArgs::x and `dout`. Rows of operands of products
+// begin at multiples of 16 bytes.
 #pragma once
 
 #include "core/backend.h"

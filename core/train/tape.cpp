@@ -40,16 +40,20 @@ Tensor Tape::operand(int64_t rows, int64_t cols) {
   return workspace_.tensor(rows, (cols + 7) / 8 * 8, DType::bf16).columns(0, cols);
 }
 
-const Tensor& Tape::gradient_memory(Var v) {
+const Tensor& Tape::gradient_memory(Var v, bool rounded) {
   Node& n = node(v);
   if (n.gradient || n.value.rows == 0) return n.gradient;
-  n.gradient = n.whole == kNone ? workspace_.tensor(n.value.rows, n.value.cols)
-                                : gradient_memory(n.whole).columns(n.first, n.value.cols);
+  if (n.whole != kNone)
+    n.gradient = gradient_memory(n.whole, rounded).columns(n.first, n.value.cols);
+  else if (rounded && n.projected)
+    n.gradient = operand(n.value.rows, n.value.cols);
+  else
+    n.gradient = workspace_.tensor(n.value.rows, n.value.cols);
   return n.gradient;
 }
 
-Tensor Tape::gradient(Var v, bool* accumulate) {
-  const Tensor memory = gradient_memory(v);
+Tensor Tape::gradient(Var v, bool* accumulate, bool rounded) {
+  const Tensor memory = gradient_memory(v, rounded);
   Node& n = node(v);
   *accumulate = n.written;
   n.written = true;
@@ -127,20 +131,22 @@ Var Tape::linear(Var x, const Parameter& weight, const Parameter* bias, Var resi
              .bf16 = bf16_,
              .out = out});
   const Parameter* w = &weight;
-  return push(out, needs(x) || needs(residual) || w->trainable || trains(bias),
-              [=, this](const Tensor& dout) {
-                bool accumulate = false;
-                const Tensor dx = needs(x) ? gradient(x, &accumulate) : Tensor();
-                ops_.linear_backward({.dout = dout,
-                                      .x = value(x),
-                                      .weight = w->value,
-                                      .bf16 = bf16_,
-                                      .dweight = w->gradient,
-                                      .dbias = gradient_of(bias),
-                                      .accumulate = accumulate,
-                                      .dx = dx});
-                pass(residual, dout);
-              });
+  const Var v = push(out, needs(x) || needs(residual) || w->trainable || trains(bias),
+                     [=, this](const Tensor& dout) {
+                       bool accumulate = false;
+                       const Tensor dx = needs(x) ? gradient(x, &accumulate) : Tensor();
+                       ops_.linear_backward({.dout = dout,
+                                             .x = value(x),
+                                             .weight = w->value,
+                                             .bf16 = bf16_,
+                                             .dweight = w->gradient,
+                                             .dbias = gradient_of(bias),
+                                             .accumulate = accumulate,
+                                             .dx = dx});
+                       pass(residual, dout);
+                     });
+  node(v).projected = residual == kNone;
+  return v;
 }
 
 Var Tape::columns(Var x, int64_t first, int64_t count) {
@@ -165,8 +171,7 @@ Var Tape::gated(Var gate, Var up, Activation activation) {
   ops_.gated({in, value(up), activation, out});
   // Gate and up come from linear layers and have no other use.
   return push(out, needs(gate), [=, this](const Tensor& dout) {
-    bool accumulate;
-    const Tensor dgate = gradient(gate, &accumulate), dup = gradient(up, &accumulate);
+    const Tensor dgate = only_gradient(gate), dup = only_gradient(up);
     ops_.gated_backward({value(gate), value(up), activation, dout, dgate, dup});
   });
 }
@@ -204,13 +209,12 @@ Var Tape::modulated_norm(Var x, const Parameter* weight, const Parameter* bias, 
   return push(out, needs(x) || needs(modulation) || trains(weight) || trains(bias),
               [=, this](const Tensor& dout) {
                 Tensor dshift, dscale;
-                bool accumulate = false;
                 if (needs(modulation)) {
-                  const Tensor g = gradient(modulation, &accumulate);
+                  const Tensor g = only_gradient(modulation);
                   dshift = g.columns(0, n);
                   dscale = g.columns(n, n);
                 }
-                accumulate = false;
+                bool accumulate = false;
                 const Tensor dx =
                     needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
                 ops_.modulated_norm_backward({value(x), vector_of(weight), vector_of(bias), shift,
@@ -225,10 +229,9 @@ Var Tape::gated_add(Var x, Var modulation, Var y) {
   const Tensor gate = value(modulation).columns(2 * n, n);
   ops_.gated_add({in, gate, value(y), out});
   return push(out, needs(x) || needs(modulation) || needs(y), [=, this](const Tensor& dout) {
-    bool accumulate;
-    const Tensor dgate = needs(modulation) ? gradient(modulation, &accumulate).columns(2 * n, n)
+    const Tensor dgate = needs(modulation) ? only_gradient(modulation).columns(2 * n, n)
                                            : workspace_.tensor(dout.rows, n);
-    const Tensor dy = needs(y) ? gradient(y, &accumulate) : workspace_.tensor(dout.rows, n);
+    const Tensor dy = needs(y) ? only_gradient(y) : workspace_.tensor(dout.rows, n);
     ops_.gated_add_backward({gate, value(y), dout, dgate, dy});
     pass(x, dout);
   });

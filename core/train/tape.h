@@ -66,7 +66,7 @@ class Tape {
   Var columns(Var x, int64_t first, int64_t count);
   // Its only use, and that of `gated` and of norms but rms_norm, are linear layers.
   Var activation(Var x, Activation activation);
-  // activation(gate) * up
+  // activation(gate) * up, which have no other use
   Var gated(Var gate, Var up, Activation activation);
   // residual + rms_norm(x)
   Var rms_norm(Var x, const Parameter& weight, float eps, Var residual = kNone);
@@ -79,7 +79,7 @@ class Tape {
   // column of a modulation must be used by one operation only.
   Var modulated_norm(Var x, const Parameter* weight, const Parameter* bias, Var modulation,
                      float eps);
-  // x + gate * y, the gate being the third x.cols columns of `modulation`
+  // x + gate * y, the gate being the third x.cols columns of `modulation`; y has no other use
   Var gated_add(Var x, Var modulation, Var y);
   // Every span is a whole sequence.
   Var attention(Var q, Var k, Var v, const AttentionShape& shape,
@@ -118,9 +118,10 @@ class Tape {
  private:
   struct Node {
     Tensor value, gradient;
-    bool needs = false;    // something before it is trained
-    bool written = false;  // the gradient holds something
-    Var whole = kNone;     // of `columns`: whose, and which is the first
+    bool needs = false;      // something before it is trained
+    bool written = false;    // the gradient holds something
+    bool projected = false;  // the gradient goes to a linear layer only
+    Var whole = kNone;       // of `columns`: whose, and which is the first
     int64_t first = 0;
     std::function<void(const Tensor& gradient)> back;
   };
@@ -131,10 +132,16 @@ class Tape {
   // For a value that only linear layers take.
   Tensor operand(int64_t rows, int64_t cols);
   Var norm(Var x, const Parameter& weight, float eps, Var residual, const Tensor& out);
-  // The gradient's memory, whatever it holds.
-  const Tensor& gradient_memory(Var v);
+  // The gradient's memory, whatever it holds. `rounded`: in the form of an operand, if a linear
+  // layer is all that takes it.
+  const Tensor& gradient_memory(Var v, bool rounded = false);
   // The gradient to write to, and whether to add to what is there.
-  Tensor gradient(Var v, bool* accumulate);
+  Tensor gradient(Var v, bool* accumulate, bool rounded = false);
+  // The same of a value that has one use, whose operation may write it rounded.
+  Tensor only_gradient(Var v) {
+    bool accumulate;
+    return gradient(v, &accumulate, true);
+  }
   // The same, holding zeros where nothing was.
   Tensor zeroed_gradient(Var v);
   // dout is v's gradient or a part of it; it may be kept, so it must not be used any more.

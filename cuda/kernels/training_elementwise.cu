@@ -96,15 +96,15 @@ __global__ void __launch_bounds__(kElementThreads) gated_element(GatedParams p) 
   p.out.put<T>(at.row, at.column,
                activate<kActivation>(p.gate.at(at.row, at.column)) * p.up.at(at.row, at.column));
 }
-template <Activation kActivation>
+template <class T, Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) gated_backward_element(GatedParams p) {
   const ElementPlace at = element_place(p.grid);
   if (!at.inside) return;
   // One of the outputs may be dout.
   const float d = p.dout.at(at.row, at.column), up = p.up.at(at.row, at.column);
   const ValueAndSlope g = with_slope<kActivation>(p.gate.at(at.row, at.column));
-  p.dgate.at(at.row, at.column) = d * up * g.slope;
-  p.dup.at(at.row, at.column) = d * g.value;
+  p.dgate.put<T>(at.row, at.column, d * up * g.slope);
+  p.dup.put<T>(at.row, at.column, d * g.value);
 }
 
 struct GatedAddParams {
@@ -118,12 +118,13 @@ __global__ void __launch_bounds__(kElementThreads) gated_add_element(GatedAddPar
   p.out.at(at.row, at.column) =
       fmaf(p.gate.at(at.row, at.column), p.y.at(at.row, at.column), p.x.at(at.row, at.column));
 }
+template <class Gate, class Y>
 __global__ void __launch_bounds__(kElementThreads) gated_add_backward_element(GatedAddParams p) {
   const ElementPlace at = element_place(p.grid);
   if (!at.inside) return;
   const float d = p.dout.at(at.row, at.column);
-  p.dgate.at(at.row, at.column) = d * p.y.at(at.row, at.column);
-  p.dy.at(at.row, at.column) = d * p.gate.at(at.row, at.column);
+  p.dgate.put<Gate>(at.row, at.column, d * p.y.at(at.row, at.column));
+  p.dy.put<Y>(at.row, at.column, d * p.gate.at(at.row, at.column));
 }
 
 }  // namespace
@@ -184,7 +185,9 @@ void gated_backward(Queue& queue, const GatedBackwardArgs& args) {
   p.dup = args.dup;
   p.grid = ElementGrid(args.gate.rows, args.gate.cols);
   with_activation(args.activation, [&](auto kind) {
-    launch_elements(queue, gated_backward_element<decltype(kind)::value>, p.grid, p);
+    with_type(args.dgate.type, [&](auto t) {
+      launch_elements(queue, gated_backward_element<decltype(t), decltype(kind)::value>, p.grid, p);
+    });
   });
 }
 
@@ -206,7 +209,11 @@ void gated_add_backward(Queue& queue, const GatedAddBackwardArgs& args) {
   p.dgate = args.dgate;
   p.dy = args.dy;
   p.grid = ElementGrid(args.y.rows, args.y.cols);
-  launch_elements(queue, gated_add_backward_element, p.grid, p);
+  with_type(args.dgate.type, [&](auto gate) {
+    with_type(args.dy.type, [&](auto y) {
+      launch_elements(queue, gated_add_backward_element<decltype(gate), decltype(y)>, p.grid, p);
+    });
+  });
 }
 
 }  // namespace unifluid::cuda

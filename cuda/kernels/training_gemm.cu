@@ -120,12 +120,17 @@ void linear_backward(Queue& queue, const LinearBackwardArgs& args) {
   queue.reserve_scratch(bytes + (sums + runs) * sizeof(float));
 
   RoundedOperands operands(queue);
-  float* run_sums = runs ? queue.scratch<float>(runs) : nullptr;
+  // What is rounded is summed beside it.
+  const bool beside = runs && dout.type == DType::f32;
+  float* run_sums = beside ? queue.scratch<float>(runs) : nullptr;
   weights.a = inputs.a = operands.add(dout, run_sums);
   for (TrainingProduct* p : {&weights, &inputs})
     if (p->out) p->b = operands.add(p->b);
   operands.round();
-  if (runs) add_runs(queue, run_sums, sum_runs(dout.rows), dout.cols, args.dbias);
+  if (beside)
+    add_runs(queue, run_sums, sum_runs(dout.rows), dout.cols, args.dbias);
+  else if (runs)
+    column_sum(queue, {dout, args.dbias});
   float* partial = queue.scratch<float>(sums);
   for (const TrainingProduct* p : {&weights, &inputs})
     if (p->out) multiply(queue, *p, partial);

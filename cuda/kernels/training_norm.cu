@@ -123,6 +123,7 @@ struct ModulatedBackwardParams {
   bool accumulate;
 };
 
+template <class T>
 __global__ void __launch_bounds__(kMostThreads) modulated_backward_row(ModulatedBackwardParams p) {
   SharedArena arena;
   const auto scratch = arena.take<float>(kMostThreads / kWarp);
@@ -146,8 +147,8 @@ __global__ void __launch_bounds__(kMostThreads) modulated_backward_row(Modulated
       float affine = hat;
       if (p.weight) affine *= p.weight[c];
       if (p.bias) affine += p.bias[c];
-      p.dshift.at(row, c) = dout[c];
-      p.dscale.at(row, c) = dout[c] * affine;
+      p.dshift.put<T>(row, c, dout[c]);
+      p.dscale.put<T>(row, c, dout[c] * affine);
     }
   });
   const float n = static_cast<float>(p.cols);
@@ -235,7 +236,9 @@ void modulated_norm_backward(Queue& queue, const ModulatedNormBackwardArgs& args
   p.cols = static_cast<int32_t>(cols);
   p.eps = args.eps;
   p.accumulate = args.accumulate;
-  launch_rows(queue, modulated_backward_row, rows, cols, p);
+  with_type(args.dshift.type, [&](auto t) {
+    launch_rows(queue, modulated_backward_row<decltype(t)>, rows, cols, p);
+  });
   if (!args.dweight && !args.dbias) return;
   if (args.dweight) p.dweights = queue.scratch<float>(partial);
   if (args.dbias) p.dbiases = queue.scratch<float>(partial);

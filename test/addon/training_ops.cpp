@@ -80,7 +80,7 @@ void gemm(Call& call, TrainingBackend& ops, Napi::Object out) {
 
 void linear_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
   LinearBackwardArgs a{};
-  a.dout = call.input("dout");
+  a.dout = rounded(call, ops, call.input("dout"));
   a.bf16 = flag(call, "bf16");
   Tensor bias;
   if (call.has("startBias")) a.dbias = copied(call, "startBias", &bias);
@@ -136,24 +136,24 @@ void activation_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
 void gated(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor gate = call.input("gate"), up = call.input("up");
   const Tensor y = rounded(call, ops, gate.rows, gate.cols);
-  const Tensor dgate = call.output(gate.rows, gate.cols);
-  const Tensor dup = call.output(gate.rows, gate.cols);
+  const Tensor dgate = rounded(call, ops, gate.rows, gate.cols);
+  const Tensor dup = rounded(call, ops, gate.rows, gate.cols);
   ops.gated({gate, up, call.activation("activation"), y});
   ops.gated_backward({gate, up, call.activation("activation"), call.input("dout"), dgate, dup});
   out.Set("out", floats(call, y));
-  out.Set("dgate", call.result(dgate));
-  out.Set("dup", call.result(dup));
+  out.Set("dgate", floats(call, dgate));
+  out.Set("dup", floats(call, dup));
 }
 
 void gated_add(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor x = call.input("x"), gate = call.input("gate"), y = call.input("y");
-  const Tensor sum = call.output(x.rows, x.cols), dgate = call.output(x.rows, x.cols);
-  const Tensor dy = call.output(x.rows, x.cols);
+  const Tensor sum = call.output(x.rows, x.cols), dgate = rounded(call, ops, x.rows, x.cols);
+  const Tensor dy = rounded(call, ops, x.rows, x.cols);
   ops.gated_add({x, gate, y, sum});
   ops.gated_add_backward({gate, y, call.input("dout"), dgate, dy});
   out.Set("out", call.result(sum));
-  out.Set("dgate", call.result(dgate));
-  out.Set("dy", call.result(dy));
+  out.Set("dgate", floats(call, dgate));
+  out.Set("dy", floats(call, dy));
 }
 
 void rms_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
@@ -191,16 +191,16 @@ void modulated_norm(Call& call, TrainingBackend& ops, Napi::Object out) {
   if (weight) b.dweight = copied(call, "startWeight", &dweight);
   if (bias) b.dbias = copied(call, "startBias", &dbias);
   if (shift) {
-    b.dshift = call.output(x.rows, x.cols);
-    b.dscale = call.output(x.rows, x.cols);
+    b.dshift = rounded(call, ops, x.rows, x.cols);
+    b.dscale = rounded(call, ops, x.rows, x.cols);
   }
   ops.modulated_norm_backward(b);
   out.Set("out", floats(call, y));
   out.Set("dx", call.result(dx));
   if (weight) out.Set("dweight", call.result(dweight));
   if (bias) out.Set("dbias", call.result(dbias));
-  if (shift) out.Set("dshift", call.result(b.dshift));
-  if (shift) out.Set("dscale", call.result(b.dscale));
+  if (shift) out.Set("dshift", floats(call, b.dshift));
+  if (shift) out.Set("dscale", floats(call, b.dscale));
 }
 
 void attention_backward(Call& call, TrainingBackend& ops, Napi::Object out) {

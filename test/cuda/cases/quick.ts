@@ -50,8 +50,9 @@ export const QUICK: Record<string, string[]> = {
   sampling: ["soft_cap of 300", "sample_text of 2049 at 1"],
   training_operations: [
     "gelu_tanh, backwards and added",
-    "gated by gelu_tanh of 131, kept in bfloat16",
-    "rms_norm of 72, kept in bfloat16",
+    "gated by gelu_tanh of 131, in bfloat16: out",
+    "rms_norm of 72, in bfloat16",
+    "modulated norm of 131, in bfloat16: dscale",
     "gated by gelu_tanh: dgate",
     "gated_add: dgate",
     "sums over 70 rows",

@@ -35,12 +35,12 @@ function elementwise(activation: string): CudaCase[] {
   ];
 }
 
-/** Values that only products take are kept in bfloat16. Rows of whole vectors, and others. */
+/** What only products take is bfloat16. Rows of whole vectors, and others. */
 const keptRounded = [72, 131].flatMap((cols) => {
-  const kept = (name: string, draw: (random: Random) => object) =>
+  const kept = (name: string, results: string[], draw: (random: Random) => object) =>
     operation(
-      `${name} of ${cols}, kept in bfloat16`,
-      ["out"],
+      `${name} of ${cols}, in bfloat16`,
+      results,
       (random) => ({
         ...{ rounded: true, eps: 1e-6, x: random.matrix(9, cols, 2) },
         dout: random.matrix(9, cols),
@@ -49,16 +49,19 @@ const keptRounded = [72, 131].flatMap((cols) => {
       { tolerance: ROUNDED },
     );
   return [
-    ...kept("silu", () => ({ name: "activation", activation: "silu" })),
-    ...kept("gated by gelu_tanh", (random) => ({
+    ...kept("silu", ["out"], () => ({ name: "activation", activation: "silu" })),
+    ...kept("gated by gelu_tanh", ["out", "dgate", "dup"], (random) => ({
       ...{ name: "gated", activation: "gelu_tanh" },
       ...{ gate: random.matrix(9, cols, 2), up: random.matrix(9, cols) },
     })),
-    ...kept("rms_norm", (random) => ({
+    ...kept("gated_add", ["dgate", "dy"], (random) => ({
+      ...{ name: "gatedAdd", gate: random.matrix(9, cols), y: random.matrix(9, cols) },
+    })),
+    ...kept("rms_norm", ["out"], (random) => ({
       ...{ name: "rmsNormBackward", weight: random.floats(cols, 0.5) },
       startWeight: random.floats(cols),
     })),
-    ...kept("modulated norm", (random) => ({
+    ...kept("modulated norm", ["out", "dshift", "dscale"], (random) => ({
       ...{ name: "modulatedNorm", shift: random.matrix(9, cols), scale: random.matrix(9, cols) },
     })),
   ];
