@@ -13,6 +13,8 @@ namespace {
 // Rows of logits that exist at a time: this many elements. For every part of them the whole matrix
 // of logits is read, and its gradient added to; on a device of its own there is room for more.
 constexpr int64_t kLogits = int64_t{1} << 20, kDeviceLogits = int64_t{1} << 24;
+// Whose small arrays go to a device at once.
+constexpr int64_t kMostLogitRows = int64_t{1} << 15;
 
 bool trains(const Parameter* p) { return p && p->trainable; }
 const float* vector_of(const Parameter* p) { return p ? p->vector() : nullptr; }
@@ -371,7 +373,7 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
   bool accumulate = false;
   const Tensor dhidden = needs(hidden) ? gradient(hidden, &accumulate) : Tensor();
   const int64_t logits_at_once = backend_.in_host_memory() ? kLogits : kDeviceLogits;
-  const int64_t step = std::max<int64_t>(1, logits_at_once / weight.rows);
+  const int64_t step = std::clamp<int64_t>(logits_at_once / weight.rows, 1, kMostLogitRows);
   for (int64_t first = 0; first < in.rows; first += step) {
     Workspace::Scope scope(workspace_);
     const int64_t rows = std::min(step, in.rows - first);
