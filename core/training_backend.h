@@ -5,6 +5,12 @@
 // there; gradients of activations too where `accumulate` says so. An empty gradient tensor (or a
 // null pointer) is not computed. Every sum has an order that depends on shapes alone, never on the
 // number of threads: the same step gives the same bits.
+//
+// Where a backend `takes_rounded`, what only products with bfloat16 operands take may be bfloat16:
+// `out` of rms_norm, activation, gated and modulated_norm; `dgate` and `dup` of gated_backward,
+// `dgate` and `dy` of gated_add_backward, `dshift` and `dscale`; and what they are then,
+// ColumnSumArgs::x, GemmArgs::a, LinearBackwardArgs::x and `dout`. Rows of operands of products
+// begin at multiples of 16 bytes.
 #pragma once
 
 #include "core/backend.h"
@@ -28,6 +34,17 @@ struct GemmArgs {
 struct ColumnSumArgs {
   Tensor x;    // [m, n]
   float* out;  // [n]
+};
+
+// The gradients of out = x weight^T + bias.
+struct LinearBackwardArgs {
+  Tensor dout;              // [m, n]
+  Tensor x, weight;         // [m, k], [n, k]; each may be empty where its product is not computed
+  bool bf16 = false;        // as in GemmArgs
+  Tensor dweight;           // dout^T x, added to; or empty
+  float* dbias = nullptr;   // [n], added to; or null
+  bool accumulate = false;  // concerns dx
+  Tensor dx;                // dout weight; or empty
 };
 
 // out += x
@@ -228,8 +245,25 @@ struct AdamWArgs {
 class TrainingBackend {
  public:
   virtual ~TrainingBackend() = default;
+  virtual bool takes_rounded() const { return false; }
   virtual void gemm(const GemmArgs&) = 0;
   virtual void column_sum(const ColumnSumArgs&) = 0;
+  virtual void linear_backward(const LinearBackwardArgs& args) {
+    if (args.dweight)
+      gemm({.a = args.dout,
+            .transpose_a = true,
+            .b = args.x,
+            .accumulate = true,
+            .bf16 = args.bf16,
+            .out = args.dweight});
+    if (args.dbias) column_sum({args.dout, args.dbias});
+    if (args.dx)
+      gemm({.a = args.dout,
+            .b = args.weight,
+            .accumulate = args.accumulate,
+            .bf16 = args.bf16,
+            .out = args.dx});
+  }
   virtual void add(const AddArgs&) = 0;
   virtual void activation(const ActivationArgs&) = 0;
   virtual void activation_backward(const ActivationBackwardArgs&) = 0;

@@ -150,6 +150,13 @@ void each_part(int64_t rows, Body body) {
 
 }  // namespace
 
+void CudaBackend::linear_backward(const LinearBackwardArgs& args) {
+  if (args.bf16 && queue_.limits().warpgroups)
+    run(cuda::linear_backward, args);
+  else
+    TrainingBackend::linear_backward(args);
+}
+
 void CudaBackend::gather_rows(const GatherRowsArgs& args) {
   each_part(args.out.rows, [&](int64_t first, int64_t count) {
     GatherRowsArgs part = args;

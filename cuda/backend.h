@@ -79,8 +79,10 @@ class CudaBackend final : public Backend, public TrainingBackend {
 
   // ---- core/training_backend.h ----
 
+  bool takes_rounded() const override { return true; }
   void gemm(const GemmArgs& args) override { run(cuda::gemm, args); }
   void column_sum(const ColumnSumArgs& args) override { run(cuda::column_sum, args); }
+  void linear_backward(const LinearBackwardArgs& args) override;
   void add(const AddArgs& args) override { run(cuda::add, args); }
   void activation(const ActivationArgs& args) override { run(cuda::activation, args); }
   void activation_backward(const ActivationBackwardArgs& args) override {

@@ -56,6 +56,7 @@ using Operation = Function<void*, const Args*>;
 struct TrainingBoundary {
   Operation<GemmArgs> gemm;
   Operation<ColumnSumArgs> column_sum;
+  Operation<LinearBackwardArgs> linear_backward;
   Operation<AddArgs> add;
   Operation<ActivationArgs> activation;
   Operation<ActivationBackwardArgs> activation_backward;
@@ -130,9 +131,10 @@ struct Boundary {
 // Goes up with every change of core/backend.h's structs or of this table; the sizes catch what was
 // forgotten.
 inline constexpr uint64_t kBoundaryVersion =
-    (uint64_t{3} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
+    (uint64_t{4} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
     sizeof(DiffusionHeadWeights) + sizeof(ConvolutionArgs) + sizeof(DiffusionToken) +
-    sizeof(StepSize) + sizeof(GemmArgs) + sizeof(TrainingStep) + sizeof(AdamWArgs);
+    sizeof(StepSize) + sizeof(GemmArgs) + sizeof(LinearBackwardArgs) + sizeof(TrainingStep) +
+    sizeof(AdamWArgs);
 
 }  // namespace unifluid::cuda
 

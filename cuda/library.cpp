@@ -53,6 +53,7 @@ TrainingBoundary make_training_table() {
   TrainingBoundary t{};
   t.gemm = call<GemmArgs, &CudaBackend::gemm>;
   t.column_sum = call<ColumnSumArgs, &CudaBackend::column_sum>;
+  t.linear_backward = call<LinearBackwardArgs, &CudaBackend::linear_backward>;
   t.add = call<AddArgs, &CudaBackend::add>;
   t.activation = call<ActivationArgs, &CudaBackend::activation>;
   t.activation_backward = call<ActivationBackwardArgs, &CudaBackend::activation_backward>;

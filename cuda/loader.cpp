@@ -143,9 +143,13 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   // Tensors of training are float32.
   TrainingBackend* training() override { return type_ == DType::f32 ? this : nullptr; }
 
+  bool takes_rounded() const override { return true; }
   void gemm(const GemmArgs& args) override { call(library_.training.gemm, backend_, &args); }
   void column_sum(const ColumnSumArgs& args) override {
     call(library_.training.column_sum, backend_, &args);
+  }
+  void linear_backward(const LinearBackwardArgs& args) override {
+    call(library_.training.linear_backward, backend_, &args);
   }
   void add(const AddArgs& args) override { call(library_.training.add, backend_, &args); }
   void activation(const ActivationArgs& args) override {

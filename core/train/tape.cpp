@@ -10,8 +10,11 @@ namespace unifluid {
 
 namespace {
 
-// Rows of logits that exist at a time: this many elements.
-constexpr int64_t kLogits = int64_t{1} << 20;
+// Rows of logits that exist at a time: this many elements. For every part of them the whole matrix
+// of logits is read, and its gradient added to; on a device of its own there is room for more.
+constexpr int64_t kLogits = int64_t{1} << 20, kDeviceLogits = int64_t{1} << 24;
+// Whose small arrays go to a device at once.
+constexpr int64_t kMostLogitRows = int64_t{1} << 15;
 
 bool trains(const Parameter* p) { return p && p->trainable; }
 const float* vector_of(const Parameter* p) { return p ? p->vector() : nullptr; }
@@ -34,16 +37,25 @@ Var Tape::input(int64_t rows, int64_t cols) {
   return push(workspace_.tensor(rows, cols), false, nullptr);
 }
 
-const Tensor& Tape::gradient_memory(Var v) {
+Tensor Tape::operand(int64_t rows, int64_t cols) {
+  if (!bf16_ || !ops_.takes_rounded()) return workspace_.tensor(rows, cols);
+  return workspace_.tensor(rows, (cols + 7) / 8 * 8, DType::bf16).columns(0, cols);
+}
+
+const Tensor& Tape::gradient_memory(Var v, bool rounded) {
   Node& n = node(v);
   if (n.gradient || n.value.rows == 0) return n.gradient;
-  n.gradient = n.whole == kNone ? workspace_.tensor(n.value.rows, n.value.cols)
-                                : gradient_memory(n.whole).columns(n.first, n.value.cols);
+  if (n.whole != kNone)
+    n.gradient = gradient_memory(n.whole, rounded).columns(n.first, n.value.cols);
+  else if (rounded && n.projected)
+    n.gradient = operand(n.value.rows, n.value.cols);
+  else
+    n.gradient = workspace_.tensor(n.value.rows, n.value.cols);
   return n.gradient;
 }
 
-Tensor Tape::gradient(Var v, bool* accumulate) {
-  const Tensor memory = gradient_memory(v);
+Tensor Tape::gradient(Var v, bool* accumulate, bool rounded) {
+  const Tensor memory = gradient_memory(v, rounded);
   Node& n = node(v);
   *accumulate = n.written;
   n.written = true;
@@ -121,24 +133,22 @@ Var Tape::linear(Var x, const Parameter& weight, const Parameter* bias, Var resi
              .bf16 = bf16_,
              .out = out});
   const Parameter* w = &weight;
-  return push(
-      out, needs(x) || needs(residual) || w->trainable || trains(bias),
-      [=, this](const Tensor& dout) {
-        if (w->trainable)
-          ops_.gemm({.a = dout,
-                     .transpose_a = true,
-                     .b = value(x),
-                     .accumulate = true,
-                     .bf16 = bf16_,
-                     .out = w->gradient});
-        if (trains(bias)) ops_.column_sum({dout, bias->gradient_vector()});
-        if (needs(x)) {
-          bool accumulate;
-          const Tensor dx = gradient(x, &accumulate);
-          ops_.gemm({.a = dout, .b = w->value, .accumulate = accumulate, .bf16 = bf16_, .out = dx});
-        }
-        pass(residual, dout);
-      });
+  const Var v = push(out, needs(x) || needs(residual) || w->trainable || trains(bias),
+                     [=, this](const Tensor& dout) {
+                       bool accumulate = false;
+                       const Tensor dx = needs(x) ? gradient(x, &accumulate) : Tensor();
+                       ops_.linear_backward({.dout = dout,
+                                             .x = value(x),
+                                             .weight = w->value,
+                                             .bf16 = bf16_,
+                                             .dweight = w->gradient,
+                                             .dbias = gradient_of(bias),
+                                             .accumulate = accumulate,
+                                             .dx = dx});
+                       pass(residual, dout);
+                     });
+  node(v).projected = residual == kNone;
+  return v;
 }
 
 Var Tape::columns(Var x, int64_t first, int64_t count) {
@@ -149,7 +159,7 @@ Var Tape::columns(Var x, int64_t first, int64_t count) {
 }
 
 Var Tape::activation(Var x, Activation activation) {
-  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  const Tensor in = value(x), out = operand(in.rows, in.cols);
   ops_.activation({in, activation, out});
   return push(out, needs(x), [=, this](const Tensor& dout) {
     bool accumulate;
@@ -159,20 +169,26 @@ Var Tape::activation(Var x, Activation activation) {
 }
 
 Var Tape::gated(Var gate, Var up, Activation activation) {
-  const Tensor in = value(gate), out = workspace_.tensor(in.rows, in.cols);
+  const Tensor in = value(gate), out = operand(in.rows, in.cols);
   ops_.gated({in, value(up), activation, out});
   // Gate and up come from linear layers and have no other use.
   return push(out, needs(gate), [=, this](const Tensor& dout) {
-    bool accumulate;
-    const Tensor dgate = gradient(gate, &accumulate), dup = gradient(up, &accumulate);
+    const Tensor dgate = only_gradient(gate), dup = only_gradient(up);
     ops_.gated_backward({value(gate), value(up), activation, dout, dgate, dup});
   });
 }
 
 Var Tape::rms_norm(Var x, const Parameter& weight, float eps, Var residual) {
-  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  return norm(x, weight, eps, residual, workspace_.tensor(value(x).rows, value(x).cols));
+}
+
+Var Tape::operand_norm(Var x, const Parameter& weight, float eps) {
+  return norm(x, weight, eps, kNone, operand(value(x).rows, value(x).cols));
+}
+
+Var Tape::norm(Var x, const Parameter& weight, float eps, Var residual, const Tensor& out) {
   backend_.rms_norm(
-      {in, weight.vector(), eps, residual == kNone ? Tensor() : value(residual), out});
+      {value(x), weight.vector(), eps, residual == kNone ? Tensor() : value(residual), out});
   const Parameter* w = &weight;
   return push(out, needs(x) || needs(residual) || w->trainable, [=, this](const Tensor& dout) {
     bool accumulate = false;
@@ -184,7 +200,7 @@ Var Tape::rms_norm(Var x, const Parameter& weight, float eps, Var residual) {
 
 Var Tape::modulated_norm(Var x, const Parameter* weight, const Parameter* bias, Var modulation,
                          float eps) {
-  const Tensor in = value(x), out = workspace_.tensor(in.rows, in.cols);
+  const Tensor in = value(x), out = operand(in.rows, in.cols);
   const int64_t n = in.cols;
   Tensor shift, scale;
   if (modulation != kNone) {
@@ -195,13 +211,12 @@ Var Tape::modulated_norm(Var x, const Parameter* weight, const Parameter* bias, 
   return push(out, needs(x) || needs(modulation) || trains(weight) || trains(bias),
               [=, this](const Tensor& dout) {
                 Tensor dshift, dscale;
-                bool accumulate = false;
                 if (needs(modulation)) {
-                  const Tensor g = gradient(modulation, &accumulate);
+                  const Tensor g = only_gradient(modulation);
                   dshift = g.columns(0, n);
                   dscale = g.columns(n, n);
                 }
-                accumulate = false;
+                bool accumulate = false;
                 const Tensor dx =
                     needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
                 ops_.modulated_norm_backward({value(x), vector_of(weight), vector_of(bias), shift,
@@ -216,10 +231,9 @@ Var Tape::gated_add(Var x, Var modulation, Var y) {
   const Tensor gate = value(modulation).columns(2 * n, n);
   ops_.gated_add({in, gate, value(y), out});
   return push(out, needs(x) || needs(modulation) || needs(y), [=, this](const Tensor& dout) {
-    bool accumulate;
-    const Tensor dgate = needs(modulation) ? gradient(modulation, &accumulate).columns(2 * n, n)
+    const Tensor dgate = needs(modulation) ? only_gradient(modulation).columns(2 * n, n)
                                            : workspace_.tensor(dout.rows, n);
-    const Tensor dy = needs(y) ? gradient(y, &accumulate) : workspace_.tensor(dout.rows, n);
+    const Tensor dy = needs(y) ? only_gradient(y) : workspace_.tensor(dout.rows, n);
     ops_.gated_add_backward({gate, value(y), dout, dgate, dy});
     pass(x, dout);
   });
@@ -311,30 +325,25 @@ Var Tape::convolution(Var x, const ImageShape& image, const ConvolutionShape& sh
                .out = out});
   }
   const Parameter *w = &weight, *b = &bias;
-  return push(
-      out, needs(x) || needs(residual) || w->trainable || b->trainable,
-      [=, this](const Tensor& dout) {
-        if (b->trainable) ops_.column_sum({dout, b->gradient_vector()});
-        const Tensor dx = needs(x) ? zeroed_gradient(x) : Tensor();
-        Workspace::Scope scope(workspace_);
-        if (w->trainable)
-          ops_.gemm({.a = dout,
-                     .transpose_a = true,
-                     .b = patches(value(x)),
-                     .accumulate = true,
-                     .bf16 = bf16_,
-                     .out = w->gradient});
-        if (dx && plain) {
-          ops_.gemm({.a = dout, .b = w->value, .accumulate = true, .bf16 = bf16_, .out = dx});
-        } else if (dx) {
-          const Tensor dpatches = workspace_.tensor(dout.rows, w->cols);
-          ops_.gemm({.a = dout, .b = w->value, .bf16 = bf16_, .out = dpatches});
-          ops_.patches_backward({dpatches, geometry.images, geometry.height, geometry.width,
-                                 geometry.upsample, geometry.kernel, geometry.stride,
-                                 geometry.pad_before, geometry.pad_after, dx});
-        }
-        pass(residual, dout);
-      });
+  return push(out, needs(x) || needs(residual) || w->trainable || b->trainable,
+              [=, this](const Tensor& dout) {
+                const Tensor dx = needs(x) ? zeroed_gradient(x) : Tensor();
+                Workspace::Scope scope(workspace_);
+                const Tensor dpatches = dx && !plain ? workspace_.tensor(dout.rows, w->cols) : dx;
+                ops_.linear_backward({.dout = dout,
+                                      .x = w->trainable ? patches(value(x)) : Tensor(),
+                                      .weight = w->value,
+                                      .bf16 = bf16_,
+                                      .dweight = w->gradient,
+                                      .dbias = gradient_of(b),
+                                      .accumulate = plain,
+                                      .dx = dpatches});
+                if (dx && !plain)
+                  ops_.patches_backward({dpatches, geometry.images, geometry.height, geometry.width,
+                                         geometry.upsample, geometry.kernel, geometry.stride,
+                                         geometry.pad_before, geometry.pad_after, dx});
+                pass(residual, dout);
+              });
 }
 
 Var Tape::group_norm(Var x, int64_t images, int64_t groups, const Parameter& weight,
@@ -363,7 +372,8 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
   if (!gradients_) likeliest->resize(targets.size());
   bool accumulate = false;
   const Tensor dhidden = needs(hidden) ? gradient(hidden, &accumulate) : Tensor();
-  const int64_t step = std::max<int64_t>(1, kLogits / weight.rows);
+  const int64_t logits_at_once = backend_.in_host_memory() ? kLogits : kDeviceLogits;
+  const int64_t step = std::clamp<int64_t>(logits_at_once / weight.rows, 1, kMostLogitRows);
   for (int64_t first = 0; first < in.rows; first += step) {
     Workspace::Scope scope(workspace_);
     const int64_t rows = std::min(step, in.rows - first);
@@ -383,19 +393,13 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
     }
     ops_.cross_entropy({logits, targets.data() + first, cap, scale, losses->data() + first});
     if (!gradients_) continue;
-    if (weight.trainable)
-      ops_.gemm({.a = logits,
-                 .transpose_a = true,
-                 .b = x,
-                 .accumulate = true,
-                 .bf16 = bf16_,
-                 .out = weight.gradient});
-    if (dhidden)
-      ops_.gemm({.a = logits,
-                 .b = weight.value,
-                 .accumulate = accumulate,
-                 .bf16 = bf16_,
-                 .out = dhidden.slice(first, rows)});
+    ops_.linear_backward({.dout = logits,
+                          .x = x,
+                          .weight = weight.value,
+                          .bf16 = bf16_,
+                          .dweight = weight.gradient,
+                          .accumulate = accumulate,
+                          .dx = dhidden ? dhidden.slice(first, rows) : Tensor()});
   }
 }
 

@@ -2,8 +2,9 @@
 // result at once and notes how its gradient goes back.
 //
 // Values and gradients are float32 tensors of a workspace, in a scope that the caller keeps open
-// for as long as the tape lives. A gradient comes into being with the first operation that
-// contributes to it.
+// for as long as the tape lives. Values that only linear layers take are kept as those round them,
+// where the backend can: half the memory, and nothing to round again on the way back. A gradient
+// comes into being with the first operation that contributes to it.
 #pragma once
 
 #include <cstdint>
@@ -63,11 +64,14 @@ class Tape {
   // Columns [first, first + count) of x, where they lie. Every column of x is part of one such
   // value and x has no other use; each of them is used by one operation, or by none of them is any.
   Var columns(Var x, int64_t first, int64_t count);
+  // Its only use, and that of `gated` and of norms but rms_norm, are linear layers.
   Var activation(Var x, Activation activation);
-  // activation(gate) * up
+  // activation(gate) * up, which have no other use
   Var gated(Var gate, Var up, Activation activation);
   // residual + rms_norm(x)
   Var rms_norm(Var x, const Parameter& weight, float eps, Var residual = kNone);
+  // rms_norm(x) for linear layers only.
+  Var operand_norm(Var x, const Parameter& weight, float eps);
   Var layer_norm(Var x, const Parameter* weight, const Parameter* bias, float eps) {
     return modulated_norm(x, weight, bias, kNone, eps);
   }
@@ -75,7 +79,7 @@ class Tape {
   // column of a modulation must be used by one operation only.
   Var modulated_norm(Var x, const Parameter* weight, const Parameter* bias, Var modulation,
                      float eps);
-  // x + gate * y, the gate being the third x.cols columns of `modulation`
+  // x + gate * y, the gate being the third x.cols columns of `modulation`; y has no other use
   Var gated_add(Var x, Var modulation, Var y);
   // Every span is a whole sequence.
   Var attention(Var q, Var k, Var v, const AttentionShape& shape,
@@ -114,9 +118,10 @@ class Tape {
  private:
   struct Node {
     Tensor value, gradient;
-    bool needs = false;    // something before it is trained
-    bool written = false;  // the gradient holds something
-    Var whole = kNone;     // of `columns`: whose, and which is the first
+    bool needs = false;      // something before it is trained
+    bool written = false;    // the gradient holds something
+    bool projected = false;  // the gradient goes to a linear layer only
+    Var whole = kNone;       // of `columns`: whose, and which is the first
     int64_t first = 0;
     std::function<void(const Tensor& gradient)> back;
   };
@@ -124,10 +129,19 @@ class Tape {
   Node& node(Var v) { return nodes_[static_cast<size_t>(v)]; }
   bool needs(Var v) const { return v != kNone && nodes_[static_cast<size_t>(v)].needs; }
   Var push(const Tensor& value, bool needs, std::function<void(const Tensor&)> back);
-  // The gradient's memory, whatever it holds.
-  const Tensor& gradient_memory(Var v);
+  // For a value that only linear layers take.
+  Tensor operand(int64_t rows, int64_t cols);
+  Var norm(Var x, const Parameter& weight, float eps, Var residual, const Tensor& out);
+  // The gradient's memory, whatever it holds. `rounded`: in the form of an operand, if a linear
+  // layer is all that takes it.
+  const Tensor& gradient_memory(Var v, bool rounded = false);
   // The gradient to write to, and whether to add to what is there.
-  Tensor gradient(Var v, bool* accumulate);
+  Tensor gradient(Var v, bool* accumulate, bool rounded = false);
+  // The same of a value that has one use, whose operation may write it rounded.
+  Tensor only_gradient(Var v) {
+    bool accumulate;
+    return gradient(v, &accumulate, true);
+  }
   // The same, holding zeros where nothing was.
   Tensor zeroed_gradient(Var v);
   // dout is v's gradient or a part of it; it may be kept, so it must not be used any more.

@@ -196,7 +196,10 @@ Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
                                const std::vector<int32_t>* wanted) const {
   const TextConfig& c = *config_.text;
   const std::string root = "language_model.layers." + std::to_string(layer) + ".";
-  const auto norm = [&](Var v, const char* name, Var residual = kNone) {
+  const auto norm = [&](Var v, const char* name) {
+    return tape.operand_norm(v, at(root + name + ".weight"), c.rms_norm_eps);
+  };
+  const auto add_norm = [&](Var v, const char* name, Var residual) {
     return tape.rms_norm(v, at(root + name + ".weight"), c.rms_norm_eps, residual);
   };
   const auto project = [&](Var v, const char* name, Var residual = kNone) {
@@ -222,8 +225,9 @@ Var UnifiedLoss::decoder_layer(Tape& tape, int64_t layer, Var x,
     return project(tape.gated(gate_up[0], gate_up[1], c.activation), "mlp.down_proj", residual);
   };
   if (c.gemma2) {
-    const Var y = norm(project(mixed, "self_attn.o_proj"), "post_attention_layernorm", x);
-    return norm(mlp(norm(y, "pre_feedforward_layernorm"), kNone), "post_feedforward_layernorm", y);
+    const Var y = add_norm(project(mixed, "self_attn.o_proj"), "post_attention_layernorm", x);
+    return add_norm(mlp(norm(y, "pre_feedforward_layernorm"), kNone), "post_feedforward_layernorm",
+                    y);
   }
   const Var y = project(mixed, "self_attn.o_proj", x);
   return mlp(norm(y, "post_attention_layernorm"), y);

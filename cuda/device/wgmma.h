@@ -156,15 +156,16 @@ UNIFLUID_DEVICE void give_registers() {
 
 #ifdef UNIFLUID_SIMT
 
-// d [64, 8 kPieces] += a [64, 16] b [16, 8 kPieces], both operands descriptors of rows.
-template <int kPieces>
+// d [64, 8 kPieces] += a [64, 16] b [16, 8 kPieces], each operand a descriptor of rows or of
+// columns.
+template <bool kColumnsA, bool kColumnsB, int kPieces>
 void warpgroup_mma(FragmentC (&d)[kPieces], uint64_t a, uint64_t b) {
-  simt::warpgroup_product(d[0].x, 8 * kPieces, nullptr, a, b, false);
+  simt::warpgroup_product(d[0].x, 8 * kPieces, nullptr, a, kColumnsA, b, kColumnsB);
 }
 // a in registers, b a descriptor of rows or of columns.
 template <bool kColumns, int kPieces>
 void warpgroup_mma(FragmentC (&d)[kPieces], const FragmentA& a, uint64_t b) {
-  simt::warpgroup_product(d[0].x, 8 * kPieces, a.x, 0, b, kColumns);
+  simt::warpgroup_product(d[0].x, 8 * kPieces, a.x, 0, false, b, kColumns);
 }
 
 #else
@@ -204,35 +205,36 @@ void warpgroup_mma(FragmentC (&d)[kPieces], const FragmentA& a, uint64_t b) {
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// d [64, 8 kPieces] += a [64, 16] b [16, 8 kPieces], both operands descriptors of rows.
-template <int kPieces>
+// d [64, 8 kPieces] += a [64, 16] b [16, 8 kPieces], each operand a descriptor of rows or of
+// columns.
+template <bool kColumnsA, bool kColumnsB, int kPieces>
 UNIFLUID_DEVICE void warpgroup_mma(FragmentC (&d)[kPieces], uint64_t a, uint64_t b) {
   static_assert(kPieces == 5 || kPieces == 8 || kPieces == 16 || kPieces == 18 || kPieces == 32);
   if constexpr (kPieces == 5)
     asm volatile("wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 {" UNIFLUID_R5
-                 "}, %20, %21, 1, 1, 1, 0, 0;"
+                 "}, %20, %21, 1, 1, 1, %22, %23;"
                  : UNIFLUID_D5(0)
-                 : "l"(a), "l"(b));
+                 : "l"(a), "l"(b), "n"(kColumnsA ? 1 : 0), "n"(kColumnsB ? 1 : 0));
   else if constexpr (kPieces == 18)
     asm volatile("wgmma.mma_async.sync.aligned.m64n144k16.f32.bf16.bf16 {" UNIFLUID_R18
-                 "}, %72, %73, 1, 1, 1, 0, 0;"
+                 "}, %72, %73, 1, 1, 1, %74, %75;"
                  : UNIFLUID_D18(0)
-                 : "l"(a), "l"(b));
+                 : "l"(a), "l"(b), "n"(kColumnsA ? 1 : 0), "n"(kColumnsB ? 1 : 0));
   else if constexpr (kPieces == 8)
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" UNIFLUID_R8
-                 "}, %32, %33, 1, 1, 1, 0, 0;"
+                 "}, %32, %33, 1, 1, 1, %34, %35;"
                  : UNIFLUID_D8(0)
-                 : "l"(a), "l"(b));
+                 : "l"(a), "l"(b), "n"(kColumnsA ? 1 : 0), "n"(kColumnsB ? 1 : 0));
   else if constexpr (kPieces == 16)
     asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" UNIFLUID_R16
-                 "}, %64, %65, 1, 1, 1, 0, 0;"
+                 "}, %64, %65, 1, 1, 1, %66, %67;"
                  : UNIFLUID_D16(0)
-                 : "l"(a), "l"(b));
+                 : "l"(a), "l"(b), "n"(kColumnsA ? 1 : 0), "n"(kColumnsB ? 1 : 0));
   else
     asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" UNIFLUID_R32
-                 "}, %128, %129, 1, 1, 1, 0, 0;"
+                 "}, %128, %129, 1, 1, 1, %130, %131;"
                  : UNIFLUID_D32(0)
-                 : "l"(a), "l"(b));
+                 : "l"(a), "l"(b), "n"(kColumnsA ? 1 : 0), "n"(kColumnsB ? 1 : 0));
 }
 
 // a in registers, b a descriptor of rows or of columns.

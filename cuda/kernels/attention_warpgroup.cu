@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(AttentionParams p) {
 #pragma unroll
     for (uint32_t c = 0; c < kHeadDim; c += 16) {
       const uint32_t panel = c / kPanelColumns, column = c % kPanelColumns;
-      warpgroup_mma(
+      warpgroup_mma<false, false>(
           scores, descriptor::further(first_q, panel * P::kQueryPanel + column),
           descriptor::further(first_k, slot * P::kKeyTile + panel * P::kKeyPanel + column));
     }

@@ -16,7 +16,8 @@ namespace {
 constexpr int kTileLines = 8;
 
 struct PixelRows {
-  static constexpr bool kOfMatrix = false;
+  static constexpr bool kActivation = false, kFloatOut = false;
+  static constexpr bool kTurned = false, kTurnedWeights = false, kParts = false;
   static constexpr int kMostWeights = 1;
   TensorMap map;
   int32_t channel_boxes, kernel, pad, enlarged;
@@ -28,12 +29,13 @@ struct PixelRows {
     int y, x, parity_y, parity_x;
   };
   template <class T>
-  UNIFLUID_DEVICE Corner corner(int row_tile) const {
-    const int parity = row_tile / (across * down), within = row_tile % (across * down);
+  UNIFLUID_DEVICE Corner corner(const TilePlace& tile) const {
+    const int parity = tile.row / (across * down), within = tile.row % (across * down);
     return {within / across * kTileLines, within % across * (T::kRows / kTileLines), parity >> 1,
             parity & 1};
   }
 
+  template <class T>
   UNIFLUID_DEVICE void copy(const Shared<bf16>& to, uint32_t index, const Corner& at, int step,
                             const Shared<uint64_t>& barriers, uint32_t i) const {
     const int tap = step / channel_boxes;

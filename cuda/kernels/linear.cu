@@ -189,7 +189,8 @@ void product(Queue& queue, const LinearParams& p, bf16) {
   }
   if (p.out.rows <= kStreamedRows) return launch_product<Stream64, kGated, kAligned>(queue, p);
 
-  const bool suits = kAligned && p.out.pairs && queue.limits().warpgroups;
+  // There are no maps of nothing.
+  const bool suits = kAligned && p.k > 0 && p.out.pairs && queue.limits().warpgroups;
   const Choice best = choose(queue, p, kGated ? 2 : 1, suits);
   if (best.columns && kGated) return multiply_gated_by_warpgroups(queue, p, best.columns);
   if (best.columns) return multiply_by_warpgroups(queue, &p, 1, best.columns);

@@ -5,15 +5,17 @@ namespace unifluid::cuda {
 namespace {
 
 struct MatrixRows {
-  static constexpr bool kOfMatrix = true;
+  static constexpr bool kActivation = true, kFloatOut = true;
+  static constexpr bool kTurned = false, kTurnedWeights = false, kParts = false;
   static constexpr int kMostWeights = kMostGrouped;
   TensorMap map;
   int32_t count;
 
   template <class T>
-  UNIFLUID_DEVICE int corner(int row_tile) const {
-    return row_tile * T::kRows;
+  UNIFLUID_DEVICE int corner(const TilePlace& at) const {
+    return at.row * T::kRows;
   }
+  template <class T>
   UNIFLUID_DEVICE void copy(const Shared<bf16>& to, uint32_t index, int first_row, int step,
                             const Shared<uint64_t>& barriers, uint32_t i) const {
     copy_box(to, index, map, step * kWideDepth, first_row, barriers, i);

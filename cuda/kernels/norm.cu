@@ -41,9 +41,9 @@ UNIFLUID_DEVICE void each_piece(int n, Body body) {
 }
 
 // out = residual + x / sqrt(mean(x^2) + eps) * (1 + weight); by all threads
-template <bool kAligned, class T>
+template <bool kAligned, class T, class Out>
 UNIFLUID_DEVICE void normalize(const Params& p, const Shared<float>& scratch, const T* x,
-                               const float* weights, const T* residual, T* out) {
+                               const float* weights, const T* residual, Out* out) {
   float squares = 0;
   each_piece(p.n, [&](int column) {
     const Piece v = load_piece<kAligned>(x, column, p.n);
@@ -72,7 +72,7 @@ UNIFLUID_DEVICE void normalize_held(const Params& p, const Shared<float>& scratc
 }
 
 // Rows of at most a piece a thread. The bits of `rms_norm_row`.
-template <class T, bool kAligned>
+template <class T, class Out, bool kAligned>
 __global__ void __launch_bounds__(kMostThreads) rms_norm_held(Params p) {
   let_dependents_start();
   SharedArena arena;
@@ -97,16 +97,16 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_held(Params p) {
   normalize_held(p, scratch, v, weight);
   if (p.residual)
     for (int i = 0; i < kPiece; ++i) v.value[i] += residual.value[i];
-  if (inside) store_piece<kAligned>(static_cast<T*>(p.out) + row * p.out_stride, column, p.n, v);
+  if (inside) store_piece<kAligned>(static_cast<Out*>(p.out) + row * p.out_stride, column, p.n, v);
   if (!p.next_weight) return;
   // Of the row as it is stored.
-  for (int i = 0; i < kPiece; ++i) v.value[i] = rounded<T>(v.value[i]);
+  for (int i = 0; i < kPiece; ++i) v.value[i] = rounded<Out>(v.value[i]);
   normalize_held(p, scratch, v, next_weight);
   if (inside)
-    store_piece<kAligned>(static_cast<T*>(p.next_out) + row * p.next_stride, column, p.n, v);
+    store_piece<kAligned>(static_cast<Out*>(p.next_out) + row * p.next_stride, column, p.n, v);
 }
 
-template <class T, bool kAligned>
+template <class T, class Out, bool kAligned>
 __global__ void __launch_bounds__(kMostThreads) rms_norm_row(Params p) {
   let_dependents_start();
   wait_for_inputs();
@@ -116,12 +116,12 @@ __global__ void __launch_bounds__(kMostThreads) rms_norm_row(Params p) {
   const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
   const T* residual =
       p.residual ? static_cast<const T*>(p.residual) + row * p.residual_stride : nullptr;
-  T* out = static_cast<T*>(p.out) + row * p.out_stride;
+  Out* out = static_cast<Out*>(p.out) + row * p.out_stride;
   normalize<kAligned>(p, scratch, x, p.weight, residual, out);
   // Of the row as it is stored; a thread reads what it wrote itself.
   if (p.next_weight)
-    normalize<kAligned, T>(p, scratch, out, p.next_weight, nullptr,
-                           static_cast<T*>(p.next_out) + row * p.next_stride);
+    normalize<kAligned, Out>(p, scratch, out, p.next_weight, nullptr,
+                             static_cast<Out*>(p.next_out) + row * p.next_stride);
 }
 
 template <class T, bool kAligned>
@@ -190,15 +190,20 @@ void rms_norm(Queue& queue, const RmsNormArgs& args) {
   const bool aligned = whole_pieces(args.x) && whole_pieces(args.weight) &&
                        whole_pieces(args.residual) && whole_pieces(args.out) &&
                        whole_pieces(args.next_weight) && whole_pieces(args.next_out);
-  with_type(args.x.type, [&](auto t) {
+  const auto launch = [&](auto t, auto o) {
     using T = decltype(t);
+    using Out = decltype(o);
     const bool held = p.n <= kMostThreads * kPiece;
-    const auto kernel = aligned ? held ? rms_norm_held<T, true> : rms_norm_row<T, true>
-                        : held ? rms_norm_held<T, false>
-                                : rms_norm_row<T, false>;
+    const auto kernel = aligned ? held ? rms_norm_held<T, Out, true> : rms_norm_row<T, Out, true>
+                        : held ? rms_norm_held<T, Out, false>
+                                : rms_norm_row<T, Out, false>;
     queue.launch_dependent(kernel, dim3(static_cast<unsigned>(args.x.rows)), threads_of(p),
                            shared_bytes(), p);
-  });
+  };
+  if (args.x.type == args.out.type)
+    with_type(args.x.type, [&](auto t) { launch(t, t); });
+  else
+    launch(float{}, bf16{});  // training's (core/training_backend.h)
 }
 
 void layer_norm(Queue& queue, const LayerNormArgs& args) {

@@ -15,13 +15,16 @@
 //
 // A launch can take several products of the same rows, whose columns follow one another.
 //
-// What a row is, `Rows` knows: of a matrix (linear_warpgroup.cu) or the window of a pixel
-// (convolution_warpgroup.cu). It has
-//   kOfMatrix: whether there can be an activation, and outputs in float32
+// What a row is, `Rows` knows: of a matrix (linear_warpgroup.cu, training_product.cu) or the window
+// of a pixel (convolution_warpgroup.cu). It has
+//   kActivation, kFloatOut: whether there can be an activation, and outputs in float32
 //   kMostWeights: of products in a launch, of one with a gate two
-//   corner<T>(row_tile): where a tile of rows begins
-//   copy(to, index, corner, step, barriers, i): starts the copy of the box of a tile's rows and of
-//     step `step`'s 64 columns, as copy_box does
+//   kTurned, kTurnedWeights: whether operands lie with k across their rows: they come as panels of
+//     64 columns, each of 64 elements of k
+//   kParts: whether k may be taken in parts, each a tile of its own
+//   corner<T>(place): where a tile of rows begins
+//   copy<T>(to, index, corner, step, barriers, i): starts the copy of the box of a tile's rows and
+//     of 64 elements of k, as copy_box does
 //   place<T>(corner, row): the row of the output, or -1 where there is none
 #pragma once
 
@@ -38,6 +41,8 @@ namespace unifluid::cuda {
 
 inline constexpr int kWideDepth = kBoxColumns;
 static_assert(kWideDepth == kPanelColumns);
+// Elements of a panel of an operand that lies turned.
+inline constexpr uint32_t kPanel = kWideDepth * kPanelColumns;
 
 // As many stages as come to 192 KiB. A step of a small tile is two boxes of k, as its products are
 // over before all is said that has to be said for a step.
@@ -70,7 +75,7 @@ inline Tensor bf16_matrix(const void* data, int64_t rows, int64_t cols, int64_t 
 struct WideOutput {
   Epilogue out;
   int32_t column_tiles;
-  bool whole;  // rows of the output can be written by 16 bytes
+  bool whole;  // rows can be written by 16 bytes
 };
 
 // Products: their rows, boxes of a tile's columns of the weights, and what becomes of each.
@@ -80,25 +85,58 @@ struct WideProduct {
   TensorMap weights[Rows::kMostWeights];  // of each product; with a gate the two of one
   WideOutput outputs[Rows::kMostWeights];
   int32_t k, row_tiles, column_tiles;  // of all products together
+  int32_t parts, part_k;               // of k, where it may be taken in parts
 };
 
 struct TilePlace {
-  int product, row, column;
+  int product, row, column, part;
 };
 template <class Rows>
 UNIFLUID_DEVICE TilePlace tile_place(const WideProduct<Rows>& work, int tile) {
   constexpr int kRowGroup = 8;
+  int part = 0;
+  if constexpr (Rows::kParts) {
+    const int all = work.row_tiles * work.column_tiles;
+    part = tile / all;
+    tile %= all;
+  }
   const int each = kRowGroup * work.column_tiles;
   const int first = tile / each * kRowGroup, within = tile % each;
   const int rows = min(kRowGroup, work.row_tiles - first);
-  TilePlace place{0, first + within % rows, within / rows};
+  TilePlace place{0, first + within % rows, within / rows, part};
   if constexpr (Rows::kMostWeights > 1)
     for (; place.column >= work.outputs[place.product].column_tiles; ++place.product)
       place.column -= work.outputs[place.product].column_tiles;
   return place;
 }
 
+// The steps of a tile: boxes of k from `first` on.
+struct TileSteps {
+  int first, count;
+};
+template <class T, class Rows>
+UNIFLUID_DEVICE TileSteps tile_steps(const WideProduct<Rows>& work, const TilePlace& at) {
+  int first = 0, k = work.k;
+  if constexpr (Rows::kParts) {
+    first = at.part * work.part_k;
+    k = min(k - first, work.part_k);
+  }
+  return {first / kWideDepth, (k + T::kDepth - 1) / T::kDepth};
+}
+
 #ifdef UNIFLUID_WARPGROUPS
+
+// Starts the copy of 64 elements of k of kColumns columns of an operand that lies turned.
+template <int kColumns>
+UNIFLUID_DEVICE void copy_panels(const Shared<bf16>& to, uint32_t index, const TensorMap& map,
+                                 int first_column, int step, const Shared<uint64_t>& barriers,
+                                 uint32_t i) {
+#pragma unroll
+  for (uint32_t panel = 0; panel < kColumns / kPanelColumns; ++panel)
+    copy_box(to, index + panel * kPanel, map,
+             first_column + static_cast<int>(panel * kPanelColumns), step * kWideDepth, barriers,
+             i);
+}
 
 // Lane t of each four has element 2 t, 2 t + 1 of four pieces of 8; afterwards all of piece t.
 UNIFLUID_DEVICE void exchange_pieces(uint32_t (&words)[4]) {
@@ -116,19 +154,67 @@ UNIFLUID_DEVICE void exchange_pieces(uint32_t (&words)[4]) {
   (upper ? words[1] : words[3]) = b;
 }
 
+// Writes what a thread has of a row of float32, `half` of each piece, where there is such a `row`.
+// `whole`: of a tile that is inside, and rows that can be written by 16 bytes.
+template <int kPieces>
+UNIFLUID_DEVICE void store_floats(const Epilogue& e, bool whole, FragmentC* sums, int half, int row,
+                                  int first_column) {
+  const int lane = lane_index() % 4, column = first_column + 2 * lane;
+  // Before anything is written: the compiler cannot know that it is not what is read next.
+  if (e.residual && row >= 0) {
+    const float* from = static_cast<const float*>(e.residual) + row * e.residual_stride + column;
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) {
+      if (column + 8 * j >= e.columns) break;
+      const float2 pair = *reinterpret_cast<const float2*>(from + 8 * j);
+      sums[j].x[2 * half] += pair.x;
+      sums[j].x[2 * half + 1] += pair.y;
+    }
+  }
+  float* to = static_cast<float*>(e.out) + row * e.out_stride + column;
+  if (whole && kPieces % 2 == 0) {
+    const bool odd = lane & 1;
+#pragma unroll
+    for (int j = 0; j + 1 < kPieces; j += 2) {
+      // Even lanes get four neighbours of a piece, odd ones of the next.
+      const float* first = sums[j].x + 2 * half;
+      const float* second = sums[j + 1].x + 2 * half;
+      const float a = __shfl_xor_sync(kAllLanes, odd ? first[0] : second[0], 1);
+      const float b = __shfl_xor_sync(kAllLanes, odd ? first[1] : second[1], 1);
+      if (row >= 0)
+        *reinterpret_cast<float4*>(to + 8 * j + (odd ? 6 : 0)) =
+            odd ? make_float4(a, b, second[0], second[1]) : make_float4(first[0], first[1], a, b);
+    }
+  } else if (row >= 0) {
+#pragma unroll
+    for (int j = 0; j < kPieces; ++j) {
+      if (column + 8 * j >= e.columns) break;
+      *reinterpret_cast<float2*>(to + 8 * j) =
+          make_float2(sums[j].x[2 * half], sums[j].x[2 * half + 1]);
+    }
+  }
+}
+
 // Writes the sums of this thread's 64 rows, which begin at `first_row` of a tile.
 template <class T, bool kGated, class Rows, class Corner, int kPieces>
 UNIFLUID_DEVICE void store_tile(const Rows& rows, const WideOutput& output,
                                 FragmentC (&sums)[kPieces], const Corner& corner, int first_row,
                                 int first_column) {
   constexpr int kOutPieces = kGated ? kPieces / 2 : kPieces;
-  using Kind = EpilogueKind<kGated, Rows::kOfMatrix, Rows::kOfMatrix, false>;
+  using Kind = EpilogueKind<kGated, Rows::kActivation, Rows::kFloatOut, false>;
   const Epilogue& e = output.out;
   const int lane = lane_index(), pair = lane % 4 * 2;
   finish_all<Kind, kOutPieces>(e, first_column + pair, sums, sums + kPieces - kOutPieces);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = rows.template place<T>(corner, first_row + lane / 4 + 8 * half);
+    if (Rows::kFloatOut && e.float_out) {
+      // With an activation registers do not suffice for whole ones.
+      const bool whole = !Rows::kActivation && output.whole;
+      store_floats<kOutPieces>(e, whole && first_column + 8 * kOutPieces <= e.columns, sums, half,
+                               row, first_column);
+      continue;
+    }
     // Pieces of which lanes exchange four and write 16 bytes each. The same for the whole warp.
     const auto whole = [&](int j) {
       return output.whole && j / 4 * 4 + 4 <= kOutPieces &&
@@ -195,8 +281,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     }
   __syncthreads();
 
-  const int tiles = work.row_tiles * work.column_tiles;
-  const int steps = (work.k + T::kDepth - 1) / T::kDepth;
+  const int tiles = work.row_tiles * work.column_tiles * (Rows::kParts ? work.parts : 1);
   RingPlace<T::kStages> place;
   if (thread < kWarpgroup) {
     if constexpr (kManyRegisters) give_registers<40>();
@@ -204,28 +289,34 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
            tile += static_cast<int>(gridDim.x)) {
         const TilePlace at = tile_place(work, tile);
-        for (int step = 0; step < steps; ++step, place.advance()) {
+        const TileSteps steps = tile_steps<T>(work, at);
+        for (int step = 0; step < steps.count; ++step, place.advance()) {
           mbarrier_wait(free, place.slot, place.parity ^ 1);
           mbarrier_arrive_expecting(full, place.slot, bytes);
           // Behind k a box is zeros.
           for (uint32_t box = 0; box < T::kBoxes; ++box)
-            copy(at, step * T::kBoxes + static_cast<int>(box), box);
+            copy(at, steps.first + step * T::kBoxes + static_cast<int>(box), box);
         }
       }
     };
     // Weights are on their way before the inputs are there (cuda/device/dependence.h).
     if (thread == kWarp)
       each_step(T::kTileW * sizeof(bf16), [&](const TilePlace& at, int step, uint32_t box) {
-        for (uint32_t w = 0; w < (kGated ? 2 : 1); ++w)
-          copy_box(w_tiles, place.slot * T::kTileW + box * T::kBoxW + w * (T::kBoxW / 2),
-                   work.weights[static_cast<uint32_t>(at.product) + w], step * kWideDepth,
-                   at.column * kOutColumns, full, place.slot);
+        for (uint32_t w = 0; w < (kGated ? 2 : 1); ++w) {
+          const uint32_t to = place.slot * T::kTileW + box * T::kBoxW + w * (T::kBoxW / 2);
+          const TensorMap& map = work.weights[static_cast<uint32_t>(at.product) + w];
+          const int first = at.column * kOutColumns;
+          if constexpr (Rows::kTurnedWeights)
+            copy_panels<kOutColumns>(w_tiles, to, map, first, step, full, place.slot);
+          else
+            copy_box(w_tiles, to, map, step * kWideDepth, first, full, place.slot);
+        }
       });
     wait_for_inputs();
     if (thread == 0)
       each_step(T::kTileX * sizeof(bf16), [&](const TilePlace& at, int step, uint32_t box) {
-        work.rows.copy(x_tiles, place.slot * T::kTileX + box * T::kBoxX,
-                       work.rows.template corner<T>(at.row), step, full, place.slot);
+        work.rows.template copy<T>(x_tiles, place.slot * T::kTileX + box * T::kBoxX,
+                                   work.rows.template corner<T>(at), step, full, place.slot);
       });
     return;
   }
@@ -236,11 +327,20 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const auto release = [&](uint32_t slot) {
     if (lane_index() == 0) mbarrier_arrive(free, slot);
   };
+  const auto first_of = [](bool turned, const Shared<bf16>& tiles, uint32_t index) {
+    return turned ? descriptor::of_columns(tiles, index, kPanel)
+                  : descriptor::of_rows(tiles, index);
+  };
+  // 64 rows of a box, or a panel: so many elements either way.
   const uint64_t first_x =
-      descriptor::of_rows(x_tiles, static_cast<uint32_t>(warpgroup) * 64 * kPanelColumns);
-  const uint64_t first_w = descriptor::of_rows(w_tiles, 0);
+      first_of(Rows::kTurned, x_tiles, static_cast<uint32_t>(warpgroup) * kPanel);
+  const uint64_t first_w = first_of(Rows::kTurnedWeights, w_tiles, 0);
+  // From one element of k to the next.
+  constexpr uint32_t kNextX = Rows::kTurned ? kPanelColumns : 1;
+  constexpr uint32_t kNextW = Rows::kTurnedWeights ? kPanelColumns : 1;
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
     const TilePlace at = tile_place(work, tile);
+    const int steps = tile_steps<T>(work, at).count;
     FragmentC sums[T::kColumns / 8] = {};
     uint32_t last = 0;
     for (int step = 0; step < steps; ++step, place.advance()) {
@@ -253,8 +353,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       for (uint32_t box = 0; box < T::kBoxes; ++box)
 #pragma unroll
         for (uint32_t k = 0; k < kWideDepth; k += 16)
-          warpgroup_mma(sums, descriptor::further(x, box * T::kBoxX + k),
-                        descriptor::further(w, box * T::kBoxW + k));
+          warpgroup_mma<Rows::kTurned, Rows::kTurnedWeights>(
+              sums, descriptor::further(x, box * T::kBoxX + k * kNextX),
+              descriptor::further(w, box * T::kBoxW + k * kNextW));
       warpgroup_commit();
       keep_in_place(sums);
       // The step before is done.
@@ -266,8 +367,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     keep_in_place(sums);
     release(last);
     store_tile<T, kGated>(work.rows, work.outputs[at.product], sums,
-                          work.rows.template corner<T>(at.row),
-                          warpgroup * 64 + warp_index() % 4 * 16, at.column * kOutColumns);
+                          work.rows.template corner<T>(at), warpgroup * 64 + warp_index() % 4 * 16,
+                          at.column * kOutColumns);
   }
 #endif
 }
@@ -287,13 +388,31 @@ void with_wide_tile(int columns, Body body) {
   body(WideTile < 64, 64, kOfMatrix ? 2 : 1 > {});
 }
 
+// Whether rows of the output can be written by 16 bytes, and those of a residual in float32 read
+// so.
+inline bool in_vectors(const Epilogue& e) {
+  const auto fits = [&](const void* data, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % (e.float_out ? 4 : 8) == 0;
+  };
+  return fits(e.out, e.out_stride) &&
+         (!e.float_out || !e.residual || fits(e.residual, e.residual_stride));
+}
+
+// Parts of k: so many of `k` elements each, a multiple of what a step takes; the last may be less.
+struct KParts {
+  int32_t count = 1, k = 0;
+};
+
 // `row_tiles` tiles of rows by all columns of `count` products, whose weights and outputs are those
 // of `products`; with a gate, of one.
 template <class T, bool kGated, class Rows>
 void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const LinearParams* products,
-                 int count) {
+                 int count, KParts parts = {}) {
   constexpr int kOutColumns = kGated ? T::kColumns / 2 : T::kColumns;
   const auto map = [](const LinearParams& p, int w) {
+    if constexpr (Rows::kTurnedWeights)
+      return tensor_map(bf16_matrix(p.weights[w], p.k, p.out.columns, p.weight_strides[w]),
+                        kWideDepth);
     return tensor_map(bf16_matrix(p.weights[w], p.out.columns, p.k, p.weight_strides[w]),
                       kOutColumns);
   };
@@ -301,18 +420,19 @@ void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const Linear
   work.rows = rows;
   work.k = products[0].k;
   work.row_tiles = static_cast<int32_t>(row_tiles);
+  work.parts = parts.count;
+  work.part_k = parts.k;
   for (int i = 0; i < count; ++i) {
     const LinearParams& p = products[i];
     WideOutput& output = work.outputs[i];
     work.weights[i] = map(p, 0);
     output.out = p.out;
     output.column_tiles = static_cast<int32_t>(blocks_for(p.out.columns, kOutColumns));
-    output.whole = !p.out.float_out && reinterpret_cast<uintptr_t>(p.out.out) % 16 == 0 &&
-                   p.out.out_stride % 8 == 0;
+    output.whole = in_vectors(p.out);
     work.column_tiles += output.column_tiles;
   }
   if constexpr (kGated) work.weights[1] = map(products[0], 1);
-  const int tiles = work.row_tiles * work.column_tiles;
+  const int tiles = work.row_tiles * work.column_tiles * parts.count;
   queue.launch_dependent(product_warpgroups<T, kGated, Rows>,
                          dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
                          dim3(T::kThreads), T::shared_bytes(), work);

@@ -24,6 +24,15 @@ struct Rows {
   UNIFLUID_DEVICE float& at(int64_t row, int64_t column) const {
     return data[row * stride + column];
   }
+  // Of a tensor that may be bfloat16: T is its type.
+  template <class T>
+  UNIFLUID_DEVICE float get(int64_t row, int64_t column) const {
+    return to_float(reinterpret_cast<const T*>(data)[row * stride + column]);
+  }
+  template <class T>
+  UNIFLUID_DEVICE void put(int64_t row, int64_t column, float v) const {
+    reinterpret_cast<T*>(data)[row * stride + column] = from_float<T>(v);
+  }
 };
 
 // The elements of [rows, cols].

@@ -69,10 +69,10 @@ struct ActivationParams {
   bool accumulate;
   ElementGrid grid;
 };
-template <Activation kActivation>
+template <class T, Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) activation_element(ActivationParams p) {
   const ElementPlace at = element_place(p.grid);
-  if (at.inside) p.out.at(at.row, at.column) = activate<kActivation>(p.x.at(at.row, at.column));
+  if (at.inside) p.out.put<T>(at.row, at.column, activate<kActivation>(p.x.at(at.row, at.column)));
 }
 template <Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) activation_backward_element(ActivationParams p) {
@@ -89,22 +89,22 @@ struct GatedParams {
   Rows out, dgate, dup;
   ElementGrid grid;
 };
-template <Activation kActivation>
+template <class T, Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) gated_element(GatedParams p) {
   const ElementPlace at = element_place(p.grid);
   if (!at.inside) return;
-  p.out.at(at.row, at.column) =
-      activate<kActivation>(p.gate.at(at.row, at.column)) * p.up.at(at.row, at.column);
+  p.out.put<T>(at.row, at.column,
+               activate<kActivation>(p.gate.at(at.row, at.column)) * p.up.at(at.row, at.column));
 }
-template <Activation kActivation>
+template <class T, Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) gated_backward_element(GatedParams p) {
   const ElementPlace at = element_place(p.grid);
   if (!at.inside) return;
   // One of the outputs may be dout.
   const float d = p.dout.at(at.row, at.column), up = p.up.at(at.row, at.column);
   const ValueAndSlope g = with_slope<kActivation>(p.gate.at(at.row, at.column));
-  p.dgate.at(at.row, at.column) = d * up * g.slope;
-  p.dup.at(at.row, at.column) = d * g.value;
+  p.dgate.put<T>(at.row, at.column, d * up * g.slope);
+  p.dup.put<T>(at.row, at.column, d * g.value);
 }
 
 struct GatedAddParams {
@@ -118,12 +118,13 @@ __global__ void __launch_bounds__(kElementThreads) gated_add_element(GatedAddPar
   p.out.at(at.row, at.column) =
       fmaf(p.gate.at(at.row, at.column), p.y.at(at.row, at.column), p.x.at(at.row, at.column));
 }
+template <class Gate, class Y>
 __global__ void __launch_bounds__(kElementThreads) gated_add_backward_element(GatedAddParams p) {
   const ElementPlace at = element_place(p.grid);
   if (!at.inside) return;
   const float d = p.dout.at(at.row, at.column);
-  p.dgate.at(at.row, at.column) = d * p.y.at(at.row, at.column);
-  p.dy.at(at.row, at.column) = d * p.gate.at(at.row, at.column);
+  p.dgate.put<Gate>(at.row, at.column, d * p.y.at(at.row, at.column));
+  p.dy.put<Y>(at.row, at.column, d * p.gate.at(at.row, at.column));
 }
 
 }  // namespace
@@ -144,7 +145,9 @@ void activation(Queue& queue, const ActivationArgs& args) {
   p.out = args.out;
   p.grid = ElementGrid(args.x.rows, args.x.cols);
   with_activation(args.activation, [&](auto kind) {
-    launch_elements(queue, activation_element<decltype(kind)::value>, p.grid, p);
+    with_type(args.out.type, [&](auto t) {
+      launch_elements(queue, activation_element<decltype(t), decltype(kind)::value>, p.grid, p);
+    });
   });
 }
 
@@ -167,7 +170,9 @@ void gated(Queue& queue, const GatedArgs& args) {
   p.out = args.out;
   p.grid = ElementGrid(args.gate.rows, args.gate.cols);
   with_activation(args.activation, [&](auto kind) {
-    launch_elements(queue, gated_element<decltype(kind)::value>, p.grid, p);
+    with_type(args.out.type, [&](auto t) {
+      launch_elements(queue, gated_element<decltype(t), decltype(kind)::value>, p.grid, p);
+    });
   });
 }
 
@@ -180,7 +185,9 @@ void gated_backward(Queue& queue, const GatedBackwardArgs& args) {
   p.dup = args.dup;
   p.grid = ElementGrid(args.gate.rows, args.gate.cols);
   with_activation(args.activation, [&](auto kind) {
-    launch_elements(queue, gated_backward_element<decltype(kind)::value>, p.grid, p);
+    with_type(args.dgate.type, [&](auto t) {
+      launch_elements(queue, gated_backward_element<decltype(t), decltype(kind)::value>, p.grid, p);
+    });
   });
 }
 
@@ -202,7 +209,11 @@ void gated_add_backward(Queue& queue, const GatedAddBackwardArgs& args) {
   p.dgate = args.dgate;
   p.dy = args.dy;
   p.grid = ElementGrid(args.y.rows, args.y.cols);
-  launch_elements(queue, gated_add_backward_element, p.grid, p);
+  with_type(args.dgate.type, [&](auto gate) {
+    with_type(args.dy.type, [&](auto y) {
+      launch_elements(queue, gated_add_backward_element<decltype(gate), decltype(y)>, p.grid, p);
+    });
+  });
 }
 
 }  // namespace unifluid::cuda

@@ -96,6 +96,7 @@ struct ModulatedParams {
   float eps;
 };
 
+template <class T>
 __global__ void __launch_bounds__(kMostThreads) modulated_row(ModulatedParams p) {
   SharedArena arena;
   const auto scratch = arena.take<float>(kMostThreads / kWarp);
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(kMostThreads) modulated_row(ModulatedParams p)
     if (p.weight) v *= p.weight[c];
     if (p.bias) v += p.bias[c];
     if (p.shift.data) v = fmaf(v, 1.0f + p.scale.at(row, c), p.shift.at(row, c));
-    p.out.at(row, c) = v;
+    p.out.put<T>(row, c, v);
   });
 }
 
@@ -122,6 +123,7 @@ struct ModulatedBackwardParams {
   bool accumulate;
 };
 
+template <class T>
 __global__ void __launch_bounds__(kMostThreads) modulated_backward_row(ModulatedBackwardParams p) {
   SharedArena arena;
   const auto scratch = arena.take<float>(kMostThreads / kWarp);
@@ -145,8 +147,8 @@ __global__ void __launch_bounds__(kMostThreads) modulated_backward_row(Modulated
       float affine = hat;
       if (p.weight) affine *= p.weight[c];
       if (p.bias) affine += p.bias[c];
-      p.dshift.at(row, c) = dout[c];
-      p.dscale.at(row, c) = dout[c] * affine;
+      p.dshift.put<T>(row, c, dout[c]);
+      p.dscale.put<T>(row, c, dout[c] * affine);
     }
   });
   const float n = static_cast<float>(p.cols);
@@ -209,7 +211,9 @@ void modulated_norm(Queue& queue, const ModulatedNormArgs& args) {
   p.bias = args.bias;
   p.cols = static_cast<int32_t>(args.x.cols);
   p.eps = args.eps;
-  launch_rows(queue, modulated_row, args.x.rows, args.x.cols, p);
+  with_type(args.out.type, [&](auto t) {
+    launch_rows(queue, modulated_row<decltype(t)>, args.x.rows, args.x.cols, p);
+  });
 }
 
 void modulated_norm_backward(Queue& queue, const ModulatedNormBackwardArgs& args) {
@@ -232,7 +236,9 @@ void modulated_norm_backward(Queue& queue, const ModulatedNormBackwardArgs& args
   p.cols = static_cast<int32_t>(cols);
   p.eps = args.eps;
   p.accumulate = args.accumulate;
-  launch_rows(queue, modulated_backward_row, rows, cols, p);
+  with_type(args.dshift.type, [&](auto t) {
+    launch_rows(queue, modulated_backward_row<decltype(t)>, rows, cols, p);
+  });
   if (!args.dweight && !args.dbias) return;
   if (args.dweight) p.dweights = queue.scratch<float>(partial);
   if (args.dbias) p.dbiases = queue.scratch<float>(partial);

@@ -12,11 +12,12 @@ struct ColumnParams {
   int64_t rows;
   int32_t cols;
 };
+template <class T>
 __global__ void __launch_bounds__(kElementThreads) sum_run(ColumnParams p) {
   const SumPlace at = sum_place(p.rows, p.cols);
   if (!at.inside) return;
   float total = 0;
-  for (int64_t row = at.first; row < at.end; ++row) total += p.x.at(row, at.column);
+  for (int64_t row = at.first; row < at.end; ++row) total += p.x.get<T>(row, at.column);
   p.partial[at.run * p.cols + at.column] = total;
 }
 
@@ -30,6 +31,8 @@ __global__ void __launch_bounds__(kElementThreads) add_run(RunParams p) {
   const int column = static_cast<int>(blockIdx.x * kElementThreads + threadIdx.x);
   if (column >= p.cols) return;
   float total = 0;
+  // Few threads wait for many numbers: most of them are asked for at once.
+#pragma unroll 16
   for (int64_t run = 0; run < p.runs; ++run) total += p.partial[run * p.cols + column];
   p.out[column] += total;
 }
@@ -82,7 +85,9 @@ void column_sum(Queue& queue, const ColumnSumArgs& args) {
   p.partial = queue.scratch<float>(static_cast<size_t>(runs * cols));
   p.rows = rows;
   p.cols = static_cast<int32_t>(cols);
-  queue.launch(sum_run, sum_blocks(rows, cols), dim3(kElementThreads), 0, p);
+  with_type(args.x.type, [&](auto t) {
+    queue.launch(sum_run<decltype(t)>, sum_blocks(rows, cols), dim3(kElementThreads), 0, p);
+  });
   add_runs(queue, p.partial, runs, cols, args.out);
 }
 

@@ -28,6 +28,25 @@ float* copied(Call& call, const char* name, Tensor* tensor) {
   return memory;
 }
 
+// With "rounded", where a backend takes it: a tensor in bfloat16 in the place of one in float32.
+Tensor rounded(Call& call, TrainingBackend& ops, int64_t rows, int64_t cols) {
+  if (!flag(call, "rounded") || !ops.takes_rounded()) return call.output(rows, cols);
+  Tensor t = call.output(rows, (cols + 7) / 8 * 8).columns(0, cols);
+  t.type = DType::bf16;
+  return t;
+}
+Tensor rounded(Call& call, TrainingBackend& ops, const Tensor& x) {
+  const Tensor t = rounded(call, ops, x.rows, x.cols);
+  call.backend.copy(x, t);
+  return t;
+}
+// Its values.
+Napi::Value floats(Call& call, const Tensor& t) {
+  const Tensor all = call.output(t.rows, t.cols);
+  call.backend.copy(t, all);
+  return call.result(all);
+}
+
 AttentionArgs attention_of(Call& call, std::vector<AttentionSpan>* spans) {
   AttentionArgs f = attention_settings(call);
   const auto list = call.arguments.Get("spans").As<Napi::Array>();
@@ -46,9 +65,9 @@ using Body = void (*)(Call&, TrainingBackend&, Napi::Object out);
 
 void gemm(Call& call, TrainingBackend& ops, Napi::Object out) {
   GemmArgs a{};
-  a.a = call.input("a");
-  a.b = call.input("b");
   a.transpose_a = flag(call, "transposeA");
+  a.a = a.transpose_a ? call.input("a") : rounded(call, ops, call.input("a"));
+  a.b = call.input("b");
   a.transpose_b = flag(call, "transposeB");
   a.bias = call.vector("bias");
   a.bf16 = flag(call, "bf16");
@@ -57,6 +76,27 @@ void gemm(Call& call, TrainingBackend& ops, Napi::Object out) {
   a.out = a.accumulate ? call.input("start") : call.output(m, n);
   ops.gemm(a);
   out.Set("out", call.result(a.out));
+}
+
+void linear_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
+  LinearBackwardArgs a{};
+  a.dout = rounded(call, ops, call.input("dout"));
+  a.bf16 = flag(call, "bf16");
+  Tensor bias;
+  if (call.has("startBias")) a.dbias = copied(call, "startBias", &bias);
+  if (call.has("x")) {
+    a.x = rounded(call, ops, call.input("x"));
+    a.dweight = call.input("startWeight");
+  }
+  if (call.has("weight")) {
+    a.weight = call.input("weight");
+    a.accumulate = call.has("start");
+    a.dx = a.accumulate ? call.input("start") : call.output(a.dout.rows, a.weight.cols);
+  }
+  ops.linear_backward(a);
+  if (a.dweight) out.Set("dweight", call.result(a.dweight));
+  if (a.dbias) out.Set("dbias", call.result(bias));
+  if (a.dx) out.Set("dx", call.result(a.dx));
 }
 
 void fill(Call& call, TrainingBackend& ops, Napi::Object out) {
@@ -80,9 +120,9 @@ void column_sum(Call& call, TrainingBackend& ops, Napi::Object out) {
 
 void activation(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor x = call.input("x");
-  const Tensor y = call.output(x.rows, x.cols);
+  const Tensor y = rounded(call, ops, x.rows, x.cols);
   ops.activation({x, call.activation("activation"), y});
-  out.Set("out", call.result(y));
+  out.Set("out", floats(call, y));
 }
 
 void activation_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
@@ -95,24 +135,25 @@ void activation_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
 
 void gated(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor gate = call.input("gate"), up = call.input("up");
-  const Tensor y = call.output(gate.rows, gate.cols), dgate = call.output(gate.rows, gate.cols);
-  const Tensor dup = call.output(gate.rows, gate.cols);
+  const Tensor y = rounded(call, ops, gate.rows, gate.cols);
+  const Tensor dgate = rounded(call, ops, gate.rows, gate.cols);
+  const Tensor dup = rounded(call, ops, gate.rows, gate.cols);
   ops.gated({gate, up, call.activation("activation"), y});
   ops.gated_backward({gate, up, call.activation("activation"), call.input("dout"), dgate, dup});
-  out.Set("out", call.result(y));
-  out.Set("dgate", call.result(dgate));
-  out.Set("dup", call.result(dup));
+  out.Set("out", floats(call, y));
+  out.Set("dgate", floats(call, dgate));
+  out.Set("dup", floats(call, dup));
 }
 
 void gated_add(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor x = call.input("x"), gate = call.input("gate"), y = call.input("y");
-  const Tensor sum = call.output(x.rows, x.cols), dgate = call.output(x.rows, x.cols);
-  const Tensor dy = call.output(x.rows, x.cols);
+  const Tensor sum = call.output(x.rows, x.cols), dgate = rounded(call, ops, x.rows, x.cols);
+  const Tensor dy = rounded(call, ops, x.rows, x.cols);
   ops.gated_add({x, gate, y, sum});
   ops.gated_add_backward({gate, y, call.input("dout"), dgate, dy});
   out.Set("out", call.result(sum));
-  out.Set("dgate", call.result(dgate));
-  out.Set("dy", call.result(dy));
+  out.Set("dgate", floats(call, dgate));
+  out.Set("dy", floats(call, dy));
 }
 
 void rms_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
@@ -121,8 +162,12 @@ void rms_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor dx = accumulate ? call.input("start") : call.output(x.rows, x.cols);
   Tensor dweight;
   float* memory = copied(call, "startWeight", &dweight);
-  ops.rms_norm_backward({x, call.vector("weight"), static_cast<float>(call.number("eps")),
-                         call.input("dout"), accumulate, dx, memory});
+  const float* weight = call.vector("weight");
+  const float eps = static_cast<float>(call.number("eps"));
+  const Tensor y = rounded(call, ops, x.rows, x.cols);
+  call.backend.rms_norm({x, weight, eps, Tensor(), y});
+  out.Set("out", floats(call, y));
+  ops.rms_norm_backward({x, weight, eps, call.input("dout"), accumulate, dx, memory});
   out.Set("dx", call.result(dx));
   out.Set("dweight", call.result(dweight));
 }
@@ -131,7 +176,7 @@ void modulated_norm(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor x = call.input("x"), shift = call.input("shift"), scale = call.input("scale");
   const float *weight = call.vector("weight"), *bias = call.vector("bias");
   const float eps = static_cast<float>(call.number("eps"));
-  const Tensor y = call.output(x.rows, x.cols), dx = call.output(x.rows, x.cols);
+  const Tensor y = rounded(call, ops, x.rows, x.cols), dx = call.output(x.rows, x.cols);
   ops.modulated_norm({x, weight, bias, shift, scale, eps, y});
   ModulatedNormBackwardArgs b{};
   b.x = x;
@@ -146,16 +191,16 @@ void modulated_norm(Call& call, TrainingBackend& ops, Napi::Object out) {
   if (weight) b.dweight = copied(call, "startWeight", &dweight);
   if (bias) b.dbias = copied(call, "startBias", &dbias);
   if (shift) {
-    b.dshift = call.output(x.rows, x.cols);
-    b.dscale = call.output(x.rows, x.cols);
+    b.dshift = rounded(call, ops, x.rows, x.cols);
+    b.dscale = rounded(call, ops, x.rows, x.cols);
   }
   ops.modulated_norm_backward(b);
-  out.Set("out", call.result(y));
+  out.Set("out", floats(call, y));
   out.Set("dx", call.result(dx));
   if (weight) out.Set("dweight", call.result(dweight));
   if (bias) out.Set("dbias", call.result(dbias));
-  if (shift) out.Set("dshift", call.result(b.dshift));
-  if (shift) out.Set("dscale", call.result(b.dscale));
+  if (shift) out.Set("dshift", floats(call, b.dshift));
+  if (shift) out.Set("dscale", floats(call, b.dscale));
 }
 
 void attention_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
@@ -298,6 +343,7 @@ struct Entry {
 };
 const Entry kEntries[] = {
     {"gemm", gemm},
+    {"linearBackward", linear_backward},
     {"fill", fill},
     {"copy", copy},
     {"columnSum", column_sum},

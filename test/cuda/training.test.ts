@@ -80,7 +80,8 @@ test.each(["unifluid-tiny", "unifluid-flow-tiny"])(
   },
 );
 
-test("the same bits again, with recomputed activations and after a stop", async () => {
+test.each([86, 90])("the same bits again, recomputed and after a stop: %d", async (capability) => {
+  simulate({ capability });
   const spec = await specOf("unifluid-flow-tiny");
   const run = async (recompute: boolean) => {
     const t = await createTrainer(spec, { ...cuda, recompute, compute: "bf16" });

@@ -50,7 +50,7 @@ struct Copy {
 struct Product {
   float* d;
   int n;
-  bool a_in_registers, b_columns;
+  bool a_in_registers, a_columns, b_columns;
   uint32_t a[4];
   uint64_t a_descriptor, b_descriptor;
 };

@@ -186,8 +186,9 @@ void run_product(size_t first, size_t index) {
   const Product& p = part(0);
   for (size_t t = 1; t < kWarpgroup; ++t) {
     const Product& q = part(t);
-    if (q.n != p.n || q.a_in_registers != p.a_in_registers || q.b_columns != p.b_columns ||
-        q.a_descriptor != p.a_descriptor || q.b_descriptor != p.b_descriptor)
+    if (q.n != p.n || q.a_in_registers != p.a_in_registers || q.a_columns != p.a_columns ||
+        q.b_columns != p.b_columns || q.a_descriptor != p.a_descriptor ||
+        q.b_descriptor != p.b_descriptor)
       fail("threads of a warpgroup with different products");
   }
   const size_t n = static_cast<size_t>(p.n);
@@ -204,7 +205,7 @@ void run_product(size_t first, size_t index) {
         a[row * 16 + k + 1] = bf16_value(static_cast<uint16_t>(part(t).a[i] >> 16));
       }
   } else {
-    const Operand a_operand(p.a_descriptor, false);
+    const Operand a_operand(p.a_descriptor, p.a_columns);
     read_operand(a_operand, 64, a.data(), 16, 1);
     end_product_reads(a_operand, 64);
   }
@@ -223,17 +224,17 @@ void run_product(size_t first, size_t index) {
 
 }  // namespace
 
-void warpgroup_product(float* d, int n, const uint32_t* a, uint64_t a_descriptor,
+void warpgroup_product(float* d, int n, const uint32_t* a, uint64_t a_descriptor, bool a_columns,
                        uint64_t b_descriptor, bool b_columns) {
   Thread& t = *current;
   if (!t.products_fenced) fail("a product without a fence of its warpgroup before it");
-  Product p{d, n, a != nullptr, b_columns, {}, a_descriptor, b_descriptor};
+  Product p{d, n, a != nullptr, a_columns, b_columns, {}, a_descriptor, b_descriptor};
   if (a) std::memcpy(p.a, a, sizeof p.a);
   t.products.push_back(p);
   ++t.uncommitted_products;
   if (t.linear % kWarpgroup) return;
   note_product_reads(Operand(b_descriptor, b_columns), static_cast<size_t>(n));
-  if (!a) note_product_reads(Operand(a_descriptor, false), 64);
+  if (!a) note_product_reads(Operand(a_descriptor, a_columns), 64);
 }
 
 void warpgroup_fence() { current->products_fenced = true; }

@@ -33,8 +33,9 @@ void tensor_copy(void* to, const CUtensorMap* map, std::initializer_list<int> fi
 void fence_proxy_async();
 
 // d [64, n] += a [64, 16] b [16, n] of the calling thread's warpgroup. `a` are four registers, or
-// null: then a_descriptor says where it is. b_columns: b's columns lie together, not its rows.
-void warpgroup_product(float* d, int n, const uint32_t* a, uint64_t a_descriptor,
+// null: then a_descriptor says where it is. a_columns, b_columns: what lies together are neighbours
+// of a row or column of the product, not of its k.
+void warpgroup_product(float* d, int n, const uint32_t* a, uint64_t a_descriptor, bool a_columns,
                        uint64_t b_descriptor, bool b_columns);
 void warpgroup_fence();
 void warpgroup_commit();

@@ -11,6 +11,7 @@ import * as linear from "./linear";
 import * as norm from "./norm";
 import * as sampling from "./sampling";
 import * as training from "./training";
+import * as trainingProducts from "./training-products";
 
 export interface Family {
   cases: CudaCase[];
@@ -31,6 +32,7 @@ export const families: Record<string, Family> = {
   norm,
   sampling,
   training_operations: training,
+  training_products: trainingProducts,
 };
 
 /** Those with kernels of their own on Hopper. */
@@ -40,4 +42,5 @@ export const WARPGROUP_FAMILIES = [
   "convolution",
   "attention_gradients",
   "diffusion",
+  "training_products",
 ];

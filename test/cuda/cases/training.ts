@@ -1,86 +1,18 @@
 /**
- * The operations of training (core/training_backend.h) in float32 against the CPU's: every kernel of
- * cuda/kernels/training_*.cu and of attention's gradients in float32, each result a case of its own. Products in bfloat16
- * round their operands on both sides alike, and add up in float32.
+ * The operations of training (core/training_backend.h) in float32 against the CPU's, but for products
+ * (training-products.ts): every kernel of cuda/kernels/training_*.cu and of attention's gradients in float32, each result
+ * a case of its own.
  */
-import { type CudaCase, FLOAT32_SHARE, type Invariant } from "../../support/cuda-cases";
+import type { CudaCase, Invariant } from "../../support/cuda-cases";
 import type { Random } from "../../support/numbers";
 import type { AttentionSettings } from "./attention-gradients";
+import { type Arguments, type Options, operation, ROUNDED, SUMS } from "./training-operation";
 
-/** Sums in another order, as of other operations in float32. */
-const SUMS = 4 * FLOAT32_SHARE;
 /**
  * 3e-4 in units of bfloat16's roundoff, as test/ops/loss.test.ts has it against float64: the bound divides differences of
  * rounded tables by variances, and angles of up to 999 are known to 999 units of float32's roundoff.
  */
 const TABLES = 3e-4 * 2 ** 9;
-
-type Arguments = { name: string; [argument: string]: unknown };
-
-interface Options {
-  tolerance?: number;
-  deviceOnly?: boolean;
-}
-
-function operation(
-  name: string,
-  results: string[],
-  draw: (random: Random) => Arguments,
-  { tolerance = SUMS, ...options }: Options = {},
-): CudaCase[] {
-  return results.map((result) => ({
-    ...{ name: results.length > 1 ? `${name}: ${result}` : name, tolerance, ...options },
-    run: (backend, random) => {
-      const found = backend.training(draw(random))[result]!;
-      return typeof found === "number" ? Float32Array.of(found) : found;
-    },
-  }));
-}
-
-// ---- products ----
-
-/** [m, n, k]: one element; nothing whole; several tiles; one row; a sum over many. */
-const PRODUCTS: [number, number, number][] = [
-  [1, 1, 1],
-  [13, 7, 33],
-  [70, 136, 72],
-  [1, 200, 64],
-  [24, 40, 1000],
-];
-const LARGE_PRODUCT: [number, number, number] = [2048, 1024, 1536];
-
-function gemm([m, n, k]: [number, number, number], options: Options = {}): CudaCase[] {
-  const forms = [
-    [false, false],
-    [false, true],
-    [true, false],
-    [true, true],
-  ] as const;
-  return forms.flatMap(([transposeA, transposeB]) =>
-    [false, true].flatMap((bf16) => {
-      const letters = `${transposeA ? "a'" : "a"} ${transposeB ? "b'" : "b"}`;
-      const name = `gemm ${letters}, [${m}, ${k}] by ${n}, ${bf16 ? "bf16" : "f32"}`;
-      const operands = (random: Random) => ({
-        ...{ name: "gemm", transposeA, transposeB, bf16 },
-        a: transposeA ? random.matrix(k, m, 1, m + 3) : random.matrix(m, k, 1, k + 3),
-        b: transposeB ? random.matrix(n, k) : random.matrix(k, n, 1, n + 1),
-      });
-      return [
-        ...operation(name, ["out"], operands, options),
-        ...operation(
-          `${name}, added to what is there, and a bias`,
-          ["out"],
-          (random) => ({
-            ...operands(random),
-            bias: random.floats(n),
-            start: random.matrix(m, n),
-          }),
-          options,
-        ),
-      ];
-    }),
-  );
-}
 
 // ---- activations, gates, sums ----
 
@@ -102,6 +34,38 @@ function elementwise(activation: string): CudaCase[] {
     })),
   ];
 }
+
+/** What only products take is bfloat16. Rows of whole vectors, and others. */
+const keptRounded = [72, 131].flatMap((cols) => {
+  const kept = (name: string, results: string[], draw: (random: Random) => object) =>
+    operation(
+      `${name} of ${cols}, in bfloat16`,
+      results,
+      (random) => ({
+        ...{ rounded: true, eps: 1e-6, x: random.matrix(9, cols, 2) },
+        dout: random.matrix(9, cols),
+        ...(draw(random) as Arguments),
+      }),
+      { tolerance: ROUNDED },
+    );
+  return [
+    ...kept("silu", ["out"], () => ({ name: "activation", activation: "silu" })),
+    ...kept("gated by gelu_tanh", ["out", "dgate", "dup"], (random) => ({
+      ...{ name: "gated", activation: "gelu_tanh" },
+      ...{ gate: random.matrix(9, cols, 2), up: random.matrix(9, cols) },
+    })),
+    ...kept("gated_add", ["dgate", "dy"], (random) => ({
+      ...{ name: "gatedAdd", gate: random.matrix(9, cols), y: random.matrix(9, cols) },
+    })),
+    ...kept("rms_norm", ["out"], (random) => ({
+      ...{ name: "rmsNormBackward", weight: random.floats(cols, 0.5) },
+      startWeight: random.floats(cols),
+    })),
+    ...kept("modulated norm", ["out", "dshift", "dscale"], (random) => ({
+      ...{ name: "modulatedNorm", shift: random.matrix(9, cols), scale: random.matrix(9, cols) },
+    })),
+  ];
+});
 
 // ---- norms; more rows than a run of sums has ----
 
@@ -286,9 +250,8 @@ function adamw(count: number, options: Options = {}): CudaCase[] {
 }
 
 export const cases: CudaCase[] = [
-  ...PRODUCTS.flatMap((sizes) => gemm(sizes)),
-  ...gemm(LARGE_PRODUCT, { deviceOnly: true }),
   ...ACTIVATIONS.flatMap(elementwise),
+  ...keptRounded,
   ...operation("gated_add", ["out", "dgate", "dy"], (random) => {
     const like = () => random.matrix(ROWS, 35);
     return { name: "gatedAdd", x: like(), gate: like(), y: like(), dout: like() };
