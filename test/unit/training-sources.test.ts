@@ -18,6 +18,7 @@ import { ShardSource } from "../../lib/train/shard-source";
 import { readShard } from "../../lib/train/shards";
 import { ShuffleBuffer } from "../../lib/train/shuffle-buffer";
 import type { Source } from "../../lib/train/source";
+import { matches } from "../../lib/train/wildcards";
 
 let folder: string;
 beforeEach(async () => {
@@ -165,6 +166,24 @@ describe("names of shards", () => {
     expect(expandBraces("plain{x}{}")).toEqual(["plain{x}{}"]);
     expect(() => expandBraces("{0..9999999}")).toThrow(/more than/);
     expect(() => expandBraces("{0..9999}{0..9999}")).toThrow(/more than/);
+    expect(() => expandBraces("{a,a}".repeat(40))).toThrow(/more than/);
+  });
+
+  test("stars and what they leave", () => {
+    expect(matches("vision_tower.a.b", "vision_tower.*")).toBe(true);
+    expect(matches("image_in.weight", "image_in.weight")).toBe(true);
+    expect(matches("image_in_weight", "image_in.weight")).toBe(false);
+    expect(matches("a.norm.weight", "*norm*")).toBe(true);
+    expect(matches("a.norm", "a.norm*")).toBe(true);
+    expect(matches("abab", "*ab")).toBe(true);
+    expect(matches("aba", "*ab")).toBe(false);
+    expect(matches("", "*")).toBe(true);
+    expect(matches("", "a")).toBe(false);
+    expect(matches("a", "?")).toBe(false);
+    expect(matches("a", "?", "?")).toBe(true);
+    expect(matches("", "?", "?")).toBe(false);
+    // A regular expression would try every way to share the name out among the stars.
+    expect(matches("a".repeat(200), `${"*a".repeat(60)}*b`)).toBe(false);
   });
 
   test("* and ? stand for what is there, in order", async () => {
