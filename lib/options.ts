@@ -63,6 +63,9 @@ export function tokensOption(
   if (!Array.isArray(value) && !(value instanceof Int32Array) && !isInt32Array(value)) {
     throw invalidOption("an array of token ids", name, value);
   }
+  if (isTransferred(value)) {
+    throw new InvalidOptionError(`${name} is not there any more: its buffer was transferred`);
+  }
   if (value.length === 0 && !empty) throw invalidOption("at least one token id", name, value);
   const ids = value as ArrayLike<unknown>;
   return Int32Array.from(ids, (id, i) =>
@@ -73,6 +76,17 @@ export function tokensOption(
 /** An `Int32Array`, also one of another realm. */
 function isInt32Array(value: unknown): value is Int32Array {
   return Object.prototype.toString.call(value) === "[object Int32Array]";
+}
+
+/** Whether an array's memory went to another owner; its length is 0 then, as that of an empty one. */
+function isTransferred(value: object): boolean {
+  if (!ArrayBuffer.isView(value)) return false;
+  try {
+    new Uint8Array(value.buffer);
+    return false;
+  } catch {
+    return true;
+  }
 }
 
 /** Floats of a given count; copied, unless they are float32 already. */
