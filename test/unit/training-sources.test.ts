@@ -15,7 +15,7 @@ import { ManifestSource } from "../../lib/train/manifest-source";
 import { Mixture } from "../../lib/train/mixture";
 import type { PackedPicture } from "../../lib/train/pictures";
 import { ShardSource } from "../../lib/train/shard-source";
-import { readShard } from "../../lib/train/shards";
+import { readShard, type ShardSample } from "../../lib/train/shards";
 import { ShuffleBuffer } from "../../lib/train/shuffle-buffer";
 import type { Source } from "../../lib/train/source";
 import { matches } from "../../lib/train/wildcards";
@@ -276,6 +276,28 @@ describe("samples of a shard", () => {
     await writeTar(path, {});
     expect(await samples(path)).toEqual([]);
     await expect(samples(join(folder, "other.tar"))).rejects.toMatchObject({ code: "ENOENT" });
+  });
+
+  test("whose files are too large together are at fault, and hold nothing", async () => {
+    const path = join(folder, "a.tar");
+    const half = new Uint8Array(600);
+    await writeTar(path, {
+      "0.png": half,
+      "0.target.png": half,
+      "0.json": "{}",
+      "1.png": half,
+      "1.json": "{}",
+    });
+    const read: ShardSample[] = [];
+    for await (const sample of readShard(path, undefined, 1000)) read.push(sample);
+    expect(read.map(({ key, files }) => [key, [...files.keys()]])).toEqual([
+      ["0", []],
+      ["1", ["png", "json"]],
+    ]);
+    expect(read.map(({ fault }) => fault)).toEqual([
+      "its files have 1202 bytes together, where at most 1000 are read",
+      undefined,
+    ]);
   });
 
   test("without an archive's end are all used, with a remark", async () => {
