@@ -1,5 +1,6 @@
 /** Checks of what callers pass: "expected X for Y but received Z". */
 
+import { types } from "node:util";
 import { isObject, type NumberRange, rangeText, show } from "./checkpoint/fields.js";
 import { InvalidOptionError } from "./errors.js";
 
@@ -60,7 +61,7 @@ export function tokensOption(
   vocabSize: number,
   { empty = false } = {},
 ): Int32Array {
-  if (!Array.isArray(value) && !(value instanceof Int32Array) && !isInt32Array(value)) {
+  if (!Array.isArray(value) && !types.isInt32Array(value)) {
     throw invalidOption("an array of token ids", name, value);
   }
   if (isTransferred(value)) {
@@ -71,11 +72,6 @@ export function tokensOption(
   return Int32Array.from(ids, (id, i) =>
     integerOption(`${name}[${i}]`, id, { min: 0, max: vocabSize - 1 }),
   );
-}
-
-/** An `Int32Array`, also one of another realm. */
-function isInt32Array(value: unknown): value is Int32Array {
-  return Object.prototype.toString.call(value) === "[object Int32Array]";
 }
 
 /** Whether an array's memory went to another owner; its length is 0 then, as that of an empty one. */
@@ -91,9 +87,7 @@ function isTransferred(value: object): boolean {
 
 /** Floats of a given count; copied, unless they are float32 already. */
 export function floatsOption(name: string, value: unknown): Float32Array {
-  if (Object.prototype.toString.call(value) === "[object Float32Array]") {
-    return value as Float32Array;
-  }
+  if (types.isFloat32Array(value)) return value;
   if (Array.isArray(value) && value.every((v) => typeof v === "number")) {
     return Float32Array.from(value);
   }

@@ -47,6 +47,7 @@ function transferred(): Int32Array {
   structuredClone(ids, { transfer: [ids.buffer] });
   return ids;
 }
+const pretended = (): Int32Array => Object.create(Int32Array.prototype);
 const same = (a: Image, b: Image) => Buffer.from(a.pixels).equals(Buffer.from(b.pixels));
 
 test("an image that several texts are about is prepared once", async () => {
@@ -467,6 +468,8 @@ describe("what cannot be done is refused", () => {
     ["an answer without a question", () => uni.logits({ image: picture, task: "answer" })],
     ["a text that is none", async () => gemma.tokenize(3 as never)],
     ["ids that are none", async () => gemma.detokenize([1.5])],
+    ["ids that only look like an Int32Array", async () => gemma.detokenize(pretended())],
+    ["bytes for many images", async () => uni.captionAll(new Uint8Array(4) as never).next()],
     ["ids whose buffer was transferred", async () => gemma.detokenize(transferred())],
     ["a suffix whose buffer was", () => gemma.logits({ tokens: [2], suffix: transferred() })],
   ])("%s", async (_name, call) => {
