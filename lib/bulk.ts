@@ -69,8 +69,8 @@ export function bulkSettings<T extends BulkOptions & { signal?: AbortSignal }>(
 
 function iteratorOf<T>(items: AnyIterable<T>): Iterator<T> | AsyncIterator<T> {
   const source = items as Partial<Iterable<T> & AsyncIterable<T>> | null | undefined;
-  // A string is an iterable of characters, which nobody means.
-  if (typeof source === "object" && source !== null) {
+  // A string is an iterable of characters and an image's bytes are one of numbers, which nobody means.
+  if (typeof source === "object" && source !== null && !ArrayBuffer.isView(source)) {
     if (typeof source[Symbol.asyncIterator] === "function") return source[Symbol.asyncIterator]!();
     if (typeof source[Symbol.iterator] === "function") return source[Symbol.iterator]!();
   }

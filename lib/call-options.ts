@@ -128,8 +128,9 @@ export function callOptions(options: CallOptions | undefined): CallOptions {
 
 /** One text or a list of them, as a list. */
 export function listOf(texts: string | readonly string[], name: string): readonly string[] {
-  const list = Array.isArray(texts) ? texts : [texts];
-  return list.map((text, i) => stringOption(Array.isArray(texts) ? `${name} ${i}` : name, text));
+  if (!Array.isArray(texts)) return [stringOption(name, texts)];
+  // Not `map`, which passes over what an array lacks in its middle.
+  return Array.from(texts, (text, i) => stringOption(`${name} ${i}`, text));
 }
 
 /** Images and texts that belong together; a single one goes with all of the other side. */
@@ -140,7 +141,7 @@ export function pairsOf(
 ): (readonly [ImageInput, string])[] {
   const strings = listOf(texts, name);
   if (!Array.isArray(images)) return strings.map((text) => [images as ImageInput, text] as const);
-  if (!Array.isArray(texts)) return images.map((image) => [image, texts as string] as const);
+  if (!Array.isArray(texts)) return Array.from(images, (image) => [image, strings[0]!] as const);
   if (images.length !== strings.length) {
     throw invalidOption(
       `as many ${name}s as images (${images.length})`,
@@ -148,5 +149,11 @@ export function pairsOf(
       strings.length,
     );
   }
-  return images.map((image, i) => [image, strings[i]!] as const);
+  return Array.from(images, (image, i) => [image, strings[i]!] as const);
+}
+
+/** The image of an item that has one result: a list would have a list of them. */
+export function oneImage(image: ImageInput): ImageInput {
+  if (Array.isArray(image)) throw invalidOption("one image", "image", `${image.length} images`);
+  return image;
 }

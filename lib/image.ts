@@ -4,10 +4,11 @@ import { randomUUID } from "node:crypto";
 import { rename, rm, writeFile } from "node:fs/promises";
 import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
-import { type InspectOptions, inspect } from "node:util";
+import { type InspectOptions, inspect, types } from "node:util";
 import sharp from "sharp";
 import { show } from "./checkpoint/fields.js";
 import { InvalidImageError, InvalidOptionError } from "./errors.js";
+import { optionsObject } from "./options.js";
 
 export type ImageFormat = "png" | "webp" | "jpeg";
 
@@ -37,6 +38,13 @@ export function imageFormatOf(path: string): ImageFormat {
   return format;
 }
 
+/** Pixels along a side of which the encoders make files. */
+const LONGEST_SIDE = new Map<unknown, number>([
+  ["webp", 16_383],
+  ["jpeg", 65_500],
+  ["jpg", 65_500],
+]);
+
 /** An RGB image. */
 export class Image {
   /** Bytes in the order red, green, blue; [height, width, 3]. */
@@ -60,8 +68,15 @@ export class Image {
     pixels: Uint8Array,
     width: number,
     height: number,
-    options: ImageOptions = {},
+    options?: ImageOptions,
   ): Image {
+    const given = optionsObject(options, ["seed"]);
+    if (!types.isUint8Array(pixels) && !types.isUint8ClampedArray(pixels)) {
+      throw new InvalidImageError(
+        "IMAGE_UNSUPPORTED_INPUT",
+        `expected a Uint8Array for the pixels but received ${show(pixels)}`,
+      );
+    }
     const sides = [width, height];
     if (!sides.every((side) => Number.isSafeInteger(side) && side > 0)) {
       throw new InvalidImageError(
@@ -75,13 +90,30 @@ export class Image {
         `expected ${width * height * 3} bytes for ${width} x ${height} RGB pixels but received ${pixels.length}`,
       );
     }
-    return new Image(pixels, width, height, options);
+    return new Image(pixels, width, height, given);
   }
 
-  /** The encoded image. PNG is exact; WebP and JPEG are lossy, of high quality; "jpg" is "jpeg". */
+  /**
+   * The encoded image. PNG is exact; WebP and JPEG are lossy, of high quality; "jpg" is "jpeg". Throws `IMAGE_TOO_LARGE`
+   * where a side is longer than the format allows.
+   */
   async toBuffer(format: ImageFormat | "jpg" = "png"): Promise<Buffer> {
-    const raw = { width: this.width, height: this.height, channels: 3 } as const;
-    const image = sharp(asBuffer(this.pixels), { raw });
+    const { pixels, width, height } = this;
+    if (pixels.length !== width * height * 3) {
+      throw new InvalidImageError(
+        "IMAGE_UNSUPPORTED_INPUT",
+        "the pixels of the image are not here any more: their buffer was transferred",
+      );
+    }
+    const longest = LONGEST_SIDE.get(format) ?? Infinity;
+    if (Math.max(width, height) > longest) {
+      throw new InvalidImageError(
+        "IMAGE_TOO_LARGE",
+        `an image of ${width} x ${height} pixels is no ${format}: its sides may have at most ${longest}`,
+      );
+    }
+    const raw = { width, height, channels: 3 } as const;
+    const image = sharp(asBuffer(pixels), { raw, limitInputPixels: false });
     switch (format) {
       case "png":
         return image.png().toBuffer();
@@ -125,7 +157,10 @@ export class Image {
 
 /** The path of a file that is named by it, or by a `URL`, also one of another realm. */
 function filePathOf(file: unknown): string {
-  if (typeof file === "string") return file;
+  if (typeof file === "string") {
+    if (!file.includes("\0")) return file;
+    throw new InvalidOptionError(`expected a path without a NUL but received ${show(file)}`);
+  }
   if (Object.prototype.toString.call(file) === "[object URL]") {
     try {
       return fileURLToPath((file as URL).href);

@@ -25,6 +25,7 @@ import {
   type LogitsOptions,
   listOf,
   type OnlyKnown,
+  oneImage,
   type PromptItem,
   pairsOf,
   WRITE_OPTIONS,
@@ -318,7 +319,7 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, "generate");
     const draw = (item: Item, given: DrawOptions) => {
       const { prompt } = typeof item === "string" ? { prompt: item } : (item as PromptItem);
-      return this.generate(prompt, given);
+      return this.generate(stringOption("prompt", prompt), given);
     };
     return this.all<Item, Image, DrawOptions>(prompts, options, this.drawn(["prompt"]), draw);
   }
@@ -330,7 +331,7 @@ export class UniFluid implements AsyncDisposable {
   ): AsyncGenerator<BulkResult<Item, Image>, void, undefined> {
     requireAbility(this.checkpoint, "edit");
     const edit = ({ image, instruction }: Item, given: DrawOptions) =>
-      this.edit(image, instruction, given);
+      this.edit(oneImage(image), stringOption("instruction", instruction), given);
     const kind = this.drawn(["image", "instruction"]);
     return this.all<Item, Image, DrawOptions>(items, options, kind, edit);
   }
@@ -342,7 +343,7 @@ export class UniFluid implements AsyncDisposable {
   ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
     requireAbility(this.checkpoint, "caption");
     const caption = (item: CaptionItem, given: WriteOptions) =>
-      this.caption(hasImage(item) ? item.image : item, given);
+      this.caption(oneImage(hasImage(item) ? item.image : item), given);
     return this.all<Item, string, WriteOptions>(images, options, this.written(["image"]), caption);
   }
 
@@ -353,7 +354,7 @@ export class UniFluid implements AsyncDisposable {
   ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
     requireAbility(this.checkpoint, "answer");
     const answer = ({ image, question }: Item, given: WriteOptions) =>
-      this.answer(image, question, given);
+      this.answer(oneImage(image), stringOption("question", question), given);
     const kind = this.written(["image", "question"]);
     return this.all<Item, string, WriteOptions>(items, options, kind, answer);
   }

@@ -1,5 +1,6 @@
 /** Checks of what callers pass: "expected X for Y but received Z". */
 
+import { types } from "node:util";
 import { isObject, type NumberRange, rangeText, show } from "./checkpoint/fields.js";
 import { InvalidOptionError } from "./errors.js";
 
@@ -60,8 +61,11 @@ export function tokensOption(
   vocabSize: number,
   { empty = false } = {},
 ): Int32Array {
-  if (!Array.isArray(value) && !(value instanceof Int32Array) && !isInt32Array(value)) {
+  if (!Array.isArray(value) && !types.isInt32Array(value)) {
     throw invalidOption("an array of token ids", name, value);
+  }
+  if (isTransferred(value)) {
+    throw new InvalidOptionError(`${name} is not there any more: its buffer was transferred`);
   }
   if (value.length === 0 && !empty) throw invalidOption("at least one token id", name, value);
   const ids = value as ArrayLike<unknown>;
@@ -70,16 +74,20 @@ export function tokensOption(
   );
 }
 
-/** An `Int32Array`, also one of another realm. */
-function isInt32Array(value: unknown): value is Int32Array {
-  return Object.prototype.toString.call(value) === "[object Int32Array]";
+/** Whether an array's memory went to another owner; its length is 0 then, as that of an empty one. */
+function isTransferred(value: object): boolean {
+  if (!ArrayBuffer.isView(value)) return false;
+  try {
+    new Uint8Array(value.buffer);
+    return false;
+  } catch {
+    return true;
+  }
 }
 
 /** Floats of a given count; copied, unless they are float32 already. */
 export function floatsOption(name: string, value: unknown): Float32Array {
-  if (Object.prototype.toString.call(value) === "[object Float32Array]") {
-    return value as Float32Array;
-  }
+  if (types.isFloat32Array(value)) return value;
   if (Array.isArray(value) && value.every((v) => typeof v === "number")) {
     return Float32Array.from(value);
   }

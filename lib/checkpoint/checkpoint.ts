@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { CheckpointNotFoundError, InvalidConfigError } from "../errors.js";
 import { type GenerationConfig, mostSteps, parseGenerationConfig } from "../generation-config.js";
 import type { NativeModelSpec, NativeVaeConfig } from "../native.js";
+import { stringOption } from "../options.js";
 import { type PreprocessorConfig, parsePreprocessorConfig } from "../preprocess.js";
 import { Tokenizer } from "../tokenizer.js";
 import {
@@ -55,7 +56,7 @@ export interface Checkpoint {
 
 /** Reads and checks a checkpoint directory. */
 export async function readCheckpoint(directory: string, signal?: AbortSignal): Promise<Checkpoint> {
-  const configPath = join(directory, "config.json");
+  const configPath = join(stringOption("directory", directory), "config.json");
   const vaeDirectory = join(directory, "vae");
   const hasVae = await exists(join(vaeDirectory, "config.json"));
   if (!(await exists(configPath))) {

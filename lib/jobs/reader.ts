@@ -3,7 +3,7 @@
 import { createReadStream } from "node:fs";
 import { extname } from "node:path";
 import { addAbortSignal, Readable } from "node:stream";
-import { parse } from "csv-parse";
+import { CsvError, parse } from "csv-parse";
 import { InvalidOptionError, InvalidRecordError } from "../errors.js";
 
 export type JobFormat = "jsonl" | "csv" | "lines";
@@ -189,9 +189,9 @@ async function* csvRecords(stream: Readable): AsyncGenerator<RawRecord> {
       index++;
     }
   } catch (cause) {
-    if (!(cause as { code?: string }).code?.startsWith("CSV_")) throw cause;
+    if (!(cause instanceof CsvError)) throw cause;
     // What follows a broken quote cannot be told apart: the file ends here. The message names the line.
-    throw new InvalidRecordError(`record ${index}: ${(cause as Error).message}`, { cause });
+    throw new InvalidRecordError(`not CSV: ${cause.message}`, { cause });
   } finally {
     text.destroy();
   }

@@ -204,9 +204,3 @@ export function learningRateAt(step: number, config: RunConfig): number {
   }[schedule];
   return learningRate * rise * fall;
 }
-
-/** Whether a name fits a pattern in which * stands for any characters. */
-export function matches(name: string, pattern: string): boolean {
-  const parts = pattern.split("*").map((p) => p.replace(/[.+?^${}()|[\]\\]/g, "\\$&"));
-  return new RegExp(`^${parts.join(".*")}$`).test(name);
-}

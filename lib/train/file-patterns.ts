@@ -2,6 +2,7 @@
 import { readdir } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { TrainingDataError } from "../errors.js";
+import { matches } from "./wildcards.js";
 
 /** More names than this are a slip of the pen. */
 const MOST = 100_000;
@@ -21,21 +22,23 @@ function range(from: string, to: string): string[] {
 
 /** All names that a pattern's braces stand for, in the order in which a shell gives them. */
 export function expandBraces(pattern: string): string[] {
-  const match = BRACES.exec(pattern);
-  if (!match) return [pattern];
-  const [whole, from, to, list] = match;
-  const choices = list === undefined ? range(from as string, to as string) : list.split(",");
-  const [before, after] = [
-    pattern.slice(0, match.index),
-    pattern.slice(match.index + whole.length),
-  ];
-  const names = new Set<string>();
-  for (const choice of choices)
-    for (const name of expandBraces(`${before}${choice}${after}`)) {
-      names.add(name);
-      if (names.size > MOST) throw new TrainingDataError(`${pattern} has more than ${MOST} names`);
+  const names: string[] = [];
+  const expand = (text: string): void => {
+    const match = BRACES.exec(text);
+    if (!match) {
+      names.push(text);
+      if (names.length > MOST)
+        throw new TrainingDataError(`${pattern} has more than ${MOST} names`);
+      return;
     }
-  return [...names];
+    const [whole, from, to, list] = match;
+    const choices = list === undefined ? range(from as string, to as string) : list.split(",");
+    const before = text.slice(0, match.index);
+    const after = text.slice(match.index + whole.length);
+    for (const choice of choices) expand(`${before}${choice}${after}`);
+  };
+  expand(pattern);
+  return [...new Set(names)];
 }
 
 const isGlob = (path: string) => /[*?]/.test(path);
@@ -44,16 +47,13 @@ async function matching(path: string): Promise<string[]> {
   const [folder, name] = [dirname(path), basename(path)];
   if (isGlob(folder))
     throw new TrainingDataError(`expected * and ? in the file's name alone but received ${path}`);
-  const source = name
-    .replace(/[.+^${}()|[\]\\]/g, "\\$&")
-    .replaceAll("*", ".*")
-    .replaceAll("?", ".");
-  const pattern = new RegExp(`^${source}$`, "s");
   const names = await readdir(folder).catch((cause) => {
     throw new TrainingDataError(`cannot read ${folder}: ${(cause as Error).message}`, { cause });
   });
   // As with shells, a name that begins with a dot has to be asked for.
-  const found = names.filter((n) => pattern.test(n) && n.startsWith(".") === name.startsWith("."));
+  const found = names.filter(
+    (n) => matches(n, name, "?") && n.startsWith(".") === name.startsWith("."),
+  );
   if (found.length === 0) throw new TrainingDataError(`no file fits ${path}`);
   return found.sort().map((n) => join(folder, n));
 }

@@ -11,7 +11,7 @@ import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { storedBytes } from "../checkpoint/stored-types.js";
 import { ENCODER_TENSORS } from "../checkpoint/vae-config.js";
-import { TrainingDataError } from "../errors.js";
+import { DisposedError, TrainingDataError } from "../errors.js";
 import { decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
 import { makeFolder } from "../make-folder.js";
@@ -141,6 +141,7 @@ export class Pictures {
   private readonly handles: FileHandle[] = [];
   /** This process's own pack, once there is something to add. */
   private own: Pack | undefined;
+  private closed = false;
   /** Index lines are written after their slots, one after another. */
   private writing: Promise<void> = Promise.resolve();
 
@@ -219,13 +220,14 @@ export class Pictures {
     };
   }
 
-  /** Where a picture is kept; computed and added where it is new or has changed. */
+  /** Where a picture is kept; computed and added where it is new or has changed. Throws `DISPOSED` once closed. */
   async prepare(file: PictureFile): Promise<Entry> {
     const stamp =
       typeof file === "string" ? await stampOf(file) : { ...file, bytes: file.bytes.length };
     const key = keyOf(stamp);
     const known = this.entries.get(key) ?? this.waiting.get(key);
     if (known) return known;
+    if (this.closed) throw new DisposedError("the pictures of this run were closed");
     const input = typeof file === "string" ? file : file.bytes;
     const made = this.add(input, stamp).finally(() => this.waiting.delete(key));
     this.waiting.set(key, made);
@@ -287,7 +289,10 @@ export class Pictures {
     return entry;
   }
 
+  /** Waits for pictures that are being prepared: where one of a batch fails, nobody waits for the others. */
   async close(): Promise<void> {
+    this.closed = true;
+    await Promise.allSettled(this.waiting.values());
     await this.writing;
     for (const handle of this.handles) await handle.close();
     if (this.model) await (await this.model).dispose();

@@ -26,8 +26,8 @@ export interface ShardSample {
 /** Whether a file is a shard by its name. */
 export const isShardName = (name: string): boolean => /\.(tar|tar\.gz|tgz)$/i.test(name);
 
-/** A file beyond this is no picture of the sizes that are read, but could fill the memory. */
-const MAX_FILE_BYTES = 512 * 1024 * 1024;
+/** Files of a sample that have more together hold no pictures of the sizes that are read, but could fill the memory. */
+const MAX_SAMPLE_BYTES = 512 * 1024 * 1024;
 
 /** Of pictures that can be decoded. */
 export const IMAGE_EXTENSIONS = ["png", "jpg", "jpeg", "webp", "avif", "gif", "tif", "tiff"];
@@ -47,6 +47,8 @@ interface OpenSample {
   key: string;
   files: Map<string, Buffer>;
   links: string[];
+  /** Of all its files, kept or not. */
+  bytes: number;
   fault?: string;
 }
 
@@ -54,18 +56,21 @@ const broken = (fault: string, key = "its beginning"): OpenSample => ({
   key,
   files: new Map(),
   links: [],
+  bytes: 0,
   fault,
 });
 
 /**
  * Reads a shard from its beginning, a sample at a time; one whose name ends in .gz or .tgz is unpacked. Where the
  * archive is damaged, cut off or empty, the last sample says so in `fault`. One that ends between two files but
- * without an archive's end is told to `onRemark`: it may be cut off, but some programs write no end. Throws what the
- * file system says where it cannot be opened.
+ * without an archive's end is told to `onRemark`: it may be cut off, but some programs write no end. A sample
+ * whose files have more than `most` bytes together is at fault. Throws what the file system says where the shard
+ * cannot be opened.
  */
 export async function* readShard(
   path: string,
   onRemark?: (message: string) => void,
+  most = MAX_SAMPLE_BYTES,
 ): AsyncGenerator<ShardSample, void> {
   const { mtimeMs: modified } = await stat(path);
   const archive = extract();
@@ -96,8 +101,9 @@ export async function* readShard(
     return known;
   };
   const finish = (): ShardSample => {
-    links.delete(current!.key);
-    return { index: index++, modified, ...current! };
+    const { bytes: _, ...sample } = current!;
+    links.delete(sample.key);
+    return { index: index++, modified, ...sample };
   };
   try {
     for await (const entry of archive) {
@@ -111,11 +117,16 @@ export async function* readShard(
       const name = type === "file" ? splitName(entry.header.name) : undefined;
       if (name && name.key !== current?.key) {
         if (current) yield finish();
-        current = { key: name.key, files: new Map(), links: linksOf(name.key) };
+        current = { key: name.key, files: new Map(), links: linksOf(name.key), bytes: 0 };
       }
-      const size = entry.header.size ?? 0;
-      if (!name || !current || size > MAX_FILE_BYTES) {
-        if (name && current) current.fault = `${name.extension} has ${size} bytes`;
+      if (!name || !current) {
+        entry.resume();
+        continue;
+      }
+      current.bytes += entry.header.size ?? 0;
+      if (current.bytes > most) {
+        current.files.clear();
+        current.fault = `its files have ${current.bytes} bytes together, where at most ${most} are read`;
         entry.resume();
         continue;
       }

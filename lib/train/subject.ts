@@ -11,10 +11,11 @@ import type {
   NativeVaeExample,
 } from "../native.js";
 import type { RecordCounts } from "./broken-records.js";
-import { matches, type RunConfig } from "./config.js";
+import type { RunConfig } from "./config.js";
 import type { Mixture } from "./mixture.js";
 import type { Losses } from "./run-folder.js";
 import type { LossScale } from "./watch.js";
+import { matches } from "./wildcards.js";
 
 /** The examples of a step as batches whose gradients are summed, and where the sources and the run are after it. */
 export interface StepData<Example> {

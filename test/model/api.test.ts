@@ -42,6 +42,12 @@ beforeAll(async () => {
 afterAll(() => Promise.all(open.map((model) => model.dispose())));
 
 const picture = join(FIXTURES, "unifluid-tiny/edit0.png");
+function transferred(): Int32Array {
+  const ids = new Int32Array(2);
+  structuredClone(ids, { transfer: [ids.buffer] });
+  return ids;
+}
+const pretended = (): Int32Array => Object.create(Int32Array.prototype);
 const same = (a: Image, b: Image) => Buffer.from(a.pixels).equals(Buffer.from(b.pixels));
 
 test("an image that several texts are about is prepared once", async () => {
@@ -442,6 +448,8 @@ describe("what cannot be done is refused", () => {
   test.each<[string, () => Promise<unknown>]>([
     ["a prompt that is no text", () => uni.generate(3 as never)],
     ["one of several", () => uni.generate(["a", null as never])],
+    ["a list that lacks one in its middle", () => uni.generate(new Array(2))],
+    ["texts of which there are none", () => uni.answer(picture, new Array(2))],
     ["a question that is no text", () => uni.answer(picture, undefined as never)],
     ["an instruction that is no text", () => uni.editLatents(picture, {} as never)],
     ["an unknown option", () => uni.generate("a", { step: 3 } as never)],
@@ -460,6 +468,10 @@ describe("what cannot be done is refused", () => {
     ["an answer without a question", () => uni.logits({ image: picture, task: "answer" })],
     ["a text that is none", async () => gemma.tokenize(3 as never)],
     ["ids that are none", async () => gemma.detokenize([1.5])],
+    ["ids that only look like an Int32Array", async () => gemma.detokenize(pretended())],
+    ["bytes for many images", async () => uni.captionAll(new Uint8Array(4) as never).next()],
+    ["ids whose buffer was transferred", async () => gemma.detokenize(transferred())],
+    ["a suffix whose buffer was", () => gemma.logits({ tokens: [2], suffix: transferred() })],
   ])("%s", async (_name, call) => {
     await expect(call()).rejects.toMatchObject({
       name: "InvalidOptionError",
@@ -472,10 +484,22 @@ describe("what cannot be done is refused", () => {
     ["no bytes", new Uint8Array(0), "IMAGE_EMPTY"],
     ["bytes of something else", Buffer.from("hello"), "IMAGE_UNDECODABLE"],
     ["a file that is not there", "none.png", "IMAGE_NOT_FOUND"],
+    ["missing in a list", new Array(1), "IMAGE_UNSUPPORTED_INPUT"],
   ])("an image that is %s", async (_name, image, code) => {
     await expect(uni.caption(image as never)).rejects.toMatchObject({ code });
     await expect(uni.edit(image as never, "a")).rejects.toMatchObject({ code });
     await expect(uni.encodeImage(image as never)).rejects.toMatchObject({ code });
+  });
+
+  test("an item of many that is a list itself", async () => {
+    const code = "INVALID_OPTION";
+    const errors = async (results: AsyncIterable<unknown>) => {
+      for await (const result of results) expect(result).toMatchObject({ error: { code } });
+    };
+    await errors(uni.generateAll([{ prompt: ["a", "b"] } as never]));
+    await errors(uni.editAll([{ image: [picture], instruction: "a" } as never]));
+    await errors(uni.captionAll([[picture] as never, { image: [picture] } as never]));
+    await errors(uni.answerAll([{ image: picture, question: ["a"] } as never]));
   });
 
   test("too little memory, for the model or for a sequence", async () => {

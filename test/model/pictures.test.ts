@@ -13,6 +13,7 @@ import {
 } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, relative, resolve } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
 import { type Checkpoint, locateCheckpoint, readCheckpoint } from "../../lib";
@@ -87,6 +88,26 @@ test("what is kept is what was computed, and is computed once", async () => {
   expect(await read(data)).toEqual(right);
   expect(await entriesOf(data)).toBe(SCENES);
   expect(await filesOf(data, ".bin")).toHaveLength(1);
+});
+
+test("closing waits for what nobody waits for any more, and lets nothing begin", async () => {
+  const data = await fresh("closed");
+  const pictures = await Pictures.open(data, checkpoint, { threads: 2 });
+  const files = paths(data);
+  let prepared = 0;
+  // As a batch that fails leaves them: some are being read, some are not yet looked at.
+  const all = files.map((path) => pictures.prepare(path).then(() => prepared++));
+  while (Reflect.get(pictures, "waiting").size === 0) await setImmediate();
+  await pictures.close();
+  const at = prepared;
+  const told = await Promise.allSettled(all);
+  expect(prepared).toBe(at);
+  expect(await entriesOf(data)).toBe(at);
+  const failed = told.filter((one) => one.status === "rejected");
+  expect(failed).toHaveLength(SCENES - at);
+  for (const { reason } of failed) expect(reason).toMatchObject({ code: "DISPOSED" });
+  const late = { path: "late.png", bytes: new Uint8Array(1), modified: 0 };
+  await expect(pictures.prepare(late)).rejects.toMatchObject({ code: "DISPOSED" });
 });
 
 test("two at once, in turns, do not touch what the other writes", async () => {

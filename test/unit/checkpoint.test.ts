@@ -45,6 +45,10 @@ function add(header: Record<string, HeaderEntry>, data: Buffer, name: string, sh
   return Buffer.concat([data, Buffer.alloc(bytes)]);
 }
 
+test.each([undefined, null, 3, {}, new URL("file:///")])("%p is no directory", async (value) => {
+  await expect(readCheckpoint(value as never)).rejects.toMatchObject({ code: "INVALID_OPTION" });
+});
+
 test.each([
   ["gemma-tiny", "gemma"],
   ["gemma2-tiny", "gemma2"],

@@ -88,7 +88,7 @@ test("saves to a file URL, and refuses what names no file", async () => {
   const path = join(folder, "a #1.png");
   await image.save(pathToFileURL(path));
   expect((await decodeImage(path)).pixels).toEqual(pixels);
-  for (const wrong of [new URL("https://example.org/a.png"), 5, undefined, {}]) {
+  for (const wrong of [new URL("https://example.org/a.png"), 5, undefined, {}, "\0.png"]) {
     await expect(image.save(wrong as string)).rejects.toMatchObject({ code: "INVALID_OPTION" });
   }
 });
@@ -122,4 +122,36 @@ test.each([
   expect(() => Image.fromPixels(pixels, width, height)).toThrow(
     expect.objectContaining({ code: "IMAGE_UNSUPPORTED_INPUT" }),
   );
+});
+
+test.each([undefined, null, [1, 2, 3], new Float32Array(96), { length: 96 }])(
+  "refuses %p for pixels",
+  (wrong) => {
+    expect(() => Image.fromPixels(wrong as never, 8, 4)).toThrow(
+      expect.objectContaining({ code: "IMAGE_UNSUPPORTED_INPUT" }),
+    );
+  },
+);
+
+test("refuses options that are none", () => {
+  for (const wrong of [null, 7, { sead: 7 }])
+    expect(() => Image.fromPixels(pixels, 8, 4, wrong as never)).toThrow(
+      expect.objectContaining({ code: "INVALID_OPTION" }),
+    );
+});
+
+test("says so where its pixels were transferred", async () => {
+  const gone = Image.fromPixels(Uint8Array.from(pixels), 8, 4);
+  structuredClone(gone.pixels, { transfer: [gone.pixels.buffer] });
+  await expect(gone.toBuffer()).rejects.toMatchObject({ code: "IMAGE_UNSUPPORTED_INPUT" });
+});
+
+test.each<[ImageFormat, number]>([
+  ["webp", 16_383],
+  ["jpeg", 65_500],
+])("%s has sides of at most %p", async (format, most) => {
+  const of = (width: number) => Image.fromPixels(new Uint8Array(width * 3), width, 1);
+  expect((await sharp(await of(most).toBuffer(format)).metadata()).width).toBe(most);
+  await expect(of(most + 1).toBuffer(format)).rejects.toMatchObject({ code: "IMAGE_TOO_LARGE" });
+  expect((await sharp(await of(most + 1).toBuffer("png")).metadata()).width).toBe(most + 1);
 });

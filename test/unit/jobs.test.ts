@@ -211,6 +211,10 @@ describe("files", () => {
     await expect(read('prompt\n"never closed\n', "csv")).rejects.toMatchObject({
       code: "INVALID_RECORD",
     });
+    await expect(read('prompt\na heart\na 5" star\n', "csv")).rejects.toMatchObject({
+      code: "INVALID_RECORD",
+      message: expect.stringMatching(/^not CSV: .*quote.* line 3/),
+    });
   });
 
   test("nothing holds nothing", async () => {

@@ -15,9 +15,10 @@ import { ManifestSource } from "../../lib/train/manifest-source";
 import { Mixture } from "../../lib/train/mixture";
 import type { PackedPicture } from "../../lib/train/pictures";
 import { ShardSource } from "../../lib/train/shard-source";
-import { readShard } from "../../lib/train/shards";
+import { readShard, type ShardSample } from "../../lib/train/shards";
 import { ShuffleBuffer } from "../../lib/train/shuffle-buffer";
 import type { Source } from "../../lib/train/source";
+import { matches } from "../../lib/train/wildcards";
 
 let folder: string;
 beforeEach(async () => {
@@ -165,6 +166,24 @@ describe("names of shards", () => {
     expect(expandBraces("plain{x}{}")).toEqual(["plain{x}{}"]);
     expect(() => expandBraces("{0..9999999}")).toThrow(/more than/);
     expect(() => expandBraces("{0..9999}{0..9999}")).toThrow(/more than/);
+    expect(() => expandBraces("{a,a}".repeat(40))).toThrow(/more than/);
+  });
+
+  test("stars and what they leave", () => {
+    expect(matches("vision_tower.a.b", "vision_tower.*")).toBe(true);
+    expect(matches("image_in.weight", "image_in.weight")).toBe(true);
+    expect(matches("image_in_weight", "image_in.weight")).toBe(false);
+    expect(matches("a.norm.weight", "*norm*")).toBe(true);
+    expect(matches("a.norm", "a.norm*")).toBe(true);
+    expect(matches("abab", "*ab")).toBe(true);
+    expect(matches("aba", "*ab")).toBe(false);
+    expect(matches("", "*")).toBe(true);
+    expect(matches("", "a")).toBe(false);
+    expect(matches("a", "?")).toBe(false);
+    expect(matches("a", "?", "?")).toBe(true);
+    expect(matches("", "?", "?")).toBe(false);
+    // A regular expression would try every way to share the name out among the stars.
+    expect(matches("a".repeat(200), `${"*a".repeat(60)}*b`)).toBe(false);
   });
 
   test("* and ? stand for what is there, in order", async () => {
@@ -257,6 +276,28 @@ describe("samples of a shard", () => {
     await writeTar(path, {});
     expect(await samples(path)).toEqual([]);
     await expect(samples(join(folder, "other.tar"))).rejects.toMatchObject({ code: "ENOENT" });
+  });
+
+  test("whose files are too large together are at fault, and hold nothing", async () => {
+    const path = join(folder, "a.tar");
+    const half = new Uint8Array(600);
+    await writeTar(path, {
+      "0.png": half,
+      "0.target.png": half,
+      "0.json": "{}",
+      "1.png": half,
+      "1.json": "{}",
+    });
+    const read: ShardSample[] = [];
+    for await (const sample of readShard(path, undefined, 1000)) read.push(sample);
+    expect(read.map(({ key, files }) => [key, [...files.keys()]])).toEqual([
+      ["0", []],
+      ["1", ["png", "json"]],
+    ]);
+    expect(read.map(({ fault }) => fault)).toEqual([
+      "its files have 1202 bytes together, where at most 1000 are read",
+      undefined,
+    ]);
   });
 
   test("without an archive's end are all used, with a remark", async () => {
