@@ -17,6 +17,7 @@
 // The bits are those of the operations one by one: each column is one accumulator in the same
 // order, norms add up in the order of rms_norm's threads, and what they store in bfloat16 is
 // rounded to it here. What another block has written is read past the first-level cache.
+#include <algorithm>
 #include <vector>
 
 #include "cuda/device/grid.h"
@@ -61,6 +62,8 @@ struct StepParams {
   AttentionParams attention;  // but for its window, spans and tiles
   uint32_t* arrivals;         // zeroed for the launch
   int32_t rows, width, q_columns, kv_columns, mlp;
+  int32_t input_stride;  // from one row of inputs in shared memory to the next
+  int32_t norm_warps;    // of `rms_norm`
   int32_t layer_count, span_count, tile_count, slots;
   float eps;
   Activation activation;
@@ -69,18 +72,12 @@ struct StepParams {
 template <class T>
 constexpr uint32_t kWords = sizeof(T) / sizeof(uint64_t);
 
-// From one row of inputs in shared memory to the next.
-__host__ UNIFLUID_DEVICE int input_stride(const StepParams& p) {
-  const int narrow = p.width > p.q_columns ? p.width : p.q_columns;
-  return padded(narrow > p.mlp ? narrow : p.mlp) + 8;
-}
-
 size_t attention_bytes() {
   return std::max(score_bytes<kHead>(), value_bytes<kValueColumnWarps, kValueSlots>());
 }
 // Elements of what holds inputs, or what attention needs.
 __host__ UNIFLUID_DEVICE uint32_t input_elements(const StepParams& p) {
-  return static_cast<uint32_t>(p.rows * input_stride(p));
+  return static_cast<uint32_t>(p.rows * p.input_stride);
 }
 size_t shared_bytes(const StepParams& p) {
   const size_t attention = attention_bytes() / sizeof(bf16);
@@ -150,7 +147,6 @@ class Step {
         spans(arena, params.span_count),
         tiles(arena, params.tile_count),
         of_attention(arena),
-        stride(static_cast<uint32_t>(input_stride(params))),
         x(arena.take<bf16>(input_elements(params))) {}
 
   UNIFLUID_DEVICE void run() {
@@ -226,8 +222,7 @@ class Step {
     }
     for (int row = static_cast<int>(blockIdx.x); row < p.rows; row += static_cast<int>(gridDim.x))
       for (int c = thread() * kPiece; c < p.width; c += Workers::kCount * kPiece)
-        store_vector(p.out + row * p.out_stride + c,
-                     x.load_vector(static_cast<uint32_t>(row) * stride + static_cast<uint32_t>(c)));
+        store_vector(p.out + row * p.out_stride + c, x.load_vector(input_at(row, c)));
   }
 
   UNIFLUID_DEVICE static int thread() { return static_cast<int>(threadIdx.x); }
@@ -239,8 +234,7 @@ class Step {
   UNIFLUID_DEVICE void load_input(const bf16* from, int64_t from_stride, int k) const {
     for (int row = 0; row < p.rows; ++row)
       for (int c = thread() * kPiece; c < padded(k); c += Workers::kCount * kPiece)
-        cp_async16(x, static_cast<uint32_t>(row) * stride + static_cast<uint32_t>(c),
-                   from + row * from_stride + c, c < k);
+        cp_async16(x, input_at(row, c), from + row * from_stride + c, c < k);
     cp_async_commit();
     cp_async_wait<0>();
     Workers::meet();
@@ -248,7 +242,8 @@ class Step {
 
   template <int kMatrices, class Finish>
   UNIFLUID_DEVICE void multiply(Product product, Finish finish) {
-    multiply_product<kMatrices>(ring, place, shares.load(product), x, stride, p.rows, finish);
+    multiply_product<kMatrices>(ring, place, shares.load(product), x,
+                                static_cast<uint32_t>(p.input_stride), p.rows, finish);
   }
   UNIFLUID_DEVICE static void store(bf16* row, int column, const FragmentC& of) {
     *reinterpret_cast<uint32_t*>(row + column) = pack_bf16(of.x[0], of.x[1]);
@@ -306,7 +301,7 @@ class Step {
   UNIFLUID_DEVICE void each_piece(Body body) const {
 #pragma unroll
     for (int turn = 0; turn < kNormTurns; ++turn)
-      if (norm_warp(turn) < norm_warps(p.width))
+      if (norm_warp(turn) < p.norm_warps)
         for (int row = 0; row < p.rows; ++row) body(turn, row, column_of(turn));
   }
   UNIFLUID_DEVICE static uint32_t sum_at(int which, int row, int warp) {
@@ -318,14 +313,14 @@ class Step {
   }
   UNIFLUID_DEVICE float scale_of(int which, int row) const {
     float total = 0;
-    for (int w = 0; w < norm_warps(p.width); ++w) total += sums.load(sum_at(which, row, w));
+    for (int w = 0; w < p.norm_warps; ++w) total += sums.load(sum_at(which, row, w));
     return root_scale(total, p.width, p.eps);
   }
   UNIFLUID_DEVICE uint32_t stream_at(int row, int column) const {
     return static_cast<uint32_t>(row * p.width + column);
   }
   UNIFLUID_DEVICE uint32_t input_at(int row, int column) const {
-    return static_cast<uint32_t>(row) * stride + static_cast<uint32_t>(column);
+    return static_cast<uint32_t>(row * p.input_stride + column);
   }
 
   UNIFLUID_DEVICE void load_stream() const {
@@ -440,8 +435,7 @@ class Step {
   const Table<StepSpan> spans;
   const Table<AttentionTile> tiles;
   const SharedArena of_attention;  // from `x` on
-  const uint32_t stride;
-  const Shared<bf16> x;  // [rows, stride]
+  const Shared<bf16> x;            // [rows, input_stride]
   Place place{0, 0};
   uint32_t round = 0;
 };
@@ -494,6 +488,8 @@ StepParams params_of(const DecoderStepArgs& args) {
   p.q_columns = static_cast<int32_t>(args.heads * args.head_dim);
   p.kv_columns = static_cast<int32_t>(args.kv_heads * args.head_dim);
   p.mlp = static_cast<int32_t>(args.hidden.cols);
+  p.input_stride = padded(std::max({p.width, p.q_columns, p.mlp})) + 8;
+  p.norm_warps = norm_warps(p.width);
   p.layer_count = static_cast<int32_t>(args.layer_count);
   p.span_count = static_cast<int32_t>(args.span_count);
   p.tile_count = static_cast<int32_t>(
