@@ -17,81 +17,16 @@
 // The bits are those of the operations one by one: each column is one accumulator in the same
 // order, norms add up in the order of rms_norm's threads, and what they store in bfloat16 is
 // rounded to it here. What another block has written is read past the first-level cache.
+#include "cuda/kernels/decoder_step.h"
+
 #include <algorithm>
-#include <vector>
 
 #include "cuda/device/grid.h"
 #include "cuda/device/wgmma.h"
-#include "cuda/dispatch.h"
-#include "cuda/kernels/attention_split.h"
-#include "cuda/kernels/decoder_stream.h"
 #include "cuda/kernels/epilogue.h"
-#include "cuda/kernels/norm.h"
 
-namespace unifluid::cuda {
+namespace unifluid::cuda::step {
 namespace {
-
-using namespace step;
-
-// Heads are padded to the largest.
-constexpr int kHead = kLargestTensorHead;
-// Columns of an item of values: few, so that all blocks have some.
-constexpr int kValueColumnWarps = 2, kValueColumns = 8 * kValueColumnWarps, kValueSlots = 9;
-// Warps of a row in `rms_norm`, whose sums are added in their order; ours take turns at them.
-constexpr int kNormWarps = kMostNormThreads / kWarp, kNormTurns = kNormWarps / kWarps;
-
-struct StepLayer {
-  const float *input_norm, *post_attention_norm, *pre_mlp_norm, *post_mlp_norm;
-  const bf16 *q, *k, *v, *o, *gate, *up, *down;
-  int64_t window;
-};
-struct StepSpan {
-  AttendedSpan first_layer;
-  int64_t layer_stride;  // elements from one layer's keys to the next one's
-};
-
-struct StepParams {
-  const StepLayer* layers;  // [layer_count], staged
-  const StepSpan* spans;
-  const AttentionTile* tiles;
-  const float* final_norm;
-  const bf16* x;
-  bf16 *q, *k, *v, *mixed, *hidden, *branch, *out;
-  int64_t x_stride, q_stride, k_stride, v_stride, mixed_stride, hidden_stride, branch_stride,
-      out_stride;
-  AttentionParams attention;  // but for its window, spans and tiles
-  uint32_t* arrivals;         // zeroed for the launch
-  int32_t rows, width, q_columns, kv_columns, mlp;
-  int32_t input_stride;  // from one row of inputs in shared memory to the next
-  int32_t norm_warps;    // of `rms_norm`
-  int32_t layer_count, span_count, tile_count, slots;
-  float eps;
-  Activation activation;
-};
-
-template <class T>
-constexpr uint32_t kWords = sizeof(T) / sizeof(uint64_t);
-
-size_t attention_bytes() {
-  return std::max(score_bytes<kHead>(), value_bytes<kValueColumnWarps, kValueSlots>());
-}
-// Elements of what holds inputs, or what attention needs.
-__host__ UNIFLUID_DEVICE uint32_t input_elements(const StepParams& p) {
-  return static_cast<uint32_t>(p.rows * p.input_stride);
-}
-size_t shared_bytes(const StepParams& p) {
-  const size_t attention = attention_bytes() / sizeof(bf16);
-  return Ring::bytes(static_cast<size_t>(p.slots)) +
-         SharedBytes{}
-             .take<bf16>(static_cast<size_t>(p.rows * p.width))
-             .take<float>(2 * kMostRows * kNormWarps)
-             .take<Share>(kProducts)
-             .take<uint64_t>(static_cast<uint32_t>(p.layer_count) * kWords<StepLayer>)
-             .take<uint64_t>(static_cast<uint32_t>(p.span_count) * kWords<StepSpan>)
-             .take<uint64_t>(static_cast<uint32_t>(p.tile_count) * kWords<AttentionTile>)
-             .take<bf16>(std::max<size_t>(input_elements(p), attention))
-             .used;
-}
 
 #ifdef UNIFLUID_WARPGROUPS
 
@@ -200,6 +135,7 @@ class Step {
     NormWeights norms = norm_weights(nullptr, layers[0].input_norm);
     normalize<false>(norms);
     for (int i = 0; i < p.layer_count; ++i) {
+      prefetch(i);
       project();
       meet_all();
       compute_all_scores(i);
@@ -215,8 +151,7 @@ class Step {
       meet_all();
       load_input(p.hidden, p.hidden_stride, p.mlp);
       multiply_branch(kDown);
-      norms = norm_weights(layers[i].post_mlp_norm,
-                           i + 1 < p.layer_count ? layers[i + 1].input_norm : p.final_norm);
+      norms = norm_weights(layers[i].post_mlp_norm, next_norm(i));
       meet_all();
       normalize<true>(norms);
     }
@@ -238,6 +173,32 @@ class Step {
     cp_async_commit();
     cp_async_wait<0>();
     Workers::meet();
+  }
+
+  // What a layer reads from memory beside its matrices, asked for in the second-level cache while
+  // its first product is computed: behind all the weights on their way it would come late. By one
+  // thread; the blocks share it.
+  UNIFLUID_DEVICE void prefetch(int layer) const {
+    if (threadIdx.x != (kWarps - 1) * kWarp) return;
+    const AttentionParams a = attention_of(layer);
+    each_block_of_keys(
+        a, layer,
+        [&](const AttendedSpan& span, unsigned, int, int kv_head, int block, const Sight&) {
+          const int cached = min(kKeyBlock, span.index - block);
+          if (cached <= 0) return;
+          const auto bytes = static_cast<uint32_t>(cached * a.head_dim) * sizeof(bf16);
+          const int64_t at = kv_head * span.key_head_stride + block * span.key_stride;
+          prefetch_l2(static_cast<const bf16*>(span.keys) + at, bytes);
+          prefetch_l2(static_cast<const bf16*>(span.values) + at, bytes);
+        });
+    const StepLayer l = layers[layer];
+    const float* const norms[] = {l.post_attention_norm, l.pre_mlp_norm, l.post_mlp_norm,
+                                  next_norm(layer)};
+    constexpr int kNorms = 4;
+#pragma unroll
+    for (int i = 0; i < kNorms; ++i)
+      if (i % static_cast<int>(gridDim.x) == static_cast<int>(blockIdx.x))
+        prefetch_l2(norms[i], static_cast<uint32_t>(p.width) * sizeof(float));
   }
 
   template <int kMatrices, class Finish>
@@ -290,6 +251,10 @@ class Step {
       w.next[turn] = load_piece<true>(next, column, p.width);
     }
     return w;
+  }
+  // Of the stream, after a layer.
+  UNIFLUID_DEVICE const float* next_norm(int layer) const {
+    return layer + 1 < p.layer_count ? layers[layer + 1].input_norm : p.final_norm;
   }
   UNIFLUID_DEVICE static int norm_warp(int turn) { return turn * kWarps + warp_index(); }
   UNIFLUID_DEVICE static int column_of(int turn) {
@@ -389,9 +354,10 @@ class Step {
     return of_layer;
   }
 
-  // Blocks of keys of all tiles and key heads, dealt to the blocks of the grid.
-  UNIFLUID_DEVICE void compute_all_scores(int layer) const {
-    const AttentionParams a = attention_of(layer);
+  // Blocks of keys of all tiles and key heads, dealt to the blocks of the grid:
+  // body(span, tile, first query, key head, first key, what the tile sees).
+  template <class Body>
+  UNIFLUID_DEVICE void each_block_of_keys(const AttentionParams& a, int layer, Body body) const {
     int item = static_cast<int>(blockIdx.x);
     for (int t = 0; t < p.tile_count; ++t) {
       const AttentionTile tile = tiles[t];
@@ -399,14 +365,21 @@ class Step {
       const Sight seen = sight_of_tile(a, span, tile.first);
       const int first = seen.first / kKeyBlock;
       const int items = (seen.last / kKeyBlock - first + 1) * a.kv_heads;
-      for (; item < items; item += static_cast<int>(gridDim.x)) {
-        compute_scores<kHead, true, Workers>(
-            a, span, static_cast<unsigned>(t), tile.first, item % a.kv_heads,
-            (first + item / a.kv_heads) * kKeyBlock, seen, of_attention);
-        Workers::meet();
-      }
+      for (; item < items; item += static_cast<int>(gridDim.x))
+        body(span, static_cast<unsigned>(t), tile.first, item % a.kv_heads,
+             (first + item / a.kv_heads) * kKeyBlock, seen);
       item -= items;
     }
+  }
+  UNIFLUID_DEVICE void compute_all_scores(int layer) const {
+    const AttentionParams a = attention_of(layer);
+    each_block_of_keys(a, layer,
+                       [&](const AttendedSpan& span, unsigned tile, int first_query, int kv_head,
+                           int block, const Sight& seen) {
+                         compute_scores<kHead, true, Workers>(a, span, tile, first_query, kv_head,
+                                                              block, seen, of_attention);
+                         Workers::meet();
+                       });
   }
   // Likewise columns of the heads.
   UNIFLUID_DEVICE void add_all_values(int layer) const {
@@ -455,158 +428,30 @@ __global__ void clear_arrivals(uint32_t* arrivals) { *arrivals = 0; }
 
 // ---- host ----
 
-int slots_of(const Queue& queue, StepParams p) {
-  p.slots = 0;
-  const size_t taken = shared_bytes(p), each = Ring::bytes(1);
-  const size_t all = queue.limits().shared_bytes;
-  return taken > all ? 0 : static_cast<int>((all - taken) / each);
-}
-
-// All but what is staged.
-StepParams params_of(const DecoderStepArgs& args) {
-  const auto rows_of = [](const Tensor& t) { return static_cast<bf16*>(t.data); };
-  StepParams p{};
-  p.final_norm = args.final_norm;
-  p.x = rows_of(args.x);
-  p.q = rows_of(args.q);
-  p.k = rows_of(args.k);
-  p.v = rows_of(args.v);
-  p.mixed = rows_of(args.mixed);
-  p.hidden = rows_of(args.hidden);
-  p.branch = rows_of(args.branch);
-  p.out = rows_of(args.out);
-  p.x_stride = args.x.stride;
-  p.q_stride = args.q.stride;
-  p.k_stride = args.k.stride;
-  p.v_stride = args.v.stride;
-  p.mixed_stride = args.mixed.stride;
-  p.hidden_stride = args.hidden.stride;
-  p.branch_stride = args.branch.stride;
-  p.out_stride = args.out.stride;
-  p.rows = static_cast<int32_t>(args.x.rows);
-  p.width = static_cast<int32_t>(args.x.cols);
-  p.q_columns = static_cast<int32_t>(args.heads * args.head_dim);
-  p.kv_columns = static_cast<int32_t>(args.kv_heads * args.head_dim);
-  p.mlp = static_cast<int32_t>(args.hidden.cols);
-  p.input_stride = padded(std::max({p.width, p.q_columns, p.mlp})) + 8;
-  p.norm_warps = norm_warps(p.width);
-  p.layer_count = static_cast<int32_t>(args.layer_count);
-  p.span_count = static_cast<int32_t>(args.span_count);
-  p.tile_count = static_cast<int32_t>(
-      decode_tiles(args.spans, args.span_count, args.heads / args.kv_heads).size());
-  p.eps = args.eps;
-  p.activation = args.activation;
-  return p;
-}
-
-bool packed(const Tensor& matrix) {
-  return matrix.type == DType::bf16 && aligned16(matrix) && matrix.stride == matrix.cols;
-}
-
-bool takes_layer(const DecoderLayer& layer) {
-  if (!layer.pre_mlp_norm || !layer.post_mlp_norm) return false;
-  for (const float* norm :
-       {layer.input_norm, layer.post_attention_norm, layer.pre_mlp_norm, layer.post_mlp_norm})
-    if (!whole_pieces(norm)) return false;
-  for (const Tensor* matrix :
-       {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
-    if (!packed(*matrix)) return false;
-  return true;
-}
-
-size_t score_count(const DecoderStepArgs& args, size_t tiles, int64_t score_rows,
-                   int64_t score_stride) {
-  return tiles * static_cast<size_t>(args.kv_heads * score_rows * score_stride);
+size_t attention_bytes() {
+  return std::max(score_bytes<kHead>(), value_bytes<kValueColumnWarps, kValueSlots>());
 }
 
 }  // namespace
 
-bool takes_decoder_step(const Queue& queue, const DecoderStepArgs& args) {
-  const int64_t group = args.heads / args.kv_heads;
-  if (!queue.limits().persistent || args.x.type != DType::bf16 || args.x.rows < 1 ||
-      args.x.rows > kMostRows || args.x.cols > kMostHeldColumns || args.layer_count < 1 ||
-      args.head_dim > kLargestTensorHead || args.head_dim % kPiece != 0)
-    return false;
-  for (const Tensor* t :
-       {&args.x, &args.q, &args.k, &args.v, &args.mixed, &args.hidden, &args.branch, &args.out})
-    if (!aligned16(*t)) return false;
-  if (!whole_pieces(args.final_norm)) return false;
-  for (int64_t i = 0; i < args.layer_count; ++i)
-    if (!takes_layer(args.layers[i])) return false;
-  for (int64_t i = 0; i < args.span_count; ++i) {
-    const AttentionSpan& span = args.spans[i];
-    const KvCache& cache = span.cache;
-    if (!cache.keys || reinterpret_cast<uintptr_t>(cache.keys) % 16 != 0 ||
-        reinterpret_cast<uintptr_t>(cache.values) % 16 != 0 || !is_decoded(span, group))
-      return false;
-  }
-  const StepParams p = params_of(args);
-  return p.tile_count > 0 && splits_keys(queue, static_cast<size_t>(p.tile_count), args.kv_heads) &&
-         slots_of(queue, p) >= kLeastSlots;
+size_t shared_bytes(const StepParams& p) {
+  const size_t attention = attention_bytes() / sizeof(bf16);
+  return Ring::bytes(static_cast<size_t>(p.slots)) +
+         SharedBytes{}
+             .take<bf16>(static_cast<size_t>(p.rows * p.width))
+             .take<float>(2 * kMostRows * kNormWarps)
+             .take<Share>(kProducts)
+             .take<uint64_t>(static_cast<uint32_t>(p.layer_count) * kWords<StepLayer>)
+             .take<uint64_t>(static_cast<uint32_t>(p.span_count) * kWords<StepSpan>)
+             .take<uint64_t>(static_cast<uint32_t>(p.tile_count) * kWords<AttentionTile>)
+             .take<bf16>(std::max<size_t>(input_elements(p), attention))
+             .used;
 }
 
-void decoder_step(Queue& queue, const DecoderStepArgs& args) {
-  StepParams p = params_of(args);
-  p.slots = slots_of(queue, p);
-  const int64_t group = args.heads / args.kv_heads;
-  std::vector<StepSpan> spans(static_cast<size_t>(args.span_count));
-  int64_t capacity = 0, score_rows = 0;
-  for (size_t i = 0; i < spans.size(); ++i) {
-    const AttentionSpan& span = args.spans[i];
-    spans[i].first_layer = attended_in_cache(span, args.head_dim);
-    spans[i].layer_stride = 2 * args.kv_heads * args.head_dim * span.cache.capacity;
-    capacity = std::max(capacity, span.cache.capacity);
-    score_rows = std::max(score_rows, std::min<int64_t>(span.rows * group, kDecodeQueries));
-  }
-  const std::vector<AttentionTile> tiles = decode_tiles(args.spans, args.span_count, group);
-  const int64_t score_stride = score_stride_of(capacity);
-  const size_t scores = score_count(args, tiles.size(), score_rows, score_stride);
-  constexpr size_t kAligned = 256;  // of pieces of scratch
-  queue.reserve_scratch((scores * sizeof(float) + kAligned - 1) / kAligned * kAligned + kAligned);
-
-  AttentionParams& a = p.attention;
-  a.scores = queue.scratch<float>(scores);
-  p.arrivals = queue.scratch<uint32_t>(1);
-  a.q = a.incoming.q = p.q;
-  a.incoming.k = p.k;
-  a.incoming.v = p.v;
-  a.out = p.mixed;
-  a.q_stride = a.incoming.q_stride = p.q_stride;
-  a.incoming.k_stride = p.k_stride;
-  a.incoming.v_stride = p.v_stride;
-  a.incoming.first_position = args.first_position;
-  a.out_stride = p.mixed_stride;
-  a.kv_heads = static_cast<int32_t>(args.kv_heads);
-  a.group = static_cast<int32_t>(group);
-  a.head_dim = static_cast<int32_t>(args.head_dim);
-  a.scale = args.scale;
-  a.soft_cap = args.soft_cap;
-  a.score_stride = score_stride;
-  a.score_rows = static_cast<int32_t>(score_rows);
-
-  std::vector<StepLayer> layers;
-  for (int64_t i = 0; i < args.layer_count; ++i) {
-    const DecoderLayer& l = args.layers[i];
-    const auto matrix = [](const Tensor& t) { return static_cast<const bf16*>(t.data); };
-    layers.push_back({l.input_norm, l.post_attention_norm, l.pre_mlp_norm, l.post_mlp_norm,
-                      matrix(l.q), matrix(l.k), matrix(l.v), matrix(l.o), matrix(l.gate),
-                      matrix(l.up), matrix(l.down), l.window});
-  }
-  p.layers = queue.stage(layers.data(), layers.size());
-  p.spans = queue.stage(spans.data(), spans.size());
-  p.tiles = queue.stage(tiles.data(), tiles.size());
-  if (args.rope_theta > 0) {
-    const std::vector<float> frequencies = rope_frequencies(args.rope_theta, args.head_dim);
-    a.incoming.frequencies = queue.stage(frequencies.data(), frequencies.size());
-  }
+void launch(Queue& queue, const StepParams& p) {
   queue.launch(clear_arrivals, dim3(1), dim3(1), 0, p.arrivals);
   queue.launch_cooperative(run_decoder_step, dim3(static_cast<unsigned>(queue.limits().processors)),
                            dim3(kThreads), shared_bytes(p), p);
 }
 
-// Scores as those of attention, and the counter.
-size_t decoder_step_scratch(const StepSize& size, DType type) {
-  return attention_scratch(size, type) + 256;
-}
-
-}  // namespace unifluid::cuda
+}  // namespace unifluid::cuda::step
