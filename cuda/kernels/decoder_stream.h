@@ -112,23 +112,46 @@ class Ring {
   const uint32_t slots_;
 };
 
-// Copies what the share of a product takes; `row_of(column, matrix)` is where a column lies. By
-// the warps that copy, each a row at a time.
+// Copies what the share of a product takes; `row_of(column, matrix)` is where a column lies. By all
+// threads that copy. A thread has the same places in every slot of a pass: between two copies there
+// are a few additions, as few warps must ask for all that memory can bring.
 template <int kMatrices, class RowOf>
 UNIFLUID_DEVICE void copy_product(const Ring& ring, Place& at, const Share& s, RowOf row_of) {
-  const int warp = warp_index() - kWarps, lane = lane_index();
-  const int stride = s.depth + 8;
+  constexpr int kCopyThreads = kCopyWarps * kWarp, kVector = 8;
+  constexpr int kCopies = static_cast<int>(kSlotElements) / kVector / kCopyThreads;
+  static_assert(kCopies * kVector * kCopyThreads == kSlotElements);
+  const int all = padded(s.k);
   for (int pass = 0; pass < s.passes; ++pass) {
     const int first = pass * s.each, count = min(s.each, s.columns - first);
+    const int vectors = s.depth / kVector;
+    const int thread = static_cast<int>(threadIdx.x) - Workers::kCount;
+    int row = thread / vectors, column = thread % vectors;
+    const bf16* from[kCopies];
+    uint32_t to[kCopies];
+    int k[kCopies];
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const bool there = row < kMatrices * count;
+      const int matrix = row < count ? 0 : kMatrices - 1;
+      from[i] =
+          row_of(s.first + first + (there ? row - matrix * count : 0), matrix) + column * kVector;
+      to[i] = static_cast<uint32_t>(row * (s.depth + 8) + column * kVector);
+      k[i] = there ? column * kVector : all;
+      row += kCopyThreads / vectors;
+      column += kCopyThreads % vectors;
+      if (column >= vectors) {
+        column -= vectors;
+        ++row;
+      }
+    }
     for (int begin = 0; begin < s.k; begin += s.depth) {
-      const int depth = min(s.depth, padded(s.k) - begin);
       ring.wait_empty(at);
-      for (int row = warp; row < kMatrices * count; row += kCopyWarps) {
-        const int matrix = row < count ? 0 : 1;
-        const bf16* from = row_of(s.first + first + row - matrix * count, matrix) + begin;
-        const uint32_t to = at.slot * kSlotElements + static_cast<uint32_t>(row * stride);
-        for (int k = 8 * lane; k < depth; k += 8 * kWarp)
-          cp_async16(ring.weights, to + static_cast<uint32_t>(k), from + k, begin + k < s.k);
+      const uint32_t slot = at.slot * kSlotElements;
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        if (k[i] < all) cp_async16(ring.weights, slot + to[i], from[i], k[i] < s.k);
+        from[i] += s.depth;
+        k[i] += s.depth;
       }
       ring.fill(at.slot);
       ring.advance(at);

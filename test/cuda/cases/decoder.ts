@@ -111,7 +111,21 @@ const SHAPES: Shape[] = [
     ],
     steps: 3,
   },
-  // A layer and a half of the size that it is for, of many keys.
+  // Of 17 to 22 processors each has more columns than a slot holds so deep.
+  {
+    name: "products of several slots",
+    width: 456,
+    heads: 2,
+    kvHeads: 1,
+    headDim: 32,
+    mlp: 424,
+    windows: [0, 0],
+    spans: [
+      { rows: 1, cached: 9 },
+      { rows: 1, cached: 70 },
+    ],
+  },
+  // Two layers of the size that it is for, of many keys.
   ...[1, 2, 4].map((rows) => ({
     name: `Gemma-2-2B's, of ${rows}`,
     width: 2304,
