@@ -344,7 +344,7 @@ async function images() {
   }
   await model.dispose();
   // Only Hopper has the other way.
-  if (backend().description().endsWith(", wgmma"))
+  if (model.info.device.endsWith(", wgmma"))
     await tryTo("steps operation by operation", () =>
       withSetting(PERSISTENT, "0", async () => {
         const other = await UniFluid.load(folder, { device: "cuda", maxSequences: 1 });

@@ -47,7 +47,7 @@ struct StepParams {
 template <class T>
 inline constexpr uint32_t kWords = sizeof(T) / sizeof(uint64_t);
 
-// Elements of what holds inputs.
+// Elements of shared memory that hold the inputs of a product.
 __host__ UNIFLUID_DEVICE uint32_t input_elements(const StepParams& p) {
   return static_cast<uint32_t>(p.rows * p.input_stride);
 }
