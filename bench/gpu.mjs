@@ -173,17 +173,21 @@ function otherKernels() {
   if (description.includes(", no wgmma")) return { value: "1", words: "with wgmma, forced" };
   return null;
 }
-/** What is opened meanwhile has the other kernels. */
-async function withOtherKernels({ value }, run) {
-  const before = process.env[SETTING];
-  process.env[SETTING] = value;
+/** What is opened meanwhile has this setting. */
+async function withSetting(setting, value, run) {
+  const before = process.env[setting];
+  process.env[setting] = value;
   try {
     return await run();
   } finally {
-    if (before === undefined) delete process.env[SETTING];
-    else process.env[SETTING] = before;
+    if (before === undefined) delete process.env[setting];
+    else process.env[setting] = before;
   }
 }
+const withOtherKernels = ({ value }, run) => withSetting(SETTING, value, run);
+
+/** Whether steps of few rows are one launch where they can be. */
+const PERSISTENT = "UNIFLUID_CUDA_PERSISTENT";
 
 // ---- our figures; each leaves what is to be done with other kernels, and what PyTorch is to do ----
 
@@ -273,7 +277,7 @@ const TEXTS = small ? [1, 2] : [8, 72];
  * A whole step of the decoder at one row, as a text is written: every layer, the matrix of logits, the choice of the next
  * token and its way to the host. Weights read: the decoder's matrices, each of them once.
  */
-async function decode(model, folder) {
+async function decode(model, folder, way = "") {
   const { size } = model.info.image;
   const [few, many] = TEXTS;
   /** Tokens that the text has; less than the limit where the model ends it. */
@@ -294,7 +298,7 @@ async function decode(model, folder) {
   });
   const bytes = decoderBytes(folder);
   record(
-    `decode, 1 row: a step of unifluid-2b, ${(bytes / 1e9).toFixed(2)} GB of weights in ${ms(taken)}`,
+    `decode, 1 row${way}: a step of unifluid-2b, ${(bytes / 1e9).toFixed(2)} GB of weights in ${ms(taken)}`,
     share(bytes / taken, copyBandwidth()),
     "≥ 80 %",
   );
@@ -322,10 +326,10 @@ async function images() {
   await tryTo("decode, 1 row", () => decode(model, folder));
   const settings = { steps: PICTURE_STEPS };
   // The autoencoder of this size is more than a simulation can do in a test.
-  const draw = (seed) =>
+  const draw = (seed, by = model) =>
     small
-      ? model.generateLatents("a red circle", { ...settings, seed })
-      : model.generate("a red circle", { ...settings, seed });
+      ? by.generateLatents("a red circle", { ...settings, seed })
+      : by.generate("a red circle", { ...settings, seed });
   const rows = {};
   for (const batch of small ? [1] : [1, 64]) {
     const taken = await several(() =>
@@ -339,6 +343,20 @@ async function images() {
     );
   }
   await model.dispose();
+  // Only Hopper has the other way.
+  if (model.info.device.endsWith(", wgmma"))
+    await tryTo("steps operation by operation", () =>
+      withSetting(PERSISTENT, "0", async () => {
+        const other = await UniFluid.load(folder, { device: "cuda", maxSequences: 1 });
+        try {
+          await decode(other, folder, ", operation by operation");
+          const taken = await several(() => seconds(() => draw(7, other)));
+          record("256² image, batch 1, steps operation by operation", `${taken.toFixed(3)} s`);
+        } finally {
+          await other.dispose();
+        }
+      }),
+    );
   const answer = pictures(rows);
   for (const [key] of PICTURE_PROGRAMS) answers[key] = answer;
 }

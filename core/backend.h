@@ -109,6 +109,37 @@ struct AttentionArgs {
   Tensor out;         // [m, heads * head_dim]
 };
 
+// A layer of a decoder: its norms and matrices. Without the last two norms it is Gemma 1's, whose
+// branches are added as they are.
+struct DecoderLayer {
+  const float *input_norm, *post_attention_norm, *pre_mlp_norm, *post_mlp_norm;
+  Tensor q, k, v, o;
+  Tensor gate, up, down;
+  int64_t window;  // 0: none
+};
+
+// All layers of a decoder on the new rows of some sequences, as core/decoder.cpp has them operation
+// by operation.
+struct DecoderStepArgs {
+  Tensor x;                    // [m, d]; its contents are lost
+  const DecoderLayer* layers;  // host, [layer_count]
+  int64_t layer_count;
+  const float* final_norm;  // [d]
+  float eps;
+  Activation activation;  // of the gates
+  int64_t heads, kv_heads, head_dim;
+  float scale, soft_cap, rope_theta;  // as in AttentionArgs
+  int64_t first_position;
+  // Host, [span_count]. `cache` is that of the first layer; each layer's keys, then its values, lie
+  // behind those of the layer before.
+  const AttentionSpan* spans;
+  int64_t span_count;
+  // What lies between the operations: [m, d], [m, heads * head_dim], twice
+  // [m, kv_heads * head_dim], [m, heads * head_dim], [m, mlp]; the last, [m, d], only for Gemma 2.
+  Tensor normed, q, k, v, mixed, hidden, branch;
+  Tensor out;  // [m, d]: the final norm's outputs
+};
+
 // out[i] = table[ids[i]] * scale
 struct EmbedTokensArgs {
   const int32_t* ids;  // host, [m]; each within the table
@@ -359,6 +390,8 @@ class Backend {
   virtual void rms_norm(const RmsNormArgs&) = 0;
   virtual void layer_norm(const LayerNormArgs&) = 0;
   virtual void attention(const AttentionArgs&) = 0;
+  // All at once where that is faster; false, and nothing is done, where it is not.
+  virtual bool decoder_step(const DecoderStepArgs&) { return false; }
   virtual void embed_tokens(const EmbedTokensArgs&) = 0;
   virtual void image_embed(const ImageEmbedArgs&) = 0;
   virtual void add_rows(const AddRowsArgs&) = 0;

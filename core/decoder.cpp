@@ -6,6 +6,77 @@
 
 namespace unifluid {
 
+namespace {
+
+// Bytes of the keys, or of the values, of a layer.
+size_t half_of_layer(const Backend& backend, const DecoderStepArgs& args, int64_t capacity) {
+  return static_cast<size_t>(args.kv_heads * args.head_dim * capacity) *
+         size_of(backend.cache_type());
+}
+
+}  // namespace
+
+void run_decoder_step(Backend& backend, const DecoderStepArgs& args) {
+  const Tensor &x = args.x, &normed = args.normed, &branch = args.branch, &hidden = args.hidden;
+  const int64_t count = args.layer_count;
+  // Where a norm of the stream goes: between layers to the next one's input.
+  const auto input_norm = [&](int64_t layer) {
+    return layer < count ? args.layers[layer].input_norm : args.final_norm;
+  };
+  const auto input_of = [&](int64_t layer) { return layer < count ? normed : args.out; };
+
+  backend.rms_norm({x, input_norm(0), args.eps, Tensor(), input_of(0)});
+  std::vector<AttentionSpan> spans(static_cast<size_t>(args.span_count));
+  for (int64_t i = 0; i < count; ++i) {
+    const DecoderLayer& layer = args.layers[i];
+    const LinearArgs projections[] = {
+        {.x = normed, .weight = layer.q, .residual = {}, .out = args.q},
+        {.x = normed, .weight = layer.k, .residual = {}, .out = args.k},
+        {.x = normed, .weight = layer.v, .residual = {}, .out = args.v}};
+    backend.grouped_linear({projections, std::size(projections)});
+    for (size_t s = 0; s < spans.size(); ++s) {
+      spans[s] = args.spans[s];
+      KvCache& cache = spans[s].cache;
+      const size_t before =
+          2 * static_cast<size_t>(i) * half_of_layer(backend, args, cache.capacity);
+      cache.keys = static_cast<char*>(cache.keys) + before;
+      cache.values = static_cast<char*>(cache.values) + before;
+    }
+    AttentionArgs attention{};
+    attention.q = args.q;
+    attention.k = args.k;
+    attention.v = args.v;
+    attention.heads = args.heads;
+    attention.kv_heads = args.kv_heads;
+    attention.head_dim = args.head_dim;
+    attention.scale = args.scale;
+    attention.soft_cap = args.soft_cap;
+    attention.window = layer.window;
+    attention.rope_theta = args.rope_theta;
+    attention.first_position = args.first_position;
+    attention.spans = spans.data();
+    attention.span_count = args.span_count;
+    attention.out = args.mixed;
+    backend.attention(attention);
+
+    if (layer.pre_mlp_norm) {
+      backend.linear({.x = args.mixed, .weight = layer.o, .residual = {}, .out = branch});
+      backend.rms_norm(
+          {branch, layer.post_attention_norm, args.eps, x, x, layer.pre_mlp_norm, normed});
+      backend.gated_linear({normed, layer.gate, layer.up, args.activation, hidden});
+      backend.linear({.x = hidden, .weight = layer.down, .residual = {}, .out = branch});
+      backend.rms_norm(
+          {branch, layer.post_mlp_norm, args.eps, x, x, input_norm(i + 1), input_of(i + 1)});
+    } else {
+      backend.linear({.x = args.mixed, .weight = layer.o, .residual = x, .out = x});
+      backend.rms_norm({x, layer.post_attention_norm, args.eps, Tensor(), normed});
+      backend.gated_linear({normed, layer.gate, layer.up, args.activation, hidden});
+      backend.linear({.x = hidden, .weight = layer.down, .residual = x, .out = x});
+      backend.rms_norm({x, input_norm(i + 1), args.eps, Tensor(), input_of(i + 1)});
+    }
+  }
+}
+
 Decoder::Decoder(const TextConfig& config, const Weights& weights, Backend& backend)
     : config_(config), backend_(backend) {
   const int64_t d = config.hidden_size, mlp = config.intermediate_size;
@@ -21,7 +92,7 @@ Decoder::Decoder(const TextConfig& config, const Weights& weights, Backend& back
       return weights.matrix(backend, at + name, rows, cols);
     };
     auto norm = [&](const char* name) { return weights.vector(backend, at + name, d); };
-    Layer layer{};
+    DecoderLayer layer{};
     layer.input_norm = norm("input_layernorm.weight");
     layer.post_attention_norm = norm("post_attention_layernorm.weight");
     if (config.gemma2) {
@@ -35,6 +106,7 @@ Decoder::Decoder(const TextConfig& config, const Weights& weights, Backend& back
     layer.gate = matrix("mlp.gate_proj.weight", mlp, d);
     layer.up = matrix("mlp.up_proj.weight", mlp, d);
     layer.down = matrix("mlp.down_proj.weight", d, mlp);
+    layer.window = config.windows[static_cast<size_t>(i)];
     layers_.push_back(layer);
   }
 }
@@ -62,70 +134,39 @@ void Decoder::forward(const Tensor& x, const std::vector<DecoderSpan>& spans, Wo
   Workspace::Scope scope(workspace);
   const TextConfig& c = config_;
   const int64_t m = x.rows, d = c.hidden_size;
-  const Tensor normed = workspace.tensor(m, d);
-  const Tensor q = workspace.tensor(m, c.heads * c.head_dim);
-  const Tensor k = workspace.tensor(m, c.kv_heads * c.head_dim);
-  const Tensor v = workspace.tensor(m, c.kv_heads * c.head_dim);
-  const Tensor mixed = workspace.tensor(m, c.heads * c.head_dim);
-  const Tensor hidden = workspace.tensor(m, c.intermediate_size);
-  const Tensor branch = c.gemma2 ? workspace.tensor(m, d) : Tensor();
-
-  // Where a norm of the stream goes: between layers to the next one's input.
-  const auto input_norm = [&](size_t layer) {
-    return layer < layers_.size() ? layers_[layer].input_norm : final_norm_;
-  };
-  const auto input_of = [&](size_t layer) { return layer < layers_.size() ? normed : out; };
-
-  backend_.rms_norm({x, input_norm(0), c.rms_norm_eps, Tensor(), input_of(0)});
-  std::vector<AttentionSpan> attention_spans(spans.size());
-  const int64_t layer_elements = c.kv_heads * c.head_dim;  // times capacity: keys of one layer
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const Layer& layer = layers_[i];
-    const LinearArgs projections[] = {{.x = normed, .weight = layer.q, .residual = {}, .out = q},
-                                      {.x = normed, .weight = layer.k, .residual = {}, .out = k},
-                                      {.x = normed, .weight = layer.v, .residual = {}, .out = v}};
-    backend_.grouped_linear({projections, std::size(projections)});
-    for (size_t s = 0; s < spans.size(); ++s) {
-      const DecoderSpan& span = spans[s];
-      const size_t half =
-          static_cast<size_t>(layer_elements * span.capacity) * size_of(backend_.cache_type());
-      char* base = static_cast<char*>(span.cache) + 2 * i * half;
-      attention_spans[s] = {span.first_row, span.rows, span.index, span.prefix_end,
-                            KvCache{base, base + half, span.capacity}};
-    }
-    AttentionArgs attention{};
-    attention.q = q;
-    attention.k = k;
-    attention.v = v;
-    attention.heads = c.heads;
-    attention.kv_heads = c.kv_heads;
-    attention.head_dim = c.head_dim;
-    attention.scale = c.attention_scale;
-    attention.soft_cap = c.attention_soft_cap;
-    attention.window = c.windows[i];
-    attention.rope_theta = c.rope_theta;
-    attention.first_position = c.first_position;
-    attention.spans = attention_spans.data();
-    attention.span_count = static_cast<int64_t>(attention_spans.size());
-    attention.out = mixed;
-    backend_.attention(attention);
-
-    if (c.gemma2) {
-      backend_.linear({.x = mixed, .weight = layer.o, .residual = {}, .out = branch});
-      backend_.rms_norm(
-          {branch, layer.post_attention_norm, c.rms_norm_eps, x, x, layer.pre_mlp_norm, normed});
-      backend_.gated_linear({normed, layer.gate, layer.up, c.activation, hidden});
-      backend_.linear({.x = hidden, .weight = layer.down, .residual = {}, .out = branch});
-      backend_.rms_norm(
-          {branch, layer.post_mlp_norm, c.rms_norm_eps, x, x, input_norm(i + 1), input_of(i + 1)});
-    } else {
-      backend_.linear({.x = mixed, .weight = layer.o, .residual = x, .out = x});
-      backend_.rms_norm({x, layer.post_attention_norm, c.rms_norm_eps, Tensor(), normed});
-      backend_.gated_linear({normed, layer.gate, layer.up, c.activation, hidden});
-      backend_.linear({.x = hidden, .weight = layer.down, .residual = x, .out = x});
-      backend_.rms_norm({x, input_norm(i + 1), c.rms_norm_eps, Tensor(), input_of(i + 1)});
-    }
+  DecoderStepArgs args{};
+  args.x = x;
+  args.layers = layers_.data();
+  args.layer_count = static_cast<int64_t>(layers_.size());
+  args.final_norm = final_norm_;
+  args.eps = c.rms_norm_eps;
+  args.activation = c.activation;
+  args.heads = c.heads;
+  args.kv_heads = c.kv_heads;
+  args.head_dim = c.head_dim;
+  args.scale = c.attention_scale;
+  args.soft_cap = c.attention_soft_cap;
+  args.rope_theta = c.rope_theta;
+  args.first_position = c.first_position;
+  std::vector<AttentionSpan> first_layer(spans.size());
+  for (size_t s = 0; s < spans.size(); ++s) {
+    const DecoderSpan& span = spans[s];
+    first_layer[s] = {span.first_row, span.rows, span.index, span.prefix_end,
+                      KvCache{span.cache, nullptr, span.capacity}};
+    first_layer[s].cache.values =
+        static_cast<char*>(span.cache) + half_of_layer(backend_, args, span.capacity);
   }
+  args.spans = first_layer.data();
+  args.span_count = static_cast<int64_t>(first_layer.size());
+  args.normed = workspace.tensor(m, d);
+  args.q = workspace.tensor(m, c.heads * c.head_dim);
+  args.k = workspace.tensor(m, c.kv_heads * c.head_dim);
+  args.v = workspace.tensor(m, c.kv_heads * c.head_dim);
+  args.mixed = workspace.tensor(m, c.heads * c.head_dim);
+  args.hidden = workspace.tensor(m, c.intermediate_size);
+  if (c.gemma2) args.branch = workspace.tensor(m, d);
+  args.out = out;
+  if (!backend_.decoder_step(args)) run_decoder_step(backend_, args);
 }
 
 void Decoder::logits(const Tensor& hidden, const Tensor& out) const {

@@ -22,6 +22,9 @@ struct DecoderSpan {
   int64_t capacity;    // rows the cache can hold
 };
 
+// A step by the operations of a backend, for those that do not take it as a whole.
+void run_decoder_step(Backend& backend, const DecoderStepArgs& args);
+
 class Decoder {
  public:
   Decoder(const TextConfig& config, const Weights& weights, Backend& backend);
@@ -44,13 +47,6 @@ class Decoder {
   void logits(const Tensor& hidden, const Tensor& out) const;
 
  private:
-  struct Layer {
-    const float *input_norm, *post_attention_norm, *pre_mlp_norm,
-        *post_mlp_norm;  // the last two: Gemma 2
-    Tensor q, k, v, o;
-    Tensor gate, up, down;
-  };
-
   float embedding_scale() const;
 
   TextConfig config_;
@@ -58,7 +54,7 @@ class Decoder {
   Tensor embedding_;  // [vocab, d]
   Tensor head_;       // [vocab, d]
   const float* final_norm_;
-  std::vector<Layer> layers_;
+  std::vector<DecoderLayer> layers_;
 };
 
 }  // namespace unifluid

@@ -25,6 +25,11 @@ bool dependents_asked_for() {
 #endif
 }
 
+bool persistent_refused() {
+  const char* setting = std::getenv("UNIFLUID_CUDA_PERSISTENT");
+  return setting && std::string(setting) == "0";
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const OpenOptions& options)
@@ -45,6 +50,7 @@ CudaBackend::CudaBackend(const OpenOptions& options)
   // In float32 training still multiplies in bfloat16.
   const WarpgroupState state = choose_warpgroups(queue_);
   queue_.use_clusters(diffusion_clusters(queue_));
+  queue_.allow_persistent(state == WarpgroupState::used && !persistent_refused());
   if (compute_ == DType::bf16) {
     if (state == WarpgroupState::used) description_ += ", wgmma";
     if (state == WarpgroupState::differs) description_ += ", no wgmma: it rounds otherwise here";
@@ -61,7 +67,8 @@ CudaBackend::~CudaBackend() {
 
 // Operations follow each other in the same scratch: the largest counts.
 size_t CudaBackend::scratch_needed(const StepSize& size) const {
-  return std::max({attention_scratch(size, compute_), sample_text_scratch(size.texts, size.vocab),
+  return std::max({attention_scratch(size, compute_), decoder_step_scratch(size, compute_),
+                   sample_text_scratch(size.texts, size.vocab),
                    diffusion_scratch(size, compute_, queue_.limits())});
 }
 

@@ -65,6 +65,11 @@ class CudaBackend final : public Backend, public TrainingBackend {
   void rms_norm(const RmsNormArgs& args) override { run(cuda::rms_norm, args); }
   void layer_norm(const LayerNormArgs& args) override { run(cuda::layer_norm, args); }
   void attention(const AttentionArgs& args) override;
+  bool decoder_step(const DecoderStepArgs& args) override {
+    if (!cuda::takes_decoder_step(queue_, args)) return false;
+    run(cuda::decoder_step, args);
+    return true;
+  }
   void embed_tokens(const EmbedTokensArgs& args) override { run(cuda::embed_tokens, args); }
   void image_embed(const ImageEmbedArgs& args) override { run(cuda::image_embed, args); }
   void add_rows(const AddRowsArgs& args) override { run(cuda::add_rows, args); }

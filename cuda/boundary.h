@@ -115,6 +115,7 @@ struct Boundary {
   Operation<RmsNormArgs> rms_norm;
   Operation<LayerNormArgs> layer_norm;
   Operation<AttentionArgs> attention;
+  Function<void*, const DecoderStepArgs*, bool*> decoder_step;
   Operation<EmbedTokensArgs> embed_tokens;
   Operation<ImageEmbedArgs> image_embed;
   Operation<AddRowsArgs> add_rows;
@@ -133,8 +134,8 @@ struct Boundary {
 inline constexpr uint64_t kBoundaryVersion =
     (uint64_t{4} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
     sizeof(DiffusionHeadWeights) + sizeof(ConvolutionArgs) + sizeof(DiffusionToken) +
-    sizeof(StepSize) + sizeof(GemmArgs) + sizeof(LinearBackwardArgs) + sizeof(TrainingStep) +
-    sizeof(AdamWArgs);
+    sizeof(StepSize) + sizeof(DecoderStepArgs) + sizeof(GemmArgs) + sizeof(LinearBackwardArgs) +
+    sizeof(TrainingStep) + sizeof(AdamWArgs);
 
 }  // namespace unifluid::cuda
 

@@ -19,6 +19,9 @@ void gated_linear(Queue&, const GatedLinearArgs&);
 void rms_norm(Queue&, const RmsNormArgs&);
 void layer_norm(Queue&, const LayerNormArgs&);
 void attention(Queue&, const AttentionArgs&);
+// Only where `takes_decoder_step`.
+void decoder_step(Queue&, const DecoderStepArgs&);
+bool takes_decoder_step(const Queue&, const DecoderStepArgs&);
 void embed_tokens(Queue&, const EmbedTokensArgs&);
 void image_embed(Queue&, const ImageEmbedArgs&);
 void add_rows(Queue&, const AddRowsArgs&);
@@ -32,6 +35,7 @@ void group_norm(Queue&, const GroupNormArgs&);
 
 // ---- scratch that an operation takes at most in steps of up to these sizes ----
 size_t attention_scratch(const StepSize&, DType type);  // that of the decoder
+size_t decoder_step_scratch(const StepSize&, DType type);
 size_t sample_text_scratch(int64_t rows, int64_t vocab);
 size_t diffusion_scratch(const StepSize&, DType type, const DeviceLimits&);
 

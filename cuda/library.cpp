@@ -165,6 +165,9 @@ Boundary make_table() {
   t.rms_norm = call<RmsNormArgs, &CudaBackend::rms_norm>;
   t.layer_norm = call<LayerNormArgs, &CudaBackend::layer_norm>;
   t.attention = call<AttentionArgs, &CudaBackend::attention>;
+  t.decoder_step = [](void* backend, const DecoderStepArgs* args, bool* done, Failure* f) {
+    return guarded(f, [&] { *done = enter(backend).decoder_step(*args); });
+  };
   t.embed_tokens = call<EmbedTokensArgs, &CudaBackend::embed_tokens>;
   t.image_embed = call<ImageEmbedArgs, &CudaBackend::image_embed>;
   t.add_rows = call<AddRowsArgs, &CudaBackend::add_rows>;

@@ -116,6 +116,11 @@ class LibraryBackend final : public Backend, public TrainingBackend {
     call(library_.layer_norm, backend_, &args);
   }
   void attention(const AttentionArgs& args) override { call(library_.attention, backend_, &args); }
+  bool decoder_step(const DecoderStepArgs& args) override {
+    bool done = false;
+    call(library_.decoder_step, backend_, &args, &done);
+    return done;
+  }
   void embed_tokens(const EmbedTokensArgs& args) override {
     call(library_.embed_tokens, backend_, &args);
   }

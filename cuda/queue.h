@@ -39,6 +39,8 @@ struct DeviceLimits {
   int clusters = 0;
   // Launches may begin before the one in front of them has ended (cuda/device/dependence.h).
   bool dependents = false;
+  // A step of few rows may be one launch (cuda/kernels/decoder_step.cu).
+  bool persistent = false;
 };
 
 class Queue {
@@ -107,6 +109,7 @@ class Queue {
   int resident_clusters(void (*kernel)(P...), unsigned size, int threads, size_t shared) {
     return resident_clusters_of(reinterpret_cast<const void*>(kernel), size, threads, shared);
   }
+  void allow_persistent(bool allowed) { limits_.persistent = allowed; }
   void allow_dependents(bool allowed) { limits_.dependents = allowed; }
 
   // ---- for the backend ----

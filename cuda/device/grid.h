@@ -3,15 +3,18 @@
 
 #include "cuda/device/exchange.h"
 #include "cuda/device/platform.h"
+#include "cuda/device/warp.h"
 
 namespace unifluid::cuda {
 
-// A barrier of all threads of `members` blocks of a grid that was launched cooperatively.
-// `arrivals` is their own counter in global memory, zeroed before the launch; `round` counts this
-// thread's barriers from 0. What any of the blocks wrote to global memory before the barrier is
-// seen by all of them after it, where it is read by `load_fresh` or was never read before.
-UNIFLUID_DEVICE void team_barrier(uint32_t* arrivals, uint32_t members, uint32_t& round) {
-  __syncthreads();
+// A barrier of `members` blocks of a grid that was launched cooperatively: of all their threads, or
+// in each block of Threads, with thread 0 among them (warp.h). `arrivals` is their own counter in
+// global memory, zeroed before the launch; `round` counts this thread's barriers from 0. What any
+// of those who come wrote to global memory before the barrier is seen by all of them after it,
+// where it is read by `load_fresh` or was never read before.
+template <class Threads>
+UNIFLUID_DEVICE void team_barrier_of(uint32_t* arrivals, uint32_t members, uint32_t& round) {
+  Threads::meet();
   ++round;
   if (threadIdx.x == 0) {
     const uint32_t wanted = round * members;
@@ -31,7 +34,10 @@ UNIFLUID_DEVICE void team_barrier(uint32_t* arrivals, uint32_t members, uint32_t
     }
 #endif
   }
-  __syncthreads();
+  Threads::meet();
+}
+UNIFLUID_DEVICE void team_barrier(uint32_t* arrivals, uint32_t members, uint32_t& round) {
+  team_barrier_of<WholeBlock<>>(arrivals, members, round);
 }
 
 // A barrier of all threads of a cluster of blocks (sm_90), which share a part of the chip. What any
@@ -47,8 +53,8 @@ UNIFLUID_DEVICE void cluster_barrier([[maybe_unused]] uint32_t* arrivals,
 #endif
 }
 
-// What another block wrote in this launch, a float or four words aligned to 16 bytes: read past the
-// first-level cache.
+// What another block wrote in this launch, one number or two or four words aligned to their size:
+// read past the first-level cache.
 template <class T>
 UNIFLUID_DEVICE T load_fresh(const T* at) {
 #ifdef UNIFLUID_SIMT
@@ -57,6 +63,7 @@ UNIFLUID_DEVICE T load_fresh(const T* at) {
   return __ldcg(at);
 #endif
 }
+UNIFLUID_DEVICE bf16 load_fresh(const bf16* at) { return {load_fresh(&at->bits)}; }
 
 // The same of what nobody writes during the launch.
 template <class T>

@@ -60,6 +60,18 @@ UNIFLUID_DEVICE void mbarrier_arrive_expecting(const Shared<uint64_t>& barriers,
 #endif
 }
 
+// Arrives once all cp.async that this thread has begun are done: they can be read by whoever has
+// waited for the phase.
+UNIFLUID_DEVICE void cp_async_arrive(const Shared<uint64_t>& barriers, uint32_t i) {
+#ifdef UNIFLUID_SIMT
+  simt::cp_async_arrive(mbarrier::place(barriers, i));
+#else
+  asm volatile(
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(mbarrier::place(barriers, i))
+      : "memory");
+#endif
+}
+
 // `kWatched`: a wait without end becomes an error of the launch. Kernels that have no register left
 // for it, whose products ptxas would serialize, do without.
 #ifdef UNIFLUID_SIMT

@@ -12,6 +12,32 @@ inline constexpr uint32_t kAllLanes = 0xffffffffu;
 UNIFLUID_DEVICE int lane_index() { return static_cast<int>(threadIdx.x % kWarp); }
 UNIFLUID_DEVICE int warp_index() { return static_cast<int>(threadIdx.x / kWarp); }
 
+// Threads that work together: all of a block, or its first ones, whose barriers the rest of the
+// block does not come by.
+template <int kThreads = 0>  // 0: as many as it has
+struct WholeBlock {
+  static constexpr int kCount = kThreads;
+#ifdef UNIFLUID_SIMT
+  static void meet(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    simt::block_barrier({file, line});
+  }
+#else
+  UNIFLUID_DEVICE static void meet() { __syncthreads(); }
+#endif
+};
+template <int kThreads>
+struct FirstThreads {
+  static constexpr int kCount = kThreads;
+  static_assert(kThreads % kWarp == 0);
+#ifdef UNIFLUID_SIMT
+  static void meet(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    simt::part_barrier(kThreads, {file, line});
+  }
+#else
+  UNIFLUID_DEVICE static void meet() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+#endif
+};
+
 // Over each `kLanes` lanes, of a whole warp unless said otherwise. The same bits on all of them:
 // halves are added in one order, by exchange. T: float or double.
 template <int kLanes = kWarp, class T>

@@ -109,7 +109,7 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
       continue;
     }
     if (!span.cache.keys) cacheless = true;
-    if (tensor_cores && (queries <= kDecodeQueries || span.rows == 1)) {
+    if (tensor_cores && is_decoded(span, group)) {
       add_tiles(decode, index, queries, kDecodeQueries);
       capacity = std::max(capacity, span.cache.keys ? span.cache.capacity : span.rows);
       score_rows = std::max(score_rows, std::min<int64_t>(queries, kDecodeQueries));
@@ -127,7 +127,7 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   if (warpgroups.empty() && prefill.empty() && decode.empty() && plain.empty() && wide.empty())
     return;
 
-  const int64_t score_stride = (capacity + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+  const int64_t score_stride = score_stride_of(capacity);
   const size_t m = static_cast<size_t>(args.q.rows);
   const size_t q_count = rotary && !prepared.empty() ? m * static_cast<size_t>(args.heads * d) : 0;
   const size_t k_count = rotary && cacheless ? m * static_cast<size_t>(args.kv_heads * d) : 0;
@@ -148,18 +148,9 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   std::vector<AttendedSpan> spans(count);
   for (size_t i = 0; i < count; ++i) {
     const AttentionSpan& span = args.spans[i];
-    AttendedSpan s{};
-    s.first_row = span.first_row;
-    s.rows = static_cast<int32_t>(span.rows);
-    s.index = static_cast<int32_t>(span.index);
-    s.prefix_end = static_cast<int32_t>(span.prefix_end);
-    if (span.cache.keys) {
-      s.keys = span.cache.keys;
-      s.values = span.cache.values;
-      s.key_stride = s.value_stride = d;
-      s.key_head_stride = s.value_head_stride = span.cache.capacity * d;
-      s.writes_keys = s.writes_values = true;
-    } else {
+    AttendedSpan s = attended_in_cache(span, d);
+    if (!span.cache.keys) {
+      s.writes_values = false;
       s.values = row_of(args.v, span.first_row);
       s.value_stride = args.v.stride;
       s.key_head_stride = s.value_head_stride = d;
@@ -236,6 +227,35 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
 
 }  // namespace
 
+bool is_decoded(const AttentionSpan& span, int64_t group) {
+  return span.rows * group <= kDecodeQueries || span.rows == 1;
+}
+
+std::vector<AttentionTile> decode_tiles(const AttentionSpan* spans, int64_t count, int64_t group) {
+  std::vector<AttentionTile> tiles;
+  for (int64_t i = 0; i < count; ++i)
+    add_tiles(tiles, static_cast<int32_t>(i), spans[i].rows * group, kDecodeQueries);
+  return tiles;
+}
+
+AttendedSpan attended_in_cache(const AttentionSpan& span, int64_t head_dim) {
+  AttendedSpan s{};
+  s.first_row = span.first_row;
+  s.rows = static_cast<int32_t>(span.rows);
+  s.index = static_cast<int32_t>(span.index);
+  s.prefix_end = static_cast<int32_t>(span.prefix_end);
+  s.keys = span.cache.keys;
+  s.values = span.cache.values;
+  s.key_stride = s.value_stride = head_dim;
+  s.key_head_stride = s.value_head_stride = span.cache.capacity * head_dim;
+  s.writes_keys = s.writes_values = true;
+  return s;
+}
+
+int64_t score_stride_of(int64_t capacity) {
+  return (capacity + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+}
+
 // Powers in float64, the rest in float32.
 std::vector<float> rope_frequencies(float theta, int64_t head_dim) {
   std::vector<float> out(static_cast<size_t>(head_dim / 2));
@@ -252,7 +272,7 @@ size_t attention_scratch(const StepSize& size, DType type) {
   const size_t q = size.rotary ? static_cast<size_t>(size.rows * size.heads * size.head_dim) : 0;
   const int64_t group = size.heads / size.kv_heads;
   const int64_t tiles = size.streams * blocks_for(group, kDecodeQueries);
-  const int64_t score_stride = (size.capacity + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+  const int64_t score_stride = score_stride_of(size.capacity);
   const bool decodes = type == DType::bf16 && size.head_dim <= kLargestTensorHead;
   const size_t scores =
       decodes ? static_cast<size_t>(tiles * size.kv_heads * kDecodeQueries * score_stride) : 0;

@@ -185,14 +185,14 @@ UNIFLUID_DEVICE void load_rows(const Shared<bf16>& to, uint32_t at, int columns,
                                int left = 0, int left_end = 0) {
   constexpr uint32_t kStride = kColumns + 8;
   if constexpr (kAligned) {
-    constexpr int kVectors = kColumns / 8;
-    static_assert(kRows * kVectors % kThreads == 0);
+    constexpr int kVectors = kColumns / 8, kAll = kRows * kVectors;
     const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll
-    for (int step = 0; step < kRows * kVectors / kThreads; ++step) {
+    for (int step = 0; step < (kAll + kThreads - 1) / kThreads; ++step) {
       // Where it can be, a thread's columns are the same in every step.
       constexpr bool kWholeRows = kThreads % kVectors == 0;
       const int i = step * kThreads + thread;
+      if (kAll % kThreads != 0 && i >= kAll) break;
       const int row = kWholeRows ? thread / kVectors + step * (kThreads / kVectors) : i / kVectors;
       const int column = (kWholeRows ? thread : i) % kVectors * 8;
       if (row >= left && row < left_end) continue;
@@ -238,6 +238,14 @@ std::vector<float> rope_frequencies(float theta, int64_t head_dim);
 inline constexpr int kPrefillQueries = 64, kDecodeQueries = 16, kPlainQueries = 16;
 inline constexpr int kWarpgroupQueries = 128;
 inline constexpr int kLargestTensorHead = 256;
+
+// Whether `attend_decode` takes a span, for heads that it has, and tiles of several such spans.
+bool is_decoded(const AttentionSpan&, int64_t group);
+std::vector<AttentionTile> decode_tiles(const AttentionSpan*, int64_t count, int64_t group);
+// A span that has a cache, in it.
+AttendedSpan attended_in_cache(const AttentionSpan&, int64_t head_dim);
+// AttentionParams::score_stride
+int64_t score_stride_of(int64_t capacity);
 
 void attend_prefill(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
 // The same on Hopper, for `aligned` only; where `takes_warpgroups`.

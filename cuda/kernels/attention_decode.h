@@ -1,12 +1,19 @@
 // What the kernels of few rows share: how rows that are decoded come in.
 #pragma once
 
+#include "cuda/device/grid.h"
 #include "cuda/kernels/attention.h"
 
 namespace unifluid::cuda {
 
 UNIFLUID_DEVICE int queries_of(const AttentionParams& p, const AttendedSpan& span, int first) {
   return min(kDecodeQueries, span.rows * p.group - first);
+}
+
+// Of all queries of a tile.
+UNIFLUID_DEVICE Sight sight_of_tile(const AttentionParams& p, const AttendedSpan& span, int first) {
+  const int queries = queries_of(p, span, first);
+  return sight_of_rows(p, span, first / p.group, (first + queries - 1) / p.group);
 }
 
 // Rotates the queries of a tile, and those keys of the span that lie in this block of keys, rows
@@ -25,6 +32,12 @@ UNIFLUID_DEVICE void take_in(const AttentionParams& p, const AttendedSpan& span,
     tile.store(at, pair.first);
     if (half + c < p.head_dim) tile.store(at + static_cast<uint32_t>(half), pair.second);
   };
+  // As another block may have written them in this launch.
+  const auto load_fresh_pair = [&](const void* rows, int64_t at, int c) -> Rotated<bf16> {
+    const bf16* from = static_cast<const bf16*>(rows) + at;
+    const bf16 first = load_fresh(from + c);
+    return {first, half + c < p.head_dim ? load_fresh(from + half + c) : first};
+  };
   // All that a thread reads is on its way before the first of it is used.
   constexpr int kAtOnce = 4;
   for (int i = thread; i < span.rows * half; i += kThreads) {
@@ -39,17 +52,12 @@ UNIFLUID_DEVICE void take_in(const AttentionParams& p, const AttendedSpan& span,
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j)
         if (query + j < end)
-          q[j] = load_pair(static_cast<const bf16*>(in.q) +
-                               query_offset(p, span, kv_head, query + j, in.q_stride),
-                           c, p.head_dim);
+          q[j] = load_fresh_pair(in.q, query_offset(p, span, kv_head, query + j, in.q_stride), c);
     };
     load_queries(begin);
-    if (here)
-      k = load_pair(static_cast<const bf16*>(in.k) + row * in.k_stride + kv_head * p.head_dim, c,
-                    p.head_dim);
+    if (here) k = load_fresh_pair(in.k, row * in.k_stride + kv_head * p.head_dim, c);
     if (stays && span.writes_values)
-      v = load_pair(static_cast<const bf16*>(in.v) + row * in.v_stride + kv_head * p.head_dim, c,
-                    p.head_dim);
+      v = load_fresh_pair(in.v, row * in.v_stride + kv_head * p.head_dim, c);
     const Angle angle = angle_of(in, at, c);
     for (int query = begin; query < end; query += kAtOnce) {
       if (query > begin) load_queries(query);
@@ -81,6 +89,10 @@ UNIFLUID_DEVICE void take_in(const AttentionParams& p, const AttendedSpan& span,
 }
 
 // ---- host ----
+
+// Whether so many tiles are split: not those that are more than half of the processors, as there is
+// a tile of keys on its way to each.
+bool splits_keys(const Queue&, size_t tiles, int64_t kv_heads);
 
 // Scores and values by one kernel, for so many tiles that nothing need be split.
 void attend_decode_whole(Queue&, const AttentionParams& p, size_t tiles, bool aligned);

@@ -9,13 +9,12 @@
 #include "cuda/device/dependence.h"
 #include "cuda/device/warp.h"
 #include "cuda/kernels.h"
-#include "cuda/kernels/rows.h"
+#include "cuda/kernels/norm.h"
 
 namespace unifluid::cuda {
 namespace {
 
-// With 16 warps a row of 4096 elements is one piece a thread; more would wait for one another.
-constexpr int kMostThreads = 512;
+constexpr int kMostThreads = kMostNormThreads;
 
 struct Params {
   const void* x;
@@ -29,8 +28,6 @@ struct Params {
   int32_t n;
   float eps;
 };
-
-UNIFLUID_DEVICE float inverse_root(float x) { return 1.0f / sqrtf(x); }
 
 // Calls body(column) for this thread's pieces of a row.
 template <class Body>
@@ -49,11 +46,11 @@ UNIFLUID_DEVICE void normalize(const Params& p, const Shared<float>& scratch, co
     const Piece v = load_piece<kAligned>(x, column, p.n);
     for (int i = 0; i < kPiece; ++i) squares = fmaf(v.value[i], v.value[i], squares);
   });
-  const float scale = inverse_root(block_sum(squares, scratch) / static_cast<float>(p.n) + p.eps);
+  const float scale = root_scale(block_sum(squares, scratch), p.n, p.eps);
   each_piece(p.n, [&](int column) {
     Piece v = load_piece<kAligned>(x, column, p.n);
     const Piece weight = load_piece<kAligned>(weights, column, p.n);
-    for (int i = 0; i < kPiece; ++i) v.value[i] = v.value[i] * scale * (1.0f + weight.value[i]);
+    scale_piece(v, scale, weight);
     if (residual) {
       const Piece r = load_piece<kAligned>(residual, column, p.n);
       for (int i = 0; i < kPiece; ++i) v.value[i] += r.value[i];
@@ -65,10 +62,8 @@ UNIFLUID_DEVICE void normalize(const Params& p, const Shared<float>& scratch, co
 // x / sqrt(mean(x^2) + eps) * (1 + weight) of a row whose pieces the threads hold; zeros past it
 UNIFLUID_DEVICE void normalize_held(const Params& p, const Shared<float>& scratch, Piece& v,
                                     const Piece& weight) {
-  float squares = 0;
-  for (int i = 0; i < kPiece; ++i) squares = fmaf(v.value[i], v.value[i], squares);
-  const float scale = inverse_root(block_sum(squares, scratch) / static_cast<float>(p.n) + p.eps);
-  for (int i = 0; i < kPiece; ++i) v.value[i] = v.value[i] * scale * (1.0f + weight.value[i]);
+  const float scale = root_scale(block_sum(squares_of(v), scratch), p.n, p.eps);
+  scale_piece(v, scale, weight);
 }
 
 // Rows of at most a piece a thread. The bits of `rms_norm_row`.
@@ -146,7 +141,7 @@ __global__ void __launch_bounds__(kMostThreads) layer_norm_row(Params p) {
       squares = fmaf(d, d, squares);
     }
   });
-  const float scale = inverse_root(block_sum(squares, scratch) / static_cast<float>(p.n) + p.eps);
+  const float scale = root_scale(block_sum(squares, scratch), p.n, p.eps);
 
   T* out = static_cast<T*>(p.out) + row * p.out_stride;
   each_piece(p.n, [&](int column) {
@@ -165,7 +160,7 @@ __global__ void __launch_bounds__(kMostThreads) layer_norm_row(Params p) {
 }
 
 dim3 threads_of(const Params& p) {
-  const unsigned threads = blocks_for(blocks_for(p.n, kPiece), kWarp) * kWarp;
+  const unsigned threads = norm_warps(p.n) * kWarp;
   return dim3(threads < kMostThreads ? threads : kMostThreads);
 }
 size_t shared_bytes() { return SharedBytes{}.take<float>(kMostThreads / kWarp).used; }

@@ -95,6 +95,7 @@ Napi::Value add_rows(Call&);
 Napi::Value soft_cap(Call&);
 Napi::Value sample_text(Call&);
 Napi::Value attention(Call&, std::vector<Cache>&);
+Napi::Value decoder_step(Call&);
 Napi::Value diffusion_head(Call&);
 Napi::Value diffusion_sample(Call&);
 Napi::Value training(Call&);

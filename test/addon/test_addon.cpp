@@ -59,6 +59,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
              InstanceMethod<&TestBackend::operation<test::add_rows>>("addRows"),
              InstanceMethod<&TestBackend::operation<test::soft_cap>>("softCap"),
              InstanceMethod<&TestBackend::operation<test::sample_text>>("sampleText"),
+             InstanceMethod<&TestBackend::operation<test::decoder_step>>("decoderStep"),
              InstanceMethod<&TestBackend::operation<test::diffusion_head>>("diffusionHead"),
              InstanceMethod<&TestBackend::operation<test::diffusion_sample>>("diffusionSample"),
              InstanceMethod<&TestBackend::operation<test::time_operation>>("time"),

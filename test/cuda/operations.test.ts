@@ -1,6 +1,7 @@
 /**
  * Operations on the simulated CUDA library in bfloat16, and the invariance of their rows. What Hopper has kernels of
- * its own for runs on a simulated Hopper too, and the diffusion head with so many processors that each has few columns.
+ * its own for runs on a simulated Hopper too, and the diffusion head and the decoder's steps with so many processors that
+ * each has few columns.
  */
 import { compare } from "../support/cuda-cases";
 import { Random } from "../support/numbers";
@@ -16,6 +17,9 @@ afterAll(() => cpu.close());
 describe.each([
   { device: "8.6", capability: 86, processors: 4, of: Object.keys(families), wgmma: false },
   { device: "9.0", capability: 90, processors: 4, of: WARPGROUP_FAMILIES, wgmma: true },
+  // Steps at once take more processors than the others need.
+  { device: "9.0, 17 processors", capability: 90, processors: 17, of: ["decoder"], wgmma: true },
+  { device: "9.0, 22 processors", capability: 90, processors: 22, of: ["decoder"], wgmma: true },
   {
     device: "8.6, 33 processors",
     capability: 86,

@@ -48,6 +48,42 @@ void bytes_that_never_come(const Arguments& a) {
   copy_and_read(a, true, a.wrong ? 2 * kBoxBytes : kBoxBytes);
 }
 
+// ---- a block of two kinds of warps ----
+
+using Part = FirstThreads<kThreads / 2>;
+bool in_part() { return threadIdx.x < Part::kCount; }
+
+// The others copy, and arrive when their copies are done; the part waits for that.
+void missing_wait_for_an_arrival(const Arguments& a) {
+  SharedArena arena;
+  const auto values = arena.take<float>(kThreads);
+  const auto barriers = arena.take<uint64_t>(1);
+  if (threadIdx.x == 0) mbarrier_init(barriers, 0, kThreads - Part::kCount);
+  __syncthreads();
+  if (!in_part()) {
+    const uint32_t piece = threadIdx.x - Part::kCount;
+    if (piece < kThreads / 4) cp_async16(values, piece * 4, a.in + piece * 4, true);
+    cp_async_arrive(barriers, 0);
+    return;
+  }
+  if (!a.wrong) mbarrier_wait(barriers, 0, 0);
+  for (uint32_t i = threadIdx.x; i < kThreads; i += Part::kCount) a.out[i] = values.load(i);
+}
+
+// The part exchanges values; the others come by no barrier of it.
+void exchange_in_part(const Arguments& a, bool meet, bool all_come) {
+  SharedArena arena;
+  const auto values = arena.take<float>(kThreads);
+  if (!in_part()) return;
+  for (uint32_t i = threadIdx.x; i < kThreads; i += Part::kCount) values.store(i, a.in[i]);
+  if (!all_come && threadIdx.x == 5) return;
+  if (meet) Part::meet();
+  for (uint32_t i = threadIdx.x; i < kThreads; i += Part::kCount)
+    a.out[i] = values.load((i + 1) % kThreads);
+}
+void missing_barrier_of_a_part(const Arguments& a) { exchange_in_part(a, !a.wrong, true); }
+void divergent_barrier_of_a_part(const Arguments& a) { exchange_in_part(a, true, !a.wrong); }
+
 // ---- products: the transpose of `in`, as the identity times a tile of eight rows ----
 
 struct Product {
@@ -144,6 +180,9 @@ std::map<std::string, Defect> hopper_defects() {
   return {
       {"missing wait for a bulk copy", {missing_wait_for_a_copy, 0}},
       {"bytes that never come", {bytes_that_never_come, 0}},
+      {"missing wait for an arrival of copies", {missing_wait_for_an_arrival, 0}},
+      {"missing barrier of a part", {missing_barrier_of_a_part, 1}},
+      {"divergent barrier of a part", {divergent_barrier_of_a_part, 1}},
       {"a copy over what a product reads", by_a_warpgroup(copy_over_a_product)},
       {"missing fence of the asynchronous proxy", by_a_warpgroup(missing_proxy_fence)},
       {"missing barrier before a product", by_a_warpgroup(missing_barrier)},

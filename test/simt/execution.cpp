@@ -103,6 +103,28 @@ void block_barrier(Place place) {
   wait(State::block_barrier, place);
 }
 
+void part_barrier(uint32_t threads, Place place) {
+  Thread& t = *current;
+  Block& block = *t.block;
+  if (t.linear >= threads || threads > block.threads.size() || threads % 32)
+    fail("a barrier of a part of a block by a thread outside of it, at " + text(place));
+  t.place = place;
+  t.in_part = true;
+  for (const auto& other : block.threads) {
+    if (other->state == State::done && other->linear < threads)
+      fail("a divergent barrier at " + text(place) + ": other threads have ended without it");
+    if (other->state != State::part_barrier) continue;
+    if (other->place.line != place.line || std::strcmp(other->place.file, place.file) != 0)
+      fail("a divergent barrier: this thread is at " + text(place) + ", another at " +
+           text(other->place));
+  }
+  if (++block.part_arrived < threads) return wait(State::part_barrier, place);
+  block.part_arrived = 0;
+  block.epoch = next_epoch++;
+  for (auto& other : block.threads)
+    if (other->state == State::part_barrier) make_ready(*other);
+}
+
 void wait_for_inputs() { current->inputs_awaited = true; }
 
 void spin(Place place) {
@@ -195,7 +217,7 @@ void cp_async(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || (valid && reinterpret_cast<uintptr_t>(from) % 16))
     fail("a cp.async of 16 bytes with an address that is not aligned to them");
   Shadow* s = shadow_of(to, 0, 1);
-  const bool piped = !current->block->mbarriers.empty();
+  const bool piped = !current->block->mbarriers.empty() && !current->in_part;
   for (int i = 0; i < 8; ++i) {
     if (piped)
       note_piped_write(s[i], static_cast<int32_t>(current->linear));
@@ -214,6 +236,13 @@ void cp_async_commit() {
   current->uncommitted = 0;
 }
 
+void make_copy(const Copy& copy) {
+  if (copy.valid)
+    std::memcpy(copy.to, copy.from, 16);
+  else
+    std::memset(copy.to, 0, 16);
+}
+
 void cp_async_wait(size_t pending) {
   Thread& t = *current;
   size_t done = 0;
@@ -223,10 +252,7 @@ void cp_async_wait(size_t pending) {
   }
   for (size_t i = 0; i < done; ++i) {
     const Copy& copy = t.copies[i];
-    if (copy.valid)
-      std::memcpy(copy.to, copy.from, 16);
-    else
-      std::memset(copy.to, 0, 16);
+    make_copy(copy);
     Shadow* s = shadow_of(copy.to, 0, 1);
     for (int k = 0; k < 8; ++k) {
       s[k].pending = false;
@@ -333,7 +359,7 @@ std::unique_ptr<Block> make_block(Grid& grid, uint3 index) {
   block->grid = &grid;
   block->index = index;
   block->first_epoch = block->epoch = next_epoch++;
-  block->arrived = block->ended = 0;
+  block->arrived = block->ended = block->part_arrived = 0;
   block->mbarriers.clear();
   // Poison: NaN of both types. A piece's end is the arena's for the bounds of `Shared`.
   constexpr size_t kAlignment = 1024;
@@ -366,6 +392,7 @@ std::unique_ptr<Block> make_block(Grid& grid, uint3 index) {
     t->products_fenced = false;
     t->fence_stamp = 0;
     t->inputs_awaited = false;
+    t->in_part = false;
     t->fiber.prepare(run_thread, t.get());
   }
   return block;

@@ -38,7 +38,15 @@ struct Place {
   int line;
 };
 
-enum class State : uint8_t { ready, spinning, block_barrier, warp_operation, warpgroup_wait, done };
+enum class State : uint8_t {
+  ready,
+  spinning,
+  block_barrier,
+  part_barrier,
+  warp_operation,
+  warpgroup_wait,
+  done
+};
 
 struct Copy {
   unsigned char* to;
@@ -83,6 +91,7 @@ struct Thread {
   bool products_fenced;  // since the latest wait
   uint64_t fence_stamp;  // of its latest fence of the asynchronous proxy
   bool inputs_awaited;
+  bool in_part;  // of those who meet at barriers of a part of the block
   Fiber fiber;
 };
 
@@ -112,6 +121,7 @@ struct Block {
   uint3 index;
   uint64_t first_epoch, epoch;  // counts its barriers
   uint32_t arrived, ended;
+  uint32_t part_arrived;
   std::vector<Warp> warps;
   std::vector<uint32_t> warpgroups;                // threads of each at its wait
   std::unordered_map<size_t, Mbarrier> mbarriers;  // by their place in shared memory
@@ -140,6 +150,10 @@ extern thread_local uint64_t next_stamp;
 void wait(State state, Place place);
 void make_ready(Thread& t);
 void block_barrier(Place place);
+// Of the first `threads` threads of the block: one such part a block. To the check of races it is a
+// barrier of all, so that the others may write only what comes by copies that are waited for at a
+// barrier in shared memory.
+void part_barrier(uint32_t threads, Place place);
 // In a launch that may begin before the one in front of it has ended.
 void wait_for_inputs();
 // Lets others run before the thread looks again for what it waits for.
@@ -233,6 +247,7 @@ void shared_atomic(const void* data, uint32_t index, uint32_t count, size_t size
 // ---- asynchronous copies and tensor cores ----
 
 void cp_async(void* to, const void* from, bool valid);
+void make_copy(const Copy& copy);
 void cp_async_commit();
 void cp_async_wait(size_t pending);
 void ldmatrix(uint32_t* out, int matrices, bool transpose, const void* row);

@@ -45,6 +45,27 @@ void mbarrier_arrive(void* barrier, uint32_t bytes) {
   end_phase_if_complete(b);
 }
 
+void cp_async_arrive(void* barrier) {
+  Thread& t = *current;
+  Mbarrier& b = mbarrier_at(barrier);
+  b.copies.push_back([copies = std::move(t.copies), &b, block = t.block] {
+    for (const Copy& copy : copies) {
+      make_copy(copy);
+      const auto place = static_cast<size_t>(copy.to - block->shared);
+      for (size_t i = 0; i < 8; ++i) {
+        Shadow& s = block->shadow[place / 2 + i];
+        s.pending = false;
+        s.write_stamp = next_stamp++;
+      }
+    }
+    if (b.missing == 0) fail("more arrivals at an mbarrier than a phase has");
+    --b.missing;
+  });
+  t.copies.clear();
+  t.groups.clear();
+  t.uncommitted = 0;
+}
+
 void mbarrier_wait(void* barrier, uint32_t parity, Place place) {
   Mbarrier& b = mbarrier_at(barrier);
   while (b.parity == parity) {

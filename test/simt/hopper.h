@@ -23,6 +23,8 @@ namespace simt {
 void mbarrier_init(void* barrier, uint32_t arrivals);
 // Arrives, after `bytes` more were expected in this phase.
 void mbarrier_arrive(void* barrier, uint32_t bytes);
+// Arrives once the calling thread's cp.async so far are done, which then count as waited for.
+void cp_async_arrive(void* barrier);
 // Returns when the phase of this parity is over.
 void mbarrier_wait(void* barrier, uint32_t parity, Place place);
 // The box whose first element has these coordinates, from the innermost on: rows of 128 bytes,

@@ -92,6 +92,34 @@ export interface AttentionSpan {
   cache?: number;
 }
 
+export interface DecoderLayer {
+  inputNorm: Float32Array;
+  postAttentionNorm: Float32Array;
+  preMlpNorm: Float32Array;
+  postMlpNorm: Float32Array;
+  q: Weight;
+  k: Weight;
+  v: Weight;
+  o: Weight;
+  gate: Weight;
+  up: Weight;
+  down: Weight;
+  window: number;
+}
+
+/** What a decoder has once. */
+export interface DecoderSizes {
+  eps: number;
+  activation: Activation;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  scale: number;
+  softCap: number;
+  ropeTheta: number;
+  firstPosition: number;
+}
+
 export interface Backend {
   description(): string;
   /** Bytes that can still be allocated. */
@@ -251,6 +279,24 @@ export interface Backend {
       spans: AttentionSpan[];
     },
   ): Float32Array;
+  /**
+   * `steps` steps of a decoder, each of which takes the rows again, behind those of the one before. `whole`: all at once where
+   * the backend does that, else operation by operation; the result tells. `graphs`: steps that ran as a CUDA graph.
+   */
+  decoderStep(
+    args: DecoderSizes & {
+      x: Matrix;
+      layers: DecoderLayer[];
+      finalNorm: Float32Array;
+      spans: (Omit<AttentionSpan, "cache"> & {
+        capacity: number;
+        /** [layers, keys and values, kvHeads, capacity, headDim] */
+        cache: Matrix;
+      })[];
+      steps: number;
+      whole: boolean;
+    },
+  ): { out: Float32Array; caches: Float32Array[]; whole: boolean; graphs: number };
   diffusionHead(
     args: Strided & { head: Head; x: Matrix; time: Float32Array; z: Matrix },
   ): Float32Array;

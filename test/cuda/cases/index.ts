@@ -3,6 +3,7 @@ import type { CudaCase, Invariant } from "../../support/cuda-cases";
 import * as attention from "./attention";
 import * as attentionGradients from "./attention-gradients";
 import * as convolution from "./convolution";
+import * as decoder from "./decoder";
 import * as diffusion from "./diffusion";
 import * as diffusionFew from "./diffusion-few";
 import * as embedding from "./embedding";
@@ -24,6 +25,7 @@ export const families: Record<string, Family> = {
   attention,
   attention_gradients: attentionGradients,
   convolution,
+  decoder,
   diffusion,
   diffusion_few: diffusionFew,
   embedding,
