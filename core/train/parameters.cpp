@@ -13,6 +13,7 @@ namespace {
 
 // Tensors begin at whole cache lines: so many elements.
 constexpr int64_t kLine = 16;
+int64_t room_of(const Parameter& p) { return (p.rows * p.cols + kLine - 1) / kLine * kLine; }
 
 // The tensors of a configuration (spec section 3), in the order they are written, and which of them
 // are to lie together in memory.
@@ -213,11 +214,11 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
   const size_t bytes = static_cast<size_t>(size_) * sizeof(float);
   std::vector<Block*> blocks = {&values_};
   if (training) blocks.insert(blocks.end(), {&gradients_, &first_, &second_});
+  if (average) blocks.push_back(&average_);
   for (Block* block : blocks) {
     *block = Block(backend, bytes);
     backend.training()->fill(Tensor(block->data(), DType::f32, 1, size_), 0);
   }
-  if (average) average_ = Block(backend, bytes);
   for (Parameter& p : all_) {
     p.value = tensor(p, ParameterState::weights);
     if (p.trainable) p.gradient = tensor(p, ParameterState::gradient);
@@ -228,6 +229,21 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
     if (average) write(p.name, ParameterState::average, values);
   }
   for (const std::vector<std::string>& group : shapes.groups) join(group);
+  find_runs();
+}
+
+void Parameters::find_runs() {
+  std::vector<const Parameter*> trained;
+  for (const Parameter& p : all_)
+    if (p.trainable) trained.push_back(&p);
+  std::sort(trained.begin(), trained.end(),
+            [](const Parameter* a, const Parameter* b) { return a->offset < b->offset; });
+  for (const Parameter* p : trained) {
+    const bool goes_on = !runs_.empty() && runs_.back().matrix == p->matrix &&
+                         runs_.back().offset + runs_.back().count == p->offset;
+    if (!goes_on) runs_.push_back({p->offset, 0, p->matrix});
+    runs_.back().count += room_of(*p);
+  }
 }
 
 void Parameters::place(const std::vector<std::vector<std::string>>& groups) {
@@ -239,7 +255,7 @@ void Parameters::place(const std::vector<std::vector<std::string>>& groups) {
     if (placed[i]) return;
     placed[i] = true;
     all_[i].offset = size_;
-    size_ += (all_[i].rows * all_[i].cols + kLine - 1) / kLine * kLine;
+    size_ += room_of(all_[i]);
   };
   for (size_t i = 0; i < all_.size(); ++i) {
     const auto group = group_of.find(all_[i].name);

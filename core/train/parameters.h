@@ -30,6 +30,12 @@ struct Parameter {
   float* gradient_vector() const { return static_cast<float*>(gradient.data); }
 };
 
+// Trained tensors that lie one behind the other, with the padding between them, and decay alike.
+struct ParameterRun {
+  int64_t offset, count;
+  bool matrix;
+};
+
 class Parameters {
  public:
   // Reads all the weights that the configuration has: those of the vision tower, the decoder and
@@ -47,6 +53,8 @@ class Parameters {
   // `first` .. [sum of rows, cols], or their biases [1, sum of cols]. Null where they cannot be
   // taken together: some of them are frozen, or there is padding between them.
   const Parameter* joined(const std::string& first) const;
+  // Everything that is trained, for what is done element by element. Padding is zeros of all kinds.
+  const std::vector<ParameterRun>& runs() const { return runs_; }
   int64_t size() const { return size_; }
 
   // All of a kind, `size()` elements.
@@ -65,6 +73,7 @@ class Parameters {
   // Gives every tensor its place; the tensors of a group come one behind the other.
   void place(const std::vector<std::vector<std::string>>& groups);
   void join(const std::vector<std::string>& group);
+  void find_runs();
   Tensor tensor(const Parameter& p, ParameterState what) const;
   // Throws INVALID_ARGUMENT where a kind is not kept.
   void expect(ParameterState what) const;
@@ -73,6 +82,7 @@ class Parameters {
   std::vector<Parameter> all_;
   std::unordered_map<std::string, size_t> index_;
   std::unordered_map<std::string, Parameter> joined_;
+  std::vector<ParameterRun> runs_;
   int64_t size_ = 0;
   Block values_, gradients_, first_, second_, average_;
 };

@@ -106,16 +106,15 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   args.correction2 = static_cast<float>(1 - std::pow(static_cast<double>(options_.beta2), n));
   args.average_keep =
       static_cast<float>(std::min(static_cast<double>(options_.ema_decay), n / (n + 10)));
-  for (const Parameter& q : p.all()) {
-    if (!q.trainable) continue;
-    args.value = p.piece(ParameterState::weights) + q.offset;
-    args.first = p.piece(ParameterState::first) + q.offset;
-    args.second = p.piece(ParameterState::second) + q.offset;
-    args.gradient = gradient + q.offset;
+  for (const ParameterRun& run : p.runs()) {
+    args.value = p.piece(ParameterState::weights) + run.offset;
+    args.first = p.piece(ParameterState::first) + run.offset;
+    args.second = p.piece(ParameterState::second) + run.offset;
+    args.gradient = gradient + run.offset;
     args.average =
-        p.has(ParameterState::average) ? p.piece(ParameterState::average) + q.offset : nullptr;
-    args.count = q.rows * q.cols;
-    args.decay = q.matrix ? options_.weight_decay : 0;
+        p.has(ParameterState::average) ? p.piece(ParameterState::average) + run.offset : nullptr;
+    args.count = run.count;
+    args.decay = run.matrix ? options_.weight_decay : 0;
     ops.adamw(args);
   }
 }
