@@ -13,22 +13,23 @@
 namespace unifluid::cuda {
 namespace {
 
-// On an H200 a step of one row took 2.31 ms with launches that begin early and 2.11 ms without; why
-// is not known. So they are for trials, and for the simulation, which checks that kernels keep to
-// their rules.
-bool dependents_asked_for() {
+// Whether what is not used by itself was asked for. The simulation uses it unless it is refused.
+bool is_on(const char* name) {
+  const char* setting = std::getenv(name);
 #ifdef UNIFLUID_SIMT
-  return true;
+  return !setting || std::string(setting) != "0";
 #else
-  const char* setting = std::getenv("UNIFLUID_CUDA_DEPENDENTS");
   return setting && std::string(setting) == "1";
 #endif
 }
 
-bool persistent_refused() {
-  const char* setting = std::getenv("UNIFLUID_CUDA_PERSISTENT");
-  return setting && std::string(setting) == "0";
-}
+// On an H200 a step of one row took 2.31 ms with launches that begin early and 2.11 ms without; why
+// is not known. So they are for trials, and for the simulation, which checks that kernels keep to
+// their rules.
+bool dependents_asked_for() { return is_on("UNIFLUID_CUDA_DEPENDENTS"); }
+
+// Of steps at once no device has told yet how fast they are.
+bool persistent_asked_for() { return is_on("UNIFLUID_CUDA_PERSISTENT"); }
 
 }  // namespace
 
@@ -50,7 +51,11 @@ CudaBackend::CudaBackend(const OpenOptions& options)
   // In float32 training still multiplies in bfloat16.
   const WarpgroupState state = choose_warpgroups(queue_);
   queue_.use_clusters(diffusion_clusters(queue_));
-  queue_.allow_persistent(state == WarpgroupState::used && !persistent_refused());
+  queue_.allow_persistent(state == WarpgroupState::used && persistent_asked_for());
+  // Training has its weights in float32.
+  queue_.allow_turned(state == WarpgroupState::used && compute_ == DType::f32 &&
+                      turned_products_agree(queue_));
+  if (queue_.limits().turned) description_ += ", wgmma in training";
   if (compute_ == DType::bf16) {
     if (state == WarpgroupState::used) description_ += ", wgmma";
     if (state == WarpgroupState::differs) description_ += ", no wgmma: it rounds otherwise here";
@@ -158,7 +163,7 @@ void each_part(int64_t rows, Body body) {
 }  // namespace
 
 void CudaBackend::linear_backward(const LinearBackwardArgs& args) {
-  if (args.bf16 && queue_.limits().warpgroups)
+  if (args.bf16 && queue_.limits().turned)
     run(cuda::linear_backward, args);
   else
     TrainingBackend::linear_backward(args);

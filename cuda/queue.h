@@ -35,6 +35,8 @@ struct DeviceLimits {
   size_t shared_bytes = 48 << 10;  // of one block, at most
   // Hopper's bulk copies and products of warpgroups may be used (cuda/kernels/warpgroup_probe.h).
   bool warpgroups = false;
+  // So may those of training, whose operands lie turned (cuda/kernels/training_product.h).
+  bool turned = false;
   // Clusters of 16 blocks of whole multiprocessors that run at once; 0: none are to be used.
   int clusters = 0;
   // Launches may begin before the one in front of them has ended (cuda/device/dependence.h).
@@ -103,6 +105,7 @@ class Queue {
 
   const DeviceLimits& limits() const { return limits_; }
   void allow_warpgroups(bool allowed) { limits_.warpgroups = allowed; }
+  void allow_turned(bool allowed) { limits_.turned = allowed; }
   void use_clusters(int count) { limits_.clusters = count; }
   // Clusters of `size` blocks of a kernel that the device holds at once.
   template <class... P>

@@ -12,7 +12,7 @@ namespace {
 
 // Rows of logits that exist at a time: this many elements. For every part of them the whole matrix
 // of logits is read, and its gradient added to; on a device of its own there is room for more.
-constexpr int64_t kLogits = int64_t{1} << 20, kDeviceLogits = int64_t{1} << 24;
+constexpr int64_t kLogits = int64_t{1} << 20, kDeviceLogits = int64_t{1} << 26;
 // Whose small arrays go to a device at once.
 constexpr int64_t kMostLogitRows = int64_t{1} << 15;
 

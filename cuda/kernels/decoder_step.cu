@@ -124,6 +124,7 @@ class Step {
       });
       copy_product<1>(ring, at, shares.load(kDown), rows_of(layer.down, p.mlp));
     }
+    cp_async_commit();
     cp_async_wait<0>();
   }
 

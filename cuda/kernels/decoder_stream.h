@@ -21,7 +21,8 @@ inline constexpr int kThreads = (kWarps + kCopyWarps) * kWarp;
 // The warps that multiply, and do all else but copy weights.
 using Workers = FirstThreads<kWarps * kWarp>;
 
-// 20 KiB, which Gemma-2-2B's 16 to 18, 31 and 2 * 24 columns of an H200's processor fill well.
+// 20 KiB, which Gemma-2-2B's 16 to 18, 30 or 32, and 2 * 24 columns of an H200's processor fill
+// well.
 inline constexpr uint32_t kSlotElements = 10240;
 inline constexpr int kLeastSlots = 3, kMostSlotRows = 48;
 // A warp's fragments are loaded for so much of the depth at a time. Slots are whole groups, with

@@ -433,9 +433,14 @@ void launch_wide(Queue& queue, const Rows& rows, int64_t row_tiles, const Linear
   }
   if constexpr (kGated) work.weights[1] = map(products[0], 1);
   const int tiles = work.row_tiles * work.column_tiles * parts.count;
-  queue.launch_dependent(product_warpgroups<T, kGated, Rows>,
-                         dim3(static_cast<unsigned>(std::min(tiles, queue.limits().processors))),
-                         dim3(T::kThreads), T::shared_bytes(), work);
+  const dim3 grid(static_cast<unsigned>(std::min(tiles, queue.limits().processors)));
+  const dim3 block(T::kThreads);
+  // Weights that a launch before this one writes cannot be on their way before its end.
+  if constexpr (Rows::kParts)
+    queue.launch(product_warpgroups<T, kGated, Rows>, grid, block, T::shared_bytes(), work);
+  else
+    queue.launch_dependent(product_warpgroups<T, kGated, Rows>, grid, block, T::shared_bytes(),
+                           work);
 }
 
 }  // namespace unifluid::cuda

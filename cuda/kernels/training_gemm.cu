@@ -86,7 +86,7 @@ void gemm_by_warpgroups(Queue& queue, const GemmArgs& args) {
 void gemm(Queue& queue, const GemmArgs& args) {
   if (args.out.size() == 0) return;
   const bool both = args.transpose_a && args.transpose_b;
-  if (args.bf16 && queue.limits().warpgroups && !both && args.a.size() > 0)
+  if (args.bf16 && queue.limits().turned && !both && args.a.size() > 0)
     gemm_by_warpgroups(queue, args);
   else
     gemm_as_linear(queue, args);

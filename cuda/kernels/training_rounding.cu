@@ -60,17 +60,19 @@ __global__ void __launch_bounds__(kThreads) round_operands(const __grid_constant
 constexpr size_t kApart = 256;
 
 int64_t padded(int64_t cols) { return (cols + kPiece - 1) / kPiece * kPiece; }
+int64_t elements(const Tensor& from) { return from.rows * padded(from.cols); }
 
 }  // namespace
 
 size_t RoundedOperands::bytes(const Tensor& from) {
   if (from.type == DType::bf16) return 0;
-  return static_cast<size_t>(from.rows * padded(from.cols)) * sizeof(bf16) + kApart;
+  return static_cast<size_t>(elements(from)) * sizeof(bf16) + kApart;
 }
 
 Tensor RoundedOperands::add(const Tensor& from, float* runs) {
   if (from.type == DType::bf16) return from;
-  Tensor to(queue_.scratch<char>(bytes(from)), DType::bf16, from.rows, from.cols);
+  Tensor to(queue_.scratch<bf16>(static_cast<size_t>(elements(from))), DType::bf16, from.rows,
+            from.cols);
   to.stride = padded(from.cols);
   operands_[count_++] = {from, to, runs};
   return to;

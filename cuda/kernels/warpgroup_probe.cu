@@ -8,6 +8,7 @@
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/tile_cost.h"
 #include "cuda/tensor_map.h"
+#include "cuda/training_kernels.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -147,6 +148,34 @@ bool agrees(Queue& queue) {
 }
 
 }  // namespace
+
+bool turned_products_agree(Queue& queue) {
+  Memory a(queue, kDepth * kRows * 2), b(queue, kDepth * kColumns * 2);
+  Memory out(queue, kRows * kColumns * 4);
+  a.fill(3);
+  b.fill(4);
+  GemmArgs args{};
+  args.b = b.tensor(DType::bf16, kDepth, kColumns);
+  args.bf16 = true;
+  args.out = out.tensor(DType::f32, kRows, kColumns);
+  const bool before = queue.limits().turned;
+  const auto result = [&](bool as_they_lie) {
+    queue.allow_turned(as_they_lie);
+    out.clear();
+    queue.begin_operation();
+    gemm(queue, args);
+    queue.synchronize();
+    return out.contents();
+  };
+  bool same = true;
+  for (bool transpose : {false, true}) {
+    args.transpose_a = transpose;
+    args.a = a.tensor(DType::bf16, transpose ? kDepth : kRows, transpose ? kRows : kDepth);
+    same = same && result(true) == result(false);
+  }
+  queue.allow_turned(before);
+  return same;
+}
 
 WarpgroupState choose_warpgroups(Queue& queue) {
   constexpr size_t kShared = size_t{227} << 10;

@@ -20,4 +20,8 @@ enum class WarpgroupState : uint8_t {
 // Tries, and sets `queue.limits().warpgroups`. Throws DEVICE_ERROR, INSUFFICIENT_MEMORY.
 WarpgroupState choose_warpgroups(Queue& queue);
 
+// Where warpgroups are used: whether products of training that take operands as they lie give what
+// they give of operands that were turned. Leaves `queue.limits().turned` as it was.
+bool turned_products_agree(Queue& queue);
+
 }  // namespace unifluid::cuda

@@ -40,10 +40,10 @@ describe.each([
     });
     afterAll(() => cuda.close());
 
-    if (!training)
-      test("uses the products of warpgroups where there are any", () => {
-        expect(cuda.description().endsWith(", wgmma")).toBe(wgmma);
-      });
+    test("uses the products of warpgroups where there are any", () => {
+      const used = training ? ", wgmma in training" : ", wgmma";
+      expect(cuda.description().endsWith(used)).toBe(wgmma);
+    });
 
     const simulated = cases.filter((c) => !c.deviceOnly);
     test.each(simulated.map((c) => [c.name, c] as const))("%s", (_name, c) => {
