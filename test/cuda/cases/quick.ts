@@ -18,7 +18,11 @@ export const QUICK: Record<string, string[]> = {
     "whole boxes, a square tile",
     "upsampling whole boxes",
   ],
-  decoder: ["decoder_step: Gemma 2's of one row", "decoder_step: a group of several tiles"],
+  // Few enough tiles for a simulation's four processors.
+  decoder: [
+    "decoder_step: two rows, heads of 256, keys of several rounds",
+    "decoder_step: a group of several tiles",
+  ],
   diffusion: [
     "diffusion_head: 9 rows, width 32, depth 2, 16 channels, ddpm",
     "diffusion_sample: 9 rows, width 32, depth 2, 16 channels, ddpm",
