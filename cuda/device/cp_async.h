@@ -24,6 +24,40 @@ UNIFLUID_DEVICE void cp_async16(const Shared<T>& to, uint32_t index, const T* fr
 #endif
 }
 
+// How long the second-level cache is to keep what is read: see `keep_shortly`.
+using CachePolicy = uint64_t;
+
+// Of what is read once: it goes before anything that was read without a policy.
+UNIFLUID_DEVICE CachePolicy keep_shortly() {
+  CachePolicy policy = 0;
+#if !defined(UNIFLUID_SIMT) && __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
+UNIFLUID_DEVICE CachePolicy keep_normally() {
+  CachePolicy policy = 0;
+#if !defined(UNIFLUID_SIMT) && __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+template <class T>
+UNIFLUID_DEVICE void cp_async16(const Shared<T>& to, uint32_t index, const T* from, bool valid,
+                                CachePolicy policy) {
+#ifdef UNIFLUID_SIMT
+  (void)policy;
+  cp_async16(to, index, from, valid);
+#else
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to.address(index)));
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(address),
+               "l"(from), "r"(bytes), "l"(policy)
+               : "memory");
+#endif
+}
+
 // Ends a group of copies.
 UNIFLUID_DEVICE void cp_async_commit() {
 #ifdef UNIFLUID_SIMT

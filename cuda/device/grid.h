@@ -1,6 +1,7 @@
 // What blocks of one grid do together, and hints to the second-level cache.
 #pragma once
 
+#include "cuda/device/cp_async.h"
 #include "cuda/device/exchange.h"
 #include "cuda/device/platform.h"
 #include "cuda/device/warp.h"
@@ -91,13 +92,25 @@ UNIFLUID_DEVICE void prefetch_l2(const T* at, int count, int thread, int threads
   for (int i = thread * kLine; i < count; i += threads * kLine) prefetch_l2(at + i);
 }
 
-// The same of `bytes` from `at` on, both multiples of 16.
+// The same of `bytes` from `at` on, both multiples of 16. The simulation reads both ends of it, so
+// that tools see what lies outside of memory.
 UNIFLUID_DEVICE void prefetch_l2(const void* at, uint32_t bytes) {
-#if !defined(UNIFLUID_SIMT) && __CUDA_ARCH__ >= 900
+#if defined(UNIFLUID_SIMT)
+  simt::touch(at, bytes);
+#elif __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes));
 #else
   (void)at;
   (void)bytes;
+#endif
+}
+UNIFLUID_DEVICE void prefetch_l2(const void* at, uint32_t bytes, CachePolicy policy) {
+#if !defined(UNIFLUID_SIMT) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(at),
+               "r"(bytes), "l"(policy));
+#else
+  (void)policy;
+  prefetch_l2(at, bytes);
 #endif
 }
 

@@ -31,8 +31,11 @@ __global__ void __launch_bounds__(kScoreThreads) decode_scores(AttentionParams p
   const Sight seen = sight_of_tile(p, span, tile.first);
   wait_for_inputs();
   if (block > seen.last || block + kKeyBlock <= seen.first) return;
-  compute_scores<kHeadDim, kAligned, WholeBlock<kScoreThreads>>(
-      p, span, blockIdx.x, tile.first, static_cast<int>(blockIdx.y), block, seen, SharedArena{});
+  using Threads = WholeBlock<kScoreThreads>;
+  const int kv_head = static_cast<int>(blockIdx.y);
+  load_keys<kHeadDim, kAligned, Threads>(p, span, kv_head, block, seen, SharedArena{});
+  compute_scores<kHeadDim, kAligned, Threads>(p, span, blockIdx.x, tile.first, kv_head, block,
+                                              SharedArena{});
 }
 
 // 128 bytes of a value for each block: whole lines of the cache.
@@ -46,9 +49,15 @@ __global__ void __launch_bounds__(kValueThreads, 2) decode_values(AttentionParam
   let_dependents_start();
   const AttentionTile tile = load_staged(p.tiles + blockIdx.x);
   const AttendedSpan span = load_staged(p.spans + tile.span);
-  add_values<kColumnWarps, kSlots, kAligned, WholeBlock<kValueThreads>>(
-      p, span, blockIdx.x, tile.first, static_cast<int>(blockIdx.y),
-      static_cast<int>(blockIdx.z) * kColumns, SharedArena{});
+  const int kv_head = static_cast<int>(blockIdx.y);
+  add_values<kColumnWarps, kSlots, kAligned, WholeBlock<kValueThreads>, kDecodeQueries>(
+      p, span, blockIdx.x, tile.first, kv_head, static_cast<int>(blockIdx.z) * kColumns,
+      SharedArena{}, [] { wait_for_inputs(); },
+      [&](int query, int column, float a, float b) {
+        store_pair<kAligned>(
+            static_cast<bf16*>(p.out) + query_offset(p, span, kv_head, query, p.out_stride), column,
+            p.head_dim, a, b);
+      });
 }
 
 template <int kHeadDim>

@@ -25,27 +25,51 @@ constexpr size_t score_bytes() {
       .used;
 }
 
-// Those of the queries of tile `tile`, which begins with `first_query`, and the block of keys from
-// `block` on, of which they see some. By Threads, who must meet before `arena` is used again.
+template <int kHeadDim>
+struct ScoreTiles {
+  static constexpr uint32_t kStride = kHeadDim + 8;
+  UNIFLUID_DEVICE explicit ScoreTiles(SharedArena arena)
+      : q(arena.take<bf16>(kDecodeQueries * kStride)),
+        keys(arena.take<bf16>(kKeyBlock * kStride)) {}
+  const Shared<bf16> q, keys;
+};
+
+// The rows of a block of keys, from `block` on, that come with the span: they lie in no cache yet.
+struct OwnKeys {
+  int32_t begin, end;
+};
+UNIFLUID_DEVICE OwnKeys own_keys(const AttendedSpan& span, int block) {
+  if (!span.writes_keys) return {0, 0};
+  return {max(0, span.index - block), min(kKeyBlock, span.index + span.rows - block)};
+}
+
+// Begins to copy the keys of a block but for those.
 template <int kHeadDim, bool kAligned, class Threads>
-UNIFLUID_DEVICE void compute_scores(const AttentionParams& p, const AttendedSpan& span,
-                                    unsigned tile, int first_query, int kv_head, int block,
-                                    const Sight& seen, SharedArena arena) {
-  constexpr uint32_t kStride = kHeadDim + 8;
-  const int queries = queries_of(p, span, first_query);
-  const auto q_tile = arena.take<bf16>(kDecodeQueries * kStride);
-  const auto k_tile = arena.take<bf16>(kKeyBlock * kStride);
+UNIFLUID_DEVICE void load_keys(const AttentionParams& p, const AttendedSpan& span, int kv_head,
+                               int block, const Sight& seen, SharedArena arena) {
   const bf16* keys = static_cast<const bf16*>(span.keys) + kv_head * span.key_head_stride;
-  // The span's own rows lie in no cache yet.
-  const bool arrives = span.writes_keys;
-  const int own = arrives ? max(0, span.index - block) : 0;
-  const int own_end = arrives ? min(kKeyBlock, span.index + span.rows - block) : 0;
+  const OwnKeys own = own_keys(span, block);
   load_rows<kKeyBlock, kHeadDim, Threads::kCount, kAligned>(
-      k_tile, 0, p.head_dim,
+      ScoreTiles<kHeadDim>(arena).keys, 0, p.head_dim,
       [&](int i) {
         return block + i <= seen.last ? keys + (block + i) * span.key_stride : nullptr;
       },
-      own, own_end);
+      own.begin, own.end);
+}
+
+// Those of the queries of tile `tile`, which begins with `first_query`, and the block of keys from
+// `block` on, of which they see some; `load_keys` has been called for it. By Threads, who must meet
+// before `arena` is used again.
+template <int kHeadDim, bool kAligned, class Threads>
+UNIFLUID_DEVICE void compute_scores(const AttentionParams& p, const AttendedSpan& span,
+                                    unsigned tile, int first_query, int kv_head, int block,
+                                    SharedArena arena) {
+  constexpr uint32_t kStride = ScoreTiles<kHeadDim>::kStride;
+  const int queries = queries_of(p, span, first_query);
+  const ScoreTiles<kHeadDim> tiles(arena);
+  const Shared<bf16>&q_tile = tiles.q, &k_tile = tiles.keys;
+  const OwnKeys own = own_keys(span, block);
+  const bool arrives = span.writes_keys;
   load_rows<kDecodeQueries, kHeadDim, Threads::kCount, kAligned>(
       q_tile, 0, p.head_dim,
       [&](int i) {
@@ -56,8 +80,8 @@ UNIFLUID_DEVICE void compute_scores(const AttentionParams& p, const AttendedSpan
       0, arrives ? queries : 0);
   cp_async_commit();
   if (arrives)
-    take_in<kHeadDim, Threads::kCount>(p, span, first_query, queries, kv_head, block, own, own_end,
-                                       q_tile, k_tile);
+    take_in<kHeadDim, Threads::kCount>(p, span, first_query, queries, kv_head, block, own.begin,
+                                       own.end, q_tile, k_tile);
   cp_async_wait<0>();
   Threads::meet();
 
@@ -108,11 +132,15 @@ constexpr size_t value_bytes() {
       .used;
 }
 
-// The output of a tile's queries in columns `first_column` .. of the head. By Threads, who must
-// meet before `arena` is used again.
-template <int kColumnWarps, int kSlots, bool kAligned, class Threads>
+// The output of a tile's queries, at most kMostQueries, in columns `first_column` .. of the head:
+// store(query, column, a, b) for two neighbouring columns, of which the head has the first; wait()
+// returns when scores and the span's own values are there. By Threads, who must meet before `arena`
+// is used again.
+template <int kColumnWarps, int kSlots, bool kAligned, class Threads, int kMostQueries, class Wait,
+          class Store>
 UNIFLUID_DEVICE void add_values(const AttentionParams& p, const AttendedSpan& span, unsigned tile,
-                                int first_query, int kv_head, int first_column, SharedArena arena) {
+                                int first_query, int kv_head, int first_column, SharedArena arena,
+                                Wait wait, Store store) {
   static_assert(Threads::kCount == kValueThreads && kColumnWarps <= kValueWarps);
   constexpr int kColumns = kColumnWarps * 8;
   constexpr uint32_t kStride = kColumns + 8;
@@ -140,14 +168,15 @@ UNIFLUID_DEVICE void add_values(const AttentionParams& p, const AttendedSpan& sp
   };
 
   // Rows of the mma without a query.
-  for (int i = queries * kRound + thread; i < kDecodeQueries * kRound; i += Threads::kCount)
-    weights.store(
-        static_cast<uint32_t>(i / kRound) * kWeightStride + static_cast<uint32_t>(i % kRound),
-        bf16{0});
+  constexpr int kZeros = Vector<bf16>::kSize, kPerRow = kRound / kZeros;
+  for (int i = queries * kPerRow + thread; i < kDecodeQueries * kPerRow; i += Threads::kCount)
+    weights.store_vector(static_cast<uint32_t>(i / kPerRow) * kWeightStride +
+                             static_cast<uint32_t>(i % kPerRow * kZeros),
+                         Vector<bf16>{});
   for (int i = thread; i < kDecodeQueries * static_cast<int>(kMaxima); i += Threads::kCount)
     maxima.store(static_cast<uint32_t>(i), kLeastMaximum);
   Threads::meet();
-  wait_for_inputs();
+  wait();
   for (int count = 0; count < kSlots - 1; ++count) load_values(count);
 
   const float exponent = exponent_scale(p);
@@ -157,9 +186,9 @@ UNIFLUID_DEVICE void add_values(const AttentionParams& p, const AttendedSpan& sp
   for (int round = begin; round <= seen.last; round += kRound) {
     // Scores: each warp those of its block, two keys a lane. All are asked for before one is used.
     const int key = round + warp * kKeyBlock + static_cast<int>(lane) * 2;
-    float score[kDecodeQueries][2];
+    float score[kMostQueries][2];
 #pragma unroll
-    for (int i = 0; i < kDecodeQueries; ++i) {
+    for (int i = 0; i < kMostQueries; ++i) {
       if (i >= queries) continue;
       const Sight sight = sight_of(p, span, (first_query + i) / p.group);
       const float* from = scores + i * p.score_stride + key;
@@ -170,7 +199,7 @@ UNIFLUID_DEVICE void add_values(const AttentionParams& p, const AttendedSpan& sp
       score[i][1] = key + 1 >= sight.first && key + 1 <= sight.last ? pair.y : kMaskedScore;
     }
 #pragma unroll
-    for (int i = 0; i < kDecodeQueries; ++i) {
+    for (int i = 0; i < kMostQueries; ++i) {
       if (i >= queries) continue;
       const float most = warp_max(fmaxf(score[i][0], score[i][1]));
       if (lane == 0)
@@ -178,11 +207,12 @@ UNIFLUID_DEVICE void add_values(const AttentionParams& p, const AttendedSpan& sp
     }
     Threads::meet();
 #pragma unroll
-    for (int i = 0; i < kDecodeQueries; ++i) {
+    for (int i = 0; i < kMostQueries; ++i) {
       if (i >= queries) continue;
-      float maximum = kLeastMaximum;
-      for (uint32_t b = 0; b <= static_cast<uint32_t>(warp) + 1; ++b)
-        maximum = fmaxf(maximum, maxima.load(static_cast<uint32_t>(i) * kMaxima + b));
+      // Of the blocks up to this warp's, one a lane.
+      const float maximum = warp_max(lane <= static_cast<uint32_t>(warp) + 1
+                                         ? maxima.load(static_cast<uint32_t>(i) * kMaxima + lane)
+                                         : kLeastMaximum);
       const float offset = maximum * exponent;
       for (uint32_t e = 0; e < 2; ++e)
         weights.store(static_cast<uint32_t>(i) * kWeightStride +
@@ -246,11 +276,11 @@ UNIFLUID_DEVICE void add_values(const AttentionParams& p, const AttendedSpan& sp
   for (int half = 0; half < 2; ++half) {
     const int query = static_cast<int>(lane / 4) + 8 * half;
     if (query >= queries) continue;
-    bf16* out = static_cast<bf16*>(p.out) +
-                query_offset(p, span, kv_head, first_query + query, p.out_stride) + first_column;
     const float inverse = 1.0f / totals.x[2 * half];
-    store_pair<kAligned>(out, warp * 8 + static_cast<int>(lane % 4) * 2, columns,
-                         sums.x[2 * half] * inverse, sums.x[2 * half + 1] * inverse);
+    const int column = warp * 8 + static_cast<int>(lane % 4) * 2;
+    if (column < columns)
+      store(first_query + query, first_column + column, sums.x[2 * half] * inverse,
+            sums.x[2 * half + 1] * inverse);
   }
 }
 

@@ -96,65 +96,102 @@ class Step {
       shares.store(kDown, share_of(p.width, p.mlp, 1));
     }
     __syncthreads();
-    if (threadIdx.x >= Workers::kCount)
+    // Those that work have more to keep.
+    if (threadIdx.x >= Workers::kCount) {
+      give_registers<104>();
       copy();
-    else
+    } else {
+      take_registers<200>();
       work();
+    }
   }
 
  private:
   // ---- warps that copy ----
 
   UNIFLUID_DEVICE void copy() const {
+    const CachePolicy policy = p.hints & 1 ? keep_normally() : keep_shortly();
+    const CachePolicy policy2 = p.hints & 2 ? keep_normally() : keep_shortly();
+    const int products = kProducts * p.layer_count;
+    Ahead ahead;
+    const auto ask = [&] {
+      if (p.slots_ahead < 0) return;
+      ahead.next(
+          policy2,
+          [&](int n, Share& share, int& matrices) {
+            if (n == products) return false;
+            share = shares.load(n % kProducts);
+            matrices = matrices_of(n % kProducts);
+            return true;
+          },
+          [&](int n, int column, int matrix) {
+            return weights_of(layers[n / kProducts], n % kProducts, column, matrix);
+          });
+    };
+    if (p.slots_ahead >= 0)
+#pragma unroll 1
+      for (int slot = 0; slot < p.slots + p.slots_ahead; ++slot) ask();
     Place at{0, 1};
-    for (int i = 0; i < p.layer_count; ++i) {
-      const StepLayer layer = layers[i];
-      const auto rows_of = [](const bf16* matrix, int k) {
-        return [=](int column, int) { return matrix + static_cast<int64_t>(column) * k; };
-      };
-      copy_product<1>(ring, at, shares.load(kProjections), [&](int column, int) {
-        const int of_kv = column - p.q_columns;
-        const bf16* matrix = of_kv < 0 ? layer.q : of_kv < p.kv_columns ? layer.k : layer.v;
-        const int in_kv = of_kv < p.kv_columns ? of_kv : of_kv - p.kv_columns;
-        return matrix + static_cast<int64_t>(of_kv < 0 ? column : in_kv) * p.width;
-      });
-      copy_product<1>(ring, at, shares.load(kOutput), rows_of(layer.o, p.q_columns));
-      copy_product<2>(ring, at, shares.load(kGates), [&](int column, int matrix) {
-        return (matrix ? layer.up : layer.gate) + static_cast<int64_t>(column) * p.width;
-      });
-      copy_product<1>(ring, at, shares.load(kDown), rows_of(layer.down, p.mlp));
+#pragma unroll 1
+    for (int n = 0; n < products; ++n) {
+      const StepLayer layer = layers[n / kProducts];
+      const int product = n % kProducts;
+      copy_product(
+          ring, at, shares.load(product), matrices_of(product), policy,
+          [&](int column, int matrix) { return weights_of(layer, product, column, matrix); }, ask,
+          p.in_flight);
     }
     cp_async_commit();
     cp_async_wait<0>();
   }
+  UNIFLUID_DEVICE static int matrices_of(int product) { return product == kGates ? 2 : 1; }
+  // The weights of a column.
+  UNIFLUID_DEVICE const bf16* weights_of(const StepLayer& layer, int product, int column,
+                                         int matrix) const {
+    const bf16* rows = layer.o;
+    int k = p.width;
+    if (product == kProjections) {
+      const int of_kv = column - p.q_columns;
+      rows = of_kv < 0 ? layer.q : of_kv < p.kv_columns ? layer.k : layer.v;
+      if (of_kv >= 0) column = of_kv < p.kv_columns ? of_kv : of_kv - p.kv_columns;
+    } else if (product == kOutput) {
+      k = p.q_columns;
+    } else if (product == kGates) {
+      rows = matrix ? layer.up : layer.gate;
+    } else {
+      rows = layer.down;
+      k = p.mlp;
+    }
+    return rows + static_cast<int64_t>(column) * k;
+  }
 
   // ---- warps that work ----
 
+  // Two halves to a layer, attention and the gated product, each of which adds a branch to the
+  // stream. What either does is here once: code that a turn of this loop runs through has to stay
+  // in the cache for instructions, as it would come late behind all those weights.
   UNIFLUID_DEVICE void work() {
     Workers::meet();
     load_stream();
     NormWeights norms = norm_weights(nullptr, layers[0].input_norm);
-    normalize<false>(norms);
-    for (int i = 0; i < p.layer_count; ++i) {
-      prefetch(i);
-      project();
-      meet_all();
-      compute_all_scores(i);
-      meet_all();
-      add_all_values(i);
-      meet_all();
-      load_input(p.mixed, p.mixed_stride, p.q_columns);
-      multiply_branch(kOutput);
-      norms = norm_weights(layers[i].post_attention_norm, layers[i].pre_mlp_norm);
-      meet_all();
-      normalize<true>(norms);
-      multiply_gates();
-      meet_all();
-      load_input(p.hidden, p.hidden_stride, p.mlp);
-      multiply_branch(kDown);
-      norms = norm_weights(layers[i].post_mlp_norm, next_norm(i));
-      meet_all();
-      normalize<true>(norms);
+#pragma unroll 1
+    for (half = 0;; ++half) {
+      const int layer = half / 2;
+      const bool attention = half % 2 == 0;
+      normalize(norms, half > 0);
+      if (layer == p.layer_count) break;
+      if (attention) {
+        attend(layer);
+        take_input(p.mixed, p.mixed_stride, p.mixed_posts, p.q_columns);
+      } else {
+        multiply_gates();
+        take_input(p.hidden, p.hidden_stride, p.hidden_posts, p.mlp);
+      }
+      multiply_branch(attention ? kOutput : kDown);
+      const StepLayer l = layers[layer];
+      norms = attention ? norm_weights(l.post_attention_norm, l.pre_mlp_norm)
+                        : norm_weights(l.post_mlp_norm, next_norm(layer));
+      if (!posts()) meet_all();
     }
     for (int row = static_cast<int>(blockIdx.x); row < p.rows; row += static_cast<int>(gridDim.x))
       for (int c = thread() * kPiece; c < p.width; c += Workers::kCount * kPiece)
@@ -166,7 +203,13 @@ class Step {
 
   // ---- products ----
 
-  // Rows that other blocks have written, as inputs of a product over k.
+  // The inputs of a product over k, when the other blocks have them.
+  UNIFLUID_DEVICE void take_input(const bf16* from, int64_t from_stride, const Posted* posted,
+                                  int k) {
+    if (posts()) return receive_input(posted, k);
+    meet_all();
+    load_input(from, from_stride, k);
+  }
   UNIFLUID_DEVICE void load_input(const bf16* from, int64_t from_stride, int k) const {
     for (int row = 0; row < p.rows; ++row)
       for (int c = thread() * kPiece; c < padded(k); c += Workers::kCount * kPiece)
@@ -182,16 +225,14 @@ class Step {
   UNIFLUID_DEVICE void prefetch(int layer) const {
     if (threadIdx.x != (kWarps - 1) * kWarp) return;
     const AttentionParams a = attention_of(layer);
-    each_block_of_keys(
-        a, layer,
-        [&](const AttendedSpan& span, unsigned, int, int kv_head, int block, const Sight&) {
-          const int cached = min(kKeyBlock, span.index - block);
-          if (cached <= 0) return;
-          const auto bytes = static_cast<uint32_t>(cached * a.head_dim) * sizeof(bf16);
-          const int64_t at = kv_head * span.key_head_stride + block * span.key_stride;
-          prefetch_l2(static_cast<const bf16*>(span.keys) + at, bytes);
-          prefetch_l2(static_cast<const bf16*>(span.values) + at, bytes);
-        });
+    each_block_of_keys(a, layer, false, [&](const AttendedSpan& span, const Keys& of) {
+      const int cached = min(kKeyBlock, span.index - of.block);
+      if (cached <= 0) return;
+      const auto bytes = static_cast<uint32_t>(cached * a.head_dim) * sizeof(bf16);
+      const int64_t at = of.head * span.key_head_stride + of.block * span.key_stride;
+      prefetch_l2(static_cast<const bf16*>(span.keys) + at, bytes);
+      prefetch_l2(static_cast<const bf16*>(span.values) + at, bytes);
+    });
     const StepLayer l = layers[layer];
     const float* const norms[] = {l.post_attention_norm, l.pre_mlp_norm, l.post_mlp_norm,
                                   next_norm(layer)};
@@ -225,15 +266,123 @@ class Step {
   }
   UNIFLUID_DEVICE void multiply_branch(Product product) {
     bf16* const row = p.branch + lane_index() / 4 * p.branch_stride;
-    multiply<1>(product, [&](int column, const FragmentC(&of)[1]) { store(row, column, of[0]); });
+    Posted* const to = branch_row(half, lane_index() / 4);
+    multiply<1>(product, [&](int column, const FragmentC(&of)[1]) {
+      if (posts())
+        post_pair(to, column, of[0].x[0], of[0].x[1], half + 1);
+      else
+        store(row, column, of[0]);
+    });
   }
   UNIFLUID_DEVICE void multiply_gates() {
     bf16* const row = p.hidden + lane_index() / 4 * p.hidden_stride;
+    Posted* const to = p.hidden_posts + lane_index() / 4 * (p.mlp / 2);
     multiply<2>(kGates, [&](int column, const FragmentC(&of)[2]) {
       const float4 active = activate(p.activation, make_float4(of[0].x[0], of[0].x[1], 0.0f, 0.0f));
-      *reinterpret_cast<uint32_t*>(row + column) =
-          pack_bf16(active.x * of[1].x[0], active.y * of[1].x[1]);
+      const float first = active.x * of[1].x[0], second = active.y * of[1].x[1];
+      if (posts())
+        post_pair(to, column, first, second, half / 2 + 1);
+      else
+        *reinterpret_cast<uint32_t*>(row + column) = pack_bf16(first, second);
     });
+  }
+
+  // ---- posts ----
+
+  UNIFLUID_DEVICE bool posts() const { return p.hidden_posts != nullptr; }
+  // The branches of the two halves of a layer have places of their own: a block may be through with
+  // the second before another has read the first, but not with the barriers between.
+  UNIFLUID_DEVICE Posted* branch_row(int of_half, int row) const {
+    return p.branch_posts + (of_half % 2) * branch_post_count(p) + row * (p.width / 2);
+  }
+  UNIFLUID_DEVICE static void post_pair(Posted* row, int column, float first, float second,
+                                        int round) {
+    post(row + column / 2, __uint_as_float(pack_bf16(first, second)), static_cast<uint32_t>(round));
+  }
+  // Waits for those pieces `at(i)` of rows that this lane has, all at once; what has come is not
+  // looked at again.
+  template <int kCount>
+  struct PostedPieces {
+    Posted words[kCount][2][2];
+
+    template <class Has, class At>
+    UNIFLUID_DEVICE void receive(int round, Has has, At at) {
+      bool missing[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) missing[i] = has(i);
+      for (Watch watch;; watch.look_again()) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+          if (missing[i])
+#pragma unroll
+            for (int pair = 0; pair < 2; ++pair) look(at(i) + 2 * pair, words[i][pair]);
+        bool any = false;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          if (missing[i]) missing[i] = !came(i, static_cast<uint32_t>(round));
+          any |= missing[i];
+        }
+        if (!any) break;
+      }
+    }
+    UNIFLUID_DEVICE bool came(int i, uint32_t round) const {
+      return ((words[i][0][0].round ^ round) | (words[i][0][1].round ^ round) |
+              (words[i][1][0].round ^ round) | (words[i][1][1].round ^ round)) == 0;
+    }
+    UNIFLUID_DEVICE uint32_t word(int i, int at) const {
+      return __float_as_uint(words[i][at / 2][at % 2].value);
+    }
+    // Its place among those of x.
+    UNIFLUID_DEVICE void put(int i, const Shared<bf16>& to, uint32_t at) const {
+      Vector<bf16> v;
+#pragma unroll
+      for (int w = 0; w < kPiece / 2; ++w) {
+        v.value[2 * w] = __uint_as_float(word(i, w) << 16);
+        v.value[2 * w + 1] = __uint_as_float(word(i, w) & 0xffff0000u);
+      }
+      to.store_vector(at, v);
+    }
+  };
+
+  // The branch before this half, to the memory of inputs.
+  UNIFLUID_DEVICE void receive_branch() const {
+    const auto has = [&](int turn) { return column_of(turn) < p.width; };
+#pragma unroll 1
+    for (int row = 0; row < p.rows; ++row) {
+      PostedPieces<kNormTurns> pieces;
+      pieces.receive(half, has,
+                     [&](int turn) { return branch_row(half - 1, row) + column_of(turn) / 2; });
+      if (row == 0) Workers::meet();  // nobody multiplies any more
+#pragma unroll
+      for (int turn = 0; turn < kNormTurns; ++turn)
+        if (has(turn)) pieces.put(turn, x, input_at(row, column_of(turn)));
+    }
+  }
+  // Of this layer, [rows, k / 2].
+  UNIFLUID_DEVICE void receive_input(const Posted* posted, int k) const {
+    constexpr int kCount = 3;  // more would leave no registers
+    constexpr int kEach = Workers::kCount * kPiece;
+    bool met = false;
+#pragma unroll 1
+    for (int row = 0; row < p.rows; ++row)
+#pragma unroll 1
+      for (int first = 0; first < k; first += kCount * kEach) {
+        const auto column = [&](int i) { return first + i * kEach + thread() * kPiece; };
+        const auto has = [&](int i) { return column(i) < k; };
+        PostedPieces<kCount> pieces;
+        pieces.receive(half / 2 + 1, has,
+                       [&](int i) { return posted + (row * k + column(i)) / 2; });
+        if (!met) Workers::meet();  // nobody multiplies any more
+        met = true;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+          if (has(i)) pieces.put(i, x, input_at(row, column(i)));
+      }
+    // What the last group of the depth has behind the row.
+    for (int row = 0; row < p.rows; ++row)
+      if (const int c = k + thread() * kPiece; c < padded(k))
+        x.store_vector(input_at(row, c), Vector<bf16>{});
+    Workers::meet();
   }
 
   // ---- norms: pieces of a row belong to the lanes that they have in `rms_norm` ----
@@ -261,14 +410,22 @@ class Step {
   UNIFLUID_DEVICE static int column_of(int turn) {
     return (norm_warp(turn) * kWarp + lane_index()) * kPiece;
   }
-  // Calls body(turn, row, column) for this lane's pieces of all rows, by whole warps, also where
-  // they lie behind the row's end.
+  // Calls body(turn, row, column, before(row)) for this lane's pieces of all rows, by whole warps,
+  // also where they lie behind the row's end.
+  template <class Before, class Body>
+  UNIFLUID_DEVICE void each_piece(Before before, Body body) const {
+#pragma unroll 1
+    for (int row = 0; row < p.rows; ++row) {
+      const auto of_row = before(row);
+#pragma unroll
+      for (int turn = 0; turn < kNormTurns; ++turn)
+        if (norm_warp(turn) < p.norm_warps) body(turn, row, column_of(turn), of_row);
+    }
+  }
   template <class Body>
   UNIFLUID_DEVICE void each_piece(Body body) const {
-#pragma unroll
-    for (int turn = 0; turn < kNormTurns; ++turn)
-      if (norm_warp(turn) < p.norm_warps)
-        for (int row = 0; row < p.rows; ++row) body(turn, row, column_of(turn));
+    each_piece([](int) { return 0; },
+               [&](int turn, int row, int column, int) { body(turn, row, column); });
   }
   UNIFLUID_DEVICE static uint32_t sum_at(int which, int row, int warp) {
     return static_cast<uint32_t>((which * kMostRows + row) * kNormWarps + warp);
@@ -299,43 +456,49 @@ class Step {
   }
 
   // With a branch its norm is added to the stream. Then the stream's norm is the next input.
-  template <bool kBranch>
-  UNIFLUID_DEVICE void normalize(const NormWeights& weights) const {
-    if constexpr (kBranch) {
-      each_piece([&](int, int row, int column) {
-        if (column < p.width)
-          cp_async16(x, input_at(row, column), p.branch + row * p.branch_stride + column, true);
-      });
-      cp_async_commit();
-      cp_async_wait<0>();
+  UNIFLUID_DEVICE void normalize(const NormWeights& weights, bool has_branch) const {
+    if (has_branch) {
+      if (posts()) {
+        receive_branch();
+      } else {
+        each_piece([&](int, int row, int column) {
+          if (column < p.width)
+            cp_async16(x, input_at(row, column), p.branch + row * p.branch_stride + column, true);
+        });
+        cp_async_commit();
+        cp_async_wait<0>();
+      }
       each_piece([&](int turn, int row, int column) {
         add_up(0, turn, row, column < p.width ? piece_at(x, input_at(row, column)) : Piece{});
       });
       Workers::meet();
     }
-    each_piece([&](int turn, int row, int column) {
-      Piece v{};
-      if (column < p.width) {
-        v = piece_at(stream, stream_at(row, column));
-        if constexpr (kBranch) {
-          Piece branch = piece_at(x, input_at(row, column));
-          scale_piece(branch, scale_of(0, row), weights.branch[turn]);
-          // The norm is of the row as it is stored.
-          for (int i = 0; i < kPiece; ++i) v.value[i] = rounded<bf16>(branch.value[i] + v.value[i]);
-          put_piece(stream, stream_at(row, column), v);
-        }
-      }
-      add_up(1, turn, row, v);
-    });
+    each_piece([&](int row) { return has_branch ? scale_of(0, row) : 0.0f; },
+               [&](int turn, int row, int column, float scale) {
+                 Piece v{};
+                 if (column < p.width) {
+                   v = piece_at(stream, stream_at(row, column));
+                   if (has_branch) {
+                     Piece branch = piece_at(x, input_at(row, column));
+                     scale_piece(branch, scale, weights.branch[turn]);
+                     // The norm is of the row as it is stored.
+                     for (int i = 0; i < kPiece; ++i)
+                       v.value[i] = rounded<bf16>(branch.value[i] + v.value[i]);
+                     put_piece(stream, stream_at(row, column), v);
+                   }
+                 }
+                 add_up(1, turn, row, v);
+               });
     Workers::meet();
-    each_piece([&](int turn, int row, int column) {
-      Piece v{};
-      if (column < p.width) {
-        v = piece_at(stream, stream_at(row, column));
-        scale_piece(v, scale_of(1, row), weights.next[turn]);
-      }
-      if (column < padded(p.width)) put_piece(x, input_at(row, column), v);
-    });
+    each_piece([&](int row) { return scale_of(1, row); },
+               [&](int turn, int row, int column, float scale) {
+                 Piece v{};
+                 if (column < p.width) {
+                   v = piece_at(stream, stream_at(row, column));
+                   scale_piece(v, scale, weights.next[turn]);
+                 }
+                 if (column < padded(p.width)) put_piece(x, input_at(row, column), v);
+               });
     Workers::meet();
   }
 
@@ -355,10 +518,17 @@ class Step {
     return of_layer;
   }
 
-  // Blocks of keys of all tiles and key heads, dealt to the blocks of the grid:
-  // body(span, tile, first query, key head, first key, what the tile sees).
+  // A block of keys of a key head, from key `block` on, for the queries of a tile.
+  struct Keys {
+    unsigned tile;
+    int first_query, head, block;
+    Sight seen;  // by the tile
+  };
+  // Those of all tiles and key heads, dealt to the blocks of the grid: body(span, keys) for all of
+  // this one, or for the first.
   template <class Body>
-  UNIFLUID_DEVICE void each_block_of_keys(const AttentionParams& a, int layer, Body body) const {
+  UNIFLUID_DEVICE void each_block_of_keys(const AttentionParams& a, int layer, bool only_first,
+                                          Body body) const {
     int item = static_cast<int>(blockIdx.x);
     for (int t = 0; t < p.tile_count; ++t) {
       const AttentionTile tile = tiles[t];
@@ -366,24 +536,47 @@ class Step {
       const Sight seen = sight_of_tile(a, span, tile.first);
       const int first = seen.first / kKeyBlock;
       const int items = (seen.last / kKeyBlock - first + 1) * a.kv_heads;
-      for (; item < items; item += static_cast<int>(gridDim.x))
-        body(span, static_cast<unsigned>(t), tile.first, item % a.kv_heads,
-             (first + item / a.kv_heads) * kKeyBlock, seen);
+      for (; item < items; item += static_cast<int>(gridDim.x)) {
+        body(span, Keys{static_cast<unsigned>(t), tile.first, item % a.kv_heads,
+                        (first + item / a.kv_heads) * kKeyBlock, seen});
+        if (only_first) return;
+      }
       item -= items;
     }
   }
-  UNIFLUID_DEVICE void compute_all_scores(int layer) const {
+  UNIFLUID_DEVICE void attend(int layer) {
+    prefetch(layer);
+    project();
+    // The first keys are on their way to the memory of the inputs while the others are waited for.
+    Workers::meet();
     const AttentionParams a = attention_of(layer);
-    each_block_of_keys(a, layer,
-                       [&](const AttendedSpan& span, unsigned tile, int first_query, int kv_head,
-                           int block, const Sight& seen) {
-                         compute_scores<kHead, true, Workers>(a, span, tile, first_query, kv_head,
-                                                              block, seen, of_attention);
-                         Workers::meet();
-                       });
+    each_block_of_keys(a, layer, true, [&](const AttendedSpan& span, const Keys& of) {
+      load_keys<kHead, true, Workers>(a, span, of.head, of.block, of.seen, of_attention);
+    });
+    meet_all();
+    bool loaded = true;
+    each_block_of_keys(a, layer, false, [&](const AttendedSpan& span, const Keys& of) {
+      if (!loaded)
+        load_keys<kHead, true, Workers>(a, span, of.head, of.block, of.seen, of_attention);
+      loaded = false;
+      compute_scores<kHead, true, Workers>(a, span, of.tile, of.first_query, of.head, of.block,
+                                           of_attention);
+      Workers::meet();
+    });
+    if (p.attention.score_rows <= kFewQueries)
+      add_all_values<kFewQueries>(layer);
+    else
+      add_all_values<kDecodeQueries>(layer);
   }
-  // Likewise columns of the heads.
-  UNIFLUID_DEVICE void add_all_values(int layer) const {
+  // Likewise columns of the heads, for tiles of at most so many queries. The first has been
+  // prepared when all meet after the scores.
+  template <int kMostQueries>
+  UNIFLUID_DEVICE void add_all_values(int layer) {
+    bool met = false;
+    const auto meet_once = [&] {
+      if (!met) meet_all();
+      met = true;
+    };
     const AttentionParams a = attention_of(layer);
     int item = static_cast<int>(blockIdx.x);
     const int items = (a.head_dim + kValueColumns - 1) / kValueColumns * a.kv_heads;
@@ -392,12 +585,22 @@ class Step {
       const AttentionTile tile = tiles[t];
       const AttendedSpan span = span_of(tile.span, layer);
       for (; item < items; item += static_cast<int>(gridDim.x)) {
-        add_values<kValueColumnWarps, kValueSlots, true, Workers>(
-            a, span, static_cast<unsigned>(t), tile.first, item % a.kv_heads,
-            item / a.kv_heads * kValueColumns, of_attention);
+        const int head = item % a.kv_heads;
+        add_values<kValueColumnWarps, kValueSlots, true, Workers, kMostQueries>(
+            a, span, static_cast<unsigned>(t), tile.first, head, item / a.kv_heads * kValueColumns,
+            of_attention, meet_once, [&](int query, int column, float first, float second) {
+              const int64_t at = query_offset(a, span, head, query, p.q_columns) + column;
+              if (posts())
+                post_pair(p.mixed_posts, static_cast<int>(at), first, second, layer + 1);
+              else
+                store_pair<true>(
+                    static_cast<bf16*>(a.out) + query_offset(a, span, head, query, a.out_stride),
+                    column, a.head_dim, first, second);
+            });
         Workers::meet();
       }
     }
+    meet_once();
   }
 
   const StepParams& p;
@@ -412,6 +615,7 @@ class Step {
   const Shared<bf16> x;            // [rows, input_stride]
   Place place{0, 0};
   uint32_t round = 0;
+  int half = 0;  // of a layer, counted over all
 };
 
 __global__ void __launch_bounds__(kThreads, 1)
@@ -425,7 +629,13 @@ __global__ void run_decoder_step(StepParams) {}
 
 #endif
 
-__global__ void clear_arrivals(uint32_t* arrivals) { *arrivals = 0; }
+constexpr int kClearThreads = 256;
+
+__global__ void clear_exchange(uint32_t* arrivals, Posted* posts, int64_t count) {
+  const int64_t at = int64_t{blockIdx.x} * kClearThreads + threadIdx.x;
+  if (at == 0) *arrivals = 0;
+  if (at < count) posts[at] = {};
+}
 
 // ---- host ----
 
@@ -450,7 +660,9 @@ size_t shared_bytes(const StepParams& p) {
 }
 
 void launch(Queue& queue, const StepParams& p) {
-  queue.launch(clear_arrivals, dim3(1), dim3(1), 0, p.arrivals);
+  const int64_t posts = p.branch_posts ? post_count(p) : 0;
+  queue.launch(clear_exchange, dim3(std::max(1u, blocks_for(posts, kClearThreads))),
+               dim3(kClearThreads), 0, p.arrivals, p.branch_posts, posts);
   queue.launch_cooperative(run_decoder_step, dim3(static_cast<unsigned>(queue.limits().processors)),
                            dim3(kThreads), shared_bytes(p), p);
 }
