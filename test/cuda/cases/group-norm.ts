@@ -1,7 +1,7 @@
 /** group_norm in bfloat16: groups within, across and beyond a piece; one run of pixels and many. */
 import { type CudaCase, Inputs } from "../../support/cuda-cases";
 
-/** [pixels, channels, groups]; a run is 16384 elements or one pixel, and a thread merges 4 runs or more. */
+/** [pixels, channels, groups]; a run is 8 pieces of 8 channels to each of 256 threads, or 8 pixels. */
 const SHAPES: [number, number, number][] = [
   [1, 8, 2],
   [9, 32, 32],
@@ -11,12 +11,19 @@ const SHAPES: [number, number, number][] = [
   [300, 128, 32],
   [5, 2200, 2],
   [3, 16400, 8],
+  // Several runs, the last one short; more of them than threads that merge.
+  [37, 2200, 2],
+  [1000, 128, 16],
+  [600_000, 1, 1],
 ];
 
 /** Autoencoders' layers: too many runs for the simulation. */
 const LAYERS: typeof SHAPES = [
   [64 * 64, 512, 32],
   [256 * 256, 128, 32],
+  [512 * 512, 256, 32],
+  // More runs than are on their way at once.
+  [8_600_000, 1, 1],
 ];
 
 export const cases: CudaCase[] = [...SHAPES, ...LAYERS].flatMap((shape) =>
