@@ -19,8 +19,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Pixels of a run that a thread takes a piece of. All are on their way before the first is used:
-// 32 KiB of bfloat16 a block. A 64x64 image of 512 channels is 128 runs, enough for most devices.
+// Pixels of a run that a thread takes a piece of: 32 KiB of bfloat16 a block. A 64x64 image of 512
+// channels is 128 runs, enough for most devices.
 constexpr int kRunPixels = 8;
 
 // Threads that put a group together.
@@ -71,7 +71,8 @@ UNIFLUID_DEVICE Run run_of(const Params& p, int index) {
   return {first, p.last_each, p.last_rest};
 }
 
-// Pieces of a column as they are stored, of kCount pixels.
+// Pieces of a column as they are stored, of kCount pixels: all loads are under way before `value`
+// is asked for.
 template <class T, int kCount>
 struct Held {
   static constexpr int kWords = kPiece * sizeof(T) / sizeof(uint32_t);
@@ -97,10 +98,12 @@ struct Held {
       } else {
         const Piece piece = load_piece<false>(at, 0, p.channels - column);
 #pragma unroll
-        for (int i = 0; i < kPiece; i += kPiece / kWords)
-          word[j][i * kWords / kPiece] = sizeof(T) == 4
-                                             ? __float_as_uint(piece.value[i])
-                                             : pack_bf16(piece.value[i], piece.value[i + 1]);
+        for (int w = 0; w < kWords; ++w) {
+          if constexpr (kWords == kPiece)
+            word[j][w] = __float_as_uint(piece.value[w]);
+          else
+            word[j][w] = pack_bf16(piece.value[2 * w], piece.value[2 * w + 1]);
+        }
       }
     }
   }
