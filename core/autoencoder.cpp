@@ -103,24 +103,19 @@ Autoencoder::Autoencoder(const VaeConfig& config, const Weights& weights, Backen
 // ---- the parts ----
 
 Autoencoder::Map Autoencoder::conv(const Conv& conv, const Map& in, Workspace& workspace,
-                                   int64_t upsample) const {
+                                   int64_t upsample, const Tensor& into) const {
   const int64_t pad = conv.kernel / 2;
   const int64_t height = in.height * upsample, width = in.width * upsample;
-  const Map out{workspace.tensor(height * width, conv.out), height, width};
+  const Map out{into ? into : workspace.tensor(height * width, conv.out), height, width};
   backend_.convolution({in.x, in.height, in.width, upsample, conv.kernel, 1, pad, pad, conv.weight,
                         conv.bias, Tensor(), out.x});
   return out;
 }
 
 // Stride 2, padded to the right and below only.
-Autoencoder::Map Autoencoder::downsample(const Conv& conv, const Map& in,
-                                         Workspace& workspace) const {
-  const int64_t height = (in.height + 1 - conv.kernel) / 2 + 1;
-  const int64_t width = (in.width + 1 - conv.kernel) / 2 + 1;
-  const Map out{workspace.tensor(height * width, conv.out), height, width};
-  backend_.convolution({in.x, in.height, in.width, 1, conv.kernel, 2, 0, 1, conv.weight, conv.bias,
-                        Tensor(), out.x});
-  return out;
+void Autoencoder::downsample(const Conv& conv, const Map& in, const Tensor& out) const {
+  backend_.convolution(
+      {in.x, in.height, in.width, 1, conv.kernel, 2, 0, 1, conv.weight, conv.bias, Tensor(), out});
 }
 
 void Autoencoder::group_norm(const Norm& norm, const Tensor& x, bool silu,
@@ -140,10 +135,10 @@ Autoencoder::Map Autoencoder::norm_silu_conv(const Norm& norm, const Conv& conv_
   return out;
 }
 
-Autoencoder::Map Autoencoder::resnet(const Resnet& block, const Map& in,
-                                     Workspace& workspace) const {
+Autoencoder::Map Autoencoder::resnet(const Resnet& block, const Map& in, Workspace& workspace,
+                                     const Tensor& into) const {
   const int64_t pixels = in.height * in.width;
-  const Map out{workspace.tensor(pixels, block.conv2.out), in.height, in.width};
+  const Map out{into ? into : workspace.tensor(pixels, block.conv2.out), in.height, in.width};
   Workspace::Scope scope(workspace);
   const Map hidden = norm_silu_conv(block.norm1, block.conv1, in, workspace);
   group_norm(block.norm2, hidden.x, true, hidden.x);
@@ -155,10 +150,10 @@ Autoencoder::Map Autoencoder::resnet(const Resnet& block, const Map& in,
 }
 
 // One head over all positions, with its residual.
-Autoencoder::Map Autoencoder::attention(const Attention& block, const Map& in,
-                                        Workspace& workspace) const {
+Autoencoder::Map Autoencoder::attention(const Attention& block, const Map& in, Workspace& workspace,
+                                        const Tensor& into) const {
   const int64_t m = in.x.rows, c = in.x.cols;
-  const Map out{workspace.tensor(m, c), in.height, in.width};
+  const Map out{into ? into : workspace.tensor(m, c), in.height, in.width};
   Workspace::Scope scope(workspace);
   const Tensor normed = workspace.tensor(m, c), q = workspace.tensor(m, c);
   const Tensor k = workspace.tensor(m, c), v = workspace.tensor(m, c),
@@ -189,10 +184,13 @@ Autoencoder::Map Autoencoder::mid(const Mid& block, const Map& in, Workspace& wo
   return resnet(block.after, x, workspace);
 }
 
-Autoencoder::Map Autoencoder::blocks(const Level& level, Map x, Workspace& workspace) const {
+Autoencoder::Map Autoencoder::blocks(const Level& level, Map x, Workspace& workspace,
+                                     const Tensor& into) const {
+  const bool attends = !level.attentions.empty();
   for (size_t i = 0; i < level.resnets.size(); ++i) {
-    x = resnet(level.resnets[i], x, workspace);
-    if (!level.attentions.empty()) x = attention(level.attentions[i], x, workspace);
+    const Tensor last = i + 1 == level.resnets.size() ? into : Tensor();
+    x = resnet(level.resnets[i], x, workspace, attends ? Tensor() : last);
+    if (attends) x = attention(level.attentions[i], x, workspace, last);
   }
   return x;
 }
@@ -213,9 +211,8 @@ std::vector<float> Autoencoder::encode(const float* pixels, int64_t height, int6
                      x.height / down, x.width / down};
     {
       Workspace::Scope inner(workspace);
-      x = blocks(level, x, workspace);
-      if (level.resample) x = downsample(*level.resample, x, workspace);
-      backend_.copy(x.x, result.x);
+      x = blocks(level, x, workspace, level.resample ? Tensor() : result.x);
+      if (level.resample) downsample(*level.resample, x, result.x);
     }
     x = result;
   }
@@ -235,8 +232,8 @@ std::vector<float> Autoencoder::encode(const float* pixels, int64_t height, int6
   return latents;
 }
 
-std::vector<float> Autoencoder::decode(const float* latents, int64_t height, int64_t width,
-                                       Workspace& workspace) const {
+bool Autoencoder::decode(const float* latents, int64_t height, int64_t width, Workspace& workspace,
+                         uint8_t* pixels) const {
   Workspace::Scope scope(workspace);
   const VaeConfig& c = config_;
   const Tensor input = workspace.tensor(height * width, c.latent_channels);
@@ -254,16 +251,13 @@ std::vector<float> Autoencoder::decode(const float* latents, int64_t height, int
                      x.width * up};
     {
       Workspace::Scope inner(workspace);
-      x = blocks(level, x, workspace);
-      if (level.resample) x = conv(*level.resample, x, workspace, 2);
-      backend_.copy(x.x, result.x);
+      x = blocks(level, x, workspace, level.resample ? Tensor() : result.x);
+      if (level.resample) conv(*level.resample, x, workspace, 2, result.x);
     }
     x = result;
   }
   x = norm_silu_conv(decoder_.norm_out, decoder_.conv_out, x, workspace);
-  std::vector<float> pixels(static_cast<size_t>(x.x.size()));
-  backend_.read(x.x, pixels.data());
-  return pixels;
+  return backend_.read_pixels(x.x, pixels);
 }
 
 }  // namespace unifluid

@@ -25,10 +25,11 @@ class Autoencoder {
   std::vector<float> encode(const float* pixels, int64_t height, int64_t width,
                             Workspace& workspace) const;
 
-  // latents: host, [latent channels, height, width], scaled as encode's -> RGB in [-1, 1],
-  // unclipped, channels last: [height * factor, width * factor, 3].
-  std::vector<float> decode(const float* latents, int64_t height, int64_t width,
-                            Workspace& workspace) const;
+  // latents: host, [latent channels, height, width], scaled as encode's -> pixels: host, RGB as
+  // Backend::read_pixels has it, channels last: [height * factor, width * factor, 3]. False where
+  // one is not finite.
+  bool decode(const float* latents, int64_t height, int64_t width, Workspace& workspace,
+              uint8_t* pixels) const;
 
  private:
   struct Conv {
@@ -75,12 +76,14 @@ class Autoencoder {
 
   class Loader;
 
-  Map conv(const Conv& conv, const Map& in, Workspace&, int64_t upsample = 1) const;
-  Map downsample(const Conv& conv, const Map& in, Workspace&) const;
-  Map resnet(const Resnet& block, const Map& in, Workspace&) const;
-  Map attention(const Attention& block, const Map& in, Workspace&) const;
+  // `into`: where the result is to lie; made in the workspace where it is empty.
+  Map conv(const Conv& conv, const Map& in, Workspace&, int64_t upsample = 1,
+           const Tensor& into = {}) const;
+  void downsample(const Conv& conv, const Map& in, const Tensor& out) const;
+  Map resnet(const Resnet& block, const Map& in, Workspace&, const Tensor& into = {}) const;
+  Map attention(const Attention& block, const Map& in, Workspace&, const Tensor& into = {}) const;
   Map mid(const Mid& block, const Map& in, Workspace&) const;
-  Map blocks(const Level& level, Map x, Workspace&) const;
+  Map blocks(const Level& level, Map x, Workspace&, const Tensor& into) const;
   Map norm_silu_conv(const Norm& norm, const Conv& conv, const Map& in, Workspace&) const;
   void group_norm(const Norm& norm, const Tensor& x, bool silu, const Tensor& out) const;
 

@@ -364,6 +364,9 @@ class Backend {
   // ---- transfers ----
   virtual void read(const Tensor& from, float* host) = 0;  // packed rows, as float32; waits
   virtual void write(const float* host, const Tensor& to) = 0;
+  // Packed rows as bytes: clipped to [-1, 1], which becomes 0 to 255, rounded to nearest, ties to
+  // even. Waits. False where an element is not finite; the bytes are then of no use.
+  virtual bool read_pixels(const Tensor& from, uint8_t* host) = 0;
   // Same shape, both activations, which do not overlap.
   virtual void copy(const Tensor& from, const Tensor& to) = 0;
   virtual void synchronize() = 0;

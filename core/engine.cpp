@@ -576,20 +576,12 @@ void Engine::decode_pixels(const float* tokens, int64_t columns, int64_t rows, D
   const VaeConfig& vae = *model_->config.vae;
   const int64_t patch = model_->config.image ? model_->config.image->latent_patch : 1;
   const std::vector<float> latents = unpatchify(tokens, vae.latent_channels, rows, columns, patch);
-  const std::vector<float> pixels =
-      model_->vae->decode(latents.data(), rows * patch, columns * patch, *workspace_);
   done.width = columns * patch * vae.factor();
   done.height = rows * patch * vae.factor();
-  done.pixels.resize(pixels.size());
-  if (!all_finite(pixels.data(), pixels.size()))
+  done.pixels.resize(static_cast<size_t>(done.width * done.height * vae.out_channels));
+  if (!model_->vae->decode(latents.data(), rows * patch, columns * patch, *workspace_,
+                           done.pixels.data()))
     throw Error(error_code::kNumerical, "the autoencoder gave a pixel that is not finite");
-  for (size_t i = 0; i < pixels.size(); ++i) {
-    // Floats from 2^23 on are whole: adding it rounds to the nearest, ties to even, in a vector's
-    // instruction, which nearbyint is not on the plainest processor.
-    constexpr float kWhole = 8388608;
-    const float level = (std::clamp(pixels[i], -1.0f, 1.0f) + 1.0f) * 127.5f;
-    done.pixels[i] = static_cast<uint8_t>(static_cast<int32_t>(level + kWhole - kWhole));
-  }
 }
 
 // ---- endings ----

@@ -11,6 +11,7 @@
 
 #include "core/convert.h"
 #include "core/error.h"
+#include "core/finite.h"
 #include "cpu/kernels.h"
 #include "cpu/system_memory.h"
 #include "cpu/thread_pool.h"
@@ -123,6 +124,26 @@ class CpuBackend final : public Backend, public TrainingBackend {
       std::memcpy(static_cast<float*>(to.row(row)) + first, host + row * to.cols + first,
                   static_cast<size_t>(count) * sizeof(float));
     });
+  }
+
+  bool read_pixels(const Tensor& from, uint8_t* host) override {
+    std::atomic<bool> finite{true};
+    each_piece(from, from.stride == from.cols, [&](int64_t row, int64_t first, int64_t count) {
+      const float* values = static_cast<const float*>(from.row(row)) + first;
+      uint8_t* bytes = host + row * from.cols + first;
+      if (!all_finite(values, static_cast<size_t>(count))) {
+        finite = false;
+        return;
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        // Floats from 2^23 on are whole: adding it rounds to the nearest, ties to even, in a
+        // vector's instruction, which nearbyint is not on the plainest processor.
+        constexpr float kWhole = 8388608;
+        const float level = (std::clamp(values[i], -1.0f, 1.0f) + 1.0f) * 127.5f;
+        bytes[i] = static_cast<uint8_t>(static_cast<int32_t>(level + kWhole - kWhole));
+      }
+    });
+    return finite;
   }
 
   void copy(const Tensor& from, const Tensor& to) override {

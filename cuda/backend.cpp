@@ -141,6 +141,22 @@ void CudaBackend::write(const float* host, const Tensor& to) {
   if (!direct) unpack_rows(queue_, static_cast<const float*>(device), to);
 }
 
+bool CudaBackend::read_pixels(const Tensor& from, uint8_t* host) {
+  if (from.size() == 0) return true;
+  queue_.begin_operation();
+  const size_t count = static_cast<size_t>(from.size()), flags = pixel_flags(from);
+  uint8_t* packed = queue_.scratch<uint8_t>(count + flags);
+  pack_pixels(queue_, from, packed, packed + count);
+  bool finite = true;
+  const auto take = [&](const uint8_t* piece, size_t first, size_t bytes) {
+    const size_t pixels = first < count ? std::min(bytes, count - first) : 0;
+    std::copy_n(piece, pixels, host + std::min(first, count));
+    finite = finite && std::find(piece + pixels, piece + bytes, uint8_t{0}) == piece + bytes;
+  };
+  transfer_.download_pieces(packed, count + flags, take);
+  return finite;
+}
+
 void CudaBackend::copy(const Tensor& from, const Tensor& to) {
   queue_.begin_operation();
   copy_rows(queue_, from, to);

@@ -50,6 +50,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
 
   void read(const Tensor& from, float* host) override;
   void write(const float* host, const Tensor& to) override;
+  bool read_pixels(const Tensor& from, uint8_t* host) override;
   void copy(const Tensor& from, const Tensor& to) override;
   void synchronize() override { queue_.synchronize(); }
   void submit() override { queue_.flush(); }

@@ -101,6 +101,7 @@ struct Boundary {
   Function<void*, const StoredTensor*, int64_t, Tensor*> convolution_weight;
   Function<void*, const Tensor*, float*> read;
   Function<void*, const float*, const Tensor*> write;
+  Function<void*, const Tensor*, uint8_t*, bool*> read_pixels;  // whether they are finite
   Function<void*, const Tensor*, const Tensor*> copy;
   Function<void*, const StepSize*, uint64_t*> scratch_needed;
   Function<void*, uint64_t> resize_scratch;
@@ -132,7 +133,7 @@ struct Boundary {
 // Goes up with every change of core/backend.h's structs or of this table; the sizes catch what was
 // forgotten.
 inline constexpr uint64_t kBoundaryVersion =
-    (uint64_t{4} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
+    (uint64_t{5} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
     sizeof(DiffusionHeadWeights) + sizeof(ConvolutionArgs) + sizeof(DiffusionToken) +
     sizeof(StepSize) + sizeof(DecoderStepArgs) + sizeof(GemmArgs) + sizeof(LinearBackwardArgs) +
     sizeof(TrainingStep) + sizeof(AdamWArgs);

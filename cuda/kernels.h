@@ -52,6 +52,10 @@ bool code_has_dependents();
 void pack_rows(Queue&, const Tensor& from, float* to);
 void unpack_rows(Queue&, const float* from, const Tensor& to);
 void copy_rows(Queue&, const Tensor& from, const Tensor& to);
+// Bytes of packed rows as in Backend::read_pixels, and flags, as many as `pixel_flags` says: one of
+// them is 0 where an element is not finite. `to` is aligned to 8 bytes.
+void pack_pixels(Queue&, const Tensor& from, uint8_t* to, uint8_t* flags);
+size_t pixel_flags(const Tensor& from);
 // to [cols, rows] = from [rows, cols] turned
 void turn_rows(Queue&, const Tensor& from, const Tensor& to);
 

@@ -139,6 +139,9 @@ Boundary make_table() {
   t.write = [](void* backend, const float* host, const Tensor* to, Failure* f) {
     return guarded(f, [&] { enter(backend).write(host, *to); });
   };
+  t.read_pixels = [](void* backend, const Tensor* from, uint8_t* host, bool* finite, Failure* f) {
+    return guarded(f, [&] { *finite = enter(backend).read_pixels(*from, host); });
+  };
   t.copy = [](void* backend, const Tensor* from, const Tensor* to, Failure* f) {
     return guarded(f, [&] { enter(backend).copy(*from, *to); });
   };

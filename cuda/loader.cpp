@@ -91,6 +91,11 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   void write(const float* host, const Tensor& to) override {
     call(library_.write, backend_, host, &to);
   }
+  bool read_pixels(const Tensor& from, uint8_t* host) override {
+    bool finite = false;
+    call(library_.read_pixels, backend_, &from, host, &finite);
+    return finite;
+  }
   void copy(const Tensor& from, const Tensor& to) override {
     call(library_.copy, backend_, &from, &to);
   }

@@ -1,6 +1,5 @@
 #include "cuda/transfer.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "cuda/queue.h"
@@ -39,17 +38,18 @@ void Transfer::send(void* device, size_t bytes) {
   queue_.check_work(cudaEventRecord(sent_[at], queue_.stream()), "to record an event");
 }
 
+const uint8_t* Transfer::receive(const uint8_t* device, size_t bytes) {
+  void* buffer = next_buffer();
+  queue_.check_work(cudaMemcpyAsync(buffer, device, bytes, cudaMemcpyDeviceToHost, queue_.stream()),
+                    "to give a transfer");
+  queue_.check_work(cudaStreamSynchronize(queue_.stream()), "to give a transfer");
+  return static_cast<const uint8_t*>(buffer);
+}
+
 void Transfer::download(const void* device, size_t bytes, void* host) {
-  queue_.flush();
-  for (size_t first = 0; first < bytes; first += kBytes) {
-    const size_t count = std::min(bytes - first, kBytes);
-    void* buffer = next_buffer();
-    queue_.check_work(cudaMemcpyAsync(buffer, static_cast<const char*>(device) + first, count,
-                                      cudaMemcpyDeviceToHost, queue_.stream()),
-                      "to give a transfer");
-    queue_.check_work(cudaStreamSynchronize(queue_.stream()), "to give a transfer");
-    std::memcpy(static_cast<char*>(host) + first, buffer, count);
-  }
+  download_pieces(device, bytes, [&](const uint8_t* piece, size_t first, size_t count) {
+    std::memcpy(static_cast<uint8_t*>(host) + first, piece, count);
+  });
 }
 
 }  // namespace unifluid::cuda

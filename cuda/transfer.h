@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 
 namespace unifluid::cuda {
 
@@ -30,6 +31,15 @@ class Transfer {
       send(static_cast<char*>(device) + first, count);
     }
   }
+  // Calls take(from, first, bytes) for pieces, as `upload` does, once the launches so far are over.
+  template <class Take>
+  void download_pieces(const void* device, size_t bytes, Take take) {
+    begin();
+    for (size_t first = 0; first < bytes; first += kBytes) {
+      const size_t count = bytes - first < kBytes ? bytes - first : kBytes;
+      take(receive(static_cast<const uint8_t*>(device) + first, count), first, count);
+    }
+  }
   // Waits for the launches so far and copies.
   void download(const void* device, size_t bytes, void* host);
 
@@ -41,6 +51,7 @@ class Transfer {
   void begin();
   void* next_buffer();
   void send(void* device, size_t bytes);
+  const uint8_t* receive(const uint8_t* device, size_t bytes);
 
   Queue& queue_;
   std::array<void*, 2> buffers_{};

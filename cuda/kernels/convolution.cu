@@ -8,7 +8,8 @@
 // where its pixels' windows begin and moves from tap to tap by counting; the first layers, with 3
 // or 4 channels, have a window of a few dozen elements and gather them one by one. An output is one
 // float32 accumulator over the window in ascending order, so that the tile chosen for the size of
-// the image does not show in the bits. On Hopper most layers go to convolution_warpgroup.cu.
+// the image does not show in the bits. On Hopper most layers go to convolution_warpgroup.cu. The
+// last layer, to 3 channels, has the pixels of all its taps in shared memory at once.
 #include "cuda/dispatch.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/convolution.h"
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(T::kThreads) convolution_bf16(Params p) {
     }
 }
 
-// To 3 channels: one piece of 16 columns, whose windows alone are worth reading.
+// To few channels: one piece of 16 columns, whose windows alone are worth reading.
 using Narrow = Tile<128, 16, 32, 4, 1, 4>;
 // Small images: as many blocks as there can be.
 using Small = Tile<64, 64, 32, 2, 2, 4>;
@@ -188,6 +189,156 @@ void launch(Queue& queue, const Params& p) {
     launch<Square, kAligned>(queue, p);
   else
     launch<Large, kAligned>(queue, p);
+}
+
+// ---- bfloat16, to few channels ----
+
+// Windows overlap: gathered one by one, each pixel comes from the second-level cache nine times,
+// and with few outputs that is what the other tiles wait for. Here a block's pixels are a part of
+// the image, which comes once, with what lies around it, beside all weights. A warp multiplies two
+// lines. The same products in the same order.
+constexpr int kFewWarps = 4, kFewThreads = kFewWarps * kWarp;
+constexpr int kFewLines = 2;  // of a warp
+constexpr int kFewHeight = kFewWarps * kFewLines, kFewWidth = 16;
+constexpr int kFewColumns = 8;
+constexpr int kFewDepth = 32;  // channels that are multiplied at a time
+
+struct FewParams {
+  const bf16 *x, *weight;
+  int64_t x_stride, weight_stride;
+  int32_t height, width, channels, kernel, pad;
+  int32_t out_width, out_height;
+  int32_t across;              // tiles of a line
+  int32_t part_width, pixels;  // of the part of the image that a block has
+  Epilogue out;
+
+  // Elements from one to the next, 8 more than there are for the banks.
+  __host__ UNIFLUID_DEVICE int pixel_stride() const { return channels + 8; }
+  __host__ UNIFLUID_DEVICE int output_stride() const { return kernel * kernel * channels + 8; }
+};
+
+// The part of the image from line `top` and column `left` on, zeros outside. Threads lie side by
+// side on a pixel's channels.
+UNIFLUID_DEVICE void load_part(const FewParams& p, const Shared<bf16>& to, int top, int left) {
+  const int pieces = p.channels / 8, at_once = kFewThreads / pieces;
+  const int thread = static_cast<int>(threadIdx.x), piece = thread % pieces;
+  if (thread / pieces >= at_once) return;
+  int y = top, x = left + thread / pieces;
+  for (int pixel = thread / pieces; pixel < p.pixels; pixel += at_once, x += at_once) {
+    for (; x >= left + p.part_width; x -= p.part_width) ++y;
+    const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
+    cp_async16(to, static_cast<uint32_t>(pixel * p.pixel_stride() + piece * 8),
+               p.x + (inside ? (int64_t{y} * p.width + x) * p.x_stride + piece * 8 : 0), inside);
+  }
+}
+
+UNIFLUID_DEVICE void load_outputs(const FewParams& p, const Shared<bf16>& to) {
+  const int window = p.kernel * p.kernel * p.channels;
+  for (int output = 0; output < kFewColumns; ++output) {
+    const bool inside = output < p.out.columns;
+    const bf16* from = p.weight + (inside ? output * p.weight_stride : 0);
+    for (int k = static_cast<int>(threadIdx.x) * 8; k < window; k += kFewThreads * 8)
+      cp_async16(to, static_cast<uint32_t>(output * p.output_stride() + k), from + k, inside);
+  }
+}
+
+__global__ void __launch_bounds__(kFewThreads) convolution_few(FewParams p) {
+  using Kind = EpilogueKind<false, false, false, true>;
+  SharedArena arena;
+  const auto part = arena.take<bf16>(static_cast<uint32_t>(p.pixels * p.pixel_stride()));
+  const auto weights = arena.take<bf16>(static_cast<uint32_t>(kFewColumns * p.output_stride()));
+  const int top = static_cast<int>(blockIdx.x) / p.across * kFewHeight;
+  const int left = static_cast<int>(blockIdx.x) % p.across * kFewWidth;
+  load_part(p, part, top - p.pad, left - p.pad);
+  load_outputs(p, weights);
+  cp_async_commit();
+  cp_async_wait<0>();
+  __syncthreads();
+
+  const int lane = lane_index(), first_line = warp_index() * kFewLines;
+  FragmentC sums[kFewLines] = {};
+  for (int tap = 0; tap < p.kernel * p.kernel; ++tap) {
+    uint32_t x_at[kFewLines];
+    for (int i = 0; i < kFewLines; ++i)
+      x_at[i] = static_cast<uint32_t>(
+          ((first_line + i + tap / p.kernel) * p.part_width + tap % p.kernel + lane % 16) *
+              p.pixel_stride() +
+          lane / 16 * 8);
+    const uint32_t w_at =
+        static_cast<uint32_t>(lane % 8 * p.output_stride() + tap * p.channels + lane / 8 * 8);
+#pragma unroll 4
+    for (uint32_t c = 0; c < static_cast<uint32_t>(p.channels); c += kFewDepth) {
+      FragmentA x[2][kFewLines];
+      uint32_t w[4];
+      ldmatrix_x4<false>(w, weights, w_at + c);
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half)
+#pragma unroll
+        for (int i = 0; i < kFewLines; ++i)
+          ldmatrix_x4<false>(x[half][i].x, part, x_at[i] + c + 16 * half);
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half)
+#pragma unroll
+        for (int i = 0; i < kFewLines; ++i)
+          mma(sums[i], x[half][i], FragmentB{{w[2 * half], w[2 * half + 1]}});
+    }
+  }
+
+  const int output = lane % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kFewLines; ++i) {
+    finish<Kind>(p.out, output, sums[i], sums[i]);
+    const int y = top + first_line + i;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int x = left + lane / 4 + 8 * half;
+      if (y < p.out_height && x < p.out_width)
+        store_outputs<Kind>(p.out, y * p.out_width + x, output, sums[i].x[2 * half],
+                            sums[i].x[2 * half + 1]);
+    }
+  }
+}
+
+FewParams few_params(const ConvolutionArgs& args) {
+  FewParams p{};
+  p.x = static_cast<const bf16*>(args.x.data);
+  p.weight = static_cast<const bf16*>(args.weight.data);
+  p.x_stride = args.x.stride;
+  p.weight_stride = args.weight.stride;
+  p.height = static_cast<int32_t>(args.height);
+  p.width = static_cast<int32_t>(args.width);
+  p.channels = static_cast<int32_t>(args.x.cols);
+  p.kernel = static_cast<int32_t>(args.kernel);
+  p.pad = static_cast<int32_t>(args.pad_before);
+  p.out_width =
+      static_cast<int32_t>(args.width + args.pad_before + args.pad_after - args.kernel + 1);
+  p.out_height = static_cast<int32_t>(args.out.rows) / p.out_width;
+  p.across = static_cast<int32_t>(blocks_for(p.out_width, kFewWidth));
+  p.part_width = kFewWidth + p.kernel - 1;
+  p.pixels = (kFewHeight + p.kernel - 1) * p.part_width;
+  p.out = epilogue_of(args.out, args.residual, args.bias, Activation::none);
+  return p;
+}
+
+size_t few_shared(const FewParams& p) {
+  return SharedBytes{}
+      .take<bf16>(static_cast<size_t>(p.pixels) * static_cast<size_t>(p.pixel_stride()))
+      .take<bf16>(static_cast<size_t>(kFewColumns * p.output_stride()))
+      .used;
+}
+
+// Whatever the size of the image.
+bool suits_few(const ConvolutionArgs& args, const DeviceLimits& limits) {
+  return args.x.type == DType::bf16 && args.out.cols <= kFewColumns && args.stride == 1 &&
+         args.upsample == 1 && args.x.cols % kFewDepth == 0 && args.x.cols <= 8 * kFewThreads &&
+         aligned16(args.x) && aligned16(args.weight) &&
+         few_shared(few_params(args)) <= limits.shared_bytes;
+}
+
+void launch_few(Queue& queue, const FewParams& p) {
+  const unsigned down = blocks_for(p.out_height, kFewHeight);
+  queue.launch(convolution_few, dim3(static_cast<unsigned>(p.across) * down), dim3(kFewThreads),
+               few_shared(p), p);
 }
 
 // ---- float32 ----
@@ -262,6 +413,7 @@ void convolution(Queue& queue, const ConvolutionArgs& args) {
   if (args.out.size() == 0) return;
   if (queue.limits().warpgroups && args.out.cols > Narrow::kColumns && suits_warpgroups(args))
     return convolve_by_warpgroups(queue, args);
+  if (suits_few(args, queue.limits())) return launch_few(queue, few_params(args));
   Params p{};
   p.x = args.x.data;
   p.weight = args.weight.data;

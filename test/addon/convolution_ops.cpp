@@ -1,4 +1,4 @@
-// convolution, and the repacking of its weight
+// convolution, and the repacking of its weight; a picture's bytes
 #include "test/addon/helpers.h"
 
 namespace unifluid::test {
@@ -28,6 +28,14 @@ Napi::Value convolution(Call& call) {
                  : call.output(outputs(args.height) * outputs(args.width), args.weight.rows);
   call.backend.convolution(args);
   return call.result(args.out);
+}
+
+// { x } -> bytes, packed; null where a value is not finite
+Napi::Value read_pixels(Call& call) {
+  const Tensor x = call.input("x");
+  auto bytes = Napi::Uint8Array::New(call.arguments.Env(), static_cast<size_t>(x.size()));
+  if (!call.backend.read_pixels(x, bytes.Data())) return call.arguments.Env().Null();
+  return bytes;
 }
 
 }  // namespace unifluid::test

@@ -89,6 +89,7 @@ Napi::Value rms_norms(Call&);
 Napi::Value layer_norm(Call&);
 Napi::Value group_norm(Call&);
 Napi::Value convolution(Call&);
+Napi::Value read_pixels(Call&);
 Napi::Value embed_tokens(Call&);
 Napi::Value image_embed(Call&);
 Napi::Value add_rows(Call&);

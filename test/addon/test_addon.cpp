@@ -54,6 +54,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
              InstanceMethod<&TestBackend::operation<test::layer_norm>>("layerNorm"),
              InstanceMethod<&TestBackend::operation<test::group_norm>>("groupNorm"),
              InstanceMethod<&TestBackend::operation<test::convolution>>("convolution"),
+             InstanceMethod<&TestBackend::operation<test::read_pixels>>("readPixels"),
              InstanceMethod<&TestBackend::operation<test::embed_tokens>>("embedTokens"),
              InstanceMethod<&TestBackend::operation<test::image_embed>>("imageEmbed"),
              InstanceMethod<&TestBackend::operation<test::add_rows>>("addRows"),

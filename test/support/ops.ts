@@ -242,6 +242,8 @@ export interface Backend {
       inPlace?: true;
     },
   ): Float32Array;
+  /** Clipped to [-1, 1], which becomes 0 to 255, packed; null where an element is not finite. */
+  readPixels(args: { x: Matrix }): Uint8Array | null;
   /** `sampled`: the ids lie in the backend's memory, where `sampleText` leaves them. */
   embedTokens(
     args: Strided & { ids: Int32Array; sampled?: true; table: Weight; scale: number },

@@ -13,6 +13,18 @@ const SHAPES: [string, Shape][] = [
   ["few channels", { ...same, height: 7, width: 9, channels: 4, outputs: 24 }],
   ["few channels, many pixels", { ...same, height: 17, width: 16, channels: 3, outputs: 129 }],
   ["to 3 channels", { ...same, height: 12, width: 11, channels: 16, outputs: 3 }],
+  // The image itself in shared memory: tiles of 8 lines of 16 pixels, at every edge.
+  ["to 3 channels, a part", { ...same, height: 7, width: 12, channels: 32, outputs: 3 }],
+  ["to 3 channels, parts", { ...same, height: 19, width: 37, channels: 96, outputs: 3 }],
+  ["to 8 channels, pointwise", { ...pointwise, height: 9, width: 16, channels: 64, outputs: 8 }],
+  [
+    "to 5 channels, windows of 5",
+    { ...same, kernel: 5, padAfter: 2, height: 11, width: 17, channels: 32, outputs: 5 },
+  ],
+  [
+    "to 1 channel without padding",
+    { ...same, padBefore: 0, padAfter: 0, height: 10, width: 19, channels: 32, outputs: 1 },
+  ],
   ["odd channels", { ...same, height: 5, width: 6, channels: 21, outputs: 33 }],
   ["a small tile", { ...same, height: 8, width: 9, channels: 40, outputs: 72 }],
   ["many pixels to few channels", { ...same, height: 20, width: 20, channels: 8, outputs: 40 }],
@@ -120,10 +132,11 @@ export const invariants: Invariant[] = [
   { lines: 9, channels: 8 },
   { lines: 1, channels: 8 },
   { lines: 3, channels: 64 },
-].map(({ lines, channels }) => ({
-  name: `${lines} lines of an image of 24, ${channels} channels`,
+  { lines: 3, channels: 64, outputs: 3 },
+].map(({ lines, channels, outputs = 136 }) => ({
+  name: `${lines} lines of an image of 24, ${channels} channels to ${outputs}`,
   run(backend, random) {
-    const [width, outputs] = [24, 136];
+    const width = 24;
     const shape = { ...same, padBefore: 0, padAfter: 0, height: 24, width, channels, outputs };
     const inputs = randomInputs(random, shape);
     const [first, size] = [5, (width - 2) * outputs];

@@ -1,7 +1,7 @@
 /** group_norm in bfloat16: groups within, across and beyond a piece; one run of pixels and many. */
 import { type CudaCase, Inputs } from "../../support/cuda-cases";
 
-/** [pixels, channels, groups]; a run is 16384 elements or one pixel, and a thread merges 4 runs or more. */
+/** [pixels, channels, groups]; a run is 8 pieces of 8 channels to each of 256 threads, or 8 pixels. */
 const SHAPES: [number, number, number][] = [
   [1, 8, 2],
   [9, 32, 32],
@@ -11,6 +11,10 @@ const SHAPES: [number, number, number][] = [
   [300, 128, 32],
   [5, 2200, 2],
   [3, 16400, 8],
+  // Several runs, the last one short; more of them than threads that merge.
+  [37, 2200, 2],
+  [1000, 128, 16],
+  [600_000, 1, 1],
 ];
 
 /** Autoencoders' layers: too many runs for the simulation. */
@@ -19,7 +23,18 @@ const LAYERS: typeof SHAPES = [
   [256 * 256, 128, 32],
 ];
 
-export const cases: CudaCase[] = [...SHAPES, ...LAYERS].flatMap((shape) =>
+/** More runs than are on their way at once. */
+const manyRuns: CudaCase = {
+  name: "8600000 pixels of 1 channel",
+  deviceOnly: true,
+  run(backend, random) {
+    const one = new Float32Array([1]);
+    const x = new Inputs(random).matrix(8_600_000, 1, 2);
+    return backend.groupNorm({ x, groups: 1, weight: one, bias: one, eps: 1e-6 });
+  },
+};
+
+const layers = [...SHAPES, ...LAYERS].flatMap((shape) =>
   [false, true].map(
     (silu): CudaCase => ({
       name: `${shape[0]} pixels of ${shape[1]} channels in ${shape[2]} groups${silu ? ", silu" : ""}`,
@@ -42,4 +57,5 @@ export const cases: CudaCase[] = [...SHAPES, ...LAYERS].flatMap((shape) =>
   ),
 );
 
+export const cases: CudaCase[] = [...layers, manyRuns];
 export const invariants = [];

@@ -10,6 +10,7 @@ import * as embedding from "./embedding";
 import * as groupNorm from "./group-norm";
 import * as linear from "./linear";
 import * as norm from "./norm";
+import * as pixels from "./pixels";
 import * as sampling from "./sampling";
 import * as training from "./training";
 import * as trainingProducts from "./training-products";
@@ -32,6 +33,7 @@ export const families: Record<string, Family> = {
   group_norm: groupNorm,
   linear,
   norm,
+  pixels,
   sampling,
   training_operations: training,
   training_products: trainingProducts,

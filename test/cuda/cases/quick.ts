@@ -14,6 +14,7 @@ export const QUICK: Record<string, string[]> = {
   ],
   convolution: [
     "few channels, with a residual and gaps",
+    "to 3 channels, parts",
     "a large tile",
     "whole boxes, a square tile",
     "upsampling whole boxes",
@@ -38,7 +39,11 @@ export const QUICK: Record<string, string[]> = {
     "image_embed of 5 channels to 19",
     "add_rows of 8, the table several times",
   ],
-  group_norm: ["70 pixels of 64 channels in 32 groups, silu"],
+  group_norm: [
+    "70 pixels of 64 channels in 32 groups, silu",
+    "300 pixels of 128 channels in 32 groups",
+    "1000 pixels of 128 channels in 16 groups, silu",
+  ],
   linear: [
     "linear [16, 1000] by 24",
     "linear [130, 160] by 136",
@@ -52,6 +57,7 @@ export const QUICK: Record<string, string[]> = {
     "rms_norm of 1152, in place and with gaps",
     "layer_norm of 1152",
   ],
+  pixels: ["64 pixels of 3", "90 pixels of 3, 5 apart"],
   sampling: ["soft_cap of 300", "sample_text of 2049 at 1"],
   training_operations: [
     "gelu_tanh, backwards and added",
