@@ -31,7 +31,7 @@ constexpr int kThreads = 256;
 // Rows of modulations held at a time, those of a chunk of steps or of two halves of it: enough for
 // their product to run at its full speed; at most 136 MB for a head of UniFluid's size in bf16.
 int64_t modulation_rows(const DeviceLimits& limits) {
-  return std::min<int64_t>(2048, int64_t{32} * limits.processors);
+  return std::min<int64_t>(2048, int64_t{16} * limits.processors);
 }
 
 // ---- what goes before the steps ----
