@@ -39,7 +39,7 @@ Queue::Queue(int device, DeviceMemory& memory, Fault& fault) : Queue(memory, fau
   limits_.shared_bytes = properties.sharedMemPerBlockOptin;
   int least = 0, greatest = 0;
   check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "to tell what it is");
-  // Before what runs beside it (open_side).
+  // Ahead of what runs beside it, see open_side.
   check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest),
         "to make a stream");
   void* host = nullptr;
@@ -197,8 +197,9 @@ void Queue::allow_clusters([[maybe_unused]] const void* kernel) {
 #endif
 }
 
-// Of the lowest priority: blocks of clusters find their processors free together or wait, and
-// blocks that are beside them find others.
+// Of the lowest priority. A graph begins its branches in any order: launches whose blocks take
+// whole processors, those of a cluster at once, would wait for blocks that could as well come
+// later.
 void Queue::open_side() {
   if (forking_)
     throw Error(error_code::kInternal, "launches beside others have launches beside them");

@@ -7,8 +7,8 @@
 //   timesteps, conditions -> per pass of tokens: noise -> per chunk of steps: [ y -> modulations ->
 //   sampling steps ]
 //
-// Clusters take no more processors than they have rows for (diffusion_cluster.cu). Where that
-// leaves enough of them idle, the next chunk's modulations are computed there meanwhile.
+// Steps on clusters of blocks take as many processors as their rows need; on an H200 128 rows take
+// 64 of 132. Where enough are idle, they compute the next chunk's y and modulations meanwhile.
 //
 // "Row": an input of the network. A guided token has two, with the prompt's condition and with the
 // empty prompt's; another token one.
@@ -28,8 +28,9 @@ namespace unifluid::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Rows of modulations held at a time, those of a chunk of steps or of two halves of it: enough for
-// their product to run at its full speed; at most 136 MB for a head of UniFluid's size in bf16.
+// Rows of modulations held at a time, those of a chunk of steps or of two that are half as long:
+// enough for their product to run at its full speed; at most 136 MB for a head of UniFluid's size
+// in bf16.
 int64_t modulation_rows(const DeviceLimits& limits) {
   return std::min<int64_t>(2048, int64_t{16} * limits.processors);
 }
@@ -181,12 +182,13 @@ int64_t outputs_of(const DiffusionHeadWeights& head) {
 int64_t modulation_width(const DiffusionHeadWeights& head) {
   return (3 * head.depth + 2) * head.width;
 }
+int64_t step_count(const Job& job) { return job.sample ? job.sample->step_count : 1; }
+
 // To compare: UNIFLUID_BESIDE=0 leaves one after another.
 bool beside_allowed() {
   const char* text = std::getenv("UNIFLUID_BESIDE");
   return !text || *text != '0';
 }
-int64_t step_count(const Job& job) { return job.sample ? job.sample->step_count : 1; }
 
 // The steps of a pass, some at a time.
 struct Chunks {
@@ -198,7 +200,7 @@ Chunks chunks_of(const StepsPass& pass, int64_t steps, const DeviceLimits& limit
   const int64_t rows = modulation_rows(limits);
   const int64_t idle =
       limits.processors - static_cast<int64_t>(pass.teams.size()) * cluster::kMembers;
-  // On fewer processors hardly anything would be done in time, and chunks are halved for it.
+  // Fewer would get too little done beside the steps to be worth shorter chunks.
   if (pass.cluster_tiles > 0 && 8 * idle >= limits.processors && beside_allowed()) {
     const int64_t half = std::clamp<int64_t>(rows / 2 / pass.rows, 1, steps);
     if (half < steps) return {half, true};
@@ -211,7 +213,8 @@ int64_t lines_of(const StepsPass& pass, const Chunks& chunks, int64_t steps) {
   return pass.rows * std::min(chunks.ahead ? 2 * chunks.steps : chunks.steps, steps);
 }
 
-// What scratch is needed for. `lines`: rows of modulations at a time.
+// What scratch is needed for. `lines`: rows of modulations at a time; `teams` have counters for two
+// chunks.
 struct Sizes {
   int64_t times, z_rows;                      // of the call
   int64_t rows, tokens, lines, posts, teams;  // of its largest pass, at most
