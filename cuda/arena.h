@@ -1,7 +1,8 @@
 // Device memory of one backend's weights and tensors: a caching arena over its share of the device.
 //
-// All work of a backend is on one stream, so that a block may be given out again at once: what the
-// former owner still has queued runs before what the next one will.
+// All work of a backend is on one stream, or joined to it (cuda/queue.h), so that a block may be
+// given out again at once: what the former owner still has queued runs before what the next one
+// will.
 #pragma once
 
 #include <atomic>

@@ -37,7 +37,11 @@ Queue::Queue(int device, DeviceMemory& memory, Fault& fault) : Queue(memory, fau
   limits_.processors = properties.multiProcessorCount;
   limits_.capability = 10 * properties.major + properties.minor;
   limits_.shared_bytes = properties.sharedMemPerBlockOptin;
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "to make a stream");
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "to tell what it is");
+  // Ahead of what runs beside it, see open_side.
+  check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest),
+        "to make a stream");
   void* host = nullptr;
   check(cudaMallocHost(&host, kSegments * kStagingBytes), "to allocate pinned memory");
   staging_host_ = static_cast<unsigned char*>(host);
@@ -50,14 +54,23 @@ Queue::Queue(int device, DeviceMemory& memory, Fault& fault) : Queue(memory, fau
 
 // After a fault these calls fail as well; there is nothing to do about it.
 Queue::~Queue() {
-  if (stream_) cudaStreamSynchronize(stream_);
+  settle();
   for (const Graph& graph : graphs_) cudaGraphExecDestroy(graph.executable);
   for (cudaEvent_t event : free_)
+    if (event) cudaEventDestroy(event);
+  for (cudaEvent_t event : {forked_, joined_})
     if (event) cudaEventDestroy(event);
   drop_scratch();
   memory_.release(staging_device_, kStagingBytes);
   if (staging_host_) cudaFreeHost(staging_host_);
+  if (side_) cudaStreamDestroy(side_);
   if (stream_) cudaStreamDestroy(stream_);
+}
+
+// After a failure the second stream may run what the first does not wait for.
+void Queue::settle() noexcept {
+  if (stream_) cudaStreamSynchronize(stream_);
+  if (side_) cudaStreamSynchronize(side_);
 }
 
 void Queue::begin_operation() {
@@ -184,8 +197,26 @@ void Queue::allow_clusters([[maybe_unused]] const void* kernel) {
 #endif
 }
 
+// Of the lowest priority. A graph begins its branches in any order: launches whose blocks take
+// whole processors, those of a cluster at once, would wait for blocks that could as well come
+// later.
+void Queue::open_side() {
+  if (forking_)
+    throw Error(error_code::kInternal, "launches beside others have launches beside them");
+  if (!side_) {
+    int least = 0, greatest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "to tell what it is");
+    for (cudaEvent_t* event : {&forked_, &joined_})
+      if (!*event)
+        check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "to make an event");
+    check(cudaStreamCreateWithPriority(&side_, cudaStreamNonBlocking, least), "to make a stream");
+  }
+  forking_ = true;
+}
+
 void Queue::flush() {
   fault_.expect_none();
+  if (forking_) throw Error(error_code::kInternal, "a list ends among launches beside each other");
   if (commands_.empty()) return;
   try {
     if (staged_ > 0) {
@@ -205,9 +236,11 @@ void Queue::flush() {
   } catch (...) {
     fault_.mark();
     commands_.clear();
+    forks_.clear();
     throw;
   }
   commands_.clear();
+  forks_.clear();
   offsets_.clear();
   arguments_.clear();
   staged_ = 0;
@@ -223,31 +256,51 @@ void Queue::synchronize() {
 void Queue::prepare(const Command& c) {
   allow_shared(c.kernel, c.shared);
   if (c.company.way == Way::clusters) allow_clusters(c.kernel);
-  if (c.company.way != Way::dependent || !made_alike_.insert(c.kernel).second) return;
+  if (!c.overlaps || !made_alike_.insert(c.kernel).second) return;
   fault_.check(cudaFuncSetAttribute(c.kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                     cudaSharedmemCarveoutMaxShared),
                "to divide its memory for a kernel");
 }
 
 // What a list begins with comes after copies and other lists, and what follows a launch of another
-// kind after all of it: that may have written what dependent launches take for constant.
+// kind after all of it: that may have written what dependent launches take for constant. So does
+// what waits for another stream.
 void Queue::issue() {
+  size_t next = 0;
+  for (const Fork& fork : forks_) {
+    issue(next, fork.first, stream_);
+    wait_for(stream_, forked_, side_);
+    issue(fork.first, fork.beside, stream_);
+    issue(fork.beside, fork.end, side_);
+    wait_for(side_, joined_, stream_);
+    next = fork.end;
+  }
+  issue(next, commands_.size(), stream_);
+}
+
+void Queue::issue(size_t first, size_t end, cudaStream_t stream) {
   Way before = Way::plain;
-  for (const Command& command : commands_) {
-    const Way way = command.company.way;
+  for (size_t i = first; i < end; ++i) {
+    const Way way = commands_[i].company.way;
     const bool early = way != Way::dependent || before == Way::dependent;
-    issue(command, early ? way : Way::plain);
+    issue(commands_[i], early ? way : Way::plain, stream);
     before = way;
   }
 }
 
-void Queue::issue(const Command& c, Way way) {
+// What `stream` is given from now on comes after all that `other` has been given.
+void Queue::wait_for(cudaStream_t other, cudaEvent_t event, cudaStream_t stream) {
+  fault_.check(cudaEventRecord(event, other), "to record an event");
+  fault_.check(cudaStreamWaitEvent(stream, event, 0), "to wait for an event");
+}
+
+void Queue::issue(const Command& c, Way way, cudaStream_t stream) {
   prepare(c);
 #ifdef UNIFLUID_SIMT
   const uint32_t* offsets = offsets_.data() + c.first;
   fault_.check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared,
                             way == Way::cooperative || way == Way::clusters, way == Way::dependent,
-                            arguments_.data(), arguments_.size(), offsets, c.count, stream_),
+                            arguments_.data(), arguments_.size(), offsets, c.count, stream),
                "to run a kernel");
 #else
   void* arguments[kMostArguments];
@@ -267,7 +320,7 @@ void Queue::issue(const Command& c, Way way) {
   config.gridDim = c.grid;
   config.blockDim = c.block;
   config.dynamicSmemBytes = c.shared;
-  config.stream = stream_;
+  config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = way == Way::plain ? 0 : 1;
   fault_.check(cudaLaunchKernelExC(&config, c.kernel, arguments), "to run a kernel");
@@ -285,6 +338,8 @@ std::vector<unsigned char> Queue::identity() const {
     put(bytes, c.company.way);
     put(bytes, c.company.cluster);
   }
+  for (const Fork& fork : forks_)
+    for (size_t at : {fork.first, fork.beside, fork.end}) put(bytes, at);
   bytes.insert(bytes.end(), arguments_.begin(), arguments_.end());
   return bytes;
 }
@@ -296,7 +351,7 @@ cudaGraph_t Queue::captured() {
   try {
     issue();
   } catch (...) {
-    // While a thread captures it can free no memory.
+    // While a thread captures it can free no memory. This ends what the second stream captures too.
     cudaStreamEndCapture(stream_, &graph);
     if (graph) cudaGraphDestroy(graph);
     throw;
@@ -322,7 +377,9 @@ bool Queue::launch_graph() {
     for (const Command& c : commands_) prepare(c);
     cudaGraph_t graph = captured();
     cudaGraphExec_t executable = nullptr;
-    const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+    // With priorities: those of the streams that were captured.
+    const cudaError_t status = cudaGraphInstantiate(
+        &executable, graph, forks_.empty() ? 0 : cudaGraphInstantiateFlagUseNodePriority);
     cudaGraphDestroy(graph);
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();

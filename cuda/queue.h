@@ -5,7 +5,11 @@
 // replayed as a CUDA graph: arrays that differ from step to step are staged, so that their
 // addresses, not their contents, are arguments. One step of the engine is one list.
 //
-// One stream and one thread. The host runs ahead of the device by at most kSegments lists.
+// Launches come one after another, in one stream, but for those that `together` appends: it has a
+// second stream for them, and in a graph they are a branch. All is one stream again behind them, so
+// that whoever waits for the one has waited for both.
+//
+// One thread. The host runs ahead of the device by at most kSegments lists.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -83,6 +87,22 @@ class Queue {
     append(kernel, grid, block, shared, {Way::clusters, size}, std::tuple<P...>(arguments...));
   }
 
+  // Appends what `first` appends, and what `beside` appends: launches that may run at the same time
+  // as those, since neither needs or overwrites what the other writes. All of them come after what
+  // is in front, and what follows comes after all of them. Those of `first` choose their processors
+  // first. In both nothing is staged, and no scratch asked for. Where one throws, the launches that
+  // there are by then follow each other.
+  template <class First, class Beside>
+  void together(const First& first, const Beside& beside) {
+    const Open open(*this);
+    Fork fork{commands_.size(), 0, 0};
+    first();
+    fork.beside = commands_.size();
+    beside();
+    fork.end = commands_.size();
+    if (fork.beside > fork.first && fork.end > fork.beside) forks_.push_back(fork);
+  }
+
   // Device memory with a copy of a host array, for the launches of this operation. Called before
   // the operation's first launch; at most kStagingBytes / 2 bytes an operation.
   template <class T>
@@ -124,7 +144,7 @@ class Queue {
   // Flushes and waits.
   void synchronize();
   // Waits for what runs, also after a failure.
-  void settle() noexcept { cudaStreamSynchronize(stream_); }
+  void settle() noexcept;
   // `give_back` frees device memory that nobody uses, where scratch finds none; nothing runs then.
   void on_shortage(std::function<void()> give_back) { give_back_ = std::move(give_back); }
   cudaStream_t stream() const { return stream_; }
@@ -163,7 +183,23 @@ class Queue {
     dim3 grid, block;
     size_t shared;
     Company company;
+    bool overlaps;          // may run at the same time as others
     uint32_t first, count;  // arguments, in offsets_
+  };
+  // Commands [first, beside) and, beside them, [beside, end); neither is empty.
+  struct Fork {
+    size_t first, beside, end;
+  };
+  // While `together` appends.
+  class Open {
+   public:
+    explicit Open(Queue& queue) : queue_(queue) { queue_.open_side(); }
+    ~Open() { queue_.forking_ = false; }
+    Open(const Open&) = delete;
+    Open& operator=(const Open&) = delete;
+
+   private:
+    Queue& queue_;
   };
   struct Graph {
     uint64_t key;
@@ -182,6 +218,7 @@ class Queue {
                     block,
                     shared,
                     company,
+                    company.way == Way::dependent || forking_,
                     static_cast<uint32_t>(offsets_.size()),
                     static_cast<uint32_t>(sizeof...(P))};
     std::apply([&](const P&... each) { (push_argument(&each, sizeof each, alignof(P)), ...); },
@@ -208,8 +245,11 @@ class Queue {
   int resident_clusters_of(const void* kernel, unsigned size, int threads, size_t shared);
   void allow_shared(const void* kernel, size_t shared);
   void allow_clusters(const void* kernel);
+  void open_side();
   void issue();
-  void issue(const Command& command, Way way);
+  void issue(size_t first, size_t end, cudaStream_t stream);  // commands
+  void issue(const Command& command, Way way, cudaStream_t stream);
+  void wait_for(cudaStream_t other, cudaEvent_t event, cudaStream_t stream);
   void prepare(const Command& command);
   bool launch_graph();
   cudaGraph_t captured();  // the list
@@ -221,8 +261,14 @@ class Queue {
   Fault& fault_;
   DeviceLimits limits_;
   cudaStream_t stream_ = nullptr;
+  // From the first `together` on. All there is in the second stream is over before what follows in
+  // the first.
+  cudaStream_t side_ = nullptr;
+  cudaEvent_t forked_ = nullptr, joined_ = nullptr;
 
   std::vector<Command> commands_;
+  std::vector<Fork> forks_;  // in the order of the commands
+  bool forking_ = false;
   std::vector<uint32_t> offsets_;  // into arguments_
   std::vector<unsigned char> arguments_;
 
@@ -242,7 +288,7 @@ class Queue {
   std::unordered_set<uint64_t> seen_;               // keys of lists that were issued once
   std::unordered_set<const void*> shared_allowed_;  // kernels
   std::unordered_set<const void*> clusters_allowed_;
-  std::unordered_set<const void*> made_alike_;  // kernels that are launched as dependents
+  std::unordered_set<const void*> made_alike_;  // kernels that may overlap others
   std::atomic<int64_t> graph_launches_{0}, plain_launches_{0};
 };
 

@@ -7,9 +7,13 @@
 //   timesteps, conditions -> per pass of tokens: noise -> per chunk of steps: [ y -> modulations ->
 //   sampling steps ]
 //
+// Steps on clusters of blocks take as many processors as their rows need; on an H200 128 rows take
+// 64 of 132. Where enough are idle, they compute the next chunk's y and modulations meanwhile.
+//
 // "Row": an input of the network. A guided token has two, with the prompt's condition and with the
 // empty prompt's; another token one.
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "core/backend.h"
@@ -24,9 +28,12 @@ namespace unifluid::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Rows of modulations held at a time, those of a chunk of steps: enough for their product to run at
-// its full speed; 136 MB for a head of UniFluid's size in bf16.
-constexpr int64_t kModulationRows = 2048;
+// Rows of modulations held at a time, those of a chunk of steps or of two that are half as long:
+// enough for their product to run at its full speed; at most 136 MB for a head of UniFluid's size
+// in bf16.
+int64_t modulation_rows(const DeviceLimits& limits) {
+  return std::min<int64_t>(2048, int64_t{16} * limits.processors);
+}
 
 // ---- what goes before the steps ----
 
@@ -176,26 +183,53 @@ int64_t modulation_width(const DiffusionHeadWeights& head) {
   return (3 * head.depth + 2) * head.width;
 }
 int64_t step_count(const Job& job) { return job.sample ? job.sample->step_count : 1; }
-// Steps whose modulations are held at a time.
-int64_t chunk_of(int64_t rows, int64_t steps) {
-  return std::clamp<int64_t>(kModulationRows / rows, 1, steps);
+
+// To compare: UNIFLUID_BESIDE=0 leaves one after another.
+bool beside_allowed() {
+  const char* text = std::getenv("UNIFLUID_BESIDE");
+  return !text || *text != '0';
 }
 
-// What scratch is needed for. `lines`: rows of modulations at a time.
+// The steps of a pass, some at a time.
+struct Chunks {
+  int64_t steps;  // of each, but for the last
+  bool ahead;     // the next one's modulations are held, too, and computed beside the steps
+};
+
+Chunks chunks_of(const StepsPass& pass, int64_t steps, const DeviceLimits& limits) {
+  const int64_t rows = modulation_rows(limits);
+  const int64_t idle =
+      limits.processors - static_cast<int64_t>(pass.teams.size()) * cluster::kMembers;
+  // Fewer would get too little done beside the steps to be worth shorter chunks.
+  if (pass.cluster_tiles > 0 && 8 * idle >= limits.processors && beside_allowed()) {
+    const int64_t half = std::clamp<int64_t>(rows / 2 / pass.rows, 1, steps);
+    if (half < steps) return {half, true};
+  }
+  return {std::clamp<int64_t>(rows / pass.rows, 1, steps), false};
+}
+
+// Rows of modulations.
+int64_t lines_of(const StepsPass& pass, const Chunks& chunks, int64_t steps) {
+  return pass.rows * std::min(chunks.ahead ? 2 * chunks.steps : chunks.steps, steps);
+}
+
+// What scratch is needed for. `lines`: rows of modulations at a time; `teams` have counters for two
+// chunks.
 struct Sizes {
   int64_t times, z_rows;                      // of the call
   int64_t rows, tokens, lines, posts, teams;  // of its largest pass, at most
   int64_t noises;                             // steps whose noise is drawn ahead
 };
 
-Sizes sizes_of(const Job& job, const std::vector<StepsPass>& passes) {
+Sizes sizes_of(const Job& job, const std::vector<StepsPass>& passes, const DeviceLimits& limits) {
   Sizes s{};
   s.times = static_cast<int64_t>(job.times.size());
   s.z_rows = job.z.rows;
   for (const StepsPass& pass : passes) {
     s.rows = std::max(s.rows, pass.rows);
     s.tokens = std::max(s.tokens, pass.tokens);
-    s.lines = std::max(s.lines, pass.rows * chunk_of(pass.rows, step_count(job)));
+    s.lines = std::max(s.lines,
+                       lines_of(pass, chunks_of(pass, step_count(job), limits), step_count(job)));
     s.posts = std::max(s.posts, pass.post_count);
     s.teams = std::max(s.teams, static_cast<int64_t>(pass.teams.size()));
   }
@@ -220,7 +254,7 @@ Scratch take_scratch(const DiffusionHeadWeights& head, DType type, const Sizes& 
   s.inner = pieces.take(static_cast<size_t>(sizes.rows * stride) * size_of(type));
   s.normalized = pieces.take(static_cast<size_t>(sizes.rows * stride) * size_of(type));
   s.arrivals =
-      static_cast<uint32_t*>(pieces.take(static_cast<size_t>(sizes.teams) * sizeof(uint32_t)));
+      static_cast<uint32_t*>(pieces.take(static_cast<size_t>(2 * sizes.teams) * sizeof(uint32_t)));
   s.posts = static_cast<Posted*>(pieces.take(static_cast<size_t>(sizes.posts) * sizeof(Posted)));
   *total = pieces.total();
   return s;
@@ -328,22 +362,41 @@ void begin_latents(Queue& queue, const Job& job, const StepsPass& pass, const St
   queue.launch(draw_noise, dim3(blocks_for(quads, kThreads), draws), dim3(kThreads), 0, p);
 }
 
-// Modulations of steps first .. first + steps - 1 for the rows of a pass.
+// A run of steps, and what its modulations have of scratch.
+struct Chunk {
+  int64_t first, steps;
+  Tensor y, modulation;
+  uint32_t* arrivals;
+};
+
+// Those computed ahead take turns in two halves.
+Chunk chunk_at(int64_t first, const Chunks& chunks, int64_t steps, const StepsPass& pass,
+               const Scratch& scratch) {
+  const int64_t half = chunks.ahead ? first / chunks.steps % 2 : 0;
+  Chunk chunk{first, std::min(chunks.steps, steps - first), {}, {}, nullptr};
+  const int64_t before = half * chunks.steps * pass.rows, lines = chunk.steps * pass.rows;
+  chunk.y = scratch.y.slice(before, lines);
+  chunk.modulation = scratch.modulation.slice(before, lines);
+  chunk.arrivals = scratch.arrivals + half * static_cast<int64_t>(pass.teams.size());
+  return chunk;
+}
+
+// Modulations of a chunk for the rows of a pass.
 void modulate(Queue& queue, const Job& job, const StepsPass& pass, const int32_t* z_rows,
-              int64_t first, int64_t steps, const Scratch& scratch) {
+              const Chunk& chunk, const Scratch& scratch) {
   const DiffusionHeadWeights& head = *job.head;
-  const int64_t lines = steps * pass.rows;
+  const int64_t lines = chunk.steps * pass.rows;
   ConditionParams p{};
   p.time = static_cast<const float*>(scratch.time_embed.data);
   p.condition = static_cast<const float*>(scratch.condition.data);
   p.z_row = z_rows;
-  p.first_time = job.network ? pass.first_token : first;
+  p.first_time = job.network ? pass.first_token : chunk.first;
   p.time_of_row = job.network != nullptr;
-  p.steps = steps;
+  p.steps = chunk.steps;
   p.rows = pass.rows;
   p.width = head.width;
-  p.out = scratch.y.data;
-  p.arrivals = scratch.arrivals;
+  p.out = chunk.y.data;
+  p.arrivals = chunk.arrivals;
   p.posts = scratch.posts;
   p.arrival_count = static_cast<int64_t>(pass.teams.size());
   p.post_count = pass.post_count;
@@ -354,12 +407,12 @@ void modulate(Queue& queue, const Job& job, const StepsPass& pass, const int32_t
   });
   for (int64_t b = 0; b <= head.depth; ++b) {
     const bool last = b == head.depth;
-    linear(queue, {.x = scratch.y.slice(0, lines),
-                   .weight = last ? head.final_modulation : head.blocks[b].modulation,
-                   .bias = last ? head.final_modulation_bias : head.blocks[b].modulation_bias,
-                   .residual = {},
-                   .out = scratch.modulation.slice(0, lines).columns(b * 3 * head.width,
-                                                                     (last ? 2 : 3) * head.width)});
+    linear(queue,
+           {.x = chunk.y,
+            .weight = last ? head.final_modulation : head.blocks[b].modulation,
+            .bias = last ? head.final_modulation_bias : head.blocks[b].modulation_bias,
+            .residual = {},
+            .out = chunk.modulation.columns(b * 3 * head.width, (last ? 2 : 3) * head.width)});
   }
 }
 
@@ -367,7 +420,7 @@ void run(Queue& queue, Job& job) {
   const DiffusionHeadWeights& head = *job.head;
   const std::vector<StepsPass> passes = plan_steps(head, job.type, queue.limits(), job.token_rows);
   size_t bytes = 0;
-  const Sizes sizes = sizes_of(job, passes);
+  const Sizes sizes = sizes_of(job, passes, queue.limits());
   take_scratch(head, job.type, sizes, Pieces(nullptr), &bytes);
   queue.reserve_scratch(bytes);
   const Staged staged = stage_job(queue, job, passes);
@@ -389,7 +442,6 @@ void run(Queue& queue, Job& job) {
     p.depth = static_cast<int32_t>(head.depth);
     p.outputs = static_cast<int32_t>(outputs_of(head));
     p.flow = head.flow;
-    p.modulation = scratch.modulation.data;
     p.modulation_width = static_cast<int32_t>(modulation_width(head));
     p.rows = static_cast<int32_t>(pass.rows);
     p.tokens = static_cast<int32_t>(pass.tokens);
@@ -405,22 +457,36 @@ void run(Queue& queue, Job& job) {
     p.normalized = scratch.normalized;
     p.stride = static_cast<int32_t>(steps_stride(job.type, head.width));
     p.out = scratch.out;
-    p.arrivals = scratch.arrivals;
     p.posts = scratch.posts;
     if (job.network) {
       p.network_out = job.network->out.row(pass.first_token);
       p.network_stride = job.network->out.stride;
     }
-    const int64_t count = step_count(job), chunk = chunk_of(pass.rows, count);
-    for (int64_t first = 0; first < count; first += chunk) {
+    const int64_t count = step_count(job);
+    const Chunks chunks = chunks_of(pass, count, queue.limits());
+    const auto modulate_from = [&](int64_t first) {
+      modulate(queue, job, pass, staged.z_rows + first_row,
+               chunk_at(first, chunks, count, pass, scratch), scratch);
+    };
+    const auto sample_from = [&](int64_t first) {
+      const Chunk chunk = chunk_at(first, chunks, count, pass, scratch);
       p.first_step = static_cast<int32_t>(first);
-      p.steps = static_cast<int32_t>(std::min(chunk, count - first));
-      p.last = first + chunk >= count;
-      modulate(queue, job, pass, staged.z_rows + first_row, first, p.steps, scratch);
+      p.steps = static_cast<int32_t>(chunk.steps);
+      p.last = first + chunk.steps >= count;
+      p.modulation = chunk.modulation.data;
+      p.arrivals = chunk.arrivals;
       if (pass.cluster_tiles > 0)
         launch_cluster_steps(queue, pass, p);
       else
         launch_steps(queue, job.type, pass, p);
+    };
+    for (int64_t first = 0, next; first < count; first = next) {
+      next = first + chunks.steps;
+      if (first == 0 || !chunks.ahead) modulate_from(first);
+      if (chunks.ahead && next < count)
+        queue.together([&] { sample_from(first); }, [&] { modulate_from(next); });
+      else
+        sample_from(first);
     }
     first_row += pass.rows;
   }
@@ -437,7 +503,7 @@ size_t diffusion_scratch(const StepSize& size, DType type, const DeviceLimits& l
   s.times = size.sampling_steps;
   s.z_rows = s.rows = size.token_rows;
   s.tokens = size.tokens;
-  s.lines = std::max(s.rows, std::min(kModulationRows, s.rows * size.sampling_steps));
+  s.lines = std::max(s.rows, std::min(modulation_rows(limits), s.rows * size.sampling_steps));
   s.posts = most_posts(head, type, limits, s.rows);
   s.teams = limits.processors;
   s.noises = head.flow ? 0 : size.sampling_steps;

@@ -68,6 +68,8 @@ Napi::Value diffusion_head(Call& call) {
 // { head, z, steps: [DiffusionStep], tokens: [{ z, zEmpty, guidance, temperature, x0Limit, seed,
 // cell }] }
 // -> [tokens, channels]
+// `times`: the whole again and again, each submitted as the engine submits; the results of all, one
+// behind the other.
 Napi::Value diffusion_sample(Call& call) {
   const Head head(call, call.arguments.Get("head").As<Napi::Object>());
   const int64_t channels = head.weights.channels;
@@ -83,8 +85,10 @@ Napi::Value diffusion_sample(Call& call) {
 
   const auto token_list = call.arguments.Get("tokens").As<Napi::Array>();
   const int64_t count = token_list.Length();
+  const Napi::Value given = call.arguments.Get("times");
+  const int64_t times = given.IsUndefined() ? 1 : given.ToNumber().Int64Value();
   // The tokens' outputs are rows of one piece of float32 memory.
-  Tensor out(call.floats(count * channels), DType::f32, count, channels);
+  Tensor out(call.floats(times * count * channels), DType::f32, times * count, channels);
   std::vector<DiffusionToken> tokens(static_cast<size_t>(count));
   for (uint32_t i = 0; i < token_list.Length(); ++i) {
     const auto item = token_list.Get(i).As<Napi::Object>();
@@ -96,7 +100,6 @@ Napi::Value diffusion_sample(Call& call) {
     token.x0_limit = real(item, "x0Limit");
     token.seed = seed_of(item.Get("seed"));
     token.cell = item.Get("cell").ToNumber().Int32Value();
-    token.out = static_cast<float*>(out.row(i));
   }
 
   DiffusionSampleArgs args{};
@@ -106,7 +109,12 @@ Napi::Value diffusion_sample(Call& call) {
   args.step_count = static_cast<int64_t>(steps.size());
   args.tokens = tokens.data();
   args.token_count = count;
-  call.backend.diffusion_sample(args);
+  for (int64_t time = 0; time < times; ++time) {
+    for (int64_t i = 0; i < count; ++i)
+      tokens[static_cast<size_t>(i)].out = static_cast<float*>(out.row(time * count + i));
+    call.backend.diffusion_sample(args);
+    call.backend.submit();
+  }
   return call.result(out);
 }
 

@@ -44,6 +44,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
              InstanceMethod<&TestBackend::create_cache>("createCache"),
              InstanceMethod<&TestBackend::read_cache>("readCache"),
              InstanceMethod<&TestBackend::repeat>("repeat"),
+             InstanceMethod<&TestBackend::graphs>("graphs"),
              InstanceMethod<&TestBackend::close>("close"),
              InstanceMethod<&TestBackend::attention>("attention"),
              InstanceMethod<&TestBackend::operation<test::linear>>("linear"),
@@ -193,6 +194,11 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
       result.Set("out", call.result(x));
       return Napi::Value(result);
     });
+  }
+
+  // How many lists of launches ran as graphs; CUDA only.
+  Napi::Value graphs(const Napi::CallbackInfo& info) {
+    return Napi::Number::New(info.Env(), static_cast<double>(backend().launches().graphs));
   }
 
   Napi::Value close(const Napi::CallbackInfo& info) {

@@ -15,10 +15,15 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
+#include <random>
+#include <set>
 #include <unordered_map>
+#include <utility>
 
 namespace {
 
@@ -62,6 +67,15 @@ struct Recorded {
   bool cooperative, dependent;
   std::vector<unsigned char> arguments;
   std::vector<uint32_t> offsets;
+  std::set<size_t> behind;  // launches of its graph that it comes after
+};
+
+// A capture under way: of one stream, and of those that wait for what it or another of them was
+// given.
+struct Capture {
+  std::vector<Recorded> launches;
+  std::set<SimtStream*> streams;
+  bool over = false;
 };
 
 }  // namespace
@@ -72,12 +86,14 @@ struct SimtStream {
   int device;
   cudaError_t fault = cudaSuccess;
   cudaError_t untold = cudaSuccess;  // a fault that the host has not heard of
-  bool capturing = false;
-  std::vector<Recorded> captured;
+  std::shared_ptr<Capture> capture = {};
+  std::set<size_t> latest = {};  // of its launches: what the next one here comes after
 };
 struct SimtEvent {
   cudaStream_t stream = nullptr;     // where it was recorded
   cudaError_t before = cudaSuccess;  // a fault there that a wait for it would tell of
+  std::shared_ptr<Capture> capture = {};
+  std::set<size_t> latest = {};
 };
 struct SimtGraph {
   std::vector<Recorded> launches;
@@ -147,13 +163,14 @@ namespace simt {
 cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3 grid, dim3 block,
                    size_t shared, bool cooperative, bool dependent, const unsigned char* arguments,
                    size_t bytes, const uint32_t* offsets, size_t count, cudaStream_t stream) {
-  Recorded r{kernel, invoke, grid, block, shared, cooperative, dependent, {}, {}};
+  Recorded r{kernel, invoke, grid, block, shared, cooperative, dependent, {}, {}, {}};
   r.arguments.assign(arguments, arguments + bytes);
   r.offsets.assign(offsets, offsets + count);
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
-  if (stream->capturing) {
+  if (stream->capture) {
     if (failing.value == 2) return cudaErrorInvalidValue;
-    stream->captured.push_back(std::move(r));
+    r.behind = std::exchange(stream->latest, {stream->capture->launches.size()});
+    stream->capture->launches.push_back(std::move(r));
     return cudaSuccess;
   }
   return run(r, stream);
@@ -196,6 +213,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorStreamCaptureUnsupported:
       return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureUnjoined:
+      return "capturing stream has unjoined work";
+    case cudaErrorStreamCaptureIsolation:
+      return "dependency created on uncaptured work in another stream";
     case cudaErrorLaunchFailure:
       return message.c_str();
     default:
@@ -285,19 +306,39 @@ cudaError_t cudaFreeHost(void* memory) {
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
-  if (stream->capturing) return cudaErrorUnknown;  // graphs here hold launches only
+  if (stream->capture) return cudaErrorUnknown;  // graphs here hold launches only
   std::memmove(to, from, bytes);
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
-  if (stream->capturing) return cudaErrorUnknown;
+  if (stream->capture) return cudaErrorUnknown;
   std::memset(memory, value, bytes);
   return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return cudaSuccess;
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new SimtStream{current_device, cudaSuccess, cudaSuccess, false, {}};
+  *stream = new SimtStream{current_device};
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
+  return cudaStreamCreateWithFlags(stream, flags);
+}
+// Launches that are not captured run at once, and so in an order that waits allow.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
+  if (event->before != cudaSuccess) stream->untold = event->before;
+  if (stream->capture != event->capture && (stream->capture || event->capture->over))
+    return cudaErrorStreamCaptureIsolation;
+  if (!event->capture) return cudaSuccess;
+  stream->capture = event->capture;
+  stream->capture->streams.insert(stream);
+  stream->latest.insert(event->latest.begin(), event->latest.end());
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -310,15 +351,25 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  stream->capturing = true;
+  stream->capture = std::make_shared<Capture>();
+  stream->capture->streams.insert(stream);
   ++captures;
-  stream->captured.clear();
   return stream->fault;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  stream->capturing = false;
   --captures;
-  *graph = new SimtGraph{std::move(stream->captured)};
+  // Of what was given to all streams nothing is left that this one does not come after.
+  const std::shared_ptr<Capture> capture = stream->capture;
+  std::set<size_t> closed = stream->latest;
+  for (const Recorded& r : capture->launches) closed.insert(r.behind.begin(), r.behind.end());
+  capture->over = true;
+  for (SimtStream* each : capture->streams) {
+    each->capture.reset();
+    each->latest.clear();
+  }
+  *graph = nullptr;
+  if (closed.size() < capture->launches.size()) return cudaErrorStreamCaptureUnjoined;
+  *graph = new SimtGraph{std::move(capture->launches)};
   return stream->fault;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
@@ -329,8 +380,25 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
-  for (const Recorded& r : graph->launches)
-    if (const cudaError_t status = run(r, stream); status != cudaSuccess) return status;
+  // In any order that they allow.
+  std::mt19937_64 random(order_seed.value * 0x9E3779B97F4A7C15u + launches);
+  const size_t count = graph->launches.size();
+  std::vector<size_t> waited_for(count), ready;
+  std::vector<std::vector<size_t>> next(count);
+  for (size_t i = 0; i < count; ++i) {
+    waited_for[i] = graph->launches[i].behind.size();
+    for (size_t before : graph->launches[i].behind) next[before].push_back(i);
+    if (waited_for[i] == 0) ready.push_back(i);
+  }
+  while (!ready.empty()) {
+    std::swap(ready[random() % ready.size()], ready.back());
+    const size_t i = ready.back();
+    ready.pop_back();
+    if (const cudaError_t status = run(graph->launches[i], stream); status != cudaSuccess)
+      return status;
+    for (size_t behind : next[i])
+      if (--waited_for[behind] == 0) ready.push_back(behind);
+  }
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
@@ -346,6 +414,8 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   event->stream = stream;
   event->before = stream->untold;
+  event->capture = stream->capture;
+  event->latest = stream->latest;
   return stream->fault;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {

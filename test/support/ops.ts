@@ -134,6 +134,8 @@ export interface Backend {
     args: { x: Matrix; weight: Float32Array },
     steps: number,
   ): { out: Float32Array; graphs: number };
+  /** How many lists of launches ran as CUDA graphs. */
+  graphs(): number;
   /** Seconds a call of each round, on random inputs of these sizes (test/addon/timing.cpp). */
   time(
     args: { repeats: number; rounds: number } & (
@@ -302,12 +304,13 @@ export interface Backend {
   diffusionHead(
     args: Strided & { head: Head; x: Matrix; time: Float32Array; z: Matrix },
   ): Float32Array;
-  /** -> [tokens, channels] */
+  /** -> [times, tokens, channels]; `times`, of lists of launches that are the same: default 1 */
   diffusionSample(args: {
     head: Head;
     z: Matrix;
     steps: DiffusionStep[];
     tokens: DiffusionToken[];
+    times?: number;
   }): Float32Array;
   /**
    * An operation of `core/training_backend.h` by its name (`test/addon/training_ops.cpp`), with its arguments as
