@@ -36,13 +36,6 @@ UNIFLUID_DEVICE CachePolicy keep_shortly() {
   return policy;
 }
 
-UNIFLUID_DEVICE CachePolicy keep_normally() {
-  CachePolicy policy = 0;
-#if !defined(UNIFLUID_SIMT) && __CUDA_ARCH__ >= 800
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-#endif
-  return policy;
-}
 template <class T>
 UNIFLUID_DEVICE void cp_async16(const Shared<T>& to, uint32_t index, const T* from, bool valid,
                                 CachePolicy policy) {

@@ -1,7 +1,6 @@
 // What blocks of one grid do together, and hints to the second-level cache.
 #pragma once
 
-#include "cuda/device/cp_async.h"
 #include "cuda/device/exchange.h"
 #include "cuda/device/platform.h"
 #include "cuda/device/warp.h"
@@ -104,14 +103,4 @@ UNIFLUID_DEVICE void prefetch_l2(const void* at, uint32_t bytes) {
   (void)bytes;
 #endif
 }
-UNIFLUID_DEVICE void prefetch_l2(const void* at, uint32_t bytes, CachePolicy policy) {
-#if !defined(UNIFLUID_SIMT) && __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(at),
-               "r"(bytes), "l"(policy));
-#else
-  (void)policy;
-  prefetch_l2(at, bytes);
-#endif
-}
-
 }  // namespace unifluid::cuda

@@ -69,9 +69,6 @@ bool takes_layer(const DecoderLayer& layer) {
   return true;
 }
 
-// At most so many bytes of posts: of columns that fit a norm, and of inputs that fit shared memory.
-constexpr size_t kMostPostBytes = size_t{576} << 10;
-
 size_t score_count(const DecoderStepArgs& args, size_t tiles, int64_t score_rows,
                    int64_t score_stride) {
   return tiles * static_cast<size_t>(args.kv_heads * score_rows * score_stride);
@@ -106,10 +103,6 @@ bool takes_decoder_step(const Queue& queue, const DecoderStepArgs& args) {
 void decoder_step(Queue& queue, const DecoderStepArgs& args) {
   StepParams p = params_of(args);
   p.slots = slots_of(queue, p);
-  p.slots_ahead = -1;
-  if (const char* a = getenv("UNIFLUID_AHEAD")) p.slots_ahead = atoi(a);
-  if (const char* a = getenv("UNIFLUID_HINTS")) p.hints = atoi(a);
-  if (const char* a = getenv("UNIFLUID_FLIGHT")) p.in_flight = atoi(a);
   const int64_t group = args.heads / args.kv_heads;
   std::vector<StepSpan> spans(static_cast<size_t>(args.span_count));
   int64_t capacity = 0, score_rows = 0;
@@ -124,21 +117,11 @@ void decoder_step(Queue& queue, const DecoderStepArgs& args) {
   const int64_t score_stride = score_stride_of(capacity);
   const size_t scores = score_count(args, tiles.size(), score_rows, score_stride);
   constexpr size_t kAligned = 256;  // of pieces of scratch
-  const auto posts = static_cast<size_t>(post_count(p));
-  const char* asked = getenv("UNIFLUID_POSTED");
-  const bool posted =
-      p.rows <= (asked ? atoi(asked) : kMostPostedRows) && posts * sizeof(Posted) <= kMostPostBytes;
-  queue.reserve_scratch((scores * sizeof(float) + kAligned - 1) / kAligned * kAligned + kAligned +
-                        (posted ? kMostPostBytes : 0));
+  queue.reserve_scratch((scores * sizeof(float) + kAligned - 1) / kAligned * kAligned + kAligned);
 
   AttentionParams& a = p.attention;
   a.scores = queue.scratch<float>(scores);
   p.arrivals = queue.scratch<uint32_t>(1);
-  if (posted) {
-    p.branch_posts = queue.scratch<Posted>(posts);
-    p.hidden_posts = p.branch_posts + 2 * branch_post_count(p);
-    p.mixed_posts = p.hidden_posts + int64_t{p.rows} * (p.mlp / 2);
-  }
   a.q = a.incoming.q = p.q;
   a.incoming.k = p.k;
   a.incoming.v = p.v;
@@ -174,9 +157,9 @@ void decoder_step(Queue& queue, const DecoderStepArgs& args) {
   launch(queue, p);
 }
 
-// Scores as those of attention, the counter, and posts.
+// Scores as those of attention, and the counter.
 size_t decoder_step_scratch(const StepSize& size, DType type) {
-  return attention_scratch(size, type) + 256 + (size.rows <= kMostRows ? kMostPostBytes : 0);
+  return attention_scratch(size, type) + 256;
 }
 
 }  // namespace unifluid::cuda

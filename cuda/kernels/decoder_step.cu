@@ -110,27 +110,8 @@ class Step {
   // ---- warps that copy ----
 
   UNIFLUID_DEVICE void copy() const {
-    const CachePolicy policy = p.hints & 1 ? keep_normally() : keep_shortly();
-    const CachePolicy policy2 = p.hints & 2 ? keep_normally() : keep_shortly();
+    const CachePolicy policy = keep_shortly();
     const int products = kProducts * p.layer_count;
-    Ahead ahead;
-    const auto ask = [&] {
-      if (p.slots_ahead < 0) return;
-      ahead.next(
-          policy2,
-          [&](int n, Share& share, int& matrices) {
-            if (n == products) return false;
-            share = shares.load(n % kProducts);
-            matrices = matrices_of(n % kProducts);
-            return true;
-          },
-          [&](int n, int column, int matrix) {
-            return weights_of(layers[n / kProducts], n % kProducts, column, matrix);
-          });
-    };
-    if (p.slots_ahead >= 0)
-#pragma unroll 1
-      for (int slot = 0; slot < p.slots + p.slots_ahead; ++slot) ask();
     Place at{0, 1};
 #pragma unroll 1
     for (int n = 0; n < products; ++n) {
@@ -138,8 +119,7 @@ class Step {
       const int product = n % kProducts;
       copy_product(
           ring, at, shares.load(product), matrices_of(product), policy,
-          [&](int column, int matrix) { return weights_of(layer, product, column, matrix); }, ask,
-          p.in_flight);
+          [&](int column, int matrix) { return weights_of(layer, product, column, matrix); });
     }
     cp_async_commit();
     cp_async_wait<0>();
@@ -175,23 +155,23 @@ class Step {
     load_stream();
     NormWeights norms = norm_weights(nullptr, layers[0].input_norm);
 #pragma unroll 1
-    for (half = 0;; ++half) {
+    for (int half = 0;; ++half) {
       const int layer = half / 2;
       const bool attention = half % 2 == 0;
       normalize(norms, half > 0);
       if (layer == p.layer_count) break;
       if (attention) {
         attend(layer);
-        take_input(p.mixed, p.mixed_stride, p.mixed_posts, p.q_columns);
+        take_input(p.mixed, p.mixed_stride, p.q_columns);
       } else {
         multiply_gates();
-        take_input(p.hidden, p.hidden_stride, p.hidden_posts, p.mlp);
+        take_input(p.hidden, p.hidden_stride, p.mlp);
       }
       multiply_branch(attention ? kOutput : kDown);
       const StepLayer l = layers[layer];
       norms = attention ? norm_weights(l.post_attention_norm, l.pre_mlp_norm)
                         : norm_weights(l.post_mlp_norm, next_norm(layer));
-      if (!posts()) meet_all();
+      meet_all();
     }
     for (int row = static_cast<int>(blockIdx.x); row < p.rows; row += static_cast<int>(gridDim.x))
       for (int c = thread() * kPiece; c < p.width; c += Workers::kCount * kPiece)
@@ -203,14 +183,9 @@ class Step {
 
   // ---- products ----
 
-  // The inputs of a product over k, when the other blocks have them.
-  UNIFLUID_DEVICE void take_input(const bf16* from, int64_t from_stride, const Posted* posted,
-                                  int k) {
-    if (posts()) return receive_input(posted, k);
+  // The inputs of a product over k, when all have written them.
+  UNIFLUID_DEVICE void take_input(const bf16* from, int64_t from_stride, int k) {
     meet_all();
-    load_input(from, from_stride, k);
-  }
-  UNIFLUID_DEVICE void load_input(const bf16* from, int64_t from_stride, int k) const {
     for (int row = 0; row < p.rows; ++row)
       for (int c = thread() * kPiece; c < padded(k); c += Workers::kCount * kPiece)
         cp_async16(x, input_at(row, c), from + row * from_stride + c, c < k);
@@ -266,123 +241,15 @@ class Step {
   }
   UNIFLUID_DEVICE void multiply_branch(Product product) {
     bf16* const row = p.branch + lane_index() / 4 * p.branch_stride;
-    Posted* const to = branch_row(half, lane_index() / 4);
-    multiply<1>(product, [&](int column, const FragmentC(&of)[1]) {
-      if (posts())
-        post_pair(to, column, of[0].x[0], of[0].x[1], half + 1);
-      else
-        store(row, column, of[0]);
-    });
+    multiply<1>(product, [&](int column, const FragmentC(&of)[1]) { store(row, column, of[0]); });
   }
   UNIFLUID_DEVICE void multiply_gates() {
     bf16* const row = p.hidden + lane_index() / 4 * p.hidden_stride;
-    Posted* const to = p.hidden_posts + lane_index() / 4 * (p.mlp / 2);
     multiply<2>(kGates, [&](int column, const FragmentC(&of)[2]) {
       const float4 active = activate(p.activation, make_float4(of[0].x[0], of[0].x[1], 0.0f, 0.0f));
-      const float first = active.x * of[1].x[0], second = active.y * of[1].x[1];
-      if (posts())
-        post_pair(to, column, first, second, half / 2 + 1);
-      else
-        *reinterpret_cast<uint32_t*>(row + column) = pack_bf16(first, second);
+      *reinterpret_cast<uint32_t*>(row + column) =
+          pack_bf16(active.x * of[1].x[0], active.y * of[1].x[1]);
     });
-  }
-
-  // ---- posts ----
-
-  UNIFLUID_DEVICE bool posts() const { return p.hidden_posts != nullptr; }
-  // The branches of the two halves of a layer have places of their own: a block may be through with
-  // the second before another has read the first, but not with the barriers between.
-  UNIFLUID_DEVICE Posted* branch_row(int of_half, int row) const {
-    return p.branch_posts + (of_half % 2) * branch_post_count(p) + row * (p.width / 2);
-  }
-  UNIFLUID_DEVICE static void post_pair(Posted* row, int column, float first, float second,
-                                        int round) {
-    post(row + column / 2, __uint_as_float(pack_bf16(first, second)), static_cast<uint32_t>(round));
-  }
-  // Waits for those pieces `at(i)` of rows that this lane has, all at once; what has come is not
-  // looked at again.
-  template <int kCount>
-  struct PostedPieces {
-    Posted words[kCount][2][2];
-
-    template <class Has, class At>
-    UNIFLUID_DEVICE void receive(int round, Has has, At at) {
-      bool missing[kCount];
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) missing[i] = has(i);
-      for (Watch watch;; watch.look_again()) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i)
-          if (missing[i])
-#pragma unroll
-            for (int pair = 0; pair < 2; ++pair) look(at(i) + 2 * pair, words[i][pair]);
-        bool any = false;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          if (missing[i]) missing[i] = !came(i, static_cast<uint32_t>(round));
-          any |= missing[i];
-        }
-        if (!any) break;
-      }
-    }
-    UNIFLUID_DEVICE bool came(int i, uint32_t round) const {
-      return ((words[i][0][0].round ^ round) | (words[i][0][1].round ^ round) |
-              (words[i][1][0].round ^ round) | (words[i][1][1].round ^ round)) == 0;
-    }
-    UNIFLUID_DEVICE uint32_t word(int i, int at) const {
-      return __float_as_uint(words[i][at / 2][at % 2].value);
-    }
-    // Its place among those of x.
-    UNIFLUID_DEVICE void put(int i, const Shared<bf16>& to, uint32_t at) const {
-      Vector<bf16> v;
-#pragma unroll
-      for (int w = 0; w < kPiece / 2; ++w) {
-        v.value[2 * w] = __uint_as_float(word(i, w) << 16);
-        v.value[2 * w + 1] = __uint_as_float(word(i, w) & 0xffff0000u);
-      }
-      to.store_vector(at, v);
-    }
-  };
-
-  // The branch before this half, to the memory of inputs.
-  UNIFLUID_DEVICE void receive_branch() const {
-    const auto has = [&](int turn) { return column_of(turn) < p.width; };
-#pragma unroll 1
-    for (int row = 0; row < p.rows; ++row) {
-      PostedPieces<kNormTurns> pieces;
-      pieces.receive(half, has,
-                     [&](int turn) { return branch_row(half - 1, row) + column_of(turn) / 2; });
-      if (row == 0) Workers::meet();  // nobody multiplies any more
-#pragma unroll
-      for (int turn = 0; turn < kNormTurns; ++turn)
-        if (has(turn)) pieces.put(turn, x, input_at(row, column_of(turn)));
-    }
-  }
-  // Of this layer, [rows, k / 2].
-  UNIFLUID_DEVICE void receive_input(const Posted* posted, int k) const {
-    constexpr int kCount = 3;  // more would leave no registers
-    constexpr int kEach = Workers::kCount * kPiece;
-    bool met = false;
-#pragma unroll 1
-    for (int row = 0; row < p.rows; ++row)
-#pragma unroll 1
-      for (int first = 0; first < k; first += kCount * kEach) {
-        const auto column = [&](int i) { return first + i * kEach + thread() * kPiece; };
-        const auto has = [&](int i) { return column(i) < k; };
-        PostedPieces<kCount> pieces;
-        pieces.receive(half / 2 + 1, has,
-                       [&](int i) { return posted + (row * k + column(i)) / 2; });
-        if (!met) Workers::meet();  // nobody multiplies any more
-        met = true;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i)
-          if (has(i)) pieces.put(i, x, input_at(row, column(i)));
-      }
-    // What the last group of the depth has behind the row.
-    for (int row = 0; row < p.rows; ++row)
-      if (const int c = k + thread() * kPiece; c < padded(k))
-        x.store_vector(input_at(row, c), Vector<bf16>{});
-    Workers::meet();
   }
 
   // ---- norms: pieces of a row belong to the lanes that they have in `rms_norm` ----
@@ -458,16 +325,12 @@ class Step {
   // With a branch its norm is added to the stream. Then the stream's norm is the next input.
   UNIFLUID_DEVICE void normalize(const NormWeights& weights, bool has_branch) const {
     if (has_branch) {
-      if (posts()) {
-        receive_branch();
-      } else {
-        each_piece([&](int, int row, int column) {
-          if (column < p.width)
-            cp_async16(x, input_at(row, column), p.branch + row * p.branch_stride + column, true);
-        });
-        cp_async_commit();
-        cp_async_wait<0>();
-      }
+      each_piece([&](int, int row, int column) {
+        if (column < p.width)
+          cp_async16(x, input_at(row, column), p.branch + row * p.branch_stride + column, true);
+      });
+      cp_async_commit();
+      cp_async_wait<0>();
       each_piece([&](int turn, int row, int column) {
         add_up(0, turn, row, column < p.width ? piece_at(x, input_at(row, column)) : Piece{});
       });
@@ -589,13 +452,9 @@ class Step {
         add_values<kValueColumnWarps, kValueSlots, true, Workers, kMostQueries>(
             a, span, static_cast<unsigned>(t), tile.first, head, item / a.kv_heads * kValueColumns,
             of_attention, meet_once, [&](int query, int column, float first, float second) {
-              const int64_t at = query_offset(a, span, head, query, p.q_columns) + column;
-              if (posts())
-                post_pair(p.mixed_posts, static_cast<int>(at), first, second, layer + 1);
-              else
-                store_pair<true>(
-                    static_cast<bf16*>(a.out) + query_offset(a, span, head, query, a.out_stride),
-                    column, a.head_dim, first, second);
+              store_pair<true>(
+                  static_cast<bf16*>(a.out) + query_offset(a, span, head, query, a.out_stride),
+                  column, a.head_dim, first, second);
             });
         Workers::meet();
       }
@@ -615,7 +474,6 @@ class Step {
   const Shared<bf16> x;            // [rows, input_stride]
   Place place{0, 0};
   uint32_t round = 0;
-  int half = 0;  // of a layer, counted over all
 };
 
 __global__ void __launch_bounds__(kThreads, 1)
@@ -629,13 +487,7 @@ __global__ void run_decoder_step(StepParams) {}
 
 #endif
 
-constexpr int kClearThreads = 256;
-
-__global__ void clear_exchange(uint32_t* arrivals, Posted* posts, int64_t count) {
-  const int64_t at = int64_t{blockIdx.x} * kClearThreads + threadIdx.x;
-  if (at == 0) *arrivals = 0;
-  if (at < count) posts[at] = {};
-}
+__global__ void clear_arrivals(uint32_t* arrivals) { *arrivals = 0; }
 
 // ---- host ----
 
@@ -660,9 +512,7 @@ size_t shared_bytes(const StepParams& p) {
 }
 
 void launch(Queue& queue, const StepParams& p) {
-  const int64_t posts = p.branch_posts ? post_count(p) : 0;
-  queue.launch(clear_exchange, dim3(std::max(1u, blocks_for(posts, kClearThreads))),
-               dim3(kClearThreads), 0, p.arrivals, p.branch_posts, posts);
+  queue.launch(clear_arrivals, dim3(1), dim3(1), 0, p.arrivals);
   queue.launch_cooperative(run_decoder_step, dim3(static_cast<unsigned>(queue.limits().processors)),
                            dim3(kThreads), shared_bytes(p), p);
 }

@@ -116,15 +116,13 @@ class Ring {
   const uint32_t slots_;
 };
 
-inline constexpr int kVector = 8;  // weights of a copy
-
-// Copies what the share of a product takes; `row_of(column, matrix)` is where a column lies, and
-// `ask()` comes before the copies of each slot. By all threads that copy. A thread has the same
-// places in every slot of a pass: between two copies there are a few additions, as few warps must
-// ask for all that memory can bring.
-template <class RowOf, class Ask>
+// Copies what the share of a product takes; `row_of(column, matrix)` is where a column lies. By all
+// threads that copy. A thread has the same places in every slot of a pass: between two copies there
+// are a few additions, as few warps must ask for all that memory can bring.
+template <class RowOf>
 UNIFLUID_DEVICE void copy_product(const Ring& ring, Place& at, const Share& s, int matrices,
-                                  CachePolicy policy, RowOf row_of, Ask ask, int in_flight) {
+                                  CachePolicy policy, RowOf row_of) {
+  constexpr int kVector = 8;
   constexpr int kCopies = static_cast<int>(kSlotElements) / kVector / kCopyThreads;
   static_assert(kCopies * kVector * kCopyThreads == kSlotElements);
   const int all = padded(s.k);
@@ -153,7 +151,6 @@ UNIFLUID_DEVICE void copy_product(const Ring& ring, Place& at, const Share& s, i
     }
 #pragma unroll 1
     for (int begin = 0; begin < s.k; begin += s.depth) {
-      ask();
       ring.wait_empty(at);
       const uint32_t slot = at.slot * kSlotElements;
 #pragma unroll
@@ -164,76 +161,9 @@ UNIFLUID_DEVICE void copy_product(const Ring& ring, Place& at, const Share& s, i
       }
       ring.fill(at.slot);
       ring.advance(at);
-      cp_async_commit();
-      switch (in_flight) {
-        case 1:
-          cp_async_wait<0>();
-          break;
-        case 2:
-          cp_async_wait<1>();
-          break;
-        case 3:
-          cp_async_wait<2>();
-          break;
-        case 4:
-          cp_async_wait<3>();
-          break;
-        case 5:
-          cp_async_wait<4>();
-          break;
-        default:
-          break;
-      }
     }
   }
 }
-
-// The same slots in the same order, some of them ahead of the copies: asks for their weights in
-// the second-level cache, so that memory has something to bring while the ring is full. Each of the
-// first lanes of the warps that copy has a row; as such a request takes a warp's time for each
-// lane, it is for several slots.
-class Ahead {
- public:
-  // `enter(n, share, matrices)`: gives the share of the n-th product of the stream, counted over
-  // all layers; false where there is none. `row_of(n, column, matrix)`: where its column lies.
-  template <class Enter, class RowOf>
-  UNIFLUID_DEVICE void next(CachePolicy policy, Enter enter, RowOf row_of) {
-    if (--asked_ > 0) return;
-    if (begin_ >= share_.k && !enter_pass(enter, row_of)) return;
-    const int depth = min(kSlotsAtOnce * share_.depth, share_.k - begin_);
-    asked_ = (depth + share_.depth - 1) / share_.depth;
-    if (from_) prefetch_l2(from_ + begin_, static_cast<uint32_t>(depth) * sizeof(bf16), policy);
-    begin_ += depth;
-  }
-
- private:
-  static constexpr int kSlotsAtOnce = 4;
-  static_assert(kMostSlotRows <= kCopyThreads);
-
-  template <class Enter, class RowOf>
-  UNIFLUID_DEVICE bool enter_pass(Enter enter, RowOf row_of) {
-    if (++pass_ >= share_.passes) {
-      do {
-        if (!enter(product_, share_, matrices_)) return false;
-        ++product_;
-      } while (share_.passes == 0);
-      pass_ = 0;
-    }
-    begin_ = 0;
-    const int first = pass_ * share_.each, count = min(share_.each, share_.columns - first);
-    const int row = copy_thread() % kWarp * kCopyWarps + copy_thread() / kWarp;
-    const int matrix = row < count ? 0 : 1;
-    from_ = row < matrices_ * count
-                ? row_of(product_ - 1, share_.first + first + row - matrix * count, matrix)
-                : nullptr;
-    return true;
-  }
-
-  Share share_{};
-  int product_ = 0, matrices_ = 1, pass_ = 0, begin_ = 0;
-  int asked_ = 0;  // slots, from the one that comes next on
-  const bf16* from_ = nullptr;
-};
 
 // A warp's operands of a group: both halves of x's 8 rows and of its columns, in the order of k.
 template <int kMatrices>

@@ -13,7 +13,6 @@
 // "Row": an input of the network. A guided token has two, with the prompt's condition and with the
 // empty prompt's; another token one.
 #include <algorithm>
-#include <cstdlib>
 #include <vector>
 
 #include "core/backend.h"
@@ -184,12 +183,6 @@ int64_t modulation_width(const DiffusionHeadWeights& head) {
 }
 int64_t step_count(const Job& job) { return job.sample ? job.sample->step_count : 1; }
 
-// To compare: UNIFLUID_BESIDE=0 leaves one after another.
-bool beside_allowed() {
-  const char* text = std::getenv("UNIFLUID_BESIDE");
-  return !text || *text != '0';
-}
-
 // The steps of a pass, some at a time.
 struct Chunks {
   int64_t steps;  // of each, but for the last
@@ -201,7 +194,7 @@ Chunks chunks_of(const StepsPass& pass, int64_t steps, const DeviceLimits& limit
   const int64_t idle =
       limits.processors - static_cast<int64_t>(pass.teams.size()) * cluster::kMembers;
   // Fewer would get too little done beside the steps to be worth shorter chunks.
-  if (pass.cluster_tiles > 0 && 8 * idle >= limits.processors && beside_allowed()) {
+  if (pass.cluster_tiles > 0 && 8 * idle >= limits.processors) {
     const int64_t half = std::clamp<int64_t>(rows / 2 / pass.rows, 1, steps);
     if (half < steps) return {half, true};
   }

@@ -32,8 +32,6 @@ const { values: flags, positionals } = parseArgs({
 });
 const [library, models, shipped] = positionals as [string, string, string];
 process.env.UNIFLUID_CUDA_LIBRARY = library;
-// What is off by itself is checked too.
-process.env.UNIFLUID_CUDA_PERSISTENT ??= "1";
 const end = performance.now() + 1000 * Number(flags.budget);
 
 type Check = (checks: DeviceChecks) => void | Promise<void>;
