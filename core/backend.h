@@ -303,9 +303,10 @@ struct StepSize {
 };
 
 // Lists of operations that a backend ran since it was opened: replayed as a graph, and launched one
-// operation after another. One that knows no lists counts none.
+// operation after another; and how often some of a list ran beside others of it. One that knows no
+// lists counts none.
 struct LaunchCounts {
-  int64_t graphs = 0, plain = 0;
+  int64_t graphs = 0, plain = 0, forks = 0;
 };
 
 class TrainingBackend;  // core/training_backend.h

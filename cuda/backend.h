@@ -38,7 +38,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
     return held - std::min(held, cached);
   }
   LaunchCounts launches() const override {
-    return {queue_.graph_launches(), queue_.plain_launches()};
+    return {queue_.graph_launches(), queue_.plain_launches(), queue_.fork_launches()};
   }
   size_t scratch_needed(const StepSize& size) const override;
   size_t scratch() const override { return queue_.scratch_held(); }

@@ -245,6 +245,7 @@ void Queue::flush() {
       issue();
       ++plain_launches_;
     }
+    fork_launches_ += static_cast<int64_t>(forks_.size());
     if (staged_ > 0) fault_.check(cudaEventSynchronize(free_[segment_]), "in a step");
   } catch (...) {
     fault_.mark();

@@ -158,6 +158,8 @@ class Queue {
   size_t scratch_held() const { return scratch_size_; }
   int64_t graph_launches() const { return graph_launches_; }
   int64_t plain_launches() const { return plain_launches_; }
+  // Pairs of `together` among them.
+  int64_t fork_launches() const { return fork_launches_; }
 
   // Device memory that every queue takes, whatever it runs.
   static constexpr size_t kStagingBytes = size_t{4} << 20;
@@ -289,7 +291,7 @@ class Queue {
   std::unordered_set<const void*> shared_allowed_;  // kernels
   std::unordered_set<const void*> clusters_allowed_;
   std::unordered_set<const void*> made_alike_;  // kernels that may overlap others
-  std::atomic<int64_t> graph_launches_{0}, plain_launches_{0};
+  std::atomic<int64_t> graph_launches_{0}, plain_launches_{0}, fork_launches_{0};
 };
 
 }  // namespace unifluid::cuda

@@ -160,7 +160,11 @@ if (options.pack) {
     const compile = measured.length > 0 && reference ? compiling : 0;
     const limit = Math.min(compile, steps.secondsLeft() / 3);
     if (!options["no-checks"]) await check();
-    await pauseOf(limit - (performance.now() - begun) / 1000);
+    // Less where all of them have ended, such as without PyTorch.
+    await Promise.race([
+      pauseOf(limit - (performance.now() - begun) / 1000),
+      Promise.all(measured.map(({ prepared }) => prepared.program.ended)),
+    ]);
     for (const { prepared, limits } of measured) await steps.finish(prepared, limits);
     if (!options.simulated && !options["no-sanitizer"]) await sanitize();
   }

@@ -103,4 +103,5 @@ UNIFLUID_DEVICE void prefetch_l2(const void* at, uint32_t bytes) {
   (void)bytes;
 #endif
 }
+
 }  // namespace unifluid::cuda

@@ -2,7 +2,6 @@
 // threads do of either, in kernels of their own and in that of a whole step (decoder_step.cu).
 #pragma once
 
-#include "cuda/device/dependence.h"
 #include "cuda/kernels/attention_decode.h"
 
 namespace unifluid::cuda {

@@ -353,15 +353,14 @@ void group_norm(Queue& queue, const GroupNormArgs& args) {
   const bool all_aligned = aligned && whole_pieces(args.out) && whole_pieces(args.bias);
   with_type(args.x.type, [&](auto t) {
     using T = decltype(t);
-    with_part(aligned ? p.group_channels : 1, [&](auto part) {
+    // By the shape alone, whether rows are aligned or not.
+    with_part(channels % kPiece == 0 ? p.group_channels : 1, [&](auto part) {
       constexpr int kPart = decltype(part)::value;
       while (2 << p.across_shift <= std::min(p.group_channels / kPart, kGroupThreads))
         ++p.across_shift;
       const size_t parts = static_cast<size_t>(p.step * p.row_pieces) * (kPiece / kPart);
-      auto kernel = run_moments<T, true, kPart>;
-      if constexpr (kPart == 1)
-        if (!aligned) kernel = run_moments<T, false, 1>;
-      queue.launch(kernel, runs, block, SharedBytes{}.take<float>(2 * parts).used, p);
+      queue.launch(aligned ? run_moments<T, true, kPart> : run_moments<T, false, kPart>, runs,
+                   block, SharedBytes{}.take<float>(2 * parts).used, p);
     });
     queue.launch(merge_moments, dim3(static_cast<unsigned>(p.groups)), dim3(kMergeThreads),
                  SharedBytes{}.take<double>(kMergeThreads / kWarp).used, p);

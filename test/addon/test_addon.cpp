@@ -45,6 +45,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
              InstanceMethod<&TestBackend::read_cache>("readCache"),
              InstanceMethod<&TestBackend::repeat>("repeat"),
              InstanceMethod<&TestBackend::graphs>("graphs"),
+             InstanceMethod<&TestBackend::forks>("forks"),
              InstanceMethod<&TestBackend::close>("close"),
              InstanceMethod<&TestBackend::attention>("attention"),
              InstanceMethod<&TestBackend::operation<test::linear>>("linear"),
@@ -199,6 +200,11 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
   // How many lists of launches ran as graphs; CUDA only.
   Napi::Value graphs(const Napi::CallbackInfo& info) {
     return Napi::Number::New(info.Env(), static_cast<double>(backend().launches().graphs));
+  }
+
+  // How often some launches of a list ran beside others of it; CUDA only.
+  Napi::Value forks(const Napi::CallbackInfo& info) {
+    return Napi::Number::New(info.Env(), static_cast<double>(backend().launches().forks));
   }
 
   Napi::Value close(const Napi::CallbackInfo& info) {

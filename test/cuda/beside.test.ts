@@ -35,13 +35,19 @@ test("modulations computed ahead change no bits, whichever come first", () => {
     backend.diffusionSample({ head, z, steps, tokens: some, times });
 
   simulate(ALL);
-  const apart = withBackend(BF16, (backend) => sample(backend, tokens));
+  const apart = withBackend(BF16, (backend) => {
+    const latents = sample(backend, tokens);
+    expect(backend.forks()).toBe(0);
+    return latents;
+  });
   simulate(SOME);
   withBackend(BF16, (backend) => {
     const [times, before] = [5, backend.graphs()];
     const together = sample(backend, tokens, times);
     // The first list begins with the inputs' copies, the second is issued launch by launch.
     expect(backend.graphs() - before).toBe(times - 2);
+    // Beside the first and the second of three runs of steps.
+    expect(backend.forks()).toBe(2 * times);
     for (let i = 0; i < times; i++)
       expectSameBits(together.slice(i * apart.length, (i + 1) * apart.length), apart);
     const alone = sample(backend, tokens.slice(0, 1));

@@ -290,5 +290,17 @@ describe("invariance", () => {
         }
       })();
     });
+
+    test("group_norm of rows that lie side by side and of rows with a gap", () => {
+      withRandom((random) => {
+        // With a gap of one their vectors are not aligned.
+        const apart = random.matrix(300, 128, 2, 129);
+        const x = { data: Float32Array.from(packed(apart)), rows: 300, cols: 128 };
+        const [weight, bias] = [random.floats(128), random.floats(128)];
+        const norm = (of: Matrix) =>
+          backend().groupNorm({ x: of, groups: 32, weight, bias, eps: EPS });
+        expectSameBits(norm(apart), norm(x));
+      })();
+    });
   });
 });

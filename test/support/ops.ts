@@ -136,6 +136,8 @@ export interface Backend {
   ): { out: Float32Array; graphs: number };
   /** How many lists of launches ran as CUDA graphs. */
   graphs(): number;
+  /** How often some launches of a list ran beside others of it, on CUDA. */
+  forks(): number;
   /** Seconds a call of each round, on random inputs of these sizes (test/addon/timing.cpp). */
   time(
     args: { repeats: number; rounds: number } & (
