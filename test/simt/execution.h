@@ -244,17 +244,18 @@ inline void shared_write(const void* data, uint32_t index, uint32_t n, uint32_t 
 // Atomic operations are ordered among themselves, but not with plain reads and writes.
 void shared_atomic(const void* data, uint32_t index, uint32_t count, size_t size);
 
+// Reads the first and the last of `bytes`, of which there are some.
+inline void touch(const void* at, uint32_t bytes) {
+  const volatile char* const first = static_cast<const char*>(at);
+  (void)first[0];
+  (void)first[bytes - 1];
+}
+
 // ---- asynchronous copies and tensor cores ----
 
 void cp_async(void* to, const void* from, bool valid);
 void make_copy(const Copy& copy);
 void cp_async_commit();
-// Reads the first and the last byte.
-inline void touch(const void* at, uint32_t bytes) {
-  const volatile char* const bytes_at = static_cast<const char*>(at);
-  (void)bytes_at[0];
-  (void)bytes_at[bytes - 1];
-}
 void cp_async_wait(size_t pending);
 void ldmatrix(uint32_t* out, int matrices, bool transpose, const void* row);
 void mma_m16n8k16(float* c, const uint32_t* a, const uint32_t* b);
