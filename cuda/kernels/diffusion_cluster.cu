@@ -158,8 +158,15 @@ class ClusterWorker {
   // ---- the stream of weights: all tiles of all matrices in the order of use, in every step ----
 
   UNIFLUID_DEVICE void begin_stream() {
+    source = source_of(0);
     for (int i = 0; i < kSlots; ++i) copy_next(i);
     take_weights();
+  }
+  // This lane's first piece of the matrix of a product.
+  UNIFLUID_DEVICE const bf16* source_of(int product) const {
+    const bf16* matrix = reinterpret_cast<const bf16*>(
+        field(product / 2, product % 2 ? StepsField::mlp2 : StepsField::mlp0));
+    return matrix + static_cast<int64_t>(first_column + lane_index() / 4) * kWidth + depth_of(0);
   }
   UNIFLUID_DEVICE static uint32_t piece_at(int slot, int i, bool high) {
     return static_cast<uint32_t>(slot) * kSlotWords +
@@ -167,23 +174,22 @@ class ClusterWorker {
            static_cast<uint32_t>(i * 2 + (high ? 1 : 0)) * (kWarp * 4) +
            static_cast<uint32_t>(lane_index()) * 4;
   }
-  // Behind the last step too, so that nobody has to count; `run` waits for those.
+  // Behind the last step too, so that nobody has to count; `run` waits for those. Where the next
+  // matrix lies is known one tile before it is used.
   UNIFLUID_DEVICE void copy_next(int to_slot) {
-    const bf16* matrix = reinterpret_cast<const bf16*>(
-        field(next_product / 2, next_product % 2 ? StepsField::mlp2 : StepsField::mlp0));
-    const int column = first_column + next_tile * kTileColumns + lane_index() / 4;
-    const bf16* from = matrix + static_cast<int64_t>(column) * kWidth + depth_of(0);
 #pragma unroll
     for (int i = 0; i < kRuns; ++i)
 #pragma unroll
       for (int high = 0; high < 2; ++high)
         cp_async16(slots, piece_at(to_slot, i, high),
-                   reinterpret_cast<const uint32_t*>(from + i * kDepth<bf16> + high * 8 * kWidth),
+                   reinterpret_cast<const uint32_t*>(source + i * kDepth<bf16> + high * 8 * kWidth),
                    true);
     cp_async_commit();
+    source += static_cast<int64_t>(kTileColumns) * kWidth;
     if (++next_tile < kRuns) return;
     next_tile = 0;
     if (++next_product == 2 * p.depth) next_product = 0;
+    source = source_of(next_product);
   }
 
   // ---- products ----
@@ -231,6 +237,7 @@ class ClusterWorker {
       for (int high = 0; high < 2; ++high)
 #pragma unroll
         for (int below = 0; below < 2; ++below) {
+          if (r * kRowTile + 8 * below >= kRows) continue;
           partial.store_pair(
               partial_at(tile, warp_index(), r * kRowTile + 8 * below + g, 8 * high + 2 * t),
               sums[r][high].x[2 * below], sums[r][high].x[2 * below + 1]);
@@ -290,7 +297,8 @@ class ClusterWorker {
               from + static_cast<int64_t>(min(row, team.rows - 1)) * p.stride + depth_of(i))));
         };
         const Piece upper = piece(r * kRowTile + lane_index() / 4);
-        const Piece lower = kRows > 8 ? piece(r * kRowTile + 8 + lane_index() / 4) : upper;
+        const bool both = r * kRowTile + 8 < kRows;
+        const Piece lower = both ? piece(r * kRowTile + 8 + lane_index() / 4) : upper;
 #pragma unroll
         for (int half = 0; half < 2; ++half)
           rows[i][r][half] = {{upper.word[2 * half] ^ nothing, lower.word[2 * half] ^ nothing,
@@ -358,23 +366,34 @@ class ClusterWorker {
 
   // ---- rows ----
 
-  // hidden = input_proj(latents) for the block's columns.
+  // hidden = input_proj(latents) for the block's columns, which both rows of a guided token share.
+  // Side by side, kTileColumns threads take a token, each a column of every tile.
   UNIFLUID_DEVICE void project_input() {
-    const int each = p.channels + 1;
-    for (int at = thread(); at < team.rows * kColumns; at += kThreads) {
-      const int row = at / kColumns, column = at % kColumns;
-      const int token = p.row_token[team.row + row] - team.token;
-      const auto weight = [&](int c) {
-        return input.load(static_cast<uint32_t>(column * each + c));
+    const int each = p.channels + 1, first = thread() % kTileColumns;
+    for (int token = thread() / kTileColumns; token < team.tokens;
+         token += kThreads / kTileColumns) {
+      const StepsToken& of = p.token_table[team.token + token];
+      const int row = of.row - team.row, rows = of.rows;
+      const auto weight = [&](int tile, int c) {
+        return input.load(static_cast<uint32_t>((tile * kTileColumns + first) * each + c));
       };
-      float sum = 0;
+      float sums[kColumnTiles] = {};
 #pragma unroll 4
-      for (int c = 0; c < p.channels; ++c)
-        sum = fmaf(weight(c),
-                   rounded<bf16>(state.load(static_cast<uint32_t>(token * p.channels + c))), sum);
-      sum += weight(p.channels);
-      own.store(static_cast<uint32_t>(at), sum);
-      hidden_row(row)[first_column + column] = sum;
+      for (int c = 0; c < p.channels; ++c) {
+        const float in = rounded<bf16>(state.load(static_cast<uint32_t>(token * p.channels + c)));
+#pragma unroll
+        for (int tile = 0; tile < kColumnTiles; ++tile)
+          sums[tile] = fmaf(weight(tile, c), in, sums[tile]);
+      }
+#pragma unroll
+      for (int tile = 0; tile < kColumnTiles; ++tile) {
+        const float sum = sums[tile] + weight(tile, p.channels);
+        const int column = tile * kTileColumns + first;
+        for (int i = row; i < row + rows; ++i) {
+          own.store(static_cast<uint32_t>(i * kColumns + column), sum);
+          hidden_row(i)[first_column + column] = sum;
+        }
+      }
     }
   }
 
@@ -506,7 +525,8 @@ class ClusterWorker {
   const Shared<float> state;      // [tokens, C]
   const Shared<uint64_t> blocks;  // [depth] StepsBlock
   uint32_t round = 0;
-  int next_product = 0, next_tile = 0;  // of the stream
+  int next_product = 0, next_tile = 0;  // of the stream,
+  const bf16* source = nullptr;         // and where this lane's pieces of the tile lie
   Piece weights[2][kRuns];              // its next tile: columns lane / 4 and 8 further
   int slot = 0;
   const bf16* modulation = nullptr;  // of this step and the team's first row
@@ -526,8 +546,10 @@ void with_tiles(int tiles, Body body) {
   constexpr std::integral_constant<int, kRuns> runs;
   if (tiles == 1) body(runs, std::integral_constant<int, 1>());
   if (tiles == 2) body(runs, std::integral_constant<int, 2>());
-  if constexpr (kRuns <= 5)
+  if constexpr (kRuns <= 5) {
+    if (tiles == 3) body(runs, std::integral_constant<int, 3>());
     if (tiles == 4) body(runs, std::integral_constant<int, 4>());
+  }
 }
 template <class Body>
 void with_sizes(int64_t width, int tiles, Body body) {

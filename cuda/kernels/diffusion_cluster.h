@@ -11,7 +11,7 @@ namespace cluster {
 // Blocks of a cluster: the most that Hopper has.
 inline constexpr int kMembers = 16;
 
-// Shared memory of a block whose team has up to 8 * tiles rows (1, 2 or 4); 0 where there is no
+// Shared memory of a block whose team has up to 8 * tiles rows (1 to 4); 0 where there is no
 // kernel for such a head. Its weights are bf16, aligned to 16 bytes, its vectors too.
 size_t shared_bytes(const DiffusionHeadWeights& head, int tiles);
 

@@ -104,7 +104,8 @@ constexpr int64_t kMostRowsAlone = 6;
 // How many tiles of rows a team has on a cluster; 0: no clusters. What a product takes is the
 // longest of three: matrices come to a processor and, for all teams, out of the second-level cache
 // at so many bytes a clock, and the path of a product from barrier to barrier is longer with more
-// rows: in clocks, near what an H200 took. The rates are by calculation.
+// rows: in clocks, near what an H200 took, that of three tiles between those of two and four. The
+// rates are by calculation.
 int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const DeviceLimits& limits,
                        int64_t rows, int64_t tokens) {
   if (limits.clusters == 0 || type != DType::bf16 || rows <= kMostRowsAlone ||
@@ -118,7 +119,8 @@ int best_cluster_tiles(const DiffusionHeadWeights& head, DType type, const Devic
   const double matrix = 2.0 * static_cast<double>(head.width) * static_cast<double>(head.width);
   int best = 0;
   double least = 0;
-  for (const auto& [count, path] : {Tiles{1, 9000}, Tiles{2, 10000}, Tiles{4, 12500}}) {
+  for (const auto& [count, path] :
+       {Tiles{1, 9000}, Tiles{2, 10000}, Tiles{3, 11300}, Tiles{4, 12500}}) {
     const size_t bytes = cluster::shared_bytes(head, count);
     if (bytes == 0 || bytes > limits.shared_bytes) continue;
     // Where tokens of two rows lie among others a team may leave a place free.

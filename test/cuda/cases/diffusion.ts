@@ -37,7 +37,8 @@ const SHAPES: Shape[] = [
   { width: 2060, depth: 0, channels: 4, condition: 8, flow: false, rows: 26 },
   // Teams, each with several tiles of rows.
   { width: 64, depth: 1, channels: 8, condition: 24, flow: true, rows: 75 },
-  // On Hopper clusters of blocks, with one, two and four tiles of rows in a team.
+  // On Hopper clusters of blocks, with one tile of rows in a team to four.
+  { width: 256, depth: 1, channels: 8, condition: 24, flow: false, rows: 8 },
   { width: 256, depth: 2, channels: 16, condition: 24, flow: false, rows: 13 },
   { width: 256, depth: 1, channels: 10, condition: 24, flow: true, rows: 34 },
   { width: 256, depth: 3, channels: 16, condition: 24, flow: false, rows: 77 },
