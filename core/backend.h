@@ -326,7 +326,10 @@ class Backend {
   // ---- memory: uninitialized, aligned to 64 bytes. Throws INSUFFICIENT_MEMORY. ----
   // Memory may be released while operations issued before still use it: the next owner's run after.
   virtual void* allocate(size_t bytes) = 0;
+  // `bytes`: those asked for, or what they take.
   virtual void release(void* memory, size_t bytes) noexcept = 0;
+  // Bytes that a block of `bytes` takes.
+  virtual size_t allocated_size(size_t bytes) const { return bytes; }
   // Bytes that can still be allocated, as far as the system tells.
   virtual size_t available() const = 0;
   // Bytes allocated now, converted weights and scratch included.

@@ -93,7 +93,6 @@ class Engine {
   size_t running_bytes() const;
   size_t step_bytes(int64_t rows, int64_t logits_rows) const;
   StepSize largest_step(const Waiting& next, bool alone) const;
-  size_t beyond_workspace(size_t needed) const;
   bool make_room(const Waiting& next);
   void start(Waiting&& waiting, int64_t& prefill);
   void step();

@@ -67,24 +67,21 @@ StepSize Engine::largest_step(const Waiting& next, bool alone) const {
   return size;
 }
 
-// What the workspace must still grow for a step that takes so much.
-size_t Engine::beyond_workspace(size_t needed) const {
-  const size_t held = workspace_->bytes();
-  return needed > held ? needed - held : 0;
-}
-
 // Whether a request may start; all that its steps take beside its own cache is there then, or will
 // be had, so that no step fails for it. Throws INSUFFICIENT_MEMORY where it never may.
 bool Engine::make_room(const Waiting& next) {
   Backend& backend = *model_->backend;
   const StepSize alone = largest_step(next, true), together = largest_step(next, false);
   const size_t bytes = sequence_bytes(next.request, *model_);
-  const size_t available = backend.available() + backend.scratch();
+  // What the workspace and scratch hold is there for a step, or can be given back.
+  const size_t held = workspace_->bytes();
+  const size_t available = backend.available() + backend.scratch() + held;
   // Even with all that runs out of the way.
   const size_t most = available + running_bytes();
-  const size_t more = alone.streams == 0 ? 0
-                                         : beyond_workspace(step_bytes(alone.rows, alone.texts)) +
-                                               backend.scratch_needed(alone);
+  const size_t more = alone.streams == 0
+                          ? 0
+                          : backend.allocated_size(step_bytes(alone.rows, alone.texts)) +
+                                backend.scratch_needed(alone);
   if (bytes + more > most)
     throw Error(error_code::kInsufficientMemory,
                 "the sequence needs " + std::to_string(bytes) + " bytes for its cache and " +
@@ -92,10 +89,12 @@ bool Engine::make_room(const Waiting& next) {
                     " could be had with nothing else running");
   size_t step = limits_.fixed_activation_bytes;
   if (model_->config.text) step = std::max(step, step_bytes(together.rows, together.texts));
+  step = backend.allocated_size(step);
   const size_t scratch = backend.scratch_needed(together);
-  const size_t needed = bytes + beyond_workspace(step);
-  if (!running_.empty() && needed + scratch > available) return false;
-  // More scratch than that is of earlier work, and given back only where it is in the way.
+  if (!running_.empty() && bytes + step + scratch > available) return false;
+  // More than that is of earlier work, and given back only where it is in the way.
+  if (held > step && bytes + scratch > available - held) workspace_->trim(step);
+  const size_t needed = bytes + step - std::min(step, workspace_->bytes());
   if (scratch > backend.scratch() || needed > backend.available()) backend.resize_scratch(scratch);
   return true;
 }

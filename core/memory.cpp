@@ -37,7 +37,8 @@ void Workspace::rewind(size_t block, size_t used) {
 void Workspace::add_block(size_t bytes, size_t wanted) {
   const size_t most = std::max({bytes, wanted, kSmallestBlock});
   // What is only for later must not be what memory lacks.
-  blocks_.emplace_back(backend_, most <= backend_.available() ? most : bytes);
+  const bool fits = backend_.allocated_size(most) <= backend_.available();
+  blocks_.emplace_back(backend_, fits ? most : bytes);
 }
 
 void Workspace::reserve(size_t bytes) {

@@ -15,7 +15,7 @@ class Block {
  public:
   Block() = default;
   Block(Backend& backend, size_t bytes)
-      : backend_(&backend), data_(backend.allocate(bytes)), bytes_(bytes) {}
+      : backend_(&backend), data_(backend.allocate(bytes)), bytes_(backend.allocated_size(bytes)) {}
   ~Block() { reset(); }
   Block(Block&& other) noexcept { *this = std::move(other); }
   Block& operator=(Block&& other) noexcept {
@@ -36,6 +36,7 @@ class Block {
     bytes_ = 0;
   }
   void* data() const { return data_; }
+  // What it takes: no less than was asked for.
   size_t bytes() const { return bytes_; }
 
  private:

@@ -94,11 +94,18 @@ int64_t image_row_count(const Prefix& prefix, const Model& model) {
          (prefix.source_pixels.empty() ? 0 : model.config.image->cells());
 }
 
+// What a block of so many rows of the decoder's width takes.
+size_t rows_bytes(int64_t rows, const Model& model) {
+  return rows == 0 ? 0
+                   : model.backend->allocated_size(
+                         static_cast<size_t>(rows * model.config.text->hidden_size) *
+                         size_of(model.backend->activation_type()));
+}
+
 // As make_stream reserves for so many rows of prefix and suffix.
 size_t stream_bytes(int64_t prefix, int64_t suffix, const Model& model) {
-  return model.decoder->cache_bytes(prefix + suffix) +
-         static_cast<size_t>(prefix * model.config.text->hidden_size) *
-             size_of(model.backend->activation_type());
+  return model.backend->allocated_size(model.decoder->cache_bytes(prefix + suffix)) +
+         rows_bytes(prefix, model);
 }
 
 int64_t size_of_tokens(const std::vector<int32_t>& tokens) {
@@ -158,23 +165,29 @@ size_t logits_bytes(const ScoreRows& wanted, const Model& model) {
          sizeof(float);
 }
 
+// Those of the image, which are held beside the stream's until they are copied, among them.
 struct BytesNeeded {
   const Model& model;
 
+  size_t image(const Prefix& prefix) const {
+    return rows_bytes(image_row_count(prefix, model), model);
+  }
   size_t operator()(const TextRequest& r) const {
-    return stream_bytes(RowsNeeded{model}(r).front().left, r.max_new_tokens - 1, model);
+    return image(r.prefix) +
+           stream_bytes(RowsNeeded{model}(r).front().left, r.max_new_tokens - 1, model);
   }
   size_t operator()(const ScoreRequest& r) const {
     const size_t logits =
         model.backend->in_host_memory() ? logits_bytes(score_rows(r, model), model) : 0;
-    return stream_bytes(RowsNeeded{model}(r).front().left, 0, model) + logits;
+    return image(r.prefix) + stream_bytes(RowsNeeded{model}(r).front().left, 0, model) + logits;
   }
   size_t operator()(const DrawRequest& r) const {
-    const int64_t image = image_row_count(r.prefix, model), n = model.config.image->cells();
-    size_t bytes = stream_bytes(image + size_of_tokens(r.prefix.tokens), n, model);
+    const int64_t rows = image_row_count(r.prefix, model), n = model.config.image->cells();
+    size_t bytes = image(r.prefix) + stream_bytes(rows + size_of_tokens(r.prefix.tokens), n, model);
     if (!r.empty_tokens.empty())
-      bytes += stream_bytes(image + size_of_tokens(r.empty_tokens), n, model);
-    return bytes + static_cast<size_t>(n * model.config.image->token_channels) * sizeof(float);
+      bytes += stream_bytes(rows + size_of_tokens(r.empty_tokens), n, model);
+    return bytes + model.backend->allocated_size(
+                       static_cast<size_t>(n * model.config.image->token_channels) * sizeof(float));
   }
   size_t operator()(const EncodeRequest&) const { return 0; }
   size_t operator()(const FeaturesRequest&) const { return 0; }

@@ -6,11 +6,11 @@
 
 #include "cuda/device_memory.h"
 #include "cuda/queue.h"
+#include "cuda/size_class.h"
 
 namespace unifluid::cuda {
 namespace {
 
-constexpr size_t kAlignment = 256;
 // Small weights, such as norms, share blocks. They double from the first size to the last, so that
 // little is left over in a small model and few blocks are needed in a large one.
 constexpr size_t kFirstSlab = size_t{256} << 10, kLastSlab = size_t{4} << 20;
@@ -19,15 +19,7 @@ constexpr const char* kWeights = "weights";
 constexpr const char* kTensors = "caches and activations";
 
 size_t rounded_up(size_t bytes) {
-  return (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-// A cached block serves requests of down to seven eighths of its size: sizes are rounded up to
-// eighths of their power of two, so that those of one kind of sequence coincide.
-size_t size_class(size_t bytes) {
-  size_t step = kAlignment;
-  while (step * 16 <= bytes) step *= 2;
-  return (std::max<size_t>(bytes, 1) + step - 1) / step * step;
+  return (std::max<size_t>(bytes, 1) + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
 }
 
 }  // namespace

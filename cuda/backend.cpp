@@ -70,7 +70,7 @@ CudaBackend::CudaBackend(const OpenOptions& options)
 CudaBackend::~CudaBackend() {
   try {
     queue_.synchronize();
-  } catch (const Error&) {
+  } catch (...) {     // a device that has failed, or no memory to issue what is left
     queue_.settle();  // what still runs uses memory that is about to be freed
   }
 }

@@ -105,7 +105,7 @@ Boundary make_table() {
   t.close = [](void* backend) {
     try {
       enter(backend);
-    } catch (const Error&) {
+    } catch (...) {
       // A device that has failed; what it held goes with its context.
     }
     delete &of(backend);

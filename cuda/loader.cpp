@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "cpu/system_memory.h"
+#include "cuda/size_class.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -47,6 +48,7 @@ class LibraryBackend final : public Backend, public TrainingBackend {
   void release(void* memory, size_t bytes) noexcept override {
     library_.release(backend_, memory, bytes);
   }
+  size_t allocated_size(size_t bytes) const override { return size_class(bytes); }
   size_t available() const override { return facts().available; }
   size_t allocated() const override { return facts().allocated; }
   size_t scratch() const override { return facts().scratch; }

@@ -3,10 +3,11 @@
  * come. Memory is bounded by the concurrency, however long the source is.
  */
 
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate as otherWork, setTimeout as sleep } from "node:timers/promises";
 import { types } from "node:util";
+import { onAbort } from "./abort.js";
 import { show } from "./checkpoint/fields.js";
-import { CancelledError, UniFluidError } from "./errors.js";
+import { CancelledError, endsModel, UniFluidError } from "./errors.js";
 import {
   booleanOption,
   integerOption,
@@ -21,7 +22,10 @@ export interface BulkOptions {
   concurrency?: number;
   /** Give results in the order of the items instead of as they finish; a slow one then holds up the rest. */
   ordered?: boolean;
-  /** End at the first item that fails, by throwing its error. Default: a failure is a result with `error`. */
+  /**
+   * End at the first item that fails, by throwing its error. Default: a failure is a result with `error`, and only
+   * one that ends the model, such as `DISPOSED`, is thrown.
+   */
   stopOnError?: boolean;
 }
 
@@ -77,6 +81,8 @@ function iteratorOf<T>(items: AnyIterable<T>): Iterator<T> | AsyncIterator<T> {
   throw invalidOption("an iterable or async iterable", "items", items);
 }
 
+/** Results after which whatever else the process has to do gets its turn, where items fail without a wait. */
+const TURN = 32;
 /** Milliseconds until a refused item is tried again: the first, and the longest after doubling. */
 const FIRST_WAIT = 10;
 const LONGEST_WAIT = 500;
@@ -109,7 +115,8 @@ function asError(reason: unknown): Error {
 /**
  * Runs `call` for each item, at most `concurrency` of them at once. An item counts until its result is taken,
  * so a reader that falls behind slows the source down. Leaving the loop, an abort and a first error under
- * `stopOnError` give up what runs, wait for its end and close the source. `QUEUE_FULL` is waited out.
+ * `stopOnError` give up what runs, wait for its end and close the source; so does an error after which the model
+ * does nothing more. `QUEUE_FULL` is waited out.
  */
 export async function* runAll<Item, Value>(
   items: AnyIterable<Item>,
@@ -171,15 +178,16 @@ export async function* runAll<Item, Value>(
   };
 
   signal?.throwIfAborted();
-  signal?.addEventListener("abort", abort, { once: true });
+  const off = signal ? onAbort(signal, abort) : undefined;
   try {
     for (;;) {
       signal?.throwIfAborted();
       if (!ended && !reading && open < concurrency) reading = read();
       const result = next();
       if (result) {
-        if (stopOnError && "error" in result) throw result.error;
+        if (result.error && (stopOnError || endsModel(result.error))) throw result.error;
         given++;
+        if (given % TURN === 0) await otherWork();
         open--;
         yield result;
         continue;
@@ -194,7 +202,7 @@ export async function* runAll<Item, Value>(
       });
     }
   } finally {
-    signal?.removeEventListener("abort", abort);
+    off?.();
     leave.abort(signal?.reason);
     await Promise.all(running);
     if (!ended) {

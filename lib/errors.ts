@@ -289,6 +289,11 @@ export function errorClass(code: ErrorCode): abstract new (...args: never[]) => 
   return ERRORS[code];
 }
 
+/** Whether all later requests of the same model meet this error too: it was disposed of, or its device has failed. */
+export function endsModel(error: Error): boolean {
+  return error instanceof UniFluidError && ["DISPOSED", "DEVICE_ERROR"].includes(error.code);
+}
+
 type NativeFailure = (message: string, options: UniFluidErrorOptions) => UniFluidError;
 
 /** The error for each code of core/error.h. */

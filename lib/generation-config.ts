@@ -74,7 +74,7 @@ const NEW_TOKENS = { min: 1, max: 1 << 24 };
 
 /** The most steps that a model can be asked for; `image`: the part of it that draws. */
 export function mostSteps(image: { timesteps: number; flow: boolean }): number {
-  return image.flow ? Math.max(FLOW_STEPS, image.timesteps) : image.timesteps;
+  return image.flow ? FLOW_STEPS : image.timesteps;
 }
 
 /** Reads `generation_config.json`; what it leaves out has the spec's defaults. `most`: of steps. */

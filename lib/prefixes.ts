@@ -38,7 +38,8 @@ function templateTokens(
   task: TemplateTask,
   text: string,
 ): Int32Array {
-  return behind(config!.bosToken, tokenizer!.encode(fillTemplate(config!.templates, task, text)));
+  const filled = fillTemplate(config!.templates, task, text);
+  return behind(config!.bosToken, tokenizer!.encode(filled, config!.text.maxPositions));
 }
 
 /** Rows that the image of a task takes: those of the vision tower, and its latents where an edit has them. */
@@ -95,7 +96,9 @@ export class PrefixBuilder {
   /** `<bos>` and the text, which has no prefix and is continued. */
   plain(text: string): Prefix {
     const { config, tokenizer } = this.checkpoint;
-    return this.plainTokens(behind(config!.bosToken, tokenizer!.encode(text)));
+    return this.plainTokens(
+      behind(config!.bosToken, tokenizer!.encode(text, config!.text.maxPositions)),
+    );
   }
 
   /** The same of token ids, `<bos>` included. */

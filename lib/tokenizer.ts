@@ -11,7 +11,7 @@ import {
   SequenceDecoder,
 } from "@huggingface/tokenizers";
 import { type AddedToken, AddedTokenSplitter } from "./added-tokens.js";
-import { CheckpointNotFoundError, TokenizerMismatchError } from "./errors.js";
+import { CheckpointNotFoundError, PromptTooLongError, TokenizerMismatchError } from "./errors.js";
 import { checkTokenizer } from "./tokenizer-checks.js";
 
 const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2})>$/;
@@ -65,6 +65,9 @@ interface AddedTokenJson extends AddedToken {
   /** It is looked for in normalized text; absent: unless it is special. */
   normalized?: boolean;
 }
+
+/** A token, or text of a section between added tokens. */
+type Part = { id: number } | { text: string; index: number };
 
 export class Tokenizer {
   private readonly special: ReadonlySet<number>;
@@ -134,16 +137,35 @@ export class Tokenizer {
   /**
    * Token ids of a text, without special tokens around it. The library's parts are put together here: its
    * own way takes text that only normalization made equal to an added token for that token.
+   *
+   * Throws `PROMPT_TOO_LONG` for a text that must have more than `most`, before it is cut into tokens, which takes
+   * seconds for a million characters.
    */
-  encode(text: string): number[] {
+  encode(text: string, most = Number.POSITIVE_INFINITY): number[] {
     const { normalizer } = this.library;
-    return this.rawSplitter.split(text).flatMap((section, index) => {
-      if ("token" in section) return section.token.id;
+    const parts = this.rawSplitter.split(text).flatMap((section, index): Part[] => {
+      if ("token" in section) return [{ id: section.token.id }];
       const normalized = normalizer ? normalizer(section.text) : section.text;
       return this.normalizedSplitter
         .split(normalized)
-        .flatMap((part) => ("token" in part ? part.token.id : this.encodePlain(part.text, index)));
+        .map((part) => ("token" in part ? { id: part.token.id } : { text: part.text, index }));
     });
+    if (most < Number.POSITIVE_INFINITY) this.checkLength(parts, text.length, most);
+    return parts.flatMap((part) =>
+      "id" in part ? part.id : this.encodePlain(part.text, part.index),
+    );
+  }
+
+  private checkLength(parts: readonly Part[], length: number, most: number): void {
+    const least = parts.reduce(
+      (sum, part) => sum + ("id" in part ? 1 : Math.ceil(part.text.length / this.longestToken)),
+      0,
+    );
+    if (least <= most) return;
+    throw new PromptTooLongError(
+      `the text of ${length} characters takes at least ${least} rows, but this model's sequences have at most ` +
+        `${most} (max_position_embeddings)`,
+    );
   }
 
   /** Length of the longest token, in UTF-16 units: a text has no fewer tokens than times that it holds this. */

@@ -112,7 +112,7 @@ function parseImageConfig(fields: Fields): ImageConfig {
     tokenChannels: image.integer("token_channels", { min: 1, max: 1 << 16 }),
     headWidth: head.integer("width", { min: 1, max: 1 << 16 }),
     headDepth: head.integer("depth", { min: 1, max: 1024 }),
-    timesteps: head.integer("timesteps", { min: 2, max: 100_000, default: 1000 }),
+    timesteps: head.integer("timesteps", { min: 2, max: 10_000, default: 1000 }),
     flow: head.oneOf("objective", ["ddpm", "flow"], { default: "ddpm" }) === "flow",
     editSourceLatents: fields.boolean("edit_source_latents", { default: true }),
   };

@@ -2,7 +2,7 @@
 
 import { basename, join } from "node:path";
 import { runAll } from "../bulk.js";
-import { JobsChangedError, UniFluidError } from "../errors.js";
+import { endsModel, JobsChangedError, UniFluidError } from "../errors.js";
 import type { ImageFormat } from "../image.js";
 import type { UniFluid } from "../model.js";
 import { nameOfRecord, type RawRecord } from "./reader.js";
@@ -122,7 +122,7 @@ const describe = ({ id, task, options }: Job) => ({
 
 /** Errors that the next record would meet as well. */
 function endsRun(error: UniFluidError): boolean {
-  return ["DISPOSED", "DEVICE_ERROR", "INTERNAL"].includes(error.code);
+  return endsModel(error) || error.code === "INTERNAL";
 }
 
 async function* pending(

@@ -100,6 +100,27 @@ test("maxMemory bounds all that a model takes of the GPU", async () => {
   expect(allocatedBytes + availableBytes).toBe(maxMemory);
 });
 
+/** A block takes more than is asked for, which admission has to know: else a request is begun that finds no memory. */
+test("below the least memory that a request runs in it is refused before it begins", async () => {
+  const outcome = async (maxMemory: number) => {
+    const source = join(FIXTURES, "gemma2-tiny");
+    await using model = await UniFluid.load(source, { device: "cuda", maxMemory });
+    const request = model.complete("a red circle ".repeat(20), { maxNewTokens: 2 });
+    return await request.then(
+      () => "runs",
+      (error: Error) => error.message,
+    );
+  };
+  let [least, most] = [STAGING, 4 * STAGING];
+  while (most - least > 256) {
+    const middle = Math.floor((least + most) / 2);
+    const runs = (await outcome(middle).catch(() => "not loaded")) === "runs";
+    [least, most] = runs ? [least, middle] : [middle, most];
+  }
+  for (let below = 256; below <= 8192; below *= 2)
+    expect(await outcome(most - below)).toMatch(/^the sequence needs \d+ bytes for its cache/);
+});
+
 test("a drawing whose steps would lack memory fails alone, and before any of them", async () => {
   await using model = await UniFluid.load(directory, { device: "cuda" });
   const alone = await draw(model);

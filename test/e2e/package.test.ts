@@ -13,6 +13,7 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { satisfies } from "semver";
 import { findAddon } from "../../lib/addon.js";
 
 const execute = promisify(execFile);
@@ -57,6 +58,18 @@ test("README names the versions of Node that the package asks for", () => {
   const [, first, second] = /^\^(\d+\.\d+)\.0 \|\| >=(\d+\.\d+)\.0$/.exec(manifest.engines.node)!;
   const readme = readFileSync(join(root, "README.md"), "utf8");
   expect(readme).toContain(`with Node ${first}, ${second} or later`);
+});
+
+test("what it depends on asks for no later versions", () => {
+  const lock = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8")) as {
+    packages: Record<string, { dev?: boolean; optional?: boolean; engines?: { node?: string } }>;
+  };
+  const [, first] = /^\^(\d+\.\d+\.\d+)/.exec(manifest.engines.node)!;
+  const late = Object.entries(lock.packages).filter(
+    ([, { dev, optional, engines }]) =>
+      !dev && !optional && engines?.node && !satisfies(first!, engines.node),
+  );
+  expect(late.map(([path]) => path)).toEqual([]);
 });
 
 /** Runs node in the project, without what this test's own environment says about the addon. */

@@ -1,7 +1,7 @@
 /** Runs over iterables: bounded, in any order or in that of the items, and left at any point. */
 
 import { type BulkOptions, bulkSettings, runAll } from "../../lib/bulk";
-import { QueueFullError } from "../../lib/errors";
+import { DisposedError, QueueFullError } from "../../lib/errors";
 
 const settings = (options: BulkOptions & { signal?: AbortSignal } = {}) =>
   bulkSettings(options, 3, ["signal"]).settings;
@@ -143,6 +143,52 @@ test("stopOnError throws it, gives up the others and closes the source", async (
   await expect(next).rejects.toThrow("no");
   expect(calls.aborted.sort()).toEqual([0, 2]);
   expect(seen).toEqual({ taken: 3, closed: true });
+});
+
+test("an error that ends the model ends the run", async () => {
+  const seen = { taken: 0, closed: false };
+  const call = async (_item: number, index: number) => {
+    if (index > 0) throw new DisposedError("the model was disposed of");
+    return "r";
+  };
+  const run = runAll(counting(1000, seen), call, settings());
+  expect((await run.next()).value).toMatchObject({ value: "r" });
+  await expect(run.next()).rejects.toMatchObject({ code: "DISPOSED" });
+  expect(seen.closed).toBe(true);
+  expect(seen.taken).toBeLessThan(10);
+});
+
+test("other work gets its turn where all items fail at once", async () => {
+  const controller = new AbortController();
+  function* endless() {
+    for (let i = 0; ; i++) yield i;
+  }
+  const run = runAll(
+    endless(),
+    () => Promise.reject(new Error("no")),
+    settings({ signal: controller.signal }),
+  );
+  setTimeout(() => controller.abort(), 1);
+  await expect(
+    (async () => {
+      for await (const _ of run);
+    })(),
+  ).rejects.toMatchObject({ name: "AbortError" });
+});
+
+test("many runs may share one signal", async () => {
+  const warnings: string[] = [];
+  const warn = ({ name }: Error) => warnings.push(name);
+  process.on("warning", warn);
+  const { signal } = new AbortController();
+  const runs = Array.from({ length: 15 }, () =>
+    runAll([1, 2], async (i) => i, settings({ signal })),
+  );
+  for (const run of runs) await run.next();
+  await tick(1);
+  for (const run of runs) await run.return();
+  process.off("warning", warn);
+  expect(warnings).toEqual([]);
 });
 
 test("an item that finds the queue full waits for room", async () => {

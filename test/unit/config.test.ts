@@ -269,6 +269,7 @@ const refused: [fixture: string, fields: Record<string, unknown>, message: RegEx
   ["unifluid-tiny", { "diffusion_head.noise_schedule": "linear" }, /"cosine".*noise_schedule/],
   ["unifluid-tiny", { "diffusion_head.objective": "score" }, /"ddpm" or "flow" for objective/],
   ["unifluid-tiny", { "diffusion_head.timesteps": 1 }, /timesteps/],
+  ["unifluid-tiny", { "diffusion_head.timesteps": 10_001 }, /timesteps/],
   ["unifluid-tiny", { prefix_attention: "both" }, /prefix_attention/],
   ["unifluid-tiny", { edit_source_latents: "yes" }, /edit_source_latents/],
   ["unifluid-tiny", { "prompts.generate": "draw" }, /holds {prompt} once for generate/],

@@ -54,6 +54,26 @@ test("a stream gives each word as it comes", () => {
   expect(pieces.join("") + stream.end()).toBe("a red circle");
 });
 
+test("a text that cannot fit is refused before it is cut into tokens, and none that fits", async () => {
+  const tokenizer = await Tokenizer.load("models/shapes-64/tokenizer.json", 480);
+  for (const text of [
+    "a red circle",
+    "two small green stars",
+    "caf\u00e9 \u{1f600}",
+    "<eos>".repeat(9),
+    "",
+  ]) {
+    const ids = tokenizer.encode(text);
+    expect(tokenizer.encode(text, ids.length)).toEqual(ids);
+  }
+  expect(() => tokenizer.encode("red ".repeat(10_000), 512)).toThrow(
+    expect.objectContaining({
+      code: "PROMPT_TOO_LONG",
+      message: expect.stringMatching(/text of 40000 characters takes at least \d+ rows/),
+    }),
+  );
+});
+
 describe("what does not fit is refused", () => {
   const good = readJson("gemma-tiny/tokenizer.json");
   const code = (json: unknown, vocab = 352): string | undefined => {
