@@ -26,6 +26,7 @@ import { resize, toVaePixels } from "../preprocess.js";
 import { psnr } from "../psnr.js";
 import { BrokenRecords } from "./broken-records.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
+import { decoding } from "./decoding.js";
 import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
 import { dealt, largestBatch, Mixture, openSource } from "./mixture.js";
 import { createTrainer } from "./native-trainer.js";
@@ -260,9 +261,11 @@ async function decodedOf(record: SourceRecord, random: Random) {
 
 /** At the size of the run. */
 async function pictureOf(record: SourceRecord, random: Random, size: number): Promise<Image> {
-  const image = await decodedOf(record, random);
-  const { pixels } = await resize(image, size, size, "bicubic", loadAddon());
-  return Image.fromPixels(pixels, size, size);
+  return decoding.run(async () => {
+    const image = await decodedOf(record, random);
+    const { pixels } = await resize(image, size, size, "bicubic", loadAddon());
+    return Image.fromPixels(pixels, size, size);
+  });
 }
 
 /**
