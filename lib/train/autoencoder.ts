@@ -287,7 +287,7 @@ async function shownOf<T>(
       const record = await source.next();
       if (names.has(record.name)) break; // those were all
       names.add(record.name);
-      await broken.attempt(record.name, async () => {
+      await broken.attempt(record, async () => {
         pictures.push(await make(record, random));
       });
     }

@@ -82,8 +82,10 @@ export class ManifestSource implements Source {
   private record(index: number): SourceRecord {
     const value = () => parseRecordText(this.lines[index] as string);
     const at = (path: string) => resolve(this.folder, path);
+    const counted = `${this.name}: record ${index}`;
     return {
-      name: `${this.name}: record ${index} (line ${this.numbers[index]})`,
+      name: `${counted} (line ${this.numbers[index]})`,
+      counted,
       texts: () => parseRecord(value()),
       example: (random) => {
         const record = parseRecord(value());

@@ -201,9 +201,11 @@ export class ShardSource implements Source {
   private record(shard: number, sample: ShardSample): SourceRecord {
     const path = this.paths[shard] as string;
     const plain = this.options.task ?? "caption";
+    // A key may occur twice, where shards were joined.
+    const name = `${path}: sample ${sample.index} (${sample.key})`;
     return {
-      // A key may occur twice, where shards were joined.
-      name: `${path}: sample ${sample.index} (${sample.key})`,
+      name,
+      counted: name,
       texts: () => recordOf(path, sample, plain).record,
       example: (random) => {
         const { record, image, target } = recordOf(path, sample, plain);
