@@ -2,8 +2,7 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { loadAddon } from "../addon.js";
-import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
-import { locateCheckpoint } from "../checkpoint/locate.js";
+import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { bfloat16Bytes, writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { ENCODER_TENSORS, vaeFactor } from "../checkpoint/vae-config.js";
@@ -30,7 +29,8 @@ import { decoding } from "./decoding.js";
 import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
 import { dealt, largestBatch, Mixture, openSource } from "./mixture.js";
 import { createTrainer } from "./native-trainer.js";
-import type { Losses } from "./run-folder.js";
+import { startingCheckpoint } from "./resume.js";
+import type { Losses, RunFolder } from "./run-folder.js";
 import type { Source, SourceRecord } from "./source.js";
 import { commonOptions, type StepData, type Subject } from "./subject.js";
 
@@ -51,6 +51,8 @@ export class AutoencoderSubject implements Subject {
   private constructor(
     private readonly config: AutoencoderRunConfig,
     private readonly checkpoint: Checkpoint,
+    /** The autoencoder's configuration, read as the run opens: its directory may be gone later. */
+    private readonly fields: object,
     readonly tensors: readonly NativeTensor[],
     private readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
@@ -62,11 +64,16 @@ export class AutoencoderSubject implements Subject {
 
   static async open(
     config: AutoencoderRunConfig,
+    folder: RunFolder,
     onNote: (message: string) => void,
   ): Promise<AutoencoderSubject> {
-    const checkpoint = await readCheckpoint(await locateCheckpoint(config.autoencoder));
+    // A checkpoint of the run has factors of its own, by which the noise of latents would be another.
+    const fits = ({ vae }: Checkpoint) => vae !== undefined && config.latentNoise === 0;
+    const checkpoint = await startingCheckpoint(config.autoencoder, folder, fits, onNote);
     const { spec } = checkpoint;
     const size = pictureSize(config, checkpoint);
+    const path = join(checkpoint.directory, "vae", "config.json");
+    const fields: object = JSON.parse(await readFile(path, "utf8"));
     const tensors = spec.tensors.filter((t) => t.name.startsWith("vae."));
     const broken = new BrokenRecords(config.brokenShare, onNote);
     const mixture = await Mixture.open(config, broken);
@@ -95,6 +102,7 @@ export class AutoencoderSubject implements Subject {
     return new AutoencoderSubject(
       config,
       checkpoint,
+      fields,
       tensors,
       frozen,
       native,
@@ -140,11 +148,9 @@ export class AutoencoderSubject implements Subject {
 
   /** A directory with the autoencoder alone, whose latents have mean 0 and spread 1. */
   async writeCheckpoint(folder: string): Promise<void> {
-    const { checkpoint, config, tensors, frozen } = this;
+    const { checkpoint, config, tensors, frozen, fields } = this;
     const directory = join(folder, "vae");
     await mkdir(directory);
-    const path = join(checkpoint.directory, "vae", "config.json");
-    const fields: unknown = JSON.parse(await readFile(path, "utf8"));
     const what = config.ema > 0 ? "ema" : "weights";
     const values = new Map(
       tensors.map(({ name }): [string, Float32Array] => [
@@ -156,7 +162,7 @@ export class AutoencoderSubject implements Subject {
     const write = async (factors: object) => {
       await writeFile(
         join(directory, "config.json"),
-        `${JSON.stringify({ ...(fields as object), ...factors }, null, 2)}\n`,
+        `${JSON.stringify({ ...fields, ...factors }, null, 2)}\n`,
       );
       await writeSafetensors(
         join(directory, WEIGHTS),

@@ -1,4 +1,6 @@
 /** Where a run goes on after a stop: the last checkpoint that is whole. */
+import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
+import { locateCheckpoint } from "../checkpoint/locate.js";
 import {
   CheckpointNotFoundError,
   InvalidCheckpointError,
@@ -18,6 +20,30 @@ const isDamage = (error: unknown) =>
   error instanceof InvalidCheckpointError ||
   error instanceof CheckpointNotFoundError ||
   (error as NodeJS.ErrnoException).code === "EIO";
+
+/**
+ * The model that a run begins with. Where it is gone, a run that goes on takes the last of its own checkpoints that
+ * `fits`, which has all but the weights as they were, and tells `onNote`.
+ */
+export async function startingCheckpoint(
+  model: string,
+  folder: RunFolder,
+  fits: (own: Checkpoint) => boolean,
+  onNote: (message: string) => void,
+): Promise<Checkpoint> {
+  try {
+    return await readCheckpoint(await locateCheckpoint(model));
+  } catch (error) {
+    if (!(error instanceof CheckpointNotFoundError)) throw error;
+    for (const step of (await folder.steps()).reverse()) {
+      const own = await readCheckpoint(folder.checkpoint(step)).catch(() => undefined);
+      if (!own || !fits(own)) continue;
+      onNote(`${error.message}; the run goes on with what ${own.directory} has`);
+      return own;
+    }
+    throw error;
+  }
+}
 
 /**
  * Puts the state of the last whole checkpoint into a trainer; undefined: the run has none yet. Damaged ones behind it

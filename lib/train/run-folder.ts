@@ -21,6 +21,7 @@ import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
 import { makeFolder } from "../make-folder.js";
 import type { NativeTensor, NativeTrainer, NativeTrainerState } from "../native.js";
 import type { RecordsSeen } from "./broken-records.js";
+import { systemCode } from "./system-code.js";
 
 /** What a line of metrics.jsonl says of a step's losses. */
 export interface Losses {
@@ -227,6 +228,8 @@ export class RunFolder {
     } catch (error) {
       // A full disk, say, is not to stay full.
       await rm(beside, { recursive: true, force: true });
+      // Where an open file was written to, the system names none: which disk it was is to be told.
+      if (systemCode(error) !== undefined) (error as NodeJS.ErrnoException).path ??= target;
       throw error;
     }
   }

@@ -132,8 +132,8 @@ export class Trainer {
     if (changed.length > 0)
       onNote(`the settings differ from those that the run was begun with: ${changed.join(", ")}`);
     const subject = isAutoencoderRun(run)
-      ? await AutoencoderSubject.open(run, onNote)
-      : await UnifiedSubject.open(run, onNote);
+      ? await AutoencoderSubject.open(run, folder, onNote)
+      : await UnifiedSubject.open(run, folder, onNote);
     try {
       const text = stringify(run);
       if (before === undefined) await folder.create(text);
