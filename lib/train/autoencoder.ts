@@ -2,7 +2,7 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { loadAddon } from "../addon.js";
-import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { bfloat16Bytes, writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { ENCODER_TENSORS, vaeFactor } from "../checkpoint/vae-config.js";
@@ -54,7 +54,7 @@ export class AutoencoderSubject implements Subject {
     /** The autoencoder's configuration, read as the run opens: its directory may be gone later. */
     private readonly fields: object,
     readonly tensors: readonly NativeTensor[],
-    private readonly frozen: ReadonlySet<string>,
+    readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
     private readonly device: Device,
     readonly mixture: Mixture,
@@ -144,6 +144,10 @@ export class AutoencoderSubject implements Subject {
     return Object.entries({ "absolute error": absolute, "square error": square, divergence: kl })
       .filter(([, value]) => !Number.isFinite(value))
       .map(([name, value]) => `the ${name} is ${value}`);
+  }
+
+  async check(folder: string): Promise<void> {
+    await readCheckpoint(folder);
   }
 
   /** A directory with the autoencoder alone, whose latents have mean 0 and spread 1. */

@@ -137,8 +137,8 @@ export class Trainer {
     try {
       const text = stringify(run);
       if (before === undefined) await folder.create(text);
-      const { native, tensors, mixture } = subject;
-      const restored = await restoreLast(folder, native, tensors, run.ema > 0, onNote);
+      const { mixture } = subject;
+      const restored = await restoreLast(folder, subject, run.ema > 0, onNote);
       const step = restored?.step ?? 0;
       if (restored) {
         await mixture.restore(step, restored.data.positions, (name) =>
@@ -329,8 +329,7 @@ export class Trainer {
     const { subject, config, positions } = this;
     await this.folder.save(
       this.step,
-      subject.native,
-      subject.tensors,
+      subject,
       config.ema > 0,
       { positions, records: subject.mixture.broken.stateAt(this.records) },
       (folder) => subject.writeCheckpoint(folder),

@@ -1,12 +1,12 @@
 /** Training a whole model: sequences of all tasks, drawings as samples. */
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { contactSheet } from "../contact-sheet.js";
 import type { Device } from "../device.js";
-import { InvalidConfigError } from "../errors.js";
+import { CheckpointNotFoundError, InvalidConfigError } from "../errors.js";
 import { imageSettings, mostSteps } from "../generation-config.js";
 import { UniFluid } from "../model.js";
 import type { NativeStepResult, NativeTensor, NativeTrainer } from "../native.js";
@@ -30,6 +30,7 @@ export class UnifiedSubject implements Subject {
     private readonly checkpoint: Checkpoint,
     private readonly sideFiles: SideFiles,
     readonly tensors: readonly NativeTensor[],
+    readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
     private readonly device: Device,
     private readonly data: Batches,
@@ -60,7 +61,16 @@ export class UnifiedSubject implements Subject {
       const of = { ...spec, tensors };
       const name = `training ${directory}`;
       const { native, device } = await createTrainer(name, of, config.device, options);
-      return new UnifiedSubject(config, checkpoint, sideFiles, tensors, native, device, data);
+      return new UnifiedSubject(
+        config,
+        checkpoint,
+        sideFiles,
+        tensors,
+        new Set(options.frozen),
+        native,
+        device,
+        data,
+      );
     } catch (error) {
       await data.close();
       throw error;
@@ -107,6 +117,13 @@ export class UnifiedSubject implements Subject {
     return Object.entries(byTask)
       .filter(([, { loss }]) => !Number.isFinite(loss))
       .map(([task, { loss }]) => `the loss of ${task} is ${loss}`);
+  }
+
+  async check(folder: string): Promise<void> {
+    const { config, vae } = await readCheckpoint(folder);
+    // What is left without them would pass for a checkpoint of another kind.
+    if (!config) throw new CheckpointNotFoundError(`${folder} has no config.json`);
+    if (!vae && this.checkpoint.vae) throw new CheckpointNotFoundError(`${folder} has no vae`);
   }
 
   /** In bfloat16; all but the weights as in the checkpoint that the run began with. */

@@ -1,7 +1,7 @@
 /** Runs that train an autoencoder: what they learn and write, and what they refuse. */
 import { execFile } from "node:child_process";
 import { rmSync } from "node:fs";
-import { cp, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
@@ -196,6 +196,17 @@ test("the autoencoder that a run began with may go away, but for one whose laten
   await expect(train("noisy", noisy, { resume: true })).rejects.toMatchObject({
     code: "CHECKPOINT_NOT_FOUND",
   });
+});
+
+test("a checkpoint whose autoencoder is damaged is set aside", async () => {
+  const { checkpoint } = await train("damaged");
+  await truncate(join(checkpoint, "vae", "diffusion_pytorch_model.safetensors"), 1000);
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  await train("damaged", {}, { resume: true, onNote });
+  expect(notes).toEqual([
+    expect.stringMatching(/step-00000006 is damaged .*; the run goes on from step 3$/),
+  ]);
 });
 
 // A model that draws for a decoder goes on to do so with another encoder.

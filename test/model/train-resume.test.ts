@@ -39,6 +39,19 @@ test("an average that is asked for later begins with the weights of then, and ma
   expect(await runs.train("average", given, { resume: true })).toMatchObject({ step: 4 });
 });
 
+test("the average of a tensor that is frozen on the way is its weights", async () => {
+  const change = { compute: "f32", steps: 2, ema: 0.9 };
+  await runs.train("freezing", change);
+  const freeze = ["image_in.*"];
+  await runs.train("freezing", { ...change, steps: 3, freeze }, { resume: true });
+  const [before, after] = [state("freezing", 2), state("freezing", 3)];
+  const [frozen, other] = ["image_in.weight", "language_model.layers.0.mlp.up_proj.weight"];
+  expect(before.floats(`ema.${frozen}`)).not.toEqual(before.floats(`weights.${frozen}`));
+  expect(after.floats(`weights.${frozen}`)).toEqual(before.floats(`weights.${frozen}`));
+  expect(after.floats(`ema.${frozen}`)).toEqual(before.floats(`weights.${frozen}`));
+  expect(after.floats(`ema.${other}`)).not.toEqual(after.floats(`weights.${other}`));
+});
+
 test("the folder has the settings in force, and those before under another name", async () => {
   const change = { steps: 1, learningRate: 1e-3 };
   await runs.train("settings", change);
