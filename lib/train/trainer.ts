@@ -2,7 +2,12 @@
 import { appendFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { stringify } from "yaml";
-import { DisposedError, InvalidOptionError, TrainingDivergedError } from "../errors.js";
+import {
+  DisposedError,
+  InsufficientMemoryError,
+  InvalidOptionError,
+  TrainingDivergedError,
+} from "../errors.js";
 import { makeFolder } from "../make-folder.js";
 import type { NativeStepResult } from "../native.js";
 import {
@@ -178,7 +183,7 @@ export class Trainer {
   /**
    * Trains to the end, or until the signal aborts: then with a checkpoint, from which the run goes on as if it
    * had not stopped. Throws `TRAINING_DIVERGED`, with the last checkpoint kept that a later step found good and those
-   * after it set aside; `TRAINING_DATA`, with a checkpoint of what was done; and `DISPOSED` where the trainer is closed.
+   * after it set aside; `TRAINING_DATA` and `INSUFFICIENT_MEMORY`, with a checkpoint of what was done; and `DISPOSED` where the trainer is closed.
    */
   run(): Promise<TrainSummary> {
     this.running ??= this.train().finally(() => {
@@ -201,7 +206,7 @@ export class Trainer {
       // The next batch is made while this one is at work.
       next = step < config.steps ? subject.batches(step + 1) : undefined;
       next?.catch(() => {}); // told when it is waited for
-      const result = await work;
+      const result = await this.orSaved(work, beforeUpdate);
       const took = (performance.now() - begun) / 1000;
       const losses = subject.losses(result, took);
       try {
@@ -233,12 +238,18 @@ export class Trainer {
     };
   }
 
-  /** The data of a step. Where they end the run, what was done is saved before the error is told. */
-  private async orSaved<T>(data: Promise<T>): Promise<T> {
+  /**
+   * The data of a step, or its work. Where they end the run, what was done is saved before the error is told, if the
+   * error left it whole.
+   */
+  private async orSaved<T>(
+    part: Promise<T>,
+    whole: (error: unknown) => boolean = () => true,
+  ): Promise<T> {
     try {
-      return await data;
+      return await part;
     } catch (error) {
-      if (this.saved !== this.step) await this.saveForSure();
+      if (this.saved !== this.step && whole(error)) await this.saveForSure();
       this.tellHigh();
       throw error;
     }
@@ -394,6 +405,10 @@ export class Trainer {
     await this.close();
   }
 }
+
+/** Whether a step failed before its update; a device that fails may do so amid it, and so may a defect. */
+const beforeUpdate = (error: unknown): boolean =>
+  error instanceof InsufficientMemoryError || error instanceof InvalidOptionError;
 
 /** Checked, with a signal of Node's own. */
 function parseOptions(options: TrainOptions): TrainOptions {
