@@ -1,6 +1,15 @@
 /** Where training's records come from: manifests and tar shards, their order, positions and faults. */
+import { createHash } from "node:crypto";
 import { createWriteStream } from "node:fs";
-import { mkdir, mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import {
+  mkdir,
+  mkdtemp,
+  open as openFile,
+  readFile,
+  rm,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
@@ -17,7 +26,7 @@ import type { PackedPicture } from "../../lib/train/pictures";
 import { ShardSource } from "../../lib/train/shard-source";
 import { readShard, type ShardSample } from "../../lib/train/shards";
 import { ShuffleBuffer } from "../../lib/train/shuffle-buffer";
-import type { Source } from "../../lib/train/source";
+import type { Source, SourceRecord } from "../../lib/train/source";
 import { matches } from "../../lib/train/wildcards";
 
 let folder: string;
@@ -604,6 +613,56 @@ describe("manifests", () => {
       const source = await open(JSON.stringify(record));
       await expect(source.next().then((r) => r.pictures())).rejects.toThrow(message);
     }
+  });
+
+  test("have blank lines of any spaces, and bytes that are no UTF-8, as texts have them", async () => {
+    const line = Buffer.from(JSON.stringify(caption));
+    const lines = [
+      ...["", " ", "\t\r", "\u00a0\u2003", "\ufeff"].map((blank) => Buffer.from(blank)),
+      line,
+      Buffer.from([0xff]),
+      Buffer.from([0xe2]),
+      line,
+    ];
+    const content = Buffer.concat(lines.flatMap((bytes) => [bytes, Buffer.from("\n")]));
+    const wanted = content.toString().split("\n");
+    const source = await open(content);
+    const names: string[] = [];
+    for await (const { name } of source.all()) names.push(name.replace(/.*\(line (.*)\)/, "$1"));
+    const numbers = wanted.flatMap((text, i) => (text.trim() === "" ? [] : [String(i + 1)]));
+    expect(names).toEqual(numbers);
+    const hash = (text: string) =>
+      createHash("sha256").update(text.trim()).digest("hex").slice(0, 8);
+    const hashes = wanted.filter((text) => text.trim() !== "").map(hash);
+    expect(source.position()).toEqual({ manifest: "a.jsonl", records: 4, drawn: 0, hashes });
+  });
+
+  test("may be larger than the longest string", async () => {
+    const path = join(folder, "large.jsonl");
+    const line = (text: string) => `${JSON.stringify({ ...caption, text })}\n`;
+    const file = await openFile(path, "w");
+    // Lines of zeros, which take no room on the disk.
+    await file.write(line("first"));
+    await file.write("\n", 300 * 2 ** 20);
+    await file.write(`\n${line("last")}`, 600 * 2 ** 20);
+    await file.close();
+    const source = await ManifestSource.open(path, { ...order, shuffle: 1 });
+    const records: SourceRecord[] = [];
+    for await (const record of source.all()) records.push(record);
+    expect(records).toHaveLength(4);
+    expect(records[3]!.name).toMatch(/record 3 \(line 4\)$/);
+    expect([records[0]!, records[3]!].map((r) => r.example(random()).text)).toEqual([
+      "first",
+      "last",
+    ]);
+    await truncate(path, 0);
+    await truncate(path, 600 * 2 ** 20);
+    await expect(ManifestSource.open(path, order)).rejects.toMatchObject({
+      code: "TRAINING_DATA",
+      message: expect.stringMatching(
+        /large\.jsonl: line 1 has 629145600 bytes: expected JSON lines/,
+      ),
+    });
   });
 
   test("that are tar files are told where those go", async () => {
