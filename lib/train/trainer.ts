@@ -1,4 +1,5 @@
 /** Training runs: batches to the native trainer, metrics, checkpoints and samples to a folder. */
+import { existsSync } from "node:fs";
 import { appendFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { stringify } from "yaml";
@@ -195,6 +196,7 @@ export class Trainer {
   private async train(): Promise<TrainSummary> {
     this.closing.signal.throwIfAborted();
     const { config, subject, stop } = this;
+    await this.sampleLeft();
     const started = performance.now() - (this.metrics.at(-1)?.seconds ?? 0) * 1000;
     let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
     while (this.step < config.steps && !stop.aborted) {
@@ -356,6 +358,17 @@ export class Trainer {
     this.crowded = false;
   }
 
+  private get sheet(): string {
+    return join(this.folder.samples, `step-${String(this.step).padStart(8, "0")}.png`);
+  }
+
+  /** The sheet that the run was to make where it was stopped, or killed, before it was there. */
+  private async sampleLeft(): Promise<void> {
+    const { samples } = this.config;
+    if (!samples || this.step === 0 || this.saved !== this.step || this.stop.aborted) return;
+    if (this.step % samples.every === 0 && !existsSync(this.sheet)) await this.sample();
+  }
+
   private async sample(): Promise<void> {
     if (this.saved !== this.step) await this.save();
     const { folder, stop } = this;
@@ -366,8 +379,7 @@ export class Trainer {
     if (!drawn) return;
     const { sheet, figures } = drawn;
     await makeFolder(folder.samples);
-    const name = `step-${String(this.step).padStart(8, "0")}.png`;
-    await sheet.save(join(folder.samples, name));
+    await sheet.save(this.sheet);
     if (Object.keys(figures).length > 0) {
       const line = { step: this.step, ...figures };
       this.figures.push(line);

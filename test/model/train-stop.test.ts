@@ -114,9 +114,15 @@ test("a run that is stopped while samples are drawn does not wait for them", asy
     drawing.mockRestore();
   }
   expect(await readdir(at("drawing", "samples"))).toEqual([]);
-  const resumed = await runs.train("drawing", { steps: 4, samples }, { resume: true });
+  // They are drawn when the run goes on, and where it was at its end.
+  const on = { steps: 4, samples: { ...samples, steps: 2 } };
+  const resumed = await runs.train("drawing", on, { resume: true });
   expect(resumed).toMatchObject({ step: 4, finished: true });
-  expect(await readdir(at("drawing", "samples"))).toEqual(["step-00000004.png"]);
+  const both = ["step-00000002.png", "step-00000004.png"];
+  expect(await readdir(at("drawing", "samples"))).toEqual(both);
+  await rm(at("drawing", "samples", both[1]!));
+  expect(await runs.train("drawing", on, { resume: true })).toMatchObject({ step: 4 });
+  expect(await readdir(at("drawing", "samples"))).toEqual(both);
 });
 
 test("stopped before its first step a run has no checkpoint", async () => {
