@@ -237,6 +237,30 @@ test("a checkpoint of a version that kept nothing of the data is gone on from, a
   expect(notes).toEqual([expect.stringMatching(/step-00000008 is of an earlier version/)]);
 });
 
+test("a checkpoint that the machine cannot read now is not taken for a damaged one", async () => {
+  await cp(join(folder, "whole"), join(folder, "unread"), { recursive: true });
+  const { readFile } = promises;
+  const reading = jest
+    .spyOn(promises, "readFile")
+    .mockImplementation(((...args: Parameters<typeof readFile>) =>
+      String(args[0]).endsWith(join("step-00000008", "config.json"))
+        ? Promise.reject(
+            Object.assign(new Error("EMFILE"), { code: "EMFILE", errno: -24, syscall: "open" }),
+          )
+        : readFile(...args)) as typeof readFile);
+  try {
+    await expect(train("unread", { compute: "f32" }, { resume: true })).rejects.toMatchObject({
+      cause: { code: "EMFILE" },
+    });
+  } finally {
+    reading.mockRestore();
+  }
+  expect(await readdir(join(folder, "unread", "checkpoints"))).toEqual([
+    "step-00000004",
+    "step-00000008",
+  ]);
+});
+
 test("files of a checkpoint are on the disk before it has its name", async () => {
   const order: string[] = [];
   const { open, rename } = promises;

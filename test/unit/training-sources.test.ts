@@ -468,6 +468,13 @@ test("shards that are missing, empty or changed are told", async () => {
     ...refused,
     message: expect.stringContaining("a-2.tar"),
   });
+  // What the system says of a shard is no damage of an archive, which would count as a record.
+  await mkdir(join(folder, "unread.tar"));
+  const unread = await ShardSource.open([join(folder, "unread.tar")], order);
+  await expect(unread.next()).rejects.toMatchObject({
+    ...refused,
+    message: expect.stringMatching(/^cannot read .*unread\.tar: EISDIR/),
+  });
   await writeTar(join(folder, "empty.tar"), {});
   const empty = await ShardSource.open([join(folder, "empty.tar")], order);
   await expect(empty.next()).rejects.toMatchObject({
