@@ -86,8 +86,8 @@ export class BrokenRecords {
   }
 
   /**
-   * Does `work` with a record, unless it is known to be broken or `work` finds it so. Throws `TRAINING_DATA` where there
-   * are too many of those or the machine could not read a picture, and what else the record is not to blame for.
+   * Does `work` with a record, unless it is known to be broken or `work` finds it so. Throws `TRAINING_DATA` where
+   * there are too many of those or the machine could not read a picture, and what else the record is not to blame for.
    */
   async attempt(record: Named, work: () => Promise<void>): Promise<void> {
     const { counted } = record;
@@ -99,7 +99,8 @@ export class BrokenRecords {
       this.note(record, error);
       return;
     }
-    if (this.found.has(counted)) this.change(counted, false); // it was mended
+    // It was mended, unless it came twice at once, with the one of its pictures that can be used and the other.
+    if (this.found.has(counted) && !this.skipped.has(counted)) this.change(counted, false);
   }
 
   private change(name: string, broken: boolean): void {

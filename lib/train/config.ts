@@ -147,8 +147,8 @@ export const isAutoencoderRun = (config: RunConfig): config is AutoencoderRunCon
   "autoencoder" in config;
 
 /**
- * Checks a run's settings; `where` names them in errors. Relative paths are resolved against `folder`, but for the names
- * of shipped models.
+ * Checks a run's settings; `where` names them in errors. Relative paths are resolved against `folder`, but for the
+ * names of shipped models.
  */
 export function parseRunConfig(value: unknown, where: string, folder: string): RunConfig {
   const at = (path: string) => resolve(folder, path);

@@ -68,9 +68,9 @@ export async function startingCheckpoint(
 }
 
 /**
- * Puts the state of the last whole checkpoint into a subject's trainer; undefined: the run has none yet. Damaged ones behind it
- * are told to `onNote` and set aside. `average`: as `RunFolder.restore` has it. Throws what is wrong with the last one
- * where all are damaged; then none is touched.
+ * Puts the state of the last whole checkpoint into a subject's trainer; undefined: the run has none yet. Damaged ones
+ * behind it are told to `onNote` and set aside. `average`: as `RunFolder.restore` has it. Throws what is wrong with the
+ * last one where all are damaged; then none is touched.
  */
 export async function restoreLast(
   folder: RunFolder,

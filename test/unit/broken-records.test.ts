@@ -75,6 +75,16 @@ test("one that was mended since a stop is used and no longer counted, from the s
   expect(broken.stateAt(between)).toEqual({ seen: 11, broken: ["record 2"] });
 });
 
+test("one that comes twice at once and is broken once stays counted, for it is skipped", async () => {
+  const broken = new BrokenRecords(0.1, () => {});
+  let end = () => {};
+  const good = broken.attempt(named("record 1"), () => new Promise<void>((done) => (end = done)));
+  await broken.attempt(named("record 1"), failing(new InvalidRecordError("no task")));
+  end();
+  await good;
+  expect(broken.counts.broken).toBe(1);
+});
+
 test.each(["EMFILE", "EIO", "ENOMEM", "ESTALE"])(
   "a picture that the machine cannot read (%s) is no record's fault, and stops the run by its data",
   async (code) => {
