@@ -1,5 +1,6 @@
 /** From what a caller names a model by to its directory. */
 
+import { existsSync } from "node:fs";
 import { readdir, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -9,6 +10,9 @@ import { show } from "./fields.js";
 const NO_DOWNLOAD =
   'nothing is downloaded; fetch its files, as "hf download REPOSITORY --local-dir DIRECTORY" does, and give that directory';
 
+/** What may be the name of a shipped model, and else is a path. */
+const BARE_NAME = /^[A-Za-z0-9][\w.-]*$/;
+
 /** Models that the package ships. */
 const MODELS = join(__dirname, "..", "..", "models");
 
@@ -17,6 +21,10 @@ export async function shippedModels(): Promise<string[]> {
   const entries = await readdir(MODELS, { withFileTypes: true }).catch(() => []);
   return entries.filter((entry) => entry.isDirectory()).map((entry) => entry.name);
 }
+
+/** Whether a name is that of a shipped model. */
+export const isShippedModel = (name: string): boolean =>
+  BARE_NAME.test(name) && existsSync(join(MODELS, name));
 
 /**
  * The directory of a model: the name of a shipped one, a path, or a file URL. A bare name is a shipped
@@ -46,8 +54,7 @@ export async function locateCheckpoint(model: string | URL): Promise<string> {
     return existing(path, text);
   }
   if (text === "") throw new InvalidOptionError('expected the name of a model but received ""');
-  const isBareName = /^[A-Za-z0-9][\w.-]*$/.test(text);
-  if (isBareName && (await shippedModels()).includes(text)) return join(MODELS, text);
+  if (BARE_NAME.test(text) && (await shippedModels()).includes(text)) return join(MODELS, text);
   return existing(resolve(text), text);
 }
 

@@ -12,6 +12,11 @@ export interface Progress {
   stop(): void;
 }
 
+/** To the line's begin, and all of it away. */
+export const clearLine = (): void => {
+  process.stderr.write("\r\x1b[K");
+};
+
 const NONE: Progress = { advance() {}, clear() {}, stop() {} };
 
 /** A bar of `total` image tokens, unless standard error is no terminal or silence was asked for. */
@@ -31,14 +36,15 @@ export function startProgress(context: Context, total: number): Progress {
   bar.start(total, 0);
   return {
     advance: () => bar.increment(),
-    // To the line's begin, and all of it away.
-    clear: () => process.stderr.write("\r\x1b[K"),
+    clear: clearLine,
     stop: () => bar.stop(),
   };
 }
 
 export interface RateProgress {
   advance(outcome: RecordOutcome): void;
+  /** As `Progress` has it. */
+  clear(): void;
   stop(): void;
 }
 
@@ -50,7 +56,7 @@ const LINE_EVERY = 10_000;
  * nothing where silence was asked for. `total` may be unknown.
  */
 export function startRate(context: Context, total: number | undefined): RateProgress {
-  if (context.quiet || context.json) return { advance() {}, stop() {} };
+  if (context.quiet || context.json) return { advance() {}, clear() {}, stop() {} };
   const counts: Record<RecordOutcome, number> = {
     done: 0,
     failed: 0,
@@ -72,7 +78,11 @@ export function startRate(context: Context, total: number | undefined): RateProg
   if (!process.stderr.isTTY) {
     const timer = setInterval(() => process.stderr.write(`unifluid: ${text()}\n`), LINE_EVERY);
     timer.unref();
-    return { advance: (outcome) => void counts[outcome]++, stop: () => clearInterval(timer) };
+    return {
+      advance: (outcome) => void counts[outcome]++,
+      clear() {},
+      stop: () => clearInterval(timer),
+    };
   }
   const bar = new SingleBar(
     {
@@ -90,6 +100,7 @@ export function startRate(context: Context, total: number | undefined): RateProg
       counts[outcome]++;
       bar.increment(1, { text: text() });
     },
+    clear: clearLine,
     stop: () => bar.stop(),
   };
 }

@@ -10,7 +10,7 @@ import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
-import { duration } from "./progress.js";
+import { clearLine, duration } from "./progress.js";
 
 interface TrainFlags extends OutputFlags {
   out: string;
@@ -61,7 +61,7 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
     resume: flags.resume,
     signal: context.signal,
     onStep: progress.step,
-    onNote: (message) => note(context, message),
+    onNote: progress.note,
   }).catch(writingFailed(flags.out));
   try {
     note(context, `${trainer.description}; step ${trainer.done} done`);
@@ -116,7 +116,8 @@ function startTraining(context: Context) {
     const broken = m.brokenRecords ? `, ${m.brokenRecords} broken records` : "";
     return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left${broken}`;
   };
-  if (context.quiet || context.json) return { step() {}, stop() {} };
+  const tell = (message: string) => note(context, message);
+  if (context.quiet || context.json) return { step() {}, note: tell, stop() {} };
   if (!process.stderr.isTTY) {
     let last = 0;
     return {
@@ -125,6 +126,7 @@ function startTraining(context: Context) {
         last = performance.now();
         note(context, `step ${m.step} of ${total}: ${text(m, total)}`);
       },
+      note: tell,
       stop() {},
     };
   }
@@ -145,6 +147,10 @@ function startTraining(context: Context) {
       started = true;
       bar.update(m.step, { text: text(m, total) });
     },
+    note(message: string) {
+      if (started) clearLine();
+      tell(message);
+    },
     stop: () => bar.stop(),
   };
 }
@@ -162,9 +168,15 @@ async function prepare(config: string, context: Context): Promise<void> {
       `${config} trains an autoencoder: there are no latents to compute ahead`,
     );
   const checkpoint = await readCheckpoint(await locateCheckpoint(run.model));
-  const batches = await Batches.open(checkpoint, run, (message) => note(context, message));
+  // The bar comes once there is something to do; notes are told before, too.
+  let clear = () => {};
+  const batches = await Batches.open(checkpoint, run, (message) => {
+    clear();
+    note(context, message);
+  });
   let pictures = 0;
   const progress = startRate(context, undefined);
+  clear = progress.clear;
   try {
     const caches = await cachesOf(run);
     pictures = await batches

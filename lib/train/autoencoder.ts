@@ -3,7 +3,6 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { loadAddon } from "../addon.js";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
-import { locateCheckpoint } from "../checkpoint/locate.js";
 import { bfloat16Bytes, writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { ENCODER_TENSORS, vaeFactor } from "../checkpoint/vae-config.js";
@@ -26,10 +25,12 @@ import { resize, toVaePixels } from "../preprocess.js";
 import { psnr } from "../psnr.js";
 import { BrokenRecords } from "./broken-records.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
+import { decoding } from "./decoding.js";
 import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
 import { dealt, largestBatch, Mixture, openSource } from "./mixture.js";
 import { createTrainer } from "./native-trainer.js";
-import type { Losses } from "./run-folder.js";
+import { startingCheckpoint } from "./resume.js";
+import type { Losses, RunFolder } from "./run-folder.js";
 import type { Source, SourceRecord } from "./source.js";
 import { commonOptions, type StepData, type Subject } from "./subject.js";
 
@@ -50,8 +51,10 @@ export class AutoencoderSubject implements Subject {
   private constructor(
     private readonly config: AutoencoderRunConfig,
     private readonly checkpoint: Checkpoint,
+    /** The autoencoder's configuration, read as the run opens: its directory may be gone later. */
+    private readonly fields: object,
     readonly tensors: readonly NativeTensor[],
-    private readonly frozen: ReadonlySet<string>,
+    readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
     private readonly device: Device,
     readonly mixture: Mixture,
@@ -61,11 +64,16 @@ export class AutoencoderSubject implements Subject {
 
   static async open(
     config: AutoencoderRunConfig,
+    folder: RunFolder,
     onNote: (message: string) => void,
   ): Promise<AutoencoderSubject> {
-    const checkpoint = await readCheckpoint(await locateCheckpoint(config.autoencoder));
+    // A checkpoint of the run has factors of its own, by which the noise of latents would be another.
+    const fits = ({ vae }: Checkpoint) => vae !== undefined && config.latentNoise === 0;
+    const checkpoint = await startingCheckpoint(config.autoencoder, folder, fits, onNote);
     const { spec } = checkpoint;
     const size = pictureSize(config, checkpoint);
+    const path = join(checkpoint.directory, "vae", "config.json");
+    const fields: object = JSON.parse(await readFile(path, "utf8"));
     const tensors = spec.tensors.filter((t) => t.name.startsWith("vae."));
     const broken = new BrokenRecords(config.brokenShare, onNote);
     const mixture = await Mixture.open(config, broken);
@@ -94,6 +102,7 @@ export class AutoencoderSubject implements Subject {
     return new AutoencoderSubject(
       config,
       checkpoint,
+      fields,
       tensors,
       frozen,
       native,
@@ -137,13 +146,15 @@ export class AutoencoderSubject implements Subject {
       .map(([name, value]) => `the ${name} is ${value}`);
   }
 
+  async check(folder: string): Promise<void> {
+    await readCheckpoint(folder);
+  }
+
   /** A directory with the autoencoder alone, whose latents have mean 0 and spread 1. */
   async writeCheckpoint(folder: string): Promise<void> {
-    const { checkpoint, config, tensors, frozen } = this;
+    const { checkpoint, config, tensors, frozen, fields } = this;
     const directory = join(folder, "vae");
     await mkdir(directory);
-    const path = join(checkpoint.directory, "vae", "config.json");
-    const fields: unknown = JSON.parse(await readFile(path, "utf8"));
     const what = config.ema > 0 ? "ema" : "weights";
     const values = new Map(
       tensors.map(({ name }): [string, Float32Array] => [
@@ -155,7 +166,7 @@ export class AutoencoderSubject implements Subject {
     const write = async (factors: object) => {
       await writeFile(
         join(directory, "config.json"),
-        `${JSON.stringify({ ...(fields as object), ...factors }, null, 2)}\n`,
+        `${JSON.stringify({ ...fields, ...factors }, null, 2)}\n`,
       );
       await writeSafetensors(
         join(directory, WEIGHTS),
@@ -260,9 +271,11 @@ async function decodedOf(record: SourceRecord, random: Random) {
 
 /** At the size of the run. */
 async function pictureOf(record: SourceRecord, random: Random, size: number): Promise<Image> {
-  const image = await decodedOf(record, random);
-  const { pixels } = await resize(image, size, size, "bicubic", loadAddon());
-  return Image.fromPixels(pixels, size, size);
+  return decoding.run(async () => {
+    const image = await decodedOf(record, random);
+    const { pixels } = await resize(image, size, size, "bicubic", loadAddon());
+    return Image.fromPixels(pixels, size, size);
+  });
 }
 
 /**
@@ -284,7 +297,7 @@ async function shownOf<T>(
       const record = await source.next();
       if (names.has(record.name)) break; // those were all
       names.add(record.name);
-      await broken.attempt(record.name, async () => {
+      await broken.attempt(record, async () => {
         pictures.push(await make(record, random));
       });
     }

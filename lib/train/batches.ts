@@ -70,7 +70,7 @@ export class Batches {
       const work = async () => {
         for await (const record of records) {
           signal?.throwIfAborted();
-          await this.mixture.broken.attempt(record.name, () =>
+          await this.mixture.broken.attempt(record, () =>
             prepare(record, this.pictures[place] as Pictures),
           );
         }

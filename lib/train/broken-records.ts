@@ -1,5 +1,7 @@
 /** Records of training that cannot be used: each is told once, and too many stop the run. */
 import { InvalidImageError, InvalidRecordError, TrainingDataError } from "../errors.js";
+import type { SourceRecord } from "./source.js";
+import { systemCode } from "./system-code.js";
 
 /** What the system says of a file that is not there or not to be read; all else is the machine's fault. */
 const UNREADABLE = new Set([
@@ -10,23 +12,33 @@ const UNREADABLE = new Set([
   "ENOTDIR",
   "ENAMETOOLONG",
   "ELOOP",
+  "ENXIO", // a socket
 ]);
+
+/** Why a picture could not be read, where the system said it and no record is to blame. */
+function machinesFault(error: unknown): Error | undefined {
+  const { cause } = error as Error;
+  const code = systemCode(cause);
+  return code === undefined || UNREADABLE.has(code) ? undefined : (cause as Error);
+}
 
 const isRecords = (error: unknown) =>
   error instanceof InvalidRecordError ||
   error instanceof InvalidImageError ||
-  UNREADABLE.has((error as NodeJS.ErrnoException).code ?? "");
-
-/** A record as it is counted: without its line, so that blank lines come and go, and as checkpoints have it. */
-const countedAs = (name: string): string => name.replace(/ \(line \d+\)$/, "");
+  UNREADABLE.has(systemCode(error) ?? "");
 
 /** Records seen before a share of broken ones means anything. */
 const LEAST_SEEN = 200;
+
+/** What tells a record from others. */
+type Named = Pick<SourceRecord, "name" | "counted">;
 
 /** How many records were seen up to a step, and how many different ones of them were broken. */
 export interface RecordCounts {
   seen: number;
   broken: number;
+  /** Records that were found broken, or mended, up to then. */
+  changes: number;
 }
 
 /** The same with the names of those that were broken, as a checkpoint keeps it. */
@@ -36,8 +48,10 @@ export interface RecordsSeen {
 }
 
 export class BrokenRecords {
-  /** In the order in which they were found, also before a stop. */
+  /** By the names that are counted, also those of before a stop. */
   private readonly found = new Set<string>();
+  /** How `found` came about: a step's data are read before the step before is done, and saved. */
+  private readonly changes: { name: string; broken: boolean }[] = [];
   /** Those that are not tried again. One found before a stop is: it may have been mended since. */
   private readonly skipped = new Set<string>();
   private readonly remarks = new Set<string>();
@@ -53,32 +67,46 @@ export class BrokenRecords {
   ) {}
 
   get counts(): RecordCounts {
-    return { seen: this.seen, broken: this.found.size };
+    return { seen: this.seen, broken: this.found.size, changes: this.changes.length };
   }
 
   /** What `restore` needs to go on from when `counts` were these. */
-  stateAt({ seen, broken }: RecordCounts): RecordsSeen {
-    return { seen, broken: [...this.found].slice(0, broken) };
+  stateAt({ seen, changes }: RecordCounts): RecordsSeen {
+    const found = new Set<string>();
+    for (const { name, broken } of this.changes.slice(0, changes))
+      if (broken) found.add(name);
+      else found.delete(name);
+    return { seen, broken: [...found] };
   }
 
   /** Goes on counting after a stop. */
   restore({ seen, broken }: RecordsSeen): void {
     this.seen = seen;
-    for (const name of broken) this.found.add(name);
+    for (const name of broken) this.change(name, true);
   }
 
   /**
-   * Does `work` with the record of a name, unless the record is known to be broken or `work` finds it so. Throws
-   * `TRAINING_DATA` where there are too many of those, and what the record is not to blame for.
+   * Does `work` with a record, unless it is known to be broken or `work` finds it so. Throws `TRAINING_DATA` where
+   * there are too many of those or the machine could not read a picture, and what else the record is not to blame for.
    */
-  async attempt(name: string, work: () => Promise<void>): Promise<void> {
-    if (this.skipped.has(countedAs(name))) return;
+  async attempt(record: Named, work: () => Promise<void>): Promise<void> {
+    const { counted } = record;
+    if (this.skipped.has(counted)) return;
     this.seen++;
     try {
       await work();
     } catch (error) {
-      this.note(name, error);
+      this.note(record, error);
+      return;
     }
+    // It was mended, unless it came twice at once, with the one of its pictures that can be used and the other.
+    if (this.found.has(counted) && !this.skipped.has(counted)) this.change(counted, false);
+  }
+
+  private change(name: string, broken: boolean): void {
+    if (broken) this.found.add(name);
+    else this.found.delete(name);
+    this.changes.push({ name, broken });
   }
 
   /** Tells once what is odd about a source and no record's fault. */
@@ -88,12 +116,14 @@ export class BrokenRecords {
     this.onTold(message);
   }
 
-  private note(name: string, error: unknown): void {
+  private note({ name, counted }: Named, error: unknown): void {
+    const fault = machinesFault(error);
+    if (fault)
+      throw new TrainingDataError(`${name}: ${(error as Error).message}`, { cause: fault });
     if (!isRecords(error)) throw error;
-    const counted = countedAs(name);
     this.skipped.add(counted);
     if (this.found.has(counted)) return; // it came twice at once, or was told before a stop
-    this.found.add(counted);
+    this.change(counted, true);
     this.onTold(`skipped ${name}: ${(error as Error).message}`);
     if (this.found.size > this.share * Math.max(this.seen, LEAST_SEEN))
       throw new TrainingDataError(

@@ -1,9 +1,10 @@
 /** `run.yaml`: what a training run is, checked before anything starts. */
-import { readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { parse } from "yaml";
 import { z } from "zod";
 import { isObject } from "../checkpoint/fields.js";
+import { isShippedModel } from "../checkpoint/locate.js";
 import { type Device, isDevice } from "../device.js";
 import { InvalidConfigError } from "../errors.js";
 
@@ -145,10 +146,13 @@ export type SourceConfig = RunConfig["sources"][number];
 export const isAutoencoderRun = (config: RunConfig): config is AutoencoderRunConfig =>
   "autoencoder" in config;
 
-/** Checks a run's settings; `where` names them in errors. Relative paths are resolved against `folder`. */
+/**
+ * Checks a run's settings; `where` names them in errors. Relative paths are resolved against `folder`, but for the
+ * names of shipped models.
+ */
 export function parseRunConfig(value: unknown, where: string, folder: string): RunConfig {
   const at = (path: string) => resolve(folder, path);
-  const directory = (name: string) => (/[\\/.]/.test(name) ? at(name) : name);
+  const directory = (name: string) => (isShippedModel(name) ? name : at(name));
   const sourcesOf = (config: RunConfig) =>
     config.sources.map(({ manifest, shards, ...rest }) => ({
       ...(manifest === undefined ? { shards: shards!.map(at) } : { manifest: at(manifest) }),
@@ -182,6 +186,7 @@ function check<T>(schema: z.ZodType<T>, value: unknown, where: string): T {
   throw new InvalidConfigError(`${where}: ${problems.join("; ")}`);
 }
 
+/** The settings in a file, beside which a folder may have the name of a shipped model: then it is meant. */
 export async function readRunConfig(path: string): Promise<RunConfig> {
   let value: unknown;
   try {
@@ -189,8 +194,20 @@ export async function readRunConfig(path: string): Promise<RunConfig> {
   } catch (cause) {
     throw new InvalidConfigError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
   }
-  return parseRunConfig(value, path, dirname(resolve(path)));
+  const folder = dirname(resolve(path));
+  const config = parseRunConfig(value, path, folder);
+  const beside = (name: string) =>
+    isFolder(resolve(folder, name)).then((is) => (is ? resolve(folder, name) : name));
+  return isAutoencoderRun(config)
+    ? { ...config, autoencoder: await beside(config.autoencoder) }
+    : { ...config, model: await beside(config.model) };
 }
+
+const isFolder = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
 
 /** The learning rate of a step, which counts from 1. */
 export function learningRateAt(step: number, config: RunConfig): number {

@@ -1,9 +1,9 @@
 /** A manifest as a source: JSON lines beside their images. */
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import { TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
+import { Lines } from "./lines.js";
 import { parsePictures, parseRecord, parseRecordText, pickSaid } from "./record.js";
 import { isShardName } from "./shards.js";
 import { ShuffleBuffer } from "./shuffle-buffer.js";
@@ -27,31 +27,17 @@ export class ManifestSource implements Source {
 
   private constructor(
     readonly name: string,
-    private readonly lines: readonly string[],
-    /** The line in the file of each, from 1. */
-    private readonly numbers: Int32Array,
+    private readonly lines: Lines,
     private readonly options: OrderOptions,
   ) {}
 
   /** Throws `TRAINING_DATA`. */
   static async open(path: string, options: OrderOptions): Promise<ManifestSource> {
     if (isShardName(path)) throw isTar(path);
-    let content: string;
-    try {
-      content = await readFile(path, "utf8");
-    } catch (cause) {
-      throw new TrainingDataError(`cannot read ${path}: ${(cause as Error).message}`, { cause });
-    }
-    if (content.startsWith("ustar", TAR_MAGIC)) throw isTar(path);
-    const all = content.split("\n");
-    const lines = all.filter((line) => line.trim() !== "");
+    const lines = await Lines.read(path);
+    if (lines.bytes.subarray(TAR_MAGIC).toString("latin1", 0, 5) === "ustar") throw isTar(path);
     if (lines.length === 0) throw new TrainingDataError(`${path} has no records`);
-    let line = 0;
-    const numbers = Int32Array.from(lines, () => {
-      while (all[line++]?.trim() === "");
-      return line;
-    });
-    return new ManifestSource(path, lines, numbers, options);
+    return new ManifestSource(path, lines, options);
   }
 
   get folder(): string {
@@ -80,10 +66,12 @@ export class ManifestSource implements Source {
   }
 
   private record(index: number): SourceRecord {
-    const value = () => parseRecordText(this.lines[index] as string);
+    const value = () => parseRecordText(this.lines.text(index));
     const at = (path: string) => resolve(this.folder, path);
+    const counted = `${this.name}: record ${index}`;
     return {
-      name: `${this.name}: record ${index} (line ${this.numbers[index]})`,
+      name: `${counted} (line ${this.lines.number(index)})`,
+      counted,
       texts: () => parseRecord(value()),
       example: (random) => {
         const record = parseRecord(value());
@@ -108,7 +96,7 @@ export class ManifestSource implements Source {
     const records = this.lines.length;
     const probes = Math.min(PROBES, records);
     this.hashes ??= Array.from({ length: probes }, (_, i) => {
-      const line = this.lines[Math.floor((i * records) / probes)] as string;
+      const line = this.lines.text(Math.floor((i * records) / probes));
       return createHash("sha256").update(line.trim()).digest("hex").slice(0, 8);
     });
     return { manifest: basename(this.name), records, hashes: this.hashes };

@@ -89,7 +89,7 @@ export class Mixture {
       await Promise.all(
         missing.map(async (k, i) => {
           const record = records[i] as SourceRecord;
-          await this.broken.attempt(record.name, async () => {
+          await this.broken.attempt(record, async () => {
             made.set(k, await make(record, k));
           });
         }),

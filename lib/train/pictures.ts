@@ -17,6 +17,7 @@ import type { LoadOptions } from "../load-options.js";
 import { makeFolder } from "../make-folder.js";
 import { UniFluid } from "../model.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
+import { decoding } from "./decoding.js";
 
 export interface Picture {
   /** RGB at the size that the vision tower reads, [side, side, 3]; of a model without one, what latents are of. */
@@ -227,14 +228,36 @@ export class Pictures {
     const key = keyOf(stamp);
     const known = this.entries.get(key) ?? this.waiting.get(key);
     if (known) return known;
-    if (this.closed) throw new DisposedError("the pictures of this run were closed");
+    this.expectOpen();
     const input = typeof file === "string" ? file : file.bytes;
     const made = this.add(input, stamp).finally(() => this.waiting.delete(key));
     this.waiting.set(key, made);
     return made;
   }
 
+  private expectOpen(): void {
+    if (this.closed) throw new DisposedError("the pictures of this run were closed");
+  }
+
   private async add(input: string | Uint8Array, stamp: Stamp): Promise<Entry> {
+    const slot = await decoding.run(async () => {
+      this.expectOpen(); // it may have been closed while this waited
+      return this.slotOf(input);
+    });
+    const write = this.writing
+      .then(() => this.append(stamp, slot))
+      .catch((cause) => {
+        throw cannotKeep(cause);
+      });
+    this.writing = write.then(
+      () => {},
+      () => {},
+    );
+    return write;
+  }
+
+  /** What is kept of a picture. */
+  private async slotOf(input: string | Uint8Array): Promise<Buffer> {
     const decoded = await decodeImage(input);
     const at = ({ side, filter }: Plane) => resize(decoded, side, side, filter, loadAddon());
     const { read, drawn, latents: count } = this.layout;
@@ -247,16 +270,7 @@ export class Pictures {
       const bytes = new Uint8Array(latents.buffer, latents.byteOffset, latents.byteLength);
       slot.set(bytes, slot.length - bytes.length);
     }
-    const write = this.writing
-      .then(() => this.append(stamp, slot))
-      .catch((cause) => {
-        throw cannotKeep(cause);
-      });
-    this.writing = write.then(
-      () => {},
-      () => {},
-    );
-    return write;
+    return slot;
   }
 
   /** The model whose autoencoder makes latents; where it cannot be loaded, the next picture tries again. */

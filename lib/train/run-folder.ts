@@ -11,7 +11,7 @@ import {
   stat,
   writeFile,
 } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { z } from "zod";
 import { readFully } from "../checkpoint/read-fully.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
@@ -19,8 +19,10 @@ import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
 import { makeFolder } from "../make-folder.js";
-import type { NativeTensor, NativeTrainer, NativeTrainerState } from "../native.js";
+import type { NativeTrainerState } from "../native.js";
 import type { RecordsSeen } from "./broken-records.js";
+import type { Subject } from "./subject.js";
+import { systemCode } from "./system-code.js";
 
 /** What a line of metrics.jsonl says of a step's losses. */
 export interface Losses {
@@ -86,6 +88,32 @@ const isThere = (path: string) =>
     () => true,
     () => false,
   );
+
+/** Waits until a file is on the disk; Windows does so only with one that may be written to. */
+async function syncFile(path: string): Promise<void> {
+  const file = await open(path, "r+");
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+/** The same of the names in a folder, on systems that can do it. */
+async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path).catch(() => undefined);
+  await folder?.sync().catch(() => {});
+  await folder?.close();
+}
+
+/** The same of all that is in a folder: after a crash its name must not stand for files that are not there. */
+async function syncAll(folder: string): Promise<void> {
+  for (const entry of await readdir(folder, { recursive: true, withFileTypes: true })) {
+    const path = join(entry.parentPath, entry.name);
+    await (entry.isDirectory() ? syncFolder(path) : syncFile(path));
+  }
+  await syncFolder(folder);
+}
 
 export class RunFolder {
   private constructor(
@@ -196,8 +224,7 @@ export class RunFolder {
    */
   async save(
     step: number,
-    trainer: NativeTrainer,
-    tensors: readonly NativeTensor[],
+    { native, tensors }: Pick<Subject, "native" | "tensors">,
     average: boolean,
     data: DataState,
     write: (folder: string) => Promise<void>,
@@ -216,17 +243,21 @@ export class RunFolder {
             name: `${state}.${name}`,
             dtype: "F32" as const,
             shape,
-            bytes: () => trainer.read(name, state, "F32"),
+            bytes: () => native.read(name, state, "F32"),
           })),
         ),
       );
       await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(data.positions)}\n`);
       await writeFile(join(beside, RECORDS_FILE), `${JSON.stringify(data.records)}\n`);
+      await syncAll(beside);
       await rm(target, { recursive: true, force: true });
       await rename(beside, target);
+      await syncFolder(dirname(target));
     } catch (error) {
       // A full disk, say, is not to stay full.
       await rm(beside, { recursive: true, force: true });
+      // Where an open file was written to, the system names none: which disk it was is to be told.
+      if (systemCode(error) !== undefined) (error as NodeJS.ErrnoException).path ??= target;
       throw error;
     }
   }
@@ -260,13 +291,13 @@ export class RunFolder {
   }
 
   /**
-   * Puts the state of a checkpoint into a trainer. `average`: whether it keeps a moving average, which begins with
-   * the weights where the checkpoint has none.
+   * Puts the state of a checkpoint into a subject's trainer. `average`: whether it keeps a moving average, which begins
+   * with the weights where the checkpoint has none. That of tensors which are frozen now is their weights: what it was
+   * before would stay for ever, for it moves with training alone.
    */
   async restore(
     step: number,
-    trainer: NativeTrainer,
-    tensors: readonly NativeTensor[],
+    { native, tensors, frozen }: Pick<Subject, "native" | "tensors" | "frozen">,
     average: boolean,
   ): Promise<void> {
     const folder = this.checkpoint(step);
@@ -282,8 +313,8 @@ export class RunFolder {
     try {
       for (const state of STATES) {
         if (state === "ema" && !average) continue;
-        const from = state === "ema" && !kept ? "weights" : state;
         for (const { name, shape } of tensors) {
+          const from = state === "ema" && (!kept || frozen.has(name)) ? "weights" : state;
           const tensor = found.get(`${from}.${name}`);
           if (!tensor)
             throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} lacks ${from}.${name}`);
@@ -291,7 +322,7 @@ export class RunFolder {
             throw new InvalidCheckpointError(`${folder}: ${from}.${name} has another size`);
           const bytes = new Uint8Array(tensor.bytes);
           await readFully(file, bytes, tensor.offset, path);
-          trainer.write(name, state, bytes);
+          native.write(name, state, bytes);
         }
       }
     } finally {
@@ -304,7 +335,7 @@ export class RunFolder {
     const read = async <T>(name: string, schema: z.ZodType<T>): Promise<T | undefined> => {
       const path = join(this.checkpoint(step), name);
       const text = await readFile(path, "utf8").catch((error) => {
-        if (error.code === "ENOENT") return undefined; // of an earlier version
+        if (error.code === "ENOENT") return undefined;
         throw error;
       });
       if (text === undefined) return undefined;
@@ -314,10 +345,14 @@ export class RunFolder {
         throw new InvalidCheckpointError(`${path} is not what a run writes`, { cause });
       }
     };
-    return {
-      positions: await read(POSITIONS_FILE, positionsSchema),
-      records: (await read(RECORDS_FILE, recordsSchema)) ?? { seen: 0, broken: [] },
-    };
+    const positions = await read(POSITIONS_FILE, positionsSchema);
+    const records = await read(RECORDS_FILE, recordsSchema);
+    // Earlier versions wrote neither.
+    if (!positions !== !records) {
+      const lost = positions ? RECORDS_FILE : POSITIONS_FILE;
+      throw new InvalidCheckpointError(`${this.checkpoint(step)} has no ${lost}`);
+    }
+    return { positions, records: records ?? { seen: 0, broken: [] } };
   }
 
   /**

@@ -163,7 +163,7 @@ export class ShardSource implements Source {
     };
   }
 
-  /** Reads again what waited in the buffer. Throws `TRAINING_DATA` where a shard lacks it. */
+  /** Reads again what waited in the buffer, as far as it is still there. Throws `TRAINING_DATA`. */
   async restore(position: unknown): Promise<boolean> {
     const { data } = positionSchema.safeParse(position);
     const names = this.paths.map((path) => basename(path));
@@ -178,14 +178,17 @@ export class ShardSource implements Source {
         if (wanted.size === 0) break;
       }
       if (wanted.size > 0)
-        throw new TrainingDataError(
-          `${this.paths[shard]} has changed since the run stopped: sample ${[...wanted][0]} is not there`,
+        this.options.onRemark?.(
+          `${this.paths[shard]} has changed since the run stopped: ${wanted.size} of its samples that were to come are ` +
+            `not there (${[...wanted][0]}), and passed over`,
         );
     }
     await this.close();
     this.begin(data.epoch, data);
-    for (const [shard, sample] of data.buffer)
-      this.buffer.push(found.get(`${shard} ${sample}`) as Placed);
+    for (const [shard, sample] of data.buffer) {
+      const waits = found.get(`${shard} ${sample}`);
+      if (waits) this.buffer.push(waits);
+    }
     return true;
   }
 
@@ -201,9 +204,11 @@ export class ShardSource implements Source {
   private record(shard: number, sample: ShardSample): SourceRecord {
     const path = this.paths[shard] as string;
     const plain = this.options.task ?? "caption";
+    // A key may occur twice, where shards were joined.
+    const name = `${path}: sample ${sample.index} (${sample.key})`;
     return {
-      // A key may occur twice, where shards were joined.
-      name: `${path}: sample ${sample.index} (${sample.key})`,
+      name,
+      counted: name,
       texts: () => recordOf(path, sample, plain).record,
       example: (random) => {
         const { record, image, target } = recordOf(path, sample, plain);

@@ -8,6 +8,7 @@ import { posix } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { createGunzip } from "node:zlib";
 import { extract } from "tar-stream";
+import { systemCode } from "./system-code.js";
 
 export interface ShardSample {
   /** Its number in the shard, from 0. */
@@ -65,7 +66,7 @@ const broken = (fault: string, key = "its beginning"): OpenSample => ({
  * archive is damaged, cut off or empty, the last sample says so in `fault`. One that ends between two files but
  * without an archive's end is told to `onRemark`: it may be cut off, but some programs write no end. A sample
  * whose files have more than `most` bytes together is at fault. Throws what the file system says where the shard
- * cannot be opened.
+ * cannot be opened or read.
  */
 export async function* readShard(
   path: string,
@@ -154,6 +155,8 @@ export async function* readShard(
         `${path} lacks the blocks of zeros that end a tar file: it may have been cut off between two files`,
       );
   } catch (error) {
+    // A disk that fails, say, is not the archive's damage.
+    if (systemCode(error) !== undefined) throw error;
     current = broken(`the archive is damaged here: ${(error as Error).message}`, current?.key);
   }
   if (current) yield finish();

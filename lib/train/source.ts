@@ -18,6 +18,8 @@ export type Texts = Pick<TrainingRecord, "task" | "said">;
 export interface SourceRecord {
   /** The file and the record in it, for messages. */
   readonly name: string;
+  /** The same as broken records are counted and kept: whatever the record's line, so that blank lines come and go. */
+  readonly counted: string;
   /** All that may be said of its pictures. Throws `INVALID_RECORD`. */
   texts(): Texts;
   /** `random` picks among its texts. Throws `INVALID_RECORD`. */

@@ -40,6 +40,10 @@ export interface Subject {
   readonly scales: Readonly<Record<string, LossScale>>;
   /** Losses that are not finite, in words. */
   broken(result: NativeStepResult): string[];
+  /** Names of those tensors that stay as they are. */
+  readonly frozen: ReadonlySet<string>;
+  /** Throws what is wrong with a checkpoint that the run wrote, beside the run's own state in it. */
+  check(folder: string): Promise<void>;
   /** Writes the weights of now into an empty folder, so that it loads for inference. */
   writeCheckpoint(folder: string): Promise<void>;
   /** Pictures made with the weights of a checkpoint, and figures of them. Rejects as `signal` aborts. */

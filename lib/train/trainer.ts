@@ -1,8 +1,14 @@
 /** Training runs: batches to the native trainer, metrics, checkpoints and samples to a folder. */
+import { existsSync } from "node:fs";
 import { appendFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { stringify } from "yaml";
-import { DisposedError, InvalidOptionError, TrainingDivergedError } from "../errors.js";
+import {
+  DisposedError,
+  InsufficientMemoryError,
+  InvalidOptionError,
+  TrainingDivergedError,
+} from "../errors.js";
 import { makeFolder } from "../make-folder.js";
 import type { NativeStepResult } from "../native.js";
 import {
@@ -132,13 +138,13 @@ export class Trainer {
     if (changed.length > 0)
       onNote(`the settings differ from those that the run was begun with: ${changed.join(", ")}`);
     const subject = isAutoencoderRun(run)
-      ? await AutoencoderSubject.open(run, onNote)
-      : await UnifiedSubject.open(run, onNote);
+      ? await AutoencoderSubject.open(run, folder, onNote)
+      : await UnifiedSubject.open(run, folder, onNote);
     try {
       const text = stringify(run);
       if (before === undefined) await folder.create(text);
-      const { native, tensors, mixture } = subject;
-      const restored = await restoreLast(folder, native, tensors, run.ema > 0, onNote);
+      const { mixture } = subject;
+      const restored = await restoreLast(folder, subject, run.ema > 0, onNote);
       const step = restored?.step ?? 0;
       if (restored) {
         await mixture.restore(step, restored.data.positions, (name) =>
@@ -178,7 +184,7 @@ export class Trainer {
   /**
    * Trains to the end, or until the signal aborts: then with a checkpoint, from which the run goes on as if it
    * had not stopped. Throws `TRAINING_DIVERGED`, with the last checkpoint kept that a later step found good and those
-   * after it set aside; `TRAINING_DATA`, with a checkpoint of what was done; and `DISPOSED` where the trainer is closed.
+   * after it set aside; `TRAINING_DATA` and `INSUFFICIENT_MEMORY`, with a checkpoint of what was done; and `DISPOSED` where the trainer is closed.
    */
   run(): Promise<TrainSummary> {
     this.running ??= this.train().finally(() => {
@@ -190,6 +196,7 @@ export class Trainer {
   private async train(): Promise<TrainSummary> {
     this.closing.signal.throwIfAborted();
     const { config, subject, stop } = this;
+    await this.sampleLeft();
     const started = performance.now() - (this.metrics.at(-1)?.seconds ?? 0) * 1000;
     let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
     while (this.step < config.steps && !stop.aborted) {
@@ -201,7 +208,7 @@ export class Trainer {
       // The next batch is made while this one is at work.
       next = step < config.steps ? subject.batches(step + 1) : undefined;
       next?.catch(() => {}); // told when it is waited for
-      const result = await work;
+      const result = await this.orSaved(work, beforeUpdate);
       const took = (performance.now() - begun) / 1000;
       const losses = subject.losses(result, took);
       try {
@@ -233,12 +240,18 @@ export class Trainer {
     };
   }
 
-  /** The data of a step. Where they end the run, what was done is saved before the error is told. */
-  private async orSaved<T>(data: Promise<T>): Promise<T> {
+  /**
+   * The data of a step, or its work. Where they end the run, what was done is saved before the error is told, if the
+   * error left it whole.
+   */
+  private async orSaved<T>(
+    part: Promise<T>,
+    whole: (error: unknown) => boolean = () => true,
+  ): Promise<T> {
     try {
-      return await data;
+      return await part;
     } catch (error) {
-      if (this.saved !== this.step) await this.saveForSure();
+      if (this.saved !== this.step && whole(error)) await this.saveForSure();
       this.tellHigh();
       throw error;
     }
@@ -329,8 +342,7 @@ export class Trainer {
     const { subject, config, positions } = this;
     await this.folder.save(
       this.step,
-      subject.native,
-      subject.tensors,
+      subject,
       config.ema > 0,
       { positions, records: subject.mixture.broken.stateAt(this.records) },
       (folder) => subject.writeCheckpoint(folder),
@@ -346,6 +358,17 @@ export class Trainer {
     this.crowded = false;
   }
 
+  private get sheet(): string {
+    return join(this.folder.samples, `step-${String(this.step).padStart(8, "0")}.png`);
+  }
+
+  /** The sheet that the run was to make where it was stopped, or killed, before it was there. */
+  private async sampleLeft(): Promise<void> {
+    const { samples } = this.config;
+    if (!samples || this.step === 0 || this.saved !== this.step || this.stop.aborted) return;
+    if (this.step % samples.every === 0 && !existsSync(this.sheet)) await this.sample();
+  }
+
   private async sample(): Promise<void> {
     if (this.saved !== this.step) await this.save();
     const { folder, stop } = this;
@@ -356,8 +379,7 @@ export class Trainer {
     if (!drawn) return;
     const { sheet, figures } = drawn;
     await makeFolder(folder.samples);
-    const name = `step-${String(this.step).padStart(8, "0")}.png`;
-    await sheet.save(join(folder.samples, name));
+    await sheet.save(this.sheet);
     if (Object.keys(figures).length > 0) {
       const line = { step: this.step, ...figures };
       this.figures.push(line);
@@ -395,6 +417,10 @@ export class Trainer {
     await this.close();
   }
 }
+
+/** Whether a step failed before its update; a device that fails may do so amid it, and so may a defect. */
+const beforeUpdate = (error: unknown): boolean =>
+  error instanceof InsufficientMemoryError || error instanceof InvalidOptionError;
 
 /** Checked, with a signal of Node's own. */
 function parseOptions(options: TrainOptions): TrainOptions {

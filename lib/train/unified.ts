@@ -1,13 +1,12 @@
 /** Training a whole model: sequences of all tasks, drawings as samples. */
-import { copyFile, cp, readdir, readFile, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
-import { locateCheckpoint } from "../checkpoint/locate.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { contactSheet } from "../contact-sheet.js";
 import type { Device } from "../device.js";
-import { InvalidConfigError } from "../errors.js";
+import { CheckpointNotFoundError, InvalidConfigError } from "../errors.js";
 import { imageSettings, mostSteps } from "../generation-config.js";
 import { UniFluid } from "../model.js";
 import type { NativeStepResult, NativeTensor, NativeTrainer } from "../native.js";
@@ -16,7 +15,9 @@ import { requireAbility } from "../tasks.js";
 import { Batches } from "./batches.js";
 import type { UnifiedRunConfig } from "./config.js";
 import { createTrainer } from "./native-trainer.js";
-import { type Losses, RUN_FILES } from "./run-folder.js";
+import { startingCheckpoint } from "./resume.js";
+import { type Losses, RUN_FILES, type RunFolder } from "./run-folder.js";
+import { SideFiles } from "./side-files.js";
 import { commonOptions, type Subject } from "./subject.js";
 
 const GENERATION_CONFIG = "generation_config.json";
@@ -27,7 +28,9 @@ export class UnifiedSubject implements Subject {
   private constructor(
     private readonly config: UnifiedRunConfig,
     private readonly checkpoint: Checkpoint,
+    private readonly sideFiles: SideFiles,
     readonly tensors: readonly NativeTensor[],
+    readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
     private readonly device: Device,
     private readonly data: Batches,
@@ -35,9 +38,12 @@ export class UnifiedSubject implements Subject {
 
   static async open(
     config: UnifiedRunConfig,
+    folder: RunFolder,
     onNote: (message: string) => void,
   ): Promise<UnifiedSubject> {
-    const checkpoint = await readCheckpoint(await locateCheckpoint(config.model));
+    const whole = ({ config }: Checkpoint) => config !== undefined;
+    const checkpoint = await startingCheckpoint(config.model, folder, whole, onNote);
+    const sideFiles = await SideFiles.read(checkpoint.directory, RUN_FILES);
     checkSamples(config, checkpoint);
     const tensors = checkpoint.spec.tensors.filter((t) => !t.name.startsWith("vae."));
     const options = {
@@ -55,7 +61,16 @@ export class UnifiedSubject implements Subject {
       const of = { ...spec, tensors };
       const name = `training ${directory}`;
       const { native, device } = await createTrainer(name, of, config.device, options);
-      return new UnifiedSubject(config, checkpoint, tensors, native, device, data);
+      return new UnifiedSubject(
+        config,
+        checkpoint,
+        sideFiles,
+        tensors,
+        new Set(options.frozen),
+        native,
+        device,
+        data,
+      );
     } catch (error) {
       await data.close();
       throw error;
@@ -104,17 +119,17 @@ export class UnifiedSubject implements Subject {
       .map(([task, { loss }]) => `the loss of ${task} is ${loss}`);
   }
 
+  async check(folder: string): Promise<void> {
+    const { config, vae } = await readCheckpoint(folder);
+    // What is left without them would pass for a checkpoint of another kind.
+    if (!config) throw new CheckpointNotFoundError(`${folder} has no config.json`);
+    if (!vae && this.checkpoint.vae) throw new CheckpointNotFoundError(`${folder} has no vae`);
+  }
+
   /** In bfloat16; all but the weights as in the checkpoint that the run began with. */
   async writeCheckpoint(folder: string): Promise<void> {
-    const { directory } = this.checkpoint;
-    for (const name of await readdir(directory)) {
-      if (/^model.*\.safetensors/.test(name) || RUN_FILES.includes(name)) continue;
-      const from = join(directory, name);
-      if (name === "vae") await cp(from, join(folder, name), { recursive: true });
-      else if (name === GENERATION_CONFIG)
-        await this.writeGenerationConfig(from, join(folder, name));
-      else if (name.endsWith(".json")) await copyFile(from, join(folder, name));
-    }
+    await this.sideFiles.write(folder);
+    if (this.checkpoint.spec.image) await this.writeOrder(folder);
     const what = this.config.ema > 0 ? "ema" : "weights";
     await writeSafetensors(
       join(folder, "model.safetensors"),
@@ -127,12 +142,12 @@ export class UnifiedSubject implements Subject {
     );
   }
 
-  /** As it was, but for the order: what was trained in one is drawn in it. */
-  private async writeGenerationConfig(from: string, to: string): Promise<void> {
-    const fields = JSON.parse(await readFile(from, "utf8"));
-    const { order } = this.config;
-    if (this.checkpoint.spec.image) fields.image = { ...fields.image, order };
-    await writeFile(to, `${JSON.stringify(fields, null, 2)}\n`);
+  /** Into the settings of drawing: what was trained in an order is drawn in it. */
+  private async writeOrder(folder: string): Promise<void> {
+    const fields = this.sideFiles.fields(GENERATION_CONFIG) ?? {};
+    const image = { ...(fields.image as object | undefined), order: this.config.order };
+    const text = JSON.stringify({ ...fields, image }, null, 2);
+    await writeFile(join(folder, GENERATION_CONFIG), `${text}\n`);
   }
 
   /** Drawn as any program would draw them. */

@@ -205,7 +205,9 @@ test("a cache that goes away is no picture's fault, before the first is kept or 
       for (const path of paths(data).slice(0, first)) await pictures.prepare(path);
       await rm(join(data, CACHE_FOLDER), { recursive: true });
       const path = paths(data)[first]!;
-      const attempt = broken.attempt(path, async () => void (await pictures.prepare(path)));
+      const attempt = broken.attempt({ name: path, counted: path }, async () => {
+        await pictures.prepare(path);
+      });
       await expect(attempt).rejects.toMatchObject({
         code: "TRAINING_DATA",
         message: expect.stringMatching(/^cannot keep prepared pictures: ENOENT.*"cache"/),

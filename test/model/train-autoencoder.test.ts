@@ -1,7 +1,7 @@
 /** Runs that train an autoencoder: what they learn and write, and what they refuse. */
 import { execFile } from "node:child_process";
 import { rmSync } from "node:fs";
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
@@ -171,6 +171,42 @@ test("stopped and taken up again, a run ends with the same bits", async () => {
     expect(Buffer.compare(a!, b!)).toBe(0);
   }
   expect(await vaeConfig(parts.checkpoint)).toEqual(await vaeConfig(whole.checkpoint));
+});
+
+test("the autoencoder that a run began with may go away, but for one whose latents are noisy", async () => {
+  const start = join(folder, "going");
+  const copy = () => cp(join(folder, "start"), start, { recursive: true });
+  const whole = await train("stays");
+  const controller = new AbortController();
+  const onStep = ({ step }: { step: number }) => {
+    if (step === 2) rmSync(start, { recursive: true });
+    if (step === 4) controller.abort();
+  };
+  const options = { signal: controller.signal, onStep };
+  await copy();
+  await train("goes", { autoencoder: start }, options);
+  const parts = await train("goes", { autoencoder: start }, { resume: true });
+  const weights = ({ checkpoint }: { checkpoint: string }) =>
+    readFile(join(checkpoint, "trainer.safetensors"));
+  expect(Buffer.compare(await weights(parts), await weights(whole))).toBe(0);
+  expect(await vaeConfig(parts.checkpoint)).toEqual(await vaeConfig(whole.checkpoint));
+  await copy();
+  const noisy = { autoencoder: start, latentNoise: 0.1 };
+  await train("noisy", { ...noisy, steps: 2 }, { onStep });
+  await expect(train("noisy", noisy, { resume: true })).rejects.toMatchObject({
+    code: "CHECKPOINT_NOT_FOUND",
+  });
+});
+
+test("a checkpoint whose autoencoder is damaged is set aside", async () => {
+  const { checkpoint } = await train("damaged");
+  await truncate(join(checkpoint, "vae", "diffusion_pytorch_model.safetensors"), 1000);
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  await train("damaged", {}, { resume: true, onNote });
+  expect(notes).toEqual([
+    expect.stringMatching(/step-00000006 is damaged .*; the run goes on from step 3$/),
+  ]);
 });
 
 // A model that draws for a decoder goes on to do so with another encoder.

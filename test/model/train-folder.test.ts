@@ -8,6 +8,7 @@ import { promisify } from "node:util";
 import { stringify } from "yaml";
 import { Trainer, type TrainOptions } from "../../lib";
 import { thisOwner } from "../../lib/folder-lock";
+import { readRunConfig } from "../../lib/train/config";
 import { FIXTURES } from "../support/fixtures";
 import { Runs } from "../support/runs";
 
@@ -126,7 +127,10 @@ test("folders that were removed are made again", async () => {
   await runs.train("removed", { steps: 2, samples });
   await rm(at("removed", "samples"), { recursive: true });
   await runs.train("removed", { steps: 4, samples }, { resume: true });
-  expect(await readdir(at("removed", "samples"))).toEqual(["step-00000004.png"]);
+  expect(await readdir(at("removed", "samples"))).toEqual([
+    "step-00000002.png",
+    "step-00000004.png",
+  ]);
 });
 
 test("options are checked", async () => {
@@ -147,6 +151,48 @@ test("options are checked", async () => {
     Trainer.open(runs.config(), undefined as unknown as TrainOptions),
   ).rejects.toMatchObject({ code: "INVALID_OPTION" });
   expect(existsSync(out)).toBe(false);
+});
+
+test("a model beside the settings is meant by its bare name, also where a shipped one has the name", async () => {
+  const write = (change: object) =>
+    writeFile(at("named.yaml"), stringify({ ...runs.config(), ...change }));
+  await write({ model: "start" });
+  expect(await readRunConfig(at("named.yaml"))).toMatchObject({ model: at("start") });
+  await write({ model: "shapes-64" });
+  expect(await readRunConfig(at("named.yaml"))).toMatchObject({ model: "shapes-64" });
+  await mkdir(at("shapes-64"));
+  expect(await readRunConfig(at("named.yaml"))).toMatchObject({ model: at("shapes-64") });
+  await rm(at("shapes-64"), { recursive: true });
+  const { model: _, ...rest } = runs.config() as { model: string };
+  await writeFile(at("named.yaml"), stringify({ ...rest, autoencoder: "start" }));
+  expect(await readRunConfig(at("named.yaml"))).toMatchObject({ autoencoder: at("start") });
+  await rm(at("named.yaml"));
+});
+
+test("on a terminal notes begin a line of their own", async () => {
+  const lines = (await readFile(at("data", "caption.jsonl"), "utf8")).trimEnd().split("\n");
+  lines[9] = "{";
+  await writeFile(at("data", "late.jsonl"), lines.join("\n"));
+  const sources = [{ manifest: at("data", "late.jsonl"), examples: 2, shuffle: 1 }];
+  await writeFile(at("late.yaml"), stringify(runs.config({ sources, steps: 6 })));
+  await writeFile(
+    at("terminal.cjs"),
+    "Object.assign(process.stderr, { isTTY: true, columns: 80 });",
+  );
+  const main = resolve(__dirname, "../../dist/cli/main.js");
+  for (const args of [["prepare"], ["train", "--out", at("late")]]) {
+    const [command, ...rest] = args as [string, ...string[]];
+    const { stderr } = await promisify(execFile)(process.execPath, [
+      ...["-r", at("terminal.cjs"), main, command, at("late.yaml")],
+      ...rest,
+    ]);
+    const notes = stderr.split("unifluid: ").slice(0, -1);
+    expect(stderr).toMatch(/unifluid: skipped .*late\.jsonl: record 9/);
+    // At the line's begin, or where the bar was taken away.
+    const ends = ["\n", "\r\x1b[K", "\x1b[1G\x1b[2K"];
+    const own = (before: string) => before === "" || ends.some((end) => before.endsWith(end));
+    expect(notes.filter((before) => !own(before))).toEqual([]);
+  }
 });
 
 /** Files of a process may have so many KiB: what comes behind fails to be written, as on a full disk. */

@@ -1,6 +1,8 @@
 /** Runs that go on with other settings than before, and data that are not as a model was made for. */
-import { readdir, readFile } from "node:fs/promises";
+import { rmSync } from "node:fs";
+import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { decodeImage } from "../../lib/image-input";
@@ -35,6 +37,19 @@ test("an average that is asked for later begins with the weights of then, and ma
   expect(relativeError(now, Array.from(old))).toBeGreaterThan(1e-4);
   const given = { ...change, steps: 4, ema: 0 };
   expect(await runs.train("average", given, { resume: true })).toMatchObject({ step: 4 });
+});
+
+test("the average of a tensor that is frozen on the way is its weights", async () => {
+  const change = { compute: "f32", steps: 2, ema: 0.9 };
+  await runs.train("freezing", change);
+  const freeze = ["image_in.*"];
+  await runs.train("freezing", { ...change, steps: 3, freeze }, { resume: true });
+  const [before, after] = [state("freezing", 2), state("freezing", 3)];
+  const [frozen, other] = ["image_in.weight", "language_model.layers.0.mlp.up_proj.weight"];
+  expect(before.floats(`ema.${frozen}`)).not.toEqual(before.floats(`weights.${frozen}`));
+  expect(after.floats(`weights.${frozen}`)).toEqual(before.floats(`weights.${frozen}`));
+  expect(after.floats(`ema.${frozen}`)).toEqual(before.floats(`weights.${frozen}`));
+  expect(after.floats(`ema.${other}`)).not.toEqual(after.floats(`weights.${other}`));
 });
 
 test("the folder has the settings in force, and those before under another name", async () => {
@@ -94,6 +109,51 @@ test("a checkpoint draws in the order that it was trained in", async () => {
     ...before,
     image: { ...before.image, order: "raster" },
   });
+});
+
+test("a checkpoint has the order also where the model that the run began with has no settings of drawing", async () => {
+  const model = await runs.start("unset", TINY_MODEL);
+  await rm(join(model, "generation_config.json"));
+  await runs.train("raster-unset", { model, steps: 1, order: "raster" });
+  expect(await json(runs.checkpoint("raster-unset", 1), "generation_config.json")).toEqual({
+    image: { order: "raster" },
+  });
+});
+
+test("the model that a run began with may go away: checkpoints are whole, and the run goes on from them", async () => {
+  const model = await runs.start("going", TINY_MODEL);
+  const change = { model, compute: "f32" };
+  await runs.train("stays", change);
+  const beside = async (out: string, step: number) => {
+    const names = await readdir(runs.checkpoint(out, step), { recursive: true });
+    return Promise.all(
+      names
+        .filter((name) => /(\.json|^vae.*\.safetensors)$/.test(name))
+        .sort()
+        .map(async (name) => [name, await readFile(join(runs.checkpoint(out, step), name))]),
+    );
+  };
+  const controller = new AbortController();
+  const onStep = ({ step }: { step: number }) => {
+    if (step === 2) rmSync(model, { recursive: true });
+    if (step === 5) controller.abort();
+  };
+  await runs.train("goes", change, { signal: controller.signal, onStep });
+  expect(await beside("goes", 4)).toEqual(await beside("stays", 4));
+  const notes: string[] = [];
+  const options = { resume: true, onNote: (message: string) => notes.push(message) };
+  expect(await runs.train("goes", change, options)).toMatchObject({ step: 8, finished: true });
+  expect(notes).toEqual([
+    expect.stringMatching(
+      /^there is no checkpoint .*; the run goes on with what .*step-00000005 has$/,
+    ),
+  ]);
+  expect(Buffer.compare(await runs.weightsOf("goes", 8), await runs.weightsOf("stays", 8))).toBe(0);
+  expect(await beside("goes", 8)).toEqual(await beside("stays", 8));
+  await using loaded = await UniFluid.load(runs.checkpoint("goes", 8), { threads: 1 });
+  expect((await loaded.generate("a red circle", { steps: 1, seed: 1 })).width).toBe(64);
+  // A run that has not begun needs it.
+  await expect(runs.train("never", change)).rejects.toMatchObject({ code: "CHECKPOINT_NOT_FOUND" });
 });
 
 test("a tower that reads at another size than is drawn learns from what it reads when it is used", async () => {

@@ -1,6 +1,6 @@
 /** Runs of training: what they learn, write, survive and refuse. */
 import { execFile, spawn } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, promises, readFileSync } from "node:fs";
 import {
   copyFile,
   cp,
@@ -187,6 +187,17 @@ test.each([
   ["a state cut off", "trainer.safetensors", 1000, /file is shorter|became shorter|bytes/],
   ["an empty state", "trainer.safetensors", 0, /trainer\.safetensors/],
   ["no state", "trainer.safetensors", undefined, /no weights/],
+  ["a model cut off", "model.safetensors", 1000, /model\.safetensors/],
+  ["an empty model", "model.safetensors", 0, /model\.safetensors/],
+  ["no model", "model.safetensors", undefined, /no weights/],
+  ["an empty configuration", "config.json", 0, /config\.json: not JSON/],
+  ["no configuration", "config.json", undefined, /no config\.json/],
+  ["an empty tokenizer", "tokenizer.json", 0, /tokenizer\.json: not JSON/],
+  ["no tokenizer", "tokenizer.json", undefined, /tokenizer\.json/],
+  ["an autoencoder cut off", "vae/diffusion_pytorch_model.safetensors", 1000, /vae/],
+  ["no autoencoder", "vae", undefined, /has no vae/],
+  ["no positions", "positions.json", undefined, /has no positions\.json/],
+  ["no counts of records", "records.json", undefined, /has no records\.json/],
   ["empty positions", "positions.json", 0, /positions\.json is not what a run writes/],
   ["empty counts of records", "records.json", 0, /records\.json is not what a run writes/],
 ])(
@@ -195,7 +206,7 @@ test.each([
     const out = name.replaceAll(" ", "-");
     await cp(join(folder, "whole"), join(folder, out), { recursive: true });
     const path = join(runs.checkpoint(out, 8), file);
-    if (length === undefined) await rm(path);
+    if (length === undefined) await rm(path, { recursive: true });
     else await truncate(path, length);
     const notes: string[] = [];
     const onNote = (message: string) => notes.push(message);
@@ -213,6 +224,69 @@ test.each([
     expect(await names()).toEqual(["step-00000004", "step-00000008", "step-00000008.damaged"]);
   },
 );
+
+test("a checkpoint of a version that kept nothing of the data is gone on from, and a note says so", async () => {
+  await cp(join(folder, "whole"), join(folder, "old"), { recursive: true });
+  const checkpoint = runs.checkpoint("old", 8);
+  for (const name of ["positions.json", "records.json"]) await rm(join(checkpoint, name));
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  const options = { out: join(folder, "old"), resume: true, onNote };
+  await using trainer = await Trainer.open(runs.config({ compute: "f32" }), options);
+  expect(trainer.done).toBe(8);
+  expect(notes).toEqual([expect.stringMatching(/step-00000008 is of an earlier version/)]);
+});
+
+test("a checkpoint that the machine cannot read now is not taken for a damaged one", async () => {
+  await cp(join(folder, "whole"), join(folder, "unread"), { recursive: true });
+  const { readFile } = promises;
+  const reading = jest
+    .spyOn(promises, "readFile")
+    .mockImplementation(((...args: Parameters<typeof readFile>) =>
+      String(args[0]).endsWith(join("step-00000008", "config.json"))
+        ? Promise.reject(
+            Object.assign(new Error("EMFILE"), { code: "EMFILE", errno: -24, syscall: "open" }),
+          )
+        : readFile(...args)) as typeof readFile);
+  try {
+    await expect(train("unread", { compute: "f32" }, { resume: true })).rejects.toMatchObject({
+      cause: { code: "EMFILE" },
+    });
+  } finally {
+    reading.mockRestore();
+  }
+  expect(await readdir(join(folder, "unread", "checkpoints"))).toEqual([
+    "step-00000004",
+    "step-00000008",
+  ]);
+});
+
+test("files of a checkpoint are on the disk before it has its name", async () => {
+  const order: string[] = [];
+  const { open, rename } = promises;
+  const opened = jest.spyOn(promises, "open").mockImplementation(async (path, flags, mode) => {
+    const file = await open(path, flags, mode);
+    const { sync } = file;
+    file.sync = () => {
+      order.push(basename(String(path)));
+      return sync.call(file);
+    };
+    return file;
+  });
+  const renamed = jest.spyOn(promises, "rename").mockImplementation((from, to) => {
+    order.push(`rename ${basename(String(to))}`);
+    return rename(from, to);
+  });
+  try {
+    await train("synced", { steps: 1 });
+  } finally {
+    opened.mockRestore();
+    renamed.mockRestore();
+  }
+  const before = order.slice(0, order.indexOf("rename step-00000001"));
+  for (const name of await readdir(runs.checkpoint("synced", 1))) expect(before).toContain(name);
+  expect(order[before.length + 1]).toBe("checkpoints");
+});
 
 test("where no checkpoint is whole, the last one's fault is told, nothing is touched and the trainer is let go", async () => {
   await cp(join(folder, "whole"), join(folder, "damaged"), { recursive: true });

@@ -2,6 +2,8 @@
 import { readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Trainer, UniFluid } from "../../lib";
+import { loadAddon } from "../../lib/addon";
+import type { NativeTrainer } from "../../lib/native";
 import { Runs } from "../support/runs";
 import { TINY_MODEL } from "../support/training";
 
@@ -43,6 +45,36 @@ test("a run that its data stop keeps what was done, and goes on once they are me
   expect(Buffer.compare(whole, parts)).toBe(0);
 });
 
+test.each([
+  ["INSUFFICIENT_MEMORY", ["step-00000002"]],
+  ["DEVICE_ERROR", []],
+])("a step that fails with %s leaves the checkpoints %j", async (code, left) => {
+  const out = `failed-${code}`;
+  const addon = loadAddon();
+  const { createTrainer } = addon;
+  const create = jest.spyOn(addon, "createTrainer").mockImplementation(async (...args) => {
+    const native = await createTrainer.apply(addon, args);
+    return {
+      description: () => native.description(),
+      step: (batches: never, of: { step: number; learningRate: number }) =>
+        of.step === 3
+          ? Promise.reject({ code, message: "as the core tells" })
+          : native.step(batches, of),
+      evaluate: (...of: Parameters<NativeTrainer["evaluate"]>) => native.evaluate(...of),
+      read: (...of: Parameters<NativeTrainer["read"]>) => native.read(...of),
+      write: (...of: Parameters<NativeTrainer["write"]>) => native.write(...of),
+      dispose: () => native.dispose(),
+    };
+  });
+  try {
+    await expect(runs.train(out)).rejects.toMatchObject({ code });
+  } finally {
+    create.mockRestore();
+  }
+  expect(await readdir(at(out, "checkpoints"))).toEqual(left);
+  expect(await runs.train(out, { steps: 3 }, { resume: true })).toMatchObject({ step: 3 });
+});
+
 test("where what was done cannot be saved, that is a note beside what stopped the run", async () => {
   const notes: string[] = [];
   const onNote = (message: string) => notes.push(message);
@@ -82,9 +114,15 @@ test("a run that is stopped while samples are drawn does not wait for them", asy
     drawing.mockRestore();
   }
   expect(await readdir(at("drawing", "samples"))).toEqual([]);
-  const resumed = await runs.train("drawing", { steps: 4, samples }, { resume: true });
+  // They are drawn when the run goes on, and where it was at its end.
+  const on = { steps: 4, samples: { ...samples, steps: 2 } };
+  const resumed = await runs.train("drawing", on, { resume: true });
   expect(resumed).toMatchObject({ step: 4, finished: true });
-  expect(await readdir(at("drawing", "samples"))).toEqual(["step-00000004.png"]);
+  const both = ["step-00000002.png", "step-00000004.png"];
+  expect(await readdir(at("drawing", "samples"))).toEqual(both);
+  await rm(at("drawing", "samples", both[1]!));
+  expect(await runs.train("drawing", on, { resume: true })).toMatchObject({ step: 4 });
+  expect(await readdir(at("drawing", "samples"))).toEqual(both);
 });
 
 test("stopped before its first step a run has no checkpoint", async () => {

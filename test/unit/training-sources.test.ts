@@ -1,6 +1,15 @@
 /** Where training's records come from: manifests and tar shards, their order, positions and faults. */
+import { createHash } from "node:crypto";
 import { createWriteStream } from "node:fs";
-import { mkdir, mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
+import {
+  mkdir,
+  mkdtemp,
+  open as openFile,
+  readFile,
+  rm,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
@@ -17,7 +26,7 @@ import type { PackedPicture } from "../../lib/train/pictures";
 import { ShardSource } from "../../lib/train/shard-source";
 import { readShard, type ShardSample } from "../../lib/train/shards";
 import { ShuffleBuffer } from "../../lib/train/shuffle-buffer";
-import type { Source } from "../../lib/train/source";
+import type { Source, SourceRecord } from "../../lib/train/source";
 import { matches } from "../../lib/train/wildcards";
 
 let folder: string;
@@ -459,6 +468,13 @@ test("shards that are missing, empty or changed are told", async () => {
     ...refused,
     message: expect.stringContaining("a-2.tar"),
   });
+  // What the system says of a shard is no damage of an archive, which would count as a record.
+  await mkdir(join(folder, "unread.tar"));
+  const unread = await ShardSource.open([join(folder, "unread.tar")], order);
+  await expect(unread.next()).rejects.toMatchObject({
+    ...refused,
+    message: expect.stringMatching(/^cannot read .*unread\.tar: EISDIR/),
+  });
   await writeTar(join(folder, "empty.tar"), {});
   const empty = await ShardSource.open([join(folder, "empty.tar")], order);
   await expect(empty.next()).rejects.toMatchObject({
@@ -473,11 +489,18 @@ test("shards that are missing, empty or changed are told", async () => {
     false,
   );
   await writeTar(join(folder, "a-0.tar"), {});
-  const changed = await ShardSource.open([pattern], order);
-  await expect(changed.restore(position)).rejects.toMatchObject({
-    ...refused,
-    message: expect.stringMatching(/a-0\.tar has changed/),
-  });
+  // What waited and is gone is passed over; the rest comes.
+  const remarks: string[] = [];
+  const onRemark = (message: string) => remarks.push(message);
+  const changed = await ShardSource.open([pattern], { ...order, onRemark });
+  expect(position.buffer.some(([shard]) => shard === 0)).toBe(true);
+  const left = position.buffer.filter(([shard]) => shard === 1).map(([, sample]) => 2 + sample);
+  expect(await changed.restore(JSON.parse(JSON.stringify(position)))).toBe(true);
+  expect(remarks).toEqual([
+    expect.stringMatching(/a-0\.tar has changed since the run stopped: \d of its samples/),
+  ]);
+  expect(sorted(await take(changed, left.length))).toEqual(sorted(left));
+  expect(sorted(await take(changed, 2))).toEqual([2, 3]);
   // With most of them changed they are others.
   await writeTar(join(folder, "a-1.tar"), {});
   expect(await (await ShardSource.open([pattern], order)).restore(position)).toBe(false);
@@ -604,6 +627,56 @@ describe("manifests", () => {
       const source = await open(JSON.stringify(record));
       await expect(source.next().then((r) => r.pictures())).rejects.toThrow(message);
     }
+  });
+
+  test("have blank lines of any spaces, and bytes that are no UTF-8, as texts have them", async () => {
+    const line = Buffer.from(JSON.stringify(caption));
+    const lines = [
+      ...["", " ", "\t\r", "\u00a0\u2003", "\ufeff"].map((blank) => Buffer.from(blank)),
+      line,
+      Buffer.from([0xff]),
+      Buffer.from([0xe2]),
+      line,
+    ];
+    const content = Buffer.concat(lines.flatMap((bytes) => [bytes, Buffer.from("\n")]));
+    const wanted = content.toString().split("\n");
+    const source = await open(content);
+    const names: string[] = [];
+    for await (const { name } of source.all()) names.push(name.replace(/.*\(line (.*)\)/, "$1"));
+    const numbers = wanted.flatMap((text, i) => (text.trim() === "" ? [] : [String(i + 1)]));
+    expect(names).toEqual(numbers);
+    const hash = (text: string) =>
+      createHash("sha256").update(text.trim()).digest("hex").slice(0, 8);
+    const hashes = wanted.filter((text) => text.trim() !== "").map(hash);
+    expect(source.position()).toEqual({ manifest: "a.jsonl", records: 4, drawn: 0, hashes });
+  });
+
+  test("may be larger than the longest string", async () => {
+    const path = join(folder, "large.jsonl");
+    const line = (text: string) => `${JSON.stringify({ ...caption, text })}\n`;
+    const file = await openFile(path, "w");
+    // Lines of zeros, which take no room on the disk.
+    await file.write(line("first"));
+    await file.write("\n", 300 * 2 ** 20);
+    await file.write(`\n${line("last")}`, 600 * 2 ** 20);
+    await file.close();
+    const source = await ManifestSource.open(path, { ...order, shuffle: 1 });
+    const records: SourceRecord[] = [];
+    for await (const record of source.all()) records.push(record);
+    expect(records).toHaveLength(4);
+    expect(records[3]!.name).toMatch(/record 3 \(line 4\)$/);
+    expect([records[0]!, records[3]!].map((r) => r.example(random()).text)).toEqual([
+      "first",
+      "last",
+    ]);
+    await truncate(path, 0);
+    await truncate(path, 600 * 2 ** 20);
+    await expect(ManifestSource.open(path, order)).rejects.toMatchObject({
+      code: "TRAINING_DATA",
+      message: expect.stringMatching(
+        /large\.jsonl: line 1 has 629145600 bytes: expected JSON lines/,
+      ),
+    });
   });
 
   test("that are tar files are told where those go", async () => {
