@@ -21,6 +21,8 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
 interface RunOptions {
   input?: string | Uint8Array;
+  /** Files may have so many KiB: what comes behind fails to be written, as on a full disk. */
+  mostKib?: number;
   env?: Record<string, string>;
   /** Gets the child as soon as it is started. */
   started?: (child: ChildProcess) => void;
@@ -33,11 +35,11 @@ interface Result {
   err: string;
 }
 
-function run(args: string[], { input, env, started }: RunOptions = {}): Promise<Result> {
-  const child = spawn(process.execPath, [main, ...args], {
-    cwd: folder,
-    env: { ...process.env, ...env },
-  });
+function run(args: string[], { input, env, mostKib, started }: RunOptions = {}): Promise<Result> {
+  const command = [process.execPath, main, ...args];
+  const limited = mostKib && ["bash", "-c", `ulimit -f ${mostKib}; exec "$0" "$@"`, ...command];
+  const [program, ...rest] = limited || command;
+  const child = spawn(program as string, rest, { cwd: folder, env: { ...process.env, ...env } });
   started?.(child);
   const chunks: { out: Buffer[]; err: Buffer[] } = { out: [], err: [] };
   child.stdout.on("data", (chunk: Buffer) => chunks.out.push(chunk));
@@ -388,6 +390,19 @@ test("tokenizer learns from texts, and says when they give fewer tokens than wer
     [6, ["a.txt", "--vocab", "300", "--out", "a.txt/x"]],
   ] as const)
     expect([args, (await run(["tokenizer", ...args])).code]).toEqual([args, code]);
+});
+
+test.each([
+  ["manifests", 16, []],
+  ["one shard", 64, ["--shards", "1"]],
+  ["shards", 8, ["--shards", "3"]],
+])("scenes that do not fit on the disk end with 6 and leave nothing: %s", async (...row) => {
+  const [, mostKib, form] = row;
+  const args = ["scenes", "--out", "data", "--count", "200", "--seed", "1", ...form];
+  const { code, out, err } = await run(args, { mostKib });
+  expect([code, out]).toEqual([6, ""]);
+  expect(err).toMatch(/^unifluid: OUTPUT: cannot write to data: EFBIG: .+\n$/);
+  expect(readdirSync(folder)).toEqual([]);
 });
 
 describe("what goes wrong", () => {
