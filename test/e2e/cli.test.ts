@@ -4,8 +4,10 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { stringify } from "yaml";
 import { decodeImage } from "../../lib/image-input.js";
 import { UniFluid } from "../../lib/model.js";
+import { TINY_MODEL } from "../support/training";
 
 const root = join(__dirname, "../..");
 const main = join(root, "dist/cli/main.js");
@@ -486,6 +488,24 @@ describe("what goes wrong", () => {
     expect([code, out, err]).toEqual([130, "", "unifluid: INTERRUPTED: interrupted\n"]);
     expect(Date.now() - started).toBeLessThan(20_000);
     expect(readdirSync(folder)).toEqual([]);
+  });
+
+  test.each([
+    ["tokenizer", ["tokenizer", "words.txt", "--vocab", "900000", "-o", "made"]],
+    ["init", ["init", "sizes.yaml", "--vae", "shapes-64", "-o", "made"]],
+  ])("Ctrl-C also ends what computes outside the engine: %s", async (_, args) => {
+    // Each is half a minute of work.
+    const words = Array.from({ length: 400_000 }, (_, i) => (i ** 4 % 1e12).toString(26));
+    writeFileSync(join(folder, "words.txt"), words.map((word) => `${word} ${word}`).join(" "));
+    const text_config = { ...TINY_MODEL.text_config, vocab_size: 300_000, hidden_size: 1024 };
+    writeFileSync(join(folder, "sizes.yaml"), stringify({ ...TINY_MODEL, text_config }));
+    const interruptLater = (child: ChildProcess) =>
+      void setTimeout(() => child.kill("SIGINT"), 4000);
+    const started = Date.now();
+    const { code, out, err } = await run(args, { started: interruptLater });
+    expect([code, out, err]).toEqual([130, "", "unifluid: INTERRUPTED: interrupted\n"]);
+    expect(Date.now() - started).toBeLessThan(12_000);
+    expect(readdirSync(folder).sort()).toEqual(["sizes.yaml", "words.txt"]);
   });
 
   test("a reader that goes away is no failure", async () => {
