@@ -33,13 +33,23 @@ function behind(first: number, ids: readonly number[]): Int32Array {
   return tokens;
 }
 
-function templateTokens(
-  { config, tokenizer }: Checkpoint,
-  task: TemplateTask,
-  text: string,
-): Int32Array {
-  return behind(config!.bosToken, tokenizer!.encode(fillTemplate(config!.templates, task, text)));
+/**
+ * `<bos>` and the tokens of a text. One that cannot fit throws `PROMPT_TOO_LONG` before it is tokenized, which is done
+ * on this thread and takes minutes for a text of megabytes.
+ */
+function textTokens({ config, tokenizer }: Checkpoint, text: string): Int32Array {
+  const limit = config!.text.maxPositions;
+  const least = Math.ceil(text.length / tokenizer!.longestToken);
+  if (least > limit)
+    throw new PromptTooLongError(
+      `the prompt of ${text.length} characters takes at least ${least} rows, but this model's sequences have at most ` +
+        `${limit} (max_position_embeddings)`,
+    );
+  return behind(config!.bosToken, tokenizer!.encode(text));
 }
+
+const templateTokens = (checkpoint: Checkpoint, task: TemplateTask, text: string): Int32Array =>
+  textTokens(checkpoint, fillTemplate(checkpoint.config!.templates, task, text));
 
 /** Rows that the image of a task takes: those of the vision tower, and its latents where an edit has them. */
 export function imageRows({ spec }: Checkpoint, task: TemplateTask): number {
@@ -94,8 +104,7 @@ export class PrefixBuilder {
 
   /** `<bos>` and the text, which has no prefix and is continued. */
   plain(text: string): Prefix {
-    const { config, tokenizer } = this.checkpoint;
-    return this.plainTokens(behind(config!.bosToken, tokenizer!.encode(text)));
+    return this.plainTokens(textTokens(this.checkpoint, text));
   }
 
   /** The same of token ids, `<bos>` included. */
