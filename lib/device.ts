@@ -14,7 +14,7 @@ import type {
 } from "./native.js";
 import { invalidOption } from "./options.js";
 
-/** "auto": the first GPU that can be used, else the CPU. */
+/** "auto": the first GPU that can be used and has room, else the CPU. */
 export type Device = "auto" | "cpu" | "cuda" | `cuda:${number}`;
 
 /** A device as it was asked for. */
@@ -32,7 +32,15 @@ export interface DeviceSurvey {
 /** Where a model will compute. */
 export type ChosenDevice =
   | { kind: "cpu" /** Why not on a GPU, where that was possible to want. */; reason?: string }
-  | { kind: "cuda"; library: string; index: number; dtype: NativeComputeType; gpu: Gpu };
+  | {
+      kind: "cuda";
+      library: string;
+      index: number;
+      dtype: NativeComputeType;
+      gpu: Gpu;
+      /** Why "auto" did not take an earlier one. */
+      passedOver?: string;
+    };
 
 /** A GPU as it was when it was looked at; memory in bytes. */
 export interface Gpu {
@@ -63,7 +71,7 @@ export interface DeviceNeed {
 /** Where to look for GPUs. */
 export interface Gpus {
   survey(): Promise<DeviceSurvey>;
-  /** Asked of the GPU that is chosen alone, since it opens a context there. */
+  /** Asked of the GPU that is chosen and those that were passed over alone, since it opens a context there. */
   memory(library: string, index: number): Promise<NativeCudaMemory>;
 }
 
@@ -156,37 +164,62 @@ const old = ({ name, capability }: NativeCudaDevice): string =>
 
 /**
  * Chooses a device. Throws `DeviceError` where a GPU was asked for and cannot be used, and
- * `InsufficientMemoryError` where it has too little memory; "auto" falls back to the CPU instead.
+ * `InsufficientMemoryError` where it has too little memory; "auto" takes the next GPU instead, and the CPU where none is
+ * left. `from`: the index of the first GPU that "auto" may take.
  */
 export async function chooseDevice(
   wanted: ParsedDevice,
   need: DeviceNeed,
   gpus: Gpus,
+  from = 0,
 ): Promise<ChosenDevice> {
   if (wanted.kind === "cpu") return { kind: "cpu" };
-  const asked = wanted.kind === "cuda";
-  if (!asked && need.cpuReason) return { kind: "cpu", reason: need.cpuReason };
+  if (wanted.kind === "auto" && need.cpuReason) return { kind: "cpu", reason: need.cpuReason };
   const { library, devices, reason } = await gpus.survey();
-  const index = asked ? wanted.index : devices.findIndex(capable);
+  const here = `the GPUs here are ${listed(devices)}`;
+  if (wanted.kind !== "cuda") {
+    let first: string | undefined;
+    for (const [index, device] of devices.entries()) {
+      if (!library || index < from || !capable(device)) continue;
+      const { chosen, why } = await lookAt(device, index, library, need, gpus);
+      if (chosen) return { ...chosen, ...(first && { passedOver: first }) };
+      first ??= why;
+    }
+    return { kind: "cpu", reason: first ?? reason ?? here };
+  }
+  const { index } = wanted;
   const device = devices[index];
   if (!library || !device || !capable(device)) {
-    const why = reason ?? (device ? old(device) : `the GPUs here are ${listed(devices)}`);
-    if (!asked) return { kind: "cpu", reason: why };
+    const why = reason ?? (device ? old(device) : here);
     throw new DeviceError("DEVICE_UNAVAILABLE", `device "cuda:${index}" is not available: ${why}`);
   }
+  const { chosen, error } = await lookAt(device, index, library, need, gpus);
+  if (!chosen) throw error;
+  return chosen;
+}
+
+type LookedAt =
+  | { chosen: ChosenDevice & { kind: "cuda" }; why?: undefined; error?: undefined }
+  | { chosen?: undefined; why: string; error: unknown };
+
+/** Whether a GPU has room. */
+async function lookAt(
+  device: NativeCudaDevice,
+  index: number,
+  library: string,
+  need: DeviceNeed,
+  gpus: Gpus,
+): Promise<LookedAt> {
   let memory: NativeCudaMemory;
   try {
     memory = await gpus.memory(library, index);
   } catch (error) {
-    if (asked) throw error;
-    return { kind: "cpu", reason: `${device.name}: ${(error as Error).message}` };
+    return { why: `${device.name}: ${(error as Error).message}`, error };
   }
   const why = shortage(need, device.name, memory);
-  if (why) {
-    if (!asked) return { kind: "cpu", reason: why };
-    throw new InsufficientMemoryError(why);
-  }
-  return { kind: "cuda", library, index, dtype: need.dtype, gpu: describeGpu(device, memory) };
+  if (why) return { why, error: new InsufficientMemoryError(why) };
+  const gpu = describeGpu(device, memory);
+  return { chosen: { kind: "cuda", library, index, dtype: need.dtype, gpu } };
 }
 
 /** What is told of a GPU. */

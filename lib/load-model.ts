@@ -31,7 +31,7 @@ export const deviceNeed = (
 
 /**
  * With device "auto" also where the GPU's memory proves too small while the weights are loaded, as others take some of
- * it at the same time: on the CPU then. Throws what `chooseDevice` does, and `InsufficientMemoryError`.
+ * it at the same time: on the next GPU then, or on the CPU. Throws what `chooseDevice` does, and `InsufficientMemoryError`.
  */
 export async function loadModel(
   checkpoint: Checkpoint,
@@ -57,16 +57,22 @@ export async function loadModel(
     return { native, requests, chosen };
   };
   const need = deviceNeed(checkpoint, parsed);
-  const chosen = await chooseDevice(device, need, gpusOf(addon, path));
-  try {
-    return await load(chosen);
-  } catch (error) {
-    const { code, message } = error as { code?: unknown; message: string };
-    if (chosen.kind === "cpu" || device.kind !== "auto" || code !== "INSUFFICIENT_MEMORY")
-      throw error;
-    const reason =
-      `${need.name} takes at least ${formatMebibytes(need.bytes)} on a GPU, and could not be loaded on ` +
-      `${chosen.gpu.name}, of whose memory ${formatMebibytes(chosen.gpu.freeMemory)} seemed free: ${message}`;
-    return load({ kind: "cpu", reason });
+  const gpus = gpusOf(addon, path);
+  let reason: string | undefined;
+  for (let from = 0; ; ) {
+    const chosen = await chooseDevice(device, need, gpus, from);
+    try {
+      return await load(chosen.kind === "cpu" && reason ? { kind: "cpu", reason } : chosen);
+    } catch (error) {
+      const { code, message } = error as { code?: unknown; message: string };
+      if (chosen.kind === "cpu" || device.kind !== "auto" || code !== "INSUFFICIENT_MEMORY")
+        throw error;
+      // What is told is what the first GPU lacked.
+      reason ??=
+        chosen.passedOver ??
+        `${need.name} takes at least ${formatMebibytes(need.bytes)} on a GPU, and could not be loaded on ` +
+          `${chosen.gpu.name}, of whose memory ${formatMebibytes(chosen.gpu.freeMemory)} seemed free: ${message}`;
+      from = chosen.index + 1;
+    }
   }
 }

@@ -76,12 +76,18 @@ async function* textsOf(path: string): AsyncGenerator<string, void> {
 
 /**
  * Counts the words of files: of manifests (`.jsonl`) and tar shards (`.tar`, `.tar.gz`) those of their records'
- * texts, of others all. Throws `TRAINING_DATA`, and `INVALID_RECORD` for a record that cannot be trained on.
+ * texts, of others all. Throws `TRAINING_DATA`, `INVALID_RECORD` for a record that cannot be trained on, and the signal's
+ * reason.
  */
-export async function countWords(paths: readonly string[]): Promise<Map<string, number>> {
+export async function countWords(
+  paths: readonly string[],
+  signal?: AbortSignal,
+): Promise<Map<string, number>> {
   const counts = new Map<string, number>();
   for (const path of paths)
-    for await (const text of textsOf(path))
+    for await (const text of textsOf(path)) {
+      signal?.throwIfAborted();
       for (const word of wordsOf(text)) counts.set(word, (counts.get(word) ?? 0) + 1);
+    }
   return counts;
 }

@@ -1,8 +1,9 @@
 /**
  * Byte-pair encoding (Sennrich et al., 2016): of all pairs of neighbours in the words of a text, the most
- * frequent becomes a token, again and again. Pairs are counted once; a merge counts anew only the words that it
- * changes.
+ * frequent becomes a token, again and again. Pairs are counted once; a merge counts only what it changes.
  */
+
+import { setImmediate } from "node:timers/promises";
 
 /** A word of a text, as characters, and how often it occurs. */
 export type WordCounts = ReadonlyMap<string, number>;
@@ -33,16 +34,26 @@ const LEAST_COUNT = 2;
 
 /**
  * At most `size` tokens: half of them single characters, the most frequent, and the rest pairs. The same words
- * give the same tokens, whatever their order.
+ * give the same tokens, whatever their order. Throws the signal's reason.
  */
-export function learnVocabulary(words: WordCounts, size: number): LearnedVocabulary {
+export async function learnVocabulary(
+  words: WordCounts,
+  size: number,
+  signal?: AbortSignal,
+): Promise<LearnedVocabulary> {
   const tokens = frequentCharacters(words, Math.ceil(size / 2));
   const ids = new Map(tokens.map((token, id) => [token, id]));
   const parts = inSymbols(words, ids);
   const pairs = new PairTable();
-  for (const [at, word] of parts.entries()) pairs.count(word, at, word.count);
+  for (const [at, { symbols, count }] of parts.entries())
+    for (let i = 0; i + 1 < symbols.length; i++)
+      pairs.count(symbols[i] as number, symbols[i + 1] as number, at, count);
+  pairs.settle();
   const merges: [string, string][] = [];
   while (tokens.length < size) {
+    // Learning computes on this thread: signals are heard in between.
+    await setImmediate();
+    signal?.throwIfAborted();
     const best = pairs.takeBest();
     if (!best) break;
     const [left, right] = [tokens[best.left] as string, tokens[best.right] as string];
@@ -56,10 +67,11 @@ export function learnVocabulary(words: WordCounts, size: number): LearnedVocabul
     }
     for (const at of best.words) {
       const word = parts[at] as Word;
-      pairs.count(word, at, -word.count);
-      word.symbols = join(word.symbols, best, id);
-      pairs.count(word, at, word.count);
+      word.symbols = join(word, best, id, (left, right, change) =>
+        pairs.count(left, right, at, change),
+      );
     }
+    pairs.settle();
   }
   return { tokens, merges };
 }
@@ -95,12 +107,35 @@ function inSymbols(words: WordCounts, ids: ReadonlyMap<string, number>): Word[] 
   return parts;
 }
 
-function join(symbols: readonly number[], { left, right }: Pair, id: number): number[] {
+/**
+ * The word's symbols with the pair merged into `id`. Tells how often each pair of neighbours occurs more or less, place
+ * by place: long words are not counted anew.
+ */
+function join(
+  { symbols, count }: Word,
+  { left, right }: Pair,
+  id: number,
+  changed: (left: number, right: number, change: number) => void,
+): number[] {
   const out: number[] = [];
   for (let i = 0; i < symbols.length; i++) {
-    const found = symbols[i] === left && symbols[i + 1] === right;
-    out.push(found ? id : (symbols[i] as number));
-    if (found) i++;
+    if (symbols[i] !== left || symbols[i + 1] !== right) {
+      out.push(symbols[i] as number);
+      continue;
+    }
+    // What stands before is merged already, what comes behind is not yet.
+    const [before, behind] = [out.at(-1), symbols[i + 2]];
+    changed(left, right, -count);
+    if (before !== undefined) {
+      changed(before, left, -count);
+      changed(before, id, count);
+    }
+    if (behind !== undefined) {
+      changed(right, behind, -count);
+      changed(id, behind, count);
+    }
+    out.push(id);
+    i++;
   }
   return out;
 }
@@ -109,24 +144,28 @@ function join(symbols: readonly number[], { left, right }: Pair, id: number): nu
 class PairTable {
   private readonly pairs = new Map<number, Pair>();
   private readonly heap: { pair: Pair; count: number }[] = [];
+  /** Pairs that were counted since `settle`. */
+  private readonly counted = new Set<Pair>();
 
-  /** Adds `change` for each pair of a word. */
-  count({ symbols }: Word, at: number, change: number): void {
-    const touched = new Set<Pair>();
-    for (let i = 0; i + 1 < symbols.length; i++) {
-      const [left, right] = [symbols[i] as number, symbols[i + 1] as number];
-      const key = left * 2 ** 26 + right;
-      let pair = this.pairs.get(key);
-      if (!pair) {
-        pair = { left, right, count: 0, words: new Set() };
-        this.pairs.set(key, pair);
-      }
-      pair.count += change;
-      if (change > 0) pair.words.add(at);
-      touched.add(pair);
+  /** A pair occurs so much more often in the word at this index, or less. */
+  count(left: number, right: number, at: number, change: number): void {
+    const key = left * 2 ** 26 + right;
+    let pair = this.pairs.get(key);
+    if (!pair) {
+      pair = { left, right, count: 0, words: new Set() };
+      this.pairs.set(key, pair);
     }
+    pair.count += change;
     // Counts that fell are noticed when they are taken.
-    if (change > 0) for (const pair of touched) this.push(pair);
+    if (change < 0) return;
+    pair.words.add(at);
+    this.counted.add(pair);
+  }
+
+  /** Ends a merge: each pair takes its new place once, in however many words it was counted. */
+  settle(): void {
+    for (const pair of this.counted) this.push(pair);
+    this.counted.clear();
   }
 
   /** The most frequent pair, of equal ones that of the lowest indices; undefined: none occurs twice. */

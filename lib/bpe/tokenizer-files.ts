@@ -76,19 +76,20 @@ export interface TrainedTokenizer {
 
 /**
  * Learns a tokenizer of at most `vocabulary` tokens from files and writes it to `folder`, which must not exist; it
- * appears when it is complete. Throws `INVALID_OPTION`, `TRAINING_DATA` and `INVALID_RECORD`.
+ * appears when it is complete. Throws `INVALID_OPTION`, `TRAINING_DATA`, `INVALID_RECORD` and the signal's reason.
  */
 export async function trainTokenizer(
   files: readonly string[],
   vocabulary: number,
   folder: string,
+  signal?: AbortSignal,
 ): Promise<TrainedTokenizer> {
   const target = resolve(folder);
   if (await stat(target).catch(() => undefined))
     throw new InvalidOptionError(`expected a folder that does not exist yet but ${folder} does`);
-  const words = await countWords(files);
+  const words = await countWords(files, signal);
   if (words.size === 0) throw new TrainingDataError(`there is no text in ${files.join(", ")}`);
-  const learned = learnVocabulary(words, vocabulary - FIXED_TOKENS);
+  const learned = await learnVocabulary(words, vocabulary - FIXED_TOKENS, signal);
   const beside = `${target}.partial`;
   await rm(beside, { recursive: true, force: true });
   try {

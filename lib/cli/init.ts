@@ -42,8 +42,9 @@ export function addInit(program: Command): void {
       const { initCheckpoint } = await import("../init/init.js");
       const { out, tokenizer, text, vision, image, vae } = flags;
       const seed = parseSeed(flags.seed);
-      const parts = { tokenizer, text, vision, image, vae };
-      const made = await initCheckpoint(config, out, { seed, ...parts }).catch(writingFailed(out));
+      const { signal } = context;
+      const options = { seed, tokenizer, text, vision, image, vae, signal };
+      const made = await initCheckpoint(config, out, options).catch(writingFailed(out));
       const parameters = Object.values(countParameters(made)).reduce((sum, n) => sum + n, 0);
       note(context, `${formatCount(parameters)} parameters in ${out}, seed ${seed}`);
       if (context.json) await writeJson({ folder: out, parameters, seed });

@@ -3,7 +3,7 @@
 import type { Command } from "commander";
 import { UniFluidError } from "../errors.js";
 import { note, type OutputFlags, runCommand } from "./context.js";
-import { OutputError } from "./exit-codes.js";
+import { Interrupted, OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS, whole } from "./flags.js";
 import { writeJson } from "./output.js";
 
@@ -31,8 +31,9 @@ export function addTokenizer(program: Command): void {
     runCommand(flags, async (context) => {
       const { trainTokenizer } = await import("../bpe/tokenizer-files.js");
       const { out, vocab } = flags;
-      const { tokens, merges } = await trainTokenizer(files, vocab, out).catch((error) => {
-        if (error instanceof UniFluidError) throw error;
+      const { signal } = context;
+      const { tokens, merges } = await trainTokenizer(files, vocab, out, signal).catch((error) => {
+        if (error instanceof UniFluidError || error instanceof Interrupted) throw error;
         throw new OutputError(`cannot write ${out}: ${error.message}`, { cause: error });
       });
       note(context, `${tokens} tokens in ${out}, ${merges} by merges`);

@@ -2,6 +2,7 @@
  * The suite "scenes": how well a model draws, reads and edits the toy world. Its scenes have random
  * streams of their own, which no data set has.
  */
+import { setImmediate } from "node:timers/promises";
 import { UnsupportedTaskError } from "../errors.js";
 import type { CellOrder } from "../generation-config.js";
 import { Image } from "../image.js";
@@ -11,7 +12,7 @@ import { psnr } from "../psnr.js";
 import { streamOf } from "../scenes/dataset.js";
 import { drawPixels } from "../scenes/draw.js";
 import { caption, edit, type Question, question } from "../scenes/language.js";
-import { parseScene } from "../scenes/parse.js";
+import { parsePicture, type SeenScene } from "../scenes/parse.js";
 import { readCaption } from "../scenes/read-caption.js";
 import { alike, randomScene, type Scene, SIZE } from "../scenes/world.js";
 import { SLOTS, type SlotsRight, slotsRight } from "./caption-slots.js";
@@ -120,6 +121,19 @@ function bySlot(captions: readonly SlotsRight[]): Record<string, Rate> {
   );
 }
 
+/** Scenes of a part up to which its drawings have the numbers that follow the first one's. */
+const FEW = 10_000;
+
+/**
+ * The number of a drawing, which decides its noise. `first` is that of its part's first drawing, a multiple of `FEW`
+ * below 1,000,000; those beyond `FEW` have places of their own, for they would be the next part's.
+ */
+export const drawingNumber = (first: number, index: number): number =>
+  index < FEW ? first + index : 1000 * first + index;
+
+/** Pictures that are rendered at once: enough to keep sharp's threads at work. */
+const TOGETHER = 16;
+
 /** Streams of randomness of the suite's parts, apart from those of data sets (`lib/scenes/dataset.ts`). */
 const STREAM = 1000;
 
@@ -170,15 +184,16 @@ class Suite {
     );
   }
 
-  /** Of the `number`-th drawing: the suite's seeds have no noise in common. */
-  private drawingSeed(number: number): bigint {
+  /** Of a part's drawing: the suite's seeds have no noise in common. */
+  private drawingSeed(first: number, index: number): bigint {
+    const number = drawingNumber(first, index);
     return BigInt.asUintN(64, (this.options.seed << 32n) + BigInt(number));
   }
 
   /** `first`: the number of the first drawing among those of the suite. */
   private draw(prompts: readonly string[], first: number): Promise<Image[]> {
     return this.all(prompts, (prompt, i) =>
-      this.model.generate(prompt, { ...this.drawing, seed: this.drawingSeed(first + i) }),
+      this.model.generate(prompt, { ...this.drawing, seed: this.drawingSeed(first, i) }),
     );
   }
 
@@ -202,7 +217,8 @@ class Suite {
         scenes.map((s) => caption(s, plain)),
         10_000 * (t + 1),
       );
-      tasks[task] = rateOf(images.map((im, i) => passes(task, parseScene(im.pixels), scenes[i]!)));
+      const seen = await this.seenIn(images);
+      tasks[task] = rateOf(seen.map((s, i) => passes(task, s, scenes[i]!)));
     }
     // All that a full caption says.
     const scenes = this.count((i) => this.scene(6, i, () => true));
@@ -210,7 +226,7 @@ class Suite {
       scenes.map((s) => caption(s)),
       80_000,
     );
-    const seen = images.map((im) => parseScene(im.pixels));
+    const seen = await this.seenIn(images);
     const checks = seen.map((s, i) => check(s, scenes[i]!));
     const found = checks.flatMap((c) =>
       (Object.entries(c) as [keyof Checks, boolean][]).map(([k, v]) => [k, v] as const),
@@ -236,13 +252,51 @@ class Suite {
         scenes.map((s) => caption(s)),
         10_000 * part,
       );
-      return rateOf(images.map((im, i) => check(parseScene(im.pixels), scenes[i]!).all));
+      return this.rightIn(images, scenes);
     };
     return { heldOut: await rate("only", 10), seen: await rate("exclude", 11) };
   }
 
-  private async pictures(scenes: readonly Scene[]): Promise<Image[]> {
-    return Promise.all(scenes.map(async (s) => Image.fromPixels(await drawPixels(s), SIZE, SIZE)));
+  /** Pixels along a side of what the model draws. */
+  private get side(): number {
+    return this.model.info.image?.size ?? SIZE;
+  }
+
+  /** True pictures, as large as the model's own. */
+  private async pictures(scenes: readonly Scene[], side = this.side): Promise<Image[]> {
+    const render = async (scene: Scene) =>
+      Image.fromPixels(await drawPixels(scene, side), side, side);
+    const images: Image[] = [];
+    for (let first = 0; first < scenes.length; first += TOGETHER) {
+      this.options.signal?.throwIfAborted();
+      images.push(...(await Promise.all(scenes.slice(first, first + TOGETHER).map(render))));
+    }
+    return images;
+  }
+
+  private async seenIn(images: readonly Image[]): Promise<SeenScene[]> {
+    const seen: SeenScene[] = [];
+    for (const image of images) {
+      // The parser computes on this thread: signals are heard in between.
+      await setImmediate();
+      this.options.signal?.throwIfAborted();
+      seen.push(await parsePicture(image));
+    }
+    return seen;
+  }
+
+  /** In how many pictures all of their scenes is right. */
+  private async rightIn(images: readonly Image[], scenes: readonly Scene[]): Promise<Rate> {
+    const seen = await this.seenIn(images);
+    return rateOf(seen.map((s, i) => check(s, scenes[i]!).all));
+  }
+
+  /** Pictures as the autoencoder gives them back. */
+  private rebuilt(images: readonly Image[]): Promise<Image[]> {
+    const { signal } = this.options;
+    return this.all(images, async (image) =>
+      this.model.decodeLatents(await this.model.encodeImage(image, { signal }), { signal }),
+    );
   }
 
   async captions(): Promise<SuiteReport["captions"]> {
@@ -295,20 +349,20 @@ class Suite {
     const images = await this.all(sources, (image, i) =>
       this.model.edit(image, cases[i]!.instruction, {
         ...this.drawing,
-        seed: this.drawingSeed(500_000 + i),
+        seed: this.drawingSeed(500_000, i),
       }),
     );
-    const judge = (image: Image, i: number) => {
-      const seen = parseScene(image.pixels);
+    const judge = (seen: SeenScene, i: number) => {
       const { target } = cases[i]!;
       const contents = check(seen, target, { relations: false }).all;
       return { contents, all: contents && kept(seen, target) };
     };
-    const results = images.map(judge);
+    const results = (await this.seenIn(images)).map(judge);
+    const copies = (await this.seenIn(sources)).map(judge);
     return {
       all: rateOf(results.map((r) => r.all)),
       contents: rateOf(results.map((r) => r.contents)),
-      copied: rateOf(sources.map((image, i) => judge(image, i).all)),
+      copied: rateOf(copies.map((r) => r.all)),
       byKind: ratesBy(results.map((r, i) => [cases[i]!.kind, r.all] as const)),
     };
   }
@@ -316,16 +370,12 @@ class Suite {
   async vae(): Promise<SuiteReport["vae"]> {
     const scenes = this.count((i) => randomScene(this.random(50, i), { pairs: "include" }));
     const images = await this.pictures(scenes);
-    const rebuilt = await this.all(images, async (image) =>
-      this.model.decodeLatents(await this.model.encodeImage(image)),
-    );
+    const rebuilt = await this.rebuilt(images);
     const ratios = images.map((image, i) => psnr(image, rebuilt[i]!));
-    const parsed = (list: readonly Image[]) =>
-      rateOf(list.map((image, i) => check(parseScene(image.pixels), scenes[i]!).all));
     return {
       psnr: ratios.reduce((sum, v) => sum + v, 0) / ratios.length,
-      parsed: parsed(images),
-      parsedAfter: parsed(rebuilt),
+      parsed: await this.rightIn(images, scenes),
+      parsedAfter: await this.rightIn(rebuilt, scenes),
     };
   }
 
@@ -341,17 +391,17 @@ class Suite {
       );
       return statisticsOf(await Promise.all(features));
     };
+    // Models that draw less than the toy world has are held against the same pictures as others.
+    const side = Math.max(SIZE, this.side);
     const references = scenesOf(60, REFERENCES * n);
-    const reference = await measure(await this.pictures(references));
+    const reference = await measure(await this.pictures(references, side));
     const distance = async (images: readonly Image[]) =>
       frechetDistance(await measure(images), reference);
 
     // The floor is of the same scenes: which ones were picked can matter more than how well they are drawn.
     const scenes = scenesOf(61, n);
-    const rendered = await this.pictures(scenes);
-    const rebuilt = await this.all(rendered, async (image) =>
-      this.model.decodeLatents(await this.model.encodeImage(image)),
-    );
+    const rendered = await this.pictures(scenes, side);
+    const rebuilt = await this.rebuilt(rendered);
     const captions = scenes.map((s) => caption(s));
     return {
       drawn: await distance(await this.draw(captions, 600_000)),

@@ -14,7 +14,7 @@ import { InvalidConfigError, InvalidOptionError } from "../errors.js";
 import { makeFolder } from "../make-folder.js";
 import { Tokenizer } from "../tokenizer.js";
 import { initialize, noiseIsInput } from "./initialize.js";
-import { openImage, openText, openVae, openVision, PARTS } from "./sources.js";
+import { isFile, openImage, openText, openVae, openVision, PARTS } from "./sources.js";
 import { refuseUnread } from "./unread.js";
 
 export interface InitOptions {
@@ -32,6 +32,7 @@ export interface InitOptions {
   vision?: string;
   image?: string;
   vae?: string;
+  signal?: AbortSignal;
 }
 
 const PROJECTOR = /^multi_modal_projector\b/;
@@ -82,7 +83,7 @@ const json = (value: unknown) =>
 /**
  * Makes a checkpoint directory from `configPath`: the fields of config.json in YAML, and those of the
  * autoencoder's under `vae`; where there is nothing else, a directory with an autoencoder alone. The directory
- * must not exist; it appears when it is complete.
+ * must not exist; it appears when it is complete. Throws also the signal's reason.
  */
 export async function initCheckpoint(
   configPath: string,
@@ -139,7 +140,7 @@ export async function initCheckpoint(
   if (parsed) await Tokenizer.load(join(tokenizerAt, "tokenizer.json"), parsed.text.vocabSize);
   if (parsed?.image) checkImageAgainstVae(parsed.image, vae, configPath);
 
-  const { seed } = options;
+  const { seed, signal } = options;
   const head =
     parsed?.image && !parsed.image.flow
       ? noiseIsInput(parsed.image.headWidth, parsed.image.tokenChannels, seed)
@@ -151,8 +152,9 @@ export async function initCheckpoint(
   };
   const parts = [text, vision?.part, image?.tokens, image?.head, taken];
   const valuesOf = async (tensor: ExpectedTensor): Promise<Float32Array> => {
+    signal?.throwIfAborted();
     const part = parts.find((p) => p?.has(tensor.name));
-    return part ? part.values(tensor) : (special[tensor.name] ?? initialize(tensor, seed));
+    return part ? part.values(tensor) : (special[tensor.name] ?? initialize(tensor, seed, signal));
   };
   const write = (path: string, tensors: readonly ExpectedTensor[]) =>
     writeSafetensors(
@@ -177,8 +179,10 @@ export async function initCheckpoint(
     if (parsed) {
       await write(join(beside, "model.safetensors"), expected);
       await writeFile(join(beside, "config.json"), json(config));
+      // A checkpoint needs no tokenizer_config.json: other programs read it.
       for (const name of ["tokenizer.json", "tokenizer_config.json"])
-        await copyFile(join(tokenizerAt, name), join(beside, name));
+        if (await isFile(join(tokenizerAt, name)))
+          await copyFile(join(tokenizerAt, name), join(beside, name));
       const side = parsed.vision?.imageSize;
       const preprocessorAt = join(beside, "preprocessor_config.json");
       if (vision?.preprocessor) await copyFile(vision.preprocessor, preprocessorAt);
@@ -192,7 +196,7 @@ export async function initCheckpoint(
       );
     }
     // Whatever does not fit shows here, before the directory appears.
-    await readCheckpoint(beside);
+    await readCheckpoint(beside, signal);
     await makeFolder(dirname(target));
     await rename(beside, target);
   } catch (error) {

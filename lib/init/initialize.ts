@@ -1,9 +1,15 @@
 /** What the weights of a fresh model are, tensor by tensor. */
+import { setImmediate } from "node:timers/promises";
 import type { ExpectedTensor } from "../checkpoint/tensor-table.js";
 import { Random } from "../philox.js";
 
-/** Fills the values of one tensor. */
-type Initializer = (values: Float32Array, shape: readonly number[], random: Random) => void;
+/** Fills the next rows of a tensor of that shape, from row `first` on. */
+type Initializer = (
+  values: Float32Array,
+  shape: readonly number[],
+  random: Random,
+  first: number,
+) => void;
 
 const constant =
   (value: number): Initializer =>
@@ -35,18 +41,19 @@ const torchDefault = uniform((shape) => 1 / Math.sqrt(inputs(shape)));
  * Smooth codes of the cells of a square grid: sines and cosines along each axis, root mean square 0.5. Cells
  * that lie beside each other begin alike.
  */
-const gridWaves: Initializer = (values, shape) => {
+const gridWaves: Initializer = (values, shape, _random, first) => {
   const [cells, width] = shape as [number, number];
   const side = Math.round(Math.sqrt(cells));
   const quarter = Math.floor(width / 4);
   const [low, high] = [Math.log(Math.PI / 16), Math.log(Math.PI / 1.5)];
-  for (let cell = 0; cell < cells; cell++) {
+  for (let i = 0; i < values.length / width; i++) {
+    const cell = first + i;
     const row = Math.floor(cell / side);
     for (let k = 0; k < quarter; k++) {
       const f = Math.exp(low + ((high - low) * k) / Math.max(1, quarter - 1));
       const waves = [row, cell % side].flatMap((at) => [Math.sin(at * f), Math.cos(at * f)]);
-      for (const [i, wave] of waves.entries())
-        values[cell * width + i * quarter + k] = wave * Math.SQRT1_2;
+      for (const [n, wave] of waves.entries())
+        values[i * width + n * quarter + k] = wave * Math.SQRT1_2;
     }
   }
 };
@@ -81,15 +88,30 @@ const RULES: readonly (readonly [RegExp, Initializer])[] = [
   [/\.bias$/, constant(0)],
 ];
 
+/** Values that are drawn between two looks at the signal: some milliseconds. */
+const AT_ONCE = 1 << 18;
+
 /**
  * The values of a tensor of a fresh model, float32. They depend on the seed, the name and the shape alone. For
- * objective "ddpm" see also `noiseIsInput`.
+ * objective "ddpm" see also `noiseIsInput`. Throws the signal's reason.
  */
-export function initialize({ name, shape }: ExpectedTensor, seed: bigint): Float32Array {
+export async function initialize(
+  { name, shape }: ExpectedTensor,
+  seed: bigint,
+  signal?: AbortSignal,
+): Promise<Float32Array> {
   const values = new Float32Array(shape.reduce((n, d) => n * d, 1));
   const rule = RULES.find(([pattern]) => pattern.test(name));
   if (!rule) throw new RangeError(`there is no rule to initialize ${name}`);
-  rule[1](values, shape, new Random(seed, hash(name), 0));
+  const random = new Random(seed, hash(name), 0);
+  const row = inputs(shape);
+  const rows = Math.max(1, Math.floor(AT_ONCE / row));
+  for (let first = 0; first * row < values.length; first += rows) {
+    // Drawing computes on this thread: signals are heard in between.
+    await setImmediate();
+    signal?.throwIfAborted();
+    rule[1](values.subarray(first * row, (first + rows) * row), shape, random, first);
+  }
   return values;
 }
 

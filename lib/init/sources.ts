@@ -52,7 +52,7 @@ export const PARTS = {
   head: /^diffusion_head\./,
 } as const;
 
-const isFile = (path: string): Promise<boolean> =>
+export const isFile = (path: string): Promise<boolean> =>
   stat(path).then(
     (s) => s.isFile(),
     () => false,

@@ -25,44 +25,63 @@ export interface DatasetWriter {
   /** Scenes in the order of their numbers. */
   write(scenes: readonly DrawnScene[]): Promise<void>;
   end(): Promise<void>;
+  /** Gives up: once it is done no file is open and none is made any more, so that the folder can be deleted. */
+  discard(): Promise<void>;
+}
+
+/** A promise whose failure is told when it is waited for, however late that is. */
+function toldLater<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => {});
+  return promise;
+}
+
+/** A manifest that is being written. */
+interface OpenManifest {
+  task: TemplateTask;
+  stream: WriteStream;
+  written: Promise<void>;
 }
 
 /** `images/`, and a manifest of JSON lines for each task. */
 export class ManifestWriter implements DatasetWriter {
   private constructor(
     private readonly folder: string,
-    private readonly manifests: readonly { task: TemplateTask; stream: WriteStream }[],
+    private readonly manifests: readonly OpenManifest[],
   ) {}
 
   static async open(folder: string, tasks: readonly TemplateTask[]): Promise<ManifestWriter> {
     await mkdir(join(folder, "images"));
-    const manifests = tasks.map((task) => ({
-      task,
-      stream: createWriteStream(join(folder, `${task}.jsonl`)),
-    }));
+    const manifests = tasks.map((task) => {
+      const stream = createWriteStream(join(folder, `${task}.jsonl`));
+      return { task, stream, written: toldLater(finished(stream)) };
+    });
     return new ManifestWriter(folder, manifests);
   }
 
   async write(scenes: readonly DrawnScene[]): Promise<void> {
-    await Promise.all(
-      scenes.flatMap(({ pictures }) =>
-        [...pictures].map(([name, png]) => writeFile(join(this.folder, name), png)),
-      ),
+    const pictures = scenes.flatMap(({ pictures }) =>
+      [...pictures].map(([name, png]) => writeFile(join(this.folder, name), png)),
     );
-    for (const { task, stream } of this.manifests) {
+    // All of them, also where one fails: none may be made after `discard`.
+    await Promise.allSettled(pictures);
+    await Promise.all(pictures);
+    for (const { task, stream, written } of this.manifests) {
       const text = scenes.map(({ records }) => `${JSON.stringify(records[task])}\n`).join("");
-      if (!stream.write(text))
-        await new Promise<void>((done) => stream.once("drain", () => done()));
+      if (stream.write(text)) continue;
+      const drained = new Promise<void>((done) => stream.once("drain", () => done()));
+      // A stream that failed never drains.
+      await Promise.race([drained, written]);
     }
   }
 
   async end(): Promise<void> {
-    await Promise.all(
-      this.manifests.map(({ stream }) => {
-        stream.end();
-        return finished(stream);
-      }),
-    );
+    for (const { stream } of this.manifests) stream.end();
+    await Promise.all(this.manifests.map(({ written }) => written));
+  }
+
+  async discard(): Promise<void> {
+    for (const { stream } of this.manifests) stream.destroy();
+    await Promise.allSettled(this.manifests.map(({ written }) => written));
   }
 }
 
@@ -91,10 +110,10 @@ export class ShardWriter implements DatasetWriter {
       const key = String(index).padStart(6, "0");
       for (const task of this.tasks) {
         const { image, target, ...record } = records[task] as DatasetRecord;
-        const { archive } = await this.shardOf(task, number);
-        await addFile(archive, `${key}.json`, Buffer.from(JSON.stringify(record)));
-        await addFile(archive, `${key}.png`, pictures.get(image) as Buffer);
-        if (target) await addFile(archive, `${key}.target.png`, pictures.get(target) as Buffer);
+        const shard = await this.shardOf(task, number);
+        await addFile(shard, `${key}.json`, Buffer.from(JSON.stringify(record)));
+        await addFile(shard, `${key}.png`, pictures.get(image) as Buffer);
+        if (target) await addFile(shard, `${key}.target.png`, pictures.get(target) as Buffer);
       }
     }
   }
@@ -105,8 +124,7 @@ export class ShardWriter implements DatasetWriter {
     if (current) await close(current);
     const archive = pack();
     const name = `${task}-${String(number).padStart(6, "0")}.tar`;
-    const written = pipeline(archive, createWriteStream(join(this.folder, name)));
-    written.catch(() => {}); // told when it is closed
+    const written = toldLater(pipeline(archive, createWriteStream(join(this.folder, name))));
     const shard = { number, archive, written };
     this.open.set(task, shard);
     return shard;
@@ -114,6 +132,11 @@ export class ShardWriter implements DatasetWriter {
 
   async end(): Promise<void> {
     for (const shard of this.open.values()) await close(shard);
+  }
+
+  async discard(): Promise<void> {
+    for (const { archive } of this.open.values()) archive.destroy();
+    await Promise.allSettled([...this.open.values()].map(({ written }) => written));
   }
 }
 
@@ -123,8 +146,17 @@ async function close({ archive, written }: OpenShard): Promise<void> {
 }
 
 /** Waits until there is room for more. All files are of one time: one seed, the same bytes. */
-function addFile(archive: Pack, name: string, bytes: Buffer): Promise<void> {
-  return new Promise((done, fail) => {
-    archive.entry({ name, mtime: new Date(0) }, bytes, (error) => (error ? fail(error) : done()));
+async function addFile({ archive, written }: OpenShard, name: string, bytes: Buffer) {
+  const added = new Promise<void>((done, fail) => {
+    const entry = archive.entry({ name, mtime: new Date(0) }, bytes, (error) =>
+      error ? fail(error) : done(),
+    );
+    // What the archive ends with it also tells each entry: the callback has it.
+    entry.on("error", () => {});
+  });
+  await added.catch(async (error) => {
+    // Where writing failed an entry knows only that; the file knows why.
+    await written;
+    throw error;
   });
 }

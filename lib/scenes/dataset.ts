@@ -175,8 +175,9 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
     const drawn = [...pictures].map(async ([name, of]) => [name, await drawPng(of, size)] as const);
     return { index, records, pictures: new Map(await Promise.all(drawn)) };
   };
+  let writer: DatasetWriter | undefined;
   try {
-    const writer: DatasetWriter =
+    writer =
       shards === undefined
         ? await ManifestWriter.open(beside, filled.tasks)
         : new ShardWriter(beside, filled.tasks, shards, count);
@@ -191,6 +192,7 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
     await makeFolder(dirname(target));
     await rename(beside, target);
   } catch (error) {
+    await writer?.discard();
     await rm(beside, { recursive: true, force: true });
     throw error;
   }

@@ -3,6 +3,8 @@
  * of the palette, its shape that whose outline, fitted to the same box, covers it best. Nothing is learned, so
  * it can judge what a model draws.
  */
+import sharp from "sharp";
+import type { Image } from "../image.js";
 import { OUTLINES } from "./draw.js";
 import {
   BACKGROUND_NAMES,
@@ -238,4 +240,13 @@ export function parseScene(pixels: Uint8Array): SeenScene {
     .map((blob) => parseBlob(pixels, blob, ground))
     .filter((o): o is SeenObject => o !== undefined);
   return { background, objects };
+}
+
+/** Of a picture of any size, brought to the parser's. */
+export async function parsePicture({ pixels, width, height }: Image): Promise<SeenScene> {
+  if (width === SIZE && height === SIZE) return parseScene(pixels);
+  const scaled = sharp(pixels, { raw: { width, height, channels: 3 } })
+    .resize(SIZE, SIZE, { fit: "fill", kernel: "linear" })
+    .raw();
+  return parseScene(await scaled.toBuffer());
 }

@@ -4,8 +4,10 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { stringify } from "yaml";
 import { decodeImage } from "../../lib/image-input.js";
 import { UniFluid } from "../../lib/model.js";
+import { TINY_MODEL } from "../support/training";
 
 const root = join(__dirname, "../..");
 const main = join(root, "dist/cli/main.js");
@@ -21,6 +23,8 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
 interface RunOptions {
   input?: string | Uint8Array;
+  /** Files may have so many KiB: what comes behind fails to be written, as on a full disk. */
+  mostKib?: number;
   env?: Record<string, string>;
   /** Gets the child as soon as it is started. */
   started?: (child: ChildProcess) => void;
@@ -33,11 +37,11 @@ interface Result {
   err: string;
 }
 
-function run(args: string[], { input, env, started }: RunOptions = {}): Promise<Result> {
-  const child = spawn(process.execPath, [main, ...args], {
-    cwd: folder,
-    env: { ...process.env, ...env },
-  });
+function run(args: string[], { input, env, mostKib, started }: RunOptions = {}): Promise<Result> {
+  const command = [process.execPath, main, ...args];
+  const limited = mostKib && ["bash", "-c", `ulimit -f ${mostKib}; exec "$0" "$@"`, ...command];
+  const [program, ...rest] = limited || command;
+  const child = spawn(program as string, rest, { cwd: folder, env: { ...process.env, ...env } });
   started?.(child);
   const chunks: { out: Buffer[]; err: Buffer[] } = { out: [], err: [] };
   child.stdout.on("data", (chunk: Buffer) => chunks.out.push(chunk));
@@ -390,6 +394,19 @@ test("tokenizer learns from texts, and says when they give fewer tokens than wer
     expect([args, (await run(["tokenizer", ...args])).code]).toEqual([args, code]);
 });
 
+test.each([
+  ["manifests", 16, []],
+  ["one shard", 64, ["--shards", "1"]],
+  ["shards", 8, ["--shards", "3"]],
+])("scenes that do not fit on the disk end with 6 and leave nothing: %s", async (...row) => {
+  const [, mostKib, form] = row;
+  const args = ["scenes", "--out", "data", "--count", "200", "--seed", "1", ...form];
+  const { code, out, err } = await run(args, { mostKib });
+  expect([code, out]).toEqual([6, ""]);
+  expect(err).toMatch(/^unifluid: OUTPUT: cannot write to data: EFBIG: .+\n$/);
+  expect(readdirSync(folder)).toEqual([]);
+});
+
 describe("what goes wrong", () => {
   const missing = "/nonexistent";
   const sizes = join(root, "examples/train/model.yaml");
@@ -471,6 +488,24 @@ describe("what goes wrong", () => {
     expect([code, out, err]).toEqual([130, "", "unifluid: INTERRUPTED: interrupted\n"]);
     expect(Date.now() - started).toBeLessThan(20_000);
     expect(readdirSync(folder)).toEqual([]);
+  });
+
+  test.each([
+    ["tokenizer", ["tokenizer", "words.txt", "--vocab", "900000", "-o", "made"]],
+    ["init", ["init", "sizes.yaml", "--vae", "shapes-64", "-o", "made"]],
+  ])("Ctrl-C also ends what computes outside the engine: %s", async (_, args) => {
+    // Each is half a minute of work.
+    const words = Array.from({ length: 400_000 }, (_, i) => (i ** 4 % 1e12).toString(26));
+    writeFileSync(join(folder, "words.txt"), words.map((word) => `${word} ${word}`).join(" "));
+    const text_config = { ...TINY_MODEL.text_config, vocab_size: 300_000, hidden_size: 1024 };
+    writeFileSync(join(folder, "sizes.yaml"), stringify({ ...TINY_MODEL, text_config }));
+    const interruptLater = (child: ChildProcess) =>
+      void setTimeout(() => child.kill("SIGINT"), 4000);
+    const started = Date.now();
+    const { code, out, err } = await run(args, { started: interruptLater });
+    expect([code, out, err]).toEqual([130, "", "unifluid: INTERRUPTED: interrupted\n"]);
+    expect(Date.now() - started).toBeLessThan(12_000);
+    expect(readdirSync(folder).sort()).toEqual(["sizes.yaml", "words.txt"]);
   });
 
   test("a reader that goes away is no failure", async () => {

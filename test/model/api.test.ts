@@ -434,10 +434,13 @@ describe("what cannot be done is refused", () => {
     await expect(uni.answer(picture, words)).rejects.toMatchObject({ code });
     await expect(uni.edit(picture, words)).rejects.toMatchObject({ code });
     await expect(gemma.complete(words)).rejects.toMatchObject({ code });
-    // More tokens than a call can have arguments.
+    // What cannot fit is not tokenized: a text of megabytes would hold up everything else for minutes.
     const book = "a ".repeat(200_000);
-    await expect(uni.generate(book)).rejects.toMatchObject({ code });
-    await expect(gemma.complete(book)).rejects.toMatchObject({ code });
+    const message = expect.stringMatching(
+      /of 40\d+ characters takes at least \d+ rows.*at most 256/,
+    );
+    await expect(uni.generate(book)).rejects.toMatchObject({ code, message });
+    await expect(gemma.complete(book)).rejects.toMatchObject({ code, message });
     await expect(gemma.complete("a", { maxNewTokens: 255 })).rejects.toMatchObject({ code });
     await expect(gemma.logits({ tokens: new Array(257).fill(5) })).rejects.toMatchObject({ code });
     // The default limit gives way to the prompt.

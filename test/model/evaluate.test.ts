@@ -1,11 +1,16 @@
 /** The suite on models: what it reports, and that it can tell. */
 import { execFile } from "node:child_process";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
+import { stringify } from "yaml";
 import { UniFluid } from "../../lib";
 import { SUITE_PARTS } from "../../lib/evaluate/parts";
-import { evaluateScenes, itemsOf } from "../../lib/evaluate/scenes-suite";
+import { drawingNumber, evaluateScenes, itemsOf } from "../../lib/evaluate/scenes-suite";
+import { initCheckpoint } from "../../lib/init/init";
 import { FIXTURES } from "../support/fixtures";
+import { TINY_MODEL } from "../support/training";
 
 const main = resolve(__dirname, "../../dist/cli/main.js");
 
@@ -75,6 +80,48 @@ test("another seed draws with other noise", async () => {
   const [first, second] = [await seedsOf(1n), await seedsOf(2n)];
   expect(new Set([...first, ...second]).size).toBe(first.length + second.length);
 });
+
+test("drawings of up to 10,000 scenes have the numbers that they always had, and more have others", () => {
+  // Of the parts with the lowest and the highest number, and of two that follow each other.
+  const firsts = [10_000, 100_000, 110_000, 600_000];
+  for (const first of firsts) {
+    expect(drawingNumber(first, 0)).toBe(first);
+    expect(drawingNumber(first, 9_999)).toBe(first + 9_999);
+  }
+  const numbers = firsts.flatMap((first) =>
+    Array.from({ length: 100_000 }, (_, i) => drawingNumber(first, i)),
+  );
+  expect(new Set(numbers).size).toBe(numbers.length);
+  // Seeds of the suite are 2^32 numbers apart.
+  expect(numbers.reduce((a, b) => Math.max(a, b))).toBeLessThan(2 ** 32);
+});
+
+test("a model that draws pictures of another size is measured too", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "evaluate-"));
+  try {
+    const sizes = {
+      ...TINY_MODEL,
+      image_generation: { ...TINY_MODEL.image_generation, image_size: 128, grid: 8 },
+    };
+    await writeFile(join(folder, "sizes.yaml"), stringify(sizes));
+    const out = join(folder, "model");
+    await initCheckpoint(join(folder, "sizes.yaml"), out, { seed: 1n, vae: "shapes-64" });
+    await using large = await UniFluid.load(out, { threads: 2 });
+    const options = { scenes: 2, seed: 1n, steps: 1 };
+    let items = 0;
+    const report = await evaluateScenes(large, { ...options, onItem: () => items++ });
+    expect(items).toBe(itemsOf(options));
+    // True pictures are as large as the model's own, and its autoencoder is that of the shipped model.
+    const { parsed, psnr } = report.vae!;
+    expect(parsed.rate).toBe(1);
+    expect(psnr).toBeGreaterThan(28);
+    expect(report.edits!.copied).toEqual({ rate: 0, n: 2 });
+    const { drawn, floor, autoencoder } = report.frechet!;
+    for (const distance of [drawn, floor, autoencoder]) expect(distance).toBeGreaterThan(0);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+}, 120_000);
 
 test("another model's tower gives the features, and one is needed", async () => {
   const other = await UniFluid.load(join(FIXTURES, "unifluid-flow-tiny"), { threads: 1 });
@@ -168,3 +215,19 @@ test("parts can be chosen, and an abort ends it", async () => {
     "enough",
   );
 });
+
+test.each(["vae", "frechet"] as const)(
+  "an abort ends the autoencoder's work of %s",
+  async (part) => {
+    const controller = new AbortController();
+    let items = 0;
+    const onItem = () => {
+      items++;
+      controller.abort(new Error("enough"));
+    };
+    const { signal } = controller;
+    const options = { scenes: 300, seed: 1n, only: [part], signal, onItem };
+    await expect(evaluateScenes(model, options)).rejects.toThrow("enough");
+    expect(items).toBeLessThan(100);
+  },
+);

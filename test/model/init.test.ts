@@ -1,8 +1,8 @@
 /** Fresh checkpoints: of the sizes asked for, the same for one seed, with parts of other models. */
 import { readdirSync } from "node:fs";
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { parse, stringify } from "yaml";
 import { UniFluid } from "../../lib";
 import { parseModelConfig } from "../../lib/checkpoint/config";
@@ -65,6 +65,30 @@ test("one seed, one model", async () => {
   expect(Buffer.compare(await read("b1"), await read("b2"))).toBe(0);
   expect(Buffer.compare(await read("b1"), await read("b3"))).not.toBe(0);
   expect((await readdir(folder)).filter((n) => n.endsWith(".partial"))).toEqual([]);
+});
+
+test("a tokenizer without tokenizer_config.json, which nothing here reads, is taken as it is", async () => {
+  const words = join(folder, "words");
+  await mkdir(words);
+  const shipped = resolve(__dirname, "../../models/shapes-64/tokenizer.json");
+  await copyFile(shipped, join(words, "tokenizer.json"));
+  const path = await yaml("bare", TINY_MODEL);
+  await initCheckpoint(path, join(folder, "bare"), { ...options, tokenizer: words });
+  const made = await readdir(join(folder, "bare"));
+  expect(made).toContain("tokenizer.json");
+  expect(made).not.toContain("tokenizer_config.json");
+});
+
+test("a signal ends it within a tensor, and nothing stays", async () => {
+  // Twenty million weights in one matrix.
+  const text_config = { ...TINY_MODEL.text_config, vocab_size: 40_000, hidden_size: 512 };
+  const path = await yaml("large", { ...TINY_MODEL, text_config });
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(new Error("enough")), 100);
+  const { signal } = controller;
+  const making = initCheckpoint(path, join(folder, "large"), { ...options, signal });
+  await expect(making).rejects.toThrow("enough");
+  expect((await readdir(folder)).filter((n) => /large\b(?!\.yaml)/.test(n))).toEqual([]);
 });
 
 test('a head for objective "ddpm" begins with the noise as its input', async () => {

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
 import { countWords, SPACE, wordsOf } from "../../lib/bpe/corpus";
-import { learnVocabulary } from "../../lib/bpe/learn";
+import { type LearnedVocabulary, learnVocabulary } from "../../lib/bpe/learn";
 import { FIXED_TOKENS, tokenizerJson, trainTokenizer } from "../../lib/bpe/tokenizer-files";
 import { initCheckpoint } from "../../lib/init/init";
 import { Random } from "../../lib/philox";
@@ -26,7 +26,7 @@ const file = async (name: string, content: string | Uint8Array) => {
 const wordCounts = (...words: [string, number][]) => new Map(words);
 const learnedFrom = async (text: string, size: number) =>
   learnVocabulary(await countWords([await file("text.txt", text)]), size);
-const tokenizerOf = (learned: ReturnType<typeof learnVocabulary>) =>
+const tokenizerOf = (learned: LearnedVocabulary) =>
   Tokenizer.parse(tokenizerJson(learned), "it", FIXED_TOKENS + learned.tokens.length);
 
 test("a byte order mark is no part of the first text", async () => {
@@ -47,8 +47,8 @@ describe("learning", () => {
     expect(new Set(tokens).size).toBe(tokens.length);
   });
 
-  test("takes the most frequent pair, of equal ones the one of the lowest characters", () => {
-    const { tokens, merges } = learnVocabulary(
+  test("takes the most frequent pair, of equal ones the one of the lowest characters", async () => {
+    const { tokens, merges } = await learnVocabulary(
       wordCounts(["aab", 5], ["bc", 5], ["cab", 4], ["xyz", 1]),
       12,
     );
@@ -63,8 +63,8 @@ describe("learning", () => {
     expect(tokens.slice(6)).toEqual(["ab", "aab", "bc", "cab"]);
   });
 
-  test("counts runs of one character as they are merged", () => {
-    const { merges } = learnVocabulary(wordCounts(["aaaaa", 2]), 10);
+  test("counts runs of one character as they are merged", async () => {
+    const { merges } = await learnVocabulary(wordCounts(["aaaaa", 2]), 10);
     expect(merges).toEqual([
       ["a", "a"],
       // Both pairs of aa, aa, a occur twice.
@@ -73,16 +73,72 @@ describe("learning", () => {
     ]);
   });
 
-  test("gives half of the room to characters, the most frequent", () => {
-    const { tokens } = learnVocabulary(wordCounts(["abcd", 1], ["abc", 1], ["ab", 7]), 4);
+  test("gives half of the room to characters, the most frequent", async () => {
+    const { tokens } = await learnVocabulary(wordCounts(["abcd", 1], ["abc", 1], ["ab", 7]), 4);
     expect(tokens).toEqual(["a", "b", "ab"]);
-    expect(learnVocabulary(wordCounts(["ab", 7]), 1).tokens).toEqual(["a"]);
+    expect((await learnVocabulary(wordCounts(["ab", 7]), 1)).tokens).toEqual(["a"]);
   });
 
   test("does not depend on the order of the words", async () => {
     const words = [...(await countWords([await file("text.txt", reference.text)]))];
-    const learned = learnVocabulary(new Map(words), 500);
-    expect(learnVocabulary(new Map(words.reverse()), 500)).toEqual(learned);
+    const learned = await learnVocabulary(new Map(words), 500);
+    expect(await learnVocabulary(new Map(words.reverse()), 500)).toEqual(learned);
+  });
+
+  test("counts as if each merge counted all words anew", async () => {
+    // Few characters: pairs overlap, and one token is reached in several ways.
+    const random = new Random(3n, 7, 0);
+    const words = Array.from({ length: 60 }, (_, i): [string, number] => {
+      const characters = Array.from({ length: 1 + random.below(30) }, () =>
+        random.pick([..."aabc"]),
+      );
+      return [`${characters.join("")}${i % 7}`, 1 + random.below(4)];
+    });
+    const { tokens, merges } = await learnVocabulary(new Map(words), 150);
+    expect(merges.length).toBeGreaterThan(100);
+    const spelled = [...new Map(words)].map(([word, count]) => ({ parts: [...word], count }));
+    for (const [left, right] of merges) {
+      const counts = new Map<string, number>();
+      for (const { parts, count } of spelled)
+        for (let i = 0; i + 1 < parts.length; i++) {
+          const pair = `${parts[i]} ${parts[i + 1]}`;
+          counts.set(pair, (counts.get(pair) ?? 0) + count);
+        }
+      const place = (pair: string) => pair.split(" ").map((token) => tokens.indexOf(token));
+      const [best] = [...counts].sort(([p, m], [q, n]) => {
+        const [[a, b], [c, d]] = [place(p), place(q)];
+        return n - m || a! - c! || b! - d!;
+      });
+      expect(`${left} ${right}`).toBe(best![0]);
+      for (const word of spelled) {
+        const out: string[] = [];
+        for (const part of word.parts) {
+          if (part === right && out.at(-1) === left) {
+            out[out.length - 1] = `${left}${right}|`;
+          } else out.push(part);
+        }
+        word.parts = out.map((part) => part.replace("|", ""));
+      }
+    }
+  });
+
+  test("takes no longer for text without spaces", async () => {
+    // Long words have most pairs, and each merge changes few of them.
+    const random = new Random(4n, 7, 0);
+    const words = Array.from({ length: 200 }, (): [string, number] => [
+      Array.from({ length: 400 }, () => random.pick([..."abcdefgh"])).join(""),
+      1,
+    ]);
+    const started = Date.now();
+    await learnVocabulary(new Map(words), 1500);
+    expect(Date.now() - started).toBeLessThan(10_000);
+  });
+
+  test("hears a signal between merges", async () => {
+    const words = new Map(Array.from({ length: 5000 }, (_, i) => [`w${i ** 3}`, 2]));
+    const controller = new AbortController();
+    setTimeout(() => controller.abort(new Error("enough")), 50);
+    await expect(learnVocabulary(words, 100_000, controller.signal)).rejects.toThrow("enough");
   });
 });
 

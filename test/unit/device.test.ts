@@ -174,6 +174,54 @@ describe("the choice", () => {
     expect(asked).toEqual([1]);
   });
 
+  describe("of several GPUs auto", () => {
+    const survey: DeviceSurvey = {
+      library: "lib.so",
+      devices: [older, gpu("Full", "8.6"), gpu("Broken", "9.0"), newer, newer],
+    };
+    const memories: (() => Promise<NativeCudaMemory>)[] = [
+      never,
+      free(GiB / 2),
+      () => Promise.reject(new Error("out of order")),
+      free(8 * GiB),
+      free(8 * GiB),
+    ];
+    const auto = async (need: Partial<DeviceNeed> = {}, from?: number) => {
+      const asked: number[] = [];
+      const memory = (_: string, index: number) => {
+        asked.push(index);
+        return memories[index]!();
+      };
+      const gpus = { survey: async () => survey, memory };
+      return {
+        chosen: await chooseDevice({ kind: "auto" }, { ...NEED, ...need }, gpus, from),
+        asked,
+      };
+    };
+    const full =
+      "the model takes at least 1024 MiB on a GPU, but 512 MiB are available on Full, of 512 MiB free";
+
+    test("passes over those without room or out of order, and opens no context behind the one it takes", async () => {
+      const { chosen, asked } = await auto();
+      expect(chosen).toMatchObject({ kind: "cuda", index: 3, passedOver: full });
+      expect(asked).toEqual([1, 2, 3]);
+    });
+
+    test("begins at the one that is said", async () => {
+      const { chosen, asked } = await auto({}, 4);
+      expect(chosen).toMatchObject({ kind: "cuda", index: 4 });
+      expect(chosen).not.toHaveProperty("passedOver");
+      expect(asked).toEqual([4]);
+    });
+
+    test("says what the first lacked, where none has room", async () => {
+      const { chosen, asked } = await auto({ bytes: 16 * GiB });
+      const reason = expect.stringMatching(/16384 MiB on a GPU, but 512 MiB are available on Full/);
+      expect(chosen).toEqual({ kind: "cpu", reason });
+      expect(asked).toEqual([1, 2, 3, 4]);
+    });
+  });
+
   test("an index is taken at its word", async () => {
     expect(await choose("cuda:1", both, { dtype: "float32" })).toMatchObject({
       library: "lib.so",

@@ -292,16 +292,19 @@ describe("a data set", () => {
   });
 
   test("leaves nothing behind where it was stopped, and overwrites nothing", async () => {
-    const controller = new AbortController();
-    const stopped = writeDataset(join(folder, "c"), {
-      count: 100,
-      seed: 1n,
-      tasks: ["caption"],
-      signal: controller.signal,
-      onScene: () => controller.abort(new Error("stop")),
-    });
-    await expect(stopped).rejects.toThrow("stop");
-    expect((await readdir(folder)).filter((n) => n.startsWith("c"))).toEqual([]);
+    for (const shards of [undefined, 2]) {
+      const controller = new AbortController();
+      const stopped = writeDataset(join(folder, "c"), {
+        count: 100,
+        seed: 1n,
+        tasks: ["caption"],
+        shards,
+        signal: controller.signal,
+        onScene: () => controller.abort(new Error("stop")),
+      });
+      await expect(stopped).rejects.toThrow("stop");
+      expect((await readdir(folder)).filter((n) => n.startsWith("c"))).toEqual([]);
+    }
     await writeFile(join(folder, "d"), "mine");
     await expect(writeDataset(join(folder, "d"), { count: 1, seed: 1n })).rejects.toMatchObject({
       code: "INVALID_OPTION",
