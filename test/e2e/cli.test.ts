@@ -502,6 +502,23 @@ describe("what goes wrong", () => {
   });
 });
 
+const onLinux = process.platform === "linux" ? test : test.skip;
+onLinux("standard output that takes nothing is told of", async () => {
+  for (const [args, told] of [
+    [["caption", photo], "unifluid: OUTPUT: cannot write to standard output: ENOSPC"],
+    [["info", "--json"], '{"error":{"code":"OUTPUT","message":"cannot write to standard output'],
+  ] as const) {
+    const command = [process.execPath, main, ...args].map((part) => `'${part}'`).join(" ");
+    const child = spawn("sh", ["-c", `${command} > /dev/full`], { cwd: folder });
+    let err = "";
+    child.stderr.on("data", (chunk) => {
+      err += chunk;
+    });
+    expect(await new Promise((resolve) => child.once("close", resolve))).toBe(6);
+    expect(err.slice(0, told.length)).toBe(told);
+  }
+});
+
 test("usage errors name the command's own help, in one line", async () => {
   const said = async (...args: string[]) => (await run(args)).err;
   expect(await said("generat", "x")).toBe(
