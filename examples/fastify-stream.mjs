@@ -8,6 +8,12 @@ import { UniFluid } from "unifluid";
 const model = await UniFluid.load("shapes-64", { maxQueue: 32 });
 const app = fastify();
 
+// A preview waits for a place as every request does: one that finds none is left out, and the drawing goes on.
+const leftOut = (error) => {
+  if (error.code === "QUEUE_FULL") return undefined;
+  throw error;
+};
+
 app.get("/draw", (request, reply) => {
   const gone = new AbortController();
   // A client that goes away frees its place in the engine.
@@ -16,7 +22,9 @@ app.get("/draw", (request, reply) => {
     const { prompt = "a red circle" } = request.query;
     for await (const step of model.generateStream(prompt, { signal: gone.signal })) {
       if (step.done % (step.total / 8) !== 0) continue;
-      const picture = await (await step.preview()).toBuffer("webp");
+      const preview = await step.preview().catch(leftOut);
+      if (!preview) continue;
+      const picture = await preview.toBuffer("webp");
       const data = JSON.stringify({ done: step.done, webp: picture.toString("base64") });
       yield `data: ${data}\n\n`;
     }

@@ -51,7 +51,10 @@ export class DrawingProgress {
     return latents;
   }
 
-  /** The picture as it stands at this step; it takes one run of the autoencoder, but none at the last. */
+  /**
+   * The picture as it stands at this step; it takes one run of the autoencoder, but none at the last. A request of its
+   * own: throws `QUEUE_FULL` where the queue has no place for it.
+   */
   async preview(): Promise<Image> {
     return this.image ?? this.decode(this.latents);
   }

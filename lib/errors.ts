@@ -173,7 +173,7 @@ export class InsufficientMemoryError extends UniFluidError<"INSUFFICIENT_MEMORY"
   }
 }
 
-/** No Redis server answers where the queue should be. */
+/** No Redis server answers where the queue should be, or it refuses. */
 export class QueueUnreachableError extends UniFluidError<"QUEUE_UNREACHABLE"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("QUEUE_UNREACHABLE", message, options);

@@ -45,6 +45,16 @@ const LONGEST_SIDE = new Map<unknown, number>([
   ["jpg", 65_500],
 ]);
 
+/** Throws `IMAGE_TOO_LARGE` where a side of an image is longer than its format allows. */
+export function checkSides(width: number, height: number, format: ImageFormat | "jpg"): void {
+  const longest = LONGEST_SIDE.get(format) ?? Infinity;
+  if (Math.max(width, height) <= longest) return;
+  throw new InvalidImageError(
+    "IMAGE_TOO_LARGE",
+    `an image of ${width} x ${height} pixels is no ${format}: its sides may have at most ${longest}`,
+  );
+}
+
 /** An RGB image. */
 export class Image {
   /** Bytes in the order red, green, blue; [height, width, 3]. */
@@ -105,13 +115,7 @@ export class Image {
         "the pixels of the image are not here any more: their buffer was transferred",
       );
     }
-    const longest = LONGEST_SIDE.get(format) ?? Infinity;
-    if (Math.max(width, height) > longest) {
-      throw new InvalidImageError(
-        "IMAGE_TOO_LARGE",
-        `an image of ${width} x ${height} pixels is no ${format}: its sides may have at most ${longest}`,
-      );
-    }
+    checkSides(width, height, format);
     const raw = { width, height, channels: 3 } as const;
     const image = sharp(asBuffer(pixels), { raw, limitInputPixels: false });
     switch (format) {

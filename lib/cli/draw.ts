@@ -1,13 +1,15 @@
 /** What `generate` and `edit` share: several drawings together, each written and named as soon as it is done. */
 
+import { resolve } from "node:path";
 import { runAll } from "../bulk.js";
 import type { DrawOptions } from "../call-options.js";
-import { contactSheet } from "../contact-sheet.js";
+import { checkContactSheet, contactSheet } from "../contact-sheet.js";
 import type { DrawingProgress } from "../drawing-stream.js";
 import { type Image, type ImageFormat, imageFormatOf } from "../image.js";
 import type { UniFluid } from "../model.js";
 import { parseSeed, seedOfItem } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { UsageError } from "./exit-codes.js";
 import { DRAW_FLAGS, drawOptions, type Flag, MODEL_FLAGS, OUTPUT_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import {
@@ -58,10 +60,13 @@ export function runDrawings(
     const drawings = await read(context);
     const count = drawings.length * flags.n;
     checkImageOutput(out, count, context.json);
-    if (out !== STANDARD) {
-      await checkFilesOutput(Array.from({ length: count }, (_, i) => numberedName(out, i, count)));
+    const names = Array.from({ length: count }, (_, i) => numberedName(out, i, count));
+    if (out !== STANDARD) await checkFilesOutput(names);
+    if (grid !== undefined) {
+      const taken = names.find((name) => resolve(name) === resolve(grid));
+      if (taken !== undefined) throw new UsageError(`--grid would overwrite the image ${taken}`);
+      await checkFilesOutput([grid]);
     }
-    if (grid !== undefined) await checkFilesOutput([grid]);
     await withModel(flags, context.signal, (model) => drawAll(model, drawings, flags, context));
   });
 }
@@ -79,6 +84,9 @@ async function drawAll(
   const seed = parseSeed(options.seed);
   const count = drawings.length * n;
   const format = out === STANDARD ? flags.format : imageFormatOf(out);
+  const labelOf = (drawing: Drawing, index: number) =>
+    `${drawing.label} (${seedOfItem(seed, index)})`;
+  if (grid !== undefined) checkContactSheet([...each()].map(labelOf), imageFormatOf(grid));
   const progress = startProgress(context, count * (model.info.image?.grid ?? 0) ** 2);
   const draw = async (drawing: Drawing, index: number, ends: AbortSignal) => {
     const own = { ...options, seed: seedOfItem(seed, index), signal: ends };
@@ -98,8 +106,8 @@ async function drawAll(
   try {
     for await (const result of runAll(each(), draw, settings)) {
       const { index, item: drawing, value, error } = result;
-      progress.clear();
       if (error) {
+        progress.clear();
         outcomes.fail(error, drawing);
         continue;
       }
@@ -109,12 +117,13 @@ async function drawAll(
       const file = numberedName(out, index, count);
       await writeFileOutput(file, bytes);
       outcomes.done++;
+      progress.clear();
       if (context.json) {
         await writeJson({ ...drawing.describe, seed: image.seed, width, height, file });
       } else if (file !== STANDARD) {
         await write(`${file}\n`);
       }
-      if (grid !== undefined) sheet.push({ image, label: `${drawing.label} (${image.seed})` });
+      if (grid !== undefined) sheet.push({ image, label: labelOf(drawing, index) });
     }
   } finally {
     progress.stop();
@@ -123,7 +132,8 @@ async function drawAll(
     const bytes = await (await contactSheet(sheet)).toBuffer(imageFormatOf(grid));
     await writeFileOutput(grid, bytes);
     if (context.json) await writeJson({ grid });
-    else await write(`${grid}\n`);
+    // Standard output is the image, where that goes there.
+    else if (out !== STANDARD) await write(`${grid}\n`);
   }
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   const failed = outcomes.failed > 0 ? `, ${outcomes.failed} failed` : "";

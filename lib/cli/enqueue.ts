@@ -8,7 +8,7 @@ import type { DrawOptions } from "../call-options.js";
 import type { JobFormat } from "../jobs/reader.js";
 import { parseSeed } from "../seed.js";
 import { addInputFormat, openJobs, recordOptions } from "./batch.js";
-import { type Context, note, type OutputFlags, runCommand } from "./context.js";
+import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
 import { addFlags, JOB_FLAGS } from "./flags.js";
 import { STANDARD, writeJson } from "./output.js";
@@ -61,10 +61,16 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
         defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
         attempts: flags.attempts,
         signal: context.signal,
-        onRecord: (outcome, error) => {
-          counts[outcome === "done" ? "queued" : "failed"]++;
-          if (error) note(context, error.message);
-          progress.advance(outcome);
+        onQueued: () => {
+          counts.queued++;
+          progress.advance("done");
+        },
+        onRefused: (error, { index, line }) => {
+          counts.failed++;
+          progress.clear();
+          // No result will tell of it.
+          tell(error, context.json, { record: index, line });
+          progress.advance("failed");
         },
       });
     } finally {

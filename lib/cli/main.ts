@@ -3,10 +3,10 @@
 
 import { NativeLoadError } from "../errors.js";
 import { fail } from "./context.js";
-import { endQuietlyOnClosedPipe } from "./output.js";
+import { endWithStandardOutput } from "./output.js";
 
-async function main(args: readonly string[]): Promise<void> {
-  endQuietlyOnClosedPipe();
+async function main(args: readonly string[], json: boolean): Promise<void> {
+  endWithStandardOutput(json);
   const { run } = await loadProgram();
   await run(args);
 }
@@ -21,4 +21,5 @@ async function loadProgram() {
 }
 
 const args = process.argv.slice(2);
-main(args).catch((error) => fail(error, args.includes("--json")));
+const json = args.includes("--json");
+main(args, json).catch((error) => fail(error, json));

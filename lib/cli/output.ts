@@ -3,17 +3,23 @@
 import { access, constants, readdir, stat } from "node:fs/promises";
 import { basename, dirname, extname, resolve, sep } from "node:path";
 import { writeWhole } from "../image.js";
+import { jsonLine } from "../json-line.js";
+import { makeFolder } from "../make-folder.js";
+import { tell } from "./context.js";
 import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
 
 /** The name that stands for standard input or output. */
 export const STANDARD = "-";
 
 /**
- * A reader that went away (`| head -1`) has seen what it wanted: the command ends, and that is no failure.
+ * A reader that went away (`| head -1`) has seen what it wanted: the command ends, and that is no failure. Anything
+ * else that standard output does not take is told.
  */
-export function endQuietlyOnClosedPipe(): void {
-  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    process.exit(error.code === "EPIPE" ? ExitCode.ok : ExitCode.output);
+export function endWithStandardOutput(json: boolean): void {
+  process.stdout.on("error", ({ code, message }: NodeJS.ErrnoException) => {
+    if (code === "EPIPE") process.exit(ExitCode.ok);
+    tell(new OutputError(`cannot write to standard output: ${message}`), json);
+    process.exit(ExitCode.output);
   });
   process.stderr.on("error", () => {});
 }
@@ -25,14 +31,7 @@ export function write(data: string | Uint8Array): Promise<void> {
   });
 }
 
-/** One JSON document on a line; seeds beyond 2^53 as strings, which JSON numbers would not hold. */
-export function writeJson(value: unknown): Promise<void> {
-  const text = JSON.stringify(value, (_, v) => {
-    if (typeof v !== "bigint") return v;
-    return v <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(v) : String(v);
-  });
-  return write(`${text}\n`);
-}
+export const writeJson = (value: unknown): Promise<void> => write(jsonLine(value));
 
 /** `out.png` for one image; `out-0001.png`, `out-0002.png`, ... for several. */
 export function numberedName(path: string, index: number, count: number): string {
@@ -73,6 +72,15 @@ export async function checkFilesOutput(names: readonly string[]): Promise<void> 
   const folders = new Set(entries.filter((e) => e.isDirectory()).map(({ name }) => name));
   const taken = names.find((name) => folders.has(basename(name)));
   if (taken !== undefined) throw cannot(taken, "it is a folder");
+}
+
+/** Makes a folder for results. Throws `OUTPUT` unless files can be made there: before any result is. */
+export async function makeFolderOutput(folder: string): Promise<void> {
+  const check = async () => {
+    await makeFolder(folder);
+    await access(folder, constants.W_OK | constants.X_OK);
+  };
+  await check().catch(writingFailed(folder));
 }
 
 /** Writes bytes to a file, whole or not at all, or to standard output. */

@@ -12,19 +12,17 @@ export interface Progress {
   stop(): void;
 }
 
-/** To the line's begin, and all of it away. */
-export const clearLine = (): void => {
-  process.stderr.write("\r\x1b[K");
-};
-
 const NONE: Progress = { advance() {}, clear() {}, stop() {} };
 
-/** A bar of `total` image tokens, unless standard error is no terminal or silence was asked for. */
-export function startProgress(context: Context, total: number): Progress {
-  if (context.quiet || context.json || !process.stderr.isTTY) return NONE;
+/**
+ * A bar on the terminal that makes room for lines. To remove a bar, cli-progress goes back to where the cursor was when
+ * that bar began, and clears the line: one that was written since. So a bar ends before a line, and the next step begins
+ * another. `format` has `{bar}` and `{text}`.
+ */
+export function openBar(format: string) {
   const bar = new SingleBar(
     {
-      format: "drawing {bar} {value}/{total} tokens, {eta_formatted} left",
+      format,
       stream: process.stderr,
       hideCursor: true,
       clearOnComplete: true,
@@ -33,17 +31,43 @@ export function startProgress(context: Context, total: number): Progress {
     },
     Presets.shades_classic,
   );
-  bar.start(total, 0);
+  let shown = false;
   return {
-    advance: () => bar.increment(),
-    clear: clearLine,
-    stop: () => bar.stop(),
+    show(value: number, total: number, text: string): void {
+      if (shown) bar.update(value, { text });
+      else bar.start(total, value, { text });
+      shown = true;
+    },
+    /** To be called in the moment in which the line is written: the next step may come at any other. */
+    clear(): void {
+      if (shown) bar.stop();
+      shown = false;
+    },
+  };
+}
+
+/** A bar of `total` image tokens, unless standard error is no terminal or silence was asked for. */
+export function startProgress(context: Context, total: number): Progress {
+  if (context.quiet || context.json || !process.stderr.isTTY) return NONE;
+  const started = performance.now();
+  let done = 0;
+  const { show, clear } = openBar("drawing {bar} {text}");
+  show(0, total, `0/${total} tokens`);
+  return {
+    advance() {
+      done++;
+      const seconds = (performance.now() - started) / 1000;
+      const left = duration((seconds / done) * (total - done));
+      show(done, total, `${done}/${total} tokens, ${left} left`);
+    },
+    clear,
+    stop: clear,
   };
 }
 
 export interface RateProgress {
   advance(outcome: RecordOutcome): void;
-  /** As `Progress` has it. */
+  /** Makes room for a line on the terminal. */
   clear(): void;
   stop(): void;
 }
@@ -84,24 +108,16 @@ export function startRate(context: Context, total: number | undefined): RateProg
       stop: () => clearInterval(timer),
     };
   }
-  const bar = new SingleBar(
-    {
-      format: total === undefined ? "{text}" : "{bar} {text}",
-      stream: process.stderr,
-      hideCursor: true,
-      clearOnComplete: true,
-      gracefulExit: false,
-    },
-    Presets.shades_classic,
-  );
-  bar.start(total ?? 1, 0, { text: "" });
+  const { show, clear } = openBar(total === undefined ? "{text}" : "{bar} {text}");
+  let records = 0;
+  show(0, total ?? 1, "");
   return {
     advance: (outcome) => {
       counts[outcome]++;
-      bar.increment(1, { text: text() });
+      show(++records, total ?? 1, text());
     },
-    clear: clearLine,
-    stop: () => bar.stop(),
+    clear,
+    stop: clear,
   };
 }
 

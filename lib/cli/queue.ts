@@ -33,9 +33,10 @@ export async function withQueue<T>(
   flags: QueueFlags,
   use: (queue: RecordQueue) => Promise<T>,
 ): Promise<T> {
-  const { checkRedis, parseRedisUrl } = await import("../queue/connection.js");
+  const { checkQueueName, checkRedis, parseRedisUrl } = await import("../queue/connection.js");
   const { openQueue } = await import("../queue/queue.js");
   const redis = parseRedisUrl(queueUrl(flags));
+  checkQueueName(flags.queueName);
   await checkRedis(redis);
   const queue = openQueue({ redis, name: flags.queueName });
   try {

@@ -1,7 +1,6 @@
 /** `unifluid train` and `unifluid prepare`: a run from its run.yaml. */
 
 import { dirname } from "node:path";
-import { Presets, SingleBar } from "cli-progress";
 import type { Command } from "commander";
 import type { Device } from "../device.js";
 import type { RunConfig } from "../train/config.js";
@@ -10,7 +9,7 @@ import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
-import { clearLine, duration } from "./progress.js";
+import { duration, openBar, type RateProgress, startRate } from "./progress.js";
 
 interface TrainFlags extends OutputFlags {
   out: string;
@@ -61,7 +60,10 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
     resume: flags.resume,
     signal: context.signal,
     onStep: progress.step,
-    onNote: progress.note,
+    onNote: (message) => {
+      progress.clear();
+      note(context, message);
+    },
   }).catch(writingFailed(flags.out));
   try {
     note(context, `${trainer.description}; step ${trainer.done} done`);
@@ -71,14 +73,14 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
       .run()
       .catch(keepingFailed(caches))
       .catch(writingFailed(flags.out, ...caches));
-    progress.stop();
+    progress.clear();
     if (summary.brokenRecords > 0) note(context, skipped(summary.brokenRecords));
     const { step, checkpoint } = summary;
     note(context, checkpoint ? `step ${step}: ${checkpoint}` : "no step was done");
     if (context.json) await writeJson(summary);
     context.signal.throwIfAborted();
   } finally {
-    progress.stop();
+    progress.clear();
     await trainer.close();
   }
 }
@@ -116,8 +118,7 @@ function startTraining(context: Context) {
     const broken = m.brokenRecords ? `, ${m.brokenRecords} broken records` : "";
     return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left${broken}`;
   };
-  const tell = (message: string) => note(context, message);
-  if (context.quiet || context.json) return { step() {}, note: tell, stop() {} };
+  if (context.quiet || context.json) return { step() {}, clear() {} };
   if (!process.stderr.isTTY) {
     let last = 0;
     return {
@@ -126,32 +127,13 @@ function startTraining(context: Context) {
         last = performance.now();
         note(context, `step ${m.step} of ${total}: ${text(m, total)}`);
       },
-      note: tell,
-      stop() {},
+      clear() {},
     };
   }
-  const bar = new SingleBar(
-    {
-      format: "{bar} {value}/{total} {text}",
-      stream: process.stderr,
-      hideCursor: true,
-      clearOnComplete: true,
-      gracefulExit: false,
-    },
-    Presets.shades_classic,
-  );
-  let started = false;
+  const { show, clear } = openBar("{bar} {value}/{total} {text}");
   return {
-    step(m: Metrics, total: number) {
-      if (!started) bar.start(total, m.step, { text: "" });
-      started = true;
-      bar.update(m.step, { text: text(m, total) });
-    },
-    note(message: string) {
-      if (started) clearLine();
-      tell(message);
-    },
-    stop: () => bar.stop(),
+    step: (m: Metrics, total: number) => show(m.step, total, text(m, total)),
+    clear,
   };
 }
 
@@ -161,26 +143,23 @@ async function prepare(config: string, context: Context): Promise<void> {
   const { Batches } = await import("../train/batches.js");
   const { readCheckpoint } = await import("../checkpoint/checkpoint.js");
   const { locateCheckpoint } = await import("../checkpoint/locate.js");
-  const { startRate } = await import("./progress.js");
   const run = await readRunConfig(config);
   if (isAutoencoderRun(run))
     throw new InvalidOptionError(
       `${config} trains an autoencoder: there are no latents to compute ahead`,
     );
   const checkpoint = await readCheckpoint(await locateCheckpoint(run.model));
-  // The bar comes once there is something to do; notes are told before, too.
-  let clear = () => {};
+  let progress: RateProgress | undefined;
   const batches = await Batches.open(checkpoint, run, (message) => {
-    clear();
+    progress?.clear();
     note(context, message);
   });
   let pictures = 0;
-  const progress = startRate(context, undefined);
-  clear = progress.clear;
+  progress = startRate(context, undefined);
   try {
     const caches = await cachesOf(run);
     pictures = await batches
-      .prepare(() => progress.advance("done"), context.signal)
+      .prepare(() => progress?.advance("done"), context.signal)
       .catch(keepingFailed(caches))
       .catch(writingFailed(...caches));
   } finally {

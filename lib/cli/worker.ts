@@ -7,6 +7,7 @@ import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { ExitCode } from "./exit-codes.js";
 import { addFlags, MODEL_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
+import { makeFolderOutput, writingFailed } from "./output.js";
 import { addQueueFlags, type QueueFlags, queueUrl } from "./queue.js";
 
 interface WorkerFlags extends QueueFlags, ModelFlags, OutputFlags {
@@ -46,10 +47,12 @@ export function addWorker(program: Command): void {
 }
 
 async function worker(flags: WorkerFlags, context: Context): Promise<void> {
-  const { checkRedis, parseRedisUrl } = await import("../queue/connection.js");
+  const { checkQueueName, checkRedis, parseRedisUrl } = await import("../queue/connection.js");
   const { work } = await import("../queue/worker.js");
   const redis = parseRedisUrl(queueUrl(flags));
+  checkQueueName(flags.queueName);
   await checkRedis(redis);
+  await makeFolderOutput(flags.out);
   const counts = { done: 0, failed: 0, retried: 0 };
   // Trouble with the server comes with every attempt to reach it: told of once a while.
   let told = 0;
@@ -76,7 +79,7 @@ async function worker(flags: WorkerFlags, context: Context): Promise<void> {
         told = Date.now();
         note(context, `the queue: ${error.message || (error as NodeJS.ErrnoException).code}`);
       },
-    });
+    }).catch(writingFailed(flags.out));
   });
   note(
     context,

@@ -2,7 +2,7 @@
 
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { UniFluidError } from "../errors.js";
-import { imageSettings, textSettings } from "../generation-config.js";
+import { imageSettings, mostSteps, textSettings } from "../generation-config.js";
 import { checkImage } from "../image-input.js";
 import { checkLength, prefixRows } from "../prefixes.js";
 import { parseSeed } from "../seed.js";
@@ -46,7 +46,7 @@ export class JobChecker {
     parseSeed(seed);
     const rows = prefixRows(this.checkpoint, task, text);
     if (task === "generate" || task === "edit") {
-      imageSettings(generation.image, settings, spec.image!.timesteps);
+      imageSettings(generation.image, settings, mostSteps(spec.image!));
       checkLength(this.checkpoint, rows, spec.image!.grid ** 2);
     } else {
       const { maxNewTokens } = textSettings(generation.text, settings);

@@ -6,31 +6,33 @@ import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
 import { IMAGE_SETTINGS, TEXT_SETTINGS } from "../generation-config.js";
 import { numeric } from "../numeric.js";
+import { optional } from "../optional.js";
 import { nameOfRecord } from "./reader.js";
 
 export type JobTask = "generate" | "edit" | "caption" | "answer";
 
 const recordSchema = z.strictObject({
-  id: z
-    .string()
-    .regex(
-      /^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$/,
-      "expected 1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'",
-    )
-    .optional(),
-  task: z.enum(["generate", "edit", "caption", "answer"]).optional(),
-  prompt: z.string().min(1).optional(),
-  image: z.string().min(1).optional(),
-  question: z.string().min(1).optional(),
-  instruction: z.string().min(1).optional(),
-  seed: z
-    .union([z.int().min(0), z.string().regex(/^\d{1,20}$/, "expected a whole number")])
-    .optional(),
+  id: optional(
+    z
+      .string()
+      .regex(
+        /^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$/,
+        "expected 1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'",
+      ),
+  ),
+  task: optional(z.enum(["generate", "edit", "caption", "answer"])),
+  prompt: optional(z.string().min(1)),
+  image: optional(z.string().min(1)),
+  question: optional(z.string().min(1)),
+  instruction: optional(z.string().min(1)),
+  seed: optional(
+    z.union([z.int().min(0), z.string().regex(/^\d{1,20}$/, "expected a whole number")]),
+  ),
   steps: numeric(z.int()),
   guidance: numeric(z.number()),
-  guidanceSchedule: z.enum(["constant", "linear"]).optional(),
+  guidanceSchedule: optional(z.enum(["constant", "linear"])),
   temperature: numeric(z.number()),
-  order: z.enum(["random", "raster"]).optional(),
+  order: optional(z.enum(["random", "raster"])),
   // JSON has no infinite number; as a text it is no bound.
   x0Limit: numeric(z.union([z.number(), z.literal(Infinity)])),
   maxNewTokens: numeric(z.int()),
@@ -119,7 +121,8 @@ function definedOf(record: JobRecord): Record<string, unknown> {
 
 /** Where a job's image is, when relative paths start from `folder`. */
 export function imagePath(image: string, folder: string): string {
-  if (/^[a-z][a-z0-9+.-]+:/i.test(image) || isAbsolute(image)) return image;
+  // As lib/image-input.ts tells addresses from paths: `shot-10:30.png` is a file.
+  if (/^(data:|file:|[a-z][a-z0-9+.-]*:\/\/)/i.test(image) || isAbsolute(image)) return image;
   return resolve(folder, image);
 }
 

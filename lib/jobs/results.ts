@@ -15,6 +15,7 @@ import {
   takeLock,
   thisOwner,
 } from "../folder-lock.js";
+import { jsonLine } from "../json-line.js";
 import { makeFolder } from "../make-folder.js";
 
 /** Which records are whose: record `i` belongs to shard `i mod count`. */
@@ -108,12 +109,7 @@ export class ResultsFolder {
 
   /** Adds a line. The file is open for appending: a line is there wholly, or is cut off at the next start. */
   async write(line: ResultLine): Promise<void> {
-    const text = JSON.stringify(line, (_, v) => {
-      if (typeof v !== "bigint") return v;
-      // Beyond 2^53 a JSON number would be rounded.
-      return v <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(v) : String(v);
-    });
-    await this.file.appendFile(`${text}\n`);
+    await this.file.appendFile(jsonLine(line));
   }
 
   async close(): Promise<void> {

@@ -39,6 +39,13 @@ export function parseRedisUrl(text: string): RedisAddress {
   if (!["redis:", "rediss:"].includes(url.protocol) || !url.hostname || !/^\d*$/.test(database)) {
     throw wrong();
   }
+  const decoded = (part: string): string => {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      throw wrong();
+    }
+  };
   const host = url.hostname.replace(/^\[|\]$/g, "");
   const port = Number(url.port || 6379);
   const db = Number(database || 0);
@@ -48,8 +55,8 @@ export function parseRedisUrl(text: string): RedisAddress {
       host,
       port,
       db,
-      ...(url.username ? { username: decodeURIComponent(url.username) } : {}),
-      ...(url.password ? { password: decodeURIComponent(url.password) } : {}),
+      ...(url.username ? { username: decoded(url.username) } : {}),
+      ...(url.password ? { password: decoded(url.password) } : {}),
       ...(url.protocol === "rediss:" ? { tls: {} } : {}),
       // Commands wait for a server that is gone for a while; the queue goes on when it is back.
       maxRetriesPerRequest: null,
@@ -58,7 +65,13 @@ export function parseRedisUrl(text: string): RedisAddress {
   };
 }
 
-/** Throws `QUEUE_UNREACHABLE` unless the server answers. */
+/** Throws `INVALID_OPTION` for a name that the keys of a queue cannot have. */
+export function checkQueueName(name: string): void {
+  if (name === "" || name.includes(":"))
+    throw invalidOption("a name without ':'", "queue-name", name);
+}
+
+/** Throws `QUEUE_UNREACHABLE` unless the server answers, and has the database. */
 export async function checkRedis({ options, name }: RedisAddress): Promise<void> {
   const redis = new Redis({
     ...options,
@@ -75,10 +88,16 @@ export async function checkRedis({ options, name }: RedisAddress): Promise<void>
   try {
     await redis.connect();
     await redis.ping();
+    // The client goes on in database 0 where the server lacks another.
+    if (options.db !== 0) await redis.select(options.db);
   } catch (error) {
     const cause = reason ?? (error as Error);
     const message = cause.message || (cause as NodeJS.ErrnoException).code;
-    throw new QueueUnreachableError(`no Redis server answers at ${name}: ${message}`, { cause });
+    const what =
+      cause.name === "ReplyError"
+        ? `the Redis server refuses ${name}`
+        : `no Redis server answers at ${name}`;
+    throw new QueueUnreachableError(`${what}: ${message}`, { cause });
   } finally {
     redis.disconnect();
   }

@@ -53,14 +53,15 @@ export interface EnqueueOptions {
   /** How often a job is tried. */
   attempts: number;
   signal: AbortSignal;
-  onRecord(outcome: "done" | "failed", error?: UniFluidError): void;
+  onQueued(): void;
+  onRefused(error: UniFluidError, record: RawRecord): void;
 }
 
 /** Puts records into the queue; one that is no job is told of and left out. */
 export async function enqueueRecords(
   queue: RecordQueue,
   records: AsyncIterable<RawRecord>,
-  { run, defaults, attempts, signal, onRecord }: EnqueueOptions,
+  { run, defaults, attempts, signal, onQueued, onRefused }: EnqueueOptions,
 ): Promise<void> {
   let bulk: Parameters<RecordQueue["addBulk"]>[0] = [];
   const send = async () => {
@@ -68,7 +69,7 @@ export async function enqueueRecords(
     const sent = bulk;
     bulk = [];
     await queue.addBulk(sent);
-    for (const _ of sent) onRecord("done");
+    for (const _ of sent) onQueued();
   };
   for await (const raw of records) {
     try {
@@ -87,7 +88,7 @@ export async function enqueueRecords(
       });
     } catch (error) {
       if (!(error instanceof UniFluidError)) throw error;
-      onRecord("failed", error);
+      onRefused(error, raw);
     }
     if (bulk.length === BULK) await send();
   }

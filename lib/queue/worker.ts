@@ -3,10 +3,12 @@
 import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type Job as QueuedJob, UnrecoverableError, WaitingError, Worker } from "bullmq";
+import { onAbort } from "../abort.js";
 import { UniFluidError } from "../errors.js";
 import { type ImageFormat, writeWhole } from "../image.js";
 import { jobOf } from "../jobs/record.js";
 import { runJob } from "../jobs/run.js";
+import { jsonLine } from "../json-line.js";
 import { makeFolder } from "../make-folder.js";
 import type { UniFluid } from "../model.js";
 import {
@@ -49,7 +51,8 @@ const CLOSE_SECONDS = 5;
 
 /**
  * Works until `signal`, or until the queue is empty. Whether it ended in order: false where the server did not
- * answer any more; its jobs are then taken over. Throws what makes this worker useless.
+ * answer any more; its jobs are then taken over. Throws what makes this worker useless: a device that failed, and
+ * what the file system says of `out`.
  */
 export async function work(model: UniFluid, options: WorkerOptions): Promise<boolean> {
   const { redis, name, concurrency, lockSeconds, signal } = options;
@@ -57,13 +60,20 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<boo
   const failures = new Set<Promise<void>>();
   let broken: unknown;
   let wake = () => {};
+  /** Whether an error is of the folder of results, and so ends this worker. */
+  const endIfUseless = (error: unknown): boolean => {
+    if (!isOfFolder(error)) return false;
+    broken = error;
+    wake();
+    return true;
+  };
   const worker = new Worker<QueuedRecord>(
     name,
     async (job, token) => {
       try {
         await doJob(model, job, options, giveUp.signal);
       } catch (error) {
-        if (giveUp.signal.aborted) {
+        if (giveUp.signal.aborted || endIfUseless(error)) {
           // No failure of the job: it waits again, with as many attempts as before.
           await job.moveToWait(token);
           throw new WaitingError();
@@ -90,7 +100,10 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<boo
     options.onJob(left ? "retried" : "failed", job?.id ?? "?", error.message);
     if (!job || left) return;
     const written = writeFailure(job, error, options)
-      .catch(options.onTrouble)
+      .catch((failure: Error) => {
+        options.onTrouble(failure);
+        endIfUseless(failure);
+      })
       .finally(() => failures.delete(written));
     failures.add(written);
   });
@@ -124,6 +137,16 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<boo
   return inOrder;
 }
 
+/** What lies in the place of a job's own files, which the next job does not meet. */
+const IN_THE_WAY = new Set(["EEXIST", "EISDIR", "ENOTDIR", "ENOTEMPTY", "ENAMETOOLONG"]);
+
+/** Whether a job failed since nothing can be written to the folder of results: so would all others here. */
+function isOfFolder(error: unknown): boolean {
+  // Of images that cannot be read the library makes errors of its own.
+  const { errno, code = "" } = error as NodeJS.ErrnoException;
+  return typeof errno === "number" && !IN_THE_WAY.has(code);
+}
+
 /** Whether a promise is fulfilled in so many milliseconds. */
 async function within(promise: Promise<unknown>, milliseconds: number): Promise<boolean> {
   let timer: NodeJS.Timeout | undefined;
@@ -136,11 +159,12 @@ async function within(promise: Promise<unknown>, milliseconds: number): Promise<
 /** Nothing waits, nothing runs here or elsewhere, nothing comes back later. */
 async function isEmpty(queue: RecordQueue, signal: AbortSignal): Promise<boolean> {
   // A server that is away does not answer until it is back; the worker must end all the same.
+  let off = () => {};
   const aborted = new Promise<undefined>((resolve) => {
     if (signal.aborted) resolve(undefined);
-    else signal.addEventListener("abort", () => resolve(undefined), { once: true });
+    else off = onAbort(signal, () => resolve(undefined));
   });
-  const status = await Promise.race([queueStatus(queue), aborted]);
+  const status = await Promise.race([queueStatus(queue), aborted]).finally(() => off());
   return status !== undefined && status.waiting + status.active + status.delayed === 0;
 }
 
@@ -167,7 +191,7 @@ async function doJob(
     const outcome = await runJob(model, job, places, signal);
     const milliseconds = Math.round(performance.now() - started);
     const { id, task } = job;
-    const seed = record.seed;
+    const { seed } = job.options;
     await writeJsonWhole(file, { index, fingerprint, id, task, seed, ...outcome, milliseconds });
   } catch (error) {
     if (!(error instanceof UniFluidError)) throw error;
@@ -195,7 +219,7 @@ async function removeHalves(folder: string, index: number): Promise<void> {
 }
 
 const writeJsonWhole = (path: string, value: unknown): Promise<void> =>
-  writeWhole(path, Buffer.from(`${JSON.stringify(value)}\n`));
+  writeWhole(path, Buffer.from(jsonLine(value)));
 
 /** A job whose result was written, by a worker that died before it could say so. */
 async function isDone(file: string, fingerprint: number): Promise<boolean> {

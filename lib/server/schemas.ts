@@ -2,10 +2,7 @@
 
 import { z } from "zod";
 import { numeric } from "../numeric.js";
-
-/** A field that may be absent, or null, which clients of typed languages send for it. */
-const optional = <T extends z.ZodType>(type: T) =>
-  type.nullish().transform((value) => value ?? undefined);
+import { optional } from "../optional.js";
 
 /** What this server's fields have beside OpenAI's own. */
 const seed = z

@@ -17,6 +17,7 @@ import fastify, {
   type FastifyServerOptions,
 } from "fastify";
 import type { UniFluid } from "../model.js";
+import { invalidOption } from "../options.js";
 import { ApiKeys } from "./api-keys.js";
 import { registerChat } from "./chat.js";
 import { noteFault, type ServerContext } from "./context.js";
@@ -53,6 +54,10 @@ const OPEN = new Set([...PAGE_PATHS, "/health", "/ready", "/openapi.json"]);
  * Throws `INVALID_OPTION`.
  */
 export function createServer(model: UniFluid, options?: ServerOptions): FastifyInstance {
+  // A forgotten `await` gives a promise of one.
+  if (typeof (model as Partial<UniFluid> | undefined | null)?.info !== "object") {
+    throw invalidOption("a loaded model (await UniFluid.load)", "model", model);
+  }
   const settings = serverSettings(options);
   const app = fastify({
     logger: settings.logger,

@@ -128,6 +128,14 @@ describe("generate", () => {
     expect(image.stdout.subarray(0, 3)).toEqual(Buffer.of(0xff, 0xd8, 0xff));
     await expect(decodeImage(image.stdout)).resolves.toMatchObject({ width: 64, height: 64 });
   });
+
+  test("beside an image on standard output nothing is written there", async () => {
+    const args = ["generate", "a star", "-s", "3", "-o", "-", ...quick];
+    const [alone, beside] = [await run(args), await run([...args, "--grid", "sheet.png"])];
+    expect([alone.code, beside.code]).toEqual([0, 0]);
+    expect(Buffer.compare(beside.stdout, alone.stdout)).toBe(0);
+    expect(readdirSync(folder)).toEqual(["sheet.png"]);
+  });
 });
 
 describe("of several inputs those that can be done are done, and told of", () => {
@@ -426,6 +434,18 @@ describe("what goes wrong", () => {
     ["steps out of range", 2, "INVALID_OPTION", ["generate", "x", "--steps", "0"]],
     ["an unknown extension", 2, "INVALID_OPTION", ["generate", "x", "--out", "x.bmp"]],
     ["an unknown extension of a sheet", 2, "INVALID_OPTION", ["generate", "x", "--grid", "x.txt"]],
+    [
+      "a sheet in the place of an image",
+      2,
+      "USAGE",
+      ["generate", "x", "y", "-o", "g.png", "--grid", "./g-0002.png"],
+    ],
+    [
+      "a sheet that is too large",
+      3,
+      "IMAGE_TOO_LARGE",
+      ["generate", "x", "-n", "9999", "-o", "g.png", "--grid", "s.png"],
+    ],
     ["several images to standard output", 2, "USAGE", ["generate", "x", "y", "--out", "-"]],
     ["standard input twice", 2, "USAGE", ["answer", "-", "-"]],
     ["blank standard input", 2, "USAGE", ["generate", "-"]],
@@ -515,6 +535,23 @@ describe("what goes wrong", () => {
     });
     expect([code, err]).toEqual([0, ""]);
   });
+});
+
+const onLinux = process.platform === "linux" ? test : test.skip;
+onLinux("standard output that takes nothing is told of", async () => {
+  for (const [args, told] of [
+    [["caption", photo], "unifluid: OUTPUT: cannot write to standard output: ENOSPC"],
+    [["info", "--json"], '{"error":{"code":"OUTPUT","message":"cannot write to standard output'],
+  ] as const) {
+    const command = [process.execPath, main, ...args].map((part) => `'${part}'`).join(" ");
+    const child = spawn("sh", ["-c", `${command} > /dev/full`], { cwd: folder });
+    let err = "";
+    child.stderr.on("data", (chunk) => {
+      err += chunk;
+    });
+    expect(await new Promise((resolve) => child.once("close", resolve))).toBe(6);
+    expect(err.slice(0, told.length)).toBe(told);
+  }
 });
 
 test("usage errors name the command's own help, in one line", async () => {

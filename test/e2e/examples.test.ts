@@ -141,7 +141,13 @@ describe("a fault is told as whose it is by", () => {
     const fail = (code) => { throw Object.assign(new Error("no"), { code }); };
     const model = {
       caption: async (bytes) => fail(String(bytes)),
-      async *generateStream(prompt) { yield fail(prompt); },
+      async *generateStream(prompt) {
+        if (prompt !== "full") yield fail(prompt);
+        const image = { toBuffer: async () => Buffer.of(1) };
+        const full = async () => fail("QUEUE_FULL");
+        yield { done: 1, total: 8, preview: full };
+        yield { done: 8, total: 8, preview: async () => image };
+      },
       async dispose() {},
     };
     export const UniFluid = { load: async () => model };`;
@@ -171,6 +177,9 @@ describe("a fault is told as whose it is by", () => {
         const told = status === 500 ? "INTERNAL" : code;
         expect(await response.json()).toMatchObject({ code: told });
       }
+      // A picture on the way that finds no place in the queue is left out.
+      const full = await fetch(`${url}/draw?prompt=full`);
+      expect((await full.text()).match(/"done":\d/g)).toEqual(['"done":8']);
     }));
 
   test("express-upload.mjs", () =>

@@ -1,12 +1,23 @@
 /** Workers on a queue, as people run them: against a real Redis, through kills and restarts. */
 
 import { type ChildProcess, spawn } from "node:child_process";
-import { cpSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { getEventListeners } from "node:events";
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Queue } from "bullmq";
 import sharp from "sharp";
 import { UniFluid } from "../../lib/index";
+import { parseRedisUrl } from "../../lib/queue/connection";
+import { work } from "../../lib/queue/worker";
 import { hasRedis, RedisServer } from "../support/redis";
 
 const root = join(__dirname, "../..");
@@ -15,6 +26,7 @@ const photo = join(root, "test/fixtures/shapes-64/expected/caption0.png");
 
 let folder: string;
 let redis: RedisServer;
+const onLinux = process.platform === "linux" ? test : test.skip;
 const withRedis = hasRedis() ? describe : describe.skip;
 
 interface Ending {
@@ -171,6 +183,100 @@ withRedis("a queue", () => {
     expect(await status()).toMatchObject({ completed: 2, dead: 0 });
   });
 
+  test.each([
+    [["--json"], '{"error":{"code":"INVALID_RECORD","message":"record 1 (line 2): generate needs'],
+    [["--quiet"], "unifluid: INVALID_RECORD: record 1 (line 2): generate needs"],
+  ])("with %j too it is told which records are none", async (args, told) => {
+    writeFileSync(join(folder, "jobs.jsonl"), '{"prompt":"a"}\n{"id":"b"}\n');
+    const { code, err } = await run(["enqueue", "jobs.jsonl", ...args]);
+    expect([code, err.slice(0, told.length), err.split("\n").length]).toEqual([7, told, 2]);
+    if (args[0] === "--json") expect(JSON.parse(err)).toMatchObject({ record: 1, line: 2 });
+  });
+
+  test("results have seeds as batch has them", async () => {
+    const seeds = [7, "18446744073709551615", null];
+    const records = seeds.map((seed) => JSON.stringify({ prompt: "a", steps: 1, seed }));
+    writeFileSync(join(folder, "jobs.jsonl"), records.join("\n"));
+    await run(["enqueue", "jobs.jsonl", "--run", "jobs", "--seed", "40"]);
+    expect((await run(worker)).code).toBe(0);
+    const found = lines((await run(["queue", "results", "out/jobs"])).out);
+    expect(found.map(({ seed }) => seed)).toEqual([7, "18446744073709551615", 42]);
+  });
+
+  describe("a worker that cannot write its results ends, and others have its jobs", () => {
+    const enqueue = async () => {
+      writeFileSync(join(folder, "jobs.txt"), "a star\n".repeat(20));
+      await run(["enqueue", "jobs.txt", "--run", "jobs", "--steps", "1", "--attempts", "1"]);
+    };
+
+    onLinux("before it takes any", async () => {
+      await enqueue();
+      const { code, err } = await run(["worker", "--out", "/proc/none", "--until-empty"]);
+      expect([code, err]).toEqual([
+        6,
+        expect.stringMatching(/^unifluid: OUTPUT: cannot write to \/proc\/none: .+\n$/),
+      ]);
+      expect(await status()).toMatchObject({ waiting: 20, dead: 0 });
+    });
+
+    onLinux("while it works", async () => {
+      const out = join(folder, "out");
+      mkdirSync(join(folder, "real"));
+      symlinkSync(join(folder, "real"), out);
+      const { code, err } = await run(["worker", "--out", "out"], (child) => {
+        const late = setTimeout(() => child.kill(), 30_000);
+        child.once("exit", () => clearTimeout(late));
+        child.stderr!.once("data", () => {
+          // What no folder can be made in, whoever the user is.
+          rmSync(out);
+          symlinkSync("/proc/self", out);
+          void enqueue();
+        });
+      });
+      expect([code, err]).toEqual([6, expect.stringMatching(/OUTPUT: cannot write to out: /)]);
+      expect(await status()).toMatchObject({ waiting: 20, active: 0, delayed: 0, dead: 0 });
+    });
+  });
+
+  test("a database of the server's, and no other", async () => {
+    writeFileSync(join(folder, "jobs.txt"), "a star\n");
+    const { code, err } = await run(["enqueue", "jobs.txt", "--queue", `${redis.url}/99`]);
+    expect([code, err]).toEqual([
+      5,
+      expect.stringMatching(/QUEUE_UNREACHABLE: the Redis server refuses .*\/99: .*index/),
+    ]);
+    expect((await run(["enqueue", "jobs.txt", "--queue", `${redis.url}/3`])).code).toBe(0);
+    expect((await status()).waiting).toBe(0);
+    const third = await run(["queue", "status", "--json", "--queue", `${redis.url}/3`]);
+    expect(JSON.parse(third.out).waiting).toBe(1);
+  });
+
+  test("waiting for the end of a queue keeps no listener", async () => {
+    const address = parseRedisUrl(redis.url);
+    const queue = new Queue("unifluid", { connection: { host: "127.0.0.1", port: redis.port } });
+    await queue.add("generate", {}, { delay: 60_000 });
+    await queue.close();
+    const end = new AbortController();
+    const ended = work({} as UniFluid, {
+      redis: address,
+      name: "unifluid",
+      out: "out",
+      images: ".",
+      format: "png",
+      concurrency: 1,
+      lockSeconds: 30,
+      drainSeconds: 1,
+      untilEmpty: true,
+      signal: end.signal,
+      onJob: () => {},
+      onTrouble: () => {},
+    });
+    await sleep(3000);
+    const listeners = getEventListeners(end.signal, "abort").length;
+    end.abort();
+    expect([await ended, listeners < 3]).toEqual([true, true]);
+  });
+
   test("a file that is put in twice is one run, and another of its name is another", async () => {
     const enqueue = async (text: string, ...args: string[]) => {
       writeFileSync(join(folder, "jobs.txt"), text);
@@ -265,6 +371,7 @@ test.each<[string, string, number, RegExp]>([
   ],
   ["another protocol", "http://:secret@127.0.0.1:1", 2, /expected redis:\/\/host:port/],
   ["no URL", "secret", 2, /expected redis:\/\/host:port/],
+  ["a password that is not encoded", "redis://u:secret%zz@127.0.0.1:1", 2, /INVALID_OPTION: expec/],
   ["no database", "redis://:secret@127.0.0.1:1/secret", 2, /expected redis:\/\/host:port/],
 ])("%s is refused, and no password is told", async (_name, url, code, message) => {
   writeFileSync(join(folder, "jobs.txt"), "a star\n");
@@ -277,5 +384,17 @@ test.each<[string, string, number, RegExp]>([
     expect(ending.code).toBe(code);
     expect(ending.err).toMatch(message);
     expect(ending.err).not.toContain("secret");
+  }
+});
+
+test.each(["", "a:b"])("%j is no name of a queue", async (name) => {
+  writeFileSync(join(folder, "jobs.txt"), "a star\n");
+  for (const args of [
+    ["enqueue", "jobs.txt"],
+    ["worker", "--out", "out"],
+    ["queue", "status"],
+  ]) {
+    const { code, err } = await run([...args, "--queue-name", name]);
+    expect([code, err]).toEqual([2, expect.stringMatching(/INVALID_OPTION: .* for queue-name/)]);
   }
 });

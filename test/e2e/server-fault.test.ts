@@ -2,6 +2,7 @@
 import { UniFluid } from "../../lib";
 import { DeviceError } from "../../lib/errors";
 import { parseKeys } from "../../lib/server/api-keys";
+import { createServer } from "../../lib/server/server";
 import { post, startServer } from "../support/server";
 
 let model: UniFluid;
@@ -29,6 +30,32 @@ test.each([false, true])("it must be started again (streaming: %s)", async (stre
   } finally {
     await app.close();
   }
+});
+
+test("a model that was disposed of serves nothing, and the probe says so", async () => {
+  const own = await UniFluid.load("shapes-64", { threads: 1 });
+  const { app, url } = await startServer(own);
+  try {
+    await own.dispose();
+    expect((await post(`${url}/v1/images/generations`, { prompt: "a" })).status).toBe(503);
+    expect((await fetch(`${url}/ready`)).status).toBe(503);
+    expect((await fetch(`${url}/health`)).status).toBe(200);
+  } finally {
+    await app.close();
+  }
+});
+
+test.each([
+  ["a promise of a model", () => Promise.resolve(model)],
+  ["nothing", () => undefined],
+  ["null", () => null],
+])("%s is no model to serve", (_name, given) => {
+  expect(() => createServer(given() as unknown as UniFluid)).toThrow(
+    expect.objectContaining({
+      code: "INVALID_OPTION",
+      message: expect.stringContaining("await UniFluid.load"),
+    }),
+  );
 });
 
 test("another error is no fault of the device", async () => {

@@ -1,6 +1,6 @@
 /** Contact sheets: layout, labels, and labels that are no XML. */
 
-import { contactSheet, wrapLabel } from "../../lib/contact-sheet.js";
+import { checkContactSheet, contactSheet, wrapLabel } from "../../lib/contact-sheet.js";
 import { Image } from "../../lib/image.js";
 
 function plain(width: number, height: number, color: [number, number, number]): Image {
@@ -85,4 +85,20 @@ test("refuses an empty sheet and odd columns", async () => {
   await expect(contactSheet([])).rejects.toMatchObject({ code: "INVALID_OPTION" });
   const one = [{ image: plain(8, 8, [1, 2, 3]), label: "" }];
   await expect(contactSheet(one, { columns: 0 })).rejects.toMatchObject({ code: "INVALID_OPTION" });
+});
+
+test("a sheet may have more pixels than sharp reads of a file", async () => {
+  const one = [{ image: plain(8, 8, [1, 2, 3]), label: "" }];
+  const sheet = await contactSheet(one, { columns: 3600 });
+  expect(sheet.width * sheet.height).toBeGreaterThan(0x3fff ** 2);
+  expect(at(sheet, ...middle(0, 3600, 0))).toEqual([1, 2, 3]);
+});
+
+test("a sheet that is too large is known before its images are", () => {
+  const labels = (count: number) => Array.from({ length: count }, (_, i) => `a red circle (${i})`);
+  const refused = expect.objectContaining({ code: "IMAGE_TOO_LARGE" });
+  expect(() => checkContactSheet(labels(3900), "png")).not.toThrow();
+  expect(() => checkContactSheet(labels(3000), "webp")).not.toThrow();
+  expect(() => checkContactSheet(labels(3900), "webp")).toThrow(refused);
+  expect(() => checkContactSheet(labels(9000), "png")).toThrow(refused);
 });

@@ -5,11 +5,14 @@ import files from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { PassThrough, Readable } from "node:stream";
+import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { JobChecker } from "../../lib/jobs/check";
 import { formatOf, type JobFormat, readRecords } from "../../lib/jobs/reader";
 import { fingerprint, imagePath, jobOf, pictureName } from "../../lib/jobs/record";
 import { DoneIndex, ResultsFolder } from "../../lib/jobs/results";
 import { enqueueRecords, type QueuedRecord, type RecordQueue } from "../../lib/queue/queue";
 
+const MODELS = join(__dirname, "../../models");
 const defaults = { options: { steps: 4, maxNewTokens: 9 }, seed: 100n };
 const job = (value: unknown, index = 3) => jobOf(value, index, defaults);
 
@@ -45,6 +48,14 @@ describe("a record's task", () => {
     expect(job({ prompt: "a", steps: null }).options.steps).toBe(defaults.options.steps);
   });
 
+  test("null is none in every field", () => {
+    const fields = ["id", "task", "image", "question", "instruction", "seed", "guidanceSchedule"];
+    const nulls = [...fields, "order", "temperature", "maxNewTokens"].map((name) => [name, null]);
+    const record = { ...Object.fromEntries(nulls), prompt: "a" };
+    expect(job(record)).toEqual(job({ prompt: "a" }));
+    expect(job({ image: "x.png", prompt: null })).toEqual(job({ image: "x.png" }));
+  });
+
   test.each<[unknown, RegExp]>([
     [{}, /record 3: generate needs "prompt"/],
     [{ prompt: "a", image: "x.png" }, /caption takes no "prompt"/],
@@ -54,6 +65,8 @@ describe("a record's task", () => {
     [{ prompt: "" }, /prompt: /],
     [{ prompt: 5 }, /prompt: /],
     [{ prompt: "a", foo: 1 }, /"foo"/],
+    [{ prompt: "a", foo: null }, /"foo"/],
+    [{ prompt: null }, /needs "prompt"/],
     [{ prompt: "a", steps: "many" }, /steps: /],
     [{ prompt: "a", seed: -1 }, /seed: /],
     [{ prompt: "a", id: "../../etc/passwd" }, /id: expected 1 to 100 letters/],
@@ -90,7 +103,10 @@ describe("a record's task", () => {
   test("relative images start from the file's folder", () => {
     expect(imagePath("a/b.png", "/jobs")).toBe("/jobs/a/b.png");
     expect(imagePath("/abs/b.png", "/jobs")).toBe("/abs/b.png");
-    expect(imagePath("data:image/png;base64,AA", "/jobs")).toBe("data:image/png;base64,AA");
+    expect(imagePath("shot-10:30.png", "/jobs")).toBe("/jobs/shot-10:30.png");
+    for (const address of ["data:image/png;base64,AA", "FILE:/b.png", "s3://bucket/b.png"]) {
+      expect(imagePath(address, "/jobs")).toBe(address);
+    }
   });
 
   test("names are unique by the index and readable by the id", () => {
@@ -108,6 +124,16 @@ describe("a record's task", () => {
       fingerprint(job({ prompt: "a" }), ["shapes-64", "webp"]),
     );
   });
+});
+
+test("a check takes as many steps as the model does", async () => {
+  const checker = new JobChecker(await readCheckpoint(join(MODELS, "shapes-64")));
+  const check = async (steps: number) => {
+    const record = { index: 0, line: 1, value: { prompt: "a star", steps } };
+    return (await checker.check(record, { defaults, images: "." }))?.code;
+  };
+  expect([await check(1), await check(10_000)]).toEqual([undefined, undefined]);
+  expect([await check(0), await check(10_001)]).toEqual(["INVALID_OPTION", "INVALID_OPTION"]);
 });
 
 describe("files", () => {
@@ -257,7 +283,8 @@ test("a job that goes through a queue is the same one there", async () => {
     defaults,
     attempts: 1,
     signal: new AbortController().signal,
-    onRecord: () => {},
+    onQueued: () => {},
+    onRefused: () => {},
   });
   const { data } = JSON.parse(JSON.stringify(sent[0])) as { data: QueuedRecord };
   const there = jobOf(data.record, 0, { options: {}, seed: 0n });
