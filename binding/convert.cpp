@@ -272,10 +272,15 @@ LoadOptions load_options(const Napi::Value& value) {
     if (options.limits.max_queue < 0) wrong("maxQueue", "an integer that is not negative");
   }
   const Napi::Object activations = object(o.Get("activations"), "activations");
-  const int64_t row = integer(activations, "row"), fixed = integer(activations, "fixed");
-  if (row < 0 || fixed < 0) wrong("activations", "integers that are not negative");
-  options.limits.row_activation_bytes = static_cast<size_t>(row);
-  options.limits.fixed_activation_bytes = static_cast<size_t>(fixed);
+  const auto bytes = [&](const char* name) {
+    const int64_t value = integer(activations, name);
+    if (value < 0) wrong("activations", "integers that are not negative");
+    return static_cast<size_t>(value);
+  };
+  options.limits.row_activation_bytes = bytes("row");
+  options.limits.vision_activation_bytes = bytes("vision");
+  options.limits.vae_activation_bytes = bytes("vae");
+  options.limits.fixed_activation_bytes = bytes("fixed");
   return options;
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <new>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include "core/error.h"
@@ -26,12 +27,6 @@ constexpr size_t kWorkspaceKept = size_t{256} << 20;
 constexpr std::chrono::milliseconds kRetryAfter{10};
 constexpr int kLastTries = 100;
 
-bool lacks_memory(const std::exception& error) {
-  const auto* known = dynamic_cast<const Error*>(&error);
-  return known ? known->code() == error_code::kInsufficientMemory
-               : dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
-}
-
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Model> model, const EngineLimits& limits, Sink sink)
@@ -41,9 +36,21 @@ Engine::Engine(std::unique_ptr<Model> model, const EngineLimits& limits, Sink si
       description_(model_->backend->description()),
       workspace_(std::make_unique<Workspace>(*model_->backend)),
       token_ids_(*model_->backend, static_cast<size_t>(limits.max_sequences) * sizeof(int32_t)),
-      thread_([this] { run(); }) {}
+      thread_(begin()) {}
 
 Engine::~Engine() { stop(); }
+
+// All else of the engine is there.
+std::thread Engine::begin() {
+  publish_stats();
+  try {
+    return std::thread([this] { run(); });
+  } catch (const std::system_error& error) {
+    throw Error(
+        error_code::kDevice,
+        std::string("expected a thread for the engine but the system gave none: ") + error.what());
+  }
+}
 
 // ---- from other threads ----
 
@@ -109,7 +116,6 @@ EngineStats Engine::stats() const {
 // ---- the engine's thread ----
 
 void Engine::run() {
-  publish_stats();
   bool done = true;  // all of the turn before: nothing is to be tried again
   for (;;) {
     {
@@ -146,6 +152,7 @@ bool Engine::turn() noexcept {
       take_inbox();
       admit();
       if (!running_.empty()) step();
+      sweep();  // a drawing's cache is given back before its picture takes memory
       decode_next();
       workspace_->trim(kWorkspaceKept);
     } catch (const std::exception& error) {
@@ -531,7 +538,8 @@ void Engine::decode_next() {
   undecoded_.pop_front();
   const ImageConfig& image = *model_->config.image;
   try {
-    decode_pixels(next.done.latents.data(), image.grid, image.grid, next.done);
+    with_room(limits_.vae_activation_bytes,
+              [&] { decode_pixels(next.done.latents.data(), image.grid, image.grid, next.done); });
     emit(next.id, std::move(next.done));
     ++completed_;
   } catch (const std::exception& error) {

@@ -20,6 +20,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "core/error.h"
 #include "core/memory.h"
 #include "core/model.h"
 #include "core/request.h"
@@ -46,10 +47,12 @@ struct EngineLimits {
   int64_t max_sequences = 1;  // requests that run at once
   // Requests that may wait beside `max_sequences` that run; -1: any number.
   int64_t max_queue = -1;
-  // What activations are expected to take in float32, of each row of a decoder's step and of the
-  // largest step of another kind: a sequence that would leave less waits while others run, and one
-  // whose own rows could never be run is refused.
-  size_t row_activation_bytes = 0, fixed_activation_bytes = 0;
+  // What activations are expected to take in float32, of each row of a decoder's step, of the
+  // vision tower, of an image of the model's size in the autoencoder, and of the largest step of
+  // another kind than the decoder's: a sequence that would leave less waits while others run, and
+  // one whose own steps could never be run is refused.
+  size_t row_activation_bytes = 0, vision_activation_bytes = 0, vae_activation_bytes = 0,
+         fixed_activation_bytes = 0;
 };
 
 class Engine {
@@ -85,6 +88,7 @@ class Engine {
     DoneEvent done;
   };
 
+  std::thread begin();
   void run();
   bool turn() noexcept;
   bool say_disposed() noexcept;
@@ -93,7 +97,22 @@ class Engine {
   size_t running_bytes() const;
   size_t step_bytes(int64_t rows, int64_t logits_rows) const;
   StepSize largest_step(const Waiting& next, bool alone) const;
+  size_t image_bytes(const Request& request) const;
   bool make_room(const Waiting& next);
+  void begin_workspace(size_t bytes);
+  // What `work` gives. Where it lacks memory it is done once more with a workspace that begins
+  // anew, with one block of `bytes`: of several each may have been too small. No scope of the
+  // workspace may be open.
+  template <class Work>
+  auto with_room(size_t bytes, const Work& work) {
+    try {
+      return work();
+    } catch (const std::exception& error) {
+      if (!lacks_memory(error) || workspace_->bytes() == 0) throw;
+    }
+    begin_workspace(bytes);
+    return work();
+  }
   void start(Waiting&& waiting, int64_t& prefill);
   void step();
   bool advance(Step& step);

@@ -67,6 +67,22 @@ StepSize Engine::largest_step(const Waiting& next, bool alone) const {
   return size;
 }
 
+// What the images of a sequence take before its cache is there, and after it is gone.
+size_t Engine::image_bytes(const Request& request) const {
+  size_t floats = 0;
+  const auto of_prefix = [&](const Prefix& prefix) {
+    if (!prefix.vision_pixels.empty()) floats = std::max(floats, limits_.vision_activation_bytes);
+    if (!prefix.source_pixels.empty()) floats = std::max(floats, limits_.vae_activation_bytes);
+  };
+  if (const auto* text = std::get_if<TextRequest>(&request)) of_prefix(text->prefix);
+  if (const auto* score = std::get_if<ScoreRequest>(&request)) of_prefix(score->prefix);
+  if (const auto* draw = std::get_if<DrawRequest>(&request)) {
+    of_prefix(draw->prefix);
+    if (draw->decode) floats = std::max(floats, limits_.vae_activation_bytes);
+  }
+  return floats / sizeof(float) * size_of(model_->backend->activation_type());
+}
+
 // Whether a request may start; all that its steps take beside its own cache is there then, or will
 // be had, so that no step fails for it. Throws INSUFFICIENT_MEMORY where it never may.
 bool Engine::make_room(const Waiting& next) {
@@ -87,16 +103,26 @@ bool Engine::make_room(const Waiting& next) {
                 "the sequence needs " + std::to_string(bytes) + " bytes for its cache and " +
                     std::to_string(more) + " for its largest step where " + std::to_string(most) +
                     " could be had with nothing else running");
+  if (const size_t image = image_bytes(next.request); image > most)
+    throw Error(error_code::kInsufficientMemory, "the image needs about " + std::to_string(image) +
+                                                     " bytes where " + std::to_string(most) +
+                                                     " could be had with nothing else running");
   size_t step = limits_.fixed_activation_bytes;
   if (model_->config.text) step = std::max(step, step_bytes(together.rows, together.texts));
   step = backend.allocated_size(step);
   const size_t scratch = backend.scratch_needed(together);
   if (!running_.empty() && bytes + step + scratch > available) return false;
   // More than that is of earlier work, and given back only where it is in the way.
-  if (held > step && bytes + scratch > available - held) workspace_->trim(step);
+  if (bytes + scratch > available - held) workspace_->trim(0);
   const size_t needed = bytes + step - std::min(step, workspace_->bytes());
   if (scratch > backend.scratch() || needed > backend.available()) backend.resize_scratch(scratch);
   return true;
+}
+
+void Engine::begin_workspace(size_t bytes) {
+  workspace_->trim(0);
+  const Backend& backend = *model_->backend;
+  if (bytes > 0 && backend.allocated_size(bytes) <= backend.available()) workspace_->reserve(bytes);
 }
 
 // By rank. A request that must wait for memory holds back those behind it, or a stream of small
@@ -127,21 +153,21 @@ void Engine::start(Waiting&& waiting, int64_t& prefill) {
       [&](auto&& request) {
         using Kind = std::decay_t<decltype(request)>;
         if constexpr (std::is_same_v<Kind, EncodeRequest>) {
-          emit(id, encode(request));
+          emit(id, with_room(limits_.vae_activation_bytes, [&] { return encode(request); }));
           ++completed_;
           prefill += kPrefillRows;
         } else if constexpr (std::is_same_v<Kind, FeaturesRequest>) {
-          emit(id, features(request));
+          emit(id, with_room(limits_.vision_activation_bytes, [&] { return features(request); }));
           ++completed_;
           prefill += model_->config.vision->features();
         } else if constexpr (std::is_same_v<Kind, DecodeRequest>) {
-          emit(id, decode(request));
+          emit(id, with_room(limits_.vae_activation_bytes, [&] { return decode(request); }));
           ++completed_;
           prefill += kPrefillRows;
         } else {
           if (!request.prefix.source_pixels.empty()) prefill += kPrefillRows;  // an encoding
-          auto sequence = std::make_unique<Sequence>(
-              make_sequence(id, std::move(request), *model_, *workspace_));
+          auto sequence = std::make_unique<Sequence>(with_room(
+              0, [&] { return make_sequence(id, std::move(request), *model_, *workspace_); }));
           sequence->rank = waiting.rank;
           for (const Stream& s : sequence->streams) prefill += s.prefix.rows;
           const auto at = std::upper_bound(

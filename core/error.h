@@ -4,6 +4,7 @@
 #pragma once
 
 #include <exception>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -34,5 +35,12 @@ inline constexpr char kNumerical[] = "NUMERICAL_ERROR";
 inline constexpr char kDevice[] = "DEVICE_ERROR";
 inline constexpr char kInternal[] = "INTERNAL";
 }  // namespace error_code
+
+// Whether an error says that memory did not suffice.
+inline bool lacks_memory(const std::exception& error) {
+  const auto* known = dynamic_cast<const Error*>(&error);
+  return known ? known->code() == error_code::kInsufficientMemory
+               : dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
+}
 
 }  // namespace unifluid

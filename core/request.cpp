@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/finite.h"
 #include "core/model.h"
 
 namespace unifluid {
@@ -31,10 +32,12 @@ void check_size(const char* what, size_t size, int64_t wanted) {
 
 void check_tokens(const std::vector<int32_t>& tokens, const Model& model) {
   require(static_cast<int64_t>(tokens.size()) < kMostRows, "too many tokens");
+  const int64_t vocab = model.config.text->vocab_size;
+  // Of all of them no message is made but of the first that is wrong.
   for (int32_t id : tokens)
-    require(id >= 0 && id < model.config.text->vocab_size,
-            "token id " + std::to_string(id) + " is outside the vocabulary of " +
-                std::to_string(model.config.text->vocab_size));
+    if (id < 0 || id >= vocab)
+      require(false, "token id " + std::to_string(id) + " is outside the vocabulary of " +
+                         std::to_string(vocab));
 }
 
 void check_prefix(const Prefix& prefix, const Model& model) {
@@ -109,8 +112,8 @@ struct Check {
     const int64_t channels =
         model.config.image ? model.config.image->token_channels : model.config.vae->latent_channels;
     check_size("the latents", r.latents.size(), r.rows * r.columns * channels);
-    for (float value : r.latents)
-      require(std::isfinite(value), "the latents hold a value that is not finite");
+    require(all_finite(r.latents.data(), r.latents.size()),
+            "the latents hold a value that is not finite");
   }
 };
 

@@ -194,6 +194,11 @@ struct BytesNeeded {
   size_t operator()(const DecodeRequest&) const { return 0; }
 };
 
+// What the image took of the workspace is given back where a cache of `bytes` needs it.
+void make_way(size_t bytes, Model& model, Workspace& workspace) {
+  if (bytes > model.backend->available()) workspace.trim(0);
+}
+
 // Rows of a stream behind its prefix.
 struct SuffixRows {
   const Model& model;
@@ -251,6 +256,7 @@ std::vector<PendingRows> pending_rows(const Request& request, const Model& model
 
 Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& workspace) {
   const ImageRows image = image_rows(r.prefix, model, workspace);
+  make_way(BytesNeeded{model}(r), model, workspace);
   Sequence s{id, {}, TextState{}};
   // The last token is returned, not fed.
   s.streams.push_back(make_stream(image.rows, r.prefix.tokens, causal_tokens(r.prefix),
@@ -271,8 +277,9 @@ Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& w
   ScoreState score{wanted.first, HostShare(*model.backend, bytes), {}};
   score.logits.reserve(bytes / sizeof(float));
   const ImageRows image = image_rows(r.prefix, model, workspace);
+  make_way(BytesNeeded{model}(r), model, workspace);
   const int64_t causal = causal_tokens(r.prefix) + size_of_tokens(r.suffix);
-  std::vector<int32_t> tokens = std::move(r.prefix.tokens);
+  std::vector<int32_t> tokens = r.prefix.tokens;
   tokens.insert(tokens.end(), r.suffix.begin(), r.suffix.end());
   Sequence s{id, {}, std::move(score)};
   s.streams.push_back(make_stream(image.rows, tokens, causal, 0, model));
@@ -281,6 +288,7 @@ Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& w
 
 Sequence make_sequence(uint64_t id, DrawRequest&& r, Model& model, Workspace& workspace) {
   const ImageRows image = image_rows(r.prefix, model, workspace);
+  make_way(BytesNeeded{model}(r), model, workspace);
   const ImageConfig& config = *model.config.image;
   const int64_t n = config.cells();
   DrawState state;

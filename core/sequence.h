@@ -77,7 +77,8 @@ void add_sequence(const Request& request, const Model& model, StepSize& size);
 void add_sequence(const Sequence& sequence, const Model& model, StepSize& size);
 
 // Reserves the memory of a sequence and computes the rows of its prefix. Throws INSUFFICIENT_MEMORY
-// before anything runs, and NUMERICAL_ERROR where the latents of its source image are not finite.
+// before anything runs, and NUMERICAL_ERROR where the latents of its source image are not finite;
+// the request is as it was then.
 Sequence make_sequence(uint64_t id, TextRequest&& request, Model& model, Workspace& workspace);
 Sequence make_sequence(uint64_t id, ScoreRequest&& request, Model& model, Workspace& workspace);
 Sequence make_sequence(uint64_t id, DrawRequest&& request, Model& model, Workspace& workspace);

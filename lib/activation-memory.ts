@@ -17,7 +17,10 @@ const PREFILL_ROWS = 512;
 export interface ActivationBytes {
   /** Of each row of the decoder's step. */
   row: number;
-  /** Of the largest step of another kind, or of one row's logits. */
+  /** Of an image in the vision tower, and of one of the model's size in the autoencoder. */
+  vision: number;
+  vae: number;
+  /** Of the largest step of another kind than the decoder's, or of one row's logits. */
   fixed: number;
 }
 
@@ -30,17 +33,19 @@ export function estimateActivations(checkpoint: Checkpoint): number {
   return Math.max(Math.min(PREFILL_ROWS, positions) * row + logits, fixed);
 }
 
-/** The same in the two parts that the engine needs to know. */
+/** The same in the parts that the engine needs to know. */
 export function activationBytes({ spec, config }: Checkpoint): ActivationBytes {
   const { text, vision, vae } = spec;
   // An autoencoder alone takes images of any size; this is one of 64 x 64 latent cells.
   const side = config?.image?.imageSize ?? (vae ? 64 * vaeFactor(vae) : 0);
-  const largest = Math.max(
-    text?.vocabSize ?? 0,
-    vision ? visionFloats(vision) : 0,
-    vae ? vaeFloats(vae, side) : 0,
-  );
-  return { row: text ? FLOAT * decoderRowFloats(text) : 0, fixed: FLOAT * largest };
+  const visionBytes = vision ? FLOAT * visionFloats(vision) : 0;
+  const vaeBytes = vae ? FLOAT * vaeFloats(vae, side) : 0;
+  return {
+    row: text ? FLOAT * decoderRowFloats(text) : 0,
+    vision: visionBytes,
+    vae: vaeBytes,
+    fixed: Math.max(FLOAT * (text?.vocabSize ?? 0), visionBytes, vaeBytes),
+  };
 }
 
 function decoderRowFloats(c: NativeTextConfig): number {

@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join, resolve } from "node:path";
 import { DeviceError, fromNative, InsufficientMemoryError } from "./errors.js";
-import { formatMebibytes } from "./memory.js";
+import { formatMebibytes, wholeMebibytes } from "./memory.js";
 import type {
   NativeAddon,
   NativeComputeType,
@@ -237,12 +237,10 @@ export function shortage(
   const needed = need.bytes + overhead;
   const available = need.maxMemory ? Math.min(need.maxMemory, usable) : usable;
   if (needed <= available) return undefined;
-  // Downwards, so that what lacks does not look enough.
-  const whole = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)} MiB`;
   const bound = available < usable ? "by maxMemory, with" : "of";
   return (
-    `${need.name} takes at least ${formatMebibytes(needed)} on a GPU, but ${whole(available)} are available ` +
-    `on ${gpu}, ${bound} ${whole(free)} free`
+    `${need.name} takes at least ${formatMebibytes(needed)} on a GPU, but ${wholeMebibytes(available)} are available ` +
+    `on ${gpu}, ${bound} ${wholeMebibytes(free)} free`
   );
 }
 

@@ -141,7 +141,7 @@ export function vaeTrainingActivations(
 export function checkTrainingMemory(what: string, bytes: number, available: number): void {
   if (bytes > available)
     throw new InsufficientMemoryError(
-      `${what} takes at least ${formatMebibytes(bytes)}, but ${formatMebibytes(available)} are available`,
+      `${what} takes at least ${formatMebibytes(bytes)}, but ${wholeMebibytes(available)} are available`,
     );
 }
 
@@ -151,9 +151,12 @@ export function checkMemory(checkpoint: Checkpoint, available: number): void {
   if (minimum > available) {
     throw new InsufficientMemoryError(
       `${checkpoint.directory} takes at least ${formatMebibytes(minimum)} beside its mapped weights, but ` +
-        `${formatMebibytes(available)} are available`,
+        `${wholeMebibytes(available)} are available`,
     );
   }
 }
 
+/** Of what is needed: rounded up. */
 export const formatMebibytes = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;
+/** Of what there is: rounded down, so that what lacks does not look enough. */
+export const wholeMebibytes = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)} MiB`;

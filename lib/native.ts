@@ -114,7 +114,7 @@ export interface NativeLoadOptions {
   /** Requests that may wait besides; absent: any number. More are refused with QUEUE_FULL. */
   maxQueue?: number;
   /** Bytes that a step's activations are expected to take (`lib/activation-memory.ts`). */
-  activations: { row: number; fixed: number };
+  activations: { row: number; vision: number; vae: number; fixed: number };
   cuda?: NativeCuda;
 }
 

@@ -37,3 +37,62 @@ test.each([12, 13, 14, 15])(
     expectSameBits(await model.generateLatents(prompt, { seed: 1, steps: 2 }), before);
   },
 );
+
+describe.each([2.4e6, 3.3e6, 4.4e6, 5.2e6])("within %d bytes", (maxMemory) => {
+  const load = () => UniFluid.load("shapes-64", { device: "cpu", threads: 2, maxMemory });
+  const outcome = (work: Promise<unknown>) =>
+    work.then(
+      () => "done",
+      ({ code }) => code as string,
+    );
+  const image = { pixels: new Uint8Array(3), width: 1, height: 1 };
+  const write = (model: UniFluid) => model.complete("a", { maxNewTokens: 200, temperature: 1 });
+
+  test("what runs on a fresh model runs after any other request", async () => {
+    const requests: ((model: UniFluid) => Promise<unknown>)[] = [
+      write,
+      (model) => model.generate("a red circle", { seed: 1, steps: 2 }),
+      (model) => model.edit(image, "make it blue", { seed: 1, steps: 2 }),
+      (model) => model.caption(image, { maxNewTokens: 2 }),
+      (model) => model.encodeImage(image),
+      (model) => model.logits({ tokens: new Array(64).fill(5) }),
+    ];
+    const fresh: string[] = [];
+    for (const request of requests) {
+      await using model = await load();
+      fresh.push(await outcome(request(model)));
+    }
+    await using model = await load();
+    // Each after each other.
+    for (const before of requests) {
+      for (const [i, request] of requests.entries()) {
+        await outcome(before(model));
+        expect([i, await outcome(request(model))]).toEqual([i, fresh[i]]);
+      }
+    }
+  });
+
+  test("a picture that would find no room is refused before any of it is drawn", async () => {
+    await using model = await load();
+    const drawn = await outcome(model.generate("a red circle", { seed: 1, steps: 2 }));
+    if (drawn !== "done") {
+      expect(drawn).toBe("INSUFFICIENT_MEMORY");
+      expect(model.stats().rows).toBe(0);
+    }
+  });
+
+  test("requests of all kinds together end as they do alone", async () => {
+    await using model = await load();
+    const both = [
+      () => write(model),
+      () => model.generate("a red circle", { seed: 1, steps: 2 }),
+      () => model.caption(image, { maxNewTokens: 2 }),
+    ];
+    const alone: string[] = [];
+    for (const request of both) alone.push(await outcome(request()));
+    const together = await Promise.all(
+      [0, 1, 2, 3, 4].flatMap(() => both.map((request) => outcome(request()))),
+    );
+    expect(together).toEqual([0, 1, 2, 3, 4].flatMap(() => alone));
+  });
+});

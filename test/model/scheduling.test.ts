@@ -385,7 +385,11 @@ describe("a long prompt that goes through the decoder at once", () => {
     const careless = jest
       .spyOn(loadAddon(), "loadModel")
       .mockImplementation((spec, options, onEvents) =>
-        loadModel(spec, { ...options, activations: { row: 0, fixed: 0 } }, onEvents),
+        loadModel(
+          spec,
+          { ...options, activations: { row: 0, vision: 0, vae: 0, fixed: 0 } },
+          onEvents,
+        ),
       );
     try {
       expect((await outcome(2_300_000)).code).toBe("INSUFFICIENT_MEMORY");
