@@ -1,8 +1,19 @@
 /** Locks of folders: files that name the process that writes there. A process that is gone blocks nobody. */
 
 import { randomUUID } from "node:crypto";
-import { constants, copyFile, link, readFile, rename, rm, writeFile } from "node:fs/promises";
+import {
+  constants,
+  copyFile,
+  link,
+  opendir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from "node:fs/promises";
 import { hostname } from "node:os";
+import { basename, dirname, join } from "node:path";
 import { OutputLockedError } from "./errors.js";
 
 /** Who has a lock. */
@@ -71,6 +82,23 @@ export async function takeLock<Owner extends LockOwner>(
     await rm(beside, { force: true });
   }
   held.add(path);
+  await removeLeft(path).catch(() => {}); // no harm but the looks of the folder
+}
+
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+/** Age in milliseconds from which a file that names nobody is no longer being written. */
+const OLD = 60_000;
+
+/** Removes what processes that were killed as they took or gave up the lock have left beside it. */
+async function removeLeft(path: string): Promise<void> {
+  const prefix = `${basename(path)}.`;
+  for await (const { name } of await opendir(dirname(path))) {
+    if (!name.startsWith(prefix) || !UUID.test(name.slice(prefix.length))) continue;
+    const left = join(dirname(path), name);
+    const owner = await lockOwner(left);
+    const gone = owner ? !isAlive(owner, left) : Date.now() - (await stat(left)).mtimeMs > OLD;
+    if (gone) await rm(left, { force: true });
+  }
 }
 
 /**

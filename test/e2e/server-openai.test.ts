@@ -282,7 +282,7 @@ describe("errors are those of OpenAI's client", () => {
       await held;
       await idle(small);
       // The client tries again by itself.
-      const patient = new OpenAI({ apiKey: "x", baseURL: `${busy.url}/v1`, maxRetries: 5 });
+      const patient = new OpenAI({ apiKey: "x", baseURL: `${busy.url}/v1`, maxRetries: 60 });
       const drawing = small.generate("a", { steps: 100 });
       const answer = await patient.images.generate({ prompt: "a", ...extra({ steps: 1 }) });
       expect(answer.data).toHaveLength(1);

@@ -1,6 +1,7 @@
 /** Files of jobs: what a record means, how it is read, and what a folder remembers. */
 
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { randomUUID } from "node:crypto";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import files from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -395,6 +396,25 @@ describe("a folder of results", () => {
     await expect(ResultsFolder.open(path, whole)).rejects.toMatchObject({
       message: expect.stringContaining("process 1 on another.example"),
     });
+  });
+
+  test("what killed processes left beside a lock is removed, what others are writing is not", async () => {
+    const beside = (of: unknown) => {
+      const name = `.results.jsonl.lock.${randomUUID()}`;
+      writeFileSync(join(path, name), typeof of === "string" ? of : JSON.stringify(of));
+      return name;
+    };
+    beside({ pid: 2 ** 30, host: hostname() });
+    const old = beside("");
+    utimesSync(join(path, old), new Date(0), new Date(0));
+    const kept = [
+      beside({ pid: process.ppid, host: hostname() }),
+      beside({ pid: 2 ** 30, host: "another.example" }),
+      beside(""),
+    ];
+    const folder = await ResultsFolder.open(path, whole);
+    await folder.close();
+    expect(readdirSync(path).sort()).toEqual([...kept, "results.jsonl"].sort());
   });
 
   test("a lock that was taken over a moment ago is left to its new owner", async () => {
