@@ -38,7 +38,7 @@ import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
 import { InvalidImageError, InvalidOptionError } from "./errors.js";
 import { imageSettings, mostSteps, textSettings } from "./generation-config.js";
 import { Image } from "./image.js";
-import { decodeImage, type ImageInput } from "./image-input.js";
+import { type ImageInput, withImage } from "./image-input.js";
 import { loadModel } from "./load-model.js";
 import { type LoadOptions, parseLoadOptions } from "./load-options.js";
 import { describeModel, type ModelInfo } from "./model-info.js";
@@ -444,10 +444,13 @@ export class UniFluid implements AsyncDisposable {
     this.requests.model();
     const { preprocessor, spec } = this.checkpoint;
     const { imageSize } = spec.vision!;
-    const pixels = await this.requests.prepare(async (ends) => {
-      const decoded = await decodeImage(image, { signal: ends });
-      return toVisionPixels(decoded, preprocessor!, this.addon, imageSize);
-    }, signal);
+    const pixels = await this.requests.prepare(
+      (ends) =>
+        withImage(image, { signal: ends }, (decoded) =>
+          toVisionPixels(decoded, preprocessor!, this.addon, imageSize),
+        ),
+      signal,
+    );
     const done = await this.requests.run({ kind: "features", pixels, priority }, signal);
     return done.features!;
   }
@@ -462,14 +465,15 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, "encode");
     const { signal, priority } = callOptions(options);
     this.requests.model();
-    const read = (ends: AbortSignal) => decodeImage(image, { signal: ends });
-    const decoded = await this.requests.prepare(read, signal);
-    const [width, height] = this.encodedSize(decoded);
-    const pixels = await toVaePixels(decoded, width, height, this.addon);
-    const done = await this.requests.run(
-      { kind: "encode", pixels, width, height, priority },
+    const prepared = await this.requests.prepare(
+      (ends) =>
+        withImage(image, { signal: ends }, async (decoded) => {
+          const [width, height] = this.encodedSize(decoded);
+          return { width, height, pixels: await toVaePixels(decoded, width, height, this.addon) };
+        }),
       signal,
     );
+    const done = await this.requests.run({ kind: "encode", ...prepared, priority }, signal);
     return done.latents!;
   }
 
