@@ -15,10 +15,6 @@
 #include "cpu/system_memory.h"
 #include "cuda/loader.h"
 
-#ifndef UNIFLUID_VERSION
-#define UNIFLUID_VERSION "0.0.0"
-#endif
-
 namespace unifluid::binding {
 
 namespace {
