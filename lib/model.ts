@@ -62,6 +62,9 @@ import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
 
+/** The longest side of an image that the engine encodes. */
+const MOST_ENCODED = 2 ** 15;
+
 /** What the items of a bulk run are: their fields beside options, the options' names, and a check of the run's. */
 interface BulkKind<Options> {
   fields: readonly string[];
@@ -420,6 +423,8 @@ export class UniFluid implements AsyncDisposable {
     const { vocabSize } = this.checkpoint.spec.text!;
     let prefix: Prefix;
     if (plain) {
+      for (const name of ["image", "task", "question"] as const)
+        if (o[name] !== undefined) throw invalidOption("no value beside tokens", name, o[name]);
       prefix = this.prefixes.plainTokens(tokensOption("tokens", o.tokens, vocabSize));
     } else {
       const task = choiceOption("task", o.task, ["caption", "answer"]);
@@ -485,6 +490,12 @@ export class UniFluid implements AsyncDisposable {
       throw new InvalidImageError(
         "IMAGE_UNSUPPORTED_INPUT",
         `expected an image whose sides are multiples of ${unit} but received ${image.width} x ${image.height}`,
+      );
+    }
+    if (Math.max(image.width, image.height) > MOST_ENCODED) {
+      throw new InvalidImageError(
+        "IMAGE_TOO_LARGE",
+        `the image has ${image.width} x ${image.height} pixels; an autoencoder encodes sides of at most ${MOST_ENCODED}`,
       );
     }
     return [image.width, image.height];
