@@ -15,10 +15,6 @@
 #include "cpu/system_memory.h"
 #include "cuda/loader.h"
 
-#ifndef UNIFLUID_VERSION
-#define UNIFLUID_VERSION "0.0.0"
-#endif
-
 namespace unifluid::binding {
 
 namespace {
@@ -66,7 +62,8 @@ ResizeFilter resize_filter(const std::string& name) {
               "expected nearest, bilinear, bicubic or lanczos for the filter");
 }
 
-// resizeImage(pixels, width, height, toWidth, toHeight, filter)
+// resizeImage(pixels, width, height, toWidth, toHeight, filter): the buffer of the pixels must be
+// one that nobody else can transfer or change.
 Napi::Value resize_image(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
@@ -89,17 +86,18 @@ Napi::Value resize_image(const Napi::CallbackInfo& info) {
     if (!info[5].IsString())
       throw Error(error_code::kInvalidArgument, "expected a string for the filter");
     const ResizeFilter filter = resize_filter(info[5].As<Napi::String>().Utf8Value());
-    // Copied: JavaScript may change or detach its buffer while the work goes on.
-    auto source = std::make_shared<std::vector<uint8_t>>(pixels.Data(),
-                                                         pixels.Data() + pixels.ElementLength());
+    // Not copied, which would block JavaScript's thread: kept alive until the work is over.
+    const uint8_t* source = pixels.Data();
+    auto held =
+        std::make_shared<Napi::ObjectReference>(Napi::Persistent(pixels.As<Napi::Object>()));
     auto target = std::make_shared<std::vector<uint8_t>>();
     return Task::start(
         env,
         [=, width = width, height = height, to_width = to_width, to_height = to_height] {
           target->resize(static_cast<size_t>(to_width * to_height * 3));
-          resize_rgb(source->data(), width, height, target->data(), to_width, to_height, filter);
+          resize_rgb(source, width, height, target->data(), to_width, to_height, filter);
         },
-        [=](Napi::Env env) -> Napi::Value {
+        [target, held](Napi::Env env) -> Napi::Value {
           Napi::Uint8Array out = Napi::Uint8Array::New(env, target->size());
           std::memcpy(out.Data(), target->data(), target->size());
           return out;

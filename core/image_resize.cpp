@@ -206,8 +206,16 @@ void resize_rgb(const uint8_t* source, int64_t width, int64_t height, uint8_t* t
   const Taps vertical = make_taps(height, to_height, kernel);
   if (to_width == width) return resize_vertically(source, width, vertical, target);
 
+  const Taps horizontal = make_taps(width, to_width, kernel);
+  // Columns before rows, as in Pillow, but for what is more than a hundred times as tall as wide
+  // and becomes lower (Image.resize): widened first, a tiny file would take gigabytes.
+  if (height > 100 * width && to_height < height) {
+    std::vector<uint8_t> lowered(static_cast<size_t>(to_height * width * kChannels));
+    resize_vertically(source, width, vertical, lowered.data());
+    return resize_horizontally(lowered.data(), width, to_height, horizontal, target);
+  }
   std::vector<uint8_t> narrowed(static_cast<size_t>(height * to_width * kChannels));
-  resize_horizontally(source, width, height, make_taps(width, to_width, kernel), narrowed.data());
+  resize_horizontally(source, width, height, horizontal, narrowed.data());
   resize_vertically(narrowed.data(), to_width, vertical, target);
 }
 

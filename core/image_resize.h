@@ -15,7 +15,8 @@ enum class ResizeFilter : uint8_t { nearest, bilinear, bicubic, lanczos };
 
 // source [height, width, 3] -> target [to_height, to_width, 3], both packed. Nothing overlaps.
 // All sizes lie in 1..kMaxResizeSide; throws INVALID_ARGUMENT otherwise, std::bad_alloc where the
-// intermediate image [height, to_width, 3] finds no memory.
+// intermediate image finds no memory: [height, to_width, 3], of very tall ones [to_height, width,
+// 3].
 inline constexpr int64_t kMaxResizeSide = 1 << 20;
 void resize_rgb(const uint8_t* source, int64_t width, int64_t height, uint8_t* target,
                 int64_t to_width, int64_t to_height, ResizeFilter filter);

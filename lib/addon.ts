@@ -56,6 +56,9 @@ export function candidates(explicit: string | undefined): Candidate[] {
   ];
 }
 
+/** The version of this package. A literal path again: bundlers take the file along. */
+const packageVersion = (): string => (require("../package.json") as { version: string }).version;
+
 /** Loads the first candidate that is there and works. @internal */
 export function loadFrom(list: readonly Candidate[]): LoadedAddon {
   const failures: string[] = [];
@@ -74,6 +77,9 @@ export function loadFrom(list: readonly Candidate[]): LoadedAddon {
     try {
       const addon = load() as NativeAddon;
       if (typeof addon?.loadModel !== "function") throw new Error("not this package's addon");
+      const version = packageVersion();
+      if (addon.version !== version)
+        throw new Error(`it is of version ${addon.version}, and this package of ${version}`);
       return { addon, path };
     } catch (error) {
       cause ??= error;

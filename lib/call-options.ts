@@ -70,7 +70,7 @@ export type OnlyKnown<Item, Known> = Item extends { prompt: unknown } | { image:
 export type LogitsOptions = CallOptions &
   (
     | {
-        /** Token ids of a plain text, `<bos>` included. */
+        /** Token ids of a plain text, `<bos>` included, in an array or a typed one of numbers. */
         tokens: ArrayLike<number>;
       }
     | {

@@ -4,11 +4,13 @@ import { constants, createReadStream, open } from "node:fs";
 import { readFile, stat } from "node:fs/promises";
 import { Socket } from "node:net";
 import { addAbortSignal, type Readable } from "node:stream";
+import { setImmediate } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { promisify, types } from "node:util";
 import sharp from "sharp";
 import { orAborted } from "./abort.js";
 import { show } from "./checkpoint/fields.js";
+import { decoding } from "./decoding.js";
 import { InvalidImageError } from "./errors.js";
 import { asBuffer, type Image } from "./image.js";
 
@@ -39,7 +41,7 @@ export type ImageInput =
   | Image
   | RawPixels;
 
-/** RGB bytes, [height, width, 3]. They may be the caller's own: not to be written to. */
+/** RGB bytes, [height, width, 3], in a buffer that no caller has. */
 export interface DecodedImage {
   pixels: Uint8Array;
   width: number;
@@ -70,11 +72,36 @@ export async function decodeImage(
   input: ImageInput,
   options: DecodeOptions = {},
 ): Promise<DecodedImage> {
-  const { maxPixels = MAX_PIXELS, signal } = options;
+  const decode = await openImage(input, options);
+  return decode();
+}
+
+/**
+ * What `work` makes of an image, decoded as `decodeImage` does it. Few images are in memory at once, those of all
+ * calls together: `work` keeps nothing of their size, and asks for no other. The wait for an image that comes slowly
+ * keeps nobody waiting, since it is read before.
+ */
+export async function withImage<T>(
+  input: ImageInput,
+  options: DecodeOptions,
+  work: (image: DecodedImage) => Promise<T>,
+): Promise<T> {
+  const decode = await openImage(input, options);
+  return decoding.run(async () => work(await decode()), options.signal);
+}
+
+/** Reads an image; what it gives decodes it. */
+async function openImage(
+  input: ImageInput,
+  { maxPixels = MAX_PIXELS, signal }: DecodeOptions,
+): Promise<() => Promise<DecodedImage>> {
   signal?.throwIfAborted();
-  if (isRawPixels(input)) return fromRawPixels(input, maxPixels);
+  if (isRawPixels(input)) {
+    const raw = checkRawPixels(input, maxPixels);
+    return () => fromRawPixels(raw, signal);
+  }
   const { bytes, name } = await orAborted(() => readInput(input, signal), signal);
-  return decodeBytes(bytes, name, maxPixels, signal);
+  return () => decodeBytes(bytes, name, maxPixels, signal);
 }
 
 /**
@@ -85,7 +112,7 @@ export async function checkImage(input: ImageInput, options: DecodeOptions = {})
   const { maxPixels = MAX_PIXELS, signal } = options;
   signal?.throwIfAborted();
   if (isRawPixels(input)) {
-    fromRawPixels(input, maxPixels);
+    checkRawPixels(input, maxPixels);
     return;
   }
   const { bytes, name } = await orAborted(() => readInput(input, signal), signal);
@@ -121,19 +148,23 @@ function isBytes(value: unknown): value is ArrayBufferView | ArrayBuffer {
   return ArrayBuffer.isView(value) || types.isAnyArrayBuffer(value);
 }
 
-function bytesOf(value: ArrayBufferView | ArrayBuffer): Uint8Array {
+/** @param what What messages call them. */
+function bytesOf(value: ArrayBufferView | ArrayBuffer, what = "bytes"): Uint8Array {
   try {
     return ArrayBuffer.isView(value)
       ? new Uint8Array(value.buffer, value.byteOffset, value.byteLength)
       : new Uint8Array(value);
   } catch (cause) {
-    throw new InvalidImageError(
-      "IMAGE_UNSUPPORTED_INPUT",
-      "the bytes of the image are not here any more: their buffer was transferred",
-      { cause },
-    );
+    throw transferred(what, cause);
   }
 }
+
+const transferred = (what: string, cause?: unknown) =>
+  new InvalidImageError(
+    "IMAGE_UNSUPPORTED_INPUT",
+    `the ${what} of the image are not here any more: their buffer was transferred`,
+    { cause },
+  );
 
 const nameOfBytes = ({ length }: Uint8Array): string => `the image (${length} bytes)`;
 
@@ -340,7 +371,8 @@ async function decodeBytes(
     });
   signal?.throwIfAborted();
   const { width, height, channels } = info;
-  return { pixels: toRgb(data, width * height, channels), width, height };
+  const pixels = channels === 3 ? data : await rgbOf(data, width * height, channels, signal);
+  return { pixels, width, height };
 }
 
 /** Brands of ISO base media files that hold HEVC images (ISO/IEC 23008-12, annex B). */
@@ -381,11 +413,32 @@ function checkSize(name: string, width: number, height: number, maxPixels: numbe
   throw new InvalidImageError("IMAGE_TOO_LARGE", message);
 }
 
-/** Pixels of 1 (gray), 3 (RGB) or 4 (RGBA, laid on white) bytes as RGB. */
-function toRgb(pixels: Uint8Array, count: number, channels: number): Uint8Array {
-  if (channels === 3) return pixels;
+/** How many pixels JavaScript's thread converts in one turn: a millisecond or two. */
+const TURN_PIXELS = 2 ** 16;
+
+/** Pixels of 1 (gray), 3 (RGB) or 4 (RGBA, laid on white) bytes as RGB, which is a copy; other work comes between. */
+async function rgbOf(
+  pixels: Uint8Array,
+  count: number,
+  channels: number,
+  signal: AbortSignal | undefined,
+): Promise<Uint8Array> {
   const rgb = new Uint8Array(count * 3);
-  if (channels === 4) {
+  for (let first = 0; first < count; first += TURN_PIXELS) {
+    if (first > 0) await setImmediate();
+    signal?.throwIfAborted();
+    if (pixels.length !== count * channels) throw transferred("pixels");
+    const end = Math.min(first + TURN_PIXELS, count);
+    const source = pixels.subarray(first * channels, end * channels);
+    convertToRgb(source, channels, rgb.subarray(first * 3, end * 3));
+  }
+  return rgb;
+}
+
+function convertToRgb(pixels: Uint8Array, channels: number, rgb: Uint8Array): void {
+  if (channels === 3) {
+    rgb.set(pixels);
+  } else if (channels === 4) {
     for (let from = 0, to = 0; to < rgb.length; from += 4) {
       const alpha = pixels[from + 3]!;
       const white = 255 * (255 - alpha);
@@ -396,14 +449,20 @@ function toRgb(pixels: Uint8Array, count: number, channels: number): Uint8Array 
       for (let c = 0; c < 3; c++) rgb[to++] = pixels[from]!;
     }
   }
-  return rgb;
 }
 
 function isRawPixels(input: unknown): input is RawPixels {
   return typeof input === "object" && input !== null && "pixels" in input;
 }
 
-function fromRawPixels({ pixels, width, height }: RawPixels, maxPixels: number): DecodedImage {
+interface CheckedPixels {
+  bytes: Uint8Array;
+  channels: number;
+  width: number;
+  height: number;
+}
+
+function checkRawPixels({ pixels, width, height }: RawPixels, maxPixels: number): CheckedPixels {
   const unsuitable = (message: string) => new InvalidImageError("IMAGE_UNSUPPORTED_INPUT", message);
   if (![width, height].every((side) => Number.isSafeInteger(side) && side >= 0)) {
     throw unsuitable(
@@ -418,13 +477,21 @@ function fromRawPixels({ pixels, width, height }: RawPixels, maxPixels: number):
     throw new InvalidImageError("IMAGE_EMPTY", `an image of ${width} x ${height} pixels is empty`);
   }
   checkSize("the image", width, height, maxPixels);
-  const channels = pixels.length / count;
+  const bytes = bytesOf(pixels, "pixels");
+  const channels = bytes.length / count;
   if (channels !== 3 && channels !== 4) {
     throw unsuitable(
       `expected ${count * 3} (RGB) or ${count * 4} (RGBA) bytes for ${width} x ${height} pixels ` +
-        `but received ${pixels.length}`,
+        `but received ${bytes.length}`,
     );
   }
-  const bytes = new Uint8Array(pixels.buffer, pixels.byteOffset, pixels.length);
-  return { pixels: toRgb(bytes, count, channels), width, height };
+  return { bytes, channels, width, height };
+}
+
+/** A copy: the caller may change its own or transfer it while the work goes on. */
+async function fromRawPixels(
+  { bytes, channels, width, height }: CheckedPixels,
+  signal: AbortSignal | undefined,
+): Promise<DecodedImage> {
+  return { pixels: await rgbOf(bytes, width * height, channels, signal), width, height };
 }

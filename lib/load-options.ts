@@ -82,7 +82,9 @@ export function parseLoadOptions(
   if (options.isa !== undefined && device.kind === "cuda") {
     throw invalidOption('no value with device "cuda"', "isa", options.isa);
   }
-  const isa = parseIsa(options.isa ?? (process.env.UNIFLUID_ISA || undefined), addon);
+  const isa =
+    parseIsa("isa", options.isa ?? undefined, addon) ??
+    parseIsa("UNIFLUID_ISA", process.env.UNIFLUID_ISA || undefined, addon);
   return {
     device,
     dtype: dtype === "auto" ? "bfloat16" : dtype,
@@ -109,14 +111,16 @@ export function parseLoadOptions(
   };
 }
 
+/** @param option Where the name comes from. */
 function parseIsa(
+  option: string,
   name: string | undefined,
   addon: Pick<NativeAddon, "instructionSets">,
 ): string | undefined {
   if (name === undefined) return undefined;
   const sets = addon.instructionSets();
   const set = sets.find((candidate) => candidate.name === name);
-  if (!set) throw invalidOption(sets.map((s) => `"${s.name}"`).join(" or "), "isa", name);
+  if (!set) throw invalidOption(sets.map((s) => `"${s.name}"`).join(" or "), option, name);
   if (!set.supported) {
     throw new DeviceError("DEVICE_UNAVAILABLE", `this processor has no ${name} instructions`);
   }

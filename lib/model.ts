@@ -38,7 +38,7 @@ import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
 import { InvalidImageError, InvalidOptionError } from "./errors.js";
 import { imageSettings, mostSteps, textSettings } from "./generation-config.js";
 import { Image } from "./image.js";
-import { decodeImage, type ImageInput } from "./image-input.js";
+import { type ImageInput, withImage } from "./image-input.js";
 import { loadModel } from "./load-model.js";
 import { type LoadOptions, parseLoadOptions } from "./load-options.js";
 import { describeModel, type ModelInfo } from "./model-info.js";
@@ -61,6 +61,9 @@ import { parseSeed, type Seed, seedOfItem } from "./seed.js";
 import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
+
+/** The longest side of an image that the engine encodes. */
+const MOST_ENCODED = 2 ** 15;
 
 /** What the items of a bulk run are: their fields beside options, the options' names, and a check of the run's. */
 interface BulkKind<Options> {
@@ -420,6 +423,8 @@ export class UniFluid implements AsyncDisposable {
     const { vocabSize } = this.checkpoint.spec.text!;
     let prefix: Prefix;
     if (plain) {
+      for (const name of ["image", "task", "question"] as const)
+        if (o[name] !== undefined) throw invalidOption("no value beside tokens", name, o[name]);
       prefix = this.prefixes.plainTokens(tokensOption("tokens", o.tokens, vocabSize));
     } else {
       const task = choiceOption("task", o.task, ["caption", "answer"]);
@@ -444,10 +449,13 @@ export class UniFluid implements AsyncDisposable {
     this.requests.model();
     const { preprocessor, spec } = this.checkpoint;
     const { imageSize } = spec.vision!;
-    const pixels = await this.requests.prepare(async (ends) => {
-      const decoded = await decodeImage(image, { signal: ends });
-      return toVisionPixels(decoded, preprocessor!, this.addon, imageSize);
-    }, signal);
+    const pixels = await this.requests.prepare(
+      (ends) =>
+        withImage(image, { signal: ends }, (decoded) =>
+          toVisionPixels(decoded, preprocessor!, this.addon, imageSize),
+        ),
+      signal,
+    );
     const done = await this.requests.run({ kind: "features", pixels, priority }, signal);
     return done.features!;
   }
@@ -462,14 +470,15 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, "encode");
     const { signal, priority } = callOptions(options);
     this.requests.model();
-    const read = (ends: AbortSignal) => decodeImage(image, { signal: ends });
-    const decoded = await this.requests.prepare(read, signal);
-    const [width, height] = this.encodedSize(decoded);
-    const pixels = await toVaePixels(decoded, width, height, this.addon);
-    const done = await this.requests.run(
-      { kind: "encode", pixels, width, height, priority },
+    const prepared = await this.requests.prepare(
+      (ends) =>
+        withImage(image, { signal: ends }, async (decoded) => {
+          const [width, height] = this.encodedSize(decoded);
+          return { width, height, pixels: await toVaePixels(decoded, width, height, this.addon) };
+        }),
       signal,
     );
+    const done = await this.requests.run({ kind: "encode", ...prepared, priority }, signal);
     return done.latents!;
   }
 
@@ -481,6 +490,12 @@ export class UniFluid implements AsyncDisposable {
       throw new InvalidImageError(
         "IMAGE_UNSUPPORTED_INPUT",
         `expected an image whose sides are multiples of ${unit} but received ${image.width} x ${image.height}`,
+      );
+    }
+    if (Math.max(image.width, image.height) > MOST_ENCODED) {
+      throw new InvalidImageError(
+        "IMAGE_TOO_LARGE",
+        `the image has ${image.width} x ${image.height} pixels; an autoencoder encodes sides of at most ${MOST_ENCODED}`,
       );
     }
     return [image.width, image.height];

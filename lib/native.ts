@@ -446,7 +446,10 @@ export interface NativeAddon {
   findNonFinite(
     spec: NativeModelSpec,
   ): Promise<{ name: string; index: number; value: number } | null>;
-  /** Antialiased resampling of RGB bytes as Pillow does it, off the main thread. */
+  /**
+   * Antialiased resampling of RGB bytes as Pillow does it, off the main thread. They are read in place: nobody may
+   * transfer or change them meanwhile.
+   */
   resizeImage(
     pixels: Uint8Array,
     width: number,

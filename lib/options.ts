@@ -61,7 +61,7 @@ export function tokensOption(
   vocabSize: number,
   { empty = false } = {},
 ): Int32Array {
-  if (!Array.isArray(value) && !types.isInt32Array(value)) {
+  if (!Array.isArray(value) && !isNumbers(value)) {
     throw invalidOption("an array of token ids", name, value);
   }
   if (isTransferred(value)) {
@@ -72,6 +72,12 @@ export function tokensOption(
   return Int32Array.from(ids, (id, i) =>
     integerOption(`${name}[${i}]`, id, { min: 0, max: vocabSize - 1 }),
   );
+}
+
+/** A typed array of numbers, whichever they are. */
+function isNumbers(value: unknown): value is NodeJS.TypedArray & ArrayLike<number> {
+  if (types.isBigInt64Array(value) || types.isBigUint64Array(value)) return false;
+  return types.isTypedArray(value);
 }
 
 /** Whether an array's memory went to another owner; its length is 0 then, as that of an empty one. */

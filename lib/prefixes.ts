@@ -3,7 +3,7 @@
 import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { PromptTooLongError } from "./errors.js";
-import { decodeImage, type ImageInput } from "./image-input.js";
+import { type ImageInput, withImage } from "./image-input.js";
 import type { NativeAddon, NativePrefix } from "./native.js";
 import { toVaePixels, toVisionPixels } from "./preprocess.js";
 import { fillTemplate, type TemplateTask } from "./prompts.js";
@@ -112,21 +112,22 @@ export class PrefixBuilder {
     return { native: { ...pixels, tokens }, emptyTokens, rows: tokens.length + rows };
   }
 
-  private async prepare(
+  private prepare(
     task: ReadingTask,
     input: ImageInput,
     signal?: AbortSignal,
   ): Promise<PreparedImage> {
     const { preprocessor, spec } = this.checkpoint;
     const vision = spec.vision!;
-    const image = await decodeImage(input, { signal });
-    const visionPixels = await toVisionPixels(image, preprocessor!, this.addon, vision.imageSize);
-    const rows = imageRows(this.checkpoint, task);
-    if (task !== "edit" || !spec.image!.editSourceLatents)
-      return { pixels: { visionPixels }, rows };
-    const side = this.checkpoint.config!.image!.imageSize;
-    const sourcePixels = await toVaePixels(image, side, side, this.addon);
-    return { pixels: { visionPixels, sourcePixels }, rows };
+    return withImage(input, { signal }, async (image) => {
+      const visionPixels = await toVisionPixels(image, preprocessor!, this.addon, vision.imageSize);
+      const rows = imageRows(this.checkpoint, task);
+      if (task !== "edit" || !spec.image!.editSourceLatents)
+        return { pixels: { visionPixels }, rows };
+      const side = this.checkpoint.config!.image!.imageSize;
+      const sourcePixels = await toVaePixels(image, side, side, this.addon);
+      return { pixels: { visionPixels, sourcePixels }, rows };
+    });
   }
 
   /** Throws unless a sequence of this prefix may have `suffix` more rows. */

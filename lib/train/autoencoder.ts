@@ -7,6 +7,7 @@ import { bfloat16Bytes, writeSafetensors } from "../checkpoint/safetensors-write
 import { storedName } from "../checkpoint/tensor-names.js";
 import { ENCODER_TENSORS, vaeFactor } from "../checkpoint/vae-config.js";
 import { contactSheet } from "../contact-sheet.js";
+import { decoding } from "../decoding.js";
 import type { Device } from "../device.js";
 import { InvalidConfigError, TrainingDataError } from "../errors.js";
 import { Image } from "../image.js";
@@ -25,7 +26,6 @@ import { resize, toVaePixels } from "../preprocess.js";
 import { psnr } from "../psnr.js";
 import { BrokenRecords } from "./broken-records.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
-import { decoding } from "./decoding.js";
 import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
 import { dealt, largestBatch, Mixture, openSource } from "./mixture.js";
 import { createTrainer } from "./native-trainer.js";

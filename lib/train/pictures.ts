@@ -11,13 +11,13 @@ import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { storedBytes } from "../checkpoint/stored-types.js";
 import { ENCODER_TENSORS } from "../checkpoint/vae-config.js";
+import { decoding } from "../decoding.js";
 import { DisposedError, TrainingDataError } from "../errors.js";
-import { decodeImage } from "../image-input.js";
+import { type DecodedImage, decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
 import { makeFolder } from "../make-folder.js";
 import { UniFluid } from "../model.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
-import { decoding } from "./decoding.js";
 
 export interface Picture {
   /** RGB at the size that the vision tower reads, [side, side, 3]; of a model without one, what latents are of. */
@@ -240,10 +240,12 @@ export class Pictures {
   }
 
   private async add(input: string | Uint8Array, stamp: Stamp): Promise<Entry> {
-    const slot = await decoding.run(async () => {
+    const { slot, image } = await decoding.run(async () => {
       this.expectOpen(); // it may have been closed while this waited
-      return this.slotOf(input);
+      return this.pixelsOf(input);
     });
+    // Encoding has the image decoded as any does, which takes a place of its own.
+    await this.addLatents(slot, image);
     const write = this.writing
       .then(() => this.append(stamp, slot))
       .catch((cause) => {
@@ -256,21 +258,23 @@ export class Pictures {
     return write;
   }
 
-  /** What is kept of a picture. */
-  private async slotOf(input: string | Uint8Array): Promise<Buffer> {
+  /** What is kept of a picture, but for its latents, and the picture that these are of. */
+  private async pixelsOf(input: string | Uint8Array) {
     const decoded = await decodeImage(input);
     const at = ({ side, filter }: Plane) => resize(decoded, side, side, filter, loadAddon());
-    const { read, drawn, latents: count } = this.layout;
+    const { read, drawn } = this.layout;
     const slot = Buffer.alloc(this.slotBytes);
     const image = await at(drawn);
     slot.set(image.pixels);
     if (read) slot.set((await at(read)).pixels, bytesOf(drawn));
-    if (count > 0) {
-      const latents = await (await this.encoder()).encodeImage(image);
-      const bytes = new Uint8Array(latents.buffer, latents.byteOffset, latents.byteLength);
-      slot.set(bytes, slot.length - bytes.length);
-    }
-    return slot;
+    return { slot, image };
+  }
+
+  private async addLatents(slot: Buffer, image: DecodedImage): Promise<void> {
+    if (this.layout.latents === 0) return;
+    const latents = await (await this.encoder()).encodeImage(image);
+    const bytes = new Uint8Array(latents.buffer, latents.byteOffset, latents.byteLength);
+    slot.set(bytes, slot.length - bytes.length);
   }
 
   /** The model whose autoencoder makes latents; where it cannot be loaded, the next picture tries again. */

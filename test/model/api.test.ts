@@ -473,6 +473,11 @@ describe("what cannot be done is refused", () => {
     ["ids that are none", async () => gemma.detokenize([1.5])],
     ["ids that only look like an Int32Array", async () => gemma.detokenize(pretended())],
     ["bytes for many images", async () => uni.captionAll(new Uint8Array(4) as never).next()],
+    ["ids that are bigints", async () => gemma.detokenize(new BigInt64Array(2) as never)],
+    ["a typed array of what is no id", async () => gemma.detokenize(new Float32Array([1.5]))],
+    ["tokens and an image", () => uni.logits({ tokens: [2], image: picture } as LogitsOptions)],
+    ["tokens and a task", () => uni.logits({ tokens: [2], task: "caption" } as never)],
+    ["tokens and a question", () => uni.logits({ tokens: [2], question: "who?" } as never)],
     ["ids whose buffer was transferred", async () => gemma.detokenize(transferred())],
     ["a suffix whose buffer was", () => gemma.logits({ tokens: [2], suffix: transferred() })],
   ])("%s", async (_name, call) => {
@@ -492,6 +497,15 @@ describe("what cannot be done is refused", () => {
     await expect(uni.caption(image as never)).rejects.toMatchObject({ code });
     await expect(uni.edit(image as never, "a")).rejects.toMatchObject({ code });
     await expect(uni.encodeImage(image as never)).rejects.toMatchObject({ code });
+  });
+
+  test("an image that is too long for an autoencoder alone", async () => {
+    const [width, height] = [40_000, 4];
+    const long = { pixels: new Uint8Array(width * height * 3), width, height };
+    await expect(vae.encodeImage(long)).rejects.toMatchObject({
+      code: "IMAGE_TOO_LARGE",
+      message: expect.stringContaining("40000 x 4 pixels"),
+    });
   });
 
   test("an item of many that is a list itself", async () => {
@@ -536,6 +550,16 @@ test("requests beyond maxSequences wait their turn", async () => {
   const images = await model.generate(prompts, { seed: 1 });
   for (const [i, prompt] of prompts.entries()) {
     expect(same(images[i]!, await uni.generate(prompt, { seed: 1 + i }))).toBe(true);
+  }
+});
+
+test("ids in any typed array of numbers", async () => {
+  const ids = gemma.tokenize("a b");
+  const expected = await gemma.logits({ tokens: ids });
+  for (const Type of [Int16Array, Int32Array, Uint16Array, Uint32Array, Float32Array]) {
+    const tokens = Type.from(ids);
+    expect(gemma.detokenize(tokens)).toBe(gemma.detokenize(ids));
+    expect(await gemma.logits({ tokens })).toEqual(expected);
   }
 });
 

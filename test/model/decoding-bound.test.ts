@@ -1,13 +1,14 @@
-/** However many examples a step has, few pictures are decoded at once. */
+/** However many images a call has, or examples a step, few are decoded at once. */
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { stringify } from "yaml";
-import { locateCheckpoint, readCheckpoint } from "../../lib";
+import { locateCheckpoint, readCheckpoint, UniFluid } from "../../lib";
+import { loadAddon } from "../../lib/addon";
+import { Semaphore } from "../../lib/decoding";
 import { initCheckpoint } from "../../lib/init/init";
 import { writeDataset } from "../../lib/scenes/dataset";
-import { Semaphore } from "../../lib/train/decoding";
 import { Pictures } from "../../lib/train/pictures";
 import { trained } from "../support/runs";
 
@@ -90,4 +91,84 @@ test("places are given in the order of asking, also where work fails", async () 
     Array.from({ length: 9 }, (_, i) => (i % 2 ? "rejected" : "fulfilled")),
   );
   expect(await places.run(async () => 10)).toBe(10);
+});
+
+test("a signal ends the wait for a place, which nobody else loses by it", async () => {
+  const places = new Semaphore(1);
+  const reason = new Error("enough");
+  let finish = () => {};
+  const first = places.run(() => new Promise<void>((resolve) => (finish = resolve)));
+  const controller = new AbortController();
+  const work = jest.fn(async () => {});
+  const given = places.run(work, controller.signal);
+  const last = places.run(async () => "last", new AbortController().signal);
+  controller.abort(reason);
+  await expect(given).rejects.toBe(reason);
+  await expect(places.run(work, AbortSignal.abort(reason))).rejects.toBe(reason);
+  finish();
+  await first;
+  expect(await last).toBe("last");
+  expect(work).not.toHaveBeenCalled();
+});
+
+describe("images of calls", () => {
+  let model: UniFluid;
+  beforeAll(async () => {
+    model = await UniFluid.load("shapes-64", { device: "cpu", threads: 2 });
+  });
+  afterAll(() => model.dispose());
+
+  const image = (i: number) => ({
+    pixels: new Uint8Array(90 * 70 * 3).fill(i),
+    width: 90,
+    height: 70,
+  });
+  const images = Array.from({ length: 24 }, (_, i) => image(i));
+
+  /** How many images are there at once while `work` runs: each takes a while to resize. */
+  async function mostDuring(work: () => Promise<unknown>): Promise<number> {
+    const addon = loadAddon();
+    const resize = addon.resizeImage;
+    let [now, most] = [0, 0];
+    const spy = jest.spyOn(addon, "resizeImage").mockImplementation(async (...args) => {
+      most = Math.max(most, ++now);
+      await setTimeout(20);
+      now--;
+      return resize(...args);
+    });
+    try {
+      await work();
+    } finally {
+      spy.mockRestore();
+    }
+    return most;
+  }
+
+  const calls: Record<string, () => Promise<unknown>> = {
+    caption: () => model.caption(images, { maxNewTokens: 1 }),
+    edit: () =>
+      model.edit(
+        images,
+        images.map(() => "make it blue"),
+        { steps: 1 },
+      ),
+    encodeImage: () => Promise.all(images.map((one) => model.encodeImage(one))),
+    imageFeatures: () => Promise.all(images.map((one) => model.imageFeatures(one))),
+  };
+  test.each(Object.keys(calls))("of %s", async (name) => {
+    const most = await mostDuring(calls[name]!);
+    expect(most).toBeGreaterThan(1);
+    expect(most).toBeLessThanOrEqual(8);
+  });
+
+  test("one that comes slowly keeps no other waiting", async () => {
+    const controller = new AbortController();
+    const stalled = { arrayBuffer: () => new Promise<ArrayBuffer>(() => {}) };
+    const waiting = Array.from({ length: 9 }, () =>
+      model.caption(stalled, { signal: controller.signal }),
+    );
+    expect(await model.caption(image(1), { maxNewTokens: 1 })).toEqual(expect.any(String));
+    controller.abort(new Error("enough"));
+    for (const one of waiting) await expect(one).rejects.toThrow("enough");
+  });
 });

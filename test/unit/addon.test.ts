@@ -2,6 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { candidates, describeMachine, findAddon, loadFrom } from "../../lib/addon";
+import { version } from "../../package.json";
 
 const folder = mkdtempSync(join(tmpdir(), "unifluid-addon-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -14,7 +15,7 @@ test("the addon of this machine loads once", () => {
   const found = findAddon();
   expect(findAddon()).toBe(found);
   expect(found.path).toMatch(/unifluid\.node$/);
-  expect(found.addon.version).toMatch(/^\d+\.\d+\.\d+/);
+  expect(found.addon.version).toBe(version);
   expect(found.addon.instructionSets().some((set) => set.supported)).toBe(true);
 });
 
@@ -47,6 +48,16 @@ test("another library, and one that is passed over", () => {
   const { path } = findAddon();
   const other = { path, load: () => ({}) };
   expect(() => loadFrom([other])).toThrow(/not this package's addon/);
-  const addon = { loadModel: () => undefined };
+  const addon = { loadModel: () => undefined, version };
   expect(loadFrom([other, { path, load: () => addon }]).addon).toBe(addon);
+});
+
+test("one that another version of the package left behind", () => {
+  const { path, addon } = findAddon();
+  const stale = { path, load: () => ({ ...addon, version: "0.0.9" }) };
+  const attempt = () => loadFrom([stale]);
+  expect(attempt).toThrow(expect.objectContaining({ code: "NATIVE_LOAD_FAILED" }));
+  expect(attempt).toThrow(`it is of version 0.0.9, and this package of ${version}`);
+  expect(attempt).toThrow("npx unifluid build");
+  expect(loadFrom([stale, { path, load: () => addon }]).addon).toBe(addon);
 });

@@ -152,6 +152,64 @@ test("bytes that were transferred", async () => {
   }
 });
 
+test("pixels that were transferred, also while they are converted", async () => {
+  const gone = new Uint8Array(width * height * 3);
+  structuredClone(gone, { transfer: [gone.buffer] });
+  const side = 1024;
+  const going = new Uint8Array(side * side * 4);
+  const reading = failure({ pixels: going, width: side, height: side });
+  setImmediate(() => structuredClone(going, { transfer: [going.buffer] }));
+  const message = "the pixels of the image are not here any more: their buffer was transferred";
+  expect(await failure({ pixels: gone, width, height })).toEqual([
+    "IMAGE_UNSUPPORTED_INPUT",
+    message,
+  ]);
+  expect(await reading).toEqual(["IMAGE_UNSUPPORTED_INPUT", message]);
+});
+
+describe("large pixels", () => {
+  const side = 1000;
+  const large = new Uint8Array(side * side * 4).map((_, i) => (i * 31) >> 3);
+
+  test.each([3, 4])(
+    "of %d channels are converted bit by bit, and other work comes between",
+    async (channels) => {
+      const given = large.subarray(0, side * side * channels);
+      let turns = 0;
+      let immediate: NodeJS.Immediate;
+      const turn = () => {
+        turns++;
+        immediate = setImmediate(turn);
+      };
+      turn();
+      const decoded = await decodeImage({ pixels: given, width: side, height: side });
+      clearImmediate(immediate!);
+      expect(turns).toBeGreaterThan(8);
+      const expected = new Uint8Array(side * side * 3).map((_, i) => {
+        const [at, c] = [Math.floor(i / 3) * channels, i % 3];
+        const alpha = channels === 4 ? given[at + 3]! : 255;
+        return Math.round((given[at + c]! * alpha + 255 * (255 - alpha)) / 255);
+      });
+      expect(Buffer.from(decoded.pixels).equals(expected)).toBe(true);
+    },
+  );
+
+  test("are the caller's own, whose changes come too late once they are decoded", async () => {
+    const own = new Uint8Array(pixels);
+    const decoded = await decodeImage({ pixels: own, width, height });
+    own.fill(0);
+    expect(decoded.pixels).toEqual(pixels);
+  });
+
+  test("are given up when a signal aborts", async () => {
+    const controller = new AbortController();
+    const { signal } = controller;
+    const reading = decodeImage({ pixels: large, width: side, height: side }, { signal });
+    setImmediate(() => controller.abort(new Error("enough")));
+    await expect(reading).rejects.toThrow("enough");
+  });
+});
+
 describe("what has no size", () => {
   test("is read to its end", async () => {
     const path = join(folder, "picture.fifo");

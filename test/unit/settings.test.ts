@@ -187,6 +187,12 @@ describe("options of load", () => {
     });
   });
 
+  test("what the environment says is told by the variable's name", () => {
+    process.env.UNIFLUID_ISA = "sse";
+    expect(() => parse()).toThrow(/"baseline" or "avx9" for UNIFLUID_ISA but received "sse"/);
+    expect(parse({ isa: "baseline" }).native.isa).toBe("baseline");
+  });
+
   test.each<[unknown, object]>([
     [{ threads: 0 }, invalid("expected an integer from 1 to 1024 for threads but received 0")],
     [{ device: "tpu" }, invalid(/"auto", "cpu", "cuda" or "cuda:" .* for device .* "tpu"/)],
