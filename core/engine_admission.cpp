@@ -98,9 +98,10 @@ bool Engine::make_room(const Waiting& next) {
                           ? 0
                           : backend.allocated_size(step_bytes(alone.rows, alone.texts)) +
                                 backend.scratch_needed(alone);
-  if (bytes + more > most)
+  const size_t cache = bytes - image_rows_bytes(next.request, *model_);
+  if (std::max(bytes, cache + more) > most)
     throw Error(error_code::kInsufficientMemory,
-                "the sequence needs " + std::to_string(bytes) + " bytes for its cache and " +
+                "the sequence needs " + std::to_string(cache) + " bytes for its cache and " +
                     std::to_string(more) + " for its largest step where " + std::to_string(most) +
                     " could be had with nothing else running");
   if (const size_t image = image_bytes(next.request); image > most)

@@ -194,9 +194,11 @@ struct BytesNeeded {
   size_t operator()(const DecodeRequest&) const { return 0; }
 };
 
-// What the image took of the workspace is given back where a cache of `bytes` needs it.
-void make_way(size_t bytes, Model& model, Workspace& workspace) {
-  if (bytes > model.backend->available()) workspace.trim(0);
+// What the image took of the workspace is given back where the cache of `r` needs it.
+template <class R>
+void make_way(const R& r, Model& model, Workspace& workspace) {
+  const BytesNeeded needed{model};
+  if (needed(r) - needed.image(r.prefix) > model.backend->available()) workspace.trim(0);
 }
 
 // Rows of a stream behind its prefix.
@@ -250,13 +252,24 @@ size_t sequence_bytes(const Request& request, const Model& model) {
   return std::visit(BytesNeeded{model}, request);
 }
 
+size_t image_rows_bytes(const Request& request, const Model& model) {
+  return std::visit(
+      [&](const auto& r) -> size_t {
+        if constexpr (requires { r.prefix; })
+          return BytesNeeded{model}.image(r.prefix);
+        else
+          return 0;
+      },
+      request);
+}
+
 std::vector<PendingRows> pending_rows(const Request& request, const Model& model) {
   return std::visit(RowsNeeded{model}, request);
 }
 
 Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& workspace) {
   const ImageRows image = image_rows(r.prefix, model, workspace);
-  make_way(BytesNeeded{model}(r), model, workspace);
+  make_way(r, model, workspace);
   Sequence s{id, {}, TextState{}};
   // The last token is returned, not fed.
   s.streams.push_back(make_stream(image.rows, r.prefix.tokens, causal_tokens(r.prefix),
@@ -277,7 +290,7 @@ Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& w
   ScoreState score{wanted.first, HostShare(*model.backend, bytes), {}};
   score.logits.reserve(bytes / sizeof(float));
   const ImageRows image = image_rows(r.prefix, model, workspace);
-  make_way(BytesNeeded{model}(r), model, workspace);
+  make_way(r, model, workspace);
   const int64_t causal = causal_tokens(r.prefix) + size_of_tokens(r.suffix);
   std::vector<int32_t> tokens = r.prefix.tokens;
   tokens.insert(tokens.end(), r.suffix.begin(), r.suffix.end());
@@ -288,7 +301,7 @@ Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& w
 
 Sequence make_sequence(uint64_t id, DrawRequest&& r, Model& model, Workspace& workspace) {
   const ImageRows image = image_rows(r.prefix, model, workspace);
-  make_way(BytesNeeded{model}(r), model, workspace);
+  make_way(r, model, workspace);
   const ImageConfig& config = *model.config.image;
   const int64_t n = config.cells();
   DrawState state;

@@ -54,7 +54,7 @@ export interface DecodeOptions {
   signal?: AbortSignal;
 }
 
-const MAX_PIXELS = 64_000_000;
+export const MAX_PIXELS = 64_000_000;
 
 /** The longest side that the addon resizes. */
 const MAX_SIDE = 2 ** 20;
@@ -488,7 +488,7 @@ function checkRawPixels({ pixels, width, height }: RawPixels, maxPixels: number)
   return { bytes, channels, width, height };
 }
 
-/** A copy: the caller may change its own or transfer it while the work goes on. */
+/** A copy, made with other work between: the caller leaves its own alone until the call is done. */
 async function fromRawPixels(
   { bytes, channels, width, height }: CheckedPixels,
   signal: AbortSignal | undefined,

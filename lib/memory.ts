@@ -42,7 +42,7 @@ function partOf(name: string): ModelPart {
   return name.startsWith("language_model.") || name.startsWith("lm_head.") ? "text" : "image";
 }
 
-/** What pieces of a GPU's memory are rounded up to (cuda/arena.cpp). */
+/** What pieces of a GPU's memory are rounded up to (cuda/size_class.h). */
 const ALIGNMENT = 256;
 const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
@@ -77,7 +77,7 @@ export function estimateMemory(
     copied,
     cachePerRow,
     minimum: copied + cachePerRow * rows,
-    // Pieces are rounded up by an eighth at most (cuda/arena.cpp); of activations, which lie in a few of them, the
+    // Pieces are rounded up by an eighth at most (cuda/size_class.h); of activations, which lie in a few of them, the
     // ends are lost as well.
     onDevice: Math.ceil(
       uploaded + (9 / 8) * sequence + (5 / 4) * (largestStep * (deviceBytes / 4)),

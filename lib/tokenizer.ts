@@ -66,6 +66,18 @@ interface AddedTokenJson extends AddedToken {
   normalized?: boolean;
 }
 
+interface TokenizerJson {
+  model: { type: string; byte_fallback?: boolean; vocab: Record<string, number> };
+  pre_tokenizer?: { type: string; behavior?: string } | null;
+}
+
+/** Others may take a word as one unknown token, or leave out what they do not know, or spaces. */
+function keepsAllOf({ model, pre_tokenizer: pre }: TokenizerJson): boolean {
+  if (model.type !== "BPE" || !model.byte_fallback) return false;
+  const bytes = Object.keys(model.vocab).filter((token) => BYTE_TOKEN.test(token));
+  return bytes.length === 256 && (!pre || (pre.type === "Split" && pre.behavior !== "Removed"));
+}
+
 /** A token, or text of a section between added tokens. */
 type Part = { id: number } | { text: string; index: number };
 
@@ -79,6 +91,8 @@ export class Tokenizer {
   private constructor(
     private readonly library: LibraryTokenizer,
     private readonly added: readonly AddedTokenJson[],
+    /** Every character of a normalized text is in a token: it has no fewer tokens than times that it holds the longest. */
+    private readonly keepsAll: boolean,
   ) {
     const { decoder, normalizer } = library;
     this.special = new Set(added.filter((token) => token.special).map((token) => token.id));
@@ -124,7 +138,7 @@ export class Tokenizer {
       // The settings of tokenizer_config.json would change texts in ways the reference does not.
       const library = new LibraryTokenizer(json as object, { clean_up_tokenization_spaces: false });
       const { added_tokens: added } = json as { added_tokens: AddedTokenJson[] };
-      const tokenizer = new Tokenizer(library, added);
+      const tokenizer = new Tokenizer(library, added, keepsAllOf(json as TokenizerJson));
       // The library notices some of what it cannot do only when it is to do it.
       tokenizer.decode([...tokenizer.encode("a b\n\u00e9 \u{1f600}"), 0]);
       return tokenizer;
@@ -138,8 +152,8 @@ export class Tokenizer {
    * Token ids of a text, without special tokens around it. The library's parts are put together here: its
    * own way takes text that only normalization made equal to an added token for that token.
    *
-   * Throws `PROMPT_TOO_LONG` for a text that must have more than `most`, before it is cut into tokens, which takes
-   * seconds for a million characters.
+   * Throws `PROMPT_TOO_LONG` for a text that must have more than `most`, where that can be told before it is cut into
+   * tokens, which takes seconds for a million characters.
    */
   encode(text: string, most = Number.POSITIVE_INFINITY): number[] {
     const { normalizer } = this.library;
@@ -150,7 +164,8 @@ export class Tokenizer {
         .split(normalized)
         .map((part) => ("token" in part ? { id: part.token.id } : { text: part.text, index }));
     });
-    if (most < Number.POSITIVE_INFINITY) this.checkLength(parts, text.length, most);
+    if (this.keepsAll && most < Number.POSITIVE_INFINITY)
+      this.checkLength(parts, text.length, most);
     return parts.flatMap((part) =>
       "id" in part ? part.id : this.encodePlain(part.text, part.index),
     );
@@ -168,8 +183,8 @@ export class Tokenizer {
     );
   }
 
-  /** Length of the longest token, in UTF-16 units: a text has no fewer tokens than times that it holds this. */
-  get longestToken(): number {
+  /** Length of the longest token, in UTF-16 units. */
+  private get longestToken(): number {
     this.longest ??= [
       ...this.library.model.tokens_to_ids.keys(),
       ...this.added.map(({ content }) => content),

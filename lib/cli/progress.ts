@@ -31,9 +31,11 @@ export function openBar(format: string) {
     },
     Presets.shades_classic,
   );
-  let shown = false;
+  let [shown, over] = [false, false];
   return {
     show(value: number, total: number, text: string): void {
+      // Work that is given up may tell of its last steps after the end; a bar would keep the process alive.
+      if (over) return;
       if (shown) bar.update(value, { text });
       else bar.start(total, value, { text });
       shown = true;
@@ -43,6 +45,10 @@ export function openBar(format: string) {
       if (shown) bar.stop();
       shown = false;
     },
+    stop(): void {
+      this.clear();
+      over = true;
+    },
   };
 }
 
@@ -51,17 +57,17 @@ export function startProgress(context: Context, total: number): Progress {
   if (context.quiet || context.json || !process.stderr.isTTY) return NONE;
   const started = performance.now();
   let done = 0;
-  const { show, clear } = openBar("drawing {bar} {text}");
-  show(0, total, `0/${total} tokens`);
+  const bar = openBar("drawing {bar} {text}");
+  bar.show(0, total, `0/${total} tokens`);
   return {
     advance() {
       done++;
       const seconds = (performance.now() - started) / 1000;
       const left = duration((seconds / done) * (total - done));
-      show(done, total, `${done}/${total} tokens, ${left} left`);
+      bar.show(done, total, `${done}/${total} tokens, ${left} left`);
     },
-    clear,
-    stop: clear,
+    clear: () => bar.clear(),
+    stop: () => bar.stop(),
   };
 }
 
@@ -108,16 +114,16 @@ export function startRate(context: Context, total: number | undefined): RateProg
       stop: () => clearInterval(timer),
     };
   }
-  const { show, clear } = openBar(total === undefined ? "{text}" : "{bar} {text}");
+  const bar = openBar(total === undefined ? "{text}" : "{bar} {text}");
   let records = 0;
-  show(0, total ?? 1, "");
+  bar.show(0, total ?? 1, "");
   return {
     advance: (outcome) => {
       counts[outcome]++;
-      show(++records, total ?? 1, text());
+      bar.show(++records, total ?? 1, text());
     },
-    clear,
-    stop: clear,
+    clear: () => bar.clear(),
+    stop: () => bar.stop(),
   };
 }
 

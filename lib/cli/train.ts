@@ -73,14 +73,14 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
       .run()
       .catch(keepingFailed(caches))
       .catch(writingFailed(flags.out, ...caches));
-    progress.clear();
+    progress.stop();
     if (summary.brokenRecords > 0) note(context, skipped(summary.brokenRecords));
     const { step, checkpoint } = summary;
     note(context, checkpoint ? `step ${step}: ${checkpoint}` : "no step was done");
     if (context.json) await writeJson(summary);
     context.signal.throwIfAborted();
   } finally {
-    progress.clear();
+    progress.stop();
     await trainer.close();
   }
 }
@@ -118,7 +118,7 @@ function startTraining(context: Context) {
     const broken = m.brokenRecords ? `, ${m.brokenRecords} broken records` : "";
     return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left${broken}`;
   };
-  if (context.quiet || context.json) return { step() {}, clear() {} };
+  if (context.quiet || context.json) return { step() {}, clear() {}, stop() {} };
   if (!process.stderr.isTTY) {
     let last = 0;
     return {
@@ -128,12 +128,14 @@ function startTraining(context: Context) {
         note(context, `step ${m.step} of ${total}: ${text(m, total)}`);
       },
       clear() {},
+      stop() {},
     };
   }
-  const { show, clear } = openBar("{bar} {value}/{total} {text}");
+  const bar = openBar("{bar} {value}/{total} {text}");
   return {
-    step: (m: Metrics, total: number) => show(m.step, total, text(m, total)),
-    clear,
+    step: (m: Metrics, total: number) => bar.show(m.step, total, text(m, total)),
+    clear: () => bar.clear(),
+    stop: () => bar.stop(),
   };
 }
 

@@ -1,6 +1,6 @@
 /** A worker: takes jobs from the queue, does them with its model and leaves a result file for each. */
 
-import { readdir, readFile, rm } from "node:fs/promises";
+import { readdir, readFile, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { type Job as QueuedJob, UnrecoverableError, WaitingError, Worker } from "bullmq";
 import { onAbort } from "../abort.js";
@@ -61,8 +61,8 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<boo
   let broken: unknown;
   let wake = () => {};
   /** Whether an error is of the folder of results, and so ends this worker. */
-  const endIfUseless = (error: unknown): boolean => {
-    if (!isOfFolder(error)) return false;
+  const endIfUseless = async (error: unknown): Promise<boolean> => {
+    if (!(await isOfFolder(error, options.out))) return false;
     broken = error;
     wake();
     return true;
@@ -73,7 +73,7 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<boo
       try {
         await doJob(model, job, options, giveUp.signal);
       } catch (error) {
-        if (giveUp.signal.aborted || endIfUseless(error)) {
+        if (giveUp.signal.aborted || (await endIfUseless(error))) {
           // No failure of the job: it waits again, with as many attempts as before.
           await job.moveToWait(token);
           throw new WaitingError();
@@ -100,9 +100,9 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<boo
     options.onJob(left ? "retried" : "failed", job?.id ?? "?", error.message);
     if (!job || left) return;
     const written = writeFailure(job, error, options)
-      .catch((failure: Error) => {
+      .catch(async (failure: Error) => {
         options.onTrouble(failure);
-        endIfUseless(failure);
+        await endIfUseless(failure);
       })
       .finally(() => failures.delete(written));
     failures.add(written);
@@ -137,15 +137,22 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<boo
   return inOrder;
 }
 
-/** What lies in the place of a job's own files, which the next job does not meet. */
+/** What may lie in the place of a job's own files, which the next job does not meet: if the folder itself is well. */
 const IN_THE_WAY = new Set(["EEXIST", "EISDIR", "ENOTDIR", "ENOTEMPTY", "ENAMETOOLONG"]);
 
 /** Whether a job failed since nothing can be written to the folder of results: so would all others here. */
-function isOfFolder(error: unknown): boolean {
+async function isOfFolder(error: unknown, out: string): Promise<boolean> {
   // Of images that cannot be read the library makes errors of its own.
   const { errno, code = "" } = error as NodeJS.ErrnoException;
-  return typeof errno === "number" && !IN_THE_WAY.has(code);
+  if (typeof errno !== "number") return false;
+  return !IN_THE_WAY.has(code) || !(await isFolder(out));
 }
+
+const isFolder = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
 
 /** Whether a promise is fulfilled in so many milliseconds. */
 async function within(promise: Promise<unknown>, milliseconds: number): Promise<boolean> {

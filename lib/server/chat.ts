@@ -3,7 +3,7 @@
 import { randomUUID } from "node:crypto";
 import type { FastifyInstance } from "fastify";
 import type { WriteOptions } from "../call-options.js";
-import type { DecodedImage } from "../image-input.js";
+import type { ImageInput } from "../image-input.js";
 import type { WrittenText } from "../text-stream.js";
 import {
   checkModel,
@@ -64,7 +64,7 @@ type Pieces = AsyncGenerator<string, WrittenText, undefined>;
 function write(
   { model }: ServerContext,
   { task, text }: Question,
-  image: DecodedImage | undefined,
+  image: ImageInput | undefined,
   options: WriteOptions,
 ): Pieces {
   if (task === "complete") return model.completeStream(text, options);

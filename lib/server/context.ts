@@ -2,7 +2,7 @@
 
 import type { FastifyReply, FastifyRequest } from "fastify";
 import { UniFluidError } from "../errors.js";
-import { type DecodedImage, decodeImage } from "../image-input.js";
+import { checkImage } from "../image-input.js";
 import type { UniFluid } from "../model.js";
 import type { Task } from "../tasks.js";
 import { HttpError } from "./http-error.js";
@@ -124,12 +124,15 @@ const FORMATS: readonly [name: string, begin: string, after?: [number, string]][
   ["GIF", "GIF8"],
 ];
 
-/** The bytes of an image file, decoded. Throws `InvalidImageError`, or `HttpError` for other formats. */
-export async function decodeUpload(
+/**
+ * The bytes of an image file, of which the beginning was looked at: the model decodes it, when it has a place for that.
+ * Throws `InvalidImageError`, or `HttpError` for other formats.
+ */
+export async function checkUpload(
   context: ServerContext,
   bytes: Uint8Array,
   signal: AbortSignal,
-): Promise<DecodedImage> {
+): Promise<Uint8Array> {
   const head = Buffer.from(bytes.subarray(0, 16)).toString("latin1");
   const known = FORMATS.some(
     ([, begin, [at, more] = [0, ""]]) => head.startsWith(begin) && head.startsWith(more, at),
@@ -138,7 +141,8 @@ export async function decodeUpload(
     const names = FORMATS.map(([name]) => name).join(", ");
     throw new HttpError(422, "IMAGE_UNDECODABLE", `expected an image of the formats ${names}`);
   }
-  return decodeImage(bytes, { maxPixels: context.settings.maxPixels, signal });
+  await checkImage(bytes, { maxPixels: context.settings.maxPixels, signal });
+  return bytes;
 }
 
 /** The image that a URL in a request means: data, or what an allowed host sends. */
@@ -146,8 +150,8 @@ export async function imageOfUrl(
   context: ServerContext,
   url: string,
   signal: AbortSignal,
-): Promise<DecodedImage> {
-  if (/^data:/i.test(url)) return decodeUpload(context, dataUrlBytes(url), signal);
+): Promise<Uint8Array> {
+  if (/^data:/i.test(url)) return checkUpload(context, dataUrlBytes(url), signal);
   const { imageHosts, maxBodyBytes } = context.settings;
   const bytes = await fetchRemoteImage(url, {
     hosts: imageHosts,
@@ -155,7 +159,7 @@ export async function imageOfUrl(
     timeout: REMOTE_TIMEOUT,
     signal,
   });
-  return decodeUpload(context, bytes, signal);
+  return checkUpload(context, bytes, signal);
 }
 
 function dataUrlBytes(url: string): Buffer {

@@ -5,12 +5,12 @@ import type { DrawOptions } from "../call-options.js";
 import type { DrawingProgress } from "../drawing-stream.js";
 import { UniFluidError } from "../errors.js";
 import type { Image, ImageFormat } from "../image.js";
-import type { DecodedImage } from "../image-input.js";
+import type { ImageInput } from "../image-input.js";
 import { parseSeed } from "../seed.js";
 import {
   checkModel,
   checkPrompt,
-  decodeUpload,
+  checkUpload,
   imageOfUrl,
   logPrompt,
   refuseForm,
@@ -49,10 +49,10 @@ export function registerImages(app: FastifyInstance, context: ServerContext): vo
     checkModel(context, body.model, "edit");
     const { prompt } = body;
     return answer(context, request, reply, body, async (signal) => {
-      const source: DecodedImage =
+      const source: ImageInput =
         typeof image === "string"
           ? await imageOfUrl(context, image, signal)
-          : await decodeUpload(context, image, signal);
+          : await checkUpload(context, image, signal);
       return {
         event: "image_edit",
         draw: (n, options) => model.edit(source, Array<string>(n).fill(prompt), options),

@@ -2,6 +2,7 @@
 
 import { isIP } from "node:net";
 import { type NumberRange, show } from "../checkpoint/fields.js";
+import { MAX_PIXELS } from "../image-input.js";
 import { integerOption, invalidOption, optionsObject } from "../options.js";
 
 export interface ServerOptions {
@@ -70,7 +71,7 @@ const DEFAULTS: ServerSettings = {
 
 const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
   maxBodyBytes: { min: 1024, max: 2 ** 31 },
-  maxPixels: { min: 1, max: 2 ** 31 },
+  maxPixels: { min: 1, max: MAX_PIXELS },
   maxPromptLength: { min: 1, max: 10_000_000 },
   maxImages: { min: 1, max: 1000 },
   maxSteps: { min: 1, max: 1_000_000 },

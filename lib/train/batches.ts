@@ -22,10 +22,12 @@ export class Batches {
     private readonly pictures: readonly Pictures[],
   ) {}
 
+  /** `copy`: as `Pictures.open` has it. */
   static async open(
     checkpoint: Checkpoint,
     config: UnifiedRunConfig,
     onNote: (message: string) => void,
+    copy?: () => Promise<string | undefined>,
   ): Promise<Batches> {
     const mixture = await Mixture.open(config, new BrokenRecords(config.brokenShare, onNote));
     // Sources of one folder share their pictures, and all do where they are kept in one.
@@ -34,7 +36,7 @@ export class Batches {
     try {
       for (const { folder } of mixture.sources)
         if (!caches.has(cacheOf(folder)))
-          caches.set(cacheOf(folder), await Pictures.open(folder, checkpoint, config));
+          caches.set(cacheOf(folder), await Pictures.open(folder, checkpoint, { ...config, copy }));
     } catch (error) {
       for (const pictures of caches.values()) await pictures.close();
       await mixture.close();
@@ -75,7 +77,10 @@ export class Batches {
           );
         }
       };
-      await Promise.all(Array.from({ length: TOGETHER }, work));
+      const workers = Array.from({ length: TOGETHER }, work);
+      // Nobody goes on with a picture behind the end.
+      await Promise.allSettled(workers);
+      await Promise.all(workers);
     }
     return done.size;
   }

@@ -12,7 +12,7 @@ import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { storedBytes } from "../checkpoint/stored-types.js";
 import { ENCODER_TENSORS } from "../checkpoint/vae-config.js";
 import { decoding } from "../decoding.js";
-import { DisposedError, TrainingDataError } from "../errors.js";
+import { CheckpointNotFoundError, DisposedError, TrainingDataError } from "../errors.js";
 import { type DecodedImage, decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
 import { makeFolder } from "../make-folder.js";
@@ -94,6 +94,8 @@ export const CACHE_FOLDER = ".unifluid-cache";
 export interface PicturesOptions extends Pick<LoadOptions, "device" | "threads"> {
   /** The folder of packs, in place of the one beside the manifest or the shards. */
   cache?: string;
+  /** A directory that has the same autoencoder, for when the checkpoint's own is gone. */
+  copy?: () => Promise<string | undefined>;
 }
 
 /** The folder of packs of data that lies in `parent`. */
@@ -280,9 +282,14 @@ export class Pictures {
   /** The model whose autoencoder makes latents; where it cannot be loaded, the next picture tries again. */
   private async encoder(): Promise<UniFluid> {
     // They are kept: as exact as training takes them, wherever they are computed.
-    const { device, threads } = this.load;
+    const { device, threads, copy } = this.load;
     const { directory } = this.checkpoint;
-    this.model ??= UniFluid.load(directory, { device, threads, dtype: "float32" });
+    const load = (from: string) => UniFluid.load(from, { device, threads, dtype: "float32" });
+    this.model ??= load(directory).catch(async (error) => {
+      const other = error instanceof CheckpointNotFoundError ? await copy?.() : undefined;
+      if (other === undefined) throw error;
+      return load(other);
+    });
     const loading = this.model;
     try {
       return await loading;

@@ -205,6 +205,16 @@ export class RunFolder {
     return isThere(this.settings);
   }
 
+  /** The folder of the last checkpoint; undefined: there is none. */
+  async lastCheckpoint(): Promise<string | undefined> {
+    const names = await readdir(join(this.path, "checkpoints")).catch(() => []);
+    const last = names
+      .filter((name) => /^step-\d+$/.test(name))
+      .sort()
+      .at(-1);
+    return last && join(this.path, "checkpoints", last);
+  }
+
   /** Steps that have a whole checkpoint, the latest last. What a kill left half-written is removed. */
   async steps(): Promise<number[]> {
     const folder = join(this.path, "checkpoints");
@@ -347,11 +357,9 @@ export class RunFolder {
     };
     const positions = await read(POSITIONS_FILE, positionsSchema);
     const records = await read(RECORDS_FILE, recordsSchema);
-    // Earlier versions wrote neither.
-    if (!positions !== !records) {
-      const lost = positions ? RECORDS_FILE : POSITIONS_FILE;
-      throw new InvalidCheckpointError(`${this.checkpoint(step)} has no ${lost}`);
-    }
+    // Earlier versions wrote neither, or no counts.
+    if (records && !positions)
+      throw new InvalidCheckpointError(`${this.checkpoint(step)} has no ${POSITIONS_FILE}`);
     return { positions, records: records ?? { seen: 0, broken: [] } };
   }
 

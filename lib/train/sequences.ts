@@ -1,7 +1,7 @@
 /** Examples as the sequences that the native trainer takes (spec section 5). */
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { EOS } from "../checkpoint/config.js";
-import { InvalidRecordError } from "../errors.js";
+import { InvalidRecordError, PromptTooLongError } from "../errors.js";
 import type { NativeTrainingSequence } from "../native.js";
 import type { Random } from "../philox.js";
 import { imageRows } from "../prefixes.js";
@@ -95,15 +95,12 @@ export class Sequences {
   private ids(text: string): number[] {
     let ids = this.encoded.get(text);
     if (!ids) {
-      const tokenizer = this.checkpoint.tokenizer!;
-      // What cannot fit is not tokenized first, which takes long where it is longest.
-      const least = Math.ceil(text.length / tokenizer.longestToken);
-      if (least > this.limit)
-        throw new InvalidRecordError(
-          `its text of ${text.length} characters takes at least ${least} rows, but this model's sequences have at ` +
-            `most ${this.limit} (max_position_embeddings)`,
-        );
-      ids = tokenizer.encode(text);
+      try {
+        ids = this.checkpoint.tokenizer!.encode(text, this.limit);
+      } catch (error) {
+        if (!(error instanceof PromptTooLongError)) throw error;
+        throw new InvalidRecordError(error.message);
+      }
       // Prompts repeat; what does not should not fill the memory.
       if (this.encoded.size > 100_000) this.encoded.clear();
       this.encoded.set(text, ids);

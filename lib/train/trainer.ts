@@ -380,7 +380,9 @@ export class Trainer {
     const { sheet, figures } = drawn;
     await makeFolder(folder.samples);
     await sheet.save(this.sheet);
-    if (Object.keys(figures).length > 0) {
+    // They may be there already, where only the sheet was missing.
+    const told = this.figures.some(({ step }) => step === this.step);
+    if (Object.keys(figures).length > 0 && !told) {
       const line = { step: this.step, ...figures };
       this.figures.push(line);
       await appendFile(folder.figures, `${JSON.stringify(line)}\n`);

@@ -55,7 +55,8 @@ export class UnifiedSubject implements Subject {
       contextNoise: config.contextNoise,
       order: config.order,
     };
-    const data = await Batches.open(checkpoint, config, onNote);
+    // Its checkpoints have the same autoencoder, and outlive the model that the run began with.
+    const data = await Batches.open(checkpoint, config, onNote, () => folder.lastCheckpoint());
     try {
       const { spec, directory } = checkpoint;
       const of = { ...spec, tensors };

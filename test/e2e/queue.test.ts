@@ -219,7 +219,11 @@ withRedis("a queue", () => {
       expect(await status()).toMatchObject({ waiting: 20, dead: 0 });
     });
 
-    onLinux("while it works", async () => {
+    onLinux.each([
+      ["a folder that takes nothing", "/proc/self"],
+      ["nothing", "gone"],
+      ["a file", "jobs.txt"],
+    ])("while it works, as its folder has become %s", async (_name, place) => {
       const out = join(folder, "out");
       mkdirSync(join(folder, "real"));
       symlinkSync(join(folder, "real"), out);
@@ -229,7 +233,7 @@ withRedis("a queue", () => {
         child.stderr!.once("data", () => {
           // What no folder can be made in, whoever the user is.
           rmSync(out);
-          symlinkSync("/proc/self", out);
+          symlinkSync(place, out);
           void enqueue();
         });
       });

@@ -193,6 +193,16 @@ test("on a terminal notes begin a line of their own", async () => {
     const own = (before: string) => before === "" || ends.some((end) => before.endsWith(end));
     expect(notes.filter((before) => !own(before))).toEqual([]);
   }
+  // What still works behind the end draws no bar any more, which would keep the process.
+  const settings = runs.config({ sources, steps: 6, brokenShare: 0, cache: at("late-cache") });
+  await writeFile(at("late.yaml"), stringify({ ...settings, brokenShare: 0 }));
+  await expect(
+    promisify(execFile)(
+      process.execPath,
+      ["-r", at("terminal.cjs"), main, "prepare", at("late.yaml")],
+      { timeout: 30_000 },
+    ),
+  ).rejects.toMatchObject({ killed: false, stderr: expect.stringContaining("TRAINING_DATA") });
 });
 
 /** Files of a process may have so many KiB: what comes behind fails to be written, as on a full disk. */

@@ -156,6 +156,20 @@ test("the model that a run began with may go away: checkpoints are whole, and th
   await expect(runs.train("never", change)).rejects.toMatchObject({ code: "CHECKPOINT_NOT_FOUND" });
 });
 
+test("pictures that the cache lacks are encoded by the run's own checkpoints where the model is gone", async () => {
+  const model = await runs.start("gone", TINY_MODEL);
+  const cache = join(runs.folder, "gone-cache");
+  const change = { model, cache, checkpoint: { every: 1, keep: 1 } };
+  const controller = new AbortController();
+  const onStep = ({ step }: { step: number }) => {
+    if (step === 2) controller.abort();
+  };
+  await runs.train("gone-run", change, { signal: controller.signal, onStep });
+  rmSync(model, { recursive: true });
+  rmSync(cache, { recursive: true });
+  expect(await runs.train("gone-run", change, { resume: true })).toMatchObject({ finished: true });
+});
+
 test("a tower that reads at another size than is drawn learns from what it reads when it is used", async () => {
   const vision_config = { ...TINY_MODEL.vision_config, image_size: 32 };
   const model = await runs.start("smaller", { ...TINY_MODEL, vision_config });

@@ -197,7 +197,6 @@ test.each([
   ["an autoencoder cut off", "vae/diffusion_pytorch_model.safetensors", 1000, /vae/],
   ["no autoencoder", "vae", undefined, /has no vae/],
   ["no positions", "positions.json", undefined, /has no positions\.json/],
-  ["no counts of records", "records.json", undefined, /has no records\.json/],
   ["empty positions", "positions.json", 0, /positions\.json is not what a run writes/],
   ["empty counts of records", "records.json", 0, /records\.json is not what a run writes/],
 ])(

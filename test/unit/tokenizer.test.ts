@@ -74,6 +74,23 @@ test("a text that cannot fit is refused before it is cut into tokens, and none t
   );
 });
 
+test("where words may become one unknown token, no text is refused by its length", () => {
+  const vocab = { "<unk>": 0, a: 1, "##b": 2 };
+  const model = { type: "WordPiece", unk_token: "<unk>", max_input_chars_per_word: 100, vocab };
+  const decoder = { type: "WordPiece", prefix: "##", cleanup: false };
+  const json = {
+    added_tokens: [],
+    model,
+    pre_tokenizer: { type: "WhitespaceSplit" },
+    decoder,
+    normalizer: null,
+    post_processor: null,
+  };
+  const tokenizer = Tokenizer.parse(json, "here", 3);
+  const text = `a ${"x".repeat(500)} a${" ".repeat(500)}`;
+  expect(tokenizer.encode(text, 3)).toEqual([1, 0, 1]);
+});
+
 describe("what does not fit is refused", () => {
   const good = readJson("gemma-tiny/tokenizer.json");
   const code = (json: unknown, vocab = 352): string | undefined => {

@@ -55,8 +55,7 @@ describe("a sequence has room in the model", () => {
     );
   });
 
-  test("which an absurdly long text has not, without being tokenized", () => {
-    const encode = jest.spyOn(checkpoint.tokenizer!, "encode");
+  test("which an absurdly long text has not", () => {
     const text = "a".repeat(10_000_000);
     for (const example of [
       { task: "generate", image, prompt: text },
@@ -64,14 +63,6 @@ describe("a sequence has room in the model", () => {
     ] as const)
       expect(() => sequences.tokensOf(example)).toThrow(
         refused("characters takes at least \\d+ rows", `most ${limit()}`),
-      );
-    for (const [tokenized] of encode.mock.calls) expect(tokenized.length).toBeLessThan(100);
-    encode.mockRestore();
-    // No text has fewer tokens than that.
-    const longest = checkpoint.tokenizer!.longestToken;
-    for (const words of ["a large red circle on a pink background", " ".repeat(99), "\n\n\n"])
-      expect(checkpoint.tokenizer!.encode(words).length).toBeGreaterThanOrEqual(
-        words.length / longest,
       );
   });
 });
