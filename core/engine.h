@@ -97,7 +97,7 @@ class Engine {
   size_t running_bytes() const;
   size_t step_bytes(int64_t rows, int64_t logits_rows) const;
   StepSize largest_step(const Waiting& next, bool alone) const;
-  size_t image_bytes(const Request& request) const;
+  size_t image_activation_bytes(const Request& request) const;
   bool make_room(const Waiting& next);
   void begin_workspace(size_t bytes);
   // What `work` gives. Where it lacks memory it is done once more with a workspace that begins

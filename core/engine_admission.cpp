@@ -68,19 +68,21 @@ StepSize Engine::largest_step(const Waiting& next, bool alone) const {
 }
 
 // What the images of a sequence take before its cache is there, and after it is gone.
-size_t Engine::image_bytes(const Request& request) const {
-  size_t floats = 0;
+size_t Engine::image_activation_bytes(const Request& request) const {
+  size_t in_float32 = 0;
   const auto of_prefix = [&](const Prefix& prefix) {
-    if (!prefix.vision_pixels.empty()) floats = std::max(floats, limits_.vision_activation_bytes);
-    if (!prefix.source_pixels.empty()) floats = std::max(floats, limits_.vae_activation_bytes);
+    if (!prefix.vision_pixels.empty())
+      in_float32 = std::max(in_float32, limits_.vision_activation_bytes);
+    if (!prefix.source_pixels.empty())
+      in_float32 = std::max(in_float32, limits_.vae_activation_bytes);
   };
   if (const auto* text = std::get_if<TextRequest>(&request)) of_prefix(text->prefix);
   if (const auto* score = std::get_if<ScoreRequest>(&request)) of_prefix(score->prefix);
   if (const auto* draw = std::get_if<DrawRequest>(&request)) {
     of_prefix(draw->prefix);
-    if (draw->decode) floats = std::max(floats, limits_.vae_activation_bytes);
+    if (draw->decode) in_float32 = std::max(in_float32, limits_.vae_activation_bytes);
   }
-  return floats / sizeof(float) * size_of(model_->backend->activation_type());
+  return in_float32 / sizeof(float) * size_of(model_->backend->activation_type());
 }
 
 // Whether a request may start; all that its steps take beside its own cache is there then, or will
@@ -104,7 +106,7 @@ bool Engine::make_room(const Waiting& next) {
                 "the sequence needs " + std::to_string(cache) + " bytes for its cache and " +
                     std::to_string(more) + " for its largest step where " + std::to_string(most) +
                     " could be had with nothing else running");
-  if (const size_t image = image_bytes(next.request); image > most)
+  if (const size_t image = image_activation_bytes(next.request); image > most)
     throw Error(error_code::kInsufficientMemory, "the image needs about " + std::to_string(image) +
                                                      " bytes where " + std::to_string(most) +
                                                      " could be had with nothing else running");

@@ -1,6 +1,6 @@
 /** A worker: takes jobs from the queue, does them with its model and leaves a result file for each. */
 
-import { readdir, readFile, rm, stat } from "node:fs/promises";
+import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type Job as QueuedJob, UnrecoverableError, WaitingError, Worker } from "bullmq";
 import { onAbort } from "../abort.js";
@@ -9,7 +9,7 @@ import { type ImageFormat, writeWhole } from "../image.js";
 import { jobOf } from "../jobs/record.js";
 import { runJob } from "../jobs/run.js";
 import { jsonLine } from "../json-line.js";
-import { makeFolder } from "../make-folder.js";
+import { isFolder, makeFolder } from "../make-folder.js";
 import type { UniFluid } from "../model.js";
 import {
   openQueue,
@@ -147,12 +147,6 @@ async function isOfFolder(error: unknown, out: string): Promise<boolean> {
   if (typeof errno !== "number") return false;
   return !IN_THE_WAY.has(code) || !(await isFolder(out));
 }
-
-const isFolder = (path: string): Promise<boolean> =>
-  stat(path).then(
-    (found) => found.isDirectory(),
-    () => false,
-  );
 
 /** Whether a promise is fulfilled in so many milliseconds. */
 async function within(promise: Promise<unknown>, milliseconds: number): Promise<boolean> {

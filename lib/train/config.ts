@@ -1,5 +1,5 @@
 /** `run.yaml`: what a training run is, checked before anything starts. */
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { parse } from "yaml";
 import { z } from "zod";
@@ -7,6 +7,7 @@ import { isObject } from "../checkpoint/fields.js";
 import { isShippedModel } from "../checkpoint/locate.js";
 import { type Device, isDevice } from "../device.js";
 import { InvalidConfigError } from "../errors.js";
+import { isFolder } from "../make-folder.js";
 
 const positive = z.number().positive().finite();
 const share = z.number().min(0).max(1);
@@ -202,12 +203,6 @@ export async function readRunConfig(path: string): Promise<RunConfig> {
     ? { ...config, autoencoder: await beside(config.autoencoder) }
     : { ...config, model: await beside(config.model) };
 }
-
-const isFolder = (path: string): Promise<boolean> =>
-  stat(path).then(
-    (found) => found.isDirectory(),
-    () => false,
-  );
 
 /** The learning rate of a step, which counts from 1. */
 export function learningRateAt(step: number, config: RunConfig): number {
