@@ -127,6 +127,19 @@ export function startRate(context: Context, total: number | undefined): RateProg
   };
 }
 
+/**
+ * Seconds that the rest of a run takes, by the steps that this process has seen: those before may have been on another
+ * machine. `seconds` is a run's time up to a step, so samples and checkpoints count. Unknown at the first step seen.
+ */
+export function startTimeLeft() {
+  let first: { step: number; seconds: number } | undefined;
+  return (now: { step: number; seconds: number }, total: number): number | undefined => {
+    first ??= now;
+    if (now.step === first.step) return undefined;
+    return ((now.seconds - first.seconds) / (now.step - first.step)) * (total - now.step);
+  };
+}
+
 /** `45 s`, `3 min 20 s`, `2 h 5 min`. */
 export function duration(seconds: number): string {
   const whole = Math.max(0, Math.round(seconds));

@@ -9,7 +9,7 @@ import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
-import { duration, openBar, type RateProgress, startRate } from "./progress.js";
+import { duration, openBar, type RateProgress, startRate, startTimeLeft } from "./progress.js";
 
 interface TrainFlags extends OutputFlags {
   out: string;
@@ -109,14 +109,16 @@ const keepingFailed = (caches: readonly string[]) => (error: Error) => {
 /** A bar with loss, speed and time left on a terminal, a line now and then elsewhere. */
 function startTraining(context: Context) {
   const number = (v: number | null | undefined) => v?.toFixed(4) ?? "-";
+  const timeLeft = startTimeLeft();
   const text = (m: Metrics, total: number) => {
-    const left = (total - m.step) * (m.seconds / m.step);
+    const seconds = timeLeft(m, total);
+    const left = seconds === undefined ? "" : `, ${duration(seconds)} left`;
     const losses =
       m.psnr === undefined
         ? `image ${number(m.imageLoss)}, text ${number(m.textLoss)}`
         : `loss ${number(m.loss)}, ${m.psnr.toFixed(1)} dB`;
     const broken = m.brokenRecords ? `, ${m.brokenRecords} broken records` : "";
-    return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second, ${duration(left)} left${broken}`;
+    return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second${left}${broken}`;
   };
   if (context.quiet || context.json) return { step() {}, clear() {}, stop() {} };
   if (!process.stderr.isTTY) {
