@@ -1,5 +1,6 @@
 /** From RGB bytes to what SigLIP and the autoencoder take: resized, scaled, one plane a channel. */
 
+import { setImmediate } from "node:timers/promises";
 import { Fields, isObject } from "./checkpoint/fields.js";
 import { fromNative, InvalidConfigError, InvalidImageError } from "./errors.js";
 import type { DecodedImage } from "./image-input.js";
@@ -169,13 +170,21 @@ function byteTable(value: (byte: number) => number): Float32Array {
   return Float32Array.from({ length: 256 }, (_, byte) => value(byte));
 }
 
-/** [pixels, 3] bytes to [3, pixels] numbers, each channel through its table. */
-function toPlanes(pixels: Uint8Array, tables: Float32Array[]): Float32Array {
+/** How many pixels JavaScript's thread converts in one turn: about a millisecond. */
+const TURN_PIXELS = 2 ** 16;
+
+/** [pixels, 3] bytes to [3, pixels] numbers, each channel through its table; other work comes between. */
+async function toPlanes(pixels: Uint8Array, tables: Float32Array[]): Promise<Float32Array> {
   const count = pixels.length / 3;
   const planes = new Float32Array(pixels.length);
-  tables.forEach((table, c) => {
-    const plane = planes.subarray(c * count, (c + 1) * count);
-    for (let i = 0, from = c; i < count; i++, from += 3) plane[i] = table[pixels[from]!]!;
-  });
+  for (let first = 0; first < count; first += TURN_PIXELS) {
+    if (first > 0) await setImmediate();
+    const end = Math.min(first + TURN_PIXELS, count);
+    tables.forEach((table, c) => {
+      const plane = planes.subarray(c * count, (c + 1) * count);
+      for (let i = first, from = 3 * first + c; i < end; i++, from += 3)
+        plane[i] = table[pixels[from]!]!;
+    });
+  }
   return planes;
 }

@@ -198,6 +198,27 @@ describe("the autoencoder's input", () => {
     expect(Math.max(...planes)).toBe(1);
   });
 
+  test("of a large image is made bit by bit, and other work comes between", async () => {
+    const side = 1000;
+    const pixels = new Uint8Array(side * side * 3).map((_, i) => (i * 31) >> 3);
+    let turns = 0;
+    let immediate: NodeJS.Immediate;
+    const turn = () => {
+      turns++;
+      immediate = setImmediate(turn);
+    };
+    turn();
+    const large = { pixels, width: side, height: side };
+    const planes = await toVaePixels(large, side, side, recorder().resizer);
+    clearImmediate(immediate!);
+    expect(turns).toBeGreaterThan(8);
+    const expected = new Float32Array(planes.length);
+    for (let c = 0, to = 0; c < 3; c++)
+      for (let i = 0; i < side * side; i++)
+        expected[to++] = Math.fround(pixels[3 * i + c]! / 127.5) - 1;
+    expect(Buffer.from(planes.buffer).equals(Buffer.from(expected.buffer))).toBe(true);
+  });
+
   test("asks for the size wanted, bicubic where nothing else is said", async () => {
     const { calls, resizer } = recorder();
     await toVaePixels(image, 8, 4, resizer);
