@@ -1,5 +1,5 @@
 // The speed of the CUDA backend on the GPU of this machine, beside PyTorch on the same device in the same run;
-// `npm run gpu` runs it after the checks. Writes bench/results/<device>.md, with commit and driver, after each figure;
+// `npm run gpu` runs it after the checks. Writes bench/results/<device>-run.md, with commit and driver, after each figure;
 // where the environment's OUT names a folder, there too.
 //
 //   node bench/gpu.mjs [--reference DIR] [--python python3] [--work DIR] [--rounds N] [--budget SECONDS]
@@ -80,7 +80,9 @@ function commit() {
 const [device] = await native.cudaDevices(library);
 const table = new Table({
   title: device.name,
-  name: fileName(device.name) + (wanted.length < SECTIONS.length ? `-${wanted.join("-")}` : ""),
+  name:
+    `${fileName(device.name)}-run` +
+    (wanted.length < SECTIONS.length ? `-${wanted.join("-")}` : ""),
   folders: [small ? "" : join(root, "bench", "results"), process.env.OUT].filter(Boolean),
   columns: ["what", "measured", "aim", "eager PyTorch takes", "compiled PyTorch takes"],
 });

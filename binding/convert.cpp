@@ -167,7 +167,6 @@ ImageConfig image_config(const Napi::Object& o) {
   c.head_depth = integer(o, "headDepth");
   c.timesteps = integer(o, "timesteps");
   c.flow = boolean(o, "flow");
-  c.edit_source_latents = boolean(o, "editSourceLatents");
   return c;
 }
 

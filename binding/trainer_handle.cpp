@@ -11,6 +11,7 @@
 #include "binding/convert.h"
 #include "binding/model_handle.h"
 #include "binding/task.h"
+#include "core/convert.h"
 #include "core/error.h"
 
 namespace unifluid::binding {
@@ -23,14 +24,6 @@ ParameterState parameter_state(const std::string& name) {
   if (name == "first") return ParameterState::first;
   if (name == "second") return ParameterState::second;
   throw Error(error_code::kInvalidArgument, "expected weights, ema, first or second");
-}
-
-// To nearest, ties to even; a NaN stays one.
-uint16_t to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
 Napi::Object to_js(Napi::Env env, const LossSum& sum) {
@@ -196,16 +189,13 @@ Napi::Value TrainerHandle::read(const Napi::CallbackInfo& info) {
       throw Error(error_code::kInvalidArgument, "expected F32 or BF16 for the type");
     const Turn turn(state_);
     const std::vector<float> values = turn.trainer().parameters().read(name, what);
-    const size_t width = type == "F32" ? 4 : 2;
-    Napi::Uint8Array out = Napi::Uint8Array::New(env, values.size() * width);
-    if (width == 4) {
+    const bool rounded = type == "BF16";
+    Napi::Uint8Array out = Napi::Uint8Array::New(env, values.size() * (rounded ? 2 : 4));
+    if (rounded)
+      convert_to_bf16(values.data(), DType::f32, values.size(),
+                      reinterpret_cast<uint16_t*>(out.Data()));
+    else
       std::memcpy(out.Data(), values.data(), values.size() * 4);
-    } else {
-      for (size_t i = 0; i < values.size(); ++i) {
-        const uint16_t bits = to_bf16(values[i]);
-        std::memcpy(out.Data() + 2 * i, &bits, 2);
-      }
-    }
     return out;
   });
 }

@@ -17,8 +17,6 @@ class Autoencoder {
  public:
   Autoencoder(const VaeConfig& config, const Weights& weights, Backend& backend);
 
-  const VaeConfig& config() const { return config_; }
-
   // pixels: host, RGB in [-1, 1], [3, height, width], sides multiples of factor() ->
   // the posterior's mean, (mean - shift) * scale, [latent channels, height / factor, width /
   // factor].

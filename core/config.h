@@ -78,7 +78,6 @@ struct ImageConfig {
   int64_t head_depth = 0;
   int64_t timesteps = 1000;
   bool flow = false;
-  bool edit_source_latents = true;
 
   int64_t cells() const { return grid * grid; }
 };

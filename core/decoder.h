@@ -29,7 +29,6 @@ class Decoder {
  public:
   Decoder(const TextConfig& config, const Weights& weights, Backend& backend);
 
-  const TextConfig& config() const { return config_; }
   // Bytes of the keys and values of a sequence of so many rows, all layers.
   size_t cache_bytes(int64_t capacity) const;
 

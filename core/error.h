@@ -1,6 +1,8 @@
 // Errors of the native side: a stable code and a message that names the thing and what was
-// expected. They are thrown within core/, cpu/ and binding/, and caught at the edge of the addon,
-// which hands (code, message) to TypeScript; the classes people see are made in lib/errors.ts.
+// expected. They are thrown within core/, cpu/, cuda/ and binding/, and caught at the edge of the
+// addon, which hands (code, message) to TypeScript; the classes people see are made in
+// lib/errors.ts. The library of cuda/ hands them over its own edge: cuda/loader.cpp has a table of
+// its codes.
 #pragma once
 
 #include <exception>
@@ -10,7 +12,7 @@
 
 namespace unifluid {
 
-// Codes are strings so that a new one needs no table on this side; lib/errors.ts lists them all.
+// Codes are strings; lib/errors.ts lists them all.
 class Error : public std::exception {
  public:
   Error(const char* code, std::string message) : code_(code), message_(std::move(message)) {}
@@ -30,7 +32,6 @@ inline constexpr char kInvalidCheckpoint[] = "INVALID_CHECKPOINT";
 inline constexpr char kUnsupportedTask[] = "UNSUPPORTED_TASK";
 inline constexpr char kQueueFull[] = "QUEUE_FULL";
 inline constexpr char kDisposed[] = "DISPOSED";
-inline constexpr char kCancelled[] = "CANCELLED";
 inline constexpr char kNumerical[] = "NUMERICAL_ERROR";
 inline constexpr char kDevice[] = "DEVICE_ERROR";
 inline constexpr char kInternal[] = "INTERNAL";

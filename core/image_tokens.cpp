@@ -100,11 +100,12 @@ void ImageTokens::embed(const std::vector<ImageRow>& rows, const Tensor& out) co
 void ImageTokens::sample(const Tensor& z, int64_t steps,
                          const std::vector<DiffusionToken>& tokens) {
   // Requests choose the number: what they asked for once must not stay for ever.
-  if (schedules_.size() >= kSchedules && !schedules_.count(steps)) schedules_.clear();
-  auto [schedule, made] = schedules_.try_emplace(steps);
-  if (made)
-    schedule->second =
-        config_.flow ? flow_steps(config_.timesteps, steps) : ddpm_steps(config_.timesteps, steps);
+  auto schedule = schedules_.find(steps);
+  if (schedule == schedules_.end()) {
+    if (schedules_.size() >= kSchedules) schedules_.clear();
+    const auto make = config_.flow ? flow_steps : ddpm_steps;
+    schedule = schedules_.emplace(steps, make(config_.timesteps, steps)).first;
+  }
   backend_.diffusion_sample({&head_, z, schedule->second.data(),
                              static_cast<int64_t>(schedule->second.size()), tokens.data(),
                              static_cast<int64_t>(tokens.size())});

@@ -26,8 +26,6 @@ class ImageTokens {
   ImageTokens(const ImageTokens&) = delete;
   ImageTokens& operator=(const ImageTokens&) = delete;
 
-  const ImageConfig& config() const { return config_; }
-
   const DiffusionHeadWeights& head() const { return head_; }
 
   // Input rows of the decoder; out [rows.size(), d].

@@ -29,7 +29,6 @@ struct Waiting {
 class RequestQueue {
  public:
   bool empty() const { return requests_.empty(); }
-  size_t size() const { return requests_.size(); }
   void push(Waiting&& w) {
     const Key key{w.rank, w.id};
     requests_.emplace(key, std::move(w));
@@ -39,10 +38,6 @@ class RequestQueue {
   // How many were removed.
   size_t erase_if(const std::function<bool(uint64_t id)>& gone) {
     return std::erase_if(requests_, [&](const auto& entry) { return gone(entry.second.id); });
-  }
-  template <class F>
-  void for_each(F f) const {
-    for (const auto& entry : requests_) f(entry.second);
   }
   void clear() { requests_.clear(); }
 

@@ -16,8 +16,6 @@ class VisionTower {
   // `width`: the decoder's hidden size.
   VisionTower(const VisionConfig& config, int64_t width, const Weights& weights, Backend& backend);
 
-  const VisionConfig& config() const { return config_; }
-
   // pixels: host, normalized RGB [3, S, S] -> out [features, hidden]: the last hidden states,
   // behind the last norm.
   void features(const float* pixels, Workspace& workspace, const Tensor& out) const;

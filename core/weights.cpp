@@ -44,8 +44,7 @@ Weights::Weights(const std::vector<std::string>& files, std::vector<TensorRecord
     if (record.offset > file.size() || bytes > file.size() - record.offset)
       throw Error(error_code::kInvalidCheckpoint,
                   "tensor " + record.name + " reaches beyond the end of " + file.path());
-    std::string name = record.name;
-    if (!records_.emplace(std::move(name), std::move(record)).second)
+    if (!records_.try_emplace(record.name, std::move(record)).second)
       throw Error(error_code::kInvalidCheckpoint, "tensor " + record.name + " occurs twice");
   }
 }

@@ -26,8 +26,6 @@ class Weights {
   // Maps the files. Throws INVALID_CHECKPOINT where a tensor does not lie within its file.
   Weights(const std::vector<std::string>& files, std::vector<TensorRecord> records);
 
-  bool has(const std::string& name) const { return records_.count(name) != 0; }
-
   // The shapes are checked again here, since native code trusts nobody: INVALID_CHECKPOINT.
   Tensor matrix(Backend&, const std::string& name, int64_t rows, int64_t cols) const;
   const float* vector(Backend&, const std::string& name, int64_t size) const;

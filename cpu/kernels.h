@@ -13,8 +13,8 @@ namespace unifluid::cpu {
 // bfloat16 themselves, with float32 sums; only where InstructionSet::multiplies_bf16.
 enum class Products : uint8_t { f32, bf16 };
 
-// Operations on float32 activations in host memory. Those that can fail return false when they did:
-// `sample_text` where a row of logits is not finite, the others where scratch memory is short.
+// Operations on float32 activations in host memory. Those that can fail return false when they did,
+// for want of scratch memory. `sample_text` writes -1 where a row of logits is not finite.
 struct Kernels {
   void (*linear)(const LinearArgs&, Products, Parallel&);
   void (*gated_linear)(const GatedLinearArgs&, Products, Parallel&);

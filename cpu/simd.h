@@ -2,10 +2,10 @@
 //
 // Every file of cpu/kernels/ is compiled once per instruction set, with UNIFLUID_ISA naming the
 // namespace that its functions live in, so that the variants lie side by side in one addon and the
-// best is chosen at load (cpu/instruction_sets.h). Such files include no header that defines inline
-// functions outside of that namespace (no <vector>, <algorithm>, <cmath>): the linker keeps only
-// one copy of those, and it could be the one compiled for a processor that we are not on. A test
-// checks the objects for such symbols.
+// best is chosen at load (cpu/instruction_sets.cpp). Such files include no header that defines
+// inline functions outside of that namespace (no <vector>, <algorithm>, <cmath>): the linker keeps
+// only one copy of those, and it could be the one compiled for a processor that we are not on. A
+// test checks the objects for such symbols.
 #pragma once
 
 #include <stddef.h>
@@ -34,6 +34,11 @@
 #define UNIFLUID_INLINE static inline __attribute__((always_inline))
 
 namespace unifluid::cpu::UNIFLUID_ISA {
+
+// What <algorithm> may not be included for.
+UNIFLUID_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+UNIFLUID_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+UNIFLUID_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct BFloat16 {
   uint16_t bits;

@@ -58,7 +58,6 @@ class CudaBackend final : public Backend, public TrainingBackend {
     return readback_.begin(ids, static_cast<size_t>(count), host);
   }
   void finish_read(uint64_t ticket) override { readback_.finish(ticket); }
-  bool asynchronous() const override { return true; }
 
   void linear(const LinearArgs& args) override { run(cuda::linear, args); }
   void grouped_linear(const GroupedLinearArgs& args) override { run(cuda::grouped_linear, args); }
@@ -71,7 +70,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
     run(cuda::decoder_step, args);
     return true;
   }
-  void embed_tokens(const EmbedTokensArgs& args) override { run(cuda::embed_tokens, args); }
+  void embed_tokens(const EmbedTokensArgs& args) override;
   void image_embed(const ImageEmbedArgs& args) override { run(cuda::image_embed, args); }
   void add_rows(const AddRowsArgs& args) override { run(cuda::add_rows, args); }
   void soft_cap(const SoftCapArgs& args) override { run(cuda::soft_cap, args); }
@@ -85,7 +84,6 @@ class CudaBackend final : public Backend, public TrainingBackend {
 
   // ---- core/training_backend.h ----
 
-  bool takes_rounded() const override { return true; }
   void gemm(const GemmArgs& args) override { run(cuda::gemm, args); }
   void column_sum(const ColumnSumArgs& args) override { run(cuda::column_sum, args); }
   void linear_backward(const LinearBackwardArgs& args) override;

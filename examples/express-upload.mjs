@@ -1,6 +1,6 @@
 // A route of Express that describes the image that is sent to it, or answers a question about it.
 //   PORT=8080 node examples/express-upload.mjs
-//   curl --data-binary @photo.png -H "content-type: image/png" "http://127.0.0.1:8080/describe?question=how+many+stars"
+//   curl --data-binary @photo.png -H "content-type: image/png" "http://127.0.0.1:8080/describe?question=how+many+stars+are+there%3F"
 import express from "express";
 import { UniFluid } from "unifluid";
 

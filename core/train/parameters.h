@@ -48,7 +48,6 @@ class Parameters {
 
   // Throws INVALID_ARGUMENT where there is none.
   const Parameter& at(const std::string& name) const;
-  const std::vector<Parameter>& all() const { return all_; }
   // Tensors with the same inputs that lie one behind the other, as one: the weights of the layers
   // `first` .. [sum of rows, cols], or their biases [1, sum of cols]. Null where they cannot be
   // taken together: some of them are frozen, or there is padding between them.

@@ -171,8 +171,8 @@ Var Tape::activation(Var x, Activation activation) {
 Var Tape::gated(Var gate, Var up, Activation activation) {
   const Tensor in = value(gate), out = operand(in.rows, in.cols);
   ops_.gated({in, value(up), activation, out});
-  // Gate and up come from linear layers and have no other use.
-  return push(out, needs(gate), [=, this](const Tensor& dout) {
+  // Gate and up come from linear layers and have no other use. Either may be frozen.
+  return push(out, needs(gate) || needs(up), [=, this](const Tensor& dout) {
     const Tensor dgate = only_gradient(gate), dup = only_gradient(up);
     ops_.gated_backward({value(gate), value(up), activation, dout, dgate, dup});
   });

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
 #include "core/error.h"
@@ -332,7 +331,9 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
 
   Packed p;
   int32_t features = 0;
-  bool given_noise = false;
+  // Then the backend draws none: the rest is drawn here.
+  const bool given_noise = std::any_of(batch.begin(), batch.end(),
+                                       [](const TrainingSequence& s) { return !s.noise.empty(); });
   for (size_t n = 0; n < batch.size(); ++n) {
     const TrainingSequence& s = batch[n];
     const uint32_t example = drawn_at.place(n);
@@ -365,7 +366,6 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
           s.timesteps.empty() ? drawn_times(drawn_at, example, cells * mul, config_.image->flow,
                                             config_.image->timesteps)
                               : s.timesteps;
-      given_noise = given_noise || !s.noise.empty();
       for (int64_t k = 0; k < cells; ++k) {
         const int32_t cell = order[k];
         if (k == 0)
@@ -389,10 +389,14 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
                                static_cast<uint32_t>((example * cells + k) * mul + j));
         }
       }
-      p.noise.resize(p.noised.size() * static_cast<size_t>(channels));
-      if (!s.noise.empty())
-        std::memcpy(p.noise.data() + p.noise.size() - s.noise.size(), s.noise.data(),
-                    s.noise.size() * sizeof(float));
+      p.noise.insert(p.noise.end(), s.noise.begin(), s.noise.end());
+      if (given_noise && s.noise.empty())
+        for (size_t i = p.counters.size() - static_cast<size_t>(cells * mul); i < p.counters.size();
+             ++i) {
+          p.noise.resize(p.noise.size() + static_cast<size_t>(channels));
+          training_noise(drawn_at.seed, p.counters[i], channels,
+                         p.noise.data() + p.noise.size() - channels);
+        }
     }
     p.spans.push_back(
         {first, p.rows - first, 0, text.bidirectional_prefix ? prefix : 0, KvCache{}});

@@ -31,9 +31,6 @@ constexpr int64_t kSmallWork = 1 << 17;
 constexpr float kMasked = -3e38f;
 constexpr float kLeast = -1e30f;
 
-UNIFLUID_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-UNIFLUID_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // ---- what a call needs, worked out once ----
 
 struct Plan {
@@ -58,38 +55,6 @@ int64_t blocks_of(const Plan& plan, const AttentionSpan& span) {
 
 // ---- keys and values: rotation and append ----
 
-// out = x rotated; x and out [head_dim], the two halves being the coordinates of each pair.
-UNIFLUID_INLINE void rotate(const float* x, const float* rotation, int64_t head_dim, float* out) {
-  const int64_t half = head_dim / 2;
-  const float *cosine = rotation, *sine = rotation + half;
-  int64_t c = 0;
-  for (; c + kLanes <= half; c += kLanes) {
-    const Vec a = load(x + c), b = load(x + half + c);
-    const Vec cos = load(cosine + c), sin = load(sine + c);
-    store(out + c, fnma(b, sin, mul(a, cos)));
-    store(out + half + c, fma(a, sin, mul(b, cos)));
-  }
-  if (c < half) {
-    const int rest = static_cast<int>(half - c);
-    const Vec a = load_n(x + c, rest), b = load_n(x + half + c, rest);
-    const Vec cos = load_n(cosine + c, rest), sin = load_n(sine + c, rest);
-    store_n(out + c, fnma(b, sin, mul(a, cos)), rest);
-    store_n(out + half + c, fma(a, sin, mul(b, cos)), rest);
-  }
-}
-
-// The angles as transformers has them: float32 frequencies times float32 positions.
-void compute_rotation(const Plan& plan, int64_t position, float* rotation) {
-  const int64_t half = plan.args->head_dim / 2;
-  const Vec at = set1(static_cast<float>(position));
-  for (int64_t c = 0; c < half; c += kLanes) {
-    const int n = static_cast<int>(smaller(half - c, kLanes));
-    const SinCos turned = sin_cos(mul(at, load_n(plan.frequencies + c, n)));
-    store_n(rotation + c, turned.cos, n);
-    store_n(rotation + half + c, turned.sin, n);
-  }
-}
-
 void prepare_row(const Plan& plan, const AttentionSpan& span, int64_t r) {
   const AttentionArgs& args = *plan.args;
   const int64_t d = args.head_dim;
@@ -97,7 +62,7 @@ void prepare_row(const Plan& plan, const AttentionSpan& span, int64_t r) {
   const float* rotation = nullptr;
   if (plan.frequencies) {
     float* out = plan.rotation + row * d;
-    compute_rotation(plan, args.first_position + span.index + r, out);
+    rotation_row(plan.frequencies, d / 2, args.first_position + span.index + r, out);
     rotation = out;
   }
   const bool cached = span.cache.keys != nullptr;
@@ -114,7 +79,7 @@ void prepare_row(const Plan& plan, const AttentionSpan& span, int64_t r) {
       key = plan.rotated_keys + (row * args.kv_heads + h) * d;
     }
     if (rotation)
-      rotate(k + h * d, rotation, d, key);
+      rotate_rows(rotation, d, k + h * d, 0, 0, 1, 1, key, 0);
     else
       __builtin_memcpy(key, k + h * d, static_cast<size_t>(d) * sizeof(float));
   }
@@ -344,7 +309,7 @@ void attend(const Plan& plan, const AttentionSpan& span, int64_t kv_head, int64_
       float* to = q + i * padded;
       for (int64_t c = larger(0, padded - kLanes); c < padded; ++c) to[c] = 0;
       if (plan.frequencies)
-        rotate(from, plan.rotation + row * d, d, to);
+        rotate_rows(plan.rotation + row * d, d, from, 0, 0, 1, 1, to, 0);
       else
         __builtin_memcpy(to, from, static_cast<size_t>(d) * sizeof(float));
       const Vec scale = set1(args.scale);

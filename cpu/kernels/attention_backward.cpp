@@ -22,7 +22,7 @@ struct Room {
   int64_t head, block, scores, keys, queries, product;
 
   Room(int64_t rows, int64_t d, bool pairs) {
-    const int64_t most = rows < kScoreRows ? rows : kScoreRows;
+    const int64_t most = smaller(rows, kScoreRows);
     head = to_line(rows * d);
     block = to_line(most * d);
     scores = most * to_line(rows);
@@ -62,6 +62,8 @@ void span_task(void* context, int64_t index, int thread) {
   const int64_t kv = index % f.kv_heads, group = f.heads / f.kv_heads;
   // Scores have whole vectors of columns, the last of which are zeros.
   const int64_t d = f.head_dim, rows = span.rows, columns = to_line(rows);
+  // Those that `pack` has made: narrow panels end before a line does.
+  const int64_t products = smaller(columns, divide_up(rows, kPanel) * kPanel);
   if (rows == 0) return;
   char* scratch = thread == 0 ? plan.shared + plan.shared_bytes
                               : static_cast<char*>(plan.parallel->scratch(thread, plan.task_bytes));
@@ -101,7 +103,7 @@ void span_task(void* context, int64_t index, int thread) {
   for (int64_t h = 0; h < group; ++h) {
     const int64_t column = (kv * group + h) * d;
     for (int64_t first = 0; first < rows; first += kScoreRows) {
-      const int64_t count = rows - first < kScoreRows ? rows - first : kScoreRows;
+      const int64_t count = smaller(rows - first, kScoreRows);
       const int64_t row = span.first_row + first;
       const bool more = h > 0 || first > 0;
       View q{row_of(f.q, row) + column, f.q.stride, 1};
@@ -114,8 +116,8 @@ void span_task(void* context, int64_t index, int thread) {
         dq_stride = d;
       }
       const View dout{row_of(a.dout, row) + column, a.dout.stride, 1};
-      multiply(q, keys_across, count, columns, d, false, weights, columns);
-      multiply(dout, values_across, count, columns, d, false, gradients, columns);
+      multiply(q, keys_across, count, products, d, false, weights, columns);
+      multiply(dout, values_across, count, products, d, false, gradients, columns);
       for (int64_t i = 0; i < count; ++i) {
         const Sight sight = sight_of(f, span, first + i);
         const int64_t of = i * columns;

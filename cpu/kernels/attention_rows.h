@@ -17,20 +17,25 @@ bool attention_rounded(const AttentionArgs&, Parallel&);
 
 UNIFLUID_INLINE int64_t to_line(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-// The rows' rotations: table[row] holds head_dim / 2 cosines, then as many sines.
+// A row's rotation: `half` cosines, then as many sines. The angles are as transformers has them:
+// float32 frequencies times float32 positions.
+static inline void rotation_row(const float* frequencies, int64_t half, int64_t position,
+                                float* row) {
+  const Vec at = set1(static_cast<float>(position));
+  each_vector(half, [&](int64_t c, int n) {
+    const SinCos turn = sin_cos(mul(at, load_n(frequencies + c, n)));
+    store_n(row + c, turn.cos, n);
+    store_n(row + half + c, turn.sin, n);
+  });
+}
+
+// table[row] [head_dim] is that of each row.
 static inline void rotation_table(const AttentionArgs& f, int64_t rows, float* frequencies,
                                   float* table) {
-  const int64_t d = f.head_dim, half = d / 2;
+  const int64_t d = f.head_dim;
   rope_frequencies(f.rope_theta, d, frequencies);
-  for (int64_t r = 0; r < rows; ++r) {
-    const Vec at = set1(static_cast<float>(f.first_position + r));
-    float* row = table + r * d;
-    each_vector(half, [&](int64_t c, int n) {
-      const SinCos turn = sin_cos(mul(at, load_n(frequencies + c, n)));
-      store_n(row + c, turn.cos, n);
-      store_n(row + half + c, turn.sin, n);
-    });
-  }
+  for (int64_t r = 0; r < rows; ++r)
+    rotation_row(frequencies, d / 2, f.first_position + r, table + r * d);
 }
 
 // Rows [first, first + rows) of one head of a sequence, turned forward or (sign -1) back.

@@ -8,9 +8,6 @@
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Gathered windows of one task, at most. They may outgrow the second-level cache: each value that
 // comes back from the third is used for a whole block of outputs, while fewer pixels a task would
 // read the weights more often.
@@ -66,9 +63,9 @@ void convolution_task(void* context, int64_t index, int thread) {
   const Plan& plan = *static_cast<const Plan*>(context);
   const ConvolutionArgs& a = *plan.args;
   const int64_t first = index / plan.output_parts * plan.pixels;
-  const int64_t rows = least(plan.pixels, a.out.rows - first);
+  const int64_t rows = smaller(plan.pixels, a.out.rows - first);
   const int64_t begin = index % plan.output_parts * plan.outputs;
-  const int64_t end = least(begin + plan.outputs, a.out.cols);
+  const int64_t end = smaller(begin + plan.outputs, a.out.cols);
 
   char* memory =
       static_cast<char*>(plan.parallel->scratch(thread, plan.gathered_bytes + kMatmulScratch));
@@ -82,7 +79,7 @@ void convolution_task(void* context, int64_t index, int thread) {
   }
   alignas(64) float product[kBlockRows * kBlockOutputs];
   for (int64_t o = begin; o < end; o += kBlockOutputs) {
-    const int64_t count = least(kBlockOutputs, end - o);
+    const int64_t count = smaller(kBlockOutputs, end - o);
     matmul(windows, stride, rows, a.weight, plan.products, o, count, product, kBlockOutputs,
            memory);
     for (int64_t i = 0; i < rows; ++i) {
@@ -92,7 +89,7 @@ void convolution_task(void* context, int64_t index, int thread) {
                                                (first + i) * a.residual.stride + o
                                          : nullptr;
       for (int64_t c = 0; c < count; c += kLanes) {
-        const int n = static_cast<int>(least(kLanes, count - c));
+        const int n = static_cast<int>(smaller(kLanes, count - c));
         Vec v = add(load_n(from + c, n), load_n(a.bias + o + c, n));
         if (residual) v = add(load_n(residual + c, n), v);
         store_n(to + c, v, n);
@@ -123,7 +120,7 @@ bool convolution(const ConvolutionArgs& args, Products products, Parallel& paral
   // Small images are cut along the output channels as well, or threads would have nothing to do.
   const int64_t runs = divide_up(args.out.rows, pixels);
   const int64_t blocks = divide_up(args.out.cols, kBlockOutputs);
-  plan.output_parts = least(blocks, divide_up(2 * parallel.threads(), runs));
+  plan.output_parts = smaller(blocks, divide_up(2 * parallel.threads(), runs));
   plan.outputs = divide_up(blocks, plan.output_parts) * kBlockOutputs;
   plan.output_parts = divide_up(args.out.cols, plan.outputs);
 

@@ -29,9 +29,6 @@ constexpr int64_t kModulationFloats = int64_t{8} << 20;
 // Elements of the square linears, above which they come from memory at every step.
 constexpr int64_t kCachedWeights = int64_t{2} << 20;
 
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // ---- memory ----
 
 // Hands out pieces of one block; with a null base it only counts.

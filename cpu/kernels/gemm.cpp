@@ -45,7 +45,7 @@ struct Work {
 int64_t part(int64_t count, int64_t parts, int64_t index) { return count * index / parts; }
 
 int64_t first_row(const Work& w, int64_t index) {
-  return least(w.m, kTileRows * part(divide_up(w.m, kTileRows), w.row_parts, index));
+  return smaller(w.m, kTileRows * part(divide_up(w.m, kTileRows), w.row_parts, index));
 }
 
 // Float32 is read where it lies, unless the steps over k of A^T are apart by a multiple of this:
@@ -78,7 +78,7 @@ void pack_task(void* context, int64_t index, int) {
   index -= panels;
   const int64_t i = index % w.row_parts, first = index / w.row_parts * kBlockK;
   const int64_t row = first_row(w, i);
-  block_of_rows<form>(w, row, first_row(w, i + 1) - row, first, least(kBlockK, steps - first),
+  block_of_rows<form>(w, row, first_row(w, i + 1) - row, first, smaller(kBlockK, steps - first),
                       w.rows + w.part_rows * (i * steps + first), true);
 }
 
@@ -90,7 +90,7 @@ UNIFLUID_INLINE void tile_rows(const Work& w, const View& a_block, int64_t rows,
   const float* a = a_block.data;
   const int64_t a_row = a_block.row, a_column = a_block.column;
   float* out = w.out + row * w.out_stride + column;
-  const int64_t columns = least(kPanel, w.n - column);
+  const int64_t columns = smaller(kPanel, w.n - column);
   const float* bias = start && w.bias ? w.bias + column : nullptr;
   const bool add_to = !start || w.accumulate;
   constexpr bool kPairs = form == Form::pairs;
@@ -121,7 +121,7 @@ void multiply(const Work& w, int64_t i, int64_t panel, int64_t last, float* room
   const int64_t steps = divide_up(w.k, depth_of(form));
   const int64_t row = first_row(w, i), rows = first_row(w, i + 1) - row;
   for (int64_t first = 0; first < steps || first == 0; first += kBlockK) {
-    const int64_t count = least(kBlockK, steps - first);
+    const int64_t count = smaller(kBlockK, steps - first);
     float* packed = w.rows ? w.rows + w.part_rows * (i * steps + first) : room;
     const View block = block_of_rows<form>(w, row, rows, first, count, packed, !w.rows);
     for (int64_t p = panel; p < last; ++p)
@@ -151,10 +151,10 @@ void divide(Work& w, int threads) {
   w.column_parts = 1;
   if (threads > 1) {
     // The same for each thread.
-    w.row_parts = least(tiles, divide_up(w.row_parts, threads) * threads);
+    w.row_parts = smaller(tiles, divide_up(w.row_parts, threads) * threads);
     // Few rows: columns are shared out as well.
     while (w.column_parts < panels && w.row_parts * w.column_parts < 4 * threads)
-      w.column_parts = least(panels, 2 * w.column_parts);
+      w.column_parts = smaller(panels, 2 * w.column_parts);
   }
   w.part_rows = divide_up(tiles, w.row_parts) * kTileRows;
 }

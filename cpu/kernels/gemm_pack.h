@@ -7,9 +7,6 @@
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 
-UNIFLUID_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-UNIFLUID_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 enum class Form { f32, rounded, pairs };
 
 // How many elements of k one element of the packed forms holds.
@@ -137,7 +134,7 @@ UNIFLUID_INLINE int64_t pack_turned(const float* from, int64_t stride, int64_t c
 template <Form form>
 static void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out) {
   constexpr int64_t depth = depth_of(form);
-  const int64_t columns = least(kPanel, n - column), steps = divide_up(k, depth);
+  const int64_t columns = smaller(kPanel, n - column), steps = divide_up(k, depth);
   const float* from = b.data + column * b.column;
   if (b.column == 1) {
     for (int64_t s = 0; s < steps; ++s) {
@@ -155,7 +152,7 @@ static void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out)
   const int64_t whole = k / depth;  // without half of a pair
   for (int64_t j = 0; j < kPanel; j += kLanes) {
     const float* source = from + j * b.column;
-    const int64_t here = least(kLanes, columns - j);
+    const int64_t here = smaller(kLanes, columns - j);
     const int64_t packed = pack_turned<form>(source, b.column, here, whole, out + j);
     for (int64_t s = packed; s < steps; ++s)
       for (int64_t i = 0; i < kLanes; ++i) {
@@ -175,7 +172,7 @@ static void pack_rows(View a, int64_t rows, int64_t k, int64_t first, int64_t en
     for (int64_t i = 0; i < rows; ++i) {
       const float* from = a.data + i * a.row;
       float* to = out + i * row;
-      const int64_t whole = least(end, k / depth);
+      const int64_t whole = smaller(end, k / depth);
       const int64_t packed = pack_along<form>(from + first * depth, whole - first, to);
 #pragma GCC ivdep
       for (int64_t s = first + packed; s < whole; ++s)

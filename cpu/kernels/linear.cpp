@@ -10,9 +10,6 @@ namespace {
 // Below so many multiply-adds the calling thread is done before another would have begun.
 constexpr int64_t kSmallProduct = int64_t{96} << 10;
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // How one product is cut into tasks: blocks of rows times blocks of outputs, tasks with the same
 // outputs in succession because they share the weights.
 struct Split {
@@ -32,7 +29,7 @@ Split split(int64_t rows, int64_t outputs, int threads) {
     // The weights are read once and take the time: long runs of them, several for each thread so
     // that one that is held up does not hold up the others.
     const int64_t runs = divide_up(outputs, int64_t{8} * threads);
-    s.block_outputs = least(divide_up(runs, 24) * 24, kBlockRows * kBlockOutputs / 4);
+    s.block_outputs = smaller(divide_up(runs, 24) * 24, kBlockRows * kBlockOutputs / 4);
   } else {
     // Narrower blocks where there would be few tasks; 24 is a multiple of every tile's width.
     s.block_outputs = kBlockOutputs;
@@ -50,8 +47,8 @@ Block block(const Split& s, int64_t task) {
   Block b;
   b.row = task % s.row_blocks * s.block_rows;
   b.output = task / s.row_blocks * s.block_outputs;
-  b.rows = least(s.block_rows, s.rows - b.row);
-  b.outputs = least(s.block_outputs, s.outputs - b.output);
+  b.rows = smaller(s.block_rows, s.rows - b.row);
+  b.outputs = smaller(s.block_outputs, s.outputs - b.output);
   return b;
 }
 

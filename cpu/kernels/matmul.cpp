@@ -203,8 +203,6 @@ void strip(const typename W::RowElement* x, int64_t x_stride, int64_t rows,
 #undef UNIFLUID_STRIP
 }
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // R rows, at most kTileRows, for all outputs: N at a time where the weights lie in a cache.
 template <class W, int R, int N>
 void few_rows(const float* x, int64_t x_stride, const typename W::Element* w, int64_t w_stride,
@@ -221,8 +219,8 @@ void few_rows(const float* x, int64_t x_stride, const typename W::Element* w, in
   for (; j + N <= count; j += N)
     tile<W, R, N>(x, x_stride, w + j * w_stride, w_stride, k, out + j, out_stride, kWhole, nullptr);
   for (; j < count; j += kTileOutputs)
-    strip<W>(x, x_stride, R, w + j * w_stride, w_stride, k, least(kTileOutputs, count - j), out + j,
-             out_stride, kWhole, nullptr);
+    strip<W>(x, x_stride, R, w + j * w_stride, w_stride, k, smaller(kTileOutputs, count - j),
+             out + j, out_stride, kWhole, nullptr);
 }
 
 template <class W>
@@ -243,9 +241,9 @@ void multiply(const float* x, int64_t x_stride, int64_t rows, const typename W::
   const int64_t blocks = saved && rows > 2 * kTileRows ? (k + kBlockK - 1) / kBlockK : 1;
   const int64_t step = (k / W::kStep + blocks - 1) / blocks * W::kStep;
   for (int64_t i = 0; i < rows; i += kBlockRows) {
-    const int64_t block_rows = least(kBlockRows, rows - i);
+    const int64_t block_rows = smaller(kBlockRows, rows - i);
     for (int64_t j = 0; j < count; j += kBlockOutputs) {
-      const int64_t block_end = least(j + kBlockOutputs, count);
+      const int64_t block_end = smaller(j + kBlockOutputs, count);
       for (int64_t b = 0; b < blocks; ++b) {
         const int64_t first = b * step;
         const int64_t part_k = b + 1 < blocks ? step : k - first;
@@ -254,7 +252,7 @@ void multiply(const float* x, int64_t x_stride, int64_t rows, const typename W::
         const auto strips = [&](auto form, const auto* rows_from, int64_t stride) {
           for (int64_t n = j; n < block_end; n += kTileOutputs)
             strip<decltype(form)>(rows_from, stride, block_rows, w + n * w_stride + first, w_stride,
-                                  part_k, least(kTileOutputs, block_end - n),
+                                  part_k, smaller(kTileOutputs, block_end - n),
                                   out + i * out_stride + n, out_stride, part,
                                   saved ? saved + block_rows * (n - j) : nullptr);
         };

@@ -8,9 +8,6 @@ namespace {
 // Elements below which the calling thread is done before another would have begun.
 constexpr int64_t kSmall = int64_t{1} << 14;
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Rows shared among threads in runs.
 template <class Args>
 struct Rows {
@@ -22,14 +19,14 @@ struct Rows {
 template <class Args>
 void rows_task(void* context, int64_t index, int) {
   const auto& work = *static_cast<const Rows<Args>*>(context);
-  const int64_t end = least((index + 1) * work.run, work.rows);
+  const int64_t end = smaller((index + 1) * work.run, work.rows);
   for (int64_t i = index * work.run; i < end; ++i) work.row(*work.args, i);
 }
 
 template <class Args>
 void each_row(const Args& args, void (*row)(const Args&, int64_t), Parallel& parallel) {
   const int64_t rows = args.x.rows;
-  const int64_t tasks = args.x.size() < kSmall ? 1 : least(rows, 4 * parallel.threads());
+  const int64_t tasks = args.x.size() < kSmall ? 1 : smaller(rows, 4 * parallel.threads());
   if (rows == 0) return;
   Rows<Args> work{&args, row, rows, (rows + tasks - 1) / tasks};
   parallel.run((rows + work.run - 1) / work.run, rows_task<Args>, &work);
@@ -163,7 +160,7 @@ int64_t scratch_row(const GroupNormArgs& args) {
 void moments_task(void* context, int64_t index, int thread) {
   const GroupWork& work = *static_cast<const GroupWork*>(context);
   const GroupNormArgs& a = *work.args;
-  const int64_t first = index * work.run, end = least(first + work.run, a.x.rows);
+  const int64_t first = index * work.run, end = smaller(first + work.run, a.x.rows);
   const int64_t channels = a.x.cols / a.groups;
   const double count = static_cast<double>((end - first) * channels);
   Moments* moments = work.moments + index * a.groups;
@@ -192,7 +189,7 @@ void moments_task(void* context, int64_t index, int thread) {
 void normalize_task(void* context, int64_t index, int) {
   const GroupWork& work = *static_cast<const GroupWork*>(context);
   const GroupNormArgs& a = *work.args;
-  const int64_t first = index * work.run, end = least(first + work.run, a.x.rows);
+  const int64_t first = index * work.run, end = smaller(first + work.run, a.x.rows);
   for (int64_t p = first; p < end; ++p) {
     const float* x = row_of(a.x, p);
     float* out = mutable_row_of(a.out, p);
@@ -215,7 +212,7 @@ void finish_moments(const GroupWork& work, int64_t runs) {
     for (int64_t r = 0; r < runs; ++r) {
       const Moments& part = work.moments[r * a.groups + g];
       const double part_count =
-          static_cast<double>(least(work.run, a.x.rows - r * work.run) * channels);
+          static_cast<double>(smaller(work.run, a.x.rows - r * work.run) * channels);
       const double difference = part.mean - mean;
       const double together = count + part_count;
       mean += difference * part_count / together;
@@ -241,7 +238,7 @@ void layer_norm(const LayerNormArgs& args, Parallel& parallel) {
 }
 
 bool group_norm(const GroupNormArgs& args, Parallel& parallel) {
-  const int64_t run = most(kRunElements / args.x.cols, 1);
+  const int64_t run = larger(kRunElements / args.x.cols, 1);
   const int64_t runs = (args.x.rows + run - 1) / run;
   const size_t moments = (sizeof(Moments) * static_cast<size_t>(runs * args.groups) + 63) / 64 * 64;
   const size_t rows = 2 * sizeof(float) * static_cast<size_t>(scratch_row(args));

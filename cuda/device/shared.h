@@ -44,10 +44,6 @@ class Shared {
     data_[i] = first;
     data_[i + 1] = second;
   }
-  void add(uint32_t i, T v) const {  // atomically
-    simt::shared_atomic(data_, i, count_, sizeof(T));
-    data_[i] += v;
-  }
   // For the wrappers of this folder only.
   T* address(uint32_t i) const { return data_ + i; }
   uint32_t count() const { return count_; }
@@ -74,7 +70,6 @@ class Shared {
   UNIFLUID_DEVICE void store_pair(uint32_t i, T first, T second) const {
     *reinterpret_cast<float2*>(data_ + i) = make_float2(first, second);
   }
-  UNIFLUID_DEVICE void add(uint32_t i, T v) const { atomicAdd(data_ + i, v); }
   UNIFLUID_DEVICE T* address(uint32_t i) const { return data_ + i; }
   UNIFLUID_DEVICE Shared part(uint32_t first, uint32_t) const { return Shared(data_ + first, 0); }
 

@@ -33,7 +33,8 @@ UNIFLUID_DEVICE Sight seen_by(const AttentionGradients& p, const GradientSpan& s
                               int last) {
   const int begin = first < span.prefix_end ? 0 : first;
   if (p.window <= 0) return {begin, span.rows - 1};
-  return {begin, min(span.rows, max(span.prefix_end, last + p.window)) - 1};
+  // A window may be as large as the type: last + window would overflow.
+  return {begin, max(span.prefix_end, last + min(p.window, span.rows - last)) - 1};
 }
 
 // ---- host ----

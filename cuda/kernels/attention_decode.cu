@@ -75,7 +75,11 @@ bool splits_keys(const Queue& queue, size_t tiles, int64_t kv_heads) {
 }
 
 void attend_decode(Queue& queue, const AttentionParams& p, size_t tiles, bool aligned) {
-  if (!splits_keys(queue, tiles, p.kv_heads)) return attend_decode_whole(queue, p, tiles, aligned);
+  // Of z, a grid takes no more.
+  constexpr int64_t kMostKeyBlocks = 65535;
+  if (!splits_keys(queue, tiles, p.kv_heads) ||
+      blocks_for(p.score_stride, kKeyBlock) > kMostKeyBlocks)
+    return attend_decode_whole(queue, p, tiles, aligned);
   if (p.head_dim <= 64)
     launch_scores<64>(queue, p, tiles, aligned);
   else if (p.head_dim <= 128)

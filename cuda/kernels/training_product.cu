@@ -86,12 +86,11 @@ __global__ void __launch_bounds__(kElementThreads) add_parts(AddParams p) {
 
 // ---- host ----
 
-// Calls body(T{}) for each tile, and its cost.
+// Calls body(tile) for each that these products have: those of convolutions.
 template <class Body>
 void each_tile(Body body) {
-  body(WideTile<128, 256>{}, TileCost{128, 256, 1700});
-  body(WideTile<128, 128>{}, TileCost{128, 128, 1500});
-  body(WideTile<64, 64, 2>{}, TileCost{64, 64, 1200});
+  for (const WarpgroupTile& tile : kWarpgroupTiles)
+    if (tile.images) body(tile);
 }
 
 int64_t tiles_of(const TrainingProduct& p, const TileCost& tile) {
@@ -122,7 +121,7 @@ KParts parts_of(const TrainingProduct& p) {
   for (int64_t count = 1; count <= kMost && (count == 1 || p.k() >= count * kLeast); ++count) {
     const int64_t k = blocks_for(blocks_for(p.k(), count), kStep) * kStep;
     const KParts parts{static_cast<int32_t>(blocks_for(p.k(), k)), static_cast<int32_t>(k)};
-    each_tile([&](auto, const TileCost& tile) {
+    each_tile([&](const TileCost& tile) {
       const double cost = clocks(p, tile, parts, kProcessors);
       if (cost >= least) return;
       least = cost;
@@ -180,24 +179,28 @@ void multiply(Queue& queue, const TrainingProduct& p, float* partial) {
   }
   // The tile does not show in the bits.
   double least = std::numeric_limits<double>::infinity();
-  int rows = 0, columns = 0;
-  each_tile([&](auto, const TileCost& tile) {
+  int columns = 0;
+  each_tile([&](const TileCost& tile) {
     const double cost = clocks(p, tile, parts, queue.limits().processors);
     if (cost >= least) return;
     least = cost;
-    rows = tile.rows;
     columns = tile.columns;
   });
-  each_tile([&](auto tile, const TileCost& cost) {
+  const auto launch_in = [&](auto tile) {
     using T = decltype(tile);
-    if (cost.rows != rows || cost.columns != columns) return;
     if (!p.turned_b)
       launch<T, false, false>(queue, p, out, parts);
     else if (p.turned_a)
       launch<T, true, true>(queue, p, out, parts);
     else
       launch<T, false, true>(queue, p, out, parts);
-  });
+  };
+  if (columns == 256)
+    launch_in(WideTile<128, 256>{});
+  else if (columns == 128)
+    launch_in(WideTile<128, 128>{});
+  else
+    launch_in(WideTile<64, 64, 2>{});
   if (!two) return;
   AddParams add{};
   add.partial = partial;

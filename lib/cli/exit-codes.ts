@@ -32,7 +32,7 @@ Exit codes:
   2    usage: unknown command or option, value out of range
   3    input: the checkpoint, image or prompt cannot be used
   4    not enough memory
-  5    the device or the native part is not available
+  5    the device, the native part or the Redis server is not available
   6    the result cannot be written
   7    some records, prompts or images failed; the others are done
   8    training diverged; its last good checkpoint is kept

@@ -6,7 +6,7 @@ import { BrokenRecords } from "./broken-records.js";
 import type { UnifiedRunConfig } from "./config.js";
 import { dealt, Mixture } from "./mixture.js";
 import { cacheFolder, Pictures, pathOf } from "./pictures.js";
-import { Sequences } from "./sequences.js";
+import { expectLearner, Sequences } from "./sequences.js";
 import type { SourceRecord } from "./source.js";
 import type { StepData } from "./subject.js";
 
@@ -29,6 +29,7 @@ export class Batches {
     onNote: (message: string) => void,
     copy?: () => Promise<string | undefined>,
   ): Promise<Batches> {
+    expectLearner(checkpoint);
     const mixture = await Mixture.open(config, new BrokenRecords(config.brokenShare, onNote));
     // Sources of one folder share their pictures, and all do where they are kept in one.
     const caches = new Map<string, Pictures>();

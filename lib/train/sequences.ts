@@ -1,7 +1,7 @@
 /** Examples as the sequences that the native trainer takes (spec section 5). */
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import { EOS } from "../checkpoint/config.js";
-import { InvalidRecordError, PromptTooLongError } from "../errors.js";
+import { InvalidRecordError, PromptTooLongError, UnsupportedTaskError } from "../errors.js";
 import type { NativeTrainingSequence } from "../native.js";
 import type { Random } from "../philox.js";
 import { imageRows } from "../prefixes.js";
@@ -18,6 +18,18 @@ export function endOfText(eosTokens: readonly number[]): number {
 }
 
 const draws = (task: TemplateTask) => task === "generate" || task === "edit";
+
+/** Throws `UNSUPPORTED_TASK` where a model has no task that could be trained. */
+export function expectLearner({ directory, config, spec }: Checkpoint): void {
+  if (config === undefined)
+    throw new UnsupportedTaskError(
+      `${directory} is an autoencoder alone: a run with \`autoencoder\` in place of \`model\` trains it`,
+    );
+  if (!spec.image && !spec.vision)
+    throw new UnsupportedTaskError(
+      `${directory} neither draws nor reads images: \`unifluid init --text ${directory}\` makes a model of it that does`,
+    );
+}
 
 export class Sequences {
   private readonly encoded = new Map<string, number[]>();

@@ -17,6 +17,7 @@ import type { UnifiedRunConfig } from "./config.js";
 import { createTrainer } from "./native-trainer.js";
 import { startingCheckpoint } from "./resume.js";
 import { type Losses, RUN_FILES, type RunFolder } from "./run-folder.js";
+import { expectLearner } from "./sequences.js";
 import { SideFiles } from "./side-files.js";
 import { commonOptions, type Subject } from "./subject.js";
 
@@ -43,6 +44,7 @@ export class UnifiedSubject implements Subject {
   ): Promise<UnifiedSubject> {
     const whole = ({ config }: Checkpoint) => config !== undefined;
     const checkpoint = await startingCheckpoint(config.model, folder, whole, onNote);
+    expectLearner(checkpoint);
     const sideFiles = await SideFiles.read(checkpoint.directory, RUN_FILES);
     checkSamples(config, checkpoint);
     const tensors = checkpoint.spec.tensors.filter((t) => !t.name.startsWith("vae."));

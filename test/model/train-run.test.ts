@@ -21,7 +21,7 @@ import { writeDataset } from "../../lib/scenes/dataset";
 import { learningRateAt, parseRunConfig } from "../../lib/train/config";
 import { ReportPace } from "../../lib/train/report";
 import { RUN_FILES } from "../../lib/train/run-folder";
-import { Tensors } from "../support/fixtures";
+import { FIXTURES, Tensors } from "../support/fixtures";
 import { Runs } from "../support/runs";
 
 const runs = new Runs();
@@ -459,6 +459,14 @@ test("settings are checked before anything starts", async () => {
   await expect(train("refused", { model: join(folder, "none") })).rejects.toMatchObject({
     code: "CHECKPOINT_NOT_FOUND",
   });
+  for (const [model, message] of [
+    ["gemma-tiny", /neither draws nor reads images: `unifluid init --text/],
+    ["vae-tiny", /is an autoencoder alone/],
+  ] as const)
+    await expect(train("refused", { model: join(FIXTURES, model) })).rejects.toMatchObject({
+      code: "UNSUPPORTED_TASK",
+      message: expect.stringMatching(message),
+    });
 });
 
 test("learning rates", () => {

@@ -242,6 +242,46 @@ describe.each(models)("%s", (model) => {
     await expectApart(spec, base);
   });
 
+  test("a tensor that is trained alone has the gradient that it has among all", async () => {
+    const options = { ...base, beta1: 0, clipNorm: 0 };
+    const at = { step: 1, learningRate: 0 };
+    const whole = await trainer(spec, options);
+    const { gradientNorm } = await whole.step([batchOf(spec, 1)], at);
+    const names = trained(spec).filter((name) => /layers\.0\.|res_blocks\.0\./.test(name));
+    expect(names.length).toBeGreaterThan(20);
+    for (const name of names) {
+      const frozen = trained(spec).filter((other) => other !== name);
+      const alone = await createTrainer(spec, { ...options, frozen });
+      await alone.step([batchOf(spec, 1)], at);
+      const wanted = readFloats(whole, name, "first");
+      const miss = norm(readFloats(alone, name, "first").map((v, i) => v - wanted[i]!));
+      alone.dispose();
+      const most = 1e-5 * norm(wanted) + 1e-7 * gradientNorm;
+      expect({ name, near: miss < most }).toEqual({ name, near: true });
+    }
+  });
+
+  test("where one sequence brings its noise, that of another is drawn as ever", async () => {
+    const t = await trainer(spec, base);
+    const drawings = batchOf(spec, 3).filter(({ task }) => task === "generate");
+    const own = drawings.map(({ noise: _, ...rest }) => ({ ...rest, task: "own" }));
+    const lossOfOwn = async (beside: (typeof drawings)[number]) => {
+      const at = { step: 1, ema: false };
+      const { byTask } = await t.evaluate([[own[0]!, beside]], at);
+      return byTask.own!.loss;
+    };
+    const bare = { ...own[1]!, task: "generate" };
+    expect(await lossOfOwn(drawings[1]!)).toBe(await lossOfOwn(bare));
+  });
+
+  test("a checkpoint that has a tensor twice is refused by its name", async () => {
+    const tensors = [...spec.tensors, spec.tensors[0]!];
+    await expect(createTrainer({ ...spec, tensors }, {})).rejects.toMatchObject({
+      code: "INVALID_CHECKPOINT",
+      message: `tensor ${spec.tensors[0]!.name} occurs twice`,
+    });
+  });
+
   test("draws of its own: named by seed, step and place, and new at each step", async () => {
     const bare = () =>
       batchOf(spec, 3).map(({ order: _o, timesteps: _t, noise: _n, ...rest }) => rest);

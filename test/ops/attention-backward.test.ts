@@ -124,6 +124,10 @@ describeBackends("gradients of attention", (backend) => {
         ropeTheta: 50,
       },
     ],
+    [
+      "a window as large as its type, which is none",
+      { lengths: [70, 9], prefixes: [3, 0], heads: 2, kvHeads: 1, headDim: 8, window: 2 ** 31 - 1 },
+    ],
     // Kernels differ by the size of a head.
     ...[80, 136, 260].map((headDim): [string, Case] => [
       `heads of ${headDim}`,

@@ -45,6 +45,22 @@ describeBackends("embed_tokens", (backend) => {
       }
     })();
   });
+
+  // A GPU takes the ids in parts.
+  test("as many rows as a very long prompt has", () => {
+    withRandom((random) => {
+      const [d, vocab] = [8, 300];
+      const table = random.weight("bf16", vocab, d);
+      const values = valuesOf(table);
+      const ids = Int32Array.from({ length: 70_001 }, () => random.integer(vocab));
+      const expected = Float32Array.from(
+        { length: ids.length * d },
+        (_, i) => values[ids[Math.floor(i / d)]! * d + (i % d)]!,
+      );
+      expectSameBits(backend().embedTokens({ ids, table, scale: 1 }), expected);
+      expectSameBits(backend().embedTokens({ ids, sampled: true, table, scale: 1 }), expected);
+    })();
+  });
 });
 
 describeBackends("image_embed", (backend) => {

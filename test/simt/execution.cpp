@@ -199,18 +199,6 @@ unsigned char* shared_take(uint32_t at, uint32_t bytes) {
   return current->block->shared + at;
 }
 
-void shared_atomic(const void* data, uint32_t index, uint32_t count, size_t size) {
-  shared_bounds(data, index, 1, count, size);
-  Shadow* s = shadow_of(data, index, size);
-  const Block& block = *current->block;
-  for (size_t i = 0; i < (size + 1) / 2; ++i)
-    if (s[i].write_epoch < block.first_epoch)
-      fail_race("read of what nothing wrote", s[i]);
-    else if (s[i].write_epoch == block.epoch &&
-             s[i].writer != static_cast<int32_t>(current->linear))
-      fail_race("atomic operation without a barrier after a write", s[i]);
-}
-
 // ---- asynchronous copies ----
 
 void cp_async(void* to, const void* from, bool valid) {

@@ -241,8 +241,6 @@ inline void shared_write(const void* data, uint32_t index, uint32_t n, uint32_t 
   Shadow* s = shadow_of(data, index, size);
   for (size_t i = 0; i < (n * size + 1) / 2; ++i) note_write(s[i]);
 }
-// Atomic operations are ordered among themselves, but not with plain reads and writes.
-void shared_atomic(const void* data, uint32_t index, uint32_t count, size_t size);
 
 // Reads the first and the last of `bytes`, of which there are some.
 inline void touch(const void* at, uint32_t bytes) {
