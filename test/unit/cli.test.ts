@@ -74,6 +74,21 @@ test.each<[string, Error, string]>([
   }
 });
 
+test.each([
+  ["serve", "--port", "", "0 to 65535"],
+  ["serve", "--max-queue", " ", "0 to 1000000000"],
+  ["serve", "--drain-timeout", "", "0 to 86400"],
+  ["serve", "--max-pixels", "64000001", "1 to 64000000"],
+  ["enqueue", "--attempts", "", "1 to 100"],
+  ["worker", "--lock-seconds", "0", "1 to 86400"],
+  ["worker", "--drain-timeout", "1.5", "1 to 86400"],
+])("%s %s %j is no whole number of its range", async (command, option, value, range) => {
+  await expect(run([command, option, value])).rejects.toMatchObject({
+    code: "USAGE",
+    message: expect.stringMatching(new RegExp(`${option} .*a whole number from ${range}\\.`)),
+  });
+});
+
 test("numbered names keep folder and extension", () => {
   expect(numberedName("a.b/out.png", 0, 1)).toBe("a.b/out.png");
   expect(numberedName("a.b/out.png", 0, 2)).toBe("a.b/out-0001.png");
