@@ -236,7 +236,7 @@ export class InternalError extends UniFluidError<"INTERNAL"> {
   }
 }
 
-/** Makes the error for each code; this is also the list of all codes. */
+/** The class of each code; this is also the list of all codes. */
 const ERRORS = {
   CHECKPOINT_NOT_FOUND: CheckpointNotFoundError,
   INVALID_CHECKPOINT: InvalidCheckpointError,
@@ -281,7 +281,7 @@ const ERRORS = {
 /** Every code an error of this package can have. */
 export type ErrorCode = keyof typeof ERRORS;
 
-/** Every code with the name of its class, for documentation and tests. */
+/** Every code, for documentation and tests. */
 export const errorCodes: readonly ErrorCode[] = Object.freeze(Object.keys(ERRORS) as ErrorCode[]);
 
 /** The class of errors with a code. */

@@ -12,7 +12,7 @@ export type CellOrder = "random" | "raster";
 export interface ImageSettings {
   /**
    * Sampling steps of the diffusion head for each image token. With objective "ddpm" up to the model's timesteps, of
-   * which they are a choice; with "flow" up to 10,000, or the timesteps where those are more.
+   * which they are a choice; with "flow" up to 10,000.
    */
   steps: number;
   /** How strongly the prompt decides; 1: no guidance, half the work; below 0: away from the prompt. */

@@ -13,6 +13,7 @@ import { show } from "./checkpoint/fields.js";
 import { decoding } from "./decoding.js";
 import { InvalidImageError } from "./errors.js";
 import { asBuffer, type Image } from "./image.js";
+import { isUrl } from "./is-url.js";
 
 /** Pixels in memory: [height, width, 3] RGB or [height, width, 4] RGBA bytes. */
 export interface RawPixels {
@@ -186,11 +187,6 @@ function unsupported(input: unknown): InvalidImageError {
 
 function shorten(text: string): string {
   return text.length > 100 ? `${text.slice(0, 97)}...` : text;
-}
-
-/** A `URL`, also one of another realm. */
-function isUrl(value: unknown): value is URL {
-  return Object.prototype.toString.call(value) === "[object URL]";
 }
 
 function isBlob(value: unknown): value is BlobLike {

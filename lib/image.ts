@@ -8,6 +8,7 @@ import { type InspectOptions, inspect, types } from "node:util";
 import sharp from "sharp";
 import { show } from "./checkpoint/fields.js";
 import { InvalidImageError, InvalidOptionError } from "./errors.js";
+import { isUrl } from "./is-url.js";
 import { optionsObject } from "./options.js";
 
 export type ImageFormat = "png" | "webp" | "jpeg";
@@ -165,11 +166,11 @@ function filePathOf(file: unknown): string {
     if (!file.includes("\0")) return file;
     throw new InvalidOptionError(`expected a path without a NUL but received ${show(file)}`);
   }
-  if (Object.prototype.toString.call(file) === "[object URL]") {
+  if (isUrl(file)) {
+    const { href } = file;
     try {
-      return fileURLToPath((file as URL).href);
+      return fileURLToPath(href);
     } catch (cause) {
-      const { href } = file as URL;
       throw new InvalidOptionError(
         `expected a path or the URL of a local file but received ${href}`,
         {

@@ -76,15 +76,13 @@ export function parseLoadOptions(
   addon: Pick<NativeAddon, "instructionSets">,
 ): ParsedLoadOptions {
   const options = optionsObject(given, NAMES);
-  const { threads, maxMemory, maxSequences = 16, maxQueue } = options;
-  const device = parseDevice(options.device ?? "auto");
-  const dtype = choiceOption("dtype", options.dtype ?? "auto", ["auto", "float32", "bfloat16"]);
+  const { dtype: type = "auto", threads, maxMemory, maxSequences = 16, maxQueue } = options;
+  const device = parseDevice(options.device === undefined ? "auto" : options.device);
+  const dtype = choiceOption("dtype", type, ["auto", "float32", "bfloat16"]);
   if (options.isa !== undefined && device.kind === "cuda") {
     throw invalidOption('no value with device "cuda"', "isa", options.isa);
   }
-  const isa =
-    parseIsa("isa", options.isa ?? undefined, addon) ??
-    parseIsa("UNIFLUID_ISA", process.env.UNIFLUID_ISA || undefined, addon);
+  const isa = parseIsa("isa", options.isa, addon) ?? environmentIsa(addon);
   return {
     device,
     dtype: dtype === "auto" ? "bfloat16" : dtype,
@@ -111,6 +109,11 @@ export function parseLoadOptions(
   };
 }
 
+/** The instruction set that UNIFLUID_ISA asks for, if it does. Throws as `isa` of a load. */
+export function environmentIsa(addon: Pick<NativeAddon, "instructionSets">): string | undefined {
+  return parseIsa("UNIFLUID_ISA", process.env.UNIFLUID_ISA || undefined, addon);
+}
+
 /** @param option Where the name comes from. */
 function parseIsa(
   option: string,
@@ -122,7 +125,11 @@ function parseIsa(
   const set = sets.find((candidate) => candidate.name === name);
   if (!set) throw invalidOption(sets.map((s) => `"${s.name}"`).join(" or "), option, name);
   if (!set.supported) {
-    throw new DeviceError("DEVICE_UNAVAILABLE", `this processor has no ${name} instructions`);
+    const usable = sets.filter(({ supported }) => supported).map((s) => s.name);
+    throw new DeviceError(
+      "DEVICE_UNAVAILABLE",
+      `this processor has no ${name} instructions, which ${option} asks for: it has ${usable.join(", ")}`,
+    );
   }
   return name;
 }

@@ -1,7 +1,7 @@
 /** Checks of what callers pass: "expected X for Y but received Z". */
 
 import { types } from "node:util";
-import { isObject, type NumberRange, rangeText, show } from "./checkpoint/fields.js";
+import { inRange, isObject, type NumberRange, rangeText, show } from "./checkpoint/fields.js";
 import { InvalidOptionError } from "./errors.js";
 
 export function invalidOption(
@@ -9,23 +9,16 @@ export function invalidOption(
   name: string,
   received: unknown,
 ): InvalidOptionError {
-  const what =
-    typeof received === "number" || typeof received === "bigint" ? `${received}` : show(received);
-  return new InvalidOptionError(`expected ${expected} for ${name} but received ${what}`);
+  return new InvalidOptionError(`expected ${expected} for ${name} but received ${show(received)}`);
 }
 
 export function integerOption(name: string, value: unknown, range: NumberRange): number {
-  const { min = -Infinity, max = Infinity } = range;
-  if (Number.isSafeInteger(value) && (value as number) >= min && (value as number) <= max) {
-    return value as number;
-  }
+  if (Number.isSafeInteger(value) && inRange(value as number, range)) return value as number;
   throw invalidOption(`an integer${rangeText(range)}`, name, value);
 }
 
 export function numberOption(name: string, value: unknown, range: NumberRange): number {
-  const { min = -Infinity, max = Infinity, open } = range;
-  const fits = (n: number) => (open ? n > min && n < max : n >= min && n <= max);
-  if (typeof value === "number" && Number.isFinite(value) && fits(value)) return value;
+  if (typeof value === "number" && Number.isFinite(value) && inRange(value, range)) return value;
   throw invalidOption(`a number${rangeText(range)}`, name, value);
 }
 
@@ -91,7 +84,7 @@ function isTransferred(value: object): boolean {
   }
 }
 
-/** Floats of a given count; copied, unless they are float32 already. */
+/** A list of floats; copied, unless they are float32 already. */
 export function floatsOption(name: string, value: unknown): Float32Array {
   if (types.isFloat32Array(value)) return value;
   if (Array.isArray(value) && value.every((v) => typeof v === "number")) {

@@ -131,6 +131,14 @@ export async function toVisionPixels(
     );
   }
   const { pixels } = await resize(image, imageSize, imageSize, config.filter, addon);
+  return normalizedPlanes(pixels, config);
+}
+
+/** Bytes of an image of the model's size, [pixels, 3], as SigLIP's input. */
+export function normalizedPlanes(
+  pixels: Uint8Array,
+  config: PreprocessorConfig,
+): Promise<Float32Array> {
   const tables = CHANNELS.map((c) => byteTable((byte) => normalized(config, c, byte)));
   return toPlanes(pixels, tables);
 }

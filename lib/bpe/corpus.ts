@@ -25,7 +25,7 @@ export function wordsOf(text: string): string[] {
   return spelled.match(WORDS) ?? [];
 }
 
-/** Lines of a UTF-8 file without their ends. Throws `TRAINING_DATA`. */
+/** Lines of a UTF-8 file without their ends, be they LF or CRLF. Throws `TRAINING_DATA`. */
 async function* linesOf(path: string): AsyncGenerator<string, void> {
   const decoder = new TextDecoder("utf-8", { fatal: true });
   let rest = "";
@@ -33,7 +33,7 @@ async function* linesOf(path: string): AsyncGenerator<string, void> {
     for await (const chunk of createReadStream(path)) {
       const lines = (rest + decoder.decode(chunk as Buffer, { stream: true })).split("\n");
       rest = lines.pop() as string;
-      yield* lines;
+      for (const line of lines) yield line.replace(/\r$/, "");
     }
     rest += decoder.decode();
   } catch (cause) {
@@ -41,7 +41,7 @@ async function* linesOf(path: string): AsyncGenerator<string, void> {
     const why = code === "ERR_ENCODING_INVALID_ENCODED_DATA" ? "it is not UTF-8" : message;
     throw new TrainingDataError(`cannot read ${path}: ${why}`, { cause });
   }
-  if (rest !== "") yield rest;
+  if (rest !== "") yield rest.replace(/\r$/, "");
 }
 
 /** What a model reads and writes of a record: each template filled, and each text. */

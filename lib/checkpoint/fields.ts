@@ -47,7 +47,10 @@ export function rangeText({ min, max, open }: NumberRange): string {
   return max === undefined ? "" : ` ${below} ${max}`;
 }
 
-function inRange(value: number, { min = -Infinity, max = Infinity, open }: NumberRange): boolean {
+export function inRange(
+  value: number,
+  { min = -Infinity, max = Infinity, open }: NumberRange,
+): boolean {
   return open ? value > min && value < max : value >= min && value <= max;
 }
 

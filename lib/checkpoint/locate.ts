@@ -5,6 +5,7 @@ import { readdir, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { CheckpointNotFoundError, InvalidOptionError } from "../errors.js";
+import { isUrl } from "../is-url.js";
 import { show } from "./fields.js";
 
 const NO_DOWNLOAD =
@@ -31,21 +32,21 @@ export const isShippedModel = (name: string): boolean =>
  * model's if there is one of that name; `./name` is always a path.
  */
 export async function locateCheckpoint(model: string | URL): Promise<string> {
-  if (typeof model !== "string" && !(model instanceof URL)) {
+  if (typeof model !== "string" && !isUrl(model)) {
     throw new InvalidOptionError(
       `expected a path, a file URL or the name of a model but received ${show(model)}`,
     );
   }
-  const text = String(model);
+  const text = typeof model === "string" ? model : model.href;
   if (/^(?!file:)[a-z][a-z0-9+.-]*:\/\//i.test(text)) {
     throw new InvalidOptionError(
       `expected a directory on this machine for the model but received ${show(text)}: ${NO_DOWNLOAD}`,
     );
   }
-  if (model instanceof URL || /^file:/i.test(text)) {
+  if (isUrl(model) || /^file:/i.test(text)) {
     let path: string;
     try {
-      path = fileURLToPath(model);
+      path = fileURLToPath(text);
     } catch (cause) {
       throw new InvalidOptionError(`expected a file URL for the model but received ${text}`, {
         cause,

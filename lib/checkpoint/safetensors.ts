@@ -46,11 +46,8 @@ export interface TensorEntry {
 }
 
 export interface SafetensorsHeader {
-  path: string;
   /** In file order. */
   tensors: TensorEntry[];
-  metadata: Record<string, string>;
-  fileBytes: number;
 }
 
 /** The format's own limit. */
@@ -120,15 +117,14 @@ export function parseSafetensorsHeader(
 ): SafetensorsHeader {
   const json = parseHeaderJson(header, path);
   const dataStart = LENGTH_BYTES + header.length;
-  let metadata: Record<string, string> = {};
   const tensors: TensorEntry[] = [];
   for (const [name, value] of Object.entries(json)) {
-    if (name === "__metadata__") metadata = parseMetadata(value, path);
+    if (name === "__metadata__") checkMetadata(value, path);
     else tensors.push(parseTensor(name, value, dataStart, path));
   }
   tensors.sort((a, b) => a.offset - b.offset || a.bytes - b.bytes);
   checkLayout(tensors, dataStart, fileBytes, path);
-  return { path, tensors, metadata, fileBytes };
+  return { tensors };
 }
 
 function parseHeaderJson(header: Uint8Array, path: string): Record<string, unknown> {
@@ -176,14 +172,13 @@ function countNames(value: unknown): number {
   return count;
 }
 
-function parseMetadata(value: unknown, path: string): Record<string, string> {
+function checkMetadata(value: unknown, path: string): void {
   if (!isObject(value) || !Object.values(value).every((v) => typeof v === "string")) {
     throw new InvalidSafetensorsError(
       "SAFETENSORS_INVALID_HEADER",
       `${path}: expected __metadata__ to map names to strings but found ${show(value)}`,
     );
   }
-  return value as Record<string, string>;
 }
 
 const isIndex = (v: unknown): v is number =>

@@ -111,10 +111,11 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
   const counts = { done: 0, failed: 0, doneBefore: 0, failedBefore: 0 };
   let firstFailed: ResultLine | undefined;
   let results = "";
-  const started = performance.now();
+  let started = 0;
   // Other sequences than those that run wait in the engine, ready to join.
   const load = { ...flags, maxSequences: flags.concurrency };
   await withModel(load, signal, async (model) => {
+    started = performance.now();
     const folder = await ResultsFolder.open(flags.out, flags.shard).catch(writingFailed(flags.out));
     results = folder.results;
     let progress: RateProgress | undefined;

@@ -5,48 +5,14 @@ import sharp from "sharp";
 import type { LoadedAddon } from "../addon.js";
 import { shippedModels } from "../checkpoint/locate.js";
 import { surveyDevices } from "../device.js";
-import { DeviceError } from "../errors.js";
+import { environmentIsa } from "../load-options.js";
 import type { NativeAddon } from "../native.js";
 import { reportGpus } from "./devices.js";
 import { packageVersion } from "./version.js";
 
-type InstructionSets = ReturnType<NativeAddon["instructionSets"]>;
+export type MachineReport = Awaited<ReturnType<typeof reportMachine>>;
 
-/** Where the addon is from. */
-export function originOf({ path }: LoadedAddon): "environment" | "package" | "compiled" {
-  if (process.env.UNIFLUID_NATIVE) return "environment";
-  return /[\\/]prebuilds[\\/]/.test(path) ? "package" : "compiled";
-}
-
-export const knownSets = (sets: InstructionSets): string =>
-  sets
-    .map(({ name, supported, bfloat16 }) => {
-      if (!supported) return `${name} (not this processor)`;
-      return bfloat16 ? `${name} (multiplies bfloat16)` : name;
-    })
-    .join(", ");
-
-/** The instruction set that loading a model would choose. Throws `DEVICE_UNAVAILABLE` for one that cannot be. */
-export function chosenInstructionSet(addon: NativeAddon): {
-  name: string;
-  /** By UNIFLUID_ISA. */
-  forced: boolean;
-  sets: InstructionSets;
-} {
-  const sets = addon.instructionSets();
-  const usable = sets.filter(({ supported }) => supported).map(({ name }) => name);
-  const forced = process.env.UNIFLUID_ISA;
-  if (!forced) return { name: usable.at(-1)!, forced: false, sets };
-  if (!usable.includes(forced)) {
-    throw new DeviceError(
-      "DEVICE_UNAVAILABLE",
-      `UNIFLUID_ISA asks for ${JSON.stringify(forced)}, which cannot be used: of ${knownSets(sets)}`,
-    );
-  }
-  return { name: forced, forced: true, sets };
-}
-
-/** The document; without an addon, what can be told without one. */
+/** The document; without an addon, what can be told without one. Throws where UNIFLUID_ISA cannot be followed. */
 export async function reportMachine(loaded: LoadedAddon | undefined) {
   return {
     version: packageVersion(),
@@ -64,15 +30,23 @@ export async function reportMachine(loaded: LoadedAddon | undefined) {
   };
 }
 
+/** Where the addon is from. */
+function originOf({ path }: LoadedAddon): "environment" | "package" | "compiled" {
+  if (process.env.UNIFLUID_NATIVE) return "environment";
+  return /[\\/]prebuilds[\\/]/.test(path) ? "package" : "compiled";
+}
+
+/** The instruction set that loading a model would choose; `forced`: by UNIFLUID_ISA. */
 function reportInstructionSet(addon: NativeAddon) {
-  const { name, forced, sets } = chosenInstructionSet(addon);
-  const known = sets.map((set) => ({
-    name: set.name,
-    supported: set.supported,
+  const forced = environmentIsa(addon);
+  const known = addon.instructionSets().map(({ name, supported, bfloat16 }) => ({
+    name,
+    supported,
     /** What `dtype: "bfloat16"` is faster with. */
-    bfloat16: set.supported && set.bfloat16,
+    bfloat16: supported && bfloat16,
   }));
-  return { name, forced, known };
+  const best = known.filter(({ supported }) => supported).at(-1)!.name;
+  return { name: forced ?? best, forced: forced !== undefined, known };
 }
 
 /** What `device: "auto"` means here: `kind` "cuda" where a model fits the GPU's memory. */

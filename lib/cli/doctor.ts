@@ -1,18 +1,13 @@
 /** `unifluid doctor`: what this machine computes with, and why; one line each. */
 
-import { availableParallelism, totalmem } from "node:os";
 import type { Command } from "commander";
-import sharp from "sharp";
-import { describeMachine, type LoadedAddon } from "../addon.js";
-import { shippedModels } from "../checkpoint/locate.js";
-import { surveyDevices } from "../device.js";
+import { describeMachine } from "../addon.js";
 import { type OutputFlags, runCommand } from "./context.js";
-import { gpuLine, reportGpus, tryAddon } from "./devices.js";
-import { chosenInstructionSet, knownSets, originOf, reportMachine } from "./doctor-report.js";
+import { gpuLine, tryAddon } from "./devices.js";
+import { type MachineReport, reportMachine } from "./doctor-report.js";
 import { addFlags } from "./flags.js";
 import { write, writeJson } from "./output.js";
 import { formatBytes, formatTable } from "./tables.js";
-import { packageVersion } from "./version.js";
 
 export function addDoctor(program: Command): void {
   const command = program
@@ -21,60 +16,49 @@ export function addDoctor(program: Command): void {
   addFlags(command, "json").action((flags: OutputFlags) =>
     runCommand(flags, async ({ json }) => {
       const { addon, failure } = tryAddon();
-      if (json) {
-        await writeJson(await reportMachine(addon));
-        if (failure) throw failure;
-        return;
-      }
-      const report: Record<string, string> = {
-        package: `unifluid ${packageVersion()}`,
-        machine: describeMachine(),
-        binary: addon ? describeBinary(addon) : "none",
-        ...(addon ? { "instruction set": describeInstructionSet(addon) } : {}),
-        ...(addon ? await describeDevices(addon) : { device: "none" }),
-        threads: `${availableParallelism()} by default`,
-        memory: describeMemory(addon),
-        images: `sharp ${sharp.versions.sharp}, libvips ${sharp.versions.vips}`,
-        models: (await shippedModels()).join(", ") || "none shipped",
-      };
-      await write(formatTable(Object.entries(report)));
+      const report = await reportMachine(addon);
+      if (json) await writeJson(report);
+      else await write(formatReport(report));
       if (failure) throw failure;
     }),
   );
 }
 
-function describeBinary(addon: LoadedAddon): string {
-  const origin = {
-    environment: "UNIFLUID_NATIVE names it",
-    package: "it came with the package",
-    compiled: "it was compiled here",
-  }[originOf(addon)];
-  return `${addon.path} (${origin})`;
+const ORIGINS = {
+  environment: "UNIFLUID_NATIVE names it",
+  package: "it came with the package",
+  compiled: "it was compiled here",
+};
+
+function formatReport(report: MachineReport): string {
+  const { binary, instructionSet, device, memory } = report;
+  const total = `${formatBytes(memory.total)} in the machine`;
+  const free = memory.available;
+  const rows: ([string, string] | false | null)[] = [
+    ["package", `unifluid ${report.version}`],
+    ["machine", describeMachine()],
+    ["binary", binary ? `${binary.path} (${ORIGINS[binary.origin]})` : "none"],
+    instructionSet && ["instruction set", describeInstructionSet(instructionSet)],
+    ["device", device ? describeDevice(device) : "none"],
+    Boolean(device?.cudaLibrary) && ["cuda library", device!.cudaLibrary!],
+    ...(device?.gpus ?? []).map((gpu, i): [string, string] => [`cuda:${i}`, gpuLine(gpu)]),
+    ["threads", `${report.threads} by default`],
+    ["memory", free === null ? total : `${formatBytes(free)} free of ${total}`],
+    ["images", `sharp ${report.sharp}, libvips ${report.libvips}`],
+    ["models", report.models.join(", ") || "none shipped"],
+  ];
+  return formatTable(rows.filter((row): row is [string, string] => Boolean(row)));
 }
 
-/** The instruction set that loading a model would choose. */
-function describeInstructionSet({ addon }: LoadedAddon): string {
-  const { name, forced, sets } = chosenInstructionSet(addon);
-  const known = `of ${knownSets(sets)}`;
-  return forced
-    ? `${name}, as UNIFLUID_ISA says, ${known}`
-    : `${name}, the best that this processor has, ${known}`;
+function describeInstructionSet(chosen: NonNullable<MachineReport["instructionSet"]>): string {
+  const why = chosen.forced ? "as UNIFLUID_ISA says" : "the best that this processor has";
+  const known = chosen.known.map(({ name, supported, bfloat16 }) => {
+    if (!supported) return `${name} (not this processor)`;
+    return bfloat16 ? `${name} (multiplies bfloat16)` : name;
+  });
+  return `${chosen.name}, ${why}, of ${known.join(", ")}`;
 }
 
-/** What `device: "auto"` means here, and each GPU there is. */
-async function describeDevices(loaded: LoadedAddon): Promise<Record<string, string>> {
-  const survey = await surveyDevices(loaded.addon, loaded.path);
-  const { library, reason } = survey;
-  const lines: Record<string, string> = {
-    device: reason ? `cpu; ${reason}` : "cuda, where a model fits its memory; else cpu",
-    ...(library ? { "cuda library": library } : {}),
-  };
-  for (const [i, gpu] of (await reportGpus(loaded, survey)).entries())
-    lines[`cuda:${i}`] = gpuLine(gpu);
-  return lines;
-}
-
-function describeMemory(loaded: LoadedAddon | undefined): string {
-  const total = `${formatBytes(totalmem())} in the machine`;
-  return loaded ? `${formatBytes(loaded.addon.availableMemory())} free of ${total}` : total;
-}
+/** What `device: "auto"` means here. */
+const describeDevice = ({ reason }: NonNullable<MachineReport["device"]>): string =>
+  reason === null ? "cuda, where a model fits its memory; else cpu" : `cpu; ${reason}`;

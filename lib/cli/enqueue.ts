@@ -3,14 +3,14 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { basename } from "node:path";
-import { type Command, InvalidArgumentError } from "commander";
+import type { Command } from "commander";
 import type { DrawOptions } from "../call-options.js";
 import type { JobFormat } from "../jobs/reader.js";
 import { parseSeed } from "../seed.js";
 import { addInputFormat, openJobs, recordOptions } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
-import { addFlags, JOB_FLAGS } from "./flags.js";
+import { addFlags, JOB_FLAGS, whole } from "./flags.js";
 import { STANDARD, writeJson } from "./output.js";
 import { startRate } from "./progress.js";
 import { addQueueFlags, type QueueFlags, withQueue } from "./queue.js";
@@ -22,12 +22,6 @@ interface EnqueueFlags extends QueueFlags, OutputFlags, DrawOptions {
   maxNewTokens?: number;
 }
 
-function attempts(text: string): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= 1 && value <= 100) return value;
-  throw new InvalidArgumentError("Expected a whole number from 1 to 100.");
-}
-
 export function addEnqueue(program: Command): void {
   const command = program
     .command("enqueue <jobs>")
@@ -36,7 +30,7 @@ export function addEnqueue(program: Command): void {
       "--run <name>",
       "name of this run: its folder of results (default: by the file's name and content)",
     )
-    .option("--attempts <n>", "how often a job that fails for a while is tried", attempts, 5);
+    .option("--attempts <n>", "how often a job that fails for a while is tried", whole(1, 100), 5);
   addInputFormat(addQueueFlags(command));
   addFlags(command, ...JOB_FLAGS, "jsonCounts", "quiet").action(
     (jobs: string, flags: EnqueueFlags) =>

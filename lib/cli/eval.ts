@@ -118,6 +118,8 @@ async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, cont
 async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, context: Context) {
   const { manifest: manifests, timesteps, order, threads, maxMemory, device, cache } = flags;
   if (!manifests) throw new UsageError("the suite loss needs --manifest FILE");
+  // They are computed as training computes them.
+  if (flags.dtype !== "auto") throw new UsageError("--dtype is an option of the suite scenes");
   const { evaluateLoss } = await import("../evaluate/loss-suite.js");
   const progress = startRate(context, undefined);
   const report = await evaluateLoss(model, {

@@ -3,11 +3,12 @@
 import { readFile } from "node:fs/promises";
 import type { AddressInfo } from "node:net";
 import { isIP } from "node:net";
-import { type Command, InvalidArgumentError, Option } from "commander";
+import { type Command, Option } from "commander";
+import { MAX_PIXELS } from "../image-input.js";
 import type { ServerOptions } from "../server/options.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { UsageError } from "./exit-codes.js";
-import { addFlags, MODEL_FLAGS } from "./flags.js";
+import { addFlags, MODEL_FLAGS, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 
 interface ServeFlags extends ModelFlags, OutputFlags {
@@ -34,14 +35,6 @@ interface ServeFlags extends ModelFlags, OutputFlags {
   logLevel: string;
 }
 
-/** A parser of whole numbers in a range. */
-const whole =
-  (min: number, max: number) =>
-  (text: string): number => {
-    const value = Number(text);
-    if (Number.isSafeInteger(value) && value >= min && value <= max) return value;
-    throw new InvalidArgumentError(`Expected a whole number from ${min} to ${max}.`);
-  };
 /** A count of proxies, or their addresses with commas between. */
 const proxies = (text: string): number | string[] =>
   /^\d+$/.test(text) ? whole(1, 100)(text) : text.split(",").map((address) => address.trim());
@@ -57,7 +50,7 @@ export function addServe(program: Command): void {
     .option("--max-sequences <n>", "requests that run at once", whole(1, 4096), 16)
     .option("--max-queue <n>", "requests that may wait; more get 429", whole(0, 1e9), 64)
     .option("--max-body <MiB>", "size of a request", whole(1, 2047), 20)
-    .option("--max-pixels <n>", "pixels of an image", whole(1, 2 ** 31), 16_000_000)
+    .option("--max-pixels <n>", "pixels of an image", whole(1, MAX_PIXELS), 16_000_000)
     .option("--max-prompt-length <n>", "characters of a prompt", whole(1, 1e7), 4000)
     .option("--max-images <n>", "images of one request", whole(1, 1000), 10)
     .option("--max-steps <n>", "diffusion steps of a request (default: the model's)", whole(1, 1e6))

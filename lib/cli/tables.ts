@@ -9,7 +9,7 @@ export function formatBytes(bytes: number): string {
   return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
 }
 
-/** `3272960` is `3.3 million`. */
+/** `3272960` is `3.27 million`. */
 export function formatCount(count: number): string {
   if (count >= 1e9) return `${(count / 1e9).toFixed(2)} billion`;
   return count >= 1e5 ? `${(count / 1e6).toFixed(count >= 1e8 ? 0 : 2)} million` : `${count}`;

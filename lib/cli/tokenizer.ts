@@ -1,11 +1,9 @@
 /** `unifluid tokenizer`: a vocabulary for texts of one's own. */
 
 import type { Command } from "commander";
-import { UniFluidError } from "../errors.js";
 import { note, type OutputFlags, runCommand } from "./context.js";
-import { Interrupted, OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS, whole } from "./flags.js";
-import { writeJson } from "./output.js";
+import { writeJson, writingFailed } from "./output.js";
 
 interface TokenizerFlags extends OutputFlags {
   out: string;
@@ -32,10 +30,9 @@ export function addTokenizer(program: Command): void {
       const { trainTokenizer } = await import("../bpe/tokenizer-files.js");
       const { out, vocab } = flags;
       const { signal } = context;
-      const { tokens, merges } = await trainTokenizer(files, vocab, out, signal).catch((error) => {
-        if (error instanceof UniFluidError || error instanceof Interrupted) throw error;
-        throw new OutputError(`cannot write ${out}: ${error.message}`, { cause: error });
-      });
+      const { tokens, merges } = await trainTokenizer(files, vocab, out, signal).catch(
+        writingFailed(out),
+      );
       note(context, `${tokens} tokens in ${out}, ${merges} by merges`);
       if (tokens < vocab) note(context, `the texts have no more pairs that occur twice`);
       if (context.json) await writeJson({ folder: out, tokens, merges });

@@ -46,7 +46,7 @@ export function addPrepare(program: Command): void {
 const skipped = (records: number) =>
   `${records} broken ${records === 1 ? "record was" : "records were"} skipped`;
 
-/** Lines between two of progress where there is no terminal, in milliseconds. */
+/** Milliseconds between two lines of progress where there is no terminal. */
 const LINE_EVERY = 30_000;
 
 async function train(config: string, flags: TrainFlags, context: Context): Promise<void> {

@@ -1,11 +1,11 @@
 /** `unifluid worker`: does the jobs of a queue. */
 
-import { type Command, InvalidArgumentError } from "commander";
+import type { Command } from "commander";
 import type { ImageFormat } from "../image.js";
 import { concurrency } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { ExitCode } from "./exit-codes.js";
-import { addFlags, MODEL_FLAGS } from "./flags.js";
+import { addFlags, MODEL_FLAGS, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { makeFolderOutput, writingFailed } from "./output.js";
 import { addQueueFlags, type QueueFlags, queueUrl } from "./queue.js";
@@ -20,11 +20,7 @@ interface WorkerFlags extends QueueFlags, ModelFlags, OutputFlags {
   untilEmpty?: boolean;
 }
 
-function seconds(text: string): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= 1 && value <= 86_400) return value;
-  throw new InvalidArgumentError("Expected a whole number from 1 to 86400.");
-}
+const seconds = whole(1, 86_400);
 
 export function addWorker(program: Command): void {
   const command = program

@@ -94,7 +94,7 @@ export async function runBatch(
   const settings = { concurrency, ordered: false, stopOnError: true, signal };
   const one = async (task: Task, _index: number, ends: AbortSignal): Promise<ResultLine> => {
     const started = performance.now();
-    const line = "job" in task ? describe(task.job) : {};
+    const line = "job" in task ? describeJob(task.job) : {};
     try {
       if ("error" in task) throw task.error;
       const outcome = await runJob(model, task.job, places, ends);
@@ -114,7 +114,8 @@ export async function runBatch(
 }
 
 const head = ({ index, fingerprint: mark }: Task) => ({ index, fingerprint: mark });
-const describe = ({ id, task, options }: Job) => ({
+/** What a result tells of its job, whatever became of it. */
+export const describeJob = ({ id, task, options }: Job) => ({
   ...(id === undefined ? {} : { id }),
   task,
   seed: options.seed,

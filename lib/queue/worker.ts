@@ -6,8 +6,8 @@ import { type Job as QueuedJob, UnrecoverableError, WaitingError, Worker } from 
 import { onAbort } from "../abort.js";
 import { UniFluidError } from "../errors.js";
 import { type ImageFormat, writeWhole } from "../image.js";
-import { jobOf } from "../jobs/record.js";
-import { runJob } from "../jobs/run.js";
+import { type Job, jobOf } from "../jobs/record.js";
+import { describeJob, runJob } from "../jobs/run.js";
 import { jsonLine } from "../json-line.js";
 import { isFolder, makeFolder } from "../make-folder.js";
 import type { UniFluid } from "../model.js";
@@ -175,7 +175,7 @@ async function doJob(
   options: WorkerOptions,
   signal: AbortSignal,
 ): Promise<void> {
-  const { run, index, record, fingerprint } = queued.data;
+  const { run, index, fingerprint } = queued.data;
   if (!isOurs(queued.data)) {
     throw new UnrecoverableError("INVALID_RECORD: not a job of this program");
   }
@@ -186,20 +186,23 @@ async function doJob(
     await makeFolder(folder);
     // A worker that died over this job may have left halves of its files.
     if (queued.attemptsStarted > 1) await removeHalves(folder, index);
-    const job = jobOf(record, index, { options: {}, seed: 0n });
+    const job = jobIn(queued.data);
     const started = performance.now();
     const places = { images: options.images, out: folder, format: options.format };
     const outcome = await runJob(model, job, places, signal);
     const milliseconds = Math.round(performance.now() - started);
-    const { id, task } = job;
-    const { seed } = job.options;
-    await writeJsonWhole(file, { index, fingerprint, id, task, seed, ...outcome, milliseconds });
+    const line = { index, fingerprint, ...describeJob(job), ...outcome, milliseconds };
+    await writeJsonWhole(file, line);
   } catch (error) {
     if (!(error instanceof UniFluidError)) throw error;
     const message = `${error.code}: ${error.message}`;
     throw PASSING.has(error.code) ? error : new UnrecoverableError(message);
   }
 }
+
+/** Its options are in the record, all of them. Throws `INVALID_RECORD`. */
+const jobIn = ({ record, index }: QueuedRecord): Job =>
+  jobOf(record, index, { options: {}, seed: 0n });
 
 /** What is in the queue comes from a network: a run's name must not lead out of the folder. */
 function isOurs({ run, index, fingerprint }: QueuedRecord): boolean {
@@ -232,6 +235,15 @@ async function isDone(file: string, fingerprint: number): Promise<boolean> {
   }
 }
 
+/** Nothing of a record that is no job, as in a batch. */
+function describedIn(data: QueuedRecord): Partial<ReturnType<typeof describeJob>> {
+  try {
+    return describeJob(jobIn(data));
+  } catch {
+    return {};
+  }
+}
+
 /** A job that is given up has a result, too. */
 async function writeFailure(
   { data }: QueuedJob<QueuedRecord>,
@@ -247,5 +259,6 @@ async function writeFailure(
   const [, code = "INTERNAL", message = error.message] =
     /^([A-Z_]+): (.*)$/s.exec(error.message) ?? [];
   const known = error instanceof UniFluidError ? error.code : code;
-  await writeJsonWhole(file, { index, fingerprint, error: { code: known, message } });
+  const line = { index, fingerprint, ...describedIn(data), error: { code: known, message } };
+  await writeJsonWhole(file, line);
 }

@@ -68,15 +68,6 @@ function listed(objects: SceneObject[], size: boolean, flip: boolean): string {
   return `${noun(pair[0], size)} ${relation(...pair)} ${noun(pair[1], size)}`;
 }
 
-/** A prompt to draw the scene from: its caption, with some words left out. */
-export function prompt(scene: Scene, random: Random): string {
-  return caption(scene, {
-    size: random.chance(0.7),
-    background: random.chance(0.7),
-    flip: random.chance(0.5),
-  });
-}
-
 export interface Question {
   question: string;
   answer: string;

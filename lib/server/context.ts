@@ -107,7 +107,7 @@ export async function working<T>(
   }
 }
 
-function isStream(value: unknown): boolean {
+export function isStream(value: unknown): boolean {
   return typeof (value as { pipe?: unknown } | null)?.pipe === "function";
 }
 

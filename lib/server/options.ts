@@ -1,9 +1,15 @@
 /** Options of the server, checked and completed. */
 
 import { isIP } from "node:net";
-import { type NumberRange, show } from "../checkpoint/fields.js";
+import type { NumberRange } from "../checkpoint/fields.js";
 import { MAX_PIXELS } from "../image-input.js";
-import { integerOption, invalidOption, optionsObject } from "../options.js";
+import {
+  booleanOption,
+  integerOption,
+  invalidOption,
+  optionsObject,
+  stringOption,
+} from "../options.js";
 
 export interface ServerOptions {
   /** Keys of which a request must bear one (`Authorization: Bearer KEY`). None: everybody is served. */
@@ -75,7 +81,8 @@ const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
   maxPromptLength: { min: 1, max: 10_000_000 },
   maxImages: { min: 1, max: 1000 },
   maxSteps: { min: 1, max: 1_000_000 },
-  maxRequests: { min: 1, max: 1_000_000 },
+  // More than the most that a model can have of maxSequences and maxQueue together.
+  maxRequests: { min: 1, max: 2_000_000_000 },
   stallTimeout: { min: 1, max: 86_400 },
   requestTimeout: { min: 1, max: 86_400 },
   receiveTimeout: { min: 1, max: 86_400 },
@@ -128,14 +135,10 @@ export function serverSettings(given: ServerOptions | undefined): ServerSettings
   }
   for (const name of SWITCHES) {
     const value = options[name];
-    if (value !== undefined && typeof value !== "boolean") {
-      throw invalidOption("a boolean", name, value);
-    }
+    if (value !== undefined) booleanOption(name, value);
   }
   checkProxies(options.trustProxy);
-  if (options.modelName !== undefined && typeof options.modelName !== "string") {
-    throw invalidOption("a string", "modelName", show(options.modelName));
-  }
+  if (options.modelName !== undefined) stringOption("modelName", options.modelName);
   const present = Object.fromEntries(
     Object.entries(options).filter(([, value]) => value !== undefined),
   );

@@ -20,7 +20,7 @@ import type { UniFluid } from "../model.js";
 import { invalidOption } from "../options.js";
 import { ApiKeys } from "./api-keys.js";
 import { registerChat } from "./chat.js";
-import { noteFault, type ServerContext } from "./context.js";
+import { isStream, noteFault, type ServerContext } from "./context.js";
 import { HttpError, handleClientError, handleError } from "./http-error.js";
 import { registerImages } from "./images.js";
 import { registerMetrics } from "./metrics.js";
@@ -170,10 +170,9 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext):
   });
   app.addHook("onSend", async (request, _reply, payload) => {
     // Streams pause between their events and watch over their reader themselves.
-    const isStream = typeof (payload as { pipe?: unknown } | null)?.pipe === "function";
     // fastify's inject has no socket to watch.
     const { socket } = request.raw;
-    if (!isStream && socket instanceof Socket) socket.setTimeout(stallTimeout * 1000);
+    if (!isStream(payload) && socket instanceof Socket) socket.setTimeout(stallTimeout * 1000);
   });
 }
 

@@ -5,6 +5,7 @@ import { InvalidRecordError, PromptTooLongError, UnsupportedTaskError } from "..
 import type { NativeTrainingSequence } from "../native.js";
 import type { Random } from "../philox.js";
 import { imageRows } from "../prefixes.js";
+import { normalizedPlanes } from "../preprocess.js";
 import { fillTemplate, type TemplateTask } from "../prompts.js";
 import type { Pictures } from "./pictures.js";
 import type { TrainingExample } from "./source.js";
@@ -65,7 +66,8 @@ export class Sequences {
     };
     const picture = await pictures.get(example.image);
     if (task === "generate") sequence.targetLatents = picture.latents;
-    else sequence.visionPixels = this.visionPixels(picture.pixels);
+    else
+      sequence.visionPixels = await normalizedPlanes(picture.pixels, this.checkpoint.preprocessor!);
     if (task === "edit") {
       if (spec.image?.editSourceLatents) sequence.sourceLatents = picture.latents;
       sequence.targetLatents = (await pictures.get(example.target!)).latents;
@@ -118,16 +120,5 @@ export class Sequences {
       this.encoded.set(text, ids);
     }
     return ids;
-  }
-
-  /** [3, S, S], normalized as the checkpoint's preprocessor says. */
-  private visionPixels(pixels: Uint8Array): Float32Array {
-    const { rescaleFactor, mean, std } = this.checkpoint.preprocessor!;
-    const area = pixels.length / 3;
-    const out = new Float32Array(pixels.length);
-    for (let c = 0; c < 3; c++)
-      for (let i = 0; i < area; i++)
-        out[c * area + i] = ((pixels[i * 3 + c] as number) * rescaleFactor - mean[c]!) / std[c]!;
-    return out;
   }
 }

@@ -336,8 +336,13 @@ test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async
   expect(plain.code).toBe(0);
   for (const line of [
     /^package +unifluid \d/m,
+    /^machine +.*Node v\d/m,
     /^binary +.*unifluid\.node \(/m,
-    /^device +cpu/m,
+    /^instruction set +\w+, the best that this processor has, of \w+/m,
+    /^device +cpu; ./m,
+    /^threads +\d+ by default$/m,
+    /^memory +.* free of .* in the machine$/m,
+    /^images +sharp [\d.]+, libvips [\d.]+$/m,
     /^models +.*shapes-64/m,
   ]) {
     expect(plain.out).toMatch(line);
@@ -369,8 +374,12 @@ test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async
     libvips: expect.any(String),
     models: expect.arrayContaining(["shapes-64"]),
   });
-  const unknown = await run(["doctor"], { env: { UNIFLUID_ISA: "abacus" } });
-  expect([unknown.code, unknown.out]).toEqual([5, ""]);
+  // As of every command that loads a model.
+  for (const args of [["doctor"], ["doctor", "--json"], ["generate", "a star"]]) {
+    const unknown = await run(args, { env: { UNIFLUID_ISA: "abacus" } });
+    expect([unknown.code, unknown.out]).toEqual([2, ""]);
+    expect(unknown.err).toMatch(/INVALID_OPTION.* for UNIFLUID_ISA but received .*abacus/);
+  }
 });
 
 test("tokenizer learns from texts, and says when they give fewer tokens than were asked for", async () => {

@@ -138,7 +138,7 @@ withRedis("a queue", () => {
   test("jobs that cannot be done are told of, listed, and tried again when asked", async () => {
     const records = [
       { prompt: "a star", steps: 1 },
-      { image: "late.png", maxNewTokens: 2 },
+      { id: "late", image: "late.png", maxNewTokens: 2 },
       { prompt: "a", wrong: 1 },
     ];
     writeFileSync(join(folder, "jobs.jsonl"), records.map((r) => JSON.stringify(r)).join("\n"));
@@ -164,6 +164,9 @@ withRedis("a queue", () => {
     expect(lines((await run(["queue", "results", "out/first"])).out)[1]).toEqual({
       index: 1,
       fingerprint: expect.any(Number),
+      id: "late",
+      task: "caption",
+      seed: 1,
       error: { code: "IMAGE_NOT_FOUND", message: expect.stringContaining("late.png") },
     });
 
@@ -363,6 +366,10 @@ withRedis("a queue", () => {
     expect((await status()).dead).toBe(3);
     expect(readdirSync(join(folder, "out"))).toEqual(["good"]);
     expect(readdirSync(join(folder, "out/good"))).toEqual(["0000001.json"]);
+    // What is no job has nothing to be told of.
+    expect(lines((await run(["queue", "results", "out/good"])).out)).toEqual([
+      { index: 1, fingerprint: 1, error: { code: "INVALID_RECORD", message: expect.any(String) } },
+    ]);
   });
 });
 

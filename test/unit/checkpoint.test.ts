@@ -489,6 +489,10 @@ describe("finding a model", () => {
     expect(await locateCheckpoint(path)).toBe(path);
     expect(await locateCheckpoint(pathToFileURL(path))).toBe(path);
     expect(await locateCheckpoint(pathToFileURL(path).href)).toBe(path);
+    // One of another realm: of its own class, and not of this one's.
+    const { href } = pathToFileURL(path);
+    const foreign = { href, [Symbol.toStringTag]: "URL" } as unknown as URL;
+    expect(await locateCheckpoint(foreign)).toBe(path);
     expect(await locateCheckpoint(relative(process.cwd(), path))).toBe(path);
   });
 

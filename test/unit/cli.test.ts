@@ -47,30 +47,101 @@ test("what cannot be written is told of before anything is computed", async () =
 
 let mockFailure: Error;
 jest.mock("../../lib/scenes/dataset", () => ({ writeDataset: () => Promise.reject(mockFailure) }));
+jest.mock("../../lib/bpe/tokenizer-files", () => ({
+  trainTokenizer: () => Promise.reject(mockFailure),
+}));
 
-test.each<[string, Error, string]>([
-  ["a defect", new TypeError("x is no function"), "INTERNAL: x is no function"],
-  [
-    "a module that does not load",
-    Object.assign(new Error("no sharp"), { code: "ERR_MODULE_NOT_FOUND" }),
-    "ERR_MODULE_NOT_FOUND: no sharp",
-  ],
-  [
-    "a full disk",
-    Object.assign(new Error("ENOSPC: no space"), { code: "ENOSPC", errno: -28 }),
-    "OUTPUT: cannot write to few: ENOSPC: no space",
-  ],
-])("of a data set that cannot be made, %s is told as what it is", async (_, error, told) => {
-  mockFailure = error;
+/** Runs a command in this process: what it says on standard error, and the exit code. */
+async function told(...args: string[]): Promise<{ err: string; code: typeof process.exitCode }> {
   const write = jest.spyOn(process.stderr, "write").mockReturnValue(true);
   const { exitCode } = process;
   try {
-    await run(["scenes", "--out", "few", "--quiet"]);
-    expect(write.mock.calls.join("")).toBe(`unifluid: ${told}\n`);
-    expect(process.exitCode).toBe(told.startsWith("OUTPUT") ? ExitCode.output : ExitCode.internal);
+    await run(args);
+    return { err: write.mock.calls.map(([text]) => text).join(""), code: process.exitCode };
   } finally {
     process.exitCode = exitCode;
     write.mockRestore();
+  }
+}
+
+describe.each([
+  ["a data set", ["scenes"]],
+  ["a tokenizer", ["tokenizer", "a.txt", "--vocab", "300"]],
+])("of %s that cannot be made", (_what, command) => {
+  test.each<[string, Error, string]>([
+    ["a defect", new TypeError("x is no function"), "INTERNAL: x is no function"],
+    [
+      "a module that does not load",
+      Object.assign(new Error("no sharp"), { code: "ERR_MODULE_NOT_FOUND" }),
+      "ERR_MODULE_NOT_FOUND: no sharp",
+    ],
+    [
+      "a full disk",
+      Object.assign(new Error("ENOSPC: no space"), { code: "ENOSPC", errno: -28 }),
+      "OUTPUT: cannot write to few: ENOSPC: no space",
+    ],
+  ])("%s is told as what it is", async (_, error, message) => {
+    mockFailure = error;
+    expect(await told(...command, "--out", "few", "--quiet")).toEqual({
+      err: `unifluid: ${message}\n`,
+      code: message.startsWith("OUTPUT") ? ExitCode.output : ExitCode.internal,
+    });
+  });
+});
+
+test.each([
+  ["serve", "--port", "", "0 to 65535"],
+  ["serve", "--max-queue", " ", "0 to 1000000000"],
+  ["serve", "--drain-timeout", "", "0 to 86400"],
+  ["serve", "--max-pixels", "64000001", "1 to 64000000"],
+  ["enqueue", "--attempts", "", "1 to 100"],
+  ["worker", "--lock-seconds", "0", "1 to 86400"],
+  ["worker", "--drain-timeout", "1.5", "1 to 86400"],
+])("%s %s %j is no whole number of its range", async (command, option, value, range) => {
+  await expect(run([command, option, value])).rejects.toMatchObject({
+    code: "USAGE",
+    message: expect.stringMatching(new RegExp(`${option} .*a whole number from ${range}\\.`)),
+  });
+});
+
+test("the losses of a model are computed in one type", async () => {
+  const { err, code } = await told(
+    ...["eval", "nothing", "--suite", "loss", "--manifest", "a.jsonl", "--dtype", "bfloat16"],
+  );
+  expect([code, err]).toEqual([
+    ExitCode.usage,
+    "unifluid: USAGE: --dtype is an option of the suite scenes\n",
+  ]);
+});
+
+/** Milliseconds, of a clock that goes on where the work is done. */
+let mockClock = 0;
+jest.mock("../../lib/cli/load", () => ({
+  withModel: (_flags: object, _signal: AbortSignal, use: (model: object) => Promise<void>) => {
+    mockClock += 100_000;
+    return use({});
+  },
+}));
+jest.mock("../../lib/jobs/run", () => ({
+  runBatch: async (
+    ...[, , , { onRecord }]: [object, object, object, { onRecord(o: string): void }]
+  ) => {
+    mockClock += 2000;
+    for (let i = 0; i < 5; i++) onRecord("done");
+  },
+}));
+
+test("the rate of a batch is that of its jobs, without the loading of the model", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "unifluid-rate-"));
+  const clock = jest.spyOn(performance, "now").mockImplementation(() => mockClock);
+  try {
+    const jobs = join(folder, "jobs.txt");
+    writeFileSync(jobs, "a star\n".repeat(5));
+    const { err } = await told("batch", jobs, "--out", join(folder, "out"));
+    expect(err).toContain("5 done, 0 failed; 2.0 s, 2.5 a second\n");
+  } finally {
+    clock.mockRestore();
+    rmSync(folder, { recursive: true });
   }
 });
 

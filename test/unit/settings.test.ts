@@ -191,13 +191,24 @@ describe("options of load", () => {
     process.env.UNIFLUID_ISA = "sse";
     expect(() => parse()).toThrow(/"baseline" or "avx9" for UNIFLUID_ISA but received "sse"/);
     expect(parse({ isa: "baseline" }).native.isa).toBe("baseline");
+    process.env.UNIFLUID_ISA = "avx9";
+    expect(() => parse()).toThrow(/no avx9 instructions, which UNIFLUID_ISA asks for/);
   });
 
   test.each<[unknown, object]>([
     [{ threads: 0 }, invalid("expected an integer from 1 to 1024 for threads but received 0")],
     [{ device: "tpu" }, invalid(/"auto", "cpu", "cuda" or "cuda:" .* for device .* "tpu"/)],
     [{ dtype: "int8" }, invalid(/"auto" or "float32" or "bfloat16" for dtype .* "int8"/)],
-    [{ isa: "avx9" }, { code: "DEVICE_UNAVAILABLE" }],
+    [{ device: null }, invalid(/for device but received null/)],
+    [{ dtype: null }, invalid(/for dtype but received null/)],
+    [{ isa: null }, invalid(/"baseline" or "avx9" for isa but received null/)],
+    [
+      { isa: "avx9" },
+      {
+        code: "DEVICE_UNAVAILABLE",
+        message: "this processor has no avx9 instructions, which isa asks for: it has baseline",
+      },
+    ],
     [{ isa: "sse" }, invalid(/"baseline" or "avx9" for isa but received "sse"/)],
     [{ maxMemory: -1 }, invalid(/maxMemory/)],
     [{ maxSequences: 0 }, invalid(/maxSequences/)],

@@ -1,6 +1,9 @@
 /** Examples as sequences: what needs no computing. */
 import { type Checkpoint, locateCheckpoint, readCheckpoint } from "../../lib";
+import { Random } from "../../lib/philox";
 import { prefixRows } from "../../lib/prefixes";
+import { parsePreprocessorConfig, toVisionPixels } from "../../lib/preprocess";
+import type { Pictures } from "../../lib/train/pictures";
 import { endOfText, Sequences } from "../../lib/train/sequences";
 
 test.each([
@@ -9,6 +12,24 @@ test.each([
   [[106, 107], 106],
 ])("of the stop tokens %j a learned text ends in %i", (tokens, end) => {
   expect(endOfText(tokens)).toBe(end);
+});
+
+test("what is read of a picture is bit for bit what inference reads", async () => {
+  const shapes = await readCheckpoint(await locateCheckpoint("shapes-64"));
+  const side = shapes.spec.vision!.imageSize;
+  const preprocessor = parsePreprocessorConfig({ image_mean: [0.1, 0.4, 0.7], image_std: 0.3 });
+  const pixels = Uint8Array.from({ length: 3 * side * side }, (_, i) => i * 7);
+  const pictures = { get: async () => ({ pixels, latents: new Float32Array() }) };
+  const sequences = new Sequences({ ...shapes, preprocessor }, { promptDropout: 0 });
+  const { visionPixels } = await sequences.of(
+    { task: "caption", image: "a.png", prompt: "", text: "a star" },
+    pictures as unknown as Pictures,
+    new Random(1n, 0, 0),
+  );
+  const image = { pixels, width: side, height: side };
+  const resizer = { resizeImage: () => Promise.reject(new Error("it has the size")) };
+  const read = await toVisionPixels(image, preprocessor, resizer, side);
+  expect(Buffer.from(visionPixels!.buffer).equals(Buffer.from(read.buffer))).toBe(true);
 });
 
 describe("a sequence has room in the model", () => {
