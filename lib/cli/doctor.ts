@@ -3,7 +3,7 @@
 import { availableParallelism, totalmem } from "node:os";
 import type { Command } from "commander";
 import sharp from "sharp";
-import { describeMachine, type LoadedAddon } from "../addon.js";
+import { describeMachine, type LoadedAddon, packageVersion } from "../addon.js";
 import { shippedModels } from "../checkpoint/locate.js";
 import { surveyDevices } from "../device.js";
 import { type OutputFlags, runCommand } from "./context.js";
@@ -12,7 +12,6 @@ import { chosenInstructionSet, knownSets, originOf, reportMachine } from "./doct
 import { addFlags } from "./flags.js";
 import { write, writeJson } from "./output.js";
 import { formatBytes, formatTable } from "./tables.js";
-import { packageVersion } from "./version.js";
 
 export function addDoctor(program: Command): void {
   const command = program

@@ -7,7 +7,7 @@ import { isObject } from "../checkpoint/fields.js";
 import { isShippedModel } from "../checkpoint/locate.js";
 import { type Device, isDevice } from "../device.js";
 import { InvalidConfigError } from "../errors.js";
-import { isFolder } from "../make-folder.js";
+import { isFolder } from "../files.js";
 
 const positive = z.number().positive().finite();
 const share = z.number().min(0).max(1);
