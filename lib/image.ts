@@ -11,6 +11,8 @@ import { writeWhole } from "./write-whole.js";
 
 export type ImageFormat = "png" | "webp" | "jpeg";
 
+export const IMAGE_FORMATS = ["png", "webp", "jpeg"] as const satisfies ImageFormat[];
+
 const FORMAT_OF_EXTENSION: Readonly<Record<string, ImageFormat>> = {
   ".png": "png",
   ".webp": "webp",
