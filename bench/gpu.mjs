@@ -12,23 +12,15 @@
 // --wait: while they compile, other programs may use the device; a line on standard input says that it is free, and how
 // many seconds are left. --only: those alone, into a file of their own. --small: tiny sizes and nothing written but into
 // OUT, to try the program itself, also on the simulated library.
-import { spawnSync } from "node:child_process";
 import { once } from "node:events";
-import {
-  closeSync,
-  existsSync,
-  mkdtempSync,
-  openSync,
-  readFileSync,
-  readSync,
-  rmSync,
-} from "node:fs";
+import { closeSync, mkdtempSync, openSync, readSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { randomCheckpoint } from "./checkpoints.mjs";
+import { commit, median, seconds } from "./figures.mjs";
 import { Peer } from "./peers.mjs";
 import { fileName, inCell, Table } from "./table.mjs";
 
@@ -69,14 +61,6 @@ const checkpoint = (name) => randomCheckpoint(name, work, join(root, "models", "
 
 // ---- the table ----
 
-/** Of the checkout, or of the pack that brought this program. */
-function commit() {
-  const packed = join(root, "build", "commit");
-  if (existsSync(packed)) return readFileSync(packed, "utf8").trim();
-  const { status, stdout } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root });
-  return status === 0 ? stdout.toString().trim() : "unknown";
-}
-
 const [device] = await native.cudaDevices(library);
 const table = new Table({
   title: device.name,
@@ -114,11 +98,6 @@ function setFailed(row, way, reason) {
 
 // ---- taking time ----
 
-const median = (values) => {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
-};
 /** Once to warm up, then rounds; after 8 s no new one begins. */
 async function several(run) {
   await run();
@@ -128,11 +107,6 @@ async function several(run) {
     values.push(await run());
   return median(values);
 }
-const seconds = async (run) => {
-  const begin = process.hrtime.bigint();
-  await run();
-  return Number(process.hrtime.bigint() - begin) / 1e9;
-};
 
 /** Calls between two waits, of ours and of PyTorch's. */
 const CALLS = small ? 2 : 20;

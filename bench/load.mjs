@@ -8,12 +8,12 @@
 //
 // It ends at the first of the two limits, 600 seconds at most. --growth 0 leaves the memory unchecked, for runs
 // that are too short for it. --write keeps the table in bench/results/load.md. Ends with 1 where a check failed.
-import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { commit, median } from "./figures.mjs";
 import { MIX, makeClients, randomness } from "./load/clients.mjs";
 import { makeReferences } from "./load/references.mjs";
 import { heldBy, KEY, startService } from "./load/service.mjs";
@@ -45,7 +45,6 @@ const random = randomness(number("seed", 2 ** 32));
 /** A queue that is too short for the load, so that it is full now and then. */
 const FLAGS = ["--max-sequences", "16", "--max-queue", "16", "--max-body", "1"];
 
-const median = (list) => [...list].sort((a, b) => a - b)[list.length >> 1];
 const MIB = 2 ** 20;
 const problems = [];
 const report = (problem) => {
@@ -155,13 +154,6 @@ const rows = Object.entries(tally).map(([kind, outcomes]) => [
 ]);
 const sums = OUTCOMES.map((_, i) => rows.reduce((sum, row) => sum + row[i + 1], 0));
 const line = (cells) => `| ${cells.join(" | ")} |`;
-const commit = () => {
-  try {
-    return execFileSync("git", ["rev-parse", "--short", "HEAD"], { encoding: "utf8" }).trim();
-  } catch {
-    return "unknown";
-  }
-};
 const text = `# Load
 
 \`npm run bench:load\`: ${sent} requests in ${took.toFixed(0)} s, ${concurrency} at a time, on ${cpus().length} cores of ${cpus()[0].model.trim()},

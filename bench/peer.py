@@ -2,7 +2,7 @@
 
     python peer.py CASE CHECKPOINT --threads 2 [--reference DIR] [--batch N]
 
-Prints "ready", then the seconds of each run. CASE: generate (needs --reference, the folder of the
+Prints {"ready": true}, then {"seconds"} of each run. CASE: generate (needs --reference, the folder of the
 PyTorch reference implementation), prefill, vision, vae (needs --reference).
 """
 import argparse
@@ -70,11 +70,11 @@ def main():
     with torch.inference_mode():
         run = globals()[a.case](a)
         run()
-        print("ready", flush=True)
+        print(json.dumps({"ready": True}), flush=True)
         for _ in sys.stdin:
             begin = time.perf_counter()
             run()
-            print(time.perf_counter() - begin, flush=True)
+            print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
 
 
 if __name__ == "__main__":

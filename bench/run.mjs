@@ -7,15 +7,15 @@
 // --reference is the folder of the PyTorch reference implementation. Without PyTorch only our figures are
 // printed. --work keeps the random checkpoints, one of which has 5 GB; without it a temporary folder is
 // used and removed.
-import { execFileSync, spawn } from "node:child_process";
 import { appendFileSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
 import { createRequire } from "node:module";
 import { availableParallelism, cpus, tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { randomCheckpoint } from "./checkpoints.mjs";
+import { commit, median, seconds } from "./figures.mjs";
+import { Peer } from "./peers.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const { UniFluid } = await import("../dist/index.mjs");
@@ -40,36 +40,13 @@ const tokenizer = join(root, "models", "shapes-64");
 const load = (folder) => UniFluid.load(folder, { threads, isa: options.isa });
 const checkpoint = (name) => randomCheckpoint(name, work, tokenizer);
 
-const median = (values) => {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
-};
-const seconds = async (run) => {
-  const begin = process.hrtime.bigint();
-  await run();
-  return Number(process.hrtime.bigint() - begin) / 1e9;
-};
-
-/** A peer process that runs once each time it is asked; null where there is no PyTorch. */
+/** The peer, which runs once each time it is asked; null where there is no PyTorch. */
 async function startPeer(name, folder, extra) {
   const script = join(root, "bench", "peer.py");
   const args = [script, name, folder, "--threads", String(threads), ...extra];
   if (options.reference) args.push("--reference", options.reference);
-  const child = spawn(options.python, args, { stdio: ["pipe", "pipe", "ignore"] });
-  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
-  const gone = new Promise((resolve) => child.once("error", resolve));
-  const first = await Promise.race([lines.next(), gone]);
-  if (first?.value !== "ready") return null;
-  return {
-    async run() {
-      child.stdin.write("\n");
-      return Number((await lines.next()).value);
-    },
-    stop() {
-      child.stdin.end();
-    },
-  };
+  const peer = new Peer(options.python, args);
+  return (await peer.next()) ? peer : null;
 }
 
 const report = [];
@@ -85,7 +62,8 @@ async function compare(title, run, peer, note = "") {
   const theirs = [];
   for (let i = 0; i < rounds; i++) {
     ours.push(await seconds(run));
-    if (peer) theirs.push(await peer.run());
+    // One that has ended meanwhile has no figure.
+    if (peer) theirs.push((await peer.ask())?.seconds ?? Number.NaN);
   }
   const own = median(ours);
   const row = [title, `${(own * 1e3).toFixed(1)} ms`];
@@ -111,7 +89,7 @@ async function generation(batch) {
     () => model.generate(prompts, { seed: 7, steps: 25 }),
     peer,
   );
-  peer?.stop();
+  await peer?.end();
   await model.dispose();
 }
 
@@ -164,7 +142,7 @@ const CASES = {
       () => model.logits({ tokens }),
       peer,
     );
-    peer?.stop();
+    await peer?.end();
     await model.dispose();
   },
   async vae() {
@@ -173,7 +151,7 @@ const CASES = {
     const peer = await startPeer("vae", folder, []);
     const latents = Float32Array.from({ length: 32 * 32 * 4 }, (_, i) => Math.sin(i));
     await compare("SD-VAE shape, decode at 256²", () => model.decodeLatents(latents), peer);
-    peer?.stop();
+    await peer?.end();
     await model.dispose();
   },
   async vision() {
@@ -191,7 +169,7 @@ const CASES = {
       peer,
       "ours includes preprocessing and a one-layer decoder",
     );
-    peer?.stop();
+    await peer?.end();
     await model.dispose();
   },
 };
@@ -200,14 +178,6 @@ const CASES = {
 function peakBytes() {
   const line = readFileSync("/proc/self/status", "utf8").match(/VmHWM:\s+(\d+) kB/);
   return line ? Number(line[1]) * 1024 : process.resourceUsage().maxRSS * 1024;
-}
-
-function commit() {
-  try {
-    return execFileSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root }).toString().trim();
-  } catch {
-    return "unknown";
-  }
 }
 
 const names = positionals.length ? positionals : Object.keys(CASES);

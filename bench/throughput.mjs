@@ -6,16 +6,15 @@
 //
 // Each round takes every concurrency in turn, and ratios are those within a round, because machines drift.
 // --write keeps the table and the curve in bench/results/throughput.md and throughput.png.
-import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { availableParallelism, cpus } from "node:os";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import sharp from "sharp";
+import { commit, median } from "./figures.mjs";
 
 const { UniFluid } = await import("../dist/index.mjs");
-const root = fileURLToPath(new URL("..", import.meta.url));
 const photo = fileURLToPath(
   new URL("../test/fixtures/shapes-64/expected/caption0.png", import.meta.url),
 );
@@ -32,11 +31,6 @@ const images = Number(values.images);
 const rounds = Number(values.rounds);
 const CONCURRENCIES = [1, 2, 4, 8, 16, 32];
 
-const median = (list) => {
-  const sorted = [...list].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
-};
 const least = (list) => Math.min(...list);
 
 const options = { threads: Number(values.threads), maxSequences: Math.max(...CONCURRENCIES) };
@@ -95,12 +89,8 @@ await captioning;
 delay.disable();
 const milliseconds = (nanoseconds) => (nanoseconds / 1e6).toFixed(1);
 
-const commit = execFileSync("git", ["rev-parse", "--short", "HEAD"], {
-  cwd: root,
-  encoding: "utf8",
-});
 const lines = [
-  `Commit ${commit.trim()}, ${cpus()[0].model}, ${model.info.device}; ${images} drawings of shapes-64 with its own settings, medians of ${rounds} rounds.`,
+  `Commit ${commit()}, ${cpus()[0].model}, ${model.info.device}; ${images} drawings of shapes-64 with its own settings, medians of ${rounds} rounds.`,
   "",
   "| concurrency | images a second | beside one after another | lowest of the rounds |",
   "| --- | --- | --- | --- |",

@@ -21,6 +21,7 @@ import { parseArgs } from "node:util";
 import { loadAddon } from "../dist/addon.js";
 import { readCheckpoint } from "../dist/checkpoint/checkpoint.js";
 import { initCheckpoint } from "../dist/init/init.js";
+import { median, seconds } from "./figures.mjs";
 import { Peer } from "./peers.mjs";
 import { fileName, inCell, Table } from "./table.mjs";
 
@@ -156,11 +157,6 @@ async function measure(spec, checkpoint, compute, way) {
   else table.add(cells);
 }
 
-function median(list) {
-  const sorted = [...list].sort((a, b) => a - b);
-  return sorted[sorted.length >> 1];
-}
-
 async function ourStep(spec, compute) {
   const trainer = await loadAddon().createTrainer(spec, {
     threads,
@@ -205,11 +201,7 @@ async function ourStep(spec, compute) {
     Array.from({ length: BATCH[task].count }, () => ({ task, ...make[task](BATCH[task]) })),
   );
   let step = 0;
-  const run = async () => {
-    const begun = performance.now();
-    await trainer.step([batch], { step: ++step, learningRate: 1e-4 });
-    return (performance.now() - begun) / 1000;
-  };
+  const run = () => seconds(() => trainer.step([batch], { step: ++step, learningRate: 1e-4 }));
   await run(); // memory is allocated
   return { step: run, close: () => trainer.dispose() };
 }

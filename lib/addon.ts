@@ -57,7 +57,8 @@ export function candidates(explicit: string | undefined): Candidate[] {
 }
 
 /** The version of this package. A literal path again: bundlers take the file along. */
-const packageVersion = (): string => (require("../package.json") as { version: string }).version;
+export const packageVersion = (): string =>
+  (require("../package.json") as { version: string }).version;
 
 /** Loads the first candidate that is there and works. @internal */
 export function loadFrom(list: readonly Candidate[]): LoadedAddon {

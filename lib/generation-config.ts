@@ -5,9 +5,11 @@ import { choiceOption, integerOption, numberOption } from "./options.js";
 
 /** "linear": from almost none at the first image token to all of it at the last (spec section 6). */
 export type GuidanceSchedule = "constant" | "linear";
+export const SCHEDULES = ["constant", "linear"] as const satisfies GuidanceSchedule[];
 
 /** In which order the cells of an image are drawn. */
 export type CellOrder = "random" | "raster";
+export const ORDERS = ["random", "raster"] as const satisfies CellOrder[];
 
 export interface ImageSettings {
   /**
@@ -62,8 +64,6 @@ export const DEFAULT_GENERATION: GenerationConfig = {
   text: { maxNewTokens: 64, temperature: 0 },
 };
 
-const SCHEDULES = ["constant", "linear"] as const;
-const ORDERS = ["random", "raster"] as const;
 // Far beyond sense, and far within what float32 holds.
 const GUIDANCE = { min: -1e4, max: 1e4 };
 const TEMPERATURE = { min: 0, max: 1e4 };

@@ -1,7 +1,5 @@
 /** A picture: pixels in memory, and the formats it can be written in. */
 
-import { randomUUID } from "node:crypto";
-import { rename, rm, writeFile } from "node:fs/promises";
 import { extname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type InspectOptions, inspect, types } from "node:util";
@@ -10,8 +8,11 @@ import { show } from "./checkpoint/fields.js";
 import { InvalidImageError, InvalidOptionError } from "./errors.js";
 import { isUrl } from "./is-url.js";
 import { optionsObject } from "./options.js";
+import { writeWhole } from "./write-whole.js";
 
 export type ImageFormat = "png" | "webp" | "jpeg";
+
+export const IMAGE_FORMATS = ["png", "webp", "jpeg"] as const satisfies ImageFormat[];
 
 const FORMAT_OF_EXTENSION: Readonly<Record<string, ImageFormat>> = {
   ".png": "png",
@@ -185,28 +186,4 @@ function filePathOf(file: unknown): string {
 /** The same memory as a Buffer, the one kind of bytes that every realm's sharp takes. */
 export function asBuffer(bytes: Uint8Array): Buffer {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
-
-/**
- * Writes a file beside its place under another name, then moves it there. Throws what the file system says, of
- * `path` and not of that other name.
- */
-export async function writeWhole(path: string, data: Uint8Array): Promise<void> {
-  const beside = `${path}.${randomUUID().slice(0, 8)}.tmp`;
-  try {
-    await writeFile(beside, data, { flag: "wx" });
-    await rename(beside, path);
-  } catch (error) {
-    await rm(beside, { force: true }).catch(() => {});
-    throw errorOfPath(error as NodeJS.ErrnoException, path);
-  }
-}
-
-/** An error of the file system as one of another path: the code and the words, without the name that it was about. */
-function errorOfPath(cause: NodeJS.ErrnoException, path: string): Error {
-  const { code, errno, syscall, message } = cause;
-  if (code === undefined) return cause;
-  const words = message.replace(/, \w+ '.*$/s, "");
-  const error = new Error(`${words}, write '${path}'`, { cause });
-  return Object.assign(error, { code, errno, syscall, path });
 }

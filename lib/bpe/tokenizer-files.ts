@@ -1,8 +1,8 @@
 /** A learned vocabulary as the files of a tokenizer, in the form of Gemma's. */
-import { rename, rm, stat, writeFile } from "node:fs/promises";
-import { dirname, join, resolve } from "node:path";
-import { InvalidOptionError, TrainingDataError } from "../errors.js";
-import { makeFolder } from "../make-folder.js";
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { TrainingDataError } from "../errors.js";
+import { expectNoFolder, fillNewFolder } from "../new-folder.js";
 import { countWords, SPACE } from "./corpus.js";
 import { type LearnedVocabulary, learnVocabulary } from "./learn.js";
 
@@ -84,25 +84,15 @@ export async function trainTokenizer(
   folder: string,
   signal?: AbortSignal,
 ): Promise<TrainedTokenizer> {
-  const target = resolve(folder);
-  if (await stat(target).catch(() => undefined))
-    throw new InvalidOptionError(`expected a folder that does not exist yet but ${folder} does`);
+  const target = await expectNoFolder(folder);
   const words = await countWords(files, signal);
   if (words.size === 0) throw new TrainingDataError(`there is no text in ${files.join(", ")}`);
   const learned = await learnVocabulary(words, vocabulary - FIXED_TOKENS, signal);
-  const beside = `${target}.partial`;
-  await rm(beside, { recursive: true, force: true });
-  try {
-    await makeFolder(beside);
+  await fillNewFolder(target, async (beside) => {
     const write = (name: string, value: object) =>
       writeFile(join(beside, name), `${JSON.stringify(value, null, 2)}\n`);
     await write("tokenizer.json", tokenizerJson(learned));
     await write("tokenizer_config.json", CONFIG);
-    await makeFolder(dirname(target));
-    await rename(beside, target);
-  } catch (error) {
-    await rm(beside, { recursive: true, force: true });
-    throw error;
-  }
+  });
   return { tokens: FIXED_TOKENS + learned.tokens.length, merges: learned.merges.length };
 }

@@ -3,9 +3,9 @@
  * weights, tokenizer, image preprocessing, default settings. Nothing native takes part.
  */
 
-import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { CheckpointNotFoundError, InvalidConfigError } from "../errors.js";
+import { isThere } from "../files.js";
 import { type GenerationConfig, mostSteps, parseGenerationConfig } from "../generation-config.js";
 import type { NativeModelSpec, NativeVaeConfig } from "../native.js";
 import { stringOption } from "../options.js";
@@ -18,6 +18,7 @@ import {
   parseModelConfig,
 } from "./config.js";
 import { Fields } from "./fields.js";
+import { readJson } from "./read-json.js";
 import { findWeights, readWeightFiles } from "./shards.js";
 import {
   canonicalName,
@@ -58,14 +59,14 @@ export interface Checkpoint {
 export async function readCheckpoint(directory: string, signal?: AbortSignal): Promise<Checkpoint> {
   const configPath = join(stringOption("directory", directory), "config.json");
   const vaeDirectory = join(directory, "vae");
-  const hasVae = await exists(join(vaeDirectory, "config.json"));
-  if (!(await exists(configPath))) {
+  const hasVae = await isThere(join(vaeDirectory, "config.json"));
+  if (!(await isThere(configPath))) {
     if (hasVae) return readVaeOnly(directory, vaeDirectory);
     throw new CheckpointNotFoundError(
       `${directory} is no checkpoint: it has neither config.json nor vae/config.json`,
     );
   }
-  const config = parseModelConfig(await readJson(configPath), configPath);
+  const config = parseModelConfig(Fields.of(await readJson(configPath), configPath));
   signal?.throwIfAborted();
   const spec: NativeModelSpec = { files: [], tensors: [] };
   const weights = await addTensors(
@@ -169,28 +170,4 @@ async function readPreprocessor(directory: string, imageSize: number): Promise<P
     );
   }
   return config;
-}
-
-const exists = (path: string): Promise<boolean> =>
-  stat(path).then(
-    () => true,
-    () => false,
-  );
-
-/** Parses a JSON file; `absent` is the answer where there is none. */
-async function readJson(path: string, absent?: unknown): Promise<unknown> {
-  let text: string;
-  try {
-    text = await readFile(path, "utf8");
-  } catch (cause) {
-    if (absent !== undefined && (cause as NodeJS.ErrnoException).code === "ENOENT") return absent;
-    throw new CheckpointNotFoundError(`cannot read ${path}: ${(cause as Error).message}`, {
-      cause,
-    });
-  }
-  try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw new InvalidConfigError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
-  }
 }

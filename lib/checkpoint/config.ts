@@ -9,7 +9,7 @@ import { Fields } from "./fields.js";
 import {
   type DecoderKind,
   eosTokens,
-  PALIGEMMA_TEXT,
+  paligemmaText,
   parseTextConfig,
   type TextConfig,
   tokenId,
@@ -40,12 +40,8 @@ export interface ModelConfig {
 const BOS = 2;
 export const EOS = 1;
 
-/** Parses a model's `config.json`; `where` is its path. `fields`: it, for who wants to know what was read of it. */
-export function parseModelConfig(
-  json: unknown,
-  where: string,
-  fields = Fields.of(json, where),
-): ModelConfig {
+/** Reads a model's `config.json`. */
+export function parseModelConfig(fields: Fields): ModelConfig {
   const kind = fields.oneOf("model_type", ["unifluid", "paligemma", "gemma", "gemma2"]);
   const text = parseText(fields, kind);
   const config: ModelConfig = {
@@ -78,7 +74,7 @@ function parseText(fields: Fields, kind: Exclude<CheckpointKind, "vae">): TextCo
   if (kind === "gemma" || kind === "gemma2") {
     return parseTextConfig(fields, kind, { alone: true, bidirectionalPrefix: false });
   }
-  const absent = { ...PALIGEMMA_TEXT, vocab_size: fields.raw("vocab_size") ?? 257152 };
+  const absent = paligemmaText(fields.raw("vocab_size"));
   const text = kind === "paligemma" ? childOr(fields, "text_config", absent) : required(fields);
   const decoder: DecoderKind =
     kind === "paligemma"

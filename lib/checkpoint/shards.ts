@@ -1,8 +1,9 @@
 /** One safetensors file, or several with an index, as one list of tensors. */
 
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { CheckpointNotFoundError, InvalidSafetensorsError } from "../errors.js";
+import { isFile } from "../files.js";
 import { isObject, show } from "./fields.js";
 import { readSafetensorsHeader, type TensorEntry } from "./safetensors.js";
 
@@ -17,13 +18,6 @@ export interface WeightFiles {
   /** Paths. */
   files: string[];
   tensors: StoredTensor[];
-}
-
-async function isFile(path: string): Promise<boolean> {
-  return stat(path).then(
-    (s) => s.isFile(),
-    () => false,
-  );
 }
 
 /** `<directory>/<name>.safetensors` or the index of its shards, whichever is there. */

@@ -44,15 +44,16 @@ const GEMMA2: Defaults = {
   kvHeads: 4,
 };
 
-/** What an absent `text_config` means in a PaliGemma configuration. */
-export const PALIGEMMA_TEXT = {
+/** What an absent `text_config` means in a PaliGemma configuration, whose own `vocab_size` it has. */
+export const paligemmaText = (vocabSize: unknown) => ({
   model_type: "gemma",
   hidden_size: 2048,
   num_hidden_layers: 18,
   intermediate_size: 16384,
   num_attention_heads: 8,
   num_key_value_heads: 1,
-} as const;
+  vocab_size: vocabSize ?? 257152,
+});
 
 // Bounds that no model comes near; they keep what is computed from a damaged file within integers.
 const MAX_SIZE = 1 << 20;

@@ -2,13 +2,12 @@
 
 import { availableParallelism, totalmem } from "node:os";
 import sharp from "sharp";
-import type { LoadedAddon } from "../addon.js";
+import { type LoadedAddon, packageVersion } from "../addon.js";
 import { shippedModels } from "../checkpoint/locate.js";
 import { surveyDevices } from "../device.js";
 import { environmentIsa } from "../load-options.js";
 import type { NativeAddon } from "../native.js";
 import { reportGpus } from "./devices.js";
-import { packageVersion } from "./version.js";
 
 export type MachineReport = Awaited<ReturnType<typeof reportMachine>>;
 

@@ -130,7 +130,7 @@ async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, con
     device,
     threads,
     cache: cache === undefined ? undefined : resolve(cache),
-    maxMemory: maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20),
+    maxMemory,
     signal: context.signal,
     onRecord: () => progress.advance("done"),
   }).finally(() => progress.stop());

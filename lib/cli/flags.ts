@@ -2,7 +2,8 @@
 
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { DrawOptions, WriteOptions } from "../call-options.js";
-import { IMAGE_SETTINGS } from "../generation-config.js";
+import { IMAGE_SETTINGS, ORDERS, SCHEDULES } from "../generation-config.js";
+import { IMAGE_FORMATS } from "../image.js";
 
 function number(text: string): number {
   const value = Number(text);
@@ -11,10 +12,11 @@ function number(text: string): number {
   return value;
 }
 
+/** Bytes, given in MiB. */
 function mebibytes(text: string): number {
-  const value = Number(text);
+  const bytes = Number(text) * 2 ** 20;
   // Less than a byte is as much as none.
-  if (value * 2 ** 20 >= 1 && value <= 2 ** 33) return value;
+  if (bytes >= 1 && bytes <= 2 ** 53) return Math.floor(bytes);
   throw new InvalidArgumentError("Expected a number of MiB above 0.");
 }
 
@@ -108,7 +110,7 @@ const FLAGS = {
     new Option(
       "--guidance-schedule <kind>",
       "guidance over the image tokens (default: the model's)",
-    ).choices(["constant", "linear"]),
+    ).choices(SCHEDULES),
   temperature: () =>
     new Option("-t, --temperature <t>", "factor of the noise (default: the model's)").argParser(
       number,
@@ -119,10 +121,9 @@ const FLAGS = {
       "0: always the most likely token (default: the model's)",
     ).argParser(number),
   order: () =>
-    new Option("--order <order>", "order of the image tokens (default: the model's)").choices([
-      "random",
-      "raster",
-    ]),
+    new Option("--order <order>", "order of the image tokens (default: the model's)").choices(
+      ORDERS,
+    ),
   x0Limit: () =>
     new Option(
       "--x0-limit <bound>",
@@ -136,12 +137,10 @@ const FLAGS = {
     new Option("-n, --n <count>", "images for each prompt").argParser(whole(1, 10_000)).default(1),
   format: () =>
     new Option("--format <format>", "format on standard output; files have their extension's")
-      .choices(["png", "webp", "jpeg"])
+      .choices(IMAGE_FORMATS)
       .default("png"),
   pictureFormat: () =>
-    new Option("--format <format>", "format of the pictures")
-      .choices(["png", "webp", "jpeg"])
-      .default("png"),
+    new Option("--format <format>", "format of the pictures").choices(IMAGE_FORMATS).default("png"),
   grid: () => new Option("--grid <file>", "also write all images on one labelled sheet"),
   json: () => new Option("--json", "one JSON document a result; errors as JSON"),
   jsonCounts: () =>

@@ -9,7 +9,7 @@ export interface ModelFlags {
   device: NonNullable<LoadOptions["device"]>;
   dtype?: LoadOptions["dtype"];
   threads?: number;
-  /** MiB. */
+  /** Bytes. */
   maxMemory?: number;
   maxSequences?: number;
   maxQueue?: number;
@@ -23,12 +23,11 @@ export async function withModel<T>(
   // libvips keeps what it has decoded for a second use, which does not come here: it would only be memory that
   // grows for as long as a server runs.
   sharp.cache(false);
-  const bytes = maxMemory === undefined ? undefined : Math.floor(maxMemory * 2 ** 20);
   const loaded = await UniFluid.load(model, {
     device,
     dtype,
     threads,
-    maxMemory: bytes,
+    maxMemory,
     maxSequences,
     maxQueue,
     signal,

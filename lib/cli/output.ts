@@ -2,9 +2,9 @@
 
 import { access, constants, readdir, stat } from "node:fs/promises";
 import { basename, dirname, extname, resolve, sep } from "node:path";
-import { writeWhole } from "../image.js";
+import { makeFolder } from "../files.js";
 import { jsonLine } from "../json-line.js";
-import { makeFolder } from "../make-folder.js";
+import { writeWhole } from "../write-whole.js";
 import { tell } from "./context.js";
 import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
 

@@ -1,6 +1,7 @@
 /** The commands of `unifluid`, one a file, and how they are parsed. */
 
 import { Command, CommanderError } from "commander";
+import { packageVersion } from "../addon.js";
 import { addAnswer } from "./answer.js";
 import { addBatch } from "./batch.js";
 import { addBuild } from "./build.js";
@@ -19,7 +20,6 @@ import { addScenes } from "./scenes.js";
 import { addServe } from "./serve.js";
 import { addTokenizer } from "./tokenizer.js";
 import { addPrepare, addTrain } from "./train.js";
-import { packageVersion } from "./version.js";
 import { addWorker } from "./worker.js";
 
 /** All commands. What commander would write on standard error goes to `told`. */

@@ -1,6 +1,6 @@
 /** A fresh checkpoint of given sizes, with parts taken from other checkpoints where asked. */
-import { copyFile, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
-import { dirname, join, resolve } from "node:path";
+import { copyFile, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { parse } from "yaml";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { checkImageAgainstVae, parseModelConfig } from "../checkpoint/config.js";
@@ -10,11 +10,13 @@ import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { type ExpectedTensor, modelTensors, vaeTensors } from "../checkpoint/tensor-table.js";
 import { parseVaeConfig } from "../checkpoint/vae-config.js";
-import { InvalidConfigError, InvalidOptionError } from "../errors.js";
-import { makeFolder } from "../make-folder.js";
+import { InvalidConfigError } from "../errors.js";
+import { isFile, makeFolder } from "../files.js";
+import { expectNoFolder, fillNewFolder } from "../new-folder.js";
+import { DEFAULT_TEMPLATES } from "../prompts.js";
 import { Tokenizer } from "../tokenizer.js";
 import { initialize, noiseIsInput } from "./initialize.js";
-import { isFile, openImage, openText, openVae, openVision, PARTS } from "./sources.js";
+import { openImage, openText, openVae, openVision, PARTS } from "./sources.js";
 import { refuseUnread } from "./unread.js";
 
 export interface InitOptions {
@@ -37,19 +39,12 @@ export interface InitOptions {
 
 const PROJECTOR = /^multi_modal_projector\b/;
 
-const PROMPTS = {
-  generate: "draw {prompt}\n",
-  caption: "caption en\n",
-  answer: "answer en {question}\n",
-  edit: "edit {instruction}\n",
-};
-
 /** What `config.json` of a fresh model holds beside what the YAML file says. */
 const DEFAULTS = {
   model_type: "unifluid",
   prefix_attention: "bidirectional",
   edit_source_latents: true,
-  prompts: PROMPTS,
+  prompts: DEFAULT_TEMPLATES,
 };
 
 /** `generation_config.json` of a fresh model. */
@@ -90,9 +85,7 @@ export async function initCheckpoint(
   out: string,
   options: InitOptions,
 ): Promise<Checkpoint> {
-  const target = resolve(out);
-  if (await stat(target).catch(() => undefined))
-    throw new InvalidOptionError(`expected a folder that does not exist yet but ${out} does`);
+  const target = await expectNoFolder(out);
   const { vae: vaeFields = {}, ...given } = await readYaml(configPath);
   const at = (section: string) => `${configPath}: ${section}`;
   if (!isObject(vaeFields)) throw new InvalidConfigError(`expected a mapping for ${at("vae")}`);
@@ -126,7 +119,7 @@ export async function initCheckpoint(
     config.diffusion_head = image.head.configUnder(given.diffusion_head, at("diffusion_head"));
   }
   const read = Fields.of(config, configPath);
-  const parsed = alone ? undefined : parseModelConfig(config, configPath, read);
+  const parsed = alone ? undefined : parseModelConfig(read);
   if (parsed) refuseUnread(read, given, configPath);
   const expected = parsed ? modelTensors(parsed) : [];
   text?.match(expected.filter(({ name }) => PARTS.text.test(name)));
@@ -170,10 +163,8 @@ export async function initCheckpoint(
         })),
     );
 
-  const beside = `${target}.partial`;
-  await rm(beside, { recursive: true, force: true });
-  await makeFolder(join(beside, "vae"));
-  try {
+  await fillNewFolder(target, async (beside) => {
+    await makeFolder(join(beside, "vae"));
     await write(join(beside, "vae", "diffusion_pytorch_model.safetensors"), vaeTensors(vae));
     await writeFile(join(beside, "vae", "config.json"), json(vaeConfig));
     if (parsed) {
@@ -197,12 +188,7 @@ export async function initCheckpoint(
     }
     // Whatever does not fit shows here, before the directory appears.
     await readCheckpoint(beside, signal);
-    await makeFolder(dirname(target));
-    await rename(beside, target);
-  } catch (error) {
-    await rm(beside, { recursive: true, force: true });
-    throw error;
-  }
+  });
   return readCheckpoint(target);
 }
 

@@ -1,9 +1,10 @@
 /** Where parts of a fresh model come from: the directories and files that `unifluid init` takes. */
-import { readdir, readFile, stat } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { basename, extname, join } from "node:path";
 import { parseModelConfig } from "../checkpoint/config.js";
 import { Fields, isObject } from "../checkpoint/fields.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
+import { readJson } from "../checkpoint/read-json.js";
 import { readSafetensorsHeader } from "../checkpoint/safetensors.js";
 import { readWeightFiles, type StoredTensor } from "../checkpoint/shards.js";
 import {
@@ -15,10 +16,11 @@ import {
   storedName,
 } from "../checkpoint/tensor-names.js";
 import type { NamedTensor } from "../checkpoint/tensor-table.js";
-import { PALIGEMMA_TEXT } from "../checkpoint/text-config.js";
+import { paligemmaText } from "../checkpoint/text-config.js";
 import { parseVaeConfig } from "../checkpoint/vae-config.js";
 import { PALIGEMMA_VISION, parseVisionConfig } from "../checkpoint/vision-config.js";
 import { CheckpointNotFoundError, InvalidConfigError, InvalidOptionError } from "../errors.js";
+import { isFile } from "../files.js";
 import type { NativeVaeConfig } from "../native.js";
 import { diffusersName, isLdmAutoencoder, ldmConfig, ldmName } from "./ldm-autoencoder.js";
 import { Part } from "./part.js";
@@ -26,21 +28,9 @@ import { deeperHead, narrowerMlp, type Resizing } from "./resize.js";
 
 type Json = Record<string, unknown>;
 
-async function readJson(path: string): Promise<Json> {
-  let text: string;
-  try {
-    text = await readFile(path, "utf8");
-  } catch (cause) {
-    throw new CheckpointNotFoundError(`cannot read ${path}: ${(cause as Error).message}`, {
-      cause,
-    });
-  }
-  try {
-    const json: unknown = JSON.parse(text);
-    if (isObject(json)) return json;
-  } catch (cause) {
-    throw new InvalidConfigError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
-  }
+async function readObject(path: string): Promise<Json> {
+  const json = await readJson(path);
+  if (isObject(json)) return json;
   throw new InvalidConfigError(`${path}: expected an object`);
 }
 
@@ -51,12 +41,6 @@ export const PARTS = {
   tokens: /^image_/,
   head: /^diffusion_head\./,
 } as const;
-
-export const isFile = (path: string): Promise<boolean> =>
-  stat(path).then(
-    (s) => s.isFile(),
-    () => false,
-  );
 
 /** Tensors of files under canonical names, those of `part` alone. */
 function named(
@@ -82,8 +66,8 @@ const FOREIGN =
 export async function openText(model: string): Promise<Part> {
   const directory = await locateCheckpoint(model);
   const where = join(directory, "config.json");
-  const json = await readJson(where);
-  const { kind, text } = parseModelConfig(json, where);
+  const json = await readObject(where);
+  const { kind, text } = parseModelConfig(Fields.of(json, where));
   const fields = kind === "gemma" || kind === "gemma2" ? json : textFields(json);
   const { path, files, tensors } = await readWeightFiles(directory, "model");
   return new Part({
@@ -113,9 +97,7 @@ export async function openText(model: string): Promise<Part> {
 /** Of a model with images; PaliGemma may give ids at the top, and leave the section out. */
 function textFields(json: Json): Json {
   const ids = ["bos_token_id", "eos_token_id"].filter((name) => json[name] !== undefined);
-  const section = isObject(json.text_config)
-    ? json.text_config
-    : { ...PALIGEMMA_TEXT, vocab_size: json.vocab_size ?? 257152 };
+  const section = isObject(json.text_config) ? json.text_config : paligemmaText(json.vocab_size);
   return { ...Object.fromEntries(ids.map((name) => [name, json[name]])), ...section };
 }
 
@@ -132,7 +114,7 @@ export interface VisionSource {
 export async function openVision(model: string): Promise<VisionSource> {
   const directory = await locateCheckpoint(model);
   const where = join(directory, "config.json");
-  const json = await readJson(where);
+  const json = await readObject(where);
   const kind = Fields.of(json, where).oneOf("model_type", [
     "siglip",
     "siglip_vision_model",
@@ -186,10 +168,10 @@ export interface ImageSource {
 export async function openImage(model: string): Promise<ImageSource> {
   const directory = await locateCheckpoint(model);
   const where = join(directory, "config.json");
-  const json = await readJson(where);
-  const { image } = parseModelConfig(json, where);
+  const json = await readObject(where);
+  const { image } = parseModelConfig(Fields.of(json, where));
   const generation = join(directory, "generation_config.json");
-  const { image: drawing = {} } = (await isFile(generation)) ? await readJson(generation) : {};
+  const { image: drawing = {} } = (await isFile(generation)) ? await readObject(generation) : {};
   if (!image) throw new InvalidOptionError(`expected a model that draws for --image: ${model}`);
   const { path, files, tensors } = await readWeightFiles(directory, "model");
   const part = (section: unknown, sizes: Json, names: RegExp, resizing?: Resizing) =>
@@ -248,7 +230,7 @@ export async function openVae(model: string, given: Json, where: string): Promis
   for (const at of [join(directory, "vae"), directory]) {
     const path = join(at, "config.json");
     if (!(await isFile(path))) continue;
-    const json = await readJson(path);
+    const json = await readObject(path);
     if (json._class_name !== "AutoencoderKL" && at === directory) continue;
     const sizes = vaeSizes(parseVaeConfig(Fields.of(json, path)));
     const weights = await readWeightFiles(at, "diffusion_pytorch_model");

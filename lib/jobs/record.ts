@@ -4,12 +4,11 @@ import { createHash } from "node:crypto";
 import { isAbsolute, resolve } from "node:path";
 import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
-import { IMAGE_SETTINGS, TEXT_SETTINGS } from "../generation-config.js";
-import { numeric } from "../numeric.js";
-import { optional } from "../optional.js";
+import { IMAGE_SETTINGS, ORDERS, SCHEDULES, TEXT_SETTINGS } from "../generation-config.js";
+import { TASKS, type TemplateTask } from "../prompts.js";
+import { numeric, optional, seedField } from "../schema-fields.js";
+import { seedOfItem } from "../seed.js";
 import { nameOfRecord } from "./reader.js";
-
-export type JobTask = "generate" | "edit" | "caption" | "answer";
 
 const recordSchema = z.strictObject({
   id: optional(
@@ -20,19 +19,17 @@ const recordSchema = z.strictObject({
         "expected 1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'",
       ),
   ),
-  task: optional(z.enum(["generate", "edit", "caption", "answer"])),
+  task: optional(z.enum(TASKS)),
   prompt: optional(z.string().min(1)),
   image: optional(z.string().min(1)),
   question: optional(z.string().min(1)),
   instruction: optional(z.string().min(1)),
-  seed: optional(
-    z.union([z.int().min(0), z.string().regex(/^\d{1,20}$/, "expected a whole number")]),
-  ),
+  seed: optional(seedField),
   steps: numeric(z.int()),
   guidance: numeric(z.number()),
-  guidanceSchedule: optional(z.enum(["constant", "linear"])),
+  guidanceSchedule: optional(z.enum(SCHEDULES)),
   temperature: numeric(z.number()),
-  order: optional(z.enum(["random", "raster"])),
+  order: optional(z.enum(ORDERS)),
   // JSON has no infinite number; as a text it is no bound.
   x0Limit: numeric(z.union([z.number(), z.literal(Infinity)])),
   maxNewTokens: numeric(z.int()),
@@ -45,7 +42,7 @@ export interface Job {
   /** Its place among the records of the file, from 0. */
   index: number;
   id?: string;
-  task: JobTask;
+  task: TemplateTask;
   /** Prompt, instruction or question; empty for a caption. */
   text: string;
   /** A path, perhaps relative, or a data URI. */
@@ -55,7 +52,7 @@ export interface Job {
 }
 
 /** The fields that each task needs; it may have no other of them. */
-const FIELDS: Readonly<Record<JobTask, readonly (keyof JobRecord)[]>> = {
+const FIELDS: Readonly<Record<TemplateTask, readonly (keyof JobRecord)[]>> = {
   generate: ["prompt"],
   edit: ["image", "instruction"],
   caption: ["image"],
@@ -66,7 +63,7 @@ const DRAW_NAMES = ["seed", ...IMAGE_SETTINGS] as const;
 const WRITE_NAMES = ["seed", ...TEXT_SETTINGS] as const;
 
 /** The task that the fields of a record mean, where it names none. */
-function taskOf(record: JobRecord): JobTask {
+function taskOf(record: JobRecord): TemplateTask {
   if (record.task !== undefined) return record.task;
   if (record.image === undefined) return "generate";
   if (record.instruction !== undefined) return "edit";
@@ -103,8 +100,7 @@ export function jobOf(value: unknown, index: number, defaults: JobDefaults, line
   const options = Object.fromEntries(
     Object.entries(given).filter(([name, v]) => names.includes(name) && v !== undefined),
   );
-  options.seed =
-    record.seed === undefined ? (defaults.seed + BigInt(index)) % (1n << 64n) : BigInt(record.seed);
+  options.seed = record.seed ?? seedOfItem(defaults.seed, index);
   return {
     index,
     ...(record.id === undefined ? {} : { id: record.id }),

@@ -6,6 +6,7 @@
 import { type FileHandle, open, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
+import { makeFolder } from "../files.js";
 import {
   freeLock,
   isAlive,
@@ -16,7 +17,7 @@ import {
   thisOwner,
 } from "../folder-lock.js";
 import { jsonLine } from "../json-line.js";
-import { makeFolder } from "../make-folder.js";
+import { HALF_WRITTEN_ENDING } from "../write-whole.js";
 
 /** Which records are whose: record `i` belongs to shard `i mod count`. */
 export interface Shard {
@@ -64,8 +65,8 @@ export class DoneIndex {
 const MOST_RECORDS = 2 ** 28;
 
 const RESULTS = /^results(-\d+-of-\d+)?\.jsonl$/;
-/** A picture that was being written when its process was killed: `lib/image.ts` names them so. */
-const HALF_WRITTEN = /^(\d{7,})(-[\w.-]+)?\.(png|webp|jpe?g)\.[0-9a-f]{8}\.tmp$/;
+/** A picture that was being written when its process was killed. */
+const HALF_WRITTEN = new RegExp(`^(\\d{7,})(-[\\w.-]+)?\\.(png|webp|jpe?g)${HALF_WRITTEN_ENDING}$`);
 
 const resultsName = ({ index, count }: Shard) =>
   count === 1 ? "results.jsonl" : `results-${index + 1}-of-${count}.jsonl`;

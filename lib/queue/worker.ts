@@ -5,12 +5,13 @@ import { join } from "node:path";
 import { type Job as QueuedJob, UnrecoverableError, WaitingError, Worker } from "bullmq";
 import { onAbort } from "../abort.js";
 import { UniFluidError } from "../errors.js";
-import { type ImageFormat, writeWhole } from "../image.js";
+import { isFolder, makeFolder } from "../files.js";
+import type { ImageFormat } from "../image.js";
 import { type Job, jobOf } from "../jobs/record.js";
 import { describeJob, runJob } from "../jobs/run.js";
 import { jsonLine } from "../json-line.js";
-import { isFolder, makeFolder } from "../make-folder.js";
 import type { UniFluid } from "../model.js";
+import { HALF_WRITTEN_ENDING, writeWhole } from "../write-whole.js";
 import {
   openQueue,
   type QueuedRecord,
@@ -214,9 +215,8 @@ const paddedIndex = (index: number): string => String(index).padStart(7, "0");
 const resultFile = (folder: string, index: number): string =>
   join(folder, `${paddedIndex(index)}.json`);
 
-/** Names as `writeWhole` of lib/image.ts makes them. */
 async function removeHalves(folder: string, index: number): Promise<void> {
-  const halves = new RegExp(`^${paddedIndex(index)}(-[\\w.-]+)?\\.\\w+\\.[0-9a-f]{8}\\.tmp$`);
+  const halves = new RegExp(`^${paddedIndex(index)}(-[\\w.-]+)?\\.\\w+${HALF_WRITTEN_ENDING}$`);
   for (const name of await readdir(folder)) {
     if (halves.test(name)) await rm(join(folder, name), { force: true });
   }

@@ -1,8 +1,6 @@
 /** A data set of scenes: pictures and records of each task, in the forms that `unifluid train` reads. */
-import { rename, rm, stat } from "node:fs/promises";
-import { dirname, resolve } from "node:path";
 import { InvalidOptionError } from "../errors.js";
-import { makeFolder } from "../make-folder.js";
+import { expectNoFolder, fillNewFolder } from "../new-folder.js";
 import { Random } from "../philox.js";
 import { TASKS, type TemplateTask } from "../prompts.js";
 import {
@@ -163,37 +161,30 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
     throw new InvalidOptionError(
       `expected at most ${count} shards, one a scene, but received ${shards}`,
     );
-  const target = resolve(folder);
-  if (await stat(target).catch(() => undefined))
-    throw new InvalidOptionError(`expected a folder that does not exist yet but ${folder} does`);
-  const beside = `${target}.partial`;
-  await rm(beside, { recursive: true, force: true });
-  await makeFolder(beside);
+  const target = await expectNoFolder(folder);
   const draw = async (index: number): Promise<DrawnScene> => {
     const scene = sceneOf(filled.seed, filled.split, index, options);
     const { pictures, records } = recordsOf(scene, index, filled);
     const drawn = [...pictures].map(async ([name, of]) => [name, await drawPng(of, size)] as const);
     return { index, records, pictures: new Map(await Promise.all(drawn)) };
   };
-  let writer: DatasetWriter | undefined;
-  try {
-    writer =
+  await fillNewFolder(target, async (beside) => {
+    const writer: DatasetWriter =
       shards === undefined
         ? await ManifestWriter.open(beside, filled.tasks)
         : new ShardWriter(beside, filled.tasks, shards, count);
-    for (let first = 0; first < count; first += TOGETHER) {
-      signal?.throwIfAborted();
-      const together = Math.min(TOGETHER, count - first);
-      const indices = Array.from({ length: together }, (_, i) => first + i);
-      await writer.write(await Promise.all(indices.map(draw)));
-      for (const _ of indices) onScene?.();
+    try {
+      for (let first = 0; first < count; first += TOGETHER) {
+        signal?.throwIfAborted();
+        const together = Math.min(TOGETHER, count - first);
+        const indices = Array.from({ length: together }, (_, i) => first + i);
+        await writer.write(await Promise.all(indices.map(draw)));
+        for (const _ of indices) onScene?.();
+      }
+      await writer.end();
+    } catch (error) {
+      await writer.discard();
+      throw error;
     }
-    await writer.end();
-    await makeFolder(dirname(target));
-    await rename(beside, target);
-  } catch (error) {
-    await writer?.discard();
-    await rm(beside, { recursive: true, force: true });
-    throw error;
-  }
+  });
 }

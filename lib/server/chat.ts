@@ -86,7 +86,7 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
       const message = `${name} answers about images: expected a message with an image_url`;
       throw new HttpError(422, "UNSUPPORTED_TASK", message, "messages");
     }
-    checkModel(context, body.model ?? undefined, question.task);
+    checkModel(context, body.model, question.task);
     checkPrompt(context, question.text, "messages");
     logPrompt(context, request, question.text);
     return working(context, reply, async (signal) => {
@@ -94,11 +94,11 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
         question.image === undefined
           ? undefined
           : await imageOfUrl(context, question.image, signal);
-      const maxNewTokens = body.max_completion_tokens ?? body.max_tokens ?? undefined;
+      const maxNewTokens = body.max_completion_tokens ?? body.max_tokens;
       const options: WriteOptions = {
         maxNewTokens,
-        temperature: body.temperature ?? undefined,
-        seed: typeof body.seed === "string" ? BigInt(body.seed) : (body.seed ?? undefined),
+        temperature: body.temperature,
+        seed: body.seed,
         signal,
       };
       const pieces = write(context, question, image, options);

@@ -73,7 +73,7 @@ async function answer(
   logPrompt(context, request, body.prompt);
   const { n = 1, output_format: format = "png", steps, guidance, temperature, order } = body;
   // Decided here, so that the answer can tell it.
-  const seed = parseSeed(typeof body.seed === "string" ? BigInt(body.seed) : body.seed);
+  const seed = parseSeed(body.seed);
   const options: DrawOptions = { seed, steps, guidance, temperature, order };
   return working(context, reply, async (signal) => {
     const kind = await prepare(signal);

@@ -1,7 +1,7 @@
 /** GET /openapi.json: this server described, from the schemas that check its requests. */
 
 import { z } from "zod";
-import { packageVersion } from "../cli/version.js";
+import { packageVersion } from "../addon.js";
 import type { ServerContext } from "./context.js";
 import { chatBody, editFields, generationBody } from "./schemas.js";
 

@@ -1,23 +1,21 @@
 /** Bodies that requests may have, as zod schemas: they check what comes and make the OpenAPI page. */
 
 import { z } from "zod";
-import { numeric } from "../numeric.js";
-import { optional } from "../optional.js";
+import { ORDERS } from "../generation-config.js";
+import { IMAGE_FORMATS } from "../image.js";
+import { numeric, optional, seedField } from "../schema-fields.js";
 
 /** What this server's fields have beside OpenAI's own. */
-const seed = z
-  .union([
-    z.int().min(0),
-    z.string().regex(/^\d{1,20}$/, "expected a whole number from 0 to 2^64 - 1"),
-  ])
-  .describe("Decides the image; image i of several has seed + i. Beyond 2^53, as a string.");
+const seed = seedField.describe(
+  "Decides the image; image i of several has seed + i. Beyond 2^53, as a string.",
+);
 
 const drawing = {
   model: optional(z.string()).describe("The name that GET /v1/models tells."),
   n: numeric(z.int().min(1)).describe("Images; 1 when streaming."),
   size: optional(z.string()).describe('"auto", or the size that the model draws.'),
   response_format: optional(z.literal("b64_json")),
-  output_format: optional(z.enum(["png", "webp", "jpeg"])).describe('Default "png".'),
+  output_format: optional(z.enum(IMAGE_FORMATS)).describe('Default "png".'),
   stream: optional(z.union([z.boolean(), z.stringbool()])).describe("Answer with events."),
   partial_images: numeric(z.int().min(0)).describe(
     "Pictures sent while the image is drawn, when streaming; up to one an image token.",
@@ -31,7 +29,7 @@ const drawing = {
   steps: numeric(z.int().min(1)).describe("Diffusion steps for each image token."),
   guidance: numeric(z.number()).describe("How strongly the prompt decides; 1: no guidance."),
   temperature: numeric(z.number()).describe("Factor of the sampling noise."),
-  order: optional(z.enum(["random", "raster"])).describe("Order of the image tokens."),
+  order: optional(z.enum(ORDERS)).describe("Order of the image tokens."),
 };
 
 export const generationBody = z.strictObject({
@@ -65,14 +63,14 @@ export type ChatMessage = z.infer<typeof message>;
 
 /** Clients send many fields of other models here; those are passed over. */
 export const chatBody = z.object({
-  model: z.string().nullish(),
+  model: optional(z.string()),
   messages: z.array(message).min(1).max(1000),
-  max_tokens: z.int().min(1).nullish(),
-  max_completion_tokens: z.int().min(1).nullish(),
-  temperature: z.number().nullish(),
-  seed: seed.nullish(),
-  n: z.literal(1).nullish(),
-  stream: z.boolean().nullish(),
-  stream_options: z.object({ include_usage: z.boolean().nullish() }).nullish(),
+  max_tokens: optional(z.int().min(1)),
+  max_completion_tokens: optional(z.int().min(1)),
+  temperature: optional(z.number()),
+  seed: optional(seed),
+  n: optional(z.literal(1)),
+  stream: optional(z.boolean()),
+  stream_options: optional(z.object({ include_usage: optional(z.boolean()) })),
 });
 export type ChatBody = z.infer<typeof chatBody>;

@@ -7,7 +7,8 @@ import { isObject } from "../checkpoint/fields.js";
 import { isShippedModel } from "../checkpoint/locate.js";
 import { type Device, isDevice } from "../device.js";
 import { InvalidConfigError } from "../errors.js";
-import { isFolder } from "../make-folder.js";
+import { isFolder } from "../files.js";
+import { ORDERS } from "../generation-config.js";
 
 const positive = z.number().positive().finite();
 const share = z.number().min(0).max(1);
@@ -93,7 +94,7 @@ const unifiedSchema = z.strictObject({
   noiseWeightCap: z.number().min(1).default(1),
   /** Standard deviation up to which the image tokens that others follow are read with noise. */
   contextNoise: z.number().min(0).max(10).default(0),
-  order: z.enum(["random", "raster"]).default("random"),
+  order: z.enum(ORDERS).default("random"),
   /** How often the prompt of a drawing is emptied, for guidance. */
   promptDropout: share.default(0.1),
   recompute: z.boolean().default(false),

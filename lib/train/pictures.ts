@@ -13,9 +13,9 @@ import { storedBytes } from "../checkpoint/stored-types.js";
 import { ENCODER_TENSORS } from "../checkpoint/vae-config.js";
 import { decoding } from "../decoding.js";
 import { CheckpointNotFoundError, DisposedError, TrainingDataError } from "../errors.js";
+import { makeFolder } from "../files.js";
 import { type DecodedImage, decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
-import { makeFolder } from "../make-folder.js";
 import { UniFluid } from "../model.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
 

@@ -1,7 +1,7 @@
 /** `report.html` of a run: its curves and its samples, readable while it goes on. */
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { writeWhole } from "../image.js";
+import { writeWhole } from "../write-whole.js";
 import type { Metrics, RunFolder, SampleFigures } from "./run-folder.js";
 
 const WIDTH = 720;

@@ -17,8 +17,8 @@ import { readFully } from "../checkpoint/read-fully.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
+import { isThere, makeFolder } from "../files.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
-import { makeFolder } from "../make-folder.js";
 import type { NativeTrainerState } from "../native.js";
 import type { RecordsSeen } from "./broken-records.js";
 import type { Subject } from "./subject.js";
@@ -74,7 +74,8 @@ const recordsSchema: z.ZodType<RecordsSeen> = z.object({
   seen: z.number().int().min(0),
   broken: z.array(z.string()),
 });
-const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
+/** What is of one step is named by it, so that names sort as steps do. */
+export const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
 
 /** Where a run's data are at a checkpoint. */
 export interface DataState {
@@ -82,12 +83,6 @@ export interface DataState {
   positions: unknown[] | undefined;
   records: RecordsSeen;
 }
-
-const isThere = (path: string) =>
-  stat(path).then(
-    () => true,
-    () => false,
-  );
 
 /** Waits until a file is on the disk; Windows does so only with one that may be written to. */
 async function syncFile(path: string): Promise<void> {

@@ -9,7 +9,7 @@ import {
   InvalidOptionError,
   TrainingDivergedError,
 } from "../errors.js";
-import { makeFolder } from "../make-folder.js";
+import { makeFolder } from "../files.js";
 import type { NativeStepResult } from "../native.js";
 import {
   booleanOption,
@@ -31,7 +31,13 @@ import {
 } from "./config.js";
 import { ReportPace, writeReport } from "./report.js";
 import { type Restored, restoreLast } from "./resume.js";
-import { type Losses, type Metrics, RunFolder, type SampleFigures } from "./run-folder.js";
+import {
+  type Losses,
+  type Metrics,
+  RunFolder,
+  type SampleFigures,
+  stepName,
+} from "./run-folder.js";
 import type { Subject } from "./subject.js";
 import { UnifiedSubject } from "./unified.js";
 import { Watches } from "./watch.js";
@@ -359,7 +365,7 @@ export class Trainer {
   }
 
   private get sheet(): string {
-    return join(this.folder.samples, `step-${String(this.step).padStart(8, "0")}.png`);
+    return join(this.folder.samples, `${stepName(this.step)}.png`);
   }
 
   /** The sheet that the run was to make where it was stopped, or killed, before it was there. */

@@ -91,7 +91,7 @@ test.each(blocks("yaml"))(
       return;
     }
     if (manifest.text_config) {
-      parseModelConfig({ model_type: "unifluid", ...manifest }, page);
+      parseModelConfig(Fields.of({ model_type: "unifluid", ...manifest }, page));
       return;
     }
     if (manifest.vae) {

@@ -158,7 +158,7 @@ test("configurations, 3000 mutated", () => {
   const names = ["gemma-tiny", "gemma2-tiny", "paligemma-tiny", "unifluid-tiny"];
   const configs = names.map((name) => json(`${name}/config.json`));
   const right = survive(2000, () => {
-    const config = parseModelConfig(mutated(pick(configs)), "config.json");
+    const config = parseModelConfig(Fields.of(mutated(pick(configs)), "config.json"));
     if (config.text.layers * (config.vision?.layers ?? 1) < 1000) modelTensors(config);
   });
   expect(right).toBeGreaterThan(50);

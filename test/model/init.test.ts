@@ -2,7 +2,7 @@
 import { readdirSync } from "node:fs";
 import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { parse, stringify } from "yaml";
 import { UniFluid } from "../../lib";
 import { parseModelConfig } from "../../lib/checkpoint/config";
@@ -236,7 +236,7 @@ test("files of sizes in this repository are read whole", async () => {
       diffusion_head: { ...TINY_MODEL.diffusion_head, ...diffusion_head },
     };
     const read = Fields.of(whole, path);
-    parseModelConfig(whole, path, read);
+    parseModelConfig(read);
     refuseUnread(read, config, path);
   }
   expect(count).toBeGreaterThan(4);
@@ -266,4 +266,18 @@ test("what does not fit is refused, and leaves nothing", async () => {
     code: "INVALID_OPTION",
   });
   expect((await readdir(folder)).filter((n) => /^e($|\.partial)/.test(n))).toEqual([]);
+});
+
+// Longer paths than this a Linux system takes none of.
+const onLinux = process.platform === "linux" ? test : test.skip;
+onLinux("where a folder within cannot be made nothing is left", async () => {
+  const above = join(folder, "deep");
+  let out = above;
+  const room = 4095 - "/vae".length - ".partial".length;
+  while (out.length < room - 100) out = join(out, "x".repeat(90));
+  // Itself it fits, and `vae` in it does not.
+  out = join(out, "x".repeat(room + 1 - out.length - 1));
+  const path = await yaml("deep", TINY_MODEL);
+  await expect(initCheckpoint(path, out, options)).rejects.toMatchObject({ code: "ENAMETOOLONG" });
+  expect(await readdir(dirname(out))).toEqual([]);
 });

@@ -7,7 +7,7 @@ import { setField } from "../support/checkpoints";
 import { FIXTURES } from "../support/fixtures";
 
 const readConfig = (path: string) => JSON.parse(readFileSync(join(FIXTURES, path), "utf8"));
-const parse = (json: unknown) => parseModelConfig(json, "config.json");
+const parse = (json: unknown) => parseModelConfig(Fields.of(json, "config.json"));
 
 /** A fixture's configuration with fields set. */
 function changed(fixture: string, fields: Record<string, unknown>) {

@@ -1,7 +1,19 @@
-/** Makes folders that users name. */
+/** What lies at a path that users name, and folders that are made there. */
 
 import { mkdir, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
+
+export const isThere = (path: string): Promise<boolean> =>
+  stat(path).then(
+    () => true,
+    () => false,
+  );
+
+export const isFile = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (found) => found.isFile(),
+    () => false,
+  );
 
 export const isFolder = (path: string): Promise<boolean> =>
   stat(path).then(

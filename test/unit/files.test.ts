@@ -3,7 +3,7 @@
 import { mkdtempSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { makeFolder } from "../../lib/make-folder.js";
+import { makeFolder } from "../../lib/files.js";
 
 let folder: string;
 beforeEach(() => {

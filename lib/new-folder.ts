@@ -1,0 +1,32 @@
+/** Folders that appear when they are complete. */
+
+import { rename, rm } from "node:fs/promises";
+import { resolve } from "node:path";
+import { InvalidOptionError } from "./errors.js";
+import { isThere, makeFolder } from "./files.js";
+
+/** The absolute path of a folder that is to be made. Throws `INVALID_OPTION` where something is there. */
+export async function expectNoFolder(folder: string): Promise<string> {
+  const target = resolve(folder);
+  if (await isThere(target))
+    throw new InvalidOptionError(`expected a folder that does not exist yet but ${folder} does`);
+  return target;
+}
+
+/** Lets `fill` write into a folder beside `target` and moves it there; where that fails, nothing is left. */
+export async function fillNewFolder(
+  target: string,
+  fill: (beside: string) => Promise<void>,
+): Promise<void> {
+  const beside = `${target}.partial`;
+  // Of a process that was killed.
+  await rm(beside, { recursive: true, force: true });
+  try {
+    await makeFolder(beside);
+    await fill(beside);
+    await rename(beside, target);
+  } catch (error) {
+    await rm(beside, { recursive: true, force: true });
+    throw error;
+  }
+}
