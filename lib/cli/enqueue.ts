@@ -28,7 +28,7 @@ export function addEnqueue(program: Command): void {
     .description("put the jobs of a file (as of batch) into a queue, for workers")
     .option(
       "--run <name>",
-      "name of this run: its folder of results (default: by the file's name and content)",
+      "name of this run: its folder of results (default: by the file's name, its content and the options)",
     )
     .option("--attempts <n>", "how often a job that fails for a while is tried", whole(1, 100), 5);
   addInputFormat(addQueueFlags(command));
