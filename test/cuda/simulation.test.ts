@@ -11,8 +11,7 @@ const FOUND: Record<string, RegExp | "results"> = {
   "divergent barrier": /divergent barrier/,
   "barrier at two places": /divergent barrier: .*defects\.cpp:\d+, another at defects\.cpp:\d+/,
   "divergent shuffle": /lanes that have ended/,
-  "shuffles at two places":
-    /at different operations: defects\.cpp:\d+ and defects\.cpp:\d+/,
+  "shuffles at two places": /at different operations: defects\.cpp:\d+ and defects\.cpp:\d+/,
   "a copy that nobody waits for": /a cp\.async that it did not wait for/,
   "missing cp.async wait": /before the wait of a copy/,
   "missing barrier after a cp.async wait": /without a barrier|before the wait|nothing wrote/,
