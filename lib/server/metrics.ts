@@ -49,7 +49,8 @@ const ENGINE: readonly [string, keyof NativeStats, "gauge" | "counter", string][
   ],
 ];
 
-export function registerMetrics(app: FastifyInstance, context: ServerContext): void {
+/** Counts all that `app` answers, also at paths that lead to no route: a hook of a scope would not see those. */
+export function collectMetrics(app: FastifyInstance, context: ServerContext): Registry {
   const registry = new Registry();
   collectDefaultMetrics({ register: registry });
   const labelNames = ["method", "route", "status"] as const;
@@ -102,6 +103,10 @@ export function registerMetrics(app: FastifyInstance, context: ServerContext): v
     requests.inc(labels);
     seconds.observe(labels, reply.elapsedTime / 1000);
   });
+  return registry;
+}
+
+export function registerMetrics(app: FastifyInstance, registry: Registry): void {
   app.get("/metrics", async (_request, reply) => {
     reply.type(registry.contentType);
     return registry.metrics();

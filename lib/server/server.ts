@@ -23,7 +23,7 @@ import { registerChat } from "./chat.js";
 import { isStream, noteFault, type ServerContext } from "./context.js";
 import { HttpError, handleClientError, handleError } from "./http-error.js";
 import { registerImages } from "./images.js";
-import { registerMetrics } from "./metrics.js";
+import { collectMetrics, registerMetrics } from "./metrics.js";
 import { type ServerOptions, type ServerSettings, serverSettings } from "./options.js";
 import { PAGE_PATHS, registerPage } from "./page.js";
 import { registerSystem } from "./system.js";
@@ -104,6 +104,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   });
   addGuards(app, keys, context);
   addDrain(app, context);
+  const registry = collectMetrics(app, context);
   app.decorate("setApiKeys", (list: readonly string[]) => keys.replace(list));
   if (settings.corsOrigins.length > 0) {
     const origin = settings.corsOrigins.includes("*") ? "*" : [...settings.corsOrigins];
@@ -122,7 +123,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   });
   app.register(async (scope) => {
     await limitRate(scope, keys, settings);
-    registerMetrics(scope, context);
+    registerMetrics(scope, registry);
     registerSystem(scope, context);
     registerImages(scope, context);
     registerChat(scope, context);

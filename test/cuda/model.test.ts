@@ -14,14 +14,12 @@ import { besideCpu } from "../support/beside-cpu";
 import { FIXTURES } from "../support/fixtures";
 import { expectSameBits, simulate, simulatedLibrary } from "../support/ops";
 import { openFixture, relativeError } from "../support/parity";
+import { tolerancesOf } from "../support/parity-cases";
 
 const NAMES = ["unifluid-tiny", "unifluid-flow-tiny"] as const;
 const directory = (name: string) => join(FIXTURES, name);
 const prompt = "a large red circle";
 const options = { seed: 7, steps: 4 };
-
-/** Of the largest logit: a prefix through two layers. */
-const LOGITS = 0.03;
 
 beforeAll(() => {
   process.env.UNIFLUID_CUDA_LIBRARY = simulatedLibrary;
@@ -59,7 +57,8 @@ describe.each(NAMES)("%s", (name) => {
 
   test("sees what the CPU sees", async () => {
     const logits = (model: UniFluid) => model.logits({ image: picture, task: "caption" });
-    expect(relativeError(await logits(cuda), await logits(cpu))).toBeLessThan(LOGITS);
+    const { logits: tolerance } = tolerancesOf(directory(name), "bfloat16");
+    expect(relativeError(await logits(cuda), await logits(cpu))).toBeLessThan(tolerance);
   });
 
   test("one seed, one image: alone, and among others", async () => {

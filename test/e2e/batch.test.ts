@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
@@ -163,18 +164,30 @@ test("killed at any moment and started again, it does what is missing and nothin
   const prompts = Array.from({ length: 40 }, (_, i) => ({ prompt: `a star ${i}` }));
   write("jobs.jsonl", prompts);
   const args = ["jobs.jsonl", "--out", "out", "--steps", "12", "--concurrency", "4"];
-  let kills = 0;
-  let ending: Ending;
-  do {
-    ending = await run(args, {
-      started: (child) => {
-        if (kills < 6) setTimeout(() => child.kill("SIGKILL"), 350 + 120 * kills);
+  /** The whole lines, and when their pictures were written. */
+  const done = () => {
+    const path = join(folder, "out/results.jsonl");
+    const text = existsSync(path) ? readFileSync(path, "utf8").split("\n").slice(0, -1) : [];
+    return text.map((line) => {
+      const { file } = JSON.parse(line) as { file: string };
+      return [line, statSync(join(folder, "out", file)).mtimeMs];
+    });
+  };
+  let before = done();
+  for (let kills = 0; kills < 4; kills++) {
+    const { code } = await run(args, {
+      started: async (child) => {
+        while (done().length < before.length + 4 && child.exitCode === null) await sleep(5);
+        child.kill("SIGKILL");
       },
     });
-    if (ending.code === null) kills++;
-  } while (ending.code === null);
-  expect(ending.code).toBe(0);
-  expect(kills).toBeGreaterThan(0);
+    expect(code).toBeNull();
+    const now = done();
+    expect(now.slice(0, before.length)).toEqual(before);
+    before = now;
+  }
+  expect((await run(args)).code).toBe(0);
+  expect(done().slice(0, before.length)).toEqual(before);
   const lines = results();
   expect(lines.map(({ index }) => index)).toEqual(prompts.map((_, i) => i));
   // No half of anything.

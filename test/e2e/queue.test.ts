@@ -4,6 +4,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { getEventListeners } from "node:events";
 import {
   cpSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -35,7 +36,10 @@ interface Ending {
   err: string;
 }
 
-function run(args: string[], started: (child: ChildProcess) => void = () => {}): Promise<Ending> {
+function run(
+  args: string[],
+  started: (child: ChildProcess) => unknown = () => {},
+): Promise<Ending> {
   const child = spawn(process.execPath, [main, ...args], {
     cwd: folder,
     env: { ...process.env, UNIFLUID_QUEUE: redis?.url ?? "" },
@@ -263,6 +267,7 @@ withRedis("a queue", () => {
     const queue = new Queue("unifluid", { connection: { host: "127.0.0.1", port: redis.port } });
     await queue.add("generate", {}, { delay: 60_000 });
     await queue.close();
+    const counts = jest.spyOn(Queue.prototype, "getJobCounts");
     const end = new AbortController();
     const ended = work({} as UniFluid, {
       redis: address,
@@ -278,7 +283,9 @@ withRedis("a queue", () => {
       onJob: () => {},
       onTrouble: () => {},
     });
-    await sleep(3000);
+    // It has looked, and waited, again and again.
+    while (counts.mock.calls.length < 5) await sleep(20);
+    counts.mockRestore();
     const listeners = getEventListeners(end.signal, "abort").length;
     end.abort();
     expect([await ended, listeners < 3]).toEqual([true, true]);
@@ -310,8 +317,9 @@ withRedis("a queue", () => {
   test("SIGTERM lets what runs finish, and leaves the rest to others", async () => {
     writeFileSync(join(folder, "jobs.txt"), "a star\n".repeat(30));
     await run(["enqueue", "jobs.txt", "--run", "jobs", "--steps", "60"]);
-    const ending = await run(["worker", "--out", "out", "--concurrency", "2"], (child) => {
-      child.stderr!.once("data", () => setTimeout(() => child.kill("SIGTERM"), 1000));
+    const ending = await run(["worker", "--out", "out", "--concurrency", "2"], async (child) => {
+      while (!existsSync(join(folder, "out/jobs")) && child.exitCode === null) await sleep(20);
+      child.kill("SIGTERM");
     });
     expect(ending.code).toBe(0);
     const { waiting, active, completed, dead } = await status();
@@ -324,10 +332,13 @@ withRedis("a queue", () => {
   test("what cannot finish in time waits again, with all its attempts", async () => {
     writeFileSync(join(folder, "jobs.txt"), "a star\na heart\n");
     await run(["enqueue", "jobs.txt", "--run", "jobs", "--attempts", "1", "--steps", "1000"]);
+    const queue = new Queue("unifluid", { connection: { host: "127.0.0.1", port: redis.port } });
     const args = ["worker", "--out", "out", "--drain-timeout", "1", "--threads", "1"];
-    const ending = await run(args, (child) => {
-      child.stderr!.once("data", () => setTimeout(() => child.kill("SIGTERM"), 700));
+    const ending = await run(args, async (child) => {
+      while ((await queue.getActiveCount()) < 2 && child.exitCode === null) await sleep(20);
+      child.kill("SIGTERM");
     });
+    await queue.close();
     expect(ending.code).toBe(0);
     expect(await status()).toMatchObject({ waiting: 2, active: 0, completed: 0, dead: 0 });
   });

@@ -4,7 +4,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { post } from "../support/server";
@@ -304,3 +304,62 @@ test("the limits and names that are asked for hold", async () => {
   const edited = await fetch(`${service.url}/v1/images/edits`, { method: "POST", body: form });
   expect(edited.status).toBe(413);
 });
+
+test("the times, origins and hosts of images that are asked for hold", async () => {
+  const origins = ["https://a.example", "https://b.example"];
+  const hosts = ["127.0.0.1", "10.0.0.1"];
+  const service = await serve([
+    ...["--request-timeout", "1"],
+    ...origins.flatMap((origin) => ["--cors-origin", origin]),
+    ...hosts.flatMap((host) => ["--allow-image-host", host]),
+  ]);
+  const { status, body } = await post(generations(service), LONG);
+  expect([status, body.error.code]).toEqual([503, "TIMEOUT"]);
+
+  const allowed = async (origin: string) => {
+    const { headers } = await fetch(`${service.url}/health`, { headers: { origin } });
+    return headers.get("access-control-allow-origin");
+  };
+  for (const origin of origins) expect(await allowed(origin)).toBe(origin);
+  expect(await allowed("https://evil.example")).toBeNull();
+
+  // Those that may be asked are refused for where they are, others for their names.
+  const fetched = async (host: string) => {
+    const content = [{ type: "image_url", image_url: { url: `http://${host}/a.png` } }];
+    const messages = [{ role: "user", content }];
+    return (await post(`${service.url}/v1/chat/completions`, { messages })).body.error.message;
+  };
+  for (const host of hosts) expect(await fetched(host)).toContain("not an address of the public");
+  expect(await fetched("10.0.0.2")).toContain("fetches no images from 10.0.0.2");
+});
+
+test.each([
+  [["--trust-proxy"], "1.1.1.1, 10.9.0.1", "2.2.2.2, 10.9.0.1", "1.1.1.1, 10.9.0.2"],
+  [["--trust-proxy", "2"], "1.1.1.1, 10.9.0.1", "1.1.1.1, 10.9.0.2", "2.2.2.2, 10.9.0.1"],
+  [
+    ["--trust-proxy", "loopback, 10.9.0.0/16"],
+    "1.1.1.1, 10.9.0.1, 10.9.0.2",
+    "1.1.1.1",
+    "2.2.2.2, 10.9.0.1",
+  ],
+  [[], "1.1.1.1", "2.2.2.2", undefined],
+])("with %j the rate limit counts by address", async (proxies, one, same, other) => {
+  const service = await serve(["--rate-limit", "2", ...proxies]);
+  const ask = async (from: string) =>
+    (await post(generations(service), { prompt: "" }, { "x-forwarded-for": from })).status;
+  expect([await ask(one), await ask(same), await ask(one)]).toEqual([422, 422, 429]);
+  if (other !== undefined) expect(await ask(other)).toBe(422);
+});
+
+// Less than it takes by default.
+test("a client that does not read is cut off after --stall-timeout", async () => {
+  const service = await serve(["--stall-timeout", "1"]);
+  const { hostname, port } = new URL(service.url);
+  const socket = connect(Number(port), hostname).pause();
+  const cut = new Promise((resolve) => socket.once("error", resolve));
+  // More answers than the sockets between hold; then a word now and then, until that fails.
+  socket.write("GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000));
+  const words = setInterval(() => socket.write("GET"), 50);
+  socket.once("close", () => clearInterval(words));
+  expect(await cut).toMatchObject({ code: expect.stringMatching(/^(EPIPE|ECONNRESET)$/) });
+}, 25_000);

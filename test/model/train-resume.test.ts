@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { writeSafetensors } from "../../lib/checkpoint/safetensors-writer";
 import { decodeImage } from "../../lib/image-input";
 import { Random } from "../../lib/philox";
 import { resize, toVisionPixels } from "../../lib/preprocess";
@@ -62,6 +63,38 @@ test("the folder has the settings in force, and those before under another name"
   await runs.train("settings", { ...change, steps: 2, learningRate: 2e-3 }, { resume: true });
   const names = await readdir(join(runs.folder, "settings"));
   expect(names.filter((n) => n.endsWith(".yaml"))).toHaveLength(2);
+});
+
+test.each<[string, (tensor: { name: string; rows: number }) => object, string]>([
+  ["a tensor of another name", () => ({ name: "first.x" }), "first.x is no tensor of this model"],
+  ["one that is missing", () => ({ rows: 0 }), "trainer.safetensors lacks first.image_in.weight"],
+  [
+    "one of another size",
+    ({ rows }) => ({ rows: rows + 1 }),
+    "first.image_in.weight has another size",
+  ],
+])("where there is no other checkpoint, a state with %s is refused", async (what, change, told) => {
+  await runs.train(what, { steps: 1 });
+  const folder = runs.checkpoint(what, 1);
+  const path = join(folder, "trainer.safetensors");
+  const stored = new Tensors(path);
+  const tensors = stored.names.flatMap((name) => {
+    const { shape } = stored.get(name);
+    const values = stored.floats(name);
+    const as = { name, rows: shape[0]! };
+    if (name === "first.image_in.weight") Object.assign(as, change(as));
+    const [rows, row] = [as.rows, values.length / shape[0]!];
+    if (rows === 0) return [];
+    const floats = new Float32Array(rows * row);
+    floats.set(values);
+    const bytes = () => new Uint8Array(floats.buffer);
+    return [{ name: as.name, dtype: "F32" as const, shape: [rows, ...shape.slice(1)], bytes }];
+  });
+  await writeSafetensors(path, tensors);
+  await expect(runs.train(what, { steps: 2 }, { resume: true })).rejects.toMatchObject({
+    code: "INVALID_CHECKPOINT",
+    message: `${folder}: ${told}`,
+  });
 });
 
 test("a source that took another's place begins anew", async () => {

@@ -469,6 +469,50 @@ test("settings are checked before anything starts", async () => {
     });
 });
 
+test("the trainer gets every setting of the run", async () => {
+  const settings = {
+    compute: "f32",
+    recompute: true,
+    seed: 2 ** 40,
+    threads: 1,
+    beta1: 0.8,
+    beta2: 0.95,
+    epsilon: 1e-6,
+    weightDecay: 0.05,
+    clipNorm: 2,
+  } as const;
+  const create = jest.spyOn(loadAddon(), "createTrainer");
+  try {
+    const change = {
+      ...settings,
+      ema: 0.9,
+      lambda: 0.25,
+      diffusionBatchMultiplier: 3,
+      noiseWeightCap: 6,
+      contextNoise: 0.3,
+      order: "raster",
+      freeze: ["image_in.*"],
+    };
+    const trainer = await Trainer.open(runs.config(change), { out: join(folder, "every-setting") });
+    await trainer.close();
+    expect(create.mock.calls.map(([, options]) => options)).toEqual([
+      expect.objectContaining({
+        ...settings,
+        seed: 2n ** 40n,
+        emaDecay: 0.9,
+        textWeight: 0.25,
+        batchMultiplier: 3,
+        noiseWeightCap: 6,
+        contextNoise: 0.3,
+        order: "raster",
+        frozen: ["image_in.weight", "image_in.bias"],
+      }),
+    ]);
+  } finally {
+    create.mockRestore();
+  }
+});
+
 test("learning rates", () => {
   const run = (change: object) =>
     parseRunConfig(runs.config({ steps: 100, learningRate: 1, ...change }), "", "/");

@@ -59,7 +59,7 @@ describeBackends("rms_norm", (backend) => {
       const both = backend().rmsNorms({ x, weight, eps: EPS, residual, nextWeight });
       expectSameBits(both.out, first, "the rows");
       expectSameBits(both.next, second, "their norm");
-    });
+    })();
   });
 
   test.each(WIDTHS)("rows of %d, with a residual and without, in place and apart", (n) => {

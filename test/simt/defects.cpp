@@ -66,6 +66,15 @@ void divergent_shuffle(const Arguments& a) {
   a.out[threadIdx.x] = v;
 }
 
+void shuffles_at_two_places(const Arguments& a) {
+  float v = a.in[threadIdx.x];
+  if (a.wrong && threadIdx.x % 2 == 0)
+    v = __shfl_xor_sync(kAllLanes, v, 0);
+  else
+    v = __shfl_xor_sync(kAllLanes, v, 0);
+  a.out[threadIdx.x] = v;
+}
+
 void missing_cp_async_wait(const Arguments& a) {
   SharedArena arena;
   const auto values = arena.take<float>(kThreads);
@@ -78,6 +87,16 @@ void missing_cp_async_wait(const Arguments& a) {
   __syncthreads();
   a.out[threadIdx.x] = values.load(threadIdx.x);
   cp_async_wait<0>();
+}
+
+// It would still write after the block has ended, when its shared memory is another's.
+void copy_that_nobody_waits_for(const Arguments& a) {
+  SharedArena arena;
+  const auto values = arena.take<float>(kThreads);
+  if (threadIdx.x < kThreads / 4) cp_async16(values, threadIdx.x * 4, a.in + threadIdx.x * 4, true);
+  cp_async_commit();
+  if (!a.wrong) cp_async_wait<0>();
+  a.out[threadIdx.x] = a.in[threadIdx.x];
 }
 
 // Waited for, but other threads read before a barrier.
@@ -164,7 +183,9 @@ const std::map<std::string, Defect>& defects() {
         {"divergent barrier", {divergent_barrier, 0}},
         {"barrier at two places", {barrier_at_two_places, 0}},
         {"divergent shuffle", {divergent_shuffle, 0}},
+        {"shuffles at two places", {shuffles_at_two_places, 0}},
         {"missing cp.async wait", {missing_cp_async_wait, 0}},
+        {"a copy that nobody waits for", {copy_that_nobody_waits_for, 0}},
         {"missing barrier after a cp.async wait", {missing_barrier_after_cp_async, 4}},
         {"out-of-bounds shared read", {out_of_bounds_read, 0}},
         {"out-of-bounds shared write", {out_of_bounds_write, 0}},

@@ -70,6 +70,36 @@ void missing_wait_for_an_arrival(const Arguments& a) {
   for (uint32_t i = threadIdx.x; i < kThreads; i += Part::kCount) a.out[i] = values.load(i);
 }
 
+// A ring of one place, which the others fill with one half of `in` after the other.
+void read_ring(const Arguments& a, bool wait_until_free, bool read_before_free) {
+  SharedArena arena;
+  const auto values = arena.take<float>(Part::kCount);
+  const auto full = arena.take<uint64_t>(1), free = arena.take<uint64_t>(1);
+  if (threadIdx.x == 0) {
+    mbarrier_init(full, 0, kThreads - Part::kCount);
+    mbarrier_init(free, 0, Part::kCount);
+  }
+  __syncthreads();
+  RingPlace<1> place;
+  for (uint32_t first = 0; first < kThreads; first += Part::kCount, place.advance()) {
+    if (!in_part()) {
+      if (wait_until_free) mbarrier_wait(free, 0, place.parity ^ 1);
+      const uint32_t i = (threadIdx.x - Part::kCount) * 4;
+      if (i < Part::kCount) cp_async16(values, i, a.in + first + i, true);
+      cp_async_arrive(full, 0);
+      continue;
+    }
+    mbarrier_wait(full, 0, place.parity);
+    if (!read_before_free) mbarrier_arrive(free, 0);
+    __syncwarp();
+    a.out[first + threadIdx.x] = values.load(threadIdx.x);
+    __syncwarp();
+    if (read_before_free) mbarrier_arrive(free, 0);
+  }
+}
+void missing_wait_for_a_free_place(const Arguments& a) { read_ring(a, !a.wrong, true); }
+void place_freed_before_it_is_read(const Arguments& a) { read_ring(a, true, !a.wrong); }
+
 // The part exchanges values; the others come by no barrier of it.
 void exchange_in_part(const Arguments& a, bool meet, bool all_come) {
   SharedArena arena;
@@ -181,6 +211,8 @@ std::map<std::string, Defect> hopper_defects() {
       {"missing wait for a bulk copy", {missing_wait_for_a_copy, 0}},
       {"bytes that never come", {bytes_that_never_come, 0}},
       {"missing wait for an arrival of copies", {missing_wait_for_an_arrival, 0}},
+      {"missing wait for a free place", {missing_wait_for_a_free_place, 0}},
+      {"a place freed before it is read", {place_freed_before_it_is_read, 0}},
       {"missing barrier of a part", {missing_barrier_of_a_part, 1}},
       {"divergent barrier of a part", {divergent_barrier_of_a_part, 1}},
       {"a copy over what a product reads", by_a_warpgroup(copy_over_a_product)},

@@ -28,10 +28,10 @@ export function pictureFor(model: UniFluid): RawPixels {
 const BOUNDED = { steps: 8, x0Limit: 0.25, guidance: 1 };
 
 /**
- * Of the largest latent. In bfloat16 each of a drawing's tokens goes through the decoder and the steps of the head, all
- * rounded to 8 bits, and what is drawn is fed back.
+ * Of the largest latent that is so drawn in bfloat16, set by hand: what the roundings allow (`tolerancesOf`) knows nothing of
+ * an estimate that is little but its sign, and what is drawn is fed back. The largest errors of the simulation are 0.05.
  */
-const LATENTS = { float32: 1e-3, bfloat16: 0.15 };
+const UNTRAINED = { latents: 0.15, edited: 0.15 };
 
 /** Both models were loaded from `directory`, the first one on CUDA in this precision. */
 export async function besideCpu(
@@ -40,18 +40,22 @@ export async function besideCpu(
   directory: string,
   precision: Precision,
 ): Promise<Finding[]> {
-  const tolerances = tolerancesOf(directory, precision);
+  const flow = isFlow(directory);
+  const tolerances = {
+    ...tolerancesOf(directory, precision),
+    ...(!flow && precision === "bfloat16" && UNTRAINED),
+  };
   const image = pictureFor(cuda);
-  const options = { seed: 7, ...(isFlow(directory) ? { steps: 4 } : BOUNDED) };
+  const options = { seed: 7, ...(flow ? { steps: 4 } : BOUNDED) };
   const findings: Finding[] = [];
   const near = (what: string, got: Float32Array, want: Float32Array, tolerance: number) =>
     findings.push({ what, error: relativeError(got, want), tolerance });
 
   const draw = (model: UniFluid) => model.generateLatents(PROMPT, options);
-  near("latents", await draw(cuda), await draw(cpu), LATENTS[precision]);
+  near("latents", await draw(cuda), await draw(cpu), tolerances.latents);
   const edit = (model: UniFluid) => model.editLatents(image, INSTRUCTION, options);
   const edited = await edit(cpu);
-  near("an edit's latents", await edit(cuda), edited, LATENTS[precision]);
+  near("an edit's latents", await edit(cuda), edited, tolerances.edited);
   const pixels = async (model: UniFluid) => (await model.decodeLatents(edited)).pixels;
   const [got, want] = [await pixels(cuda), await pixels(cpu)];
   const error = got.reduce((most, v, i) => Math.max(most, Math.abs(v - want[i]!)), 0);

@@ -13,12 +13,22 @@ import { addon, type Backend } from "./ops";
 import { openFixture } from "./parity";
 import { type Precision, parityCases, quickest } from "./parity-cases";
 import { decodePng } from "./png";
-import { batchOf, createTrainer, norm, picturesOf, readFloats, trained } from "./training";
+import {
+  batchOf,
+  bf16Gradient,
+  createTrainer,
+  F32_GRADIENT,
+  gradientError,
+  norm,
+  picturesOf,
+  readFloats,
+  trained,
+} from "./training";
 
 /** Whether Hopper's warpgroups are used, of a backend that opens (cuda/kernels/warpgroup_probe.h). */
 export const WARPGROUPS = "UNIFLUID_CUDA_WARPGROUPS";
 
-/** Losses to rounding, gradients of all weights together; bfloat16 rounds the operands of products. */
+/** Losses to rounding, and gradients of all weights together; of each tensor see test/support/training.ts. */
 const TRAINING_TOLERANCES = {
   f32: { loss: 1e-5, gradient: 1e-4 },
   bf16: { loss: 1e-2, gradient: 0.05 },
@@ -187,9 +197,21 @@ export class DeviceChecks {
     const title = `training ${compute} ${basename(directory)}${vae ? ", autoencoder" : ""}`;
     const allowed = TRAINING_TOLERANCES[compute];
     this.report(`${title}: loss`, Math.abs(cuda.loss / cpu.loss - 1), allowed.loss);
-    const error = norm(far) / norm(cpu.gradient.map((g) => norm(g)));
+    const total = norm(cpu.gradient.map((g) => norm(g)));
+    const error = norm(far) / total;
     this.report(`${title}: gradients`, error, allowed.gradient);
-    console.log(`${title}: gradients ${error.toPrecision(2)} from the CPU's`);
+    const each = cpu.gradient.map((g, i) => gradientError(cuda.gradient[i]!, g, total));
+    const worst = each.reduce((most, e, i) => (e <= each[most]! ? most : i), 0);
+    const tolerance = compute === "f32" ? F32_GRADIENT : bf16Gradient(spec);
+    this.report(
+      `${title}: gradient of a tensor`,
+      each[worst]!,
+      tolerance,
+      trained(spec, vae)[worst],
+    );
+    console.log(
+      `${title}: gradients ${error.toPrecision(2)} from the CPU's, the worst ${each[worst]!.toPrecision(2)}`,
+    );
   }
 
   private compare(title: string, run: () => Comparison, share = 1): Comparison | undefined {

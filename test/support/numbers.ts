@@ -81,9 +81,28 @@ export class Random {
   }
 }
 
-/** Runs a test body with fresh random input, and names the seed where it fails. */
+/** Bodies that a running test made and did not run: it would pass whatever they say. */
+let unrun = 0;
+// On a device this file is loaded without jest.
+if (typeof afterEach === "function") {
+  beforeEach(() => {
+    unrun = 0;
+  });
+  afterEach(() => {
+    if (unrun > 0) throw new Error(`${unrun} of the bodies of withRandom never ran`);
+  });
+}
+
+/**
+ * A test body with fresh random input, which names the seed where it fails: the function of a test, or to be called
+ * within one.
+ */
 export function withRandom(body: (random: Random) => void): () => void {
+  unrun++;
+  let ran = false;
   return () => {
+    if (!ran) unrun--;
+    ran = true;
     const random = new Random();
     try {
       body(random);
@@ -198,7 +217,7 @@ export function dotBound(k: number, magnitude: number): number {
 
 /**
  * Every element within its bound: one number for all, or one per element. Elements that are not numbers
- * fail.
+ * fail, and so does every gap where a bound is none: missing, not a number or negative.
  */
 export function expectClose(
   actual: Float32Array | Float64Array,
@@ -211,7 +230,7 @@ export function expectClose(
   for (let i = 0; i < actual.length; i++) {
     const allowed = typeof bound === "number" ? bound : bound[i]!;
     const gap = abs(actual[i]! - expected[i]!);
-    const ratio = gap === 0 ? 0 : gap / allowed;
+    const ratio = gap === 0 ? 0 : allowed > 0 ? gap / allowed : Number.POSITIVE_INFINITY;
     if (Number.isNaN(gap) || ratio > worstRatio) {
       worst = i;
       if (Number.isNaN(gap)) break;

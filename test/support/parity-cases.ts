@@ -55,7 +55,7 @@ const FLOAT32: Tolerances = {
  * follows magnifies it a little. Independent roundings add as squares.
  */
 const BF16 = 4 * 2 ** -9;
-const roundings = (count: number) => BF16 * Math.sqrt(count);
+export const roundings = (count: number) => BF16 * Math.sqrt(count);
 /**
  * Untrained decoders magnify more: the reference's own logits are off by up to 4.9 unit roundoffs times the root of the
  * roundings, where nothing but the outputs of its products and norms are rounded.

@@ -137,15 +137,13 @@ describe("learning", () => {
   });
 
   test("takes no longer for text without spaces", async () => {
-    // Long words have most pairs, and each merge changes few of them.
+    // Long words have most pairs, and each merge changes few of them; to count all for each would take minutes.
     const random = new Random(4n, 7, 0);
-    const words = Array.from({ length: 200 }, (): [string, number] => [
-      Array.from({ length: 400 }, () => random.pick([..."abcdefgh"])).join(""),
+    const words = Array.from({ length: 400 }, (): [string, number] => [
+      Array.from({ length: 800 }, () => random.pick([..."abcdefgh"])).join(""),
       1,
     ]);
-    const started = Date.now();
-    await learnVocabulary(new Map(words), 1500);
-    expect(Date.now() - started).toBeLessThan(10_000);
+    expect((await learnVocabulary(new Map(words), 3000)).merges).toHaveLength(3000 - 8);
   });
 
   test("hears a signal between merges", async () => {

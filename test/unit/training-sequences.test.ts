@@ -3,8 +3,9 @@ import { type Checkpoint, locateCheckpoint, readCheckpoint } from "../../lib";
 import { Random } from "../../lib/philox";
 import { prefixRows } from "../../lib/prefixes";
 import { parsePreprocessorConfig, toVisionPixels } from "../../lib/preprocess";
-import type { Pictures } from "../../lib/train/pictures";
+import type { Picture, Pictures } from "../../lib/train/pictures";
 import { endOfText, Sequences } from "../../lib/train/sequences";
+import type { TrainingExample } from "../../lib/train/source";
 
 test.each([
   [[1], 1],
@@ -85,5 +86,54 @@ describe("a sequence has room in the model", () => {
       expect(() => sequences.tokensOf(example)).toThrow(
         refused("characters takes at least \\d+ rows", `most ${limit()}`),
       );
+  });
+});
+
+describe("prompts are emptied as often as promptDropout says", () => {
+  const picture: Picture = { pixels: new Uint8Array(0), latents: new Float32Array(0) };
+  const pictures = { get: async () => picture } as Partial<Pictures> as Pictures;
+  const [image, target] = ["a.png", "b.png"];
+  const drawings: TrainingExample[] = [
+    { task: "generate", image, prompt: "a red circle" },
+    { task: "edit", image, target, prompt: "make it blue" },
+  ];
+  const texts: TrainingExample[] = [
+    { task: "caption", image, prompt: "", text: "a red circle" },
+    { task: "answer", image, prompt: "how many?", text: "one" },
+  ];
+  let checkpoint: Checkpoint;
+  beforeAll(async () => {
+    checkpoint = await readCheckpoint(await locateCheckpoint("shapes-64"));
+  });
+  const tokensAt = async (promptDropout: number, example: TrainingExample, random: Random) => {
+    const sequences = new Sequences(checkpoint, { promptDropout });
+    return (await sequences.of(example, pictures, random)).tokens;
+  };
+  const random = () => new Random(1n, 2, 3);
+
+  test.each(drawings)("at 1 all of $task, at 0 none", async (example) => {
+    const { bosToken, templates } = checkpoint.config!;
+    const [before, after] = templates[example.task].split(/\{\w+\}/) as [string, string];
+    const wanted = (prompt: string) =>
+      Int32Array.of(bosToken, ...checkpoint.tokenizer!.encode(before + prompt + after));
+    expect(await tokensAt(1, example, random())).toEqual(wanted(""));
+    expect(await tokensAt(0, example, random())).toEqual(wanted(example.prompt));
+  });
+
+  test.each(texts)("of $task none", async (example) => {
+    expect(await tokensAt(1, example, random())).toEqual(await tokensAt(0, example, random()));
+  });
+
+  test("at 0.3 that share", async () => {
+    const sequences = new Sequences(checkpoint, { promptDropout: 0.3 });
+    const [draws, one] = [2000, random()];
+    for (const example of drawings) {
+      const full = (await tokensAt(0, example, random())).length;
+      let emptied = 0;
+      for (let i = 0; i < draws; i++)
+        if ((await sequences.of(example, pictures, one)).tokens.length < full) emptied++;
+      const deviation = Math.sqrt(draws * 0.3 * 0.7);
+      expect(Math.abs(emptied - 0.3 * draws)).toBeLessThan(5 * deviation);
+    }
   });
 });
