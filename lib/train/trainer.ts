@@ -141,7 +141,7 @@ export class Trainer {
     const before = begun ? await folder.readSettings() : undefined;
     const changed = before === undefined ? [] : changedSettings(before, run);
     if (changed.length > 0)
-      onNote(`the settings differ from those that the run was begun with: ${changed.join(", ")}`);
+      onNote(`the settings differ from those the run started with: ${changed.join(", ")}`);
     const subject = isAutoencoderRun(run)
       ? await AutoencoderSubject.open(run, folder, onNote)
       : await UnifiedSubject.open(run, folder, onNote);
@@ -153,14 +153,14 @@ export class Trainer {
       const step = restored?.step ?? 0;
       if (restored) {
         await mixture.restore(step, restored.data.positions, (name) =>
-          onNote(`${name} is new or not as it was: it is read from its beginning`),
+          onNote(`${name} is new or has changed: it is read from its beginning`),
         );
         mixture.broken.restore(restored.data.records);
       } else if (resume) {
         onNote(
           begun
-            ? `${out} has no checkpoint to go on from: the run begins anew`
-            : `there is no run in ${out} to go on with: a new one begins`,
+            ? `${out} has no checkpoint to resume from: the run starts over`
+            : `there is no run in ${out} to resume: a new one starts`,
         );
       }
       if (changed.length > 0) await folder.changeSettings(step, text);
@@ -271,7 +271,7 @@ export class Trainer {
       this.options.onNote?.(`step ${this.step} is saved: ${this.folder.checkpoint(this.step)}`);
     } catch (error) {
       const reason = (error as Error).message;
-      this.options.onNote?.(`what was done since step ${before} could not be saved: ${reason}`);
+      this.options.onNote?.(`progress since step ${before} could not be saved: ${reason}`);
     }
   }
 
@@ -308,7 +308,7 @@ export class Trainer {
   private tellHigh(): void {
     for (const { name, since } of this.watches.high)
       this.options.onNote?.(
-        `the ${name} has been high since step ${since}: checkpoints of step ${since - 1} and later may be no good`,
+        `the ${name} has been high since step ${since}: checkpoints of step ${since - 1} and later may be bad`,
       );
   }
 
