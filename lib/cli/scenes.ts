@@ -56,7 +56,7 @@ export function addScenes(program: Command): void {
         .choices(PAIR_RULES)
         .default("exclude"),
     )
-    .option("--min-objects <n>", "minimum objects per scene, at most 3", whole(1, 3), 1)
+    .option("--min-objects <n>", "minimum objects per scene, 1 to 3", whole(1, 3), 1)
     .addOption(
       new Option("--with-shape <shape>", "only scenes with one of this shape").choices(SHAPES),
     )

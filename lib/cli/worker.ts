@@ -29,12 +29,7 @@ export function addWorker(program: Command): void {
     .requiredOption("-o, --out <folder>", "results folder, shared by all workers")
     .option("--images <folder>", "folder that relative image paths start from", ".")
     .option("--concurrency <n>", "jobs that run at once", concurrency, 16)
-    .option(
-      "--lock-seconds <s>",
-      "silence after which others take over a worker's jobs",
-      seconds,
-      30,
-    )
+    .option("--lock-seconds <s>", "silence until others take over a worker's jobs", seconds, 30)
     .option("--drain-timeout <s>", "seconds running jobs get after SIGTERM", seconds, 30)
     .option("--until-empty", "exit when the queue has nothing left to do");
   addFlags(addQueueFlags(command), "pictureFormat", ...MODEL_FLAGS, "quiet").action(
