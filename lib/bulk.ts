@@ -16,15 +16,15 @@ import {
   signalOption,
 } from "./options.js";
 
-/** Options of `generateAll` and its fellows, beside those of each item's call. */
+/** Options of `generateAll` and the like, besides those of each item's call. */
 export interface BulkOptions {
-  /** Items under way at once. Default: `maxSequences`, and as many that wait, or `maxQueue` where that is fewer. */
+  /** Items in progress at once. Default: `maxSequences` plus as many waiting, or `maxQueue` if that is fewer. */
   concurrency?: number;
-  /** Give results in the order of the items instead of as they finish; a slow one then holds up the rest. */
+  /** Yield results in item order instead of as they finish; a slow item then holds up the rest. */
   ordered?: boolean;
   /**
-   * End at the first item that fails, by throwing its error. Default: a failure is a result with `error`, and only
-   * one that ends the model, such as `DISPOSED`, is thrown.
+   * Throw the error of the first item that fails. Default: a failure is a result with `error`; only one that ends the
+   * model, such as `DISPOSED`, is thrown.
    */
   stopOnError?: boolean;
 }
@@ -32,9 +32,9 @@ export interface BulkOptions {
 const BULK_OPTIONS = ["concurrency", "ordered", "stopOnError"] as const;
 
 /**
- * What became of one item: a `value`, or an `error`; `error === undefined` and `if (error)` tell which, also of
- * the two taken apart. The error is a `UniFluidError` where the package found the fault. An item's own signal may
- * bring another; a reason of it that is no `Error` is the `cause` of a `CancelledError`.
+ * Result of one item: a `value` or an `error`. Test with `error === undefined` or `if (error)`, also after
+ * destructuring. Errors that the package detects are `UniFluidError`s. An item's own signal may cause others; a reason
+ * that is not an `Error` becomes the `cause` of a `CancelledError`.
  */
 export type BulkResult<Item, Value> =
   | { index: number; item: Item; value: Value; error?: undefined }

@@ -17,66 +17,66 @@ import {
 } from "./options.js";
 import type { Seed } from "./seed.js";
 
-/** Options of every call. */
+/** Options of all calls. */
 export interface CallOptions {
-  /** Rejects with the signal's reason, and frees the sequence at its next step. */
+  /** Rejects the call with its reason and frees the sequence at the next step. */
   signal?: AbortSignal;
   /**
-   * Who is admitted first while others wait: -1000 to 1000, default 0. One level is worth 64 places in the
-   * queue, so that nothing waits for ever.
+   * Of waiting requests, the highest goes first: -1000 to 1000, default 0. One level is worth 64 places in the queue,
+   * so no request waits forever.
    */
   priority?: number;
 }
 
-/** Options of drawing; what is left out is as `generation_config.json` says. */
+/** Drawing options; defaults come from `generation_config.json`. */
 export interface DrawOptions extends CallOptions, Partial<ImageSettings> {
-  /** One seed, one image. Image `i` of several has `seed + i`. Default: a random one, told by `image.seed`. */
+  /** Determines the image; image `i` of several gets `seed + i`. Default: random, returned as `image.seed`. */
   seed?: Seed;
 }
 
-/** Options of writing; what is left out is as `generation_config.json` says. */
+/** Text options; defaults come from `generation_config.json`. */
 export interface WriteOptions extends CallOptions, Partial<TextSettings> {
-  /** Decides what is sampled at a temperature above 0. */
+  /** Determines sampling at temperatures above 0. */
   seed?: Seed;
 }
 
-/** What an item of a bulk run may have beside its prompt or image: options of its own, and whatever is the caller's. */
+/** What a bulk item may have besides its prompt or image: its own options, and `data` of the caller. */
 export type ItemOptions<Options> = Options & {
-  /** Anything, passed over, that comes back with the result as `item.data`. */
+  /** Anything of yours; ignored, and returned with the result as `item.data`. */
   data?: unknown;
 };
-/** A prompt with options of its own. */
+/** A prompt with its own options. */
 export type PromptItem = { prompt: string } & ItemOptions<DrawOptions>;
-/** An item of `generateAll`: a prompt, with its own options where it has some. */
+/** An item of `generateAll`: a prompt, optionally with its own options. */
 export type GenerateItem = string | PromptItem;
 /** An item of `editAll`. */
 export type EditItem = { image: ImageInput; instruction: string } & ItemOptions<DrawOptions>;
-/** An image with options of its own. */
+/** An image with its own options. */
 export type ImageItem = { image: ImageInput } & ItemOptions<WriteOptions>;
-/** An item of `captionAll`: an image, or one with its own options. */
+/** An item of `captionAll`: an image, optionally with its own options. */
 export type CaptionItem = ImageInput | ImageItem;
 /** An item of `answerAll`. */
 export type AnswerItem = { image: ImageInput; question: string } & ItemOptions<WriteOptions>;
 
 /**
- * Takes from an item of a bulk run, as the run itself does, the fields that it cannot have: a misspelt option must
- * not be silence. What is no such item, a text or an image, is left as it is.
+ * Rejects unknown fields of a bulk item at compile time, as the run does, so that a misspelt option does not go
+ * unnoticed. Plain prompts and images are left as they are.
  */
 export type OnlyKnown<Item, Known> = Item extends { prompt: unknown } | { image: unknown }
   ? { [Name in Exclude<keyof Item, keyof Known>]: never }
   : unknown;
 
-/** Which logits are asked for: of plain text, or of an answer that a text would give. */
+/** Which logits to compute: for a plain text, or for the text written about an image. */
 export type LogitsOptions = CallOptions &
   (
     | {
-        /** Token ids of a plain text, `<bos>` included, in an array or a typed one of numbers. */
+        /** Token ids of a plain text, `<bos>` included: an array or typed array of numbers. */
         tokens: ArrayLike<number>;
       }
     | {
         image: ImageInput;
         task: "caption" | "answer";
-        /** For "answer". */
+        /** For "answer" only. */
         question?: string;
         /** Token ids that follow the prompt. */
         suffix?: ArrayLike<number>;
@@ -85,7 +85,7 @@ export type LogitsOptions = CallOptions &
 
 /** Options of `decodeLatents`. */
 export interface DecodeLatentsOptions extends CallOptions {
-  /** Pixels; default: the latents make a square. */
+  /** In pixels; default: the latents form a square. */
   width?: number;
   height?: number;
 }

@@ -14,7 +14,7 @@ import type {
 } from "./native.js";
 import { invalidOption } from "./options.js";
 
-/** "auto": the first GPU that can be used and has room, else the CPU. */
+/** "auto": the first usable GPU with room, otherwise the CPU. */
 export type Device = "auto" | "cpu" | "cuda" | `cuda:${number}`;
 
 /** A device as it was asked for. */
@@ -42,14 +42,14 @@ export type ChosenDevice =
       passedOver?: string;
     };
 
-/** A GPU as it was when it was looked at; memory in bytes. */
+/** A GPU at the time it was queried; memory in bytes. */
 export interface Gpu {
   name: string;
   /** Compute capability: "9.0". */
   capability: string;
-  /** The latest CUDA that its driver knows. */
+  /** Latest CUDA version its driver supports. */
   driver: string;
-  /** The CUDA that the library was built with. */
+  /** CUDA version the library was built with. */
   runtime: string;
   totalMemory: number;
   freeMemory: number;

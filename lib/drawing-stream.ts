@@ -9,13 +9,13 @@ interface DrawnCell {
   values: Float32Array;
 }
 
-/** How far a drawing has come. */
+/** Progress of a drawing. */
 export class DrawingProgress {
   /** Image tokens drawn. */
   readonly done: number;
-  /** Image tokens of the whole image. */
+  /** Image tokens in total. */
   readonly total: number;
-  /** The whole image; on the last step only. */
+  /** The finished image; only on the last step. */
   readonly image: Image | undefined;
 
   /** @internal */
@@ -31,7 +31,7 @@ export class DrawingProgress {
     this.image = image;
   }
 
-  /** The cells drawn so far, numbered in raster order, in the order in which they were drawn. */
+  /** The cells drawn so far, in drawing order; cells are numbered in raster order. */
   get cells(): number[] {
     return this.drawn.slice(0, this.done).map(({ cell }) => cell);
   }
@@ -41,7 +41,7 @@ export class DrawingProgress {
     return this.drawn[this.done - 1]!.cell;
   }
 
-  /** Latents so far, [total, token channels]; zeros where nothing is drawn yet. */
+  /** Latents so far, [total, token channels]; zeros for cells not drawn yet. */
   get latents(): Float32Array {
     const channels = this.drawn[0]!.values.length;
     const latents = new Float32Array(this.total * channels);
@@ -52,8 +52,8 @@ export class DrawingProgress {
   }
 
   /**
-   * The picture as it stands at this step; it takes one run of the autoencoder, but none at the last. A request of its
-   * own: throws `QUEUE_FULL` where the queue has no place for it.
+   * Decodes the picture as of this step; takes one run of the autoencoder, or none at the last step. It is a request
+   * of its own: throws `QUEUE_FULL` if the queue is full.
    */
   async preview(): Promise<Image> {
     return this.image ?? this.decode(this.latents);

@@ -6,11 +6,11 @@
  */
 
 export interface UniFluidErrorOptions {
-  /** What made this happen, where another error did. */
+  /** The error that caused this one, if any. */
   cause?: unknown;
 }
 
-/** Base of all errors of this package. */
+/** Base class of this package's errors. */
 export class UniFluidError<Code extends string = string> extends Error {
   /** Stable name of what went wrong; one of {@link ErrorCode}. */
   readonly code: Code;
@@ -22,14 +22,14 @@ export class UniFluidError<Code extends string = string> extends Error {
   }
 }
 
-/** There is no checkpoint, or no part of it that is needed, where one was looked for. */
+/** There is no checkpoint at that path or by that name, or one of its files is missing. */
 export class CheckpointNotFoundError extends UniFluidError<"CHECKPOINT_NOT_FOUND"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("CHECKPOINT_NOT_FOUND", message, options);
   }
 }
 
-/** The parts of a checkpoint contradict each other. */
+/** Parts of the checkpoint contradict each other. */
 export class InvalidCheckpointError extends UniFluidError<"INVALID_CHECKPOINT"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("INVALID_CHECKPOINT", message, options);
@@ -39,35 +39,35 @@ export class InvalidCheckpointError extends UniFluidError<"INVALID_CHECKPOINT"> 
 export type SafetensorsErrorCode =
   /** The file is shorter than its header says. */
   | "SAFETENSORS_TRUNCATED"
-  /** The header's length is beyond the file or above the limit. */
+  /** The header is longer than the file or the limit. */
   | "SAFETENSORS_HEADER_TOO_LONG"
-  /** The header is not JSON, or not of the form of a safetensors header. */
+  /** The header is not JSON, or not a valid safetensors header. */
   | "SAFETENSORS_INVALID_HEADER"
-  /** Offsets overlap, leave gaps, are out of range, or do not fit shape and type. */
+  /** Offsets overlap, leave gaps, are out of range, or do not match shape and type. */
   | "SAFETENSORS_INVALID_OFFSETS"
-  /** A type that the format does not have, or that weights cannot have. */
+  /** A type that the format lacks, or that weights cannot have. */
   | "SAFETENSORS_UNKNOWN_DTYPE"
-  /** `model.safetensors.index.json` is malformed or does not agree with the shards. */
+  /** `model.safetensors.index.json` is malformed or does not match the shards. */
   | "SAFETENSORS_INVALID_INDEX";
 
-/** A safetensors file or the index of its shards breaks the format. */
+/** A safetensors file or its shard index violates the format. */
 export class InvalidSafetensorsError extends UniFluidError<SafetensorsErrorCode> {}
 
-/** A tensor that the configuration asks for is not there. */
+/** A tensor that the configuration requires is missing. */
 export class MissingTensorError extends UniFluidError<"MISSING_TENSOR"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("MISSING_TENSOR", message, options);
   }
 }
 
-/** A tensor is there that the configuration has no place for. */
+/** There is a tensor that the configuration has no place for. */
 export class UnexpectedTensorError extends UniFluidError<"UNEXPECTED_TENSOR"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("UNEXPECTED_TENSOR", message, options);
   }
 }
 
-/** A tensor has another shape than the configuration says. */
+/** A tensor's shape differs from the configuration. */
 export class TensorShapeError extends UniFluidError<"TENSOR_SHAPE"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("TENSOR_SHAPE", message, options);
@@ -88,7 +88,7 @@ export class InvalidConfigError extends UniFluidError<"INVALID_CONFIG"> {
   }
 }
 
-/** The tokenizer is malformed, or has ids that the model's vocabulary lacks. */
+/** The tokenizer is malformed or contradicts itself, or has ids outside the model's vocabulary. */
 export class TokenizerMismatchError extends UniFluidError<"TOKENIZER_MISMATCH"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("TOKENIZER_MISMATCH", message, options);
@@ -96,56 +96,56 @@ export class TokenizerMismatchError extends UniFluidError<"TOKENIZER_MISMATCH"> 
 }
 
 export type ImageErrorCode =
-  /** No bytes. */
+  /** No bytes, or no pixels. */
   | "IMAGE_EMPTY"
-  /** There is no such file, or it cannot be read. */
+  /** The file does not exist or cannot be read. */
   | "IMAGE_NOT_FOUND"
-  /** Not an image, a damaged one, or one of an unknown format. */
+  /** Not an image, damaged, or in an unknown format. */
   | "IMAGE_UNDECODABLE"
-  /** More pixels than allowed, in all or along a side. */
+  /** More pixels than allowed, in total or along a side. */
   | "IMAGE_TOO_LARGE"
-  /** Not a kind of value that an image can be given as, or pixels that do not fit width and height. */
+  /** The value cannot be an image, or its pixels do not match width and height. */
   | "IMAGE_UNSUPPORTED_INPUT";
 
-/** An image that was given cannot be used. */
+/** An image cannot be used. */
 export class InvalidImageError extends UniFluidError<ImageErrorCode> {}
 
-/** Prompt and answer do not fit the model's longest sequence. */
+/** Prompt and result together exceed the model's positions. */
 export class PromptTooLongError extends UniFluidError<"PROMPT_TOO_LONG"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("PROMPT_TOO_LONG", message, options);
   }
 }
 
-/** An argument is of the wrong type or out of range: "expected X for Y but received Z". */
+/** An argument is unknown, of the wrong type or out of range: "expected X for Y but received Z". */
 export class InvalidOptionError extends UniFluidError<"INVALID_OPTION"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("INVALID_OPTION", message, options);
   }
 }
 
-/** A record of a file of jobs or of training data is malformed, or asks for nothing that can be done. */
+/** A record of a jobs file or of training data is malformed, or asks for nothing that can be done. */
 export class InvalidRecordError extends UniFluidError<"INVALID_RECORD"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("INVALID_RECORD", message, options);
   }
 }
 
-/** A folder of results was made from other jobs, or with other options. */
+/** A results folder was made from other jobs, or with other options. */
 export class JobsChangedError extends UniFluidError<"JOBS_CHANGED"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("JOBS_CHANGED", message, options);
   }
 }
 
-/** Records, pictures or texts to train on cannot be read, or too many of them are broken. */
+/** Training records, pictures or texts cannot be read, too many are broken, or prepared pictures cannot be kept. */
 export class TrainingDataError extends UniFluidError<"TRAINING_DATA"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("TRAINING_DATA", message, options);
   }
 }
 
-/** A loss or a gradient is not finite any more, or a loss exploded; the last good checkpoint is kept. */
+/** A loss or gradient is no longer finite, or a loss exploded; the last good checkpoint is kept. */
 export class TrainingDivergedError extends UniFluidError<"TRAINING_DIVERGED"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("TRAINING_DIVERGED", message, options);
@@ -159,35 +159,35 @@ export class OutputLockedError extends UniFluidError<"OUTPUT_LOCKED"> {
   }
 }
 
-/** The weights cannot do this task; the message names the part that is missing. */
+/** The weights do not support this task; the message names the missing part. */
 export class UnsupportedTaskError extends UniFluidError<"UNSUPPORTED_TASK"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("UNSUPPORTED_TASK", message, options);
   }
 }
 
-/** The model, or one more sequence, does not fit the memory that is free or allowed. */
+/** The model, or one more sequence, does not fit in the free or allowed memory. */
 export class InsufficientMemoryError extends UniFluidError<"INSUFFICIENT_MEMORY"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("INSUFFICIENT_MEMORY", message, options);
   }
 }
 
-/** No Redis server answers where the queue should be, or it refuses. */
+/** No Redis server answers at the queue's address, or it refuses. */
 export class QueueUnreachableError extends UniFluidError<"QUEUE_UNREACHABLE"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("QUEUE_UNREACHABLE", message, options);
   }
 }
 
-/** As many requests wait as `maxQueue` allows: try again later, or elsewhere. */
+/** `maxQueue` requests are already waiting: try again later, or elsewhere. */
 export class QueueFullError extends UniFluidError<"QUEUE_FULL"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("QUEUE_FULL", message, options);
   }
 }
 
-/** The model was disposed. */
+/** The model was disposed of, or the trainer closed. */
 export class DisposedError extends UniFluidError<"DISPOSED"> {
   constructor(message = "this model was disposed", options?: UniFluidErrorOptions) {
     super("DISPOSED", message, options);
@@ -195,8 +195,8 @@ export class DisposedError extends UniFluidError<"DISPOSED"> {
 }
 
 /**
- * A request was given up without an `AbortSignal` having asked for it; or, in a bulk run's results, by an item's
- * signal whose reason is no `Error`, and then is the `cause`.
+ * A request was cancelled, but not by its `AbortSignal`; in a bulk run's results also by an item's signal, if the
+ * reason is not an `Error`: it is the `cause`.
  */
 export class CancelledError extends UniFluidError<"CANCELLED"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
@@ -204,7 +204,7 @@ export class CancelledError extends UniFluidError<"CANCELLED"> {
   }
 }
 
-/** A computation left the finite numbers: broken weights or settings far off. */
+/** A result would contain NaN or infinity: broken weights, or settings far off. */
 export class NumericalError extends UniFluidError<"NUMERICAL_ERROR"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("NUMERICAL_ERROR", message, options);
@@ -212,9 +212,9 @@ export class NumericalError extends UniFluidError<"NUMERICAL_ERROR"> {
 }
 
 export type DeviceErrorCode =
-  /** The device failed while it computed. */
+  /** The device failed during computation. */
   | "DEVICE_ERROR"
-  /** This build or this machine lacks the device or instruction set that was asked for. */
+  /** This build or machine lacks the requested device or instruction set. */
   | "DEVICE_UNAVAILABLE";
 
 /** A device cannot be used. */
@@ -223,13 +223,13 @@ export class DeviceError extends UniFluidError<DeviceErrorCode> {}
 export type NativeLoadErrorCode =
   /** No compiled addon was found for this machine. */
   | "NATIVE_NOT_FOUND"
-  /** An addon was found and does not load here. */
+  /** An addon was found but does not load here, or its version differs from the package's. */
   | "NATIVE_LOAD_FAILED";
 
 /** The compiled part of this package cannot be loaded; the message says what to do. */
 export class NativeLoadError extends UniFluidError<NativeLoadErrorCode> {}
 
-/** A defect of this package: please report it with the message. */
+/** A bug in this package: please report it with the message. */
 export class InternalError extends UniFluidError<"INTERNAL"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("INTERNAL", message, options);
@@ -278,10 +278,10 @@ const ERRORS = {
   INTERNAL: InternalError,
 } as const;
 
-/** Every code an error of this package can have. */
+/** Codes of all errors of this package. */
 export type ErrorCode = keyof typeof ERRORS;
 
-/** Every code, for documentation and tests. */
+/** All codes, for documentation and tests. */
 export const errorCodes: readonly ErrorCode[] = Object.freeze(Object.keys(ERRORS) as ErrorCode[]);
 
 /** The class of errors with a code. */

@@ -3,27 +3,27 @@
 import type { Fields } from "./checkpoint/fields.js";
 import { choiceOption, integerOption, numberOption } from "./options.js";
 
-/** "linear": from almost none at the first image token to all of it at the last (spec section 6). */
+/** "linear": from almost none at the first image token to full at the last (spec section 6). */
 export type GuidanceSchedule = "constant" | "linear";
 export const SCHEDULES = ["constant", "linear"] as const satisfies GuidanceSchedule[];
 
-/** In which order the cells of an image are drawn. */
+/** Order in which an image's cells are drawn. */
 export type CellOrder = "random" | "raster";
 export const ORDERS = ["random", "raster"] as const satisfies CellOrder[];
 
 export interface ImageSettings {
   /**
-   * Sampling steps of the diffusion head for each image token. With objective "ddpm" up to the model's timesteps, of
-   * which they are a choice; with "flow" up to 10,000.
+   * Diffusion steps per image token. With objective "ddpm" at most the model's timesteps, of which they are a subset;
+   * with "flow" at most 10,000.
    */
   steps: number;
-  /** How strongly the prompt decides; 1: no guidance, half the work; below 0: away from the prompt. */
+  /** How strongly the prompt counts; 1: no guidance, half the work; below 0: away from the prompt. */
   guidance: number;
   guidanceSchedule: GuidanceSchedule;
-  /** Factor of the sampling noise; 0: the most likely way. */
+  /** Scale of the sampling noise; 0: the most likely path. */
   temperature: number;
   order: CellOrder;
-  /** Bound of the predicted clean latents, from 0; `Infinity`: none. */
+  /** Bound on the predicted clean latents, 0 or more; `Infinity`: none. */
   x0Limit: number;
 }
 

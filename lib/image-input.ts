@@ -22,16 +22,16 @@ export interface RawPixels {
   height: number;
 }
 
-/** The bytes of an image file, to be asked for: a `Blob`, a `File`, a `Response`. */
+/** An image file whose bytes can be requested: a `Blob`, a `File`, a `Response`. */
 export interface BlobLike {
-  /** Bytes, where they are known. */
+  /** Size in bytes, if known. */
   readonly size?: number;
   arrayBuffer(): Promise<ArrayBuffer>;
 }
 
 /**
- * A path, a `file:` URL (as a string or a `URL`), a data URI, the bytes of an image file, a `Blob` of them, an
- * `Image`, or pixels.
+ * A path, a `file:` URL (a string or a `URL`), a data URI, the bytes of an image file, a `Blob` of them, an `Image`,
+ * or raw pixels.
  */
 export type ImageInput =
   | string

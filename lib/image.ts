@@ -22,7 +22,7 @@ const FORMAT_OF_EXTENSION: Readonly<Record<string, ImageFormat>> = {
 };
 
 export interface ImageOptions {
-  /** The seed that the image was drawn with. */
+  /** The seed the image was drawn with. */
   seed?: number | bigint;
 }
 
@@ -59,11 +59,11 @@ export function checkSides(width: number, height: number, format: ImageFormat | 
 
 /** An RGB image. */
 export class Image {
-  /** Bytes in the order red, green, blue; [height, width, 3]. */
+  /** RGB bytes, [height, width, 3]. */
   readonly pixels: Uint8Array;
   readonly width: number;
   readonly height: number;
-  /** The seed it was drawn with: a number where that is exact, else a bigint. */
+  /** The seed it was drawn with: a number if that is exact, else a bigint. */
   readonly seed: number | bigint | undefined;
 
   private constructor(pixels: Uint8Array, width: number, height: number, options: ImageOptions) {
@@ -75,7 +75,7 @@ export class Image {
     this.seed = typeof seed === "bigint" && Number.isSafeInteger(asNumber) ? asNumber : seed;
   }
 
-  /** Wraps `pixels` [height, width, 3], which are not copied. */
+  /** Wraps `pixels`, [height, width, 3], without copying. */
   static fromPixels(
     pixels: Uint8Array,
     width: number,
@@ -106,8 +106,8 @@ export class Image {
   }
 
   /**
-   * The encoded image. PNG is exact; WebP and JPEG are lossy, of high quality; "jpg" is "jpeg". Throws `IMAGE_TOO_LARGE`
-   * where a side is longer than the format allows.
+   * Encodes the image. PNG is lossless; WebP and JPEG are lossy, at high quality; "jpg" is "jpeg". Throws
+   * `IMAGE_TOO_LARGE` if a side is longer than the format allows.
    */
   async toBuffer(format: ImageFormat | "jpg" = "png"): Promise<Buffer> {
     const { pixels, width, height } = this;
@@ -139,22 +139,22 @@ export class Image {
    * Writes the image in the format of the extension: `.png`, `.webp`, `.jpg` or `.jpeg`. `path` may be a `file:`
    * `URL`; a string is always a path.
    *
-   * An existing file is replaced in one step: whatever happens, `path` holds the old file or all of the new.
-   * Throws `INVALID_OPTION` for what names no file of these formats, and what the file system says.
+   * An existing file is replaced atomically: `path` always has the old file or all of the new. Throws `INVALID_OPTION`
+   * if `path` names no file of these formats, and file system errors unchanged.
    */
   async save(path: string | URL): Promise<void> {
     const file = filePathOf(path);
     await writeWhole(file, await this.toBuffer(imageFormatOf(file)));
   }
 
-  /** What JSON says of it: all but the pixels; a seed that a JSON number would round as a string. */
+  /** Everything but the pixels; a seed that a JSON number would round is a string. */
   toJSON(): { width: number; height: number; seed?: number | string } {
     const { width, height, seed } = this;
     if (seed === undefined) return { width, height };
     return { width, height, seed: typeof seed === "bigint" ? String(seed) : seed };
   }
 
-  /** What `console.log` shows: all but the pixels. */
+  /** What `console.log` shows: everything but the pixels. */
   [inspect.custom](_depth: number, options: InspectOptions): string {
     const { width, height, seed } = this;
     return `Image ${inspect({ width, height, ...(seed === undefined ? {} : { seed }) }, options)}`;

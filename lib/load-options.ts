@@ -14,38 +14,38 @@ import {
 
 export interface LoadOptions {
   /**
-   * "cpu", "cuda" (the first GPU), "cuda:1" and so on; "auto", the default: the first GPU that can be used and
-   * has room for the model, else the CPU. `info.device` tells what it is.
+   * "cpu", "cuda" (the first GPU), "cuda:1" and so on; "auto", the default: the first usable GPU with room for the
+   * model, otherwise the CPU. `info.device` says which.
    */
   device?: Device;
   /**
-   * What is multiplied; sums are float32 always. A GPU keeps activations, caches and matrices in bfloat16 by default;
-   * "float32" is for comparisons: it is slow. The CPU computes in float32 by default; with "bfloat16" it rounds what it
-   * multiplies with weights stored in bfloat16, which is faster where the processor has such products (AVX512-BF16;
-   * elsewhere nothing changes). `info.device` tells.
+   * Type of multiplied values; sums are always float32. A GPU keeps activations, caches and matrices in bfloat16 by
+   * default; "float32" is slow and meant for comparisons. The CPU computes in float32 by default; with "bfloat16" it
+   * rounds what it multiplies with weights stored in bfloat16, which is faster on processors with AVX512-BF16 (on
+   * others nothing changes). `info.device` says what is used.
    */
   dtype?: "auto" | "bfloat16" | "float32";
-  /** Threads to compute with; default: the machine's cores. */
+  /** Threads to compute with; default: the cores this process may use. */
   threads?: number;
   /**
-   * Instruction set, by its name in `unifluid doctor`; default: the environment's UNIFLUID_ISA, or the best. Where
-   * one is asked for, "auto" means the CPU.
+   * Instruction set, as named by `unifluid doctor`; default: UNIFLUID_ISA in the environment, or the best. If one is
+   * set, device "auto" means the CPU.
    */
   isa?: string;
   /**
-   * Bytes that may be allocated beside the mapped weights, for caches, activations and repacked weights; on a
-   * GPU, for all of these, the weights and the scratch of operations; what its driver takes by itself is not counted.
-   * Default: what the system or the GPU has free.
+   * Limit in bytes on caches, activations and repacked weights; mapped weights do not count. On a GPU the weights and
+   * the scratch memory of operations also count, but not what the driver itself takes. Default: what the system or the
+   * GPU has free.
    */
   maxMemory?: number;
-  /** Requests that may run at once; more wait their turn. Default 16. */
+  /** Requests that may run at once; more wait. Default 16. */
   maxSequences?: number;
   /**
-   * Requests that may wait for their turn; one more is refused with code `QUEUE_FULL` before any work. 0: only
-   * what can run at once is taken. Default: any number.
+   * Requests that may wait; one more is refused with code `QUEUE_FULL` before any work. 0: a request that cannot run
+   * immediately is refused. Default: no limit.
    */
   maxQueue?: number;
-  /** Gives up loading. */
+  /** Cancels loading. */
   signal?: AbortSignal;
 }
 

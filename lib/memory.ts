@@ -11,17 +11,17 @@ import type { NativeTensor, NativeVaeConfig } from "./native.js";
 export type ModelPart = "text" | "vision" | "image" | "vae";
 
 export interface MemoryEstimate {
-  /** Bytes of all weights as they are stored; they are mapped and come into memory as they are used. */
+  /** Bytes of all weights as stored; they are memory-mapped and paged in as they are used. */
   weights: number;
-  /** Bytes of the weights that are copied into another form: vectors and convolutions. */
+  /** Bytes of the weights copied into another form: vectors and convolutions. */
   copied: number;
-  /** Bytes of keys and values that one row of a sequence keeps. */
+  /** Bytes of cached keys and values per row of a sequence. */
   cachePerRow: number;
-  /** Bytes without which no request of the model's kind can run. */
+  /** Bytes that a request of the model's kind needs at least. */
   minimum: number;
   /**
-   * The same on a GPU, whose memory holds the weights as well, and none of which can be had elsewhere: with the
-   * activations of the largest step of one request, a drawing if the model draws.
+   * The same on a GPU, whose memory must hold everything: also the weights, and the activations of the largest step of
+   * one request, a drawing if the model draws.
    */
   onDevice: number;
 }

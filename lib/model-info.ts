@@ -6,25 +6,25 @@ import type { ChosenDevice, Gpu } from "./device.js";
 import type { GenerationConfig } from "./generation-config.js";
 import { type Task, tasksOf } from "./tasks.js";
 
-/** What a loaded model is. */
+/** Facts about a loaded model. */
 export interface ModelInfo {
   /** Where it was loaded from. */
   directory: string;
   kind: CheckpointKind;
-  /** What its weights can do. */
+  /** Tasks its weights support. */
   tasks: Task[];
   /** The device: kind, instruction set and threads, or the GPU's name, compute capability and type. */
   device: string;
-  /** The GPU that it is, with its memory before the model was loaded. */
+  /** The GPU, with its memory before the model was loaded. */
   gpu?: Gpu;
   /** With device "auto": why it is the CPU and not a GPU. */
   cpuReason?: string;
-  /** Rows that one sequence may have: tokens and what images take together. */
+  /** Maximum rows of a sequence: tokens plus the rows of images. */
   maxPositions?: number;
   vocabSize?: number;
   /** What it draws. */
   image?: { size: number; grid: number; tokenChannels: number; timesteps: number };
-  /** What it sees: images of `size` pixels a side, as `rows` features of `width` values. */
+  /** What it sees: images of `size` pixels per side, as `rows` features of `width` values. */
   vision?: { size: number; rows: number; width: number };
   /** Default settings. */
   generation: GenerationConfig;

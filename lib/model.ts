@@ -72,7 +72,7 @@ interface BulkKind<Options> {
   check(options: Options): void;
 }
 
-/** A loaded model. Calls may run at the same time; the engine works on them together. */
+/** A loaded model. Calls may run concurrently; the engine batches their work. */
 export class UniFluid implements AsyncDisposable {
   private readonly prefixes: PrefixBuilder;
 
@@ -83,8 +83,8 @@ export class UniFluid implements AsyncDisposable {
     /** What was loaded, and what it can do. */
     readonly info: ModelInfo,
     /**
-     * So many requests may be there at once, `maxSequences` that run and `maxQueue` that wait; `Infinity` without a
-     * `maxQueue`. One call with more prompts or images than that is refused with `INVALID_OPTION`.
+     * How many requests it takes at once: `maxSequences` running plus `maxQueue` waiting; `Infinity` without
+     * `maxQueue`. A call with more prompts or images than that is refused with `INVALID_OPTION`.
      */
     readonly capacity: number,
     /** So many items of a bulk run keep the engine full: those that run, and the next ones, ready. */
@@ -98,8 +98,8 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /**
-   * Loads a checkpoint directory by its path or file URL, or a model that this package ships by its name.
-   * The weights are mapped into memory, not copied.
+   * Loads a checkpoint directory by path or file URL, or a model included in this package by name. The weights are
+   * memory-mapped, not copied.
    */
   static async load(model: string | URL, options?: LoadOptions): Promise<UniFluid> {
     const loaded = findAddon();
@@ -125,14 +125,14 @@ export class UniFluid implements AsyncDisposable {
     );
   }
 
-  /** The tasks that the weights can do. */
+  /** The tasks that the weights support. */
   get tasks(): readonly Task[] {
     return this.info.tasks;
   }
 
   // ---- images out ----
 
-  /** Draws a prompt, or several together. */
+  /** Draws a prompt, or several at once. */
   generate(prompt: string, options?: DrawOptions): Promise<Image>;
   generate(prompts: readonly string[], options?: DrawOptions): Promise<Image[]>;
   generate(prompts: string | readonly string[], options?: DrawOptions): Promise<Image | Image[]>;
@@ -146,7 +146,7 @@ export class UniFluid implements AsyncDisposable {
     return Array.isArray(prompts) ? images : images[0]!;
   }
 
-  /** Draws a prompt and tells of every image token; the last step has the `image`. */
+  /** Draws a prompt, yielding a step per image token; the last has the `image`. */
   async *generateStream(
     prompt: string,
     options?: DrawOptions,
@@ -155,7 +155,7 @@ export class UniFluid implements AsyncDisposable {
     yield* this.drawStream(this.generatePrefixes([stringOption("prompt", prompt)]), options);
   }
 
-  /** The latents of a drawing, [grid * grid, token channels], cells in raster order. */
+  /** Like `generate`, but returns latents: [grid * grid, token channels], cells in raster order. */
   async generateLatents(prompt: string, options?: DrawOptions): Promise<Float32Array> {
     requireAbility(this.checkpoint, "generateLatents");
     const prefixes = this.generatePrefixes([stringOption("prompt", prompt)]);
@@ -164,8 +164,8 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /**
-   * Draws an image anew as an instruction says. Of several images and one instruction, or of one image and
-   * several instructions, every pair is drawn; two lists are taken pair by pair.
+   * Redraws an image as instructed. With several images and one instruction, or one image and several instructions,
+   * every pair is drawn; two lists are paired by index.
    */
   edit(image: ImageInput, instruction: string, options?: DrawOptions): Promise<Image>;
   edit(
@@ -184,7 +184,7 @@ export class UniFluid implements AsyncDisposable {
     return Array.isArray(images) || Array.isArray(instructions) ? edited : edited[0]!;
   }
 
-  /** Edits an image and tells of every image token; the last step has the `image`. */
+  /** Edits an image, yielding a step per image token; the last has the `image`. */
   async *editStream(
     image: ImageInput,
     instruction: string,
@@ -195,7 +195,7 @@ export class UniFluid implements AsyncDisposable {
     yield* this.drawStream(this.editPrefixes([pair]), options);
   }
 
-  /** The latents of an edited image, [grid * grid, token channels], cells in raster order. */
+  /** Like `edit`, but returns latents: [grid * grid, token channels], cells in raster order. */
   async editLatents(
     image: ImageInput,
     instruction: string,
@@ -210,7 +210,7 @@ export class UniFluid implements AsyncDisposable {
 
   // ---- text out ----
 
-  /** Describes an image, or several together. */
+  /** Describes an image, or several at once. */
   caption(image: ImageInput, options?: WriteOptions): Promise<string>;
   caption(images: readonly ImageInput[], options?: WriteOptions): Promise<string[]>;
   caption(
@@ -230,7 +230,7 @@ export class UniFluid implements AsyncDisposable {
     return Array.isArray(images) ? texts.map(strip) : strip(texts[0]!);
   }
 
-  /** Pieces of a caption as it is written; the generator returns the tokens that it took. */
+  /** Yields a caption in pieces as it is written; returns token counts and how it ended. */
   async *captionStream(
     image: ImageInput,
     options?: WriteOptions,
@@ -244,8 +244,8 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /**
-   * Answers a question about an image. Of several images and one question, or of one image and several
-   * questions, every pair is answered; two lists are taken pair by pair.
+   * Answers a question about an image. With several images and one question, or one image and several questions, every
+   * pair is answered; two lists are paired by index.
    */
   answer(image: ImageInput, question: string, options?: WriteOptions): Promise<string>;
   answer(
@@ -268,7 +268,7 @@ export class UniFluid implements AsyncDisposable {
     return many ? texts.map(strip) : strip(texts[0]!);
   }
 
-  /** Pieces of an answer as it is written; the generator returns the tokens that it took. */
+  /** Yields an answer in pieces as it is written; returns token counts and how it ended. */
   async *answerStream(
     image: ImageInput,
     question: string,
@@ -283,7 +283,7 @@ export class UniFluid implements AsyncDisposable {
     );
   }
 
-  /** Continues a text, or several together; what comes back is the continuation alone. */
+  /** Continues a text, or several at once; returns only the continuation. */
   complete(text: string, options?: WriteOptions): Promise<string>;
   complete(texts: readonly string[], options?: WriteOptions): Promise<string[]>;
   complete(texts: string | readonly string[], options?: WriteOptions): Promise<string | string[]>;
@@ -297,7 +297,7 @@ export class UniFluid implements AsyncDisposable {
     return Array.isArray(texts) ? written : written[0]!;
   }
 
-  /** Pieces of a continuation as it is written; the generator returns the tokens that it took. */
+  /** Yields a continuation in pieces as it is written; returns token counts and how it ended. */
   async *completeStream(
     text: string,
     options?: WriteOptions,
@@ -310,10 +310,10 @@ export class UniFluid implements AsyncDisposable {
   // ---- many items ----
 
   /**
-   * Draws every prompt of an iterable, keeping the engine full, and gives the images as they finish:
-   * `{ index, item, value }`, or `{ index, item, error }` for one that failed. Options are those of each
-   * drawing, unless an item has its own; item `i` has `seed + i` where a seed is given. Memory is bounded
-   * however long the source is: items are taken as results are.
+   * Draws every prompt of an iterable, keeping the engine full, and yields results as they finish:
+   * `{ index, item, value }`, or `{ index, item, error }` for a failure. Options apply to all items, but an item's
+   * own take precedence; with a `seed`, item `i` gets `seed + i`. Memory is bounded however long the source is: items
+   * are read only as results are taken.
    */
   generateAll<Item extends GenerateItem>(
     prompts: AnyIterable<Item & OnlyKnown<Item, PromptItem>>,
@@ -327,7 +327,7 @@ export class UniFluid implements AsyncDisposable {
     return this.all<Item, Image, DrawOptions>(prompts, options, this.drawn(["prompt"]), draw);
   }
 
-  /** Edits every item of an iterable, as `generateAll` draws. */
+  /** Like `generateAll`, but edits the image of each item. */
   editAll<Item extends EditItem>(
     items: AnyIterable<Item & OnlyKnown<Item, EditItem>>,
     options?: DrawOptions & BulkOptions,
@@ -339,7 +339,7 @@ export class UniFluid implements AsyncDisposable {
     return this.all<Item, Image, DrawOptions>(items, options, kind, edit);
   }
 
-  /** Describes every image of an iterable, as `generateAll` draws. */
+  /** Like `generateAll`, but describes each image. */
   captionAll<Item extends CaptionItem>(
     images: AnyIterable<Item & OnlyKnown<Item, ImageItem>>,
     options?: WriteOptions & BulkOptions,
@@ -350,7 +350,7 @@ export class UniFluid implements AsyncDisposable {
     return this.all<Item, string, WriteOptions>(images, options, this.written(["image"]), caption);
   }
 
-  /** Answers every question of an iterable about its image, as `generateAll` draws. */
+  /** Like `generateAll`, but answers each item's question about its image. */
   answerAll<Item extends AnswerItem>(
     items: AnyIterable<Item & OnlyKnown<Item, AnswerItem>>,
     options?: WriteOptions & BulkOptions,
@@ -402,8 +402,8 @@ export class UniFluid implements AsyncDisposable {
   // ---- numbers ----
 
   /**
-   * Logits, row-major. Of plain text: [tokens, vocabulary]. After an image: [suffix + 1, vocabulary], where
-   * row 0 predicts the first token of the suffix.
+   * Computes logits, row-major. Plain text: [tokens, vocabulary]. With an image: [suffix + 1, vocabulary], where row 0
+   * predicts the suffix's first token.
    */
   async logits(options: LogitsOptions): Promise<Float32Array> {
     const o = optionsObject(options as object as Record<string, unknown>, [
@@ -440,8 +440,8 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /**
-   * What the vision tower sees in an image: its last hidden states, before the projector, [rows, width] with a row
-   * for each patch; the width is that of SigLIP (`hidden_size`).
+   * Computes the vision tower's last hidden states for an image, before the projector: [rows, width], one row per
+   * patch; the width is SigLIP's `hidden_size`.
    */
   async imageFeatures(image: ImageInput, options?: CallOptions): Promise<Float32Array> {
     requireAbility(this.checkpoint, "imageFeatures");
@@ -461,10 +461,9 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /**
-   * The autoencoder's latents of an image, [grid * grid, token channels]: the mean of what it could be,
-   * shifted and scaled as the model draws them and `decodeLatents` takes them. The image is brought to the
-   * model's size; an autoencoder alone takes any whose sides are multiples of its factor, and gives one row
-   * for each latent cell.
+   * Encodes an image to latents, [grid * grid, token channels]: the mean of their distribution, shifted and scaled as
+   * the model draws them and `decodeLatents` expects them. The image is resized to the model's size; an autoencoder
+   * alone accepts any image whose sides are multiples of its factor, and returns a row per latent cell.
    */
   async encodeImage(image: ImageInput, options?: CallOptions): Promise<Float32Array> {
     requireAbility(this.checkpoint, "encode");
@@ -507,7 +506,7 @@ export class UniFluid implements AsyncDisposable {
     return vaeFactor(spec.vae!) * (spec.image?.latentPatch ?? 1);
   }
 
-  /** The picture that latents [cells, token channels], cells in raster order, stand for. */
+  /** Decodes latents, [cells, token channels], cells in raster order, to an image. */
   async decodeLatents(latents: Float32Array, options?: DecodeLatentsOptions): Promise<Image> {
     requireAbility(this.checkpoint, "decode");
     const o = optionsObject(options, ["width", "height", "signal", "priority"]);
@@ -539,12 +538,12 @@ export class UniFluid implements AsyncDisposable {
     return [columns, rows];
   }
 
-  /** Token ids of a text, without special tokens added. */
+  /** Encodes a text to token ids; adds no special tokens. */
   tokenize(text: string): number[] {
     return this.tokenizer().encode(stringOption("text", text));
   }
 
-  /** The text of token ids, without special tokens. */
+  /** Decodes token ids to text; omits special tokens. */
   detokenize(tokens: ArrayLike<number>): string {
     const tokenizer = this.tokenizer();
     const { vocabSize } = this.checkpoint.spec.text!;
@@ -557,14 +556,14 @@ export class UniFluid implements AsyncDisposable {
     return this.checkpoint.tokenizer!;
   }
 
-  /** What the engine is doing, and the memory it holds. */
+  /** The engine's load, counters and memory use. */
   stats(): NativeStats {
     return this.requests.model().stats();
   }
 
   // ---- the end ----
 
-  /** Frees the model. What still runs, and every call after this, rejects with code `DISPOSED`. */
+  /** Frees the model. Calls still running, and all later ones, reject with code `DISPOSED`. */
   dispose(): Promise<void> {
     return this.requests.dispose();
   }

@@ -253,31 +253,31 @@ export interface NativeStats {
   running: number;
   /** Requests not yet admitted. */
   waiting: number;
-  /** Bytes of caches and latents of running sequences, and on the CPU of their logits. */
+  /** Bytes of running sequences: caches, latents and, on the CPU, logits. */
   sequenceBytes: number;
-  /** Bytes of activations, kept from step to step. */
+  /** Bytes of activations, kept between steps. */
   workspaceBytes: number;
   /**
-   * Bytes of memory the model allocated: repacked weights, activations and sequences; on a GPU all that `maxMemory`
-   * bounds, staging and the scratch of operations included.
+   * Bytes the model has allocated: repacked weights, activations and sequences; on a GPU all that `maxMemory` limits,
+   * including staging and scratch memory of operations.
    */
   allocatedBytes: number;
-  /** Bytes that may still be allocated: of `maxMemory`, or of what the system has free. */
+  /** Bytes that can still be allocated, of `maxMemory` or what the system has free. */
   availableBytes: number;
-  /** Engine steps taken and rows run through the decoder so far. */
+  /** Engine steps and decoder rows so far. */
   steps: number;
   rows: number;
   /**
-   * Lists of kernels so far on a GPU, where a step of the engine is one list, or some where results are read in its
-   * middle: replayed as CUDA graphs, and launched kernel by kernel. On the CPU 0.
+   * Kernel lists run so far on a GPU: replayed as CUDA graphs, and launched kernel by kernel. An engine step is one
+   * list, or several if results are read midway. 0 on the CPU.
    */
   graphsReplayed: number;
   listsLaunched: number;
-  /** Requests that ended since the model was loaded: with a result, with an error, by being given up. */
+  /** Requests ended since the model was loaded: with a result, with an error, or cancelled. */
   completed: number;
   failed: number;
   cancelled: number;
-  /** Requests that were refused because `maxQueue` others waited. */
+  /** Requests refused because `maxQueue` others were waiting. */
   refused: number;
 }
 

@@ -3,7 +3,7 @@
 import { randomInt } from "node:crypto";
 import { invalidOption } from "./options.js";
 
-/** A whole number from 0 to 2^64 - 1: a safe integer, or a bigint. */
+/** An integer from 0 to 2^64 - 1: a safe integer or a bigint. */
 export type Seed = number | bigint;
 
 const SEEDS = 1n << 64n;

@@ -3,7 +3,7 @@
 import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { UnsupportedTaskError } from "./errors.js";
 
-/** What a model may be asked for. */
+/** Tasks that a model may support. */
 export type Task = "generate" | "edit" | "caption" | "answer" | "complete" | "encode" | "decode";
 
 type Part = "decoder" | "plainText" | "vision" | "diffusionHead" | "autoencoder" | "sourceEncoder";

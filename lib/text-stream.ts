@@ -29,17 +29,17 @@ class StreamStripper {
   }
 }
 
-/** How a text came to its end. */
+/** How a text ended. */
 export interface TextEnd {
-  /** Tokens written, without the one that ended it. */
+  /** Tokens written, not counting the one that ended it. */
   newTokens: number;
-  /** The model ended the text; otherwise the limit did. */
+  /** Whether the model, not the limit, ended the text. */
   stopped: boolean;
 }
 
-/** What a stream of a text's pieces returns. */
+/** What a text stream returns. */
 export interface WrittenText extends TextEnd {
-  /** Rows of the prompt: its tokens, `<bos>` included, and what its image takes. */
+  /** Rows of the prompt: its tokens, `<bos>` included, and its image's rows. */
   promptTokens: number;
 }
 

@@ -43,15 +43,15 @@ const VAE_WEIGHTS = "diffusion_pytorch_model";
 export interface Checkpoint {
   directory: string;
   kind: CheckpointKind;
-  /** Absent where the directory holds only an autoencoder. */
+  /** Absent if the directory has only an autoencoder. */
   config?: ModelConfig;
   /** The autoencoder, if there is one. */
   vae?: NativeVaeConfig;
   generation: GenerationConfig;
   preprocessor?: PreprocessorConfig;
-  /** Absent where the directory holds only an autoencoder. */
+  /** Absent if the directory has only an autoencoder. */
   tokenizer?: Tokenizer;
-  /** What the native side loads. */
+  /** What the native addon loads. */
   spec: NativeModelSpec;
 }
 

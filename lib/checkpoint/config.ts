@@ -17,11 +17,11 @@ import {
 import { vaeFactor } from "./vae-config.js";
 import { PALIGEMMA_VISION, parseVisionConfig } from "./vision-config.js";
 
-/** What a checkpoint directory holds; "vae": only an autoencoder. */
+/** What a checkpoint directory contains; "vae": only an autoencoder. */
 export type CheckpointKind = "unifluid" | "paligemma" | "gemma" | "gemma2" | "vae";
 
 export interface ImageConfig extends NativeImageConfig {
-  /** Pixels across a drawn image. */
+  /** Side of a drawn image, in pixels. */
   imageSize: number;
 }
 

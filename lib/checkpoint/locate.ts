@@ -17,7 +17,7 @@ const BARE_NAME = /^[A-Za-z0-9][\w.-]*$/;
 /** Models that the package ships. */
 const MODELS = join(__dirname, "..", "..", "models");
 
-/** Names of the shipped models. */
+/** Names of the included models. */
 export async function shippedModels(): Promise<string[]> {
   const entries = await readdir(MODELS, { withFileTypes: true }).catch(() => []);
   return entries.filter((entry) => entry.isDirectory()).map((entry) => entry.name);
@@ -28,8 +28,8 @@ export const isShippedModel = (name: string): boolean =>
   BARE_NAME.test(name) && existsSync(join(MODELS, name));
 
 /**
- * The directory of a model: the name of a shipped one, a path, or a file URL. A bare name is a shipped
- * model's if there is one of that name; `./name` is always a path.
+ * Finds a model's directory by an included model's name, a path or a file URL. A bare name is an included model's if
+ * there is one of that name; `./name` is always a path.
  */
 export async function locateCheckpoint(model: string | URL): Promise<string> {
   if (typeof model !== "string" && !isUrl(model)) {

@@ -14,7 +14,7 @@ export function addAnswer(program: Command): void {
     .command("answer")
     .description("answer a question about an image")
     .argument("<image>", "image file, file URL or data URI; -: standard input")
-    .argument("<question>", "what to answer, quoted; -: standard input");
+    .argument("<question>", "what to ask, quoted; -: standard input");
   addFlags(command, ...WRITE_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
     (name: string, text: string, flags: ModelFlags & OutputFlags & WriteOptions) =>
       runCommand(flags, async (context) => {

@@ -43,16 +43,18 @@ export const concurrency = whole(1, 4096);
 export function addBatch(program: Command): void {
   const command = program
     .command("batch <jobs>")
-    .description("do the jobs of a file: .jsonl, .csv, or a prompt a line; - reads standard input")
-    .requiredOption("-o, --out <folder>", "folder of pictures and results.jsonl; begun ones go on")
+    .description(
+      "run the jobs of a file: .jsonl, .csv, or one prompt per line; - reads standard input",
+    )
+    .requiredOption("-o, --out <folder>", "folder for pictures and results.jsonl; resumed if begun")
     .option("--concurrency <n>", "jobs that run at once", concurrency, 16)
     .addOption(
-      new Option("--shard <i/n>", "do only the i-th of n shares of the jobs")
+      new Option("--shard <i/n>", "run only the i-th of n shares of the jobs")
         .argParser(shard)
         .default({ index: 0, count: 1 } satisfies Shard, "1/1"),
     )
-    .option("--retry-failed", "do again what failed in an earlier run")
-    .option("--dry-run", "check the jobs, their options and images, and draw or write nothing");
+    .option("--retry-failed", "retry what failed in an earlier run")
+    .option("--dry-run", "check the jobs, their options and images; draw and write nothing");
   addInputFormat(command);
   addFlags(command, ...JOB_FLAGS, "pictureFormat", ...MODEL_FLAGS, "jsonCounts", "quiet")
     .addHelpText("after", HELP)
@@ -63,16 +65,17 @@ export function addBatch(program: Command): void {
 
 export function addInputFormat(command: Command): Command {
   return command.addOption(
-    new Option(
-      "--input-format <format>",
-      "format of the jobs (default: by the file's name)",
-    ).choices(["jsonl", "csv", "lines"]),
+    new Option("--input-format <format>", "format of the jobs (default: by file name)").choices([
+      "jsonl",
+      "csv",
+      "lines",
+    ]),
   );
 }
 
 const HELP = `
 A record has a "prompt", or an "image" with a "question", an "instruction" or nothing (a caption), and may have
-an "id" and options of its own. Record i without a seed has --seed + i (default 0 + i).`;
+an "id" and its own options. Record i without a seed gets --seed + i (default 0 + i).`;
 
 /** Options for records that have none of their own. */
 export function recordOptions(flags: DrawOptions & WriteOptions): Record<string, unknown> {
@@ -158,10 +161,10 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
 /** What a look into the results would tell first of those that failed, and where they are. */
 function whyFailed(first: ResultLine | undefined, some: boolean, results: string): string {
   if (!some) return "";
-  if (!first?.error) return `; why they failed is in ${results}`;
+  if (!first?.error) return `; ${results} says why`;
   const { code, message } = first.error;
   const reason = `${code}: ${message.replace(/\s*\n\s*/g, " | ")}`;
-  return `; the first that failed is record ${first.index}: ${reason} (all are in ${results})`;
+  return `; first failure: record ${first.index}: ${reason} (all are in ${results})`;
 }
 
 const shareOf = (total: number, { index, count }: Shard): number =>

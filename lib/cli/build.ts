@@ -16,7 +16,7 @@ export function addBuild(program: Command): void {
     )
     .option(
       "--cuda",
-      "compile the CUDA library for the GPU here (needs nvcc of CUDA 12.8 or later)",
+      "compile the CUDA library for this machine's GPU (needs nvcc from CUDA 12.8 or later)",
     )
     .action(({ cuda }: { cuda?: boolean }) =>
       runCommand({}, async () => {

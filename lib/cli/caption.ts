@@ -20,7 +20,7 @@ const TOGETHER = 16;
 export function addCaption(program: Command): void {
   const command = program
     .command("caption")
-    .description("describe images; of several, each line names its image first")
+    .description("describe images; with several, each line starts with its image")
     .argument("<image...>", "image files, file URLs or data URIs; -: standard input");
   addFlags(command, ...CAPTION_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
     (names: string[], flags: CaptionFlags) =>

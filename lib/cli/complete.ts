@@ -15,7 +15,7 @@ export function addComplete(program: Command): void {
     .description(
       "continue a text, with a Gemma checkpoint (--model <directory>) or a UniFluid model",
     )
-    .argument("<text>", "the beginning, quoted; -: standard input");
+    .argument("<text>", "text to continue, quoted; -: standard input");
   addFlags(command, ...WRITE_FLAGS, ...MODEL_FLAGS, ...OUTPUT_FLAGS).action(
     (text: string, flags: ModelFlags & OutputFlags & WriteOptions) =>
       runCommand(flags, async (context) => {

@@ -12,7 +12,7 @@ import { formatBytes, formatTable } from "./tables.js";
 export function addDoctor(program: Command): void {
   const command = program
     .command("doctor")
-    .description("tell which binary, instruction set and device are used, and why");
+    .description("show which binary, instruction set and device are used, and why");
   addFlags(command, "json").action((flags: OutputFlags) =>
     runCommand(flags, async ({ json }) => {
       const { addon, failure } = tryAddon();
@@ -25,9 +25,9 @@ export function addDoctor(program: Command): void {
 }
 
 const ORIGINS = {
-  environment: "UNIFLUID_NATIVE names it",
-  package: "it came with the package",
-  compiled: "it was compiled here",
+  environment: "set by UNIFLUID_NATIVE",
+  package: "from the package",
+  compiled: "compiled here",
 };
 
 function formatReport(report: MachineReport): string {
@@ -45,15 +45,15 @@ function formatReport(report: MachineReport): string {
     ["threads", `${report.threads} by default`],
     ["memory", free === null ? total : `${formatBytes(free)} free of ${total}`],
     ["images", `sharp ${report.sharp}, libvips ${report.libvips}`],
-    ["models", report.models.join(", ") || "none shipped"],
+    ["models", report.models.join(", ") || "none included"],
   ];
   return formatTable(rows.filter((row): row is [string, string] => Boolean(row)));
 }
 
 function describeInstructionSet(chosen: NonNullable<MachineReport["instructionSet"]>): string {
-  const why = chosen.forced ? "as UNIFLUID_ISA says" : "the best that this processor has";
+  const why = chosen.forced ? "set by UNIFLUID_ISA" : "the best this processor has";
   const known = chosen.known.map(({ name, supported, bfloat16 }) => {
-    if (!supported) return `${name} (not this processor)`;
+    if (!supported) return `${name} (not supported)`;
     return bfloat16 ? `${name} (multiplies bfloat16)` : name;
   });
   return `${chosen.name}, ${why}, of ${known.join(", ")}`;
@@ -61,4 +61,4 @@ function describeInstructionSet(chosen: NonNullable<MachineReport["instructionSe
 
 /** What `device: "auto"` means here. */
 const describeDevice = ({ reason }: NonNullable<MachineReport["device"]>): string =>
-  reason === null ? "cuda, where a model fits its memory; else cpu" : `cpu; ${reason}`;
+  reason === null ? "cuda if a model fits its memory, else cpu" : `cpu; ${reason}`;

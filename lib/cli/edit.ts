@@ -8,7 +8,7 @@ import { checkNotBlank, checkSingleStandardInput, readImage, readText } from "./
 export function addEdit(program: Command): void {
   const command = program
     .command("edit")
-    .description("draw an image anew as an instruction says")
+    .description("redraw an image as instructed")
     .argument("<image>", "image file, file URL or data URI; -: standard input")
     .argument("<instruction>", "what to change, quoted; -: standard input")
     .option(

@@ -25,12 +25,12 @@ interface EnqueueFlags extends QueueFlags, OutputFlags, DrawOptions {
 export function addEnqueue(program: Command): void {
   const command = program
     .command("enqueue <jobs>")
-    .description("put the jobs of a file (as of batch) into a queue, for workers")
+    .description("put the jobs of a file (as for batch) into a queue for workers")
     .option(
       "--run <name>",
-      "name of this run: its folder of results (default: by the file's name, its content and the options)",
+      "name of this run and its results folder (default: from the file's name, its content and the options)",
     )
-    .option("--attempts <n>", "how often a job that fails for a while is tried", whole(1, 100), 5);
+    .option("--attempts <n>", "how often a job with transient errors is tried", whole(1, 100), 5);
   addInputFormat(addQueueFlags(command));
   addFlags(command, ...JOB_FLAGS, "jsonCounts", "quiet").action(
     (jobs: string, flags: EnqueueFlags) =>
@@ -73,8 +73,8 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
   });
   note(
     context,
-    `run ${run}: ${counts.queued} jobs were put into the queue (one that was there is not doubled), ` +
-      `${counts.failed} records are none`,
+    `run ${run}: ${counts.queued} jobs queued (without duplicating those already there), ` +
+      `${counts.failed} records are not jobs`,
   );
   if (context.json) await writeJson({ run, ...counts });
   if (counts.failed > 0) process.exitCode = ExitCode.partial;

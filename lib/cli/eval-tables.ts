@@ -18,13 +18,13 @@ export function sceneRows(report: SuiteReport): [string, string][] {
           ["of a full caption", ""],
           ...each("", generation.attributes),
           ...each("all, objects: ", generation.byObjects),
-          ...each("there in its colour: ", generation.byShape),
+          ...each("in its colour: ", generation.byShape),
         ] as [string, string][])
       : []),
     ...(heldOut
       ? ([
           ["pairs never seen together, all right", rate(heldOut.heldOut)],
-          ["pairs that were, all right", rate(heldOut.seen)],
+          ["pairs seen together, all right", rate(heldOut.seen)],
         ] as [string, string][])
       : []),
     ...(captions
@@ -48,7 +48,7 @@ export function sceneRows(report: SuiteReport): [string, string][] {
           ["edits, change made and rest in place", rate(edits.all)],
           ...each("", edits.byKind),
           ["  contents alone", rate(edits.contents)],
-          ["  source handed back", rate(edits.copied)],
+          ["  source returned", rate(edits.copied)],
         ] as [string, string][])
       : []),
     ...(vae
@@ -63,7 +63,7 @@ export function sceneRows(report: SuiteReport): [string, string][] {
 }
 
 function frechetRows(f: FrechetReport): [string, string][] {
-  const few = f.n <= f.width ? `; too few to trust, take --scenes above ${f.width}` : "";
+  const few = f.n <= f.width ? `; too few to trust, use --scenes above ${f.width}` : "";
   return [
     ["Fréchet distance of drawings", f.drawn.toPrecision(4)],
     ["  of true pictures of these scenes (the floor)", f.floor.toPrecision(4)],

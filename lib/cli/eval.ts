@@ -41,21 +41,21 @@ const DEFAULT_SCENES = 100;
 export function addEval(program: Command): void {
   const command = program
     .command("eval <model>")
-    .description("measure a model: on scenes that it has not seen, or its losses on any records")
+    .description("measure a model on scenes it has not seen, or its losses on any records")
     .addOption(
       new Option("--suite <name>", "what to measure").choices(["scenes", "loss"]).default("scenes"),
     )
     .option(
       "--scenes <n>",
-      `suite scenes: scenes of each part (default: ${DEFAULT_SCENES})`,
+      `suite scenes: scenes per part (default: ${DEFAULT_SCENES})`,
       whole(1, 100_000),
     )
     .option("--only <list>", `suite scenes: some of ${SUITE_PARTS.join(",")}`, someOf(SUITE_PARTS))
     .option(
       "--features <model>",
-      "suite scenes: model whose vision tower tells how far drawings are from true pictures (default: the model's own)",
+      "suite scenes: model whose vision tower compares drawings with true pictures (default: the model itself)",
     )
-    .option("--manifest <file...>", "suite loss: records as training takes them")
+    .option("--manifest <file...>", "suite loss: records in the training format")
     .option(
       "--timesteps <n>",
       "suite loss: timesteps at which each image token is tried (default: 4)",
@@ -63,7 +63,7 @@ export function addEval(program: Command): void {
     )
     .option(
       "--cache <folder>",
-      "suite loss: folder that prepared pictures are kept in (default: .unifluid-cache beside each manifest)",
+      "suite loss: folder for prepared pictures (default: .unifluid-cache beside each manifest)",
     )
     .option("-o, --out <file>", "also write the figures as JSON");
   addFlags(

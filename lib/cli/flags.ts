@@ -49,62 +49,58 @@ function seed(text: string): number | bigint {
 
 const FLAGS = {
   model: () =>
-    new Option("-m, --model <model>", "shipped model or checkpoint directory").default("shapes-64"),
+    new Option("-m, --model <model>", "included model or checkpoint directory").default(
+      "shapes-64",
+    ),
   device: () =>
     new Option(
       "--device <device>",
-      "device to compute on: auto, cpu, cuda or cuda:1, cuda:2, ...",
+      "compute device: auto, cpu, cuda or cuda:1, cuda:2, ...",
     ).default("auto"),
   dtype: () =>
-    new Option("--dtype <type>", "type to compute in; a CPU's default is float32, a GPU's bfloat16")
+    new Option("--dtype <type>", "compute type; auto is float32 on a CPU, bfloat16 on a GPU")
       .choices(["auto", "bfloat16", "float32"])
       .default("auto"),
   threads: () => new Option("--threads <n>", "threads (default: all cores)").argParser(number),
   maxMemory: () =>
     new Option(
       "--max-memory <MiB>",
-      "bound of the memory beside the weights (default: what is free)",
+      "memory limit, excluding mapped weights but on a GPU including them (default: what is free)",
     ).argParser(mebibytes),
   seed: () =>
     new Option(
       "-s, --seed <n>",
-      "one seed, one image; several get seed, seed + 1, ... modulo 2^64 (default: random)",
+      "same seed, same image; several get seed, seed + 1, ... modulo 2^64 (default: random)",
     ).argParser(seed),
   captionSeed: () =>
     new Option(
       "-s, --seed <n>",
-      "decides what is sampled at temperatures above 0; image i has seed + i, modulo 2^64 (default: random)",
+      "determines sampling at temperatures above 0; image i gets seed + i, modulo 2^64 (default: random)",
     ).argParser(seed),
   textSeed: () =>
     new Option(
       "-s, --seed <n>",
-      "decides what is sampled at temperatures above 0 (default: random)",
+      "determines sampling at temperatures above 0 (default: random)",
     ).argParser(seed),
   initSeed: () =>
-    new Option("-s, --seed <n>", "one seed, the same fresh weights (default: random)").argParser(
-      seed,
-    ),
+    new Option("-s, --seed <n>", "same seed, same fresh weights (default: random)").argParser(seed),
   scenesSeed: () =>
-    new Option("-s, --seed <n>", "one seed, the same data set (default: random)").argParser(seed),
+    new Option("-s, --seed <n>", "same seed, same data set (default: random)").argParser(seed),
   recordSeed: () =>
     new Option(
       "-s, --seed <n>",
-      "record i without a seed of its own has seed + i, modulo 2^64 (default: 0)",
+      "record i without its own seed gets seed + i, modulo 2^64 (default: 0)",
     ).argParser(seed),
   suiteSeed: () =>
-    new Option(
-      "-s, --seed <n>",
-      "one seed, the same scenes and the same noise (default: 0)",
-    ).argParser(seed),
+    new Option("-s, --seed <n>", "same seed, same scenes and noise (default: 0)").argParser(seed),
   steps: () =>
-    new Option(
-      "--steps <n>",
-      "diffusion steps for each image token (default: the model's)",
-    ).argParser(number),
+    new Option("--steps <n>", "diffusion steps per image token (default: the model's)").argParser(
+      number,
+    ),
   guidance: () =>
     new Option(
       "-g, --guidance <scale>",
-      "how strongly the prompt decides; 1: no guidance, below 0: away from it (default: the model's)",
+      "how strongly the prompt counts; 1: no guidance, below 0: away from it (default: the model's)",
     ).argParser(number),
   guidanceSchedule: () =>
     new Option(
@@ -112,7 +108,7 @@ const FLAGS = {
       "guidance over the image tokens (default: the model's)",
     ).choices(SCHEDULES),
   temperature: () =>
-    new Option("-t, --temperature <t>", "factor of the noise (default: the model's)").argParser(
+    new Option("-t, --temperature <t>", "scale of the noise (default: the model's)").argParser(
       number,
     ),
   textTemperature: () =>
@@ -127,25 +123,25 @@ const FLAGS = {
   x0Limit: () =>
     new Option(
       "--x0-limit <bound>",
-      "bound of the predicted latents; Infinity: none (default: the model's)",
+      "bound on the predicted latents; Infinity: none (default: the model's)",
     ).argParser(number),
   maxNewTokens: () =>
-    new Option("--max-new-tokens <n>", "most tokens to write (default: the model's)").argParser(
+    new Option("--max-new-tokens <n>", "maximum tokens to write (default: the model's)").argParser(
       number,
     ),
   n: () =>
-    new Option("-n, --n <count>", "images for each prompt").argParser(whole(1, 10_000)).default(1),
+    new Option("-n, --n <count>", "images per prompt").argParser(whole(1, 10_000)).default(1),
   format: () =>
     new Option("--format <format>", "format on standard output; files have their extension's")
       .choices(IMAGE_FORMATS)
       .default("png"),
   pictureFormat: () =>
-    new Option("--format <format>", "format of the pictures").choices(IMAGE_FORMATS).default("png"),
+    new Option("--format <format>", "picture format").choices(IMAGE_FORMATS).default("png"),
   grid: () => new Option("--grid <file>", "also write all images on one labelled sheet"),
-  json: () => new Option("--json", "one JSON document a result; errors as JSON"),
+  json: () => new Option("--json", "one JSON document per result; errors as JSON"),
   jsonCounts: () =>
-    new Option("--json", "one JSON document, of the counts, at the end; errors as JSON"),
-  quiet: () => new Option("-q, --quiet", "no progress and no notes on standard error"),
+    new Option("--json", "one JSON document with the counts at the end; errors as JSON"),
+  quiet: () => new Option("-q, --quiet", "no progress or notes on standard error"),
 } satisfies Record<string, () => Option>;
 
 export type Flag = keyof typeof FLAGS;

@@ -9,7 +9,7 @@ export function addGenerate(program: Command): void {
   const command = program
     .command("generate")
     .description("draw an image from a prompt; several prompts are drawn together")
-    .argument("<prompt...>", "what to draw, quoted; -: standard input, a prompt on each line")
+    .argument("<prompt...>", "what to draw, quoted; -: standard input, one prompt per line")
     .option(
       "-o, --out <file>",
       "png, webp or jpeg file; several images are numbered; -: standard output",

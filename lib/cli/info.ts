@@ -25,8 +25,8 @@ interface InfoFlags extends OutputFlags {
 export function addInfo(program: Command): void {
   const command = program
     .command("info")
-    .description("tell what a checkpoint is, what it can do, its memory and its device here")
-    .argument("[model]", "shipped model or checkpoint directory", "shapes-64")
+    .description("describe a checkpoint: its parts, tasks, memory and device on this machine")
+    .argument("[model]", "included model or checkpoint directory", "shapes-64")
     .option("--check", "read all weights, and fail if one is NaN or infinite");
   addFlags(command, "json").action((model: string, flags: InfoFlags) =>
     runCommand(flags, async ({ signal, json }) => {
@@ -157,7 +157,7 @@ const PART_NAMES: Record<ModelPart, string> = {
 };
 
 function roomOf({ needed, fits }: Facts["gpus"][number]): string {
-  if (needed === undefined) return "whether it has room for this model is unknown";
+  if (needed === undefined) return "whether this model fits is unknown";
   return `this model takes at least ${formatBytes(needed)}${fits ? "" : ", more than it has room for"}`;
 }
 
@@ -205,9 +205,9 @@ function formatFacts(facts: Facts, checked: boolean): string {
     ],
     memory.cachePerRow > 0 && [
       "cache",
-      `${formatBytes(memory.cachePerRow)} a row` +
+      `${formatBytes(memory.cachePerRow)} per row` +
         (memory.cachePerImage
-          ? `, ${formatBytes(memory.cachePerImage)} and the prompt's rows twice for an image with guidance`
+          ? `, ${formatBytes(memory.cachePerImage)} plus twice the prompt's rows for an image with guidance`
           : ""),
     ],
     ["activations", `about ${formatBytes(memory.activations)} in the largest step`],

@@ -21,22 +21,19 @@ interface InitFlags extends OutputFlags {
 export function addInit(program: Command): void {
   const command = program
     .command("init <config>")
-    .description("make a fresh checkpoint from a YAML file of sizes (config.json's fields)")
-    .requiredOption("-o, --out <folder>", "checkpoint directory to make")
+    .description("create a fresh checkpoint from a YAML file of sizes (config.json's fields)")
+    .requiredOption("-o, --out <folder>", "checkpoint directory to create")
     .option(
       "--tokenizer <model>",
-      "take the tokenizer of this model, or one by itself (default: that of --text, or shapes-64)",
+      "use this model's tokenizer, or a standalone one (default: that of --text, or shapes-64)",
     )
-    .option(
-      "--text <model>",
-      "take the decoder of this model (Gemma, Gemma 2, PaliGemma, UniFluid)",
-    )
-    .option("--vision <model>", "take the vision tower of this model (SigLIP, PaliGemma, UniFluid)")
+    .option("--text <model>", "use this model's decoder (Gemma, Gemma 2, PaliGemma, UniFluid)")
+    .option("--vision <model>", "use this model's vision tower (SigLIP, PaliGemma, UniFluid)")
     .option(
       "--image <model>",
-      "take the diffusion head and the embeddings of image tokens of this model (UniFluid)",
+      "use this model's diffusion head and image token embeddings (UniFluid)",
     )
-    .option("--vae <model>", "take the autoencoder of this directory, or of a file like KL-16's");
+    .option("--vae <model>", "use the autoencoder of this directory, or of a file like KL-16's");
   addFlags(command, "initSeed", ...OUTPUT_FLAGS).action((config: string, flags: InitFlags) =>
     runCommand(flags, async (context) => {
       const { initCheckpoint } = await import("../init/init.js");

@@ -20,7 +20,7 @@ export function addQueueFlags(command: Command): Command {
   return command
     .option(
       "--queue <url>",
-      "Redis server, redis://[user:password@]host:port[/db] (default: UNIFLUID_QUEUE, or this machine's)",
+      "Redis server, redis://[user:password@]host:port[/db] (default: UNIFLUID_QUEUE, or this machine)",
     )
     .option("--queue-name <name>", "name of the queue on the server", "unifluid");
 }
@@ -47,11 +47,11 @@ export async function withQueue<T>(
 }
 
 export function addQueue(program: Command): void {
-  const queue = program.command("queue").description("look at a queue and its results");
+  const queue = program.command("queue").description("inspect a queue and its results");
   const sub = (name: string, description: string) =>
     addFlags(queue.command(name).description(description), "json");
 
-  addQueueFlags(sub("status", "how many jobs wait, run, are done and are dead")).action(
+  addQueueFlags(sub("status", "count waiting, running, done and dead jobs")).action(
     (flags: QueueFlags & OutputFlags) =>
       runCommand(flags, async ({ json }) => {
         const { queueStatus } = await import("../queue/queue.js");
@@ -64,7 +64,7 @@ export function addQueue(program: Command): void {
         );
       }),
   );
-  addQueueFlags(sub("dead", "the jobs that were given up, and why")).action(
+  addQueueFlags(sub("dead", "list the jobs that were given up, and why")).action(
     (flags: QueueFlags & OutputFlags) =>
       runCommand(flags, async ({ json }) => {
         const { deadJobs } = await import("../queue/queue.js");
@@ -81,12 +81,12 @@ export function addQueue(program: Command): void {
       runCommand(flags, async ({ json }) => {
         const { retryDead } = await import("../queue/queue.js");
         const retried = await withQueue(flags, retryDead);
-        return json ? writeJson({ retried }) : write(`${retried} jobs wait again\n`);
+        return json ? writeJson({ retried }) : write(`${retried} jobs waiting again\n`);
       }),
   );
   queue
     .command("results <folder>")
-    .description("the result lines of a run's folder, one JSON document a line, in order")
+    .description("print the results in a run's folder in order, one JSON document per line")
     .action((folder: string) => runCommand({}, () => results(folder)));
 }
 

@@ -33,36 +33,38 @@ interface ScenesFlags extends OutputFlags {
 export function addScenes(program: Command): void {
   const command = program
     .command("scenes")
-    .description("draw a data set of coloured shapes, with captions, questions and edits to learn")
+    .description(
+      "draw a data set of coloured shapes, with captions, questions and edits to train on",
+    )
     .requiredOption(
       "-o, --out <folder>",
-      "folder to make: images/ and a manifest for each task, or shards",
+      "folder to create: images/ and a manifest per task, or shards",
     )
-    .option("--count <n>", "scenes", whole(1, 10_000_000), 1000);
+    .option("--count <n>", "number of scenes", whole(1, 10_000_000), 1000);
   addFlags(command, "scenesSeed")
     .option("--size <pixels>", "pixels along each side", whole(16, 4096), 64)
     .addOption(
-      new Option("--split <name>", "scenes of different splits never coincide by their seed")
+      new Option("--split <name>", "data set split; each has its own random streams")
         .choices(SPLITS)
         .default("train"),
     )
     .addOption(
       new Option(
         "--pairs <rule>",
-        "the five colour-shape pairs that are kept from training, to measure composition",
+        "the five colour-shape pairs kept out of training, to measure composition",
       )
         .choices(PAIR_RULES)
         .default("exclude"),
     )
-    .option("--min-objects <n>", "fewest objects of a scene, of three", whole(1, 3), 1)
+    .option("--min-objects <n>", "minimum objects per scene, 1 to 3", whole(1, 3), 1)
     .addOption(
-      new Option("--with-shape <shape>", "only scenes that have one of this shape").choices(SHAPES),
+      new Option("--with-shape <shape>", "only scenes with one of this shape").choices(SHAPES),
     )
-    .option("--tasks <list>", "tasks to write records of", someOf(TASKS), [...TASKS])
-    .option("--short-prompts", "only prompts that leave out sizes and background")
+    .option("--tasks <list>", "tasks to write records for", someOf(TASKS), [...TASKS])
+    .option("--short-prompts", "only prompts without sizes and background")
     .option(
       "--shards <n>",
-      "write so many tar shards (WebDataset) of each task instead of images and manifests",
+      "write this many tar shards (WebDataset) per task instead of images and manifests",
       whole(1, 999_999),
     );
   addFlags(command, ...OUTPUT_FLAGS).action((flags: ScenesFlags) =>

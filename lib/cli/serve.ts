@@ -43,42 +43,47 @@ const collect = (value: string, list: string[]): string[] => [...list, value];
 export function addServe(program: Command): void {
   const command = program
     .command("serve")
-    .description("answer over HTTP, as OpenAI's clients speak it, with a page to try it")
+    .description("serve a model over HTTP to OpenAI's clients, with a page to try it")
     .option("--host <address>", "address to listen on", "127.0.0.1")
-    .option("-p, --port <n>", "port to listen on; 0: any that is free", whole(0, 65_535), 8080)
-    .option("--api-keys <file>", "keys, one a line; read again at SIGHUP (or UNIFLUID_API_KEYS)")
+    .option("-p, --port <n>", "port to listen on; 0: any free one", whole(0, 65_535), 8080)
+    .option("--api-keys <file>", "keys, one per line, reloaded on SIGHUP (or UNIFLUID_API_KEYS)")
     .option("--max-sequences <n>", "requests that run at once", whole(1, 4096), 16)
     .option("--max-queue <n>", "requests that may wait; more get 429", whole(0, 1e9), 64)
-    .option("--max-body <MiB>", "size of a request", whole(1, 2047), 20)
-    .option("--max-pixels <n>", "pixels of an image", whole(1, MAX_PIXELS), 16_000_000)
-    .option("--max-prompt-length <n>", "characters of a prompt", whole(1, 1e7), 4000)
-    .option("--max-images <n>", "images of one request", whole(1, 1000), 10)
-    .option("--max-steps <n>", "diffusion steps of a request (default: the model's)", whole(1, 1e6))
+    .option("--max-body <MiB>", "size per request", whole(1, 2047), 20)
+    .option("--max-pixels <n>", "pixels per image", whole(1, MAX_PIXELS), 16_000_000)
+    .option("--max-prompt-length <n>", "characters per prompt", whole(1, 1e7), 4000)
+    .option("--max-images <n>", "images per request", whole(1, 1000), 10)
+    .option("--max-steps <n>", "diffusion steps per request (default: the model's)", whole(1, 1e6))
     .option(
       "--stall-timeout <s>",
       "seconds until a client that does not read is cut off",
       whole(1, 86_400),
       30,
     )
-    .option("--request-timeout <s>", "seconds until a request is given up", whole(1, 86_400), 600)
+    .option("--request-timeout <s>", "seconds until a request is cancelled", whole(1, 86_400), 600)
     .option(
       "--rate-limit <n>",
-      "requests a minute and key, or address (default: any)",
+      "requests per minute and key, or address (default: unlimited)",
       whole(1, 1e9),
     )
     .option("--cors-origin <origin>", "origin whose pages may call; repeatable", collect, [])
     .option("--allow-image-host <host>", "host to fetch images from; repeatable", collect, [])
-    .option("--drain-timeout <s>", "seconds that SIGTERM gives what runs", whole(0, 86_400), 30)
+    .option(
+      "--drain-timeout <s>",
+      "seconds running requests get after SIGTERM",
+      whole(0, 86_400),
+      30,
+    )
     .option(
       "--trust-proxy [proxies]",
-      "believe X-Forwarded-* and X-Request-Id of the proxies in front: how many, or their addresses",
+      "trust X-Forwarded-* and X-Request-Id from the proxies in front: their number or addresses",
       proxies,
     )
-    .option("--model-name <name>", "what requests call the model (default: its directory's name)")
-    .option("--no-page", "no page at /")
-    .option("--log-prompts", "log prompts, too")
+    .option("--model-name <name>", "model name in requests (default: its directory's name)")
+    .option("--no-page", "do not serve the page at /")
+    .option("--log-prompts", "also log prompts")
     .addOption(
-      new Option("--log-level <level>", "of the log on standard output")
+      new Option("--log-level <level>", "log level on standard output")
         .choices(["trace", "debug", "info", "warn", "error", "silent"])
         .default("info"),
     );
@@ -99,7 +104,7 @@ async function serve(flags: ServeFlags, context: Context): Promise<void> {
       readKeys(flags).then(
         (list) => {
           app.setApiKeys(list);
-          app.log.info({ keys: list.length }, "keys read again");
+          app.log.info({ keys: list.length }, "keys reloaded");
         },
         (error: Error) => app.log.error(`the old keys stay: ${error.message}`),
       );
@@ -113,13 +118,13 @@ async function serve(flags: ServeFlags, context: Context): Promise<void> {
       const host = isIP(flags.host) === 6 ? `[${flags.host}]` : flags.host;
       note(context, `${model.info.directory} at http://${host}:${port}/`);
       if (keys.length === 0 && !isLoopback(flags.host)) {
-        note(context, `anybody who reaches ${flags.host} can use it: set keys with --api-keys`);
+        note(context, `anyone who can reach ${flags.host} can use it: set keys with --api-keys`);
       }
       await new Promise<void>((resolve) => {
         if (signal.aborted) resolve();
         else signal.addEventListener("abort", () => resolve(), { once: true });
       });
-      note(context, `ending: at most ${flags.drainTimeout} s for what runs`);
+      note(context, `shutting down: at most ${flags.drainTimeout} s for running requests`);
     } finally {
       process.off("SIGHUP", reload);
       await app.drain(flags.drainTimeout * 1000);

@@ -21,10 +21,10 @@ export function addTokenizer(program: Command): void {
     )
     .requiredOption(
       "--vocab <n>",
-      "most tokens, of which 260 are special tokens and bytes",
+      "maximum tokens, 260 of them special tokens and bytes",
       whole(LEAST, 1_000_000),
     )
-    .requiredOption("-o, --out <folder>", "folder to make, for init's --tokenizer");
+    .requiredOption("-o, --out <folder>", "folder to create, for init's --tokenizer");
   addFlags(command, ...OUTPUT_FLAGS).action((files: string[], flags: TokenizerFlags) =>
     runCommand(flags, async (context) => {
       const { trainTokenizer } = await import("../bpe/tokenizer-files.js");
@@ -33,7 +33,7 @@ export function addTokenizer(program: Command): void {
       const { tokens, merges } = await trainTokenizer(files, vocab, out, signal).catch(
         writingFailed(out),
       );
-      note(context, `${tokens} tokens in ${out}, ${merges} by merges`);
+      note(context, `${tokens} tokens in ${out}, ${merges} from merges`);
       if (tokens < vocab) note(context, `the texts have no more pairs that occur twice`);
       if (context.json) await writeJson({ folder: out, tokens, merges });
     }),

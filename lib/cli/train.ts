@@ -21,13 +21,13 @@ export function addTrain(program: Command): void {
   const command = program
     .command("train <config>")
     .description(
-      "train a model or an autoencoder as a run.yaml says; Ctrl-C stops with a checkpoint to go on from",
+      "train a model or an autoencoder from a run.yaml; Ctrl-C stops with a checkpoint to resume from",
     )
     .option("-o, --out <folder>", "folder of the run", "run")
-    .option("--resume", "go on from the run's last whole checkpoint")
+    .option("--resume", "resume from the run's last intact checkpoint")
     .option(
       "--device <device>",
-      "device to train on, in place of the file's: auto, cpu, cuda, cuda:1, ...",
+      "training device, overriding the file's: auto, cpu, cuda, cuda:1, ...",
     );
   addFlags(command, ...OUTPUT_FLAGS).action((config: string, flags: TrainFlags) =>
     runCommand(flags, (context) => train(config, flags, context)),
@@ -37,7 +37,9 @@ export function addTrain(program: Command): void {
 export function addPrepare(program: Command): void {
   const command = program
     .command("prepare <config>")
-    .description("compute the latents of a run's pictures ahead; training does it as it goes");
+    .description(
+      "precompute the latents of a run's pictures; otherwise training does it as it goes",
+    );
   addFlags(command, ...OUTPUT_FLAGS).action((config: string, flags: OutputFlags) =>
     runCommand(flags, (context) => prepare(config, context)),
   );
@@ -172,6 +174,6 @@ async function prepare(config: string, context: Context): Promise<void> {
   }
   const brokenRecords = batches.mixture.broken.counts.broken;
   if (brokenRecords > 0) note(context, skipped(brokenRecords));
-  note(context, `${pictures} pictures are prepared`);
+  note(context, `${pictures} pictures prepared`);
   if (context.json) await writeJson({ pictures, brokenRecords });
 }

@@ -25,18 +25,13 @@ const seconds = whole(1, 86_400);
 export function addWorker(program: Command): void {
   const command = program
     .command("worker")
-    .description("do the jobs of a queue, together with other workers")
-    .requiredOption("-o, --out <folder>", "folder of results, shared by all workers")
+    .description("run the jobs of a queue, together with other workers")
+    .requiredOption("-o, --out <folder>", "results folder, shared by all workers")
     .option("--images <folder>", "folder that relative image paths start from", ".")
     .option("--concurrency <n>", "jobs that run at once", concurrency, 16)
-    .option(
-      "--lock-seconds <s>",
-      "silence after which others take over a worker's jobs",
-      seconds,
-      30,
-    )
-    .option("--drain-timeout <s>", "seconds that SIGTERM gives what runs", seconds, 30)
-    .option("--until-empty", "end when the queue holds nothing more to do");
+    .option("--lock-seconds <s>", "silence until others take over a worker's jobs", seconds, 30)
+    .option("--drain-timeout <s>", "seconds running jobs get after SIGTERM", seconds, 30)
+    .option("--until-empty", "exit when the queue has nothing left to do");
   addFlags(addQueueFlags(command), "pictureFormat", ...MODEL_FLAGS, "quiet").action(
     (flags: WorkerFlags) => runCommand(flags, (context) => worker(flags, context)),
   );
@@ -77,12 +72,9 @@ async function worker(flags: WorkerFlags, context: Context): Promise<void> {
       },
     }).catch(writingFailed(flags.out));
   });
-  note(
-    context,
-    `${counts.done} done, ${counts.failed} failed, ${counts.retried} to be tried again`,
-  );
+  note(context, `${counts.done} done, ${counts.failed} failed, ${counts.retried} to be retried`);
   if (!inOrder) {
-    note(context, "the queue did not answer any more: others will take over what was begun");
+    note(context, "the queue no longer answers: others will take over unfinished jobs");
     // The connection would go on trying, and keep the process.
     process.exit(ExitCode.ok);
   }

@@ -53,7 +53,10 @@ export function openApi(context: ServerContext): Json {
         items: {
           type: "object",
           properties: {
-            image_url: { type: "string", description: "A data URL, or one of an allowed host." },
+            image_url: {
+              type: "string",
+              description: "A data URL, or a URL of a host the server allows.",
+            },
           },
           required: ["image_url"],
         },

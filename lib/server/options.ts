@@ -12,45 +12,45 @@ import {
 } from "../options.js";
 
 export interface ServerOptions {
-  /** Keys of which a request must bear one (`Authorization: Bearer KEY`). None: everybody is served. */
+  /** Keys, of which a request must send one (`Authorization: Bearer KEY`). None: no key is needed. */
   apiKeys?: readonly string[];
-  /** Bytes that a request's body may have, a form's in all. Default 20 MiB. */
+  /** Bytes per request body, for a form with all its parts. Default 20 MiB. */
   maxBodyBytes?: number;
-  /** Pixels that an image may have. Default 16 million. */
+  /** Pixels per image. Default 16 million. */
   maxPixels?: number;
-  /** Characters that a prompt, question or instruction may have. Default 4000. */
+  /** Characters per prompt, question or instruction. Default 4000. */
   maxPromptLength?: number;
-  /** Images that one request may ask for. Default 10. */
+  /** Images per request. Default 10. */
   maxImages?: number;
-  /** Diffusion steps that a request may ask for. Default: the model's timesteps. */
+  /** Diffusion steps per request. Default: the model's timesteps. */
   maxSteps?: number;
-  /** Requests under way at once, whatever they wait for; more are refused before they are read. Default 256. */
+  /** Requests in progress, whatever they wait for; more are refused before they are read. Default 256. */
   maxRequests?: number;
-  /** Seconds after which a client that does not take its answer is cut off. Default 30. */
+  /** Seconds until a client that does not read its response is cut off. Default 30. */
   stallTimeout?: number;
-  /** Seconds after which a request is given up. Default 600. */
+  /** Seconds until a request is cancelled. Default 600. */
   requestTimeout?: number;
-  /** Seconds in which a client must have sent its headers and body. Default 60. */
+  /** Seconds in which a client must send its headers and body. Default 60. */
   receiveTimeout?: number;
-  /** Requests a minute that one key, or without keys one address, may send. Default: any number. */
+  /** Requests per minute and key, or without keys per address. Default: no limit. */
   rateLimit?: number;
-  /** Origins whose pages may call the server: `"*"`, or their names. Default: none. */
+  /** Origins whose pages may call the server, or `"*"`. Default: none. */
   corsOrigins?: readonly string[];
-  /** Hosts that images may be fetched from, such as `images.example.com`. Default: none, images come as data. */
+  /** Hosts that images may be fetched from, such as `images.example.com`. Default: none, images are sent as data. */
   imageHosts?: readonly string[];
   /** Log prompts, questions and instructions. Default: no. */
   logPrompts?: boolean;
-  /** `true`: log to standard output; or an object of pino's options. Default: no log. */
+  /** `true`: log to standard output; or an object of pino options. Default: no log. */
   logger?: boolean | object;
   /**
-   * The proxies in front whose `X-Forwarded-*` headers are believed: their addresses (`"10.0.0.7"`,
-   * `"10.0.0.0/8"`, `"loopback"`), or how many there are one behind another; `true`: one. Where they are only
-   * counted, nobody but they may be able to reach the server. Default: none.
+   * The proxies in front whose `X-Forwarded-*` headers are trusted: their addresses (`"10.0.0.7"`, `"10.0.0.0/8"`,
+   * `"loopback"`), or how many there are in a row; `true`: one. With only a number, make sure that nobody else can
+   * reach the server. Default: none.
    */
   trustProxy?: boolean | number | readonly string[];
   /** Serve the page at `/`. Default: yes. */
   page?: boolean;
-  /** The name that requests may give as `model`. Default: the name of the checkpoint's directory. */
+  /** Model name in requests. Default: the name of the checkpoint's directory. */
   modelName?: string;
 }
 

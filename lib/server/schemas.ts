@@ -7,18 +7,20 @@ import { numeric, optional, seedField } from "../schema-fields.js";
 
 /** What this server's fields have beside OpenAI's own. */
 const seed = seedField.describe(
-  "Decides the image; image i of several has seed + i. Beyond 2^53, as a string.",
+  "Determines the image; image i of several gets seed + i. Beyond 2^53, as a string.",
 );
 
 const drawing = {
-  model: optional(z.string()).describe("The name that GET /v1/models tells."),
-  n: numeric(z.int().min(1)).describe("Images; 1 when streaming."),
-  size: optional(z.string()).describe('"auto", or the size that the model draws.'),
+  model: optional(z.string()).describe("The name listed by GET /v1/models."),
+  n: numeric(z.int().min(1)).describe("Number of images; 1 when streaming."),
+  size: optional(z.string()).describe('"auto", or the size the model draws.'),
   response_format: optional(z.literal("b64_json")),
   output_format: optional(z.enum(IMAGE_FORMATS)).describe('Default "png".'),
-  stream: optional(z.union([z.boolean(), z.stringbool()])).describe("Answer with events."),
+  stream: optional(z.union([z.boolean(), z.stringbool()])).describe(
+    "Respond with server-sent events.",
+  ),
   partial_images: numeric(z.int().min(0)).describe(
-    "Pictures sent while the image is drawn, when streaming; up to one an image token.",
+    "Intermediate pictures when streaming; up to one per image token.",
   ),
   quality: optional(z.enum(["auto", "low", "medium", "high", "standard", "hd"])),
   background: optional(z.enum(["auto", "opaque"])),
@@ -26,9 +28,9 @@ const drawing = {
   style: optional(z.enum(["vivid", "natural"])),
   user: optional(z.string()),
   seed: optional(seed),
-  steps: numeric(z.int().min(1)).describe("Diffusion steps for each image token."),
-  guidance: numeric(z.number()).describe("How strongly the prompt decides; 1: no guidance."),
-  temperature: numeric(z.number()).describe("Factor of the sampling noise."),
+  steps: numeric(z.int().min(1)).describe("Diffusion steps per image token."),
+  guidance: numeric(z.number()).describe("How strongly the prompt counts; 1: no guidance."),
+  temperature: numeric(z.number()).describe("Scale of the sampling noise."),
   order: optional(z.enum(ORDERS)).describe("Order of the image tokens."),
 };
 
@@ -49,7 +51,7 @@ const textPart = z.object({ type: z.literal("text"), text: z.string() });
 const imagePart = z.object({
   type: z.literal("image_url"),
   image_url: z.object({
-    url: z.string().min(1).describe("A data URL; others only from hosts that the server allows."),
+    url: z.string().min(1).describe("A data URL, or a URL of a host the server allows."),
     detail: z.string().nullish(),
   }),
 });

@@ -1,5 +1,5 @@
 /**
- * An HTTP server around a loaded model, in the shapes that OpenAI's clients speak.
+ * An HTTP server for a loaded model, usable with OpenAI's clients.
  *
  * @packageDocumentation
  */
@@ -32,13 +32,13 @@ export type { ServerOptions } from "./options.js";
 
 declare module "fastify" {
   interface FastifyInstance {
-    /** No new work is taken. */
+    /** Whether new work is refused. */
     draining: boolean;
-    /** Replaces the keys that open the server. */
+    /** Replaces the API keys. */
     setApiKeys(keys: readonly string[]): void;
     /**
-     * Ends the server: refuses new work with 503, lets what runs finish for so many milliseconds, gives up
-     * the rest, and closes. The model is not disposed of.
+     * Shuts the server down: refuses new work with 503, gives running requests this many milliseconds to finish,
+     * cancels the rest and closes. Does not dispose of the model.
      */
     drain(milliseconds: number): Promise<void>;
   }
@@ -48,8 +48,8 @@ declare module "fastify" {
 const OPEN = new Set([...PAGE_PATHS, "/health", "/ready", "/openapi.json"]);
 
 /**
- * Makes a server, ready for `listen`. The model stays the caller's: it can serve others besides, and is to be
- * disposed of after `close`. How many requests may wait is the model's `maxQueue`.
+ * Creates a server, ready for `listen`. The model stays the caller's: it may also be used elsewhere, and must be
+ * disposed of after `close`. The model's `maxQueue` limits the requests that wait.
  *
  * Throws `INVALID_OPTION`.
  */

@@ -190,8 +190,10 @@ export class AutoencoderSubject implements Subject {
     const statistics = await this.measure(folder).catch((error) => {
       if (!(error instanceof TrainingDataError)) throw error;
       // What was learned is not to be lost with the data: the next checkpoint measures again.
-      const instead = this.measured ? "it has the factors of the one before" : "it has no factors";
-      this.onNote(`the latents of a checkpoint are not measured, ${instead}: ${error.message}`);
+      const instead = this.measured
+        ? "it uses the factors of the previous one"
+        : "it has no factors";
+      this.onNote(`the latents of a checkpoint were not measured, ${instead}: ${error.message}`);
       return this.measured;
     });
     if (!statistics) return;

@@ -20,18 +20,18 @@ const pattern = z.string().min(1);
 
 const sourceSchema = z
   .strictObject({
-    /** JSON lines beside their images. */
+    /** A JSON Lines file beside its images. */
     manifest: pattern.optional(),
-    /** Tar files in the form of WebDataset: names with {000..011}, {a,b}, * and ?. */
+    /** WebDataset tar files; names may use {000..011}, {a,b}, * and ?. */
     shards: z
       .union([pattern, z.array(pattern).min(1)])
       .transform((value) => (typeof value === "string" ? [value] : value))
       .optional(),
-    /** Examples of each step that come from here: the weight in the mixture. */
+    /** Examples per step from this source: its weight in the mixture. */
     examples: count,
-    /** Records in the shuffle buffer; 1: in the order in which they lie. Default: all of a manifest, 1000 of shards. */
+    /** Records in the shuffle buffer; 1: file order. Default: all of a manifest, 1000 of shards. */
     shuffle: count.optional(),
-    /** Shards: what a plain text beside an image is. */
+    /** For shards: what an image's plain text is. */
     task: z.enum(["caption", "generate"]).optional(),
   })
   .refine(({ manifest, shards }) => (manifest === undefined) !== (shards === undefined), {
@@ -54,33 +54,33 @@ const sampleSchema = z.strictObject({
 const common = {
   sources: z.array(sourceSchema).min(1),
   steps: count,
-  /** Batches that a step is split into, to save memory. */
+  /** Batches a step is split into, to save memory. */
   accumulation: count.default(1),
   learningRate: positive,
   schedule: z.enum(["constant", "cosine", "decay"]).default("cosine"),
   /** Steps over which the rate rises from 0. */
   warmup: z.number().int().min(0).default(0),
-  /** Schedule "decay": the share of all steps, at the end, over which the rate falls to 0. */
+  /** Schedule "decay": the last share of all steps, over which the rate falls to 0. */
   decayShare: share.default(0.2),
   beta1: decay.default(0.9),
   epsilon: positive.default(1e-8),
   clipNorm: z.number().min(0).default(1),
-  /** Tensors that are not trained; * stands for anything. */
+  /** Tensors not to train; * matches anything. */
   freeze: z.array(z.string().min(1)).default([]),
   compute: z.enum(["f32", "bf16"]).default("bf16"),
   seed: z.number().int().min(0).default(0),
   threads: count.optional(),
-  /** "auto": the first GPU that can be used and has room for the weights, else the CPU. */
+  /** "auto": the first usable GPU with room for the weights, otherwise the CPU. */
   device: z
     .custom<Device>(isDevice, "expected auto, cpu, cuda or cuda:1, cuda:2, ...")
     .default("auto"),
   checkpoint: z.strictObject({ every: count.default(500), keep: count.default(2) }).prefault({}),
-  /** Broken records beyond this share of those seen stop the run. */
+  /** Share of broken records, of those seen, beyond which the run stops. */
   brokenShare: share.default(0.01),
 };
 
 const unifiedSchema = z.strictObject({
-  /** The checkpoint to start from: a directory or the name of a shipped model. */
+  /** The checkpoint to start from: a directory or an included model's name. */
   model: z.string().min(1),
   ...common,
   beta2: decay.default(0.98),
@@ -90,50 +90,50 @@ const unifiedSchema = z.strictObject({
   lambda: z.number().min(0).default(0.5),
   /** Timesteps at which each image token is trained. */
   diffusionBatchMultiplier: count.default(4),
-  /** "ddpm": the largest weight of a timestep's square error. */
+  /** "ddpm": maximum weight of a timestep's squared error. */
   noiseWeightCap: z.number().min(1).default(1),
-  /** Standard deviation up to which the image tokens that others follow are read with noise. */
+  /** Maximum standard deviation of noise added to image tokens that others follow. */
   contextNoise: z.number().min(0).max(10).default(0),
   order: z.enum(ORDERS).default("random"),
-  /** How often the prompt of a drawing is emptied, for guidance. */
+  /** How often a drawing's prompt is emptied, for guidance. */
   promptDropout: share.default(0.1),
   recompute: z.boolean().default(false),
-  /** The folder that prepared pictures are kept in; default: one beside each manifest or first shard. */
+  /** Folder for prepared pictures; default: one beside each manifest or first shard. */
   cache: z.string().min(1).optional(),
   samples: sampleSchema.optional(),
 });
 
 const reconstructionSchema = z.strictObject({
   every: count,
-  /** Pictures of the sheet and of the mean PSNR. */
+  /** Pictures on the sheet and in the mean PSNR. */
   pictures: count.max(256).default(8),
   /** Where they come from; default: the first source, whose pictures are trained on. */
   manifest: z.string().min(1).optional(),
 });
 
 const autoencoderSchema = z.strictObject({
-  /** The directory whose autoencoder is trained, or the name of a shipped model. */
+  /** The directory whose autoencoder is trained, or an included model's name. */
   autoencoder: z.string().min(1),
   ...common,
   beta2: decay.default(0.99),
   weightDecay: z.number().min(0).default(0.01),
   ema: z.number().min(0).lt(1).default(0.995),
-  /** The weight of the divergence of the latents from the standard normal distribution. */
+  /** Weight of the latents' divergence from the standard normal distribution. */
   klWeight: z.number().min(0).default(1e-3),
-  /** Standard deviation up to which latents are decoded with noise, where their spread is 1. */
+  /** Maximum standard deviation of noise on decoded latents, where their spread is 1. */
   latentNoise: z.number().min(0).max(10).default(0),
-  /** Pixels across a picture; default: that of the directory's model. */
+  /** Side of a picture, in pixels; default: the directory's model's. */
   imageSize: count.optional(),
-  /** Pictures over which each checkpoint's latents are measured. */
+  /** Pictures on which each checkpoint's latents are measured. */
   latentPictures: count.default(256),
   /** Give each channel of the latents the same mean and spread. */
   equalize: z.boolean().default(true),
-  /** Of the weights in checkpoints; bfloat16 takes half as much room. */
+  /** Type of weights in checkpoints; bfloat16 takes half the space. */
   dtype: z.enum(["float32", "bfloat16"]).default("float32"),
   samples: reconstructionSchema.optional(),
 });
 
-/** What a run is given, as in run.yaml: what is left out has its default. */
+/** Settings of a run, as in run.yaml; omitted ones have defaults. */
 export type UnifiedRunSettings = z.input<typeof unifiedSchema>;
 export type AutoencoderRunSettings = z.input<typeof autoencoderSchema>;
 export type RunSettings = UnifiedRunSettings | AutoencoderRunSettings;

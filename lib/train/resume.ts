@@ -60,7 +60,7 @@ export async function startingCheckpoint(
     for (const step of (await folder.steps()).reverse()) {
       const own = await readCheckpoint(folder.checkpoint(step)).catch(() => undefined);
       if (!own || !fits(own)) continue;
-      onNote(`${error.message}; the run goes on with what ${own.directory} has`);
+      onNote(`${error.message}; the run continues with ${own.directory}`);
       return own;
     }
     throw error;
@@ -86,13 +86,13 @@ export async function restoreLast(
       await folder.restore(step, subject, average);
       for (const { step: bad, error } of damaged)
         onNote(
-          `${folder.checkpoint(bad)} is damaged and set aside: ${error.message}; the run goes on from step ${step}`,
+          `${folder.checkpoint(bad)} is damaged and set aside: ${error.message}; the run resumes from step ${step}`,
         );
       if (damaged.length > 0) await folder.setAside(step + 1, "damaged");
       if (!data.positions)
         onNote(
-          `${folder.checkpoint(step)} is of an earlier version, which did not keep where the data were: manifests are ` +
-            "read on from where the steps must have come to",
+          `${folder.checkpoint(step)} is of an earlier version, which did not store positions in the data: manifests are ` +
+            "read on from the position that the steps imply",
         );
       return { step, data };
     } catch (error) {

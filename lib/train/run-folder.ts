@@ -24,21 +24,21 @@ import type { RecordsSeen } from "./broken-records.js";
 import type { Subject } from "./subject.js";
 import { systemCode } from "./system-code.js";
 
-/** What a line of metrics.jsonl says of a step's losses. */
+/** A step's losses in a line of metrics.jsonl. */
 export interface Losses {
-  /** Of a whole model; null where the step had no such tokens. */
+  /** Of a whole model; null if the step had no such tokens. */
   imageLoss?: number | null;
   textLoss?: number | null;
   byTask?: Record<string, number>;
-  /** Decoder rows a second. */
+  /** Decoder rows per second. */
   rowsPerSecond?: number;
   /** Of an autoencoder: what is minimized, and its parts. */
   loss?: number;
   absoluteError?: number;
   squareError?: number;
-  /** Divergence of the latents from the standard normal distribution, per value, in nats. */
+  /** The latents' divergence from the standard normal distribution, per value, in nats. */
   kl?: number;
-  /** In decibels, of the pictures of the step. */
+  /** In decibels, of the step's pictures. */
   psnr?: number;
 }
 
@@ -50,7 +50,7 @@ export interface Metrics extends Losses {
   gradientNorm: number;
   examplesPerSecond: number;
   seconds: number;
-  /** Different records found broken so far in the run; lines of earlier versions lack it. */
+  /** Distinct broken records so far in the run; absent in lines of earlier versions. */
   brokenRecords?: number;
 }
 

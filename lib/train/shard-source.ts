@@ -179,8 +179,8 @@ export class ShardSource implements Source {
       }
       if (wanted.size > 0)
         this.options.onRemark?.(
-          `${this.paths[shard]} has changed since the run stopped: ${wanted.size} of its samples that were to come are ` +
-            `not there (${[...wanted][0]}), and passed over`,
+          `${this.paths[shard]} has changed since the run stopped: ${wanted.size} of its samples still to come are ` +
+            `missing (${[...wanted][0]}), and skipped`,
         );
     }
     await this.close();

@@ -142,9 +142,7 @@ export async function* readShard(
       extensions.some((extension) => IMAGE_EXTENSIONS.includes(extension)),
     );
     if (index > 0 && pictures.length > 0)
-      onRemark?.(
-        `${path} has links in place of pictures (${pictures[0]![0]}), which are passed over`,
-      );
+      onRemark?.(`${path} has links in place of pictures (${pictures[0]![0]}), which are skipped`);
     // A folder of links that was packed as it was: nothing of it can be used, and each is to say why.
     else
       for (const [key, extensions] of pictures)

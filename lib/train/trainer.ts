@@ -43,14 +43,14 @@ import { UnifiedSubject } from "./unified.js";
 import { Watches } from "./watch.js";
 
 export interface TrainOptions {
-  /** The folder of the run. */
+  /** The run's folder. */
   out: string;
-  /** Go on with the run that is there, or begin one where there is none; else a folder that has one is refused. */
+  /** Continue the run in the folder, or begin one if there is none; without it, a folder with a run is refused. */
   resume?: boolean;
-  /** Stops after the step at work, with a checkpoint. */
+  /** Stops after the current step, with a checkpoint. */
   signal?: AbortSignal;
   onStep?: (metrics: Metrics, total: number) => void;
-  /** Broken records that were skipped, and what else a person should read. */
+  /** Called with messages for people, such as skipped broken records. */
   onNote?: (message: string) => void;
 }
 
@@ -59,9 +59,9 @@ export interface TrainSummary {
   step: number;
   /** Whether all steps are done. */
   finished: boolean;
-  /** The last checkpoint, which loads for inference; absent where the run was stopped before its first step. */
+  /** The last checkpoint, which loads for inference; absent if the run stopped before its first step. */
   checkpoint?: string;
-  /** Different records of the run that were found broken, and skipped. */
+  /** Distinct records of the run found broken, and skipped. */
   brokenRecords: number;
 }
 
@@ -106,12 +106,11 @@ export class Trainer {
   }
 
   /**
-   * Opens a run: loads the model, the manifests and, to go on, the last whole checkpoint; damaged ones behind it are
-   * told to `onNote` and renamed. `config` as in run.yaml; relative paths in it are resolved against the working
-   * directory.
+   * Opens a run: loads the model, the manifests and, to resume, the last intact checkpoint; damaged ones after it are
+   * reported to `onNote` and renamed. `config` is as in run.yaml; relative paths start from the working directory.
    *
-   * Throws `INVALID_CONFIG`, `INVALID_OPTION`, `TRAINING_DATA`, `OUTPUT_LOCKED` where another trainer has the folder,
-   * what loading a model throws, and, where all checkpoints are damaged, what is wrong with the last.
+   * Throws `INVALID_CONFIG`, `INVALID_OPTION`, `TRAINING_DATA`, `OUTPUT_LOCKED` if another trainer has the folder,
+   * what loading a model throws and, if all checkpoints are damaged, the error of the last.
    */
   static async open(config: RunSettings, options: TrainOptions): Promise<Trainer> {
     const given = parseOptions(options);
@@ -142,7 +141,7 @@ export class Trainer {
     const before = begun ? await folder.readSettings() : undefined;
     const changed = before === undefined ? [] : changedSettings(before, run);
     if (changed.length > 0)
-      onNote(`the settings differ from those that the run was begun with: ${changed.join(", ")}`);
+      onNote(`the settings differ from those the run started with: ${changed.join(", ")}`);
     const subject = isAutoencoderRun(run)
       ? await AutoencoderSubject.open(run, folder, onNote)
       : await UnifiedSubject.open(run, folder, onNote);
@@ -154,14 +153,14 @@ export class Trainer {
       const step = restored?.step ?? 0;
       if (restored) {
         await mixture.restore(step, restored.data.positions, (name) =>
-          onNote(`${name} is new or not as it was: it is read from its beginning`),
+          onNote(`${name} is new or has changed: it is read from its beginning`),
         );
         mixture.broken.restore(restored.data.records);
       } else if (resume) {
         onNote(
           begun
-            ? `${out} has no checkpoint to go on from: the run begins anew`
-            : `there is no run in ${out} to go on with: a new one begins`,
+            ? `${out} has no checkpoint to resume from: the run starts over`
+            : `there is no run in ${out} to resume: a new one starts`,
         );
       }
       if (changed.length > 0) await folder.changeSettings(step, text);
@@ -188,9 +187,10 @@ export class Trainer {
   }
 
   /**
-   * Trains to the end, or until the signal aborts: then with a checkpoint, from which the run goes on as if it
-   * had not stopped. Throws `TRAINING_DIVERGED`, with the last checkpoint kept that a later step found good and those
-   * after it set aside; `TRAINING_DATA` and `INSUFFICIENT_MEMORY`, with a checkpoint of what was done; and `DISPOSED` where the trainer is closed.
+   * Trains to the end, or until the signal aborts; then it saves a checkpoint, from which the run resumes as if it had
+   * not stopped. Throws `TRAINING_DIVERGED`, keeping the last checkpoint that a later step found good and setting
+   * later ones aside; `TRAINING_DATA` and `INSUFFICIENT_MEMORY`, with a checkpoint of what was done; and `DISPOSED` if
+   * the trainer is closed.
    */
   run(): Promise<TrainSummary> {
     this.running ??= this.train().finally(() => {
@@ -271,7 +271,7 @@ export class Trainer {
       this.options.onNote?.(`step ${this.step} is saved: ${this.folder.checkpoint(this.step)}`);
     } catch (error) {
       const reason = (error as Error).message;
-      this.options.onNote?.(`what was done since step ${before} could not be saved: ${reason}`);
+      this.options.onNote?.(`progress since step ${before} could not be saved: ${reason}`);
     }
   }
 
@@ -308,7 +308,7 @@ export class Trainer {
   private tellHigh(): void {
     for (const { name, since } of this.watches.high)
       this.options.onNote?.(
-        `the ${name} has been high since step ${since}: checkpoints of step ${since - 1} and later may be no good`,
+        `the ${name} has been high since step ${since}: checkpoints of step ${since - 1} and later may be bad`,
       );
   }
 
@@ -403,8 +403,8 @@ export class Trainer {
   }
 
   /**
-   * Frees the model, closes the files and leaves the folder to others. A run that is at work rejects with `DISPOSED`
-   * after its step, without a checkpoint: a signal stops it with one.
+   * Frees the model, closes the files and releases the folder. A run in progress rejects with `DISPOSED` after its
+   * step, without a checkpoint; a signal stops it with one.
    */
   close(): Promise<void> {
     this.closed ??= this.shut();

@@ -79,7 +79,7 @@ test("does mixed jobs, and tells of those that cannot be done", async () => {
   const ending = await run(["jobs.jsonl", "--out", "out", "--steps", "2", "--seed", "50"]);
   expect(ending).toMatchObject({ code: 7, out: "" });
   const last = ending.err.trimEnd().split("\n").at(-1);
-  expect(last).toMatch(/^unifluid: 5 done, 2 failed; .*; the first that failed is record \d: /);
+  expect(last).toMatch(/^unifluid: 5 done, 2 failed; .*; first failure: record \d: /);
   // Which of the two was first is not decided.
   expect(last).toMatch(
     /(IMAGE_NOT_FOUND: there is no .*missing\.png|INVALID_RECORD: .*"wrong".*) \(/,
@@ -126,7 +126,7 @@ test("does mixed jobs, and tells of those that cannot be done", async () => {
   const again = await run(["jobs.jsonl", "--out", "out", "--steps", "2", "--seed", "50"]);
   expect(again.code).toBe(7);
   expect(again.err).toMatch(/0 done, 0 failed, 5 were done before, 2 failed before/);
-  expect(again.err).toMatch(/; why they failed is in out\/results\.jsonl$/m);
+  expect(again.err).toMatch(/; out\/results\.jsonl says why$/m);
   cpSync(photo, join(folder, "missing.png"));
   const args = ["jobs.jsonl", "--out", "out", "--steps", "2", "--seed", "50", "--json"];
   const retried = await run([...args, "--retry-failed"]);

@@ -336,11 +336,11 @@ test("sampled texts tell their seed, and come again from it", async () => {
   const text = await run(["complete", "Once", "-m", gemma, "--max-new-tokens", "3", "-t", "1"]);
   expect(text.err).toMatch(/^unifluid: seed \d+\n$/);
   for (const [command, said] of [
-    ["generate", "one seed, one image"],
-    ["caption", "image i has seed + i, modulo 2^64"],
-    ["answer", "decides what is sampled"],
-    ["init", "the same fresh weights"],
-    ["scenes", "the same data set"],
+    ["generate", "same seed, same image"],
+    ["caption", "image i gets seed + i, modulo 2^64"],
+    ["answer", "determines sampling"],
+    ["init", "same fresh weights"],
+    ["scenes", "same data set"],
   ] as const) {
     expect((await run([command, "--help"])).out.replace(/\s+/g, " ")).toContain(said);
   }
@@ -395,7 +395,7 @@ test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async
     /^package +unifluid \d/m,
     /^machine +.*Node v\d/m,
     /^binary +.*unifluid\.node \(/m,
-    /^instruction set +\w+, the best that this processor has, of \w+/m,
+    /^instruction set +\w+, the best this processor has, of \w+/m,
     /^device +cpu; ./m,
     /^threads +\d+ by default$/m,
     /^memory +.* free of .* in the machine$/m,
@@ -445,7 +445,7 @@ test("tokenizer learns from texts, and says when they give fewer tokens than wer
   expect(await run(few)).toMatchObject({
     code: 0,
     out: "",
-    err: expect.stringMatching(/^unifluid: 270 tokens in few, \d+ by merges\n$/),
+    err: expect.stringMatching(/^unifluid: 270 tokens in few, \d+ from merges\n$/),
   });
   expect(readdirSync(join(folder, "few")).sort()).toEqual([
     "tokenizer.json",

@@ -337,7 +337,7 @@ describe("doctor says in one line what is the case and what to do", () => {
 
   test("here", async () => {
     const { stdout } = await doctor();
-    expect(stdout).toMatch(/^binary +.*it came with the package/m);
+    expect(stdout).toMatch(/^binary +.*from the package/m);
     expect(stdout).toMatch(/^device +cpu/m);
   });
 

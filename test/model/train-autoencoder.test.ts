@@ -205,7 +205,7 @@ test("a checkpoint whose autoencoder is damaged is set aside", async () => {
   const onNote = (message: string) => notes.push(message);
   await train("damaged", {}, { resume: true, onNote });
   expect(notes).toEqual([
-    expect.stringMatching(/step-00000006 is damaged .*; the run goes on from step 3$/),
+    expect.stringMatching(/step-00000006 is damaged .*; the run resumes from step 3$/),
   ]);
 });
 
@@ -349,7 +349,7 @@ test("shards that are deleted stop the run with a checkpoint, whose latents are 
   expect(notes).toContainEqual(expect.stringContaining(`is saved: ${last}`));
   expect(notes).toContainEqual(
     expect.stringMatching(
-      /^the latents of a checkpoint are not measured, it has the factors of the one before: .*gone/,
+      /^the latents of a checkpoint were not measured, it uses the factors of the previous one: .*gone/,
     ),
   );
   expect(await vaeConfig(last!)).toEqual(await vaeConfig(before!));

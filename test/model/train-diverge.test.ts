@@ -104,7 +104,7 @@ test("a run that ends among high losses keeps the last good checkpoint beside it
   expect(await checkpoints("ends")).toEqual(["step-00000004", "step-00000007"]);
   expect(notes).toContainEqual(
     expect.stringMatching(
-      /^the image loss has been high since step 6: checkpoints of step 5 and later may be no good$/,
+      /^the image loss has been high since step 6: checkpoints of step 5 and later may be bad$/,
     ),
   );
   // Steps 6 and 7 count when it goes on, and their checkpoint is no good.

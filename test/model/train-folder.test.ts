@@ -108,18 +108,18 @@ test("notes say which settings differ, and that there was nothing to go on with"
   const notes: string[] = [];
   const options = { resume: true, onNote: (message: string) => notes.push(message) };
   await runs.train("noted", { steps: 1 }, options);
-  expect(notes).toEqual([`there is no run in ${at("noted")} to go on with: a new one begins`]);
+  expect(notes).toEqual([`there is no run in ${at("noted")} to resume: a new one starts`]);
   notes.length = 0;
   const change = { steps: 2, learningRate: 1e-3, checkpoint: { every: 3, keep: 2 } };
   await runs.train("noted", change, options);
   expect(notes).toEqual([
-    "the settings differ from those that the run was begun with: steps, learningRate, checkpoint.every",
+    "the settings differ from those the run started with: steps, learningRate, checkpoint.every",
   ]);
   notes.length = 0;
   await rm(runs.checkpoint("noted", 1), { recursive: true });
   await rm(runs.checkpoint("noted", 2), { recursive: true });
   await runs.train("noted", change, options);
-  expect(notes).toEqual([`${at("noted")} has no checkpoint to go on from: the run begins anew`]);
+  expect(notes).toEqual([`${at("noted")} has no checkpoint to resume from: the run starts over`]);
 });
 
 test("folders that were removed are made again", async () => {

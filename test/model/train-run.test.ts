@@ -214,7 +214,7 @@ test.each([
     expect(trainer.done).toBe(4);
     expect(notes).toEqual([expect.stringMatching(why)]);
     expect(notes[0]).toContain(`${runs.checkpoint(out, 8)} is damaged`);
-    expect(notes[0]).toContain("goes on from step 4");
+    expect(notes[0]).toContain("resumes from step 4");
     expect((await metricsOf(out)).map((m) => m.step)).toEqual([1, 2, 3, 4]);
     const names = () => readdir(join(folder, out, "checkpoints"));
     expect(await names()).toEqual(["step-00000004", "step-00000008.damaged"]);

@@ -87,7 +87,7 @@ test("where what was done cannot be saved, that is a note beside what stopped th
   await writeFile(checkpoints, "in the way");
   await expect(trainer.run()).rejects.toMatchObject({ code: "TRAINING_DATA" });
   expect(notes).toContainEqual(
-    expect.stringMatching(/^what was done since step 0 could not be saved: ENOTDIR/),
+    expect.stringMatching(/^progress since step 0 could not be saved: ENOTDIR/),
   );
 });
 
