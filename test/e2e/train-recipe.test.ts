@@ -36,6 +36,7 @@ const RUNS = [
   "noisy-run.yaml",
   "threes-run.yaml",
   "decoder.yaml",
+  "edits-run.yaml",
 ];
 /** Steps of the short runs; the page's own are exchanged for them. */
 const SHORT = 2;
