@@ -185,7 +185,7 @@ test("the benchmark measures what its table asks for", async () => {
   expect(stdout).toMatch(/^\| bf16 product 128³, without wgmma/m);
   expect(stdout).toMatch(/simulated, compute capability 9\.0/);
   // The same in the file, which was written after each figure.
-  const written = await readFile(join(out, "simulated.md"), "utf8");
+  const written = await readFile(join(out, "simulated-run.md"), "utf8");
   expect(written).toMatch(/^\| bf16 product 128³, without wgmma/m);
   expect(written).toMatch(/^\| bf16 product 128³ .* \| failed: the program ended/m);
 }, 600_000);
