@@ -22,7 +22,7 @@ import { learningRateAt, parseRunConfig } from "../../lib/train/config";
 import { ReportPace } from "../../lib/train/report";
 import { RUN_FILES } from "../../lib/train/run-folder";
 import { FIXTURES, Tensors } from "../support/fixtures";
-import { Runs } from "../support/runs";
+import { COMMON_SETTINGS, nativeOptions, Runs } from "../support/runs";
 
 const runs = new Runs();
 let folder: string;
@@ -470,47 +470,32 @@ test("settings are checked before anything starts", async () => {
 });
 
 test("the trainer gets every setting of the run", async () => {
-  const settings = {
-    compute: "f32",
+  const settings = runs.config({
+    ...COMMON_SETTINGS,
     recompute: true,
     seed: 2 ** 40,
-    threads: 1,
-    beta1: 0.8,
-    beta2: 0.95,
-    epsilon: 1e-6,
-    weightDecay: 0.05,
-    clipNorm: 2,
-  } as const;
-  const create = jest.spyOn(loadAddon(), "createTrainer");
-  try {
-    const change = {
-      ...settings,
-      ema: 0.9,
-      lambda: 0.25,
-      diffusionBatchMultiplier: 3,
+    ema: 0.9,
+    lambda: 0.25,
+    diffusionBatchMultiplier: 3,
+    noiseWeightCap: 6,
+    contextNoise: 0.3,
+    order: "raster",
+    freeze: ["image_in.*"],
+  });
+  expect(await nativeOptions(settings, join(folder, "every-setting"))).toEqual([
+    expect.objectContaining({
+      ...COMMON_SETTINGS,
+      recompute: true,
+      seed: 2n ** 40n,
+      emaDecay: 0.9,
+      textWeight: 0.25,
+      batchMultiplier: 3,
       noiseWeightCap: 6,
       contextNoise: 0.3,
       order: "raster",
-      freeze: ["image_in.*"],
-    };
-    const trainer = await Trainer.open(runs.config(change), { out: join(folder, "every-setting") });
-    await trainer.close();
-    expect(create.mock.calls.map(([, options]) => options)).toEqual([
-      expect.objectContaining({
-        ...settings,
-        seed: 2n ** 40n,
-        emaDecay: 0.9,
-        textWeight: 0.25,
-        batchMultiplier: 3,
-        noiseWeightCap: 6,
-        contextNoise: 0.3,
-        order: "raster",
-        frozen: ["image_in.weight", "image_in.bias"],
-      }),
-    ]);
-  } finally {
-    create.mockRestore();
-  }
+      frozen: ["image_in.weight", "image_in.bias"],
+    }),
+  ]);
 });
 
 test("learning rates", () => {

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
 import { type RunSettings, Trainer, type TrainOptions } from "../../lib";
+import { loadAddon } from "../../lib/addon";
 import { initCheckpoint } from "../../lib/init/init";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { TINY_MODEL } from "./training";
@@ -13,6 +14,29 @@ export async function trained(settings: RunSettings, options: TrainOptions) {
   await using trainer = await Trainer.open(settings, options);
   const { checkpoint, ...summary } = await trainer.run();
   return { ...summary, checkpoint: checkpoint! };
+}
+
+/** Settings that every kind of run has and that a native trainer gets under the same names, none of them the default. */
+export const COMMON_SETTINGS = {
+  compute: "f32",
+  threads: 1,
+  beta1: 0.8,
+  beta2: 0.95,
+  epsilon: 1e-6,
+  weightDecay: 0.05,
+  clipNorm: 2,
+} as const;
+
+/** What the native trainers get that a run makes as it is opened. */
+export async function nativeOptions(settings: RunSettings, out: string) {
+  const create = jest.spyOn(loadAddon(), "createTrainer");
+  try {
+    const trainer = await Trainer.open(settings, { out });
+    await trainer.close();
+    return create.mock.calls.map(([, options]) => options);
+  } finally {
+    create.mockRestore();
+  }
 }
 
 export class Runs {

@@ -11,6 +11,7 @@ import sharp, { type Sharp } from "sharp";
 import { InvalidImageError } from "../../lib/errors.js";
 import { Image } from "../../lib/image.js";
 import { checkImage, decodeImage, type ImageInput } from "../../lib/image-input.js";
+import { turnsDuring } from "../support/turns";
 
 /** A smooth picture, so that lossy formats stay close to it. */
 const width = 24;
@@ -175,15 +176,8 @@ describe("large pixels", () => {
     "of %d channels are converted bit by bit, and other work comes between",
     async (channels) => {
       const given = large.subarray(0, side * side * channels);
-      let turns = 0;
-      let immediate: NodeJS.Immediate;
-      const turn = () => {
-        turns++;
-        immediate = setImmediate(turn);
-      };
-      turn();
-      const decoded = await decodeImage({ pixels: given, width: side, height: side });
-      clearImmediate(immediate!);
+      const image = { pixels: given, width: side, height: side };
+      const { result: decoded, turns } = await turnsDuring(() => decodeImage(image));
       expect(turns).toBeGreaterThan(8);
       const expected = new Uint8Array(side * side * 3).map((_, i) => {
         const [at, c] = [Math.floor(i / 3) * channels, i % 3];

@@ -8,6 +8,7 @@ import {
   toVaePixels,
   toVisionPixels,
 } from "../../lib/preprocess.js";
+import { turnsDuring } from "../support/turns";
 
 const bytes = Uint8Array.from({ length: 256 * 3 }, (_, i) => i % 256);
 const image = { pixels: bytes, width: 16, height: 16 };
@@ -201,16 +202,11 @@ describe("the autoencoder's input", () => {
   test("of a large image is made bit by bit, and other work comes between", async () => {
     const side = 1000;
     const pixels = new Uint8Array(side * side * 3).map((_, i) => (i * 31) >> 3);
-    let turns = 0;
-    let immediate: NodeJS.Immediate;
-    const turn = () => {
-      turns++;
-      immediate = setImmediate(turn);
-    };
-    turn();
     const large = { pixels, width: side, height: side };
-    const planes = await toVaePixels(large, side, side, recorder().resizer);
-    clearImmediate(immediate!);
+    const { resizer } = recorder();
+    const { result: planes, turns } = await turnsDuring(() =>
+      toVaePixels(large, side, side, resizer),
+    );
     expect(turns).toBeGreaterThan(8);
     const expected = new Float32Array(planes.length);
     for (let c = 0, to = 0; c < 3; c++)
