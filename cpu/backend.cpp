@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -60,9 +59,7 @@ class CpuBackend final : public Backend, public TrainingBackend {
 
   void* allocate(size_t bytes) override {
     const size_t free = available();
-    // Rounded up to whole cache lines, as aligned_alloc demands.
-    const size_t rounded = bytes <= kLargest ? std::max<size_t>(bytes + 63, 64) / 64 * 64 : 0;
-    void* memory = rounded && bytes <= free ? std::aligned_alloc(64, rounded) : nullptr;
+    void* memory = bytes <= free ? cpu::allocate_aligned(bytes) : nullptr;
     if (!memory)
       throw Error(error_code::kInsufficientMemory, "expected to allocate " + std::to_string(bytes) +
                                                        " bytes but " + std::to_string(free) +
@@ -147,6 +144,16 @@ class CpuBackend final : public Backend, public TrainingBackend {
   }
 
   void copy(const Tensor& from, const Tensor& to) override {
+    if (from.type != to.type) {
+      for (int64_t i = 0; i < to.rows; ++i) {
+        const size_t count = static_cast<size_t>(to.cols);
+        if (to.type == DType::f32)
+          convert_to_float(from.row(i), from.type, count, static_cast<float*>(to.row(i)));
+        else
+          convert_to_bf16(from.row(i), from.type, count, static_cast<uint16_t*>(to.row(i)));
+      }
+      return;
+    }
     const bool whole = to.stride == to.cols && from.stride == from.cols;
     each_piece(to, whole, [&](int64_t row, int64_t first, int64_t count) {
       std::memcpy(static_cast<float*>(to.row(row)) + first,
@@ -195,6 +202,7 @@ class CpuBackend final : public Backend, public TrainingBackend {
 
   // ---- core/training_backend.h ----
 
+  bool takes_rounded() const override { return set_.multiplies_bf16; }
   void gemm(const GemmArgs& args) override { expect_scratch(training_.gemm(args, pool_)); }
   void add(const AddArgs& args) override { training_.add_tensors(args, pool_); }
   void activation(const ActivationArgs& args) override { training_.activation(args, pool_); }
@@ -257,9 +265,6 @@ class CpuBackend final : public Backend, public TrainingBackend {
   }
 
  private:
-  // No allocation near the end of the address space can succeed, and rounding must not wrap.
-  static constexpr size_t kLargest = std::numeric_limits<size_t>::max() / 2;
-
   static void expect_scratch(bool had_it) {
     if (!had_it)
       throw Error(error_code::kInsufficientMemory,

@@ -1,7 +1,10 @@
 #include "cpu/system_memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <optional>
@@ -11,6 +14,8 @@ namespace unifluid::cpu {
 namespace {
 
 constexpr size_t kUnlimited = std::numeric_limits<size_t>::max();
+// Bytes of a large page on most systems that have them.
+constexpr size_t kLargePage = size_t{2} << 20;
 
 // The number alone in a file; nothing for a missing file or the word "max".
 std::optional<uint64_t> read_number(const std::string& path) {
@@ -93,6 +98,20 @@ size_t system_available_memory(const std::string& root) {
   if (const auto kibibytes = read_field(root + "/proc/meminfo", "MemAvailable:"))
     available = static_cast<size_t>(*kibibytes) * 1024;
   return std::min(available, left_in_control_groups(root));
+}
+
+void* allocate_aligned(size_t bytes) {
+  if (bytes > kUnlimited / 2) return nullptr;  // nor may rounding up wrap around
+  const bool large = bytes >= 4 * kLargePage;
+  const size_t alignment = large ? kLargePage : 64;
+  const size_t rounded = std::max<size_t>((bytes + 63) / 64, 1) * 64;
+  void* memory = nullptr;
+  if (::posix_memalign(&memory, alignment, rounded) != 0) return nullptr;
+#if defined(MADV_HUGEPAGE)
+  // A request: the system may have no such pages.
+  if (large) ::madvise(memory, rounded / kLargePage * kLargePage, MADV_HUGEPAGE);
+#endif
+  return memory;
 }
 
 }  // namespace unifluid::cpu

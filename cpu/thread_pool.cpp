@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "cpu/system_memory.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -158,10 +159,8 @@ void* ThreadPool::scratch(int thread, size_t bytes) {
   Scratch& scratch = scratch_[static_cast<size_t>(thread)];
   if (bytes > scratch.bytes || !scratch.memory) {
     std::free(scratch.memory);
-    // Null means that memory is short, so there is some even where nothing is needed.
-    const size_t rounded = bytes ? (bytes + 63) / 64 * 64 : 64;
-    scratch.memory = std::aligned_alloc(64, rounded);
-    scratch.bytes = scratch.memory ? rounded : 0;
+    scratch.memory = allocate_aligned(bytes);
+    scratch.bytes = scratch.memory ? bytes : 0;
   }
   return scratch.memory;
 }

@@ -163,7 +163,7 @@ Var Tape::activation(Var x, Activation activation) {
   ops_.activation({in, activation, out});
   return push(out, needs(x), [=, this](const Tensor& dout) {
     bool accumulate;
-    const Tensor dx = gradient(x, &accumulate);
+    const Tensor dx = gradient(x, &accumulate, true);
     ops_.activation_backward({value(x), activation, dout, accumulate, dx});
   });
 }
@@ -192,7 +192,9 @@ Var Tape::norm(Var x, const Parameter& weight, float eps, Var residual, const Te
   const Parameter* w = &weight;
   return push(out, needs(x) || needs(residual) || w->trainable, [=, this](const Tensor& dout) {
     bool accumulate = false;
-    const Tensor dx = needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
+    // What is added to a residual stream has no other use.
+    const Tensor dx = needs(x) ? gradient(x, &accumulate, residual != kNone)
+                               : workspace_.tensor(dout.rows, dout.cols);
     ops_.rms_norm_backward({value(x), w->vector(), eps, dout, accumulate, dx, gradient_of(w)});
     pass(residual, dout);
   });

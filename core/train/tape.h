@@ -64,11 +64,12 @@ class Tape {
   // Columns [first, first + count) of x, where they lie. Every column of x is part of one such
   // value and x has no other use; each of them is used by one operation, or by none of them is any.
   Var columns(Var x, int64_t first, int64_t count);
-  // Its only use, and that of `gated` and of norms but rms_norm, are linear layers.
+  // Its only use, and that of `gated` and of norms but rms_norm, are linear layers. x has no other
+  // use if it comes from a linear layer without a residual.
   Var activation(Var x, Activation activation);
   // activation(gate) * up, which have no other use
   Var gated(Var gate, Var up, Activation activation);
-  // residual + rms_norm(x)
+  // residual + rms_norm(x); with a residual x has no other use
   Var rms_norm(Var x, const Parameter& weight, float eps, Var residual = kNone);
   // rms_norm(x) for linear layers only.
   Var operand_norm(Var x, const Parameter& weight, float eps);

@@ -33,6 +33,21 @@ UNIFLUID_INLINE Vec round_across(Vec a, Vec b) {
                                                       _mm512_castps_si512(round_neighbours(a, b))));
 }
 
+// The first n of a's lanes, rounded in the same way.
+UNIFLUID_INLINE void store_rounded_n(BFloat16* p, Vec a, int n) {
+  __m256i rounded;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(a));
+  _mm256_mask_storeu_epi16(p, first_lanes(n), rounded);
+}
+// Stored numbers: low[i] with high[i], or with 0 where there is no `high`. The first n.
+UNIFLUID_INLINE Vec join_n(const BFloat16* low, const BFloat16* high, int n) {
+  const __mmask16 lanes = first_lanes(n);
+  const __m512i lower = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, low));
+  if (!high) return _mm512_castsi512_ps(lower);
+  const __m512i upper = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, high));
+  return _mm512_castsi512_ps(_mm512_or_si512(lower, _mm512_slli_epi32(upper, 16)));
+}
+
 // Stored neighbours as pairs: 32 of them, or the first n and zeros.
 UNIFLUID_INLINE Vec load_pairs(const BFloat16* p) {
   return _mm512_castsi512_ps(_mm512_loadu_si512(p));
@@ -49,6 +64,8 @@ UNIFLUID_INLINE bool has_pairs() { return false; }
 UNIFLUID_INLINE Vec fma_pairs(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 UNIFLUID_INLINE Vec round_neighbours(Vec a, Vec) { return a; }
 UNIFLUID_INLINE Vec round_across(Vec a, Vec) { return a; }
+UNIFLUID_INLINE void store_rounded_n(BFloat16*, Vec, int) {}
+UNIFLUID_INLINE Vec join_n(const BFloat16*, const BFloat16*, int) { return zero(); }
 
 #endif
 

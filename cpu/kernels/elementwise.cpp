@@ -64,9 +64,9 @@ void add_run(const AddArgs& a, int64_t first, int64_t end, int64_t) {
 void activation_run(const ActivationArgs& a, int64_t first, int64_t end, int64_t) {
   for (int64_t i = first; i < end; ++i) {
     const float* x = row_of(a.x, i);
-    float* out = mutable_row_of(a.out, i);
+    const OperandRow out = operand_row(a.out, i);
     each_vector(a.x.cols, [&](int64_t c, int n) {
-      store_n(out + c, activate(load_n(x + c, n), a.activation), n);
+      out.store(c, activate(load_n(x + c, n), a.activation), n);
     });
   }
 }
@@ -74,11 +74,11 @@ void activation_run(const ActivationArgs& a, int64_t first, int64_t end, int64_t
 void activation_backward_run(const ActivationBackwardArgs& a, int64_t first, int64_t end, int64_t) {
   for (int64_t i = first; i < end; ++i) {
     const float *x = row_of(a.x, i), *dout = row_of(a.dout, i);
-    float* dx = mutable_row_of(a.dx, i);
+    const OperandRow dx = operand_row(a.dx, i);
     each_vector(a.x.cols, [&](int64_t c, int n) {
       Vec d = mul(load_n(dout + c, n), slope_of(load_n(x + c, n), a.activation).slope);
-      if (a.accumulate) d = add(load_n(dx + c, n), d);
-      store_n(dx + c, d, n);
+      if (a.accumulate) d = add(load_n(dx.data + c, n), d);
+      dx.store(c, d, n);
     });
   }
 }
@@ -86,9 +86,9 @@ void activation_backward_run(const ActivationBackwardArgs& a, int64_t first, int
 void gated_run(const GatedArgs& a, int64_t first, int64_t end, int64_t) {
   for (int64_t i = first; i < end; ++i) {
     const float *gate = row_of(a.gate, i), *up = row_of(a.up, i);
-    float* out = mutable_row_of(a.out, i);
+    const OperandRow out = operand_row(a.out, i);
     each_vector(a.gate.cols, [&](int64_t c, int n) {
-      store_n(out + c, mul(activate(load_n(gate + c, n), a.activation), load_n(up + c, n)), n);
+      out.store(c, mul(activate(load_n(gate + c, n), a.activation), load_n(up + c, n)), n);
     });
   }
 }
@@ -96,12 +96,12 @@ void gated_run(const GatedArgs& a, int64_t first, int64_t end, int64_t) {
 void gated_backward_run(const GatedBackwardArgs& a, int64_t first, int64_t end, int64_t) {
   for (int64_t i = first; i < end; ++i) {
     const float *gate = row_of(a.gate, i), *up = row_of(a.up, i), *dout = row_of(a.dout, i);
-    float *dgate = mutable_row_of(a.dgate, i), *dup = mutable_row_of(a.dup, i);
+    const OperandRow dgate = operand_row(a.dgate, i), dup = operand_row(a.dup, i);
     each_vector(a.gate.cols, [&](int64_t c, int n) {
       const Vec d = load_n(dout + c, n), u = load_n(up + c, n);
       const ValueAndSlope g = slope_of(load_n(gate + c, n), a.activation);
-      store_n(dgate + c, mul(mul(d, u), g.slope), n);
-      store_n(dup + c, mul(d, g.value), n);
+      dgate.store(c, mul(mul(d, u), g.slope), n);
+      dup.store(c, mul(d, g.value), n);
     });
   }
 }
@@ -119,11 +119,11 @@ void gated_add_run(const GatedAddArgs& a, int64_t first, int64_t end, int64_t) {
 void gated_add_backward_run(const GatedAddBackwardArgs& a, int64_t first, int64_t end, int64_t) {
   for (int64_t i = first; i < end; ++i) {
     const float *gate = row_of(a.gate, i), *y = row_of(a.y, i), *dout = row_of(a.dout, i);
-    float *dgate = mutable_row_of(a.dgate, i), *dy = mutable_row_of(a.dy, i);
+    const OperandRow dgate = operand_row(a.dgate, i), dy = operand_row(a.dy, i);
     each_vector(a.y.cols, [&](int64_t c, int n) {
       const Vec d = load_n(dout + c, n), g = load_n(gate + c, n);
-      store_n(dgate + c, mul(d, load_n(y + c, n)), n);
-      store_n(dy + c, mul(d, g), n);
+      dgate.store(c, mul(d, load_n(y + c, n)), n);
+      dy.store(c, mul(d, g), n);
     });
   }
 }
@@ -137,14 +137,16 @@ void over_rows(const Args& args, const Tensor& like,
 // Columns of a task of `column_sum`.
 constexpr int64_t kSumColumns = 4 * kLanes;
 
+template <class T>
 void column_sum_task(void* context, int64_t index, int) {
   const ColumnSumArgs& a = *static_cast<const ColumnSumArgs*>(context);
+  const auto row = [&](int64_t i) { return static_cast<const T*>(a.x.row(i)); };
   const int64_t first = index * kSumColumns;
   const int64_t count = a.x.cols - first < kSumColumns ? a.x.cols - first : kSumColumns;
   if (count == kSumColumns) {
     Vec total[4] = {zero(), zero(), zero(), zero()};
     for (int64_t i = 0; i < a.x.rows; ++i) {
-      const float* x = row_of(a.x, i) + first;
+      const T* x = row(i) + first;
       for (int v = 0; v < 4; ++v) total[v] = add(total[v], load(x + v * kLanes));
     }
     for (int v = 0; v < 4; ++v) {
@@ -155,8 +157,7 @@ void column_sum_task(void* context, int64_t index, int) {
   }
   each_vector(count, [&](int64_t c, int n) {
     Vec total = zero();
-    for (int64_t i = 0; i < a.x.rows; ++i)
-      total = add(total, load_n(row_of(a.x, i) + first + c, n));
+    for (int64_t i = 0; i < a.x.rows; ++i) total = add(total, load_n(row(i) + first + c, n));
     float* out = a.out + first + c;
     store_n(out, add(load_n(out, n), total), n);
   });
@@ -180,11 +181,13 @@ void gated_add_backward(const GatedAddBackwardArgs& a, Parallel& p) {
 
 void column_sum(const ColumnSumArgs& args, Parallel& parallel) {
   ColumnSumArgs a = args;
+  const Parallel::Task task =
+      a.x.type == DType::bf16 ? column_sum_task<BFloat16> : column_sum_task<float>;
   const int64_t tasks = (a.x.cols + kSumColumns - 1) / kSumColumns;
   if (a.x.size() < kSmallRows)
-    for (int64_t i = 0; i < tasks; ++i) column_sum_task(&a, i, 0);
+    for (int64_t i = 0; i < tasks; ++i) task(&a, i, 0);
   else
-    parallel.run(tasks, column_sum_task, &a);
+    parallel.run(tasks, task, &a);
 }
 
 }  // namespace unifluid::cpu::UNIFLUID_ISA

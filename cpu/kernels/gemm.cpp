@@ -6,7 +6,8 @@
 // reads vectors that lie together. A is read where it lies where steps over k lie together: a tile
 // broadcasts single elements, whose rows may be apart. With bfloat16 both are rounded on the way
 // into their packed form; where the processor multiplies pairs of bfloat16 (AVX512-BF16) an element
-// of the packed form is such a pair, and everything else stays the same.
+// of the packed form is such a pair, and everything else stays the same. What is bfloat16 already
+// holds such pairs where its steps over k lie together.
 #include "cpu/kernels/gemm.h"
 
 #include "cpu/kernels/gemm_pack.h"
@@ -52,17 +53,28 @@ int64_t first_row(const Work& w, int64_t index) {
 // then they fall into so few sets of the first-level cache that a tile's block does not stay there.
 constexpr int64_t kFewSets = 512;
 
+// A's rows are pairs of bfloat16 as they lie.
+bool holds_pairs(const Work& w) {
+  return w.a.rounded && w.a.column == 1 && w.a.row % 2 == 0 && w.k % 2 == 0 &&
+         reinterpret_cast<uintptr_t>(w.a.data) % sizeof(float) == 0;
+}
+
 template <Form form>
 bool packs_rows(const Work& w) {
-  return form != Form::f32 || w.a.column % kFewSets == 0;
+  return form == Form::f32 ? w.a.column % kFewSets == 0 : !holds_pairs(w);
 }
 
 // Rows [row, row + rows) and steps [first, first + count) of A.
 template <Form form>
 View block_of_rows(const Work& w, int64_t row, int64_t rows, int64_t first, int64_t count,
                    float* packed, bool pack) {
-  const View a{w.a.data + row * w.a.row, w.a.row, w.a.column};
-  if (!packed) return {a.data + first * a.column, a.row, a.column};
+  View a = w.a;
+  if (!packed) {
+    if (a.rounded) a.row /= 2;
+    return {a.data + row * a.row + first * a.column, a.row, a.column};
+  }
+  a.data = a.rounded ? reinterpret_cast<const float*>(rounded_data(a) + row * a.row)
+                     : a.data + row * a.row;
   const View block = a.column == 1 ? View{packed, count, 1} : View{packed, 1, w.part_rows};
   if (pack) pack_rows<form>(a, rows, w.k, first, first + count, packed, block.row, block.column);
   return block;
@@ -190,7 +202,7 @@ bool run(Work& w, Parallel& parallel) {
 }
 
 View view_of(const Tensor& t, bool transpose) {
-  const View v{static_cast<const float*>(t.data), t.stride, 1};
+  const View v{static_cast<const float*>(t.data), t.stride, 1, t.type == DType::bf16};
   return transpose ? transposed(v) : v;
 }
 

@@ -9,13 +9,19 @@
 
 namespace unifluid::cpu::UNIFLUID_ISA {
 
-// A matrix or the transpose of one: element (i, j) is data[i * row + j * column].
+// A matrix or the transpose of one: element (i, j) is data[i * row + j * column]. `rounded`: the
+// elements are bfloat16.
 struct View {
   const float* data;
   int64_t row, column;
+  bool rounded = false;
 };
 
-UNIFLUID_INLINE View transposed(View v) { return {v.data, v.column, v.row}; }
+UNIFLUID_INLINE View transposed(View v) { return {v.data, v.column, v.row, v.rounded}; }
+// The elements of a view that is rounded.
+UNIFLUID_INLINE const BFloat16* rounded_data(const View& v) {
+  return reinterpret_cast<const BFloat16*>(v.data);
+}
 
 // Small products in the calling thread, whose right operand may serve several of them. `pairs`: the
 // operands are rounded to bfloat16, which only processors do that multiply pairs of those

@@ -100,6 +100,16 @@ UNIFLUID_INLINE int64_t pack_across(const float* from, const float* next, int64_
   return count;
 }
 
+// The same of elements that are bfloat16 already, as pairs.
+UNIFLUID_INLINE void join_across(const BFloat16* from, const BFloat16* next, int64_t count,
+                                 float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    store(out + i, join_n(from + i, next ? next + i : nullptr, kLanes));
+  const int rest = static_cast<int>(count - i);
+  if (rest > 0) store_n(out + i, join_n(from + i, next ? next + i : nullptr, rest), rest);
+}
+
 // Columns [0, columns) of a vector of columns, at most kLanes, each contiguous in memory and
 // `stride` from the next, as whole vectors of steps of a panel: how many steps were packed.
 template <Form form>
@@ -130,7 +140,8 @@ UNIFLUID_INLINE int64_t pack_turned(const float* from, int64_t stride, int64_t c
   return s;
 }
 
-// Columns [column, column + kPanel) of b as a panel: out[step][kPanel].
+// Columns [column, column + kPanel) of b as a panel: out[step][kPanel]. If b is rounded its columns
+// lie together.
 template <Form form>
 static void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out) {
   constexpr int64_t depth = depth_of(form);
@@ -138,9 +149,15 @@ static void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out)
   const float* from = b.data + column * b.column;
   if (b.column == 1) {
     for (int64_t s = 0; s < steps; ++s) {
-      const float* row = from + s * depth * b.row;
       const bool second = s * depth + 1 < k;
       float* to = out + s * kPanel;
+      if (b.rounded) {
+        const BFloat16* row = rounded_data(b) + column + s * depth * b.row;
+        join_across(row, second ? row + b.row : nullptr, columns, to);
+        for (int64_t j = columns; j < kPanel; ++j) to[j] = 0;
+        continue;
+      }
+      const float* row = from + s * depth * b.row;
       const int64_t packed = pack_across<form>(row, second ? row + b.row : nullptr, columns, to);
 #pragma GCC ivdep
       for (int64_t j = packed; j < columns; ++j)
@@ -163,11 +180,31 @@ static void pack_panel(View b, int64_t k, int64_t column, int64_t n, float* out)
   }
 }
 
+// Pairs of rows [0, rows) and steps [first, end) of a, which is rounded.
+static void join_rows(View a, int64_t rows, int64_t k, int64_t first, int64_t end, float* out,
+                      int64_t row, int64_t column) {
+  if (a.column != 1) {
+    for (int64_t s = first; s < end; ++s) {
+      const BFloat16* from = rounded_data(a) + 2 * s * a.column;
+      join_across(from, 2 * s + 1 < k ? from + a.column : nullptr, rows,
+                  out + (s - first) * column);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t s = first; s < end; ++s) {
+      const BFloat16* from = rounded_data(a) + i * a.row + 2 * s;
+      const uint32_t high = 2 * s + 1 < k ? from[1].bits : 0;
+      out[i * row + s - first] = float_of(high << 16 | from[0].bits);
+    }
+}
+
 // Rows [0, rows) and steps [first, end) of a, rounded: out[i * row + s * column].
 template <Form form>
 static void pack_rows(View a, int64_t rows, int64_t k, int64_t first, int64_t end, float* out,
                       int64_t row, int64_t column) {
   constexpr int64_t depth = depth_of(form);
+  if (a.rounded) return join_rows(a, rows, k, first, end, out, row, column);
   if (a.column == 1) {
     for (int64_t i = 0; i < rows; ++i) {
       const float* from = a.data + i * a.row;

@@ -43,12 +43,12 @@ void rms_norm_row(const RmsNormArgs& a, const Tensor& from, const float* weights
   });
   const Vec scale = set1(inverse_root(sum(squares) / static_cast<float>(n) + a.eps));
   const float* residual = added ? row_of(added, row) : nullptr;
-  float* out = mutable_row_of(to, row);
+  const OperandRow out = operand_row(to, row);
   each_vector(n, [&](int64_t c, int k) {
     const Vec weight = add(set1(1.0f), load_n(weights + c, k));
     Vec v = mul(mul(load_n(x + c, k), scale), weight);
     if (residual) v = add(load_n(residual + c, k), v);
-    store_n(out + c, v, k);
+    out.store(c, v, k);
   });
 }
 

@@ -38,15 +38,15 @@ void rms_run(RmsWork& work, int64_t first, int64_t end, int64_t run) {
     });
     const float r = inverse_root(sum(squares) / static_cast<float>(n) + a.eps);
     const Vec root = set1(r), pull = set1(r * r * r * sum(products) / static_cast<float>(n));
-    float* dx = mutable_row_of(a.dx, i);
+    const OperandRow dx = operand_row(a.dx, i);
     each_vector(n, [&](int64_t c, int k) {
       const Vec v = load_n(x + c, k), d = load_n(dout + c, k);
       const Vec g = mul(d, add(set1(1.0f), load_n(a.weight + c, k)));
       Vec out = fnma(v, pull, mul(g, root));
-      if (a.accumulate) out = add(load_n(dx + c, k), out);
+      if (a.accumulate) out = add(load_n(dx.data + c, k), out);
       if (dweight)
         store_n(dweight + c, fma(mul(d, v), root, i == first ? zero() : load_n(dweight + c, k)), k);
-      store_n(dx + c, out, k);
+      dx.store(c, out, k);
     });
   }
 }
@@ -84,13 +84,13 @@ void modulated_run(const ModulatedNormArgs& a, int64_t first, int64_t end, int64
     const Moments m = moments_of(x, a.x.cols, a.eps);
     const float* shift = a.shift ? row_of(a.shift, i) : nullptr;
     const float* scale = a.shift ? row_of(a.scale, i) : nullptr;
-    float* out = mutable_row_of(a.out, i);
+    const OperandRow out = operand_row(a.out, i);
     each_vector(a.x.cols, [&](int64_t c, int k) {
       Vec v = mul(sub(load_n(x + c, k), set1(m.mean)), set1(m.root));
       if (a.weight) v = mul(v, load_n(a.weight + c, k));
       if (a.bias) v = add(v, load_n(a.bias + c, k));
       if (shift) v = fma(v, add(set1(1.0f), load_n(scale + c, k)), load_n(shift + c, k));
-      store_n(out + c, v, k);
+      out.store(c, v, k);
     });
   }
 }
@@ -110,8 +110,7 @@ void modulated_backward_run(ModulatedWork& work, int64_t first, int64_t end, int
     const Moments m = moments_of(x, n, a.eps);
     const Vec mean = set1(m.mean), root = set1(m.root);
     const float* scale = a.shift ? row_of(a.scale, i) : nullptr;
-    float* dshift = a.dshift ? mutable_row_of(a.dshift, i) : nullptr;
-    float* dscale = a.dscale ? mutable_row_of(a.dscale, i) : nullptr;
+    const OperandRow dshift = operand_row(a.dshift, i), dscale = operand_row(a.dscale, i);
     // g: gradient of the normalized values.
     Vec total = zero(), products = zero();
     each_vector(n, [&](int64_t c, int k) {
@@ -120,8 +119,8 @@ void modulated_backward_run(ModulatedWork& work, int64_t first, int64_t end, int
       Vec affine = hat, g = d;
       if (a.weight) affine = mul(affine, load_n(a.weight + c, k));
       if (a.bias) affine = add(affine, load_n(a.bias + c, k));
-      if (dshift) store_n(dshift + c, d, k);
-      if (dscale) store_n(dscale + c, mul(d, affine), k);
+      if (a.dshift) dshift.store(c, d, k);
+      if (a.dscale) dscale.store(c, mul(d, affine), k);
       if (scale) g = mul(g, add(set1(1.0f), load_n(scale + c, k)));
       if (dweight)
         store_n(dweight + c, fma(g, hat, i == first ? zero() : load_n(dweight + c, k)), k);

@@ -1,6 +1,7 @@
 // What kernels share that go over rows: vectors of a row, activations, and runs of rows as tasks.
 #pragma once
 
+#include "cpu/kernels/bf16_pairs.h"
 #include "cpu/kernels/kernels.h"
 
 namespace unifluid::cpu::UNIFLUID_ISA {
@@ -10,6 +11,21 @@ UNIFLUID_INLINE const float* row_of(const Tensor& t, int64_t row) {
 }
 UNIFLUID_INLINE float* mutable_row_of(const Tensor& t, int64_t row) {
   return static_cast<float*>(t.data) + row * t.stride;
+}
+
+// A row to write to that may be bfloat16, as what only products take is.
+struct OperandRow {
+  float* data;
+  bool rounded;
+  __attribute__((always_inline)) void store(int64_t at, Vec v, int n) const {
+    if (rounded)
+      store_rounded_n(reinterpret_cast<BFloat16*>(data) + at, v, n);
+    else
+      store_n(data + at, v, n);
+  }
+};
+UNIFLUID_INLINE OperandRow operand_row(const Tensor& t, int64_t row) {
+  return {static_cast<float*>(t.row(row)), t.type == DType::bf16};
 }
 
 // Calls f(offset, lanes) for every vector of `count` elements.

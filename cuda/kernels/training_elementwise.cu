@@ -74,14 +74,13 @@ __global__ void __launch_bounds__(kElementThreads) activation_element(Activation
   const ElementPlace at = element_place(p.grid);
   if (at.inside) p.out.put<T>(at.row, at.column, activate<kActivation>(p.x.at(at.row, at.column)));
 }
-template <Activation kActivation>
+template <class T, Activation kActivation>
 __global__ void __launch_bounds__(kElementThreads) activation_backward_element(ActivationParams p) {
   const ElementPlace at = element_place(p.grid);
   if (!at.inside) return;
   const float slope = with_slope<kActivation>(p.x.at(at.row, at.column)).slope;
   const float d = p.dout.at(at.row, at.column) * slope;
-  float& dx = p.out.at(at.row, at.column);
-  dx = p.accumulate ? dx + d : d;
+  p.out.put<T>(at.row, at.column, p.accumulate ? p.out.get<T>(at.row, at.column) + d : d);
 }
 
 struct GatedParams {
@@ -159,7 +158,10 @@ void activation_backward(Queue& queue, const ActivationBackwardArgs& args) {
   p.accumulate = args.accumulate;
   p.grid = ElementGrid(args.x.rows, args.x.cols);
   with_activation(args.activation, [&](auto kind) {
-    launch_elements(queue, activation_backward_element<decltype(kind)::value>, p.grid, p);
+    with_type(args.dx.type, [&](auto t) {
+      launch_elements(queue, activation_backward_element<decltype(t), decltype(kind)::value>,
+                      p.grid, p);
+    });
   });
 }
 

@@ -42,12 +42,12 @@ struct RmsParams {
 };
 
 // With r = 1 / sqrt(mean(x^2) + eps), g = dout (1 + weight): dx = r (g - x r^2 mean(g x)).
+template <class T>
 __global__ void __launch_bounds__(kMostThreads) rms_backward_row(RmsParams p) {
   SharedArena arena;
   const auto scratch = arena.take<float>(kMostThreads / kWarp);
   const int64_t row = blockIdx.x;
   const float *x = p.x.at(row), *dout = p.dout.at(row);
-  float* dx = p.dx.at(row);
   float squares = 0, products = 0;
   each_column(p.cols, [&](int c) {
     squares = fmaf(x[c], x[c], squares);
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kMostThreads) rms_backward_row(RmsParams p) {
   const float pull = r * r * r * block_sum(products, scratch) / n;
   each_column(p.cols, [&](int c) {
     const float d = fmaf(-x[c], pull, dout[c] * (1.0f + p.weight[c]) * r);
-    dx[c] = p.accumulate ? dx[c] + d : d;
+    p.dx.put<T>(row, c, p.accumulate ? p.dx.get<T>(row, c) + d : d);
   });
   if (threadIdx.x == 0) p.roots[row] = r;
 }
@@ -193,7 +193,9 @@ void rms_norm_backward(Queue& queue, const RmsNormBackwardArgs& args) {
   p.cols = static_cast<int32_t>(cols);
   p.eps = args.eps;
   p.accumulate = args.accumulate;
-  launch_rows(queue, rms_backward_row, rows, cols, p);
+  with_type(args.dx.type, [&](auto t) {
+    launch_rows(queue, rms_backward_row<decltype(t)>, rows, cols, p);
+  });
   if (!args.dweight) return;
   p.partial = queue.scratch<float>(static_cast<size_t>(runs * cols));
   queue.launch(rms_weight_run, sum_blocks(rows, cols), dim3(kElementThreads), 0, p);

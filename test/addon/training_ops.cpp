@@ -128,9 +128,9 @@ void activation(Call& call, TrainingBackend& ops, Napi::Object out) {
 void activation_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor x = call.input("x");
   const bool accumulate = call.has("start");
-  const Tensor dx = accumulate ? call.input("start") : call.output(x.rows, x.cols);
+  const Tensor dx = accumulate ? call.input("start") : rounded(call, ops, x.rows, x.cols);
   ops.activation_backward({x, call.activation("activation"), call.input("dout"), accumulate, dx});
-  out.Set("dx", call.result(dx));
+  out.Set("dx", floats(call, dx));
 }
 
 void gated(Call& call, TrainingBackend& ops, Napi::Object out) {
@@ -159,7 +159,7 @@ void gated_add(Call& call, TrainingBackend& ops, Napi::Object out) {
 void rms_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
   const Tensor x = call.input("x");
   const bool accumulate = call.has("start");
-  const Tensor dx = accumulate ? call.input("start") : call.output(x.rows, x.cols);
+  const Tensor dx = accumulate ? call.input("start") : rounded(call, ops, x.rows, x.cols);
   Tensor dweight;
   float* memory = copied(call, "startWeight", &dweight);
   const float* weight = call.vector("weight");
@@ -168,7 +168,7 @@ void rms_norm_backward(Call& call, TrainingBackend& ops, Napi::Object out) {
   call.backend.rms_norm({x, weight, eps, Tensor(), y});
   out.Set("out", floats(call, y));
   ops.rms_norm_backward({x, weight, eps, call.input("dout"), accumulate, dx, memory});
-  out.Set("dx", call.result(dx));
+  out.Set("dx", floats(call, dx));
   out.Set("dweight", call.result(dweight));
 }
 

@@ -25,7 +25,10 @@ export function operation(
   return results.map((result) => ({
     ...{ name: results.length > 1 ? `${name}: ${result}` : name, tolerance, ...options },
     run: (backend, random) => {
-      const found = backend.training(draw(random))[result]!;
+      const args = draw(random);
+      // The CPU's stays float32, so that one rounding lies between the two.
+      if (backend.description().startsWith("cpu ")) delete args.rounded;
+      const found = backend.training(args)[result]!;
       return typeof found === "number" ? Float32Array.of(found) : found;
     },
   }));

@@ -50,6 +50,9 @@ const keptRounded = [72, 131].flatMap((cols) => {
     );
   return [
     ...kept("silu", ["out"], () => ({ name: "activation", activation: "silu" })),
+    ...kept("silu, backwards", ["dx"], () => ({
+      ...{ name: "activationBackward", activation: "silu" },
+    })),
     ...kept("gated by gelu_tanh", ["out", "dgate", "dup"], (random) => ({
       ...{ name: "gated", activation: "gelu_tanh" },
       ...{ gate: random.matrix(9, cols, 2), up: random.matrix(9, cols) },
@@ -57,7 +60,7 @@ const keptRounded = [72, 131].flatMap((cols) => {
     ...kept("gated_add", ["dgate", "dy"], (random) => ({
       ...{ name: "gatedAdd", gate: random.matrix(9, cols), y: random.matrix(9, cols) },
     })),
-    ...kept("rms_norm", ["out"], (random) => ({
+    ...kept("rms_norm", ["out", "dx"], (random) => ({
       ...{ name: "rmsNormBackward", weight: random.floats(cols, 0.5) },
       startWeight: random.floats(cols),
     })),
