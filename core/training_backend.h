@@ -8,8 +8,8 @@
 //
 // Where a backend `takes_rounded`, what only products with bfloat16 operands take may be bfloat16:
 // `out` of rms_norm, activation, gated and modulated_norm; `dx` of rms_norm_backward and
-// activation_backward where they do not accumulate; `dgate` and `dup` of gated_backward, `dgate` and
-// `dy` of gated_add_backward, `dshift` and `dscale`; and what they are then, ColumnSumArgs::x,
+// activation_backward where they do not accumulate; `dgate` and `dup` of gated_backward, `dgate`
+// and `dy` of gated_add_backward, `dshift` and `dscale`; and what they are then, ColumnSumArgs::x,
 // GemmArgs::a, LinearBackwardArgs::x and `dout`. Rows of operands of products begin at multiples of
 // 16 bytes.
 #pragma once

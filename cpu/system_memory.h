@@ -12,9 +12,9 @@ namespace unifluid::cpu {
 // not tell. `root` stands before the paths of /proc and /sys, for tests.
 size_t system_available_memory(const std::string& root = "");
 
-// At least `bytes` of memory aligned to 64, for std::free; null where there is none. Much of it lies
-// on the system's large pages where it has some: what goes through hundreds of megabytes, as a step
-// of training does, then waits less for the addresses of pages (2 % of such a step).
+// At least `bytes` of memory aligned to 64, for std::free; null where there is none. Much of it
+// lies on the system's large pages where it has some: what goes through hundreds of megabytes, as a
+// step of training does, then waits less for the addresses of pages (2 % of such a step).
 void* allocate_aligned(size_t bytes);
 
 }  // namespace unifluid::cpu

@@ -193,9 +193,8 @@ void rms_norm_backward(Queue& queue, const RmsNormBackwardArgs& args) {
   p.cols = static_cast<int32_t>(cols);
   p.eps = args.eps;
   p.accumulate = args.accumulate;
-  with_type(args.dx.type, [&](auto t) {
-    launch_rows(queue, rms_backward_row<decltype(t)>, rows, cols, p);
-  });
+  with_type(args.dx.type,
+            [&](auto t) { launch_rows(queue, rms_backward_row<decltype(t)>, rows, cols, p); });
   if (!args.dweight) return;
   p.partial = queue.scratch<float>(static_cast<size_t>(runs * cols));
   queue.launch(rms_weight_run, sum_blocks(rows, cols), dim3(kElementThreads), 0, p);

@@ -10,7 +10,8 @@ const rounded = (values: Float32Array) => values.map((v) => fromBFloat16(toBFloa
 const sets = addon.instructionSets().filter((set) => set.supported && set.bfloat16);
 const cases = sets.flatMap(({ name }) => [1, 2].map((threads) => ({ isa: name, threads })));
 // A machine without such products keeps float32, which the other tests of these operations cover.
-const each = cases.length > 0 ? describe.each(cases) : describe.skip.each([{ isa: "none", threads: 1 }]);
+const each =
+  cases.length > 0 ? describe.each(cases) : describe.skip.each([{ isa: "none", threads: 1 }]);
 
 each("operands in bfloat16: $isa, $threads threads", (options) => {
   type Arguments = { name: string; [argument: string]: unknown };
@@ -61,7 +62,9 @@ each("operands in bfloat16: $isa, $threads threads", (options) => {
           sum += values[i * n + j]!;
           size += Math.abs(values[i * n + j]!);
         }
-        expect(Math.abs(found.dbias![j]! - sum)).toBeLessThanOrEqual((m + 1) * UNIT_ROUNDOFF * size);
+        expect(Math.abs(found.dbias![j]! - sum)).toBeLessThanOrEqual(
+          (m + 1) * UNIT_ROUNDOFF * size,
+        );
       }
     })();
   });
