@@ -61,7 +61,7 @@ export async function readCheckpoint(directory: string, signal?: AbortSignal): P
   const vaeDirectory = join(directory, "vae");
   const hasVae = await isThere(join(vaeDirectory, "config.json"));
   if (!(await isThere(configPath))) {
-    if (hasVae) return readVaeOnly(directory, vaeDirectory);
+    if (hasVae) return readAutoencoder(directory);
     throw new CheckpointNotFoundError(
       `${directory} is no checkpoint: it has neither config.json nor vae/config.json`,
     );
@@ -105,9 +105,10 @@ export async function readCheckpoint(directory: string, signal?: AbortSignal): P
   };
 }
 
-async function readVaeOnly(directory: string, vaeDirectory: string): Promise<Checkpoint> {
+/** Reads and checks the autoencoder of a checkpoint directory, as if there were nothing else. */
+export async function readAutoencoder(directory: string): Promise<Checkpoint> {
   const spec: NativeModelSpec = { files: [], tensors: [] };
-  spec.vae = await addVae(spec, vaeDirectory);
+  spec.vae = await addVae(spec, join(directory, "vae"));
   return {
     directory,
     kind: "vae",

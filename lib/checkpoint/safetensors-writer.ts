@@ -14,7 +14,12 @@ export interface TensorToWrite {
 /** The bytes of values rounded to bfloat16, to the nearest, ties to even. */
 export function bfloat16Bytes(values: Float32Array): Uint8Array {
   const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
-  const rounded = Uint16Array.from(bits, (b) => (b + 0x7fff + ((b >>> 16) & 1)) >>> 16);
+  const rounded = new Uint16Array(bits.length);
+  // A loop: Uint16Array.from makes a list of all values, of which there may be more than a list can have.
+  for (let i = 0; i < bits.length; i++) {
+    const b = bits[i] as number;
+    rounded[i] = (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
+  }
   return new Uint8Array(rounded.buffer);
 }
 

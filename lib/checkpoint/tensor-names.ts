@@ -49,6 +49,8 @@ const MODEL_SPELLINGS: readonly Spelling[] = [
       "vision_tower.",
       "vision_tower.vision_model.",
     ),
+  // PaliGemma as transformers 5 saves it.
+  (canonical) => replacePrefix(canonical, "language_model.", "language_model.model."),
 ];
 
 const VAE_SPELLINGS: readonly Spelling[] = [

@@ -265,16 +265,20 @@ async function measure(
     signal?.throwIfAborted();
     const sequences = await next;
     const step = first / TOGETHER + 1;
+    const last = first + sequences.length - 1;
+    const between = `, between ${records.name(first)} and ${records.name(last)}`;
     const work = native.evaluate([sequences], { step, ema: false });
     // The next records are read while these are at work.
     next = batch(first + TOGETHER);
-    const result = await work;
+    const result = await work.catch((error) => {
+      // Of a row of text: the core knows no records.
+      if (!(error instanceof NumericalError)) throw error;
+      throw new NumericalError(`${error.message}${between}`, { cause: error });
+    });
     if (!result.finite) {
       const bad = Object.entries(result.byTask).filter(([, { loss }]) => !Number.isFinite(loss));
-      const last = records.name(first + sequences.length - 1);
-      throw new NumericalError(
-        `the loss of ${bad.map(([task]) => task).join(" and ")} is not finite, between ${records.name(first)} and ${last}`,
-      );
+      const tasks = bad.map(([task]) => task).join(" and ");
+      throw new NumericalError(`the loss of ${tasks} is not finite${between}`);
     }
     for (const { task, targetLatents } of sequences) {
       const known = tasks.get(task) ?? { sum: new Sum(), draws: targetLatents !== undefined };

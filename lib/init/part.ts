@@ -88,7 +88,10 @@ export class Part {
 
   private async read(name: string): Promise<Float32Array> {
     const { dtype, shape, file, offset } = this.matched.get(name) as NativeTensor;
-    const bytes = new Uint8Array(storedBytes({ dtype, shape }));
+    const stored = storedBytes({ dtype, shape });
+    const values = new Float32Array(shape.reduce((product, n) => product * n, 1));
+    // Halves lie at the end, and are widened where they lie: a vocabulary's rows are gigabytes.
+    const bytes = new Uint8Array(values.buffer, values.byteLength - stored);
     const path = this.contents.files[file] as string;
     const handle = await open(path);
     try {
@@ -96,11 +99,23 @@ export class Part {
     } finally {
       await handle.close();
     }
-    if (dtype === "F32") return new Float32Array(bytes.buffer);
-    const halves = new Uint16Array(bytes.buffer);
-    if (dtype === "BF16")
-      return new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer);
-    return Float32Array.from(halves, halfToFloat);
+    if (dtype !== "F32") widen(values, dtype);
+    return values;
+  }
+}
+
+/**
+ * Makes float32 of the halves that fill the end of `values`, the first of them first: what one is written over was read
+ * before. In loops: TypedArray.from makes a list of all values, of which there may be more than a list can have.
+ */
+function widen(values: Float32Array, dtype: "BF16" | "F16"): void {
+  const { buffer, length } = values;
+  const halves = new Uint16Array(buffer, 2 * length);
+  if (dtype === "BF16") {
+    const bits = new Uint32Array(buffer);
+    for (let i = 0; i < length; i++) bits[i] = (halves[i] as number) << 16;
+  } else {
+    for (let i = 0; i < length; i++) values[i] = halfToFloat(halves[i] as number);
   }
 }
 

@@ -101,8 +101,15 @@ function textFields(json: Json): Json {
   return { ...Object.fromEntries(ids.map((name) => [name, json[name]])), ...section };
 }
 
-/** How a SigLIP directory spells the names of its tower. */
-const SIGLIP_SPELLING: Spelling = (name) => name.replace(/^vision_tower\./, "vision_model.");
+/** How a SigLIP directory spells the names of its tower: transformers 5 saves a tower alone without a prefix. */
+const SIGLIP_SPELLINGS: readonly Spelling[] = ["vision_model.", ""].map(
+  (prefix) => (name) => name.replace(/^vision_tower\./, prefix),
+);
+const siglipName = (stored: string) =>
+  stored.replace(
+    /^vision_model\.|^(?=(embeddings|encoder|post_layernorm|head)\.)/,
+    "vision_tower.",
+  );
 
 export interface VisionSource {
   part: Part;
@@ -126,10 +133,8 @@ export async function openVision(model: string): Promise<VisionSource> {
   if (!isObject(section))
     throw new InvalidOptionError(`expected a model that reads images for --vision: ${model}`);
   const vision = parseVisionConfig(new Fields(section, where));
-  const alone = kind === "siglip" || kind === "siglip_vision_model";
-  const canonical = alone
-    ? (name: string) => name.replace(/^vision_model\./, "vision_tower.")
-    : (name: string) => canonicalName(name, kind);
+  const siglip = kind === "siglip" || kind === "siglip_vision_model";
+  const canonical = siglip ? siglipName : (name: string) => canonicalName(name, kind);
   const { path, files, tensors } = await readWeightFiles(directory, "model");
   const preprocessor = join(directory, "preprocessor_config.json");
   return {
@@ -149,7 +154,7 @@ export async function openVision(model: string): Promise<VisionSource> {
       },
       files,
       where: path,
-      spellings: alone ? [SIGLIP_SPELLING] : spellingsOf(kind),
+      spellings: siglip ? SIGLIP_SPELLINGS : spellingsOf(kind),
       tensors: named(files, tensors, canonical, PARTS.vision),
     }),
     preprocessor: (await isFile(preprocessor)) ? preprocessor : undefined,

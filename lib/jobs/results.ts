@@ -100,7 +100,12 @@ export class ResultsFolder {
       }
       const results = join(path, resultsName(shard));
       const file = await open(results, "a+");
-      await repairEnd(file);
+      try {
+        await repairEnd(file);
+      } catch (error) {
+        await file.close().catch(() => {});
+        throw error;
+      }
       return new ResultsFolder(path, done, results, file, lock);
     } catch (error) {
       await freeLock(lock);
@@ -114,8 +119,11 @@ export class ResultsFolder {
   }
 
   async close(): Promise<void> {
-    await this.file.close();
-    await freeLock(this.lock);
+    try {
+      await this.file.close();
+    } finally {
+      await freeLock(this.lock);
+    }
   }
 }
 
@@ -180,14 +188,17 @@ const locked = (owner: LockOwner, path: string) =>
 async function lockShard(folder: string, shard: Shard): Promise<string> {
   const path = resolve(folder, `.${resultsName(shard)}.lock`);
   await takeLock<ShardOwner>(path, { ...thisOwner(), shard }, locked);
-  for (const name of await readdir(folder)) {
-    const other = resolve(folder, name);
-    if (!LOCK.test(name) || other === path) continue;
-    const owner = (await lockOwner(other)) as ShardOwner | undefined;
-    if (owner && owner.shard?.count !== shard.count && isAlive(owner, other)) {
-      await freeLock(path);
-      throw locked(owner, other);
+  try {
+    for (const name of await readdir(folder)) {
+      const other = resolve(folder, name);
+      if (!LOCK.test(name) || other === path) continue;
+      const owner = (await lockOwner(other)) as ShardOwner | undefined;
+      if (owner && owner.shard?.count !== shard.count && isAlive(owner, other))
+        throw locked(owner, other);
     }
+  } catch (error) {
+    await freeLock(path);
+    throw error;
   }
   return path;
 }

@@ -207,15 +207,10 @@ export class AutoencoderSubject implements Subject {
     await write(latentFactors(statistics));
   }
 
-  /** A checkpoint of this run, where the run computes. */
-  private load(folder: string, signal?: AbortSignal): Promise<UniFluid> {
-    const { device, config } = this;
-    return UniFluid.load(folder, { device, threads: config.threads, signal });
-  }
-
-  /** Of the latents of the first steps' pictures. */
+  /** Of the latents of the first steps' pictures, where the run computes. */
   private async measure(folder: string): Promise<LatentStatistics> {
-    await using model = await this.load(folder);
+    const { device, config } = this;
+    await using model = await UniFluid.load(folder, { device, threads: config.threads });
     const meter = new LatentMeter((this.checkpoint.spec.vae as NativeVaeConfig).latentChannels);
     const mixture = await Mixture.open(this.config, this.mixture.broken);
     try {
@@ -242,7 +237,9 @@ export class AutoencoderSubject implements Subject {
     const pictures = await shownOf(config, count, mixture.broken, (record, random) =>
       pictureOf(record, random, size),
     );
-    await using model = await this.load(checkpoint, signal);
+    // "auto" takes the CPU where training fills the GPU.
+    const { device, threads } = config;
+    await using model = await UniFluid.load(checkpoint, { device, threads, signal });
     const pairs = await inTurn(pictures, async (picture) => {
       const latents = await model.encodeImage(picture, { signal });
       const rebuilt = await model.decodeLatents(latents, { width: size, height: size, signal });

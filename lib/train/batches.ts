@@ -2,6 +2,7 @@
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
 import type { NativeTrainingSequence } from "../native.js";
 import { Random } from "../philox.js";
+import { allSettled } from "../settled.js";
 import { BrokenRecords } from "./broken-records.js";
 import type { UnifiedRunConfig } from "./config.js";
 import { dealt, Mixture } from "./mixture.js";
@@ -39,8 +40,7 @@ export class Batches {
         if (!caches.has(cacheOf(folder)))
           caches.set(cacheOf(folder), await Pictures.open(folder, checkpoint, { ...config, copy }));
     } catch (error) {
-      for (const pictures of caches.values()) await pictures.close();
-      await mixture.close();
+      await allSettled([mixture, ...caches.values()].map((part) => part.close())).catch(() => {});
       throw error;
     }
     const pictures = mixture.sources.map(({ folder }) => caches.get(cacheOf(folder)) as Pictures);
@@ -87,7 +87,6 @@ export class Batches {
   }
 
   async close(): Promise<void> {
-    await this.mixture.close();
-    for (const pictures of new Set(this.pictures)) await pictures.close();
+    await allSettled([this.mixture, ...new Set(this.pictures)].map((part) => part.close()));
   }
 }

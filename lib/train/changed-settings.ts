@@ -5,11 +5,19 @@ import { parseRunConfig, type RunConfig } from "./config.js";
 
 /**
  * Names of the settings of `now` that are others in `text`, the run.yaml of then: `steps`, `checkpoint.every`,
- * `sources.0.examples`. What an earlier version did not write has its default.
+ * `sources.0.examples`. What an earlier version did not write has its default. `now` may be a run.yaml as well.
  */
-export function changedSettings(text: string, now: RunConfig): string[] {
-  return differences(settingsOf(text), now);
+export function changedSettings(text: string, now: RunConfig | string): string[] {
+  return differences(settingsOf(text), typeof now === "string" ? settingsOf(now) : now);
 }
+
+/** Settings that decide what a loss is of: with others, losses before and after cannot be compared. */
+const OF_LOSSES =
+  /^(all|sources|order|contextNoise|noiseWeightCap|promptDropout|klWeight|latentNoise|imageSize)(\.|$)/;
+
+/** Whether losses are of something else where settings of these names have changed. */
+export const changesLosses = (names: readonly string[]): boolean =>
+  names.some((name) => OF_LOSSES.test(name));
 
 /** As they are today; what this version would not take is as it stands there. */
 function settingsOf(text: string): unknown {

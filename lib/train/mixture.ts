@@ -1,6 +1,7 @@
 /** The sources of a run, and what each step takes from them. */
 import { TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
+import { allSettled } from "../settled.js";
 import type { BrokenRecords, RecordCounts } from "./broken-records.js";
 import type { RunConfig, SourceConfig } from "./config.js";
 import { ManifestSource } from "./manifest-source.js";
@@ -115,7 +116,7 @@ export class Mixture {
   }
 
   async close(): Promise<void> {
-    for (const source of this.sources) await source.close();
+    await allSettled(this.sources.map((source) => source.close()));
   }
 }
 

@@ -9,6 +9,7 @@ import { appendFile, type FileHandle, open, readdir, readFile, stat } from "node
 import { basename, join } from "node:path";
 import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
+import { readFully } from "../checkpoint/read-fully.js";
 import { storedBytes } from "../checkpoint/stored-types.js";
 import { ENCODER_TENSORS } from "../checkpoint/vae-config.js";
 import { decoding } from "../decoding.js";
@@ -16,8 +17,10 @@ import { CheckpointNotFoundError, DisposedError, TrainingDataError } from "../er
 import { makeFolder } from "../files.js";
 import { type DecodedImage, decodeImage } from "../image-input.js";
 import type { LoadOptions } from "../load-options.js";
-import { UniFluid } from "../model.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
+import { allSettled } from "../settled.js";
+import { requireAbility } from "../tasks.js";
+import { LatentEncoder } from "./latent-encoder.js";
 
 export interface Picture {
   /** RGB at the size that the vision tower reads, [side, side, 3]; of a model without one, what latents are of. */
@@ -75,14 +78,20 @@ interface Line extends Stamp {
   slot: number;
 }
 
+/** A file of slots. */
+interface Slots {
+  path: string;
+  data: FileHandle;
+}
+
 /** Where a picture is kept. */
 interface Entry extends Line {
-  data: FileHandle;
+  file: Slots;
 }
 
 /** A file of slots, and beside it an index of what they hold. */
 interface Pack {
-  data: FileHandle;
+  file: Slots;
   index: string;
   slots: number;
 }
@@ -120,6 +129,13 @@ const cannotKeep = (cause: unknown) =>
     { cause },
   );
 
+/** Of the cache as well: what is not there must not be trained on as zeros. */
+const cannotRead = (cause: unknown) =>
+  new TrainingDataError(
+    `cannot read prepared pictures: ${(cause as Error).message}; they may be deleted, and are prepared again then`,
+    { cause },
+  );
+
 /** What a slot's bytes depend on: the encoder, the grid, the sizes and the filters. */
 async function identity({ spec }: Checkpoint, { read, drawn }: Layout): Promise<string> {
   const hash = createHash("sha256");
@@ -139,7 +155,7 @@ export class Pictures {
   /** By what tells a picture, since packs may hold it as it was before a change. */
   private readonly entries = new Map<string, Entry>();
   private readonly waiting = new Map<string, Promise<Entry>>();
-  private model: Promise<UniFluid> | undefined;
+  private loading: Promise<LatentEncoder> | undefined;
   /** Files that are open. */
   private readonly handles: FileHandle[] = [];
   /** This process's own pack, once there is something to add. */
@@ -186,10 +202,9 @@ export class Pictures {
 
   /** Reads the index of a pack, which another process may be adding to. */
   private async read(pack: string): Promise<void> {
-    const data = await open(`${pack}.bin`, "r");
-    this.handles.push(data);
+    const file = await this.open(`${pack}.bin`, "r");
     const text = await readFile(`${pack}.jsonl`, "utf8");
-    const whole = Math.floor((await data.stat()).size / this.slotBytes);
+    const whole = Math.floor((await file.data.stat()).size / this.slotBytes);
     for (const line of text.split("\n")) {
       // A line that is half-written is no entry.
       let entry: Line;
@@ -198,22 +213,30 @@ export class Pictures {
       } catch {
         continue;
       }
-      if (entry.slot < whole) this.entries.set(keyOf(entry), { ...entry, data });
+      if (entry.slot < whole) this.entries.set(keyOf(entry), { ...entry, file });
     }
   }
 
   private async begin(): Promise<Pack> {
     const name = `${this.name}-${randomUUID().slice(0, 8)}`;
-    const data = await open(`${name}.bin`, "ax+");
+    const file = await this.open(`${name}.bin`, "ax+");
+    return { file, index: `${name}.jsonl`, slots: 0 };
+  }
+
+  private async open(path: string, flags: string): Promise<Slots> {
+    const data = await open(path, flags);
     this.handles.push(data);
-    return { data, index: `${name}.jsonl`, slots: 0 };
+    return { path, data };
   }
 
   /** Throws what decoding throws. */
   async get(file: PictureFile): Promise<Picture> {
     const entry = await this.prepare(file);
     const bytes = new Uint8Array(this.slotBytes);
-    await entry.data.read(bytes, 0, bytes.length, entry.slot * this.slotBytes);
+    const { file: pack, slot } = entry;
+    await readFully(pack.data, bytes, slot * this.slotBytes, pack.path).catch((cause) => {
+      throw cannotRead(cause);
+    });
     const { read, drawn } = this.layout;
     const first = bytesOf(drawn);
     const split = first + (read ? bytesOf(read) : 0);
@@ -246,7 +269,6 @@ export class Pictures {
       this.expectOpen(); // it may have been closed while this waited
       return this.pixelsOf(input);
     });
-    // Encoding has the image decoded as any does, which takes a place of its own.
     await this.addLatents(slot, image);
     const write = this.writing
       .then(() => this.append(stamp, slot))
@@ -274,28 +296,30 @@ export class Pictures {
 
   private async addLatents(slot: Buffer, image: DecodedImage): Promise<void> {
     if (this.layout.latents === 0) return;
-    const latents = await (await this.encoder()).encodeImage(image);
+    const latents = await (await this.encoder()).encode(image);
     const bytes = new Uint8Array(latents.buffer, latents.byteOffset, latents.byteLength);
     slot.set(bytes, slot.length - bytes.length);
   }
 
-  /** The model whose autoencoder makes latents; where it cannot be loaded, the next picture tries again. */
-  private async encoder(): Promise<UniFluid> {
+  /** What makes latents; where it cannot be loaded, the next picture tries again. */
+  private async encoder(): Promise<LatentEncoder> {
+    requireAbility(this.checkpoint, "encode");
     // They are kept: as exact as training takes them, wherever they are computed.
     const { device, threads, copy } = this.load;
-    const { directory } = this.checkpoint;
-    const load = (from: string) => UniFluid.load(from, { device, threads, dtype: "float32" });
-    this.model ??= load(directory).catch(async (error) => {
+    const { directory, spec } = this.checkpoint;
+    const load = (from: string) =>
+      LatentEncoder.load(from, spec.image!, { device, threads, dtype: "float32" });
+    this.loading ??= load(directory).catch(async (error) => {
       const other = error instanceof CheckpointNotFoundError ? await copy?.() : undefined;
       if (other === undefined) throw error;
       return load(other);
     });
-    const loading = this.model;
+    const { loading } = this;
     try {
       return await loading;
     } catch (error) {
       // Another picture may be trying again by now.
-      if (this.model === loading) this.model = undefined;
+      if (this.loading === loading) this.loading = undefined;
       throw error;
     }
   }
@@ -304,12 +328,12 @@ export class Pictures {
     const pack = this.own ?? (await this.begin());
     // A pack in which something failed half-way has no more whole slots to come.
     this.own = undefined;
-    const { data, index } = pack;
-    await data.appendFile(bytes);
+    const { file, index } = pack;
+    await file.data.appendFile(bytes);
     const line: Line = { ...stamp, slot: pack.slots++ };
     await appendFile(index, `${JSON.stringify(line)}\n`);
     this.own = pack;
-    const entry = { ...line, data };
+    const entry = { ...line, file };
     this.entries.set(keyOf(stamp), entry);
     return entry;
   }
@@ -319,7 +343,9 @@ export class Pictures {
     this.closed = true;
     await Promise.allSettled(this.waiting.values());
     await this.writing;
-    for (const handle of this.handles) await handle.close();
-    if (this.model) await (await this.model).dispose();
+    await allSettled([
+      ...this.handles.map((handle) => handle.close()),
+      this.loading?.then((encoder) => encoder.dispose()),
+    ]);
   }
 }

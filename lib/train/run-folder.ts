@@ -1,5 +1,6 @@
 /** The folder of a run: settings, metrics, checkpoints, samples and a report. */
 import {
+  constants,
   copyFile,
   mkdir,
   open,
@@ -20,6 +21,7 @@ import { InvalidCheckpointError } from "../errors.js";
 import { isThere, makeFolder } from "../files.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
 import type { NativeTrainerState } from "../native.js";
+import { writeWhole } from "../write-whole.js";
 import type { RecordsSeen } from "./broken-records.js";
 import type { Subject } from "./subject.js";
 import { systemCode } from "./system-code.js";
@@ -76,12 +78,21 @@ const recordsSchema: z.ZodType<RecordsSeen> = z.object({
 });
 /** What is of one step is named by it, so that names sort as steps do. */
 export const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
+const FORMER_SETTINGS = /^run-until-step-(\d+)\.yaml$/;
 
 /** Where a run's data are at a checkpoint. */
 export interface DataState {
   /** Of each source. Undefined: a version that did not keep it wrote the checkpoint. */
   positions: unknown[] | undefined;
   records: RecordsSeen;
+}
+
+/** `absent` where what is to be read is not there; what cannot be read now must not pass for that. */
+function unlessAbsent<T>(reading: Promise<T>, absent: T): Promise<T> {
+  return reading.catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT" || error.code === "ENOTDIR") return absent;
+    throw error;
+  });
 }
 
 /** Waits until a file is on the disk; Windows does so only with one that may be written to. */
@@ -160,62 +171,83 @@ export class RunFolder {
     return join(this.path, "samples.jsonl");
   }
 
+  private get checkpoints(): string {
+    return join(this.path, "checkpoints");
+  }
+
   checkpoint(step: number): string {
-    return join(this.path, "checkpoints", stepName(step));
+    return join(this.checkpoints, stepName(step));
   }
 
   /** Fills the folder of a new run. */
   async create(settings: string): Promise<void> {
-    await makeFolder(join(this.path, "checkpoints"));
+    await makeFolder(this.checkpoints);
     await makeFolder(this.samples);
     await writeFile(this.settings, settings);
   }
 
-  /** Writes the settings with which the run goes on behind `step`; those before stay under another name. */
+  /**
+   * Writes the settings with which the run goes on behind `step`; those before stay under another name. Of several
+   * changes at one step only the first replaces settings that steps were done with.
+   */
   async changeSettings(step: number, settings: string): Promise<void> {
     await writeFile(`${this.settings}.partial`, settings);
-    await copyFile(this.settings, join(this.path, `run-until-${stepName(step)}.yaml`));
+    const before = join(this.path, `run-until-${stepName(step)}.yaml`);
+    await copyFile(this.settings, before, constants.COPYFILE_EXCL).catch((error) => {
+      if (error.code !== "EEXIST") throw error;
+    });
     await rename(`${this.settings}.partial`, this.settings);
+  }
+
+  /** Settings that were replaced, each with the step until which they were in force, the earliest first. */
+  async formerSettings(): Promise<{ until: number; text: string }[]> {
+    const names = (await readdir(this.path)).filter((name) => FORMER_SETTINGS.test(name)).sort();
+    return Promise.all(
+      names.map(async (name) => ({
+        until: Number(FORMER_SETTINGS.exec(name)?.[1]),
+        text: await readFile(join(this.path, name), "utf8"),
+      })),
+    );
   }
 
   /** Whether a step was done in it, or a checkpoint written. */
   async begun(): Promise<boolean> {
-    const names = await readdir(join(this.path, "checkpoints")).catch(() => []);
+    const names = await this.checkpointNames();
     if (names.some((name) => /^step-\d+(\.diverged|\.damaged)?$/.test(name))) return true;
-    const metrics = await stat(this.metrics).catch(() => undefined);
+    const metrics = await unlessAbsent(stat(this.metrics), undefined);
     return metrics !== undefined && metrics.size > 0;
   }
 
   /** Its run.yaml, if it has one. */
   async readSettings(): Promise<string | undefined> {
-    return readFile(this.settings, "utf8").catch((error) => {
-      if (error.code === "ENOENT") return undefined;
-      throw error;
-    });
+    return unlessAbsent<string | undefined>(readFile(this.settings, "utf8"), undefined);
   }
 
   /** Whether its run.yaml is a user's own: a run makes the folder of checkpoints first. */
   async hasForeignSettings(): Promise<boolean> {
-    if (await isThere(join(this.path, "checkpoints"))) return false;
+    if (await isThere(this.checkpoints)) return false;
     return isThere(this.settings);
+  }
+
+  private checkpointNames(): Promise<string[]> {
+    return unlessAbsent(readdir(this.checkpoints), []);
   }
 
   /** The folder of the last checkpoint; undefined: there is none. */
   async lastCheckpoint(): Promise<string | undefined> {
-    const names = await readdir(join(this.path, "checkpoints")).catch(() => []);
+    const names = await this.checkpointNames();
     const last = names
       .filter((name) => /^step-\d+$/.test(name))
       .sort()
       .at(-1);
-    return last && join(this.path, "checkpoints", last);
+    return last && join(this.checkpoints, last);
   }
 
   /** Steps that have a whole checkpoint, the latest last. What a kill left half-written is removed. */
   async steps(): Promise<number[]> {
-    const folder = join(this.path, "checkpoints");
-    const names = await readdir(folder).catch(() => []);
+    const names = await this.checkpointNames();
     for (const name of names.filter((n) => n.endsWith(".partial")))
-      await rm(join(folder, name), { recursive: true });
+      await rm(join(this.checkpoints, name), { recursive: true });
     return names
       .map((name) => /^step-(\d+)$/.exec(name)?.[1])
       .filter((digits) => digits !== undefined)
@@ -339,10 +371,7 @@ export class RunFolder {
   async dataState(step: number): Promise<DataState> {
     const read = async <T>(name: string, schema: z.ZodType<T>): Promise<T | undefined> => {
       const path = join(this.checkpoint(step), name);
-      const text = await readFile(path, "utf8").catch((error) => {
-        if (error.code === "ENOENT") return undefined;
-        throw error;
-      });
+      const text = await unlessAbsent<string | undefined>(readFile(path, "utf8"), undefined);
       if (text === undefined) return undefined;
       try {
         return schema.parse(JSON.parse(text));
@@ -376,8 +405,16 @@ export class RunFolder {
     return this.keepLines<SampleFigures>(this.figures, (f) => f.step <= step);
   }
 
+  /** The same of the sheets of samples. */
+  async keepSheets(step: number): Promise<void> {
+    for (const name of await unlessAbsent(readdir(this.samples), [])) {
+      const digits = /^step-(\d+)\.png$/.exec(name)?.[1];
+      if (Number(digits) > step) await rm(join(this.samples, name), { force: true });
+    }
+  }
+
   private async keepLines<T>(path: string, keep: (line: T) => boolean): Promise<T[]> {
-    const text = await readFile(path, "utf8").catch(() => "");
+    const text = await unlessAbsent(readFile(path, "utf8"), "");
     const lines = text.split("\n").flatMap((line) => {
       try {
         return [JSON.parse(line) as T];
@@ -386,7 +423,9 @@ export class RunFolder {
       }
     });
     const kept = lines.filter(keep);
-    if (text !== "") await writeFile(path, kept.map((m) => `${JSON.stringify(m)}\n`).join(""));
+    const left = kept.map((m) => `${JSON.stringify(m)}\n`).join("");
+    // Whole or not at all: a kill is not to take the history with it.
+    if (left !== text) await writeWhole(path, Buffer.from(left));
     return kept;
   }
 }

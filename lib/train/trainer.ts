@@ -7,6 +7,7 @@ import {
   DisposedError,
   InsufficientMemoryError,
   InvalidOptionError,
+  TrainingDataError,
   TrainingDivergedError,
 } from "../errors.js";
 import { makeFolder } from "../files.js";
@@ -21,7 +22,7 @@ import {
 } from "../options.js";
 import { AutoencoderSubject } from "./autoencoder.js";
 import type { RecordCounts } from "./broken-records.js";
-import { changedSettings } from "./changed-settings.js";
+import { changedSettings, changesLosses } from "./changed-settings.js";
 import {
   isAutoencoderRun,
   learningRateAt,
@@ -39,6 +40,7 @@ import {
   stepName,
 } from "./run-folder.js";
 import type { Subject } from "./subject.js";
+import { systemCode } from "./system-code.js";
 import { UnifiedSubject } from "./unified.js";
 import { Watches } from "./watch.js";
 
@@ -75,7 +77,6 @@ export class Trainer {
   /** Where the sources were after the last step done, and what they had given. */
   private positions: unknown[] | undefined;
   private records: RecordCounts;
-  private readonly watches: Watches;
   private readonly pace = new ReportPace();
   /** Aborts as the trainer is closed. */
   private readonly closing = new AbortController();
@@ -93,6 +94,7 @@ export class Trainer {
     restored: Restored | undefined,
     private readonly metrics: Metrics[],
     private readonly figures: SampleFigures[],
+    private readonly watches: Watches,
     /** The step of a checkpoint of which is known that it was good; 0: of none. */
     private readonly good: number,
   ) {
@@ -100,7 +102,6 @@ export class Trainer {
     this.saved = this.step;
     this.positions = restored?.data.positions;
     this.records = subject.mixture.broken.counts;
-    this.watches = watchesAfter(metrics, subject);
     const { signal } = options;
     this.stop = AbortSignal.any([this.closing.signal, ...(signal ? [signal] : [])]);
   }
@@ -166,10 +167,15 @@ export class Trainer {
       if (changed.length > 0) await folder.changeSettings(step, text);
       const { metrics, next } = await folder.keepMetrics(step);
       const figures = await folder.keepFigures(step);
-      // Of a run that came further the step after tells of the checkpoint.
-      const known = next && watchesAfter([...metrics, next], subject).high.length === 0;
-      const good = known ? step : 0;
-      return new Trainer(run, options, folder, subject, restored, metrics, figures, good);
+      await folder.keepSheets(step);
+      const changes = await lossChanges(folder, run, step);
+      const watches = watchesAfter(metrics, subject, changes);
+      // Of a run that came further the step after tells of the checkpoint. Losses of something else do not: then it is
+      // as good as the losses before.
+      const seen = next ? watchesAfter([...metrics, next], subject, changes) : watches;
+      const told = next !== undefined || changes.at(-1) === step;
+      const good = told && seen.high.length === 0 ? step : 0;
+      return new Trainer(run, options, folder, subject, restored, metrics, figures, watches, good);
     } catch (error) {
       await subject.close();
       throw error;
@@ -380,7 +386,10 @@ export class Trainer {
     const { folder, stop } = this;
     const drawn = await this.subject.sample(folder.checkpoint(this.step), stop).catch((error) => {
       if (stop.aborted && error === stop.reason) return undefined; // whoever stops the run does not wait for them
-      throw error;
+      // What the system or the data refuse ends a run. Pictures to look at are not worth it.
+      if (systemCode(error) !== undefined || error instanceof TrainingDataError) throw error;
+      this.options.onNote?.(`the samples of step ${this.step} were not drawn: ${error.message}`);
+      return undefined;
     });
     if (!drawn) return;
     const { sheet, figures } = drawn;
@@ -441,9 +450,26 @@ function parseOptions(options: TrainOptions): TrainOptions {
   return { ...given, resume: booleanOption("resume", resume), signal: signalOption(signal) };
 }
 
-/** Watches that have seen the losses of steps done. */
-function watchesAfter(metrics: readonly Metrics[], subject: Subject): Watches {
+/** The steps after which a run's losses were of something else than before, up to `step`. */
+async function lossChanges(folder: RunFolder, run: RunConfig, step: number): Promise<number[]> {
+  const former = await folder.formerSettings();
+  return former
+    .filter(({ text }, i) => changesLosses(changedSettings(text, former[i + 1]?.text ?? run)))
+    .map(({ until }) => Math.min(until, step)); // a run may have gone back behind the change
+}
+
+/** Watches that have seen the losses of steps done. `changes`: of `lossChanges`. */
+function watchesAfter(
+  metrics: readonly Metrics[],
+  subject: Subject,
+  changes: readonly number[],
+): Watches {
   const watches = new Watches(subject.scales);
-  for (const line of metrics) watches.follow(line.step, subject.watched(line));
+  let changed = 0;
+  for (const line of metrics) {
+    for (; (changes[changed] ?? line.step) < line.step; changed++) watches.forget();
+    watches.follow(line.step, subject.watched(line));
+  }
+  if (changed < changes.length) watches.forget();
   return watches;
 }

@@ -5,7 +5,6 @@ import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
 import { contactSheet } from "../contact-sheet.js";
-import type { Device } from "../device.js";
 import { CheckpointNotFoundError, InvalidConfigError } from "../errors.js";
 import { imageSettings, mostSteps } from "../generation-config.js";
 import { UniFluid } from "../model.js";
@@ -33,7 +32,6 @@ export class UnifiedSubject implements Subject {
     readonly tensors: readonly NativeTensor[],
     readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
-    private readonly device: Device,
     private readonly data: Batches,
   ) {}
 
@@ -63,7 +61,7 @@ export class UnifiedSubject implements Subject {
       const { spec, directory } = checkpoint;
       const of = { ...spec, tensors };
       const name = `training ${directory}`;
-      const { native, device } = await createTrainer(name, of, config.device, options);
+      const { native } = await createTrainer(name, of, config.device, options);
       return new UnifiedSubject(
         config,
         checkpoint,
@@ -71,7 +69,6 @@ export class UnifiedSubject implements Subject {
         tensors,
         new Set(options.frozen),
         native,
-        device,
         data,
       );
     } catch (error) {
@@ -153,14 +150,11 @@ export class UnifiedSubject implements Subject {
     await writeFile(join(folder, GENERATION_CONFIG), `${text}\n`);
   }
 
-  /** Drawn as any program would draw them. */
+  /** Drawn as any program would draw them: "auto" takes the CPU where training fills the GPU. */
   async sample(checkpoint: string, signal: AbortSignal) {
+    const { device, threads } = this.config;
     const { prompts, steps, guidance, seed } = this.config.samples!;
-    await using model = await UniFluid.load(checkpoint, {
-      device: this.device,
-      threads: this.config.threads,
-      signal,
-    });
+    await using model = await UniFluid.load(checkpoint, { device, threads, signal });
     const images = await model.generate(prompts, { steps, guidance, seed, signal });
     const sheet = await contactSheet(images.map((image, i) => ({ image, label: prompts[i]! })));
     return { sheet, figures: {} };

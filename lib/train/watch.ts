@@ -43,7 +43,7 @@ export class Watch {
     this.follow(step, loss);
     if (Number.isNaN(loss) || this.high.length < EXPLODED_STEPS) return;
     throw new TrainingDivergedError(
-      `step ${step}: the ${this.name} exploded: ${loss.toPrecision(4)}, where ${this.median().toPrecision(4)} was usual`,
+      `step ${step}: the ${this.name} exploded: ${loss.toPrecision(4)}, where ${this.usual().toPrecision(4)} was usual`,
     );
   }
 
@@ -61,18 +61,24 @@ export class Watch {
     this.recent.splice(0, this.recent.length - LAST_STEPS);
   }
 
-  private isHigh(loss: number): boolean {
-    if (this.recent.length === 0) return false;
-    const { chance, explosion } = this.scale;
-    if (loss > explosion * Math.max(chance, this.first as number)) return true;
-    // Fewer steps do not tell what may come: a rate that rises can undo a trained model's last bit of skill.
-    const known = this.recent.length === LAST_STEPS ? Math.max(...this.recent) : chance;
-    return loss > known && loss > ABOVE_MEDIAN * this.median();
+  /** What comes is the loss of something else: the last steps' are no measure of it any more. */
+  forget(): void {
+    this.recent.length = 0;
   }
 
-  private median(): number {
+  private isHigh(loss: number): boolean {
+    const { chance, explosion } = this.scale;
+    if (loss > explosion * Math.max(chance, this.first as number)) return true;
+    if (this.recent.length === 0) return false;
+    // Fewer steps do not tell what may come: a rate that rises can undo a trained model's last bit of skill.
+    const known = this.recent.length === LAST_STEPS ? Math.max(...this.recent) : chance;
+    return loss > known && loss > ABOVE_MEDIAN * this.usual();
+  }
+
+  /** The median of the last steps; where there are none, what the run began with. */
+  private usual(): number {
     const sorted = [...this.recent].sort((a, b) => a - b);
-    return sorted[sorted.length >> 1] as number;
+    return sorted[sorted.length >> 1] ?? (this.first as number);
   }
 }
 
@@ -100,5 +106,11 @@ export class Watches {
   /** As `Watch.follow`. */
   follow(step: number, losses: Readonly<Record<string, number>>): void {
     for (const [name, watch] of this.all) watch.follow(step, losses[name] ?? Number.NaN);
+  }
+
+  /** As `Watch.forget`, unless a loss is high: whether the weights are good is not known then. */
+  forget(): void {
+    if (this.high.length > 0) return;
+    for (const watch of this.all.values()) watch.forget();
   }
 }

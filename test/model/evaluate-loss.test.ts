@@ -6,6 +6,7 @@ import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
 import { UniFluid } from "../../lib";
+import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { locateCheckpoint } from "../../lib/checkpoint/locate";
 import { evaluateLoss, type ImageLoss, type TextLoss } from "../../lib/evaluate/loss-suite";
@@ -163,6 +164,34 @@ describe("what cannot be measured is told by the record", () => {
     await expect(measure("./nothing", manifest("caption"))).rejects.toMatchObject({
       code: "CHECKPOINT_NOT_FOUND",
     });
+  });
+
+  test("a text whose logits are not finite, by the records it is among", async () => {
+    const addon = loadAddon();
+    const createTrainer = addon.createTrainer.bind(addon);
+    const create = jest.spyOn(addon, "createTrainer").mockImplementation(async (...args) => {
+      const native = await createTrainer(...args);
+      const error = {
+        code: "NUMERICAL_ERROR",
+        message: "expected finite logits but a row has none",
+      };
+      return {
+        evaluate: () => Promise.reject(error),
+        dispose: () => native.dispose(),
+      } as unknown as typeof native;
+    });
+    try {
+      await expect(
+        measure("shapes-64", await write("two.jsonl", good, good)),
+      ).rejects.toMatchObject(
+        refused(
+          /^expected finite logits .*, between .*two\.jsonl: record 0 \(line 1\) and .*record 1 \(line 2\)$/,
+          "NUMERICAL_ERROR",
+        ),
+      );
+    } finally {
+      create.mockRestore();
+    }
   });
 
   test("an abort ends it with the signal's reason", async () => {

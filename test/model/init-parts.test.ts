@@ -191,8 +191,13 @@ test("an autoencoder's own directory is taken, not only one above it", async () 
 });
 
 describe("a SigLIP directory", () => {
-  /** SigLIP's two forms, with the tower of a fixture. */
-  async function siglip(name: string, alone: boolean): Promise<string> {
+  /** SigLIP's forms, with the tower of a fixture. `prefix`: of the tower's names; `lacks`: one that is not there. */
+  async function siglip(
+    name: string,
+    alone: boolean,
+    prefix = "vision_model.",
+    lacks?: string,
+  ): Promise<string> {
     const directory = join(folder, name);
     await mkdir(directory);
     const from = join(FIXTURES, "unifluid-tiny");
@@ -207,9 +212,10 @@ describe("a SigLIP directory", () => {
     await writeFile(join(directory, "config.json"), JSON.stringify(config));
     const { header, data } = splitSafetensors(await readFile(join(from, "model.safetensors")));
     const entries = Object.entries(header).map(([stored, entry]) => {
-      const tower = /^model\.vision_tower\.(vision_model\..*)$/.exec(stored)?.[1];
+      const tower = /^model\.vision_tower\.vision_model\.(.*)$/.exec(stored)?.[1];
+      if (tower !== undefined && tower !== lacks) return [prefix + tower, entry];
       // All else under names that a SigLIP has beside its tower.
-      return [tower ?? (stored === "__metadata__" ? stored : `text_model.${stored}`), entry];
+      return [stored === "__metadata__" ? stored : `text_model.${stored}`, entry];
     });
     const file = joinSafetensors(Object.fromEntries(entries), data);
     await writeFile(join(directory, "model.safetensors"), file);
@@ -218,10 +224,11 @@ describe("a SigLIP directory", () => {
   }
 
   test.each([
-    ["with its text tower", false],
-    ["of the image tower alone", true],
-  ])("%s gives the tower; the projector is fresh", async (name, alone) => {
-    const directory = await siglip(name.replaceAll(" ", "-"), alone);
+    ["with its text tower", false, "vision_model."],
+    ["of the image tower alone", true, "vision_model."],
+    ["of the image tower alone, as transformers 5 saves it,", true, ""],
+  ])("%s gives the tower; the projector is fresh", async (name, alone, prefix) => {
+    const directory = await siglip(name.replaceAll(" ", "-"), alone, prefix);
     const { vision_config: tower } = await json(FIXTURES, "unifluid-tiny", "config.json");
     const { vision_config: _, ...rest } = TINY_MODEL;
     const result = await init(rest, { vision: directory, vae: "shapes-64" });
@@ -242,6 +249,20 @@ describe("a SigLIP directory", () => {
     const pixels = new Uint8Array(64 * 64 * 3).fill(120);
     await model.caption({ pixels, width: 64, height: 64 }, { maxNewTokens: 2 });
   });
+
+  test.each(["vision_model.", ""])(
+    "that lacks a tensor says so as its file spells others: %j",
+    async (prefix) => {
+      const vision = await siglip(`lacks-${prefix}`, true, prefix, "post_layernorm.bias");
+      const { vision_config: _, ...rest } = TINY_MODEL;
+      await refused(
+        rest,
+        { vision, vae: "shapes-64" },
+        "MISSING_TENSOR",
+        new RegExp(`missing: ${prefix}post_layernorm\\.bias$`),
+      );
+    },
+  );
 
   test("of another size than the file says is refused, with both", async () => {
     const directory = await siglip("other-size", true);

@@ -3,6 +3,7 @@ import { execFile } from "node:child_process";
 import {
   appendFile,
   cp,
+  type FileHandle,
   mkdtemp,
   readdir,
   readFile,
@@ -16,11 +17,13 @@ import { join, relative, resolve } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
-import { type Checkpoint, locateCheckpoint, readCheckpoint } from "../../lib";
+import { type Checkpoint, locateCheckpoint, readCheckpoint, UniFluid } from "../../lib";
+import { loadAddon } from "../../lib/addon";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { Batches } from "../../lib/train/batches";
 import { BrokenRecords } from "../../lib/train/broken-records";
-import { readRunConfig, type UnifiedRunConfig } from "../../lib/train/config";
+import { parseRunConfig, readRunConfig, type UnifiedRunConfig } from "../../lib/train/config";
+import { LatentEncoder } from "../../lib/train/latent-encoder";
 import { CACHE_FOLDER, Pictures } from "../../lib/train/pictures";
 
 const execute = promisify(execFile);
@@ -171,6 +174,75 @@ test("a cache of one file, as it was before, is still read", async () => {
   }
   expect(await read(data)).toEqual(right);
   expect(await entriesOf(data)).toBe(SCENES);
+});
+
+test("latents are the model's own bits, for which its autoencoder alone is loaded", async () => {
+  const data = await fresh("encoder");
+  const loading = jest.spyOn(loadAddon(), "loadModel");
+  try {
+    await read(data);
+    expect(loading).toHaveBeenCalledTimes(1);
+    const [{ tensors, text }] = loading.mock.calls[0]!;
+    expect(text).toBeUndefined();
+    expect(tensors.filter(({ name }) => !name.startsWith("vae."))).toEqual([]);
+  } finally {
+    loading.mockRestore();
+  }
+  // Several of its cells are a token of the model.
+  expect(checkpoint.spec.image!.latentPatch).toBeGreaterThan(1);
+  await using model = await UniFluid.load(checkpoint.directory, { threads: 2, dtype: "float32" });
+  await using(data, async (pictures) => {
+    for (const path of paths(data).slice(0, 4))
+      expect((await pictures.get(path)).latents).toEqual(await model.encodeImage(path));
+  });
+});
+
+test("a pack that is cut off while it is read is told, and not read as zeros", async () => {
+  const data = await fresh("cut");
+  await read(data);
+  const [bin] = await filesOf(data, ".bin");
+  await using(data, async (pictures) => {
+    await truncate(join(data, CACHE_FOLDER, bin!), 1000);
+    await expect(pictures.get(paths(data)[0]!)).rejects.toMatchObject({
+      code: "TRAINING_DATA",
+      message: expect.stringMatching(/^cannot read prepared pictures: .*\.bin became shorter; /),
+    });
+  });
+});
+
+test("closing closes all, also where some of it fails", async () => {
+  const data = await fresh("closing");
+  await read(data);
+  const pictures = await Pictures.open(data, checkpoint, { threads: 2 });
+  await pictures.prepare({ path: "new.png", bytes: await readFile(paths(data)[0]!), modified: 0 });
+  const handles: FileHandle[] = Reflect.get(pictures, "handles");
+  expect(handles).toHaveLength(2);
+  const { close } = handles[0]!;
+  const closings = handles.map((handle) => jest.spyOn(handle, "close"));
+  closings[0]!.mockImplementationOnce(async () => {
+    await close.call(handles[0]!);
+    throw new Error("EIO");
+  });
+  const dispose = jest.spyOn(LatentEncoder.prototype, "dispose");
+  try {
+    await expect(pictures.close()).rejects.toThrow("EIO");
+    for (const closing of closings) expect(closing).toHaveBeenCalledTimes(1);
+    expect(dispose).toHaveBeenCalledTimes(1);
+  } finally {
+    dispose.mockRestore();
+  }
+  const settings = { model: "shapes-64", steps: 1, learningRate: 1, threads: 2 };
+  const sources = [{ manifest: join(data, "caption.jsonl"), examples: 1 }];
+  const config = parseRunConfig({ ...settings, sources }, "", "/") as UnifiedRunConfig;
+  const batches = await Batches.open(checkpoint, config, () => {});
+  jest.spyOn(batches.mixture, "close").mockRejectedValueOnce(new Error("EIO"));
+  const closed = jest.spyOn(Pictures.prototype, "close");
+  try {
+    await expect(batches.close()).rejects.toThrow("EIO");
+    expect(closed).toHaveBeenCalledTimes(1);
+  } finally {
+    closed.mockRestore();
+  }
 });
 
 test("a model with another decoder reads what was prepared, one with another encoder does not", async () => {

@@ -1,6 +1,6 @@
 /** Runs that diverge: when they stop, and which checkpoints are left to go on from. */
 import { readdirSync } from "node:fs";
-import { readdir, readFile, rm } from "node:fs/promises";
+import { cp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
@@ -158,3 +158,37 @@ test("a killed run's only checkpoint is kept where the step after it was good", 
   }
   expect(await checkpoints("killed")).toEqual(["step-00000003"]);
 });
+
+test("losses of other data are judged anew, and set no good checkpoint aside", async () => {
+  await runs.train("learned", { ...sane, steps: 4 });
+  // As if the run had learned its data very well, in more steps.
+  const metrics = join(runs.folder, "learned", "metrics.jsonl");
+  const lines = (await readFile(metrics, "utf8")).replace(
+    /(imageLoss|textLoss)":[^,]*/g,
+    '$1":0.01',
+  );
+  await writeFile(metrics, lines.replace(/^.*"step":1,.*$/m, Array(100).fill("$&").join("\n")));
+  await cp(join(runs.folder, "learned"), join(runs.folder, "forgets"), { recursive: true });
+  await expect(
+    runs.train("forgets", { ...sane, learningRate: 2e-3, steps: 20 }, { resume: true }),
+  ).rejects.toMatchObject({
+    code: "TRAINING_DIVERGED",
+    message: expect.stringMatching(/^step 9: /),
+  });
+
+  const task = (name: string) => join(runs.folder, "data", `${name}.jsonl`);
+  const sources = [
+    { manifest: task("generate"), examples: 2 },
+    { manifest: task("caption"), examples: 1 },
+  ];
+  const other = { ...sane, sources };
+  expect(await runs.train("learned", { ...other, steps: 6 }, { resume: true })).toMatchObject({
+    step: 6,
+  });
+  // Nor where the run goes on once more, with the same data or another rate.
+  for (const change of [{}, { learningRate: 2e-3 }])
+    expect(
+      await runs.train("learned", { ...other, ...change, steps: 12 }, { resume: true }),
+    ).toMatchObject({ step: 12, finished: true });
+  expect((await checkpoints("learned")).filter((name) => name.endsWith(".diverged"))).toEqual([]);
+}, 120_000);

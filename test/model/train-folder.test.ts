@@ -1,7 +1,7 @@
 /** The folder of a run: whose it is, what may lie in it, and what opening one refuses. */
 import { execFile } from "node:child_process";
-import { existsSync } from "node:fs";
-import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { existsSync, promises } from "node:fs";
+import { mkdir, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
@@ -131,6 +131,59 @@ test("folders that were removed are made again", async () => {
     "step-00000002.png",
     "step-00000004.png",
   ]);
+});
+
+test("a run whose folder cannot be read now is not taken for one that has not begun", async () => {
+  await runs.train("unread", { steps: 2 });
+  const metrics = await readFile(at("unread", "metrics.jsonl"), "utf8");
+  const { readdir: list, readFile: read } = promises;
+  const denied = (path: unknown) =>
+    Promise.reject(Object.assign(new Error(`EACCES: ${path}`), { code: "EACCES" }));
+  const listing = jest
+    .spyOn(promises, "readdir")
+    .mockImplementation(((...args: Parameters<typeof list>) =>
+      args[0] === at("unread", "checkpoints") ? denied(args[0]) : list(...args)) as typeof list);
+  try {
+    for (const resume of [false, true])
+      await expect(open("unread", {}, { resume })).rejects.toMatchObject({ code: "EACCES" });
+  } finally {
+    listing.mockRestore();
+  }
+  const reading = jest
+    .spyOn(promises, "readFile")
+    .mockImplementation(((...args: Parameters<typeof read>) =>
+      args[0] === at("unread", "metrics.jsonl") ? denied(args[0]) : read(...args)) as typeof read);
+  try {
+    await expect(open("unread", {}, { resume: true })).rejects.toMatchObject({ code: "EACCES" });
+  } finally {
+    reading.mockRestore();
+  }
+  expect(await readFile(at("unread", "metrics.jsonl"), "utf8")).toBe(metrics);
+  expect(await runs.train("unread", { steps: 3 }, { resume: true })).toMatchObject({ step: 3 });
+});
+
+test("the history of a run is written anew only where some of it goes, and beside the old one", async () => {
+  await runs.train("history", { steps: 4, checkpoint: { every: 2 } });
+  const path = at("history", "metrics.jsonl");
+  const before = await stat(path);
+  const again = () => open("history", {}, { resume: true }).then((trainer) => trainer.close());
+  await again();
+  expect(await stat(path)).toMatchObject({ ino: before.ino, mtimeMs: before.mtimeMs });
+  await rm(runs.checkpoint("history", 4), { recursive: true });
+  const whole = await readFile(path, "utf8");
+  const { rename } = promises;
+  const renaming = jest.spyOn(promises, "rename").mockImplementation((from, to) => {
+    // As if killed here.
+    return to === path ? Promise.reject(new Error("killed")) : rename(from, to);
+  });
+  try {
+    await expect(again()).rejects.toThrow("killed");
+  } finally {
+    renaming.mockRestore();
+  }
+  expect(await readFile(path, "utf8")).toBe(whole);
+  await again();
+  expect((await runs.metricsOf("history")).map(({ step }) => step)).toEqual([1, 2]);
 });
 
 test("options are checked", async () => {

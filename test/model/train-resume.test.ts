@@ -1,8 +1,8 @@
 /** Runs that go on with other settings than before, and data that are not as a model was made for. */
 import { rmSync } from "node:fs";
-import { readdir, readFile, rm } from "node:fs/promises";
+import { readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { UniFluid } from "../../lib";
+import { Trainer, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { writeSafetensors } from "../../lib/checkpoint/safetensors-writer";
@@ -63,6 +63,26 @@ test("the folder has the settings in force, and those before under another name"
   await runs.train("settings", { ...change, steps: 2, learningRate: 2e-3 }, { resume: true });
   const names = await readdir(join(runs.folder, "settings"));
   expect(names.filter((n) => n.endsWith(".yaml"))).toHaveLength(2);
+  // With settings that are changed again before a step is done with them, none was done.
+  for (const learningRate of [3e-3, 4e-3]) {
+    const options = { out: join(runs.folder, "settings"), resume: true };
+    await (await Trainer.open(runs.config({ ...change, steps: 3, learningRate }), options)).close();
+  }
+  expect(await text("run.yaml")).toContain("learningRate: 0.004");
+  expect(await text("run-until-step-00000002.yaml")).toContain("learningRate: 0.002");
+});
+
+test("sheets of samples behind the checkpoint go with the metrics of the part that was given up", async () => {
+  const prompts = ["a red circle"];
+  const change = { steps: 4, checkpoint: { every: 2 }, samples: { every: 2, prompts, steps: 1 } };
+  await runs.train("sheets", change);
+  const sheets = () => readdir(join(runs.folder, "sheets", "samples"));
+  expect(await sheets()).toEqual(["step-00000002.png", "step-00000004.png"]);
+  await writeFile(join(runs.folder, "sheets", "samples", "mine.png"), "");
+  await rm(runs.checkpoint("sheets", 4), { recursive: true });
+  const options = { out: join(runs.folder, "sheets"), resume: true };
+  await (await Trainer.open(runs.config(change), options)).close();
+  expect(await sheets()).toEqual(["mine.png", "step-00000002.png"]);
 });
 
 test.each<[string, (tensor: { name: string; rows: number }) => object, string]>([

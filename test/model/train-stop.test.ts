@@ -1,7 +1,7 @@
 /** Runs that stop before their end: by a signal, by their data, as they are closed. */
 import { readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { Trainer, UniFluid } from "../../lib";
+import { InsufficientMemoryError, Trainer, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import type { NativeTrainer } from "../../lib/native";
 import { Runs } from "../support/runs";
@@ -123,6 +123,36 @@ test("a run that is stopped while samples are drawn does not wait for them", asy
   await rm(at("drawing", "samples", both[1]!));
   expect(await runs.train("drawing", on, { resume: true })).toMatchObject({ step: 4 });
   expect(await readdir(at("drawing", "samples"))).toEqual(both);
+});
+
+test("samples that cannot be drawn are a note, and the run goes on", async () => {
+  const samples = { every: 2, prompts: ["a red circle"], steps: 1 };
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  const loading = jest
+    .spyOn(UniFluid, "load")
+    .mockRejectedValueOnce(new InsufficientMemoryError("the GPU is full"));
+  try {
+    expect(await runs.train("full", { steps: 4, samples }, { onNote })).toMatchObject({
+      step: 4,
+      finished: true,
+    });
+    expect(notes).toEqual(["the samples of step 2 were not drawn: the GPU is full"]);
+    // Not where training computes, which may have no room left.
+    for (const [, options] of loading.mock.calls) expect(options).toMatchObject({ device: "auto" });
+    expect(await readdir(at("full", "samples"))).toEqual(["step-00000004.png"]);
+    // What the system refuses would meet the run as well.
+    const refused = Object.assign(new Error("EMFILE"), {
+      code: "EMFILE",
+      errno: -24,
+      syscall: "open",
+    });
+    loading.mockRejectedValueOnce(refused);
+    const stopped = runs.train("full", { steps: 6, samples }, { resume: true });
+    await expect(stopped).rejects.toBe(refused);
+  } finally {
+    loading.mockRestore();
+  }
 });
 
 test("stopped before its first step a run has no checkpoint", async () => {

@@ -1,6 +1,6 @@
 /** Which settings of a run have changed since it was begun. */
 import { stringify } from "yaml";
-import { changedSettings } from "../../lib/train/changed-settings";
+import { changedSettings, changesLosses } from "../../lib/train/changed-settings";
 import { parseRunConfig } from "../../lib/train/config";
 
 const settings = (change: object = {}) => ({
@@ -35,6 +35,19 @@ test.each<[object, object, string[]]>([
 ])("from %j to %j", (before, after, names) => {
   const changed = changedSettings(stringify({ ...now(), ...before }), now(after));
   expect(changed).toEqual(names);
+});
+
+test("two files are compared as a file and the settings of now", () => {
+  expect(changedSettings(stringify(settings()), stringify(now({ order: "raster" })))).toEqual([
+    "order",
+  ]);
+});
+
+test("losses are of something else with other data, orders or noise, and with no other rate", () => {
+  for (const names of [["all"], ["sources"], ["steps", "sources.1.examples"], ["contextNoise"]])
+    expect(changesLosses(names)).toBe(true);
+  for (const names of [[], ["steps", "learningRate"], ["samples.prompts.0"], ["orders"]])
+    expect(changesLosses(names)).toBe(false);
 });
 
 test("of a file that cannot be read all have changed", () => {

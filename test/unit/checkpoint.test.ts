@@ -217,6 +217,11 @@ describe("a missing tensor is told as the file spells the others", () => {
     [/^model\.language_model\./, "language_model.model."],
     [/^model\.(vision_tower|multi_modal)/, "$1"],
   ];
+  const five: [RegExp, string][] = [
+    [/^model\.language_model\./, "language_model.model."],
+    [/^model\.vision_tower\.vision_model\./, "vision_tower."],
+    [/^model\.multi_modal/, "multi_modal"],
+  ];
   const firstReleases: [RegExp, string][] = [
     [/\.to_q\./, ".query."],
     [/\.to_k\./, ".key."],
@@ -228,6 +233,8 @@ describe("a missing tensor is told as the file spells the others", () => {
     ["paligemma-tiny", WEIGHTS, [], "model.vision_tower.vision_model.post_layernorm.bias"],
     ["paligemma-tiny", WEIGHTS, old, "language_model.model.norm.weight"],
     ["paligemma-tiny", WEIGHTS, old, "vision_tower.vision_model.post_layernorm.bias"],
+    ["paligemma-tiny", WEIGHTS, five, "language_model.model.norm.weight"],
+    ["paligemma-tiny", WEIGHTS, five, "vision_tower.post_layernorm.bias"],
     ["unifluid-tiny", WEIGHTS, [], "image_begin"],
     ["vae-tiny", VAE, [], "encoder.mid_block.attentions.0.to_q.bias"],
     ["vae-tiny", VAE, firstReleases, "encoder.mid_block.attentions.0.query.bias"],

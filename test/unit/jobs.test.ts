@@ -440,6 +440,37 @@ describe("a folder of results", () => {
     }
   });
 
+  test("what fails as it is opened or closed leaves neither a lock nor an open file", async () => {
+    const broken = new Error("EIO");
+    const listing = jest.spyOn(files, "readdir").mockRejectedValueOnce(broken);
+    await expect(ResultsFolder.open(path, whole)).rejects.toBe(broken);
+    listing.mockRestore();
+    expect(readdirSync(path)).toEqual([]);
+
+    const { open } = files;
+    const handles: files.FileHandle[] = [];
+    const opening = jest.spyOn(files, "open").mockImplementation(async (...args) => {
+      const handle = await open(...args);
+      handles.push(handle);
+      jest.spyOn(handle, "stat").mockRejectedValueOnce(broken);
+      return handle;
+    });
+    await expect(ResultsFolder.open(path, whole)).rejects.toBe(broken);
+    opening.mockRestore();
+    expect(handles.map(({ fd }) => fd)).toEqual([-1]);
+    expect(readdirSync(path)).toEqual(["results.jsonl"]);
+
+    const folder = await ResultsFolder.open(path, whole);
+    const handle: files.FileHandle = Reflect.get(folder, "file");
+    const { close } = handle;
+    jest.spyOn(handle, "close").mockImplementationOnce(async () => {
+      await close.call(handle);
+      throw broken;
+    });
+    await expect(folder.close()).rejects.toBe(broken);
+    expect(readdirSync(path)).toEqual(["results.jsonl"]);
+  });
+
   test("a success stands, whatever another file says", async () => {
     const line = (index: number, error?: object) =>
       `${JSON.stringify({ index, fingerprint: 7, error })}\n`;

@@ -1,5 +1,5 @@
 /** When a loss counts as exploded. */
-import { type LossScale, Watch } from "../../lib/train/watch";
+import { type LossScale, Watch, Watches } from "../../lib/train/watch";
 import { Random } from "../support/numbers";
 
 const diverged = { code: "TRAINING_DIVERGED" };
@@ -119,4 +119,35 @@ test("after a stop a loss is judged as if there had been none", () => {
   for (const [i, loss] of [...before, 3, 3, 3, 3].entries()) within.follow(i + 1, loss);
   expect(within.highSince).toBe(151);
   expect(() => within.see(155, 3)).toThrow(expect.objectContaining(diverged));
+});
+
+test("once what is measured has changed, the last losses are no measure, but what a model knows nothing by is", () => {
+  const watch = new Watch("image loss", IMAGE);
+  quiet(watch, new Random(6), 150, 0.01);
+  watch.forget();
+  for (let step = 151; step < 251; step++) watch.see(step, 1);
+  expect(watch.highSince).toBeUndefined();
+  // It has a history of its own by now.
+  for (let step = 251; step < 255; step++) watch.see(step, 11);
+  expect(() => watch.see(255, 11)).toThrow(/11\.00, where 1\.000 was usual/);
+  const ruined = new Watch("image loss", IMAGE);
+  quiet(ruined, new Random(6), 150, 0.01);
+  ruined.forget();
+  for (let step = 151; step < 155; step++) ruined.see(step, 21);
+  expect(() => ruined.see(155, 21)).toThrow(
+    /step 155: the image loss exploded: 21\.00, where 0\.0/,
+  );
+});
+
+test("a loss that is high as what is measured changes stays in doubt, with the others", () => {
+  const watches = new Watches({ a: IMAGE, b: IMAGE });
+  for (let step = 1; step <= 150; step++) watches.see(step, { a: 0.01, b: 0.01 });
+  watches.see(151, { a: 0.01, b: 3 });
+  watches.forget();
+  for (let step = 152; step < 155; step++) watches.see(step, { a: 0.5, b: 3 });
+  expect(watches.high).toEqual([
+    { name: "a", since: 152 },
+    { name: "b", since: 151 },
+  ]);
+  expect(() => watches.see(155, { a: 0.5, b: 3 })).toThrow(/step 155: the b exploded/);
 });
