@@ -53,6 +53,8 @@ const manifest = {
   preferUnplugged: true,
   exports: { [`./${LIBRARY}`]: `./${LIBRARY}`, "./package.json": "./package.json" },
   files: [LIBRARY, "THIRD_PARTY_NOTICES.md"],
+  // Else a first version under a scope would be private.
+  publishConfig: { access: "public" },
 };
 const readme = `# ${manifest.name}
 

@@ -297,6 +297,11 @@ describe("with the package of the CUDA library", () => {
     reason: expect.stringMatching(/cuda-linux-x64.* belongs to another version of this package/),
   };
 
+  test("anybody may install it, however its first version is published", () => {
+    const file = join(work, "cuda-package", "package.json");
+    expect(JSON.parse(readFileSync(file, "utf8")).publishConfig).toEqual({ access: "public" });
+  });
+
   const onX64 = process.arch === "x64" ? test : test.skip;
   onX64(
     "installed beside, it is found",

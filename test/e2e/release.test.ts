@@ -4,6 +4,7 @@ import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   chmodSync,
+  copyFileSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -124,6 +125,18 @@ describe("a version", () => {
     await expect(release("--check", "v0.1.0")).rejects.toEqual(
       refused(/no entries under "## 0\.1\.0"/),
     );
+  });
+});
+
+test("without the binaries of both machines nothing is published, by hand either", async () => {
+  for (const name of ["package.json", "scripts/check-binary.mjs", "scripts/elf.mjs"]) {
+    mkdirSync(dirname(join(work, name)), { recursive: true });
+    copyFileSync(join(root, name), join(work, name));
+  }
+  await expect(execute("npm", ["publish", "--dry-run"], { cwd: work })).rejects.toMatchObject({
+    stderr: expect.stringMatching(
+      /linux-x64\/unifluid\.node: not there\n.*linux-arm64\/unifluid\.node: not there\n/,
+    ),
   });
 });
 
