@@ -249,6 +249,17 @@ test("where install scripts do not run", async () => {
   expect(existsSync(join(folder, "star.png"))).toBe(true);
 }, 120_000);
 
+test("in a project with an older cmake-js, which it does not use", async () => {
+  const folder = join(work, "older");
+  mkdirSync(join(folder, "old"), { recursive: true });
+  const manifest = { name: "cmake-js", version: "7.4.0" };
+  writeFileSync(join(folder, "old", "package.json"), JSON.stringify(manifest));
+  const dependencies = { "cmake-js": "file:old", unifluid: `file:${tarball}` };
+  writeFileSync(join(folder, "package.json"), JSON.stringify({ private: true, dependencies }));
+  await run("npm", ["install", "--prefer-offline"], folder);
+  expect(existsSync(join(folder, "node_modules/unifluid"))).toBe(true);
+}, 120_000);
+
 test("with pnpm", async () => {
   const folder = join(work, "pnpm");
   mkdirSync(folder);
