@@ -1,7 +1,7 @@
 /** What a service needs besides: models, health, readiness. */
 
 import type { FastifyInstance, FastifyReply } from "fastify";
-import { UniFluidError } from "../errors.js";
+import { isUniFluidError } from "../errors.js";
 import type { UniFluid } from "../model.js";
 import type { ServerContext } from "./context.js";
 import { HttpError } from "./http-error.js";
@@ -46,7 +46,7 @@ function isDisposed(model: UniFluid): boolean {
     model.stats();
     return false;
   } catch (error) {
-    if (error instanceof UniFluidError && error.code === "DISPOSED") return true;
+    if (isUniFluidError(error) && error.code === "DISPOSED") return true;
     throw error;
   }
 }
