@@ -7,6 +7,7 @@ import {
   mkdirSync,
   mkdtempSync,
   readFileSync,
+  renameSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -240,6 +241,35 @@ test("in a bundle by esbuild, with the addon alone outside", async () => {
     },
   );
   expect(stdout).toBe("64\n");
+});
+
+test("in a bundle by esbuild, with the addon along", async () => {
+  writeFileSync(
+    join(project, "along.cjs"),
+    `const { UniFluid } = require("unifluid");
+     const { createServer } = require("unifluid/server");
+     (async () => {
+       const model = await UniFluid.load(process.argv[2], { threads: 1 });
+       const app = createServer(model, { page: false });
+       console.log((await app.inject("/ready")).statusCode);
+       await app.close();
+       await createServer(model).ready().catch(({ code, message }) => console.log(code, message));
+       await model.dispose();
+     })();`,
+  );
+  const options = ["--bundle", "--platform=node", "--outfile=along/bundle.cjs"];
+  const outside = ["--loader:.node=copy", "--external:sharp"];
+  await run(bin("esbuild"), ["along.cjs", ...options, ...outside]);
+  // Nothing else of the package is needed but the model.
+  const installed = join(project, "node_modules", "unifluid");
+  const away = join(project, "node_modules", "unifluid-away");
+  renameSync(installed, away);
+  try {
+    const { stdout } = await node("along/bundle.cjs", join(away, "models/shapes-64"));
+    expect(stdout).toMatch(/^200\nINVALID_OPTION .*index\.html is not there: .*page to false\n$/);
+  } finally {
+    renameSync(away, installed);
+  }
 });
 
 test("where install scripts do not run", async () => {
