@@ -320,7 +320,7 @@ describe("with the package of the CUDA library", () => {
   });
 
   /** Which library a machine with a driver would open, as a program of the project finds it. */
-  async function found(folder: string) {
+  async function found(folder: string, addonPath?: string) {
     writeFileSync(
       join(folder, "found.cjs"),
       `const { dirname, join } = require("node:path");
@@ -328,7 +328,8 @@ describe("with the package of the CUDA library", () => {
        const { surveyDevices } = require(join(dist, "device.js"));
        const { addon, path } = require(join(dist, "addon.js")).findAddon();
        const cudaDevices = (path) => addon.cudaDevices(path);
-       surveyDevices({ cudaDriverPresent: () => true, cudaDevices }, path).then((found) => console.log(JSON.stringify(found)));`,
+       const from = ${JSON.stringify(addonPath)} ?? path;
+       surveyDevices({ cudaDriverPresent: () => true, cudaDevices }, from).then((found) => console.log(JSON.stringify(found)));`,
     );
     return JSON.parse((await run(process.execPath, ["found.cjs"], folder)).stdout);
   }
@@ -350,6 +351,8 @@ describe("with the package of the CUDA library", () => {
       expect((await found(project)).reason).toMatch(/"npm install @unifluid\/cuda-linux-x64"/);
       const folder = await install("cuda", library);
       expect(await found(folder)).toEqual(asPackaged);
+      // With an addon that UNIFLUID_NATIVE names, and no node_modules above it.
+      expect(await found(folder, "/nowhere/unifluid.node")).toEqual(asPackaged);
     },
     120_000,
   );
