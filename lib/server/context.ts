@@ -20,6 +20,8 @@ export interface ServerContext {
   open: number;
   /** Requests that compute now. */
   active: Set<AbortController>;
+  /** New work is refused: the server is shutting down. */
+  draining: boolean;
   /** The device has failed, and with it every request to come. */
   failed: boolean;
 }

@@ -34,7 +34,7 @@ export function registerSystem(app: FastifyInstance, context: ServerContext): vo
   app.get("/ready", async (_request, reply) => {
     if (context.failed) return unavailable(reply, FAILED);
     if (isDisposed(model)) return unavailable(reply, "the model was disposed of");
-    return app.draining ? unavailable(reply, "shutting down") : { status: "ready" };
+    return context.draining ? unavailable(reply, "shutting down") : { status: "ready" };
   });
   const document = openApi(context);
   app.get("/openapi.json", async () => document);

@@ -156,10 +156,15 @@ test.each([
     return `snippet-${i}.mts`;
   });
   const source = `import { UniFluid, type GenerateItem, type Image } from "unifluid";
-    import { createServer } from "unifluid/server";
+    import fastify from "fastify";
+    import { createServer, type UniFluidServer } from "unifluid/server";
     const model = await UniFluid.load("shapes-64");
     const image: Image = await model.generate("x");
-    createServer(model, { maxImages: 2 });
+    const server: UniFluidServer = createServer(model, { maxImages: 2 });
+    server.draining satisfies boolean;
+    await server.drain(1000);
+    // @ts-expect-error: other servers are as fastify declares them
+    fastify().drain(1000);
     for await (const { value, error } of model.generateAll(["a"])) {
       if (error) error.message satisfies string;
       else value.width satisfies number;
