@@ -204,6 +204,23 @@ test.each([
     model.generateAll(["a"], { stepz: 1 });
     const either = await model.generate(["x"] as string | string[]);
     either satisfies Image | Image[];
+    const text = "a" as string | string[];
+    const pictures = image as Image | Image[];
+    (await model.edit(image, "a")) satisfies Image;
+    (await model.edit([image], text)) satisfies Image[];
+    (await model.edit(image, ["a"])) satisfies Image[];
+    (await model.edit(pictures, text)) satisfies Image | Image[];
+    // @ts-expect-error: it may be one
+    (await model.edit(image, text)) satisfies Image[];
+    // @ts-expect-error: it may be one
+    (await model.edit(pictures, "a")) satisfies Image[];
+    (await model.answer(image, "a")) satisfies string;
+    (await model.answer([image], text)) satisfies string[];
+    (await model.answer(image, ["a"])) satisfies string[];
+    // @ts-expect-error: it may be one
+    (await model.answer(image, text)) satisfies string[];
+    // @ts-expect-error: it may be one
+    (await model.answer(pictures, "a")) satisfies string[];
     await image.save(new URL("file:///x.png"));
     // @ts-expect-error: a number is no prompt
     await model.generate(5);
