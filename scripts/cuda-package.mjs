@@ -73,6 +73,10 @@ const notices = `# Third-party notices
 The library is under the Apache License 2.0 (LICENSE). Linked into it is the CUDA runtime (cudart), copyright NVIDIA
 Corporation, which the CUDA Toolkit End User License Agreement (Attachment A) allows to distribute as part of an
 application: https://docs.nvidia.com/cuda/eula/
+
+Inline functions and templates of GCC's headers, and the parts of \`libstdc++\` that an older system lacks, are compiled
+in: they are under GPL-3.0 with the GCC Runtime Library Exception, which puts no condition on the program that was
+compiled: https://www.gnu.org/licenses/gcc-exception-3.1.html
 `;
 
 const out = resolve(values.out);

@@ -364,6 +364,8 @@ describe("with the package of the CUDA library", () => {
   test("anybody may install it, however its first version is published", () => {
     const file = join(work, "cuda-package", "package.json");
     expect(JSON.parse(readFileSync(file, "utf8")).publishConfig).toEqual({ access: "public" });
+    const notices = readFileSync(join(work, "cuda-package", "THIRD_PARTY_NOTICES.md"), "utf8");
+    expect(notices).toMatch(/CUDA runtime .*GCC Runtime Library Exception/s);
   });
 
   const onX64 = process.arch === "x64" ? test : test.skip;
