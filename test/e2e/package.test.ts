@@ -200,7 +200,7 @@ describe("with a prebuilt binary", () => {
   });
 
   test("its types hold for import and for require", async () => {
-    const program = `import { UniFluid, InvalidOptionError, type Image, type ImageInput } from "unifluid";
+    const program = `import { countParameters, readCheckpoint, UniFluid, InvalidOptionError, type Image, type ImageInput } from "unifluid";
       export async function draw(input: ImageInput): Promise<Image[]> {
         await using model = await UniFluid.load("shapes-64", { threads: 2 });
         const text: string = await model.caption(input);
@@ -211,6 +211,12 @@ describe("with a prebuilt binary", () => {
           if (error instanceof InvalidOptionError) error.code satisfies "INVALID_OPTION";
           throw error;
         }
+      }
+      export async function look(): Promise<number> {
+        const checkpoint = await readCheckpoint("x");
+        // @ts-expect-error: a part that is the package's own
+        checkpoint.spec;
+        return countParameters(checkpoint).vae;
       }
       // @ts-expect-error: there is no such option
       export const wrong = (model: UniFluid) => model.generate("x", { step: 1 });\n`;
