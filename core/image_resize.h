@@ -3,7 +3,8 @@
 // Checkpoints are trained on pictures that Pillow resized, and a model sees differences that people
 // do not. So this is Pillow's algorithm in its own arithmetic: a separable filter whose support
 // grows with the reduction (antialiasing), coefficients in fixed point, and rounding to bytes
-// between the passes.
+// between the passes. The code follows Pillow's src/libImaging/Resample.c; THIRD_PARTY_NOTICES.md
+// has its license.
 #pragma once
 
 #include <cstdint>

@@ -34,7 +34,8 @@ export function estimateActivations(checkpoint: Checkpoint): number {
 }
 
 /** The same in the parts that the engine needs to know. */
-export function activationBytes({ spec, config }: Checkpoint): ActivationBytes {
+export function activationBytes(checkpoint: Checkpoint): ActivationBytes {
+  const { spec, config } = checkpoint;
   const { text, vision, vae } = spec;
   // An autoencoder alone takes images of any size; this is one of 64 x 64 latent cells.
   const side = config?.image?.imageSize ?? (vae ? 64 * vaeFactor(vae) : 0);

@@ -13,9 +13,34 @@ interface Candidate {
 }
 
 const PREBUILT: Readonly<Record<string, () => unknown>> = {
-  "linux-x64": () => require("../prebuilds/linux-x64/unifluid.node"),
-  "linux-arm64": () => require("../prebuilds/linux-arm64/unifluid.node"),
+  "linux-x64": () => {
+    try {
+      return require("../prebuilds/linux-x64/unifluid.node");
+    } catch (error) {
+      return rethrow(error);
+    }
+  },
+  "linux-arm64": () => {
+    try {
+      return require("../prebuilds/linux-arm64/unifluid.node");
+    } catch (error) {
+      return rethrow(error);
+    }
+  },
 };
+
+const compiled = () => {
+  try {
+    return require("../build/Release/unifluid.node");
+  } catch (error) {
+    return rethrow(error);
+  }
+};
+
+/** Bundlers stop at a file that is not there, as some of these always are, unless the `require` is in a `try`. */
+function rethrow(error: unknown): never {
+  throw error;
+}
 
 export interface LoadedAddon {
   addon: NativeAddon;
@@ -49,10 +74,7 @@ export function candidates(explicit: string | undefined): Candidate[] {
     ...(prebuilt
       ? [{ path: join(root, "prebuilds", target, "unifluid.node"), load: prebuilt }]
       : []),
-    {
-      path: join(root, "build", "Release", "unifluid.node"),
-      load: () => require("../build/Release/unifluid.node"),
-    },
+    { path: join(root, "build", "Release", "unifluid.node"), load: compiled },
   ];
 }
 
@@ -65,11 +87,9 @@ export function loadFrom(list: readonly Candidate[]): LoadedAddon {
   const failures: string[] = [];
   let cause: unknown;
   for (const { path, load } of list) {
-    if (!existsSync(path)) {
-      failures.push(`${path}: not there`);
-      continue;
-    }
-    const problem = checkBinary(path);
+    // Not so in a bundle, which has the file elsewhere: there `load` alone finds it.
+    const there = existsSync(path);
+    const problem = there ? checkBinary(path) : undefined;
     if (problem) {
       cause ??= new Error(problem);
       failures.push(`${path}: ${problem}`);
@@ -83,6 +103,10 @@ export function loadFrom(list: readonly Candidate[]): LoadedAddon {
         throw new Error(`it is of version ${addon.version}, and this package of ${version}`);
       return { addon, path };
     } catch (error) {
+      if (!there && (error as { code?: unknown }).code === "MODULE_NOT_FOUND") {
+        failures.push(`${path}: not there`);
+        continue;
+      }
       cause ??= error;
       failures.push(`${path}: ${explainLoadError((error as Error).message, libcOfProcess())}`);
     }

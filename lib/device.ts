@@ -114,12 +114,14 @@ function findLibrary(addonPath: string): { path?: string; explicit?: string } {
   }
   const beside = join(dirname(addonPath), CUDA_LIBRARY);
   if (existsSync(beside)) return { path: beside };
-  try {
-    // From the addon, which stays where node_modules is when a bundler moves the rest.
-    return { path: createRequire(addonPath).resolve(`${CUDA_PACKAGE}/${CUDA_LIBRARY}`) };
-  } catch {
-    return {};
+  // From the addon, which stays where node_modules is when a bundler moves the rest, and from this package, for an addon
+  // that UNIFLUID_NATIVE names may lie anywhere.
+  for (const from of [addonPath, __filename]) {
+    try {
+      return { path: createRequire(from).resolve(`${CUDA_PACKAGE}/${CUDA_LIBRARY}`) };
+    } catch {}
   }
+  return {};
 }
 
 /** How to come by a library here. */

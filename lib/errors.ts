@@ -284,6 +284,15 @@ export type ErrorCode = keyof typeof ERRORS;
 /** All codes, for documentation and tests. */
 export const errorCodes: readonly ErrorCode[] = Object.freeze(Object.keys(ERRORS) as ErrorCode[]);
 
+/**
+ * Whether an error is this package's, also one of a second copy in the process, whose classes are others: a server may
+ * come from one and its model from another.
+ */
+export function isUniFluidError(error: unknown): error is UniFluidError<ErrorCode> {
+  if (error instanceof UniFluidError) return true;
+  return error instanceof Error && Object.hasOwn(ERRORS, (error as { code?: string }).code ?? "");
+}
+
 /** The class of errors with a code. */
 export function errorClass(code: ErrorCode): abstract new (...args: never[]) => UniFluidError {
   return ERRORS[code];

@@ -1,7 +1,7 @@
 /** What lies at a path that users name, and folders that are made there. */
 
 import { mkdir, stat } from "node:fs/promises";
-import { dirname, resolve } from "node:path";
+import { dirname, isAbsolute, resolve, sep } from "node:path";
 
 export const isThere = (path: string): Promise<boolean> =>
   stat(path).then(
@@ -47,3 +47,10 @@ export async function makeFolder(path: string): Promise<void> {
     }
   }
 }
+
+/**
+ * A path from the root, taken when a call begins: the process may go to another folder before the file is opened.
+ * Links before ".." and a slash at the end mean what they did, unlike with `resolve`.
+ */
+export const absolute = (path: string): string =>
+  isAbsolute(path) ? path : `${process.cwd()}${sep}${path}`;

@@ -12,6 +12,7 @@ import { orAborted } from "./abort.js";
 import { show } from "./checkpoint/fields.js";
 import { decoding } from "./decoding.js";
 import { InvalidImageError } from "./errors.js";
+import { absolute } from "./files.js";
 import { asBuffer, type Image } from "./image.js";
 import { isUrl } from "./is-url.js";
 
@@ -282,27 +283,29 @@ function percentDecode(text: string): Uint8Array {
   );
 }
 
-async function readFileBytes(path: string, signal: AbortSignal | undefined): Promise<NamedBytes> {
+/** @param name A path, as it was given: messages have it so. */
+async function readFileBytes(name: string, signal: AbortSignal | undefined): Promise<NamedBytes> {
   try {
+    const path = absolute(name);
     const found = await stat(path);
     if (found.isDirectory()) {
-      throw new InvalidImageError("IMAGE_NOT_FOUND", `${path} is a directory, not an image`);
+      throw new InvalidImageError("IMAGE_NOT_FOUND", `${name} is a directory, not an image`);
     }
-    checkFileSize(path, found.size);
+    checkFileSize(name, found.size);
     if (found.isFIFO()) {
-      return { bytes: await readStream(await openPipe(path), path, signal), name: path };
+      return { bytes: await readStream(await openPipe(path), name, signal), name };
     }
     const bytes =
       found.isFile() && found.size > 0
         ? await readFile(path, { signal })
-        : await readStream(createReadStream(path), path, signal);
-    return { bytes, name: path };
+        : await readStream(createReadStream(path), name, signal);
+    return { bytes, name };
   } catch (cause) {
     if (cause instanceof InvalidImageError) throw cause;
     signal?.throwIfAborted();
     const { code } = cause as NodeJS.ErrnoException;
     const reason =
-      code === "ENOENT" ? `there is no file ${path}` : `cannot read ${path}: ${messageOf(cause)}`;
+      code === "ENOENT" ? `there is no file ${name}` : `cannot read ${name}: ${messageOf(cause)}`;
     throw new InvalidImageError("IMAGE_NOT_FOUND", reason, { cause });
   }
 }

@@ -6,6 +6,7 @@ import { type InspectOptions, inspect, types } from "node:util";
 import sharp from "sharp";
 import { show } from "./checkpoint/fields.js";
 import { InvalidImageError, InvalidOptionError } from "./errors.js";
+import { absolute } from "./files.js";
 import { isUrl } from "./is-url.js";
 import { optionsObject } from "./options.js";
 import { writeWhole } from "./write-whole.js";
@@ -144,7 +145,8 @@ export class Image {
    */
   async save(path: string | URL): Promise<void> {
     const file = filePathOf(path);
-    await writeWhole(file, await this.toBuffer(imageFormatOf(file)));
+    const place = absolute(file);
+    await writeWhole(place, await this.toBuffer(imageFormatOf(file)), file);
   }
 
   /** Everything but the pixels; a seed that a JSON number would round is a string. */

@@ -29,9 +29,9 @@ export interface MemoryEstimate {
 const elements = ({ shape }: NativeTensor): number => shape.reduce((n, size) => n * size, 1);
 
 /** Number of weights in each part. */
-export function countParameters({ spec }: Checkpoint): Record<ModelPart, number> {
+export function countParameters(checkpoint: Checkpoint): Record<ModelPart, number> {
   const counts = { text: 0, vision: 0, image: 0, vae: 0 };
-  for (const tensor of spec.tensors) counts[partOf(tensor.name)] += elements(tensor);
+  for (const tensor of checkpoint.spec.tensors) counts[partOf(tensor.name)] += elements(tensor);
   return counts;
 }
 

@@ -169,10 +169,16 @@ export class UniFluid implements AsyncDisposable {
    */
   edit(image: ImageInput, instruction: string, options?: DrawOptions): Promise<Image>;
   edit(
-    images: ImageInput | readonly ImageInput[],
+    images: readonly ImageInput[],
     instructions: string | readonly string[],
     options?: DrawOptions,
   ): Promise<Image[]>;
+  edit(image: ImageInput, instructions: readonly string[], options?: DrawOptions): Promise<Image[]>;
+  edit(
+    images: ImageInput | readonly ImageInput[],
+    instructions: string | readonly string[],
+    options?: DrawOptions,
+  ): Promise<Image | Image[]>;
   async edit(
     images: ImageInput | readonly ImageInput[],
     instructions: string | readonly string[],
@@ -249,10 +255,20 @@ export class UniFluid implements AsyncDisposable {
    */
   answer(image: ImageInput, question: string, options?: WriteOptions): Promise<string>;
   answer(
-    images: ImageInput | readonly ImageInput[],
+    images: readonly ImageInput[],
     questions: string | readonly string[],
     options?: WriteOptions,
   ): Promise<string[]>;
+  answer(
+    image: ImageInput,
+    questions: readonly string[],
+    options?: WriteOptions,
+  ): Promise<string[]>;
+  answer(
+    images: ImageInput | readonly ImageInput[],
+    questions: string | readonly string[],
+    options?: WriteOptions,
+  ): Promise<string | string[]>;
   async answer(
     images: ImageInput | readonly ImageInput[],
     questions: string | readonly string[],

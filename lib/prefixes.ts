@@ -43,8 +43,9 @@ function templateTokens(
 }
 
 /** Rows that the image of a task takes: those of the vision tower, and its latents where an edit has them. */
-export function imageRows({ spec }: Checkpoint, task: TemplateTask): number {
+export function imageRows(checkpoint: Checkpoint, task: TemplateTask): number {
   if (task === "generate") return 0;
+  const { spec } = checkpoint;
   const source = task === "edit" && spec.image!.editSourceLatents;
   return visionRows(spec.vision!) + (source ? spec.image!.grid ** 2 : 0);
 }
@@ -55,8 +56,8 @@ export function prefixRows(checkpoint: Checkpoint, task: TemplateTask, text: str
 }
 
 /** Throws `PROMPT_TOO_LONG` unless a sequence of a prefix of so many rows may have `suffix` more. */
-export function checkLength({ config }: Checkpoint, prefixRows: number, suffix: number): void {
-  const limit = config!.text.maxPositions;
+export function checkLength(checkpoint: Checkpoint, prefixRows: number, suffix: number): void {
+  const limit = checkpoint.config!.text.maxPositions;
   if (prefixRows + suffix > limit) {
     throw new PromptTooLongError(
       `the prompt takes ${prefixRows} rows and what follows it ${suffix}: ${prefixRows + suffix} ` +

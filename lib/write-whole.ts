@@ -8,16 +8,16 @@ export const HALF_WRITTEN_ENDING = "\\.[0-9a-f]{8}\\.tmp";
 
 /**
  * Writes a file beside its place under another name, then moves it there. Throws what the file system says, of
- * `path` and not of that other name.
+ * `name` and not of that other name.
  */
-export async function writeWhole(path: string, data: Uint8Array): Promise<void> {
+export async function writeWhole(path: string, data: Uint8Array, name = path): Promise<void> {
   const beside = `${path}.${randomUUID().slice(0, 8)}.tmp`;
   try {
     await writeFile(beside, data, { flag: "wx" });
     await rename(beside, path);
   } catch (error) {
     await rm(beside, { force: true }).catch(() => {});
-    throw errorOfPath(error as NodeJS.ErrnoException, path);
+    throw errorOfPath(error as NodeJS.ErrnoException, name);
   }
 }
 

@@ -2,6 +2,7 @@
 // newer libraries than it may.
 //
 //   node scripts/check-binary.mjs FILE... [--max-glibc 2.28] [--max-glibcxx 3.4.25]
+import { existsSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { compareVersions, floorOf, readSharedObject } from "./elf.mjs";
 
@@ -16,6 +17,11 @@ const { values, positionals } = parseArgs({
 });
 let failed = positionals.length === 0;
 for (const path of positionals) {
+  if (!existsSync(path)) {
+    console.error(`${path}: not there`);
+    failed = true;
+    continue;
+  }
   const { machine, exported, imported, versions } = readSharedObject(path);
   const floors = { glibc: floorOf(versions, "GLIBC"), glibcxx: floorOf(versions, "GLIBCXX") };
   console.log(`${path}: ${machine}, glibc ${floors.glibc}, libstdc++ GLIBCXX_${floors.glibcxx}`);

@@ -53,6 +53,8 @@ const manifest = {
   preferUnplugged: true,
   exports: { [`./${LIBRARY}`]: `./${LIBRARY}`, "./package.json": "./package.json" },
   files: [LIBRARY, "THIRD_PARTY_NOTICES.md"],
+  // Else a first version under a scope would be private.
+  publishConfig: { access: "public" },
 };
 const readme = `# ${manifest.name}
 
@@ -71,6 +73,10 @@ const notices = `# Third-party notices
 The library is under the Apache License 2.0 (LICENSE). Linked into it is the CUDA runtime (cudart), copyright NVIDIA
 Corporation, which the CUDA Toolkit End User License Agreement (Attachment A) allows to distribute as part of an
 application: https://docs.nvidia.com/cuda/eula/
+
+Inline functions and templates of GCC's headers, and the parts of \`libstdc++\` that an older system lacks, are compiled
+in: they are under GPL-3.0 with the GCC Runtime Library Exception, which puts no condition on the program that was
+compiled: https://www.gnu.org/licenses/gcc-exception-3.1.html
 `;
 
 const out = resolve(values.out);

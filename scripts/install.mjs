@@ -1,10 +1,9 @@
-// npm's `install` step, and what `unifluid build` runs (`--build`).
+// Compiles the addon: for `npm install` in a clone (`prepare`), and for `unifluid build` (`--build`).
 //
-// Compiling is a matter of minutes and needs a toolchain, so it happens only where it is expected:
-//   - a prebuilt addon for this platform lies under prebuilds/: nothing is to be done;
-//   - a clone of the repository: the addon is compiled;
-//   - an installed package without a prebuilt addon: one line says what to run. An install that starts
-//     a compiler by itself surprises people, and breaks images that have none.
+// Compiling is a matter of minutes and needs a toolchain, so it happens only where it is expected: in a clone without a
+// prebuilt addon under prebuilds/, and where somebody asks for it. An installed package has no install script: it would
+// have nothing to do, and package managers warn of such scripts or refuse them. Where a binary is missing, the error at
+// the first use says what to run.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -16,8 +15,7 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 
 // Only a clone has the tests: `files` of package.json leaves them out.
 const isClone = existsSync(join(root, "test")) && !root.split(sep).includes("node_modules");
-const target = `${process.platform}-${process.arch}`;
-const prebuilt = join(root, "prebuilds", target, "unifluid.node");
+const prebuilt = join(root, "prebuilds", `${process.platform}-${process.arch}`, "unifluid.node");
 
 function onPath(program) {
   const suffixes = process.platform === "win32" ? [".exe", ".cmd", ""] : [""];
@@ -33,18 +31,27 @@ function fail(message) {
   process.exit(1);
 }
 
-// Not everybody who installs the package compiles it, so these are no dependencies of it.
+// Not everybody who installs the package compiles it, so these are no dependencies of it. Nor does package.json ask for
+// their versions: a project that has others for something else could not install this package at all.
+const LEAST = 8;
+const PACKAGES = ["cmake-js", "node-addon-api"];
+
 function findCmakeJs() {
-  try {
-    const require = createRequire(import.meta.url);
-    require.resolve("node-addon-api");
-    return require.resolve("cmake-js/bin/cmake-js");
-  } catch {
-    return fail(
-      "compiling the addon needs the packages cmake-js and node-addon-api. " +
-        "Install them in your project, then build again: npm install --save-dev cmake-js@8 node-addon-api@8",
-    );
+  const require = createRequire(import.meta.url);
+  const advice =
+    "Install them in your project, then build again: " +
+    `npm install --save-dev ${PACKAGES.map((name) => `${name}@${LEAST}`).join(" ")}`;
+  for (const name of PACKAGES) {
+    let version;
+    try {
+      ({ version } = require(`${name}/package.json`));
+    } catch {
+      fail(`compiling the addon needs the packages ${PACKAGES.join(" and ")}. ${advice}`);
+    }
+    if (Number.parseInt(version, 10) < LEAST)
+      fail(`compiling the addon needs ${name} ${LEAST} or later, found ${version}. ${advice}`);
   }
+  return require.resolve("cmake-js/bin/cmake-js");
 }
 
 function build() {
@@ -97,10 +104,4 @@ function build() {
   );
 }
 
-if (process.argv.includes("--build") || (isClone && !existsSync(prebuilt))) {
-  build();
-} else if (!existsSync(prebuilt)) {
-  console.log(
-    `unifluid: no prebuilt addon for ${target} in this package; to compile it here, run: npx unifluid build`,
-  );
-}
+if (process.argv.includes("--build") || (isClone && !existsSync(prebuilt))) build();

@@ -11,6 +11,8 @@ const file = join(root, "THIRD_PARTY_NOTICES.md");
 const read = (...path) => readFileSync(join(root, ...path), "utf8").replaceAll("\r\n", "\n");
 const { packages } = JSON.parse(read("package-lock.json"));
 
+const quote = (text) => text.replace(/^/gm, "> ").replace(/ +$/gm, "");
+
 /** What is compiled into the addon: headers, with the texts that their licences want kept. */
 const COMPILED = [
   ["node-addon-api", "LICENSE.md"],
@@ -20,8 +22,40 @@ const COMPILED = [
   const text = read("node_modules", name, license)
     .trim()
     .replace(/^.*\n+(?=Copyright)/, "");
-  return `### ${name} ${entry.version} (${entry.license})\n\n${text.replace(/^/gm, "> ").replace(/ +$/gm, "")}\n`;
+  return `### ${name} ${entry.version} (${entry.license})\n\n${quote(text)}\n`;
 });
+
+/** LICENSE of Pillow, of which no file is here to be read. */
+const PILLOW = `The Python Imaging Library (PIL) is
+
+Copyright © 1997-2011 by Secret Labs AB
+Copyright © 1995-2011 by Fredrik Lundh and contributors
+
+Pillow is the friendly PIL fork. It is
+
+Copyright © 2010 by Jeffrey 'Alex' Clark and contributors
+
+Like PIL, Pillow is licensed under the open source MIT-CMU License:
+
+By obtaining, using, and/or copying this software and/or its associated
+documentation, you agree that you have read, understood, and will comply
+with the following terms and conditions:
+
+Permission to use, copy, modify and distribute this software and its
+documentation for any purpose and without fee is hereby granted,
+provided that the above copyright notice appears in all copies, and that
+both that copyright notice and this permission notice appear in supporting
+documentation, and that the name of Secret Labs AB or the author not be
+used in advertising or publicity pertaining to distribution of the software
+without specific, written prior permission.
+
+SECRET LABS AB AND THE AUTHOR DISCLAIMS ALL WARRANTIES WITH REGARD TO THIS
+SOFTWARE, INCLUDING ALL IMPLIED WARRANTIES OF MERCHANTABILITY AND FITNESS.
+IN NO EVENT SHALL SECRET LABS AB OR THE AUTHOR BE LIABLE FOR ANY SPECIAL,
+INDIRECT OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES WHATSOEVER RESULTING FROM
+LOSS OF USE, DATA OR PROFITS, WHETHER IN AN ACTION OF CONTRACT, NEGLIGENCE
+OR OTHER TORTIOUS ACTION, ARISING OUT OF OR IN CONNECTION WITH THE USE OR
+PERFORMANCE OF THIS SOFTWARE.`;
 
 /** What npm installs for whoever installs the package: name, version, licence, where it is not for all. */
 const INSTALLED = new Set(
@@ -49,10 +83,18 @@ that an older system lacks, are compiled in: they are under GPL-3.0 with the
 program that was compiled. Nothing else is linked in.
 
 ${COMPILED.join("\n")}
+### Pillow (MIT-CMU)
+
+\`core/image_resize.cpp\` resizes pictures with the results of Pillow, and its filters, coefficients and passes follow
+Pillow's \`src/libImaging/Resample.c\`.
+
+${quote(PILLOW)}
+
 ## In the package
 
 \`dist\` is this package's TypeScript, compiled and not bundled with anything; \`models/shapes-64\` was trained for this
-package on pictures made by a program, and is under the package's licence. No other work is copied into it.
+package on pictures made by a program, and is under the package's licence. Of the C++ sources, \`core/image_resize.cpp\` follows Pillow's, as told above. No
+other work is copied into it.
 
 ## Installed with the package
 

@@ -87,7 +87,6 @@ below. A test compares the exported names and the list of files with the package
 
 | | |
 | --- | --- |
-| version | ${pack.version} |
 | packed | ${size(pack.size)} |
 | unpacked | ${size(pack.unpackedSize)} |
 | files | ${pack.files.length}, of which ${pack.files.filter(isBinary).length} are binaries |

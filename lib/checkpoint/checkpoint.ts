@@ -40,18 +40,23 @@ import { parseVaeConfig } from "./vae-config.js";
 /** The name of an autoencoder's weights, without extension. */
 const VAE_WEIGHTS = "diffusion_pytorch_model";
 
+/**
+ * What a checkpoint directory holds. The package's own parts are left out of its published types, so exported functions
+ * take it whole: a pattern among their parameters would name these parts in the declarations.
+ */
 export interface Checkpoint {
   directory: string;
   kind: CheckpointKind;
-  /** Absent if the directory has only an autoencoder. */
+  /** Absent if the directory has only an autoencoder. @internal */
   config?: ModelConfig;
-  /** The autoencoder, if there is one. */
+  /** The autoencoder, if there is one. @internal */
   vae?: NativeVaeConfig;
   generation: GenerationConfig;
+  /** @internal */
   preprocessor?: PreprocessorConfig;
-  /** Absent if the directory has only an autoencoder. */
+  /** Absent if the directory has only an autoencoder. @internal */
   tokenizer?: Tokenizer;
-  /** What the native addon loads. */
+  /** What the native addon loads. @internal */
   spec: NativeModelSpec;
 }
 

@@ -55,7 +55,8 @@ export async function locateCheckpoint(model: string | URL): Promise<string> {
     return existing(path, text);
   }
   if (text === "") throw new InvalidOptionError('expected the name of a model but received ""');
-  if (BARE_NAME.test(text) && (await shippedModels()).includes(text)) return join(MODELS, text);
+  // Without a wait: the process may go to another folder meanwhile.
+  if (isShippedModel(text)) return join(MODELS, text);
   return existing(resolve(text), text);
 }
 

@@ -1,7 +1,7 @@
 /** What the routes share. */
 
 import type { FastifyReply, FastifyRequest } from "fastify";
-import { UniFluidError } from "../errors.js";
+import { isUniFluidError } from "../errors.js";
 import { checkImage } from "../image-input.js";
 import type { UniFluid } from "../model.js";
 import type { Task } from "../tasks.js";
@@ -20,13 +20,15 @@ export interface ServerContext {
   open: number;
   /** Requests that compute now. */
   active: Set<AbortController>;
+  /** New work is refused: the server is shutting down. */
+  draining: boolean;
   /** The device has failed, and with it every request to come. */
   failed: boolean;
 }
 
 /** Remembers what probes are to tell. */
 export function noteFault(context: ServerContext, error: unknown): void {
-  if (error instanceof UniFluidError && error.code === "DEVICE_ERROR") context.failed = true;
+  if (isUniFluidError(error) && error.code === "DEVICE_ERROR") context.failed = true;
 }
 
 /** Milliseconds that another host has for sending an image. */

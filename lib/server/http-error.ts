@@ -3,7 +3,7 @@
 import type { Socket } from "node:net";
 import type { FastifyError, FastifyReply, FastifyRequest } from "fastify";
 import { ZodError } from "zod";
-import { type ErrorCode, UniFluidError } from "../errors.js";
+import { type ErrorCode, isUniFluidError } from "../errors.js";
 
 /** Codes that only the server has, beside those of `lib/errors.ts`; docs/serve.md explains each. */
 export const HTTP_CODES = [
@@ -96,9 +96,7 @@ export function toHttp(error: unknown): { status: number; body: ErrorBody } {
     const param = issue?.path.join(".") || null;
     return answer(422, "INVALID_OPTION", `${param ?? "the body"}: ${issue?.message}`, param);
   }
-  if (error instanceof UniFluidError) {
-    return answer(STATUS[error.code] ?? 422, error.code as ErrorCode, error.message);
-  }
+  if (isUniFluidError(error)) return answer(STATUS[error.code] ?? 422, error.code, error.message);
   const { code = "", statusCode = 500, message = "" } = error as Partial<FastifyError>;
   const known = FASTIFY[code];
   if (known) return answer(known[0], known[1], message);

@@ -3,7 +3,7 @@
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { DrawOptions } from "../call-options.js";
 import type { DrawingProgress } from "../drawing-stream.js";
-import { UniFluidError } from "../errors.js";
+import { isUniFluidError } from "../errors.js";
 import type { Image, ImageFormat } from "../image.js";
 import type { ImageInput } from "../image-input.js";
 import { parseSeed } from "../seed.js";
@@ -169,7 +169,7 @@ async function preview(step: DrawingProgress): Promise<Image | undefined> {
   try {
     return await step.preview();
   } catch (error) {
-    if (error instanceof UniFluidError && error.code === "QUEUE_FULL") return undefined;
+    if (isUniFluidError(error) && error.code === "QUEUE_FULL") return undefined;
     throw error;
   }
 }

@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { FastifyInstance } from "fastify";
+import { InvalidOptionError } from "../errors.js";
 
 /** Nothing from elsewhere, nothing inline: what the page shows can run nothing. */
 const POLICY = [
@@ -30,7 +31,7 @@ export const PAGE_PATHS: readonly string[] = Object.keys(FILES);
 
 export function registerPage(app: FastifyInstance): void {
   for (const [path, [file, type]] of Object.entries(FILES)) {
-    const bytes = readFileSync(join(__dirname, "page", file));
+    const bytes = readPart(join(__dirname, "page", file));
     const etag = `"${createHash("sha256").update(bytes).digest("base64url").slice(0, 22)}"`;
     app.get(path, async (request, reply) => {
       reply.headers({
@@ -42,5 +43,14 @@ export function registerPage(app: FastifyInstance): void {
       if (request.headers["if-none-match"] === etag) return reply.code(304).send();
       return reply.send(bytes);
     });
+  }
+}
+
+function readPart(path: string): Buffer {
+  try {
+    return readFileSync(path);
+  } catch (cause) {
+    const message = `the page's file ${path} is not there: in a bundle set page to false`;
+    throw new InvalidOptionError(message, { cause });
   }
 }

@@ -30,18 +30,17 @@ import { registerSystem } from "./system.js";
 
 export type { ServerOptions } from "./options.js";
 
-declare module "fastify" {
-  interface FastifyInstance {
-    /** Whether new work is refused. */
-    draining: boolean;
-    /** Replaces the API keys. */
-    setApiKeys(keys: readonly string[]): void;
-    /**
-     * Shuts the server down: refuses new work with 503, gives running requests this many milliseconds to finish,
-     * cancels the rest and closes. Does not dispose of the model.
-     */
-    drain(milliseconds: number): Promise<void>;
-  }
+/** A fastify server that serves a model. */
+export interface UniFluidServer extends FastifyInstance {
+  /** Whether new work is refused. */
+  readonly draining: boolean;
+  /** Replaces the API keys. */
+  setApiKeys(keys: readonly string[]): void;
+  /**
+   * Shuts the server down: refuses new work with 503, gives running requests this many milliseconds to finish,
+   * cancels the rest and closes. Does not dispose of the model.
+   */
+  drain(milliseconds: number): Promise<void>;
 }
 
 /** Paths that are served without a key. */
@@ -53,7 +52,7 @@ const OPEN = new Set([...PAGE_PATHS, "/health", "/ready", "/openapi.json"]);
  *
  * Throws `INVALID_OPTION`.
  */
-export function createServer(model: UniFluid, options?: ServerOptions): FastifyInstance {
+export function createServer(model: UniFluid, options?: ServerOptions): UniFluidServer {
   // A forgotten `await` gives a promise of one.
   if (typeof (model as Partial<UniFluid> | undefined | null)?.info !== "object") {
     throw invalidOption("a loaded model (await UniFluid.load)", "model", model);
@@ -91,6 +90,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
     created: Math.floor(Date.now() / 1000),
     open: 0,
     active: new Set(),
+    draining: false,
     failed: false,
   };
   const keys = new ApiKeys(settings.apiKeys);
@@ -129,7 +129,8 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
     registerChat(scope, context);
     if (settings.page) registerPage(scope);
   });
-  return app;
+  // Decorated above, which fastify's types do not see.
+  return app as FastifyInstance as UniFluidServer;
 }
 
 /** What every answer tells browsers. */
@@ -155,7 +156,7 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext):
     }
     if (request.method !== "POST") return;
     refuseOtherOrigins(request, settings);
-    if (app.draining) {
+    if (context.draining) {
       reply.headers({ connection: "close", "retry-after": "5" });
       throw new HttpError(503, "SHUTTING_DOWN", "the server is shutting down");
     }
@@ -220,9 +221,9 @@ async function limitRate(
 }
 
 function addDrain(app: FastifyInstance, context: ServerContext): void {
-  app.decorate("draining", false);
+  app.decorate("draining", { getter: () => context.draining });
   app.decorate("drain", async (milliseconds: number) => {
-    app.draining = true;
+    context.draining = true;
     const deadline = Date.now() + milliseconds;
     // Until their answers are sent: a result that is ready may have a slow reader.
     while (context.open > 0 && Date.now() < deadline) {

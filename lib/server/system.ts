@@ -1,7 +1,7 @@
 /** What a service needs besides: models, health, readiness. */
 
 import type { FastifyInstance, FastifyReply } from "fastify";
-import { UniFluidError } from "../errors.js";
+import { isUniFluidError } from "../errors.js";
 import type { UniFluid } from "../model.js";
 import type { ServerContext } from "./context.js";
 import { HttpError } from "./http-error.js";
@@ -34,7 +34,7 @@ export function registerSystem(app: FastifyInstance, context: ServerContext): vo
   app.get("/ready", async (_request, reply) => {
     if (context.failed) return unavailable(reply, FAILED);
     if (isDisposed(model)) return unavailable(reply, "the model was disposed of");
-    return app.draining ? unavailable(reply, "shutting down") : { status: "ready" };
+    return context.draining ? unavailable(reply, "shutting down") : { status: "ready" };
   });
   const document = openApi(context);
   app.get("/openapi.json", async () => document);
@@ -46,7 +46,7 @@ function isDisposed(model: UniFluid): boolean {
     model.stats();
     return false;
   } catch (error) {
-    if (error instanceof UniFluidError && error.code === "DISPOSED") return true;
+    if (isUniFluidError(error) && error.code === "DISPOSED") return true;
     throw error;
   }
 }

@@ -21,7 +21,8 @@ export function endOfText(eosTokens: readonly number[]): number {
 const draws = (task: TemplateTask) => task === "generate" || task === "edit";
 
 /** Throws `UNSUPPORTED_TASK` where a model has no task that could be trained. */
-export function expectLearner({ directory, config, spec }: Checkpoint): void {
+export function expectLearner(checkpoint: Checkpoint): void {
+  const { directory, config, spec } = checkpoint;
   if (config === undefined)
     throw new UnsupportedTaskError(
       `${directory} is an autoencoder alone: a run with \`autoencoder\` in place of \`model\` trains it`,

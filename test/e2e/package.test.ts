@@ -22,6 +22,7 @@ const manifest = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as
   version: string;
   engines: { node: string };
   dependencies: Record<string, string>;
+  scripts: Record<string, string>;
 };
 const target = `${process.platform}-${process.arch}`;
 
@@ -122,16 +123,45 @@ test("holds what is needed, and nothing else", () => {
   expect(files.filter((path) => /(^|\/)(test|fixtures|node_modules)\//.test(path))).toEqual([]);
 });
 
-test("without a binary, installing compiles nothing and says what to do", async () => {
-  const { stdout, stderr } = await node([join(installed, "scripts/install.mjs")]);
-  expect(stdout).toBe(
-    `unifluid: no prebuilt addon for ${target} in this package; to compile it here, run: npx unifluid build\n`,
-  );
-  expect(stderr).toBe("");
+test("installing runs nothing: package managers warn of scripts that do, or refuse them", () => {
+  for (const name of ["preinstall", "install", "postinstall"])
+    expect(manifest.scripts).not.toHaveProperty(name);
+  // Without a script of its own npm would run node-gyp for this file.
+  expect(files).not.toContain("binding.gyp");
+});
+
+test("without a binary, it says what to do", async () => {
   const doctor = node([join(installed, "dist/cli/main.js"), "doctor"]);
   await expect(doctor).rejects.toMatchObject({
     code: 5,
     stderr: expect.stringContaining("npx unifluid build"),
+  });
+});
+
+test("asked to compile with packages that are too old, it says which it needs", async () => {
+  const tools = join(project, "tools");
+  mkdirSync(tools);
+  for (const name of ["cmake", "make", "c++"]) writeFileSync(join(tools, name), "");
+  const compile = () =>
+    execute(process.execPath, [join(installed, "scripts/install.mjs"), "--build"], {
+      env: { PATH: tools },
+    });
+  const install = (name: string, version: string) => {
+    mkdirSync(join(project, "node_modules", name), { recursive: true });
+    const file = join(project, "node_modules", name, "package.json");
+    writeFileSync(file, JSON.stringify({ name, version }));
+  };
+  await expect(compile()).rejects.toMatchObject({
+    stderr: expect.stringMatching(/needs the packages cmake-js and node-addon-api\. Install them/),
+  });
+  install("cmake-js", "7.4.0");
+  await expect(compile()).rejects.toMatchObject({
+    stderr: expect.stringMatching(/needs cmake-js 8 or later, found 7\.4\.0\. Install them/),
+  });
+  install("cmake-js", "8.0.0");
+  install("node-addon-api", "7.1.1");
+  await expect(compile()).rejects.toMatchObject({
+    stderr: expect.stringMatching(/needs node-addon-api 8 or later, found 7\.1\.1/),
   });
 });
 
@@ -140,13 +170,6 @@ describe("with a prebuilt binary", () => {
     const folder = join(installed, "prebuilds", target);
     mkdirSync(folder, { recursive: true });
     cpSync(findAddon().path, join(folder, "unifluid.node"));
-  });
-
-  test("installing does nothing", async () => {
-    expect(await node([join(installed, "scripts/install.mjs")])).toEqual({
-      stdout: "",
-      stderr: "",
-    });
   });
 
   test("import and require give the same classes, and they draw", async () => {
@@ -177,7 +200,7 @@ describe("with a prebuilt binary", () => {
   });
 
   test("its types hold for import and for require", async () => {
-    const program = `import { UniFluid, InvalidOptionError, type Image, type ImageInput } from "unifluid";
+    const program = `import { countParameters, readCheckpoint, UniFluid, InvalidOptionError, type Image, type ImageInput } from "unifluid";
       export async function draw(input: ImageInput): Promise<Image[]> {
         await using model = await UniFluid.load("shapes-64", { threads: 2 });
         const text: string = await model.caption(input);
@@ -188,6 +211,12 @@ describe("with a prebuilt binary", () => {
           if (error instanceof InvalidOptionError) error.code satisfies "INVALID_OPTION";
           throw error;
         }
+      }
+      export async function look(): Promise<number> {
+        const checkpoint = await readCheckpoint("x");
+        // @ts-expect-error: a part that is the package's own
+        checkpoint.spec;
+        return countParameters(checkpoint).vae;
       }
       // @ts-expect-error: there is no such option
       export const wrong = (model: UniFluid) => model.generate("x", { step: 1 });\n`;

@@ -4,6 +4,7 @@ import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   chmodSync,
+  copyFileSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -127,6 +128,18 @@ describe("a version", () => {
   });
 });
 
+test("without the binaries of both machines nothing is published, by hand either", async () => {
+  for (const name of ["package.json", "scripts/check-binary.mjs", "scripts/elf.mjs"]) {
+    mkdirSync(dirname(join(work, name)), { recursive: true });
+    copyFileSync(join(root, name), join(work, name));
+  }
+  await expect(execute("npm", ["publish", "--dry-run"], { cwd: work })).rejects.toMatchObject({
+    stderr: expect.stringMatching(
+      /linux-x64\/unifluid\.node: not there\n.*linux-arm64\/unifluid\.node: not there\n/,
+    ),
+  });
+});
+
 test("the notices of other people's work are those of the lock file", async () => {
   await execute(process.execPath, [script("notices.mjs"), "--check"]);
   const notices = readFileSync(join(root, "THIRD_PARTY_NOTICES.md"), "utf8");
@@ -134,6 +147,10 @@ test("the notices of other people's work are those of the lock file", async () =
   for (const name of Object.keys(dependencies)) expect(notices).toContain(`| ${name} | `);
   for (const name of ["node-addon-api", "node-api-headers"])
     expect(notices).toContain(`### ${name}`);
+  // The resampling follows Pillow's, whose license asks for its own words.
+  expect(notices).toMatch(
+    /### Pillow .*> Copyright © 1997-2011 by Secret Labs AB.*MIT-CMU License/s,
+  );
 });
 
 test("docs/release.md lists the files and the exported names that there are", async () => {
@@ -141,6 +158,9 @@ test("docs/release.md lists the files and the exported names that there are", as
   const other = join(work, "release.md");
   await execute(process.execPath, [script("release-report.mjs"), "--out", other]);
   expect(readFileSync(other, "utf8")).toMatch(/\| packed \| \d+\.\d MB \|/);
+  // It is written before the version is raised, and would name the one before.
+  const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+  expect(readFileSync(other, "utf8")).not.toContain(version);
   writeFileSync(other, readFileSync(other, "utf8").replace("addon.cpp, ", ""));
   await expect(
     execute(process.execPath, [script("release-report.mjs"), "--check", "--out", other]),

@@ -74,3 +74,40 @@ test("keys of a file are its lines, those of the environment may have commas bet
   expect(parseKeys("secret,42\r\n# none\n\n other \n")).toEqual(["secret,42", "other"]);
   expect(parseKeys("one,two\nthree", { commas: true })).toEqual(["one", "two", "three"]);
 });
+
+test("a model of another copy of the package: its errors are known by their codes", async () => {
+  let other!: typeof import("../../lib/errors");
+  jest.isolateModules(() => {
+    other = require("../../lib/errors");
+  });
+  expect(other.DeviceError).not.toBe(DeviceError);
+  const app = createServer(model);
+  const draw = async (error: Error) => {
+    jest.spyOn(model, "generate").mockRejectedValue(error);
+    const answer = await app.inject({
+      method: "POST",
+      url: "/v1/images/generations",
+      payload: { prompt: "a red circle" },
+    });
+    return [answer.statusCode, answer.json().error];
+  };
+  const probe = async (path: string) => (await app.inject(path)).statusCode;
+  try {
+    expect(await draw(new other.PromptTooLongError("too long"))).toEqual([
+      422,
+      expect.objectContaining({ code: "PROMPT_TOO_LONG", message: "too long" }),
+    ]);
+    // A code of somebody else's is none of ours.
+    const [status, { code }] = await draw(Object.assign(new Error("x"), { code: "EPIPE" }));
+    expect([status, code]).toEqual([500, "INTERNAL"]);
+    jest.spyOn(model, "stats").mockImplementation(() => {
+      throw new other.DisposedError();
+    });
+    expect(await probe("/ready")).toBe(503);
+    expect(await probe("/health")).toBe(200);
+    await draw(new other.DeviceError("DEVICE_ERROR", "the GPU failed in a step"));
+    expect(await probe("/health")).toBe(503);
+  } finally {
+    await app.close();
+  }
+});

@@ -1,12 +1,11 @@
 /** A server on a free port of the loopback, for tests. */
 
 import type { AddressInfo } from "node:net";
-import type { FastifyInstance } from "fastify";
 import type { UniFluid } from "../../lib/index";
-import { createServer, type ServerOptions } from "../../lib/server/server";
+import { createServer, type ServerOptions, type UniFluidServer } from "../../lib/server/server";
 
 export interface RunningServer {
-  app: FastifyInstance;
+  app: UniFluidServer;
   url: string;
   port: number;
 }

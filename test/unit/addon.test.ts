@@ -52,6 +52,11 @@ test("another library, and one that is passed over", () => {
   expect(loadFrom([other, { path, load: () => addon }]).addon).toBe(addon);
 });
 
+test("one that is not at its path: a bundle has it elsewhere", () => {
+  const { addon } = findAddon();
+  expect(loadFrom([{ path: missing, load: () => addon }])).toEqual({ addon, path: missing });
+});
+
 test("one that another version of the package left behind", () => {
   const { path, addon } = findAddon();
   const stale = { path, load: () => ({ ...addon, version: "0.0.9" }) };

@@ -34,5 +34,6 @@ test("another library has other symbols, and another file is none", async () => 
   expect(await check(simulated)).toMatch(/failed: .*to export unifluid_cuda_open but exports .*,/s);
   const node = join(__dirname, "../../node_modules/sharp");
   expect(await check(join(node, "package.json"))).toMatch(/failed: .*is no ELF file/s);
+  expect(await check("no-such.node")).toBe("failed: no-such.node: not there\n");
   expect(await check()).toMatch(/^failed/);
 });

@@ -1,11 +1,20 @@
 /** `Image`: what it holds, and the files it writes. */
 
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { inspect } from "node:util";
 import sharp from "sharp";
+import { locateCheckpoint } from "../../lib/checkpoint/locate.js";
 import { Image, type ImageFormat } from "../../lib/image.js";
 import { decodeImage } from "../../lib/image-input.js";
 
@@ -34,6 +43,35 @@ test.each<[string, ImageFormat]>([
   expect([decoded.width, decoded.height]).toEqual([8, 4]);
   const worst = Math.max(...decoded.pixels.map((value, i) => Math.abs(value - pixels[i]!)));
   expect(worst).toBeLessThanOrEqual(format === "png" ? 0 : 24);
+});
+
+test("a relative path is of the folder that the process is in at the call", async () => {
+  const home = process.cwd();
+  const elsewhere = join(folder, "elsewhere");
+  mkdirSync(elsewhere);
+  try {
+    process.chdir(folder);
+    const saved = image.save("a.png");
+    const refused = image.save("none/a.png");
+    process.chdir(elsewhere);
+    await saved;
+    // Its name stays as it was given.
+    await expect(refused).rejects.toMatchObject({ code: "ENOENT", path: "none/a.png" });
+    expect(readdirSync(folder).sort()).toEqual(["a.png", "elsewhere"]);
+
+    process.chdir(folder);
+    const read = decodeImage("a.png");
+    process.chdir(elsewhere);
+    expect(await read).toMatchObject({ width: 8, height: 4 });
+    await expect(decodeImage("a.png")).rejects.toThrow("there is no file a.png");
+
+    process.chdir(folder);
+    const located = locateCheckpoint("elsewhere");
+    process.chdir(elsewhere);
+    expect(await located).toBe(join(realpathSync(folder), "elsewhere"));
+  } finally {
+    process.chdir(home);
+  }
 });
 
 test("the default format is PNG, without loss", async () => {
