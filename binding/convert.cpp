@@ -69,7 +69,7 @@ std::vector<int32_t> tokens(const Napi::Object& o, const char* field) {
 std::vector<int64_t> integers(const Napi::Object& o, const char* field) {
   const Napi::Array a = array(o, field);
   std::vector<int64_t> out(a.Length());
-  for (uint32_t i = 0; i < a.Length(); ++i) {
+  for (uint32_t i = 0; i < out.size(); ++i) {
     const Napi::Value v = a.Get(i);
     if (!v.IsNumber()) wrong(field, "numbers");
     out[i] = v.As<Napi::Number>().Int64Value();
@@ -80,7 +80,7 @@ std::vector<int64_t> integers(const Napi::Object& o, const char* field) {
 std::vector<bool> booleans(const Napi::Object& o, const char* field) {
   const Napi::Array a = array(o, field);
   std::vector<bool> out(a.Length());
-  for (uint32_t i = 0; i < a.Length(); ++i) {
+  for (uint32_t i = 0; i < out.size(); ++i) {
     const Napi::Value v = a.Get(i);
     if (!v.IsBoolean()) wrong(field, "true and false");
     out[i] = v.As<Napi::Boolean>().Value();
@@ -228,7 +228,7 @@ ModelSpec model_spec(const Napi::Value& value) {
     const Napi::HandleScope scope(value.Env());
     const Napi::Object t = object(tensors.Get(i), "a tensor");
     const int64_t offset = integer(t, "offset");
-    if (offset < 0) wrong("offset", "a positive integer");
+    if (offset < 0) wrong("offset", "an integer that is not negative");
     spec.records.push_back({text(t, "name"), stored_type(t, "dtype"), integers(t, "shape"),
                             integer(t, "file"), static_cast<uint64_t>(offset)});
   }
@@ -246,7 +246,7 @@ static Resources resources(const Napi::Object& o) {
   r.threads = static_cast<int>(threads);
   if (present(o, "isa")) r.isa = text(o, "isa");
   const int64_t memory = integer(o, "maxMemory");
-  if (memory < 0) wrong("maxMemory", "a positive integer");
+  if (memory < 0) wrong("maxMemory", "an integer that is not negative");
   r.max_memory = static_cast<size_t>(memory);
   r.bf16 = present(o, "bfloat16") && boolean(o, "bfloat16");
   if (present(o, "cuda")) {
@@ -327,12 +327,12 @@ static std::vector<std::vector<Example>> batches(const Napi::Value& value, Read 
   if (!value.IsArray()) wrong("the batches", "an array of arrays");
   const Napi::Array outer = value.As<Napi::Array>();
   std::vector<std::vector<Example>> out(outer.Length());
-  for (uint32_t i = 0; i < outer.Length(); ++i) {
+  for (uint32_t i = 0; i < out.size(); ++i) {
     const Napi::Value inner = outer.Get(i);
     if (!inner.IsArray()) wrong("the batches", "an array of arrays");
     const Napi::Array list = inner.As<Napi::Array>();
     out[i].resize(list.Length());
-    for (uint32_t j = 0; j < list.Length(); ++j) {
+    for (uint32_t j = 0; j < out[i].size(); ++j) {
       const Napi::HandleScope scope(value.Env());
       read(object(list.Get(j), "an example"), out[i][j]);
     }
@@ -492,7 +492,7 @@ Napi::Value to_js(Napi::Env env, const EngineStats& s) {
   return o;
 }
 
-Napi::Object error_object(Napi::Env env, const std::string& code, const std::string& message) {
+Napi::Object error_object(Napi::Env env, const char* code, const char* message) {
   Napi::Object o = Napi::Object::New(env);
   o.Set("code", code);
   o.Set("message", message);
@@ -501,7 +501,7 @@ Napi::Object error_object(Napi::Env env, const std::string& code, const std::str
 
 Napi::Object error_object(Napi::Env env, const std::exception& error) {
   if (const auto* known = dynamic_cast<const Error*>(&error))
-    return error_object(env, known->code(), known->message());
+    return error_object(env, known->code(), known->what());
   if (dynamic_cast<const std::bad_alloc*>(&error))
     return error_object(env, error_code::kInsufficientMemory, "the system has no more memory");
   return error_object(env, error_code::kInternal, error.what());

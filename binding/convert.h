@@ -46,7 +46,8 @@ Napi::Value to_js(Napi::Env env, const std::vector<Event>& events);
 Napi::Value to_js(Napi::Env env, const EngineStats& stats);
 
 // What the addon throws or rejects with; lib/errors.ts makes the class.
-Napi::Object error_object(Napi::Env env, const std::string& code, const std::string& message);
+// Takes no memory but JavaScript's: it may be the system's that lacks.
+Napi::Object error_object(Napi::Env env, const char* code, const char* message);
 Napi::Object error_object(Napi::Env env, const std::exception& error);
 
 // Fields of an object, checked.

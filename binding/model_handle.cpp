@@ -182,7 +182,7 @@ Napi::Value ModelHandle::description(const Napi::CallbackInfo& info) {
 Napi::Value ModelHandle::submit(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&]() -> Napi::Value {
-    if (!engine_) throw Error(error_code::kDisposed, "the model was disposed of");
+    if (!engine_) throw Error(error_code::kDisposed, "the model was disposed");
     const uint64_t id = engine_->submit(request(info[0]), priority(info[0]));
     // Its events cannot arrive before this: they come on this thread.
     channel_->opened(env, id);

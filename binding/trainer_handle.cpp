@@ -21,8 +21,8 @@ namespace {
 ParameterState parameter_state(const std::string& name) {
   if (name == "weights") return ParameterState::weights;
   if (name == "ema") return ParameterState::average;
-  if (name == "first") return ParameterState::first;
-  if (name == "second") return ParameterState::second;
+  if (name == "first") return ParameterState::first_moment;
+  if (name == "second") return ParameterState::second_moment;
   throw Error(error_code::kInvalidArgument, "expected weights, ema, first or second");
 }
 
@@ -65,7 +65,7 @@ class TrainerHandle::Turn {
  public:
   explicit Turn(std::shared_ptr<State> state) : state_(std::move(state)) {
     const std::lock_guard lock(state_->mutex);
-    if (state_->disposed) throw Error(error_code::kDisposed, "the trainer was disposed of");
+    if (state_->disposed) throw Error(error_code::kDisposed, "the trainer was disposed");
     if (state_->busy)
       throw Error(error_code::kInvalidArgument,
                   "expected one call at a time, but the trainer is still at work");

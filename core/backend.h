@@ -9,10 +9,9 @@
 // does not depend on how many rows, spans or threads the call has. One row alone gives the same
 // bits as that row among a thousand. "One seed, one image" (spec section 7) rests on this.
 //
-// Rows that the model computes are finite unless weights are not. Operations do not check, but a
-// NaN stays one: whatever row has a NaN among what it is computed from has one in its result, and
-// caps and limits make NaN of infinities. So whoever takes a result out of the model can tell by
-// it.
+// With finite weights, every row is finite. Operations do not check this, but they propagate NaN: a
+// row computed from a NaN contains a NaN, and soft caps and clamps turn infinities into NaN.
+// Checking the final result is enough.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +33,8 @@ struct LinearArgs {
   Tensor out;       // [m, n]
 };
 
-// Products none of which needs another's result: at once, where that is faster. Each as if alone.
+// Independent products, run together where that is faster; each gives the same bits as a separate
+// `linear`.
 struct GroupedLinearArgs {
   const LinearArgs* products;  // host, [count]
   int64_t count;
@@ -49,8 +49,8 @@ struct GatedLinearArgs {
 };
 
 // out = residual + x / sqrt(mean(x^2) + eps) * (1 + weight), in float32 (Gemma's)
-// With `next_weight` also what the same of `out`, as stored, by that weight is: what stands between
-// two blocks of a decoder, in one pass.
+// If `next_weight` is set, `next_out` also receives the RMS norm of the stored `out`, scaled by
+// `next_weight`. This fuses the two norms between decoder blocks.
 struct RmsNormArgs {
   Tensor x;             // [m, n]
   const float* weight;  // [n]
@@ -217,7 +217,7 @@ struct DiffusionHeadWeights {
 
 // One sampling step; for "flow" only `time` and `tau` count. Float64 tables rounded once.
 struct DiffusionStep {
-  float time;                 // what the network sees, 0..1000
+  float time;                 // what the network sees, 0..timesteps
   float recip, recipm1;       // x0 = recip * x - recipm1 * eps
   float coef_x0, coef_x;      // posterior mean = coef_x0 * x0 + coef_x * x
   float log_beta, log_tilde;  // the two ends of the log variance
@@ -324,7 +324,8 @@ class Backend {
   virtual DType cache_type() const = 0;
 
   // ---- memory: uninitialized, aligned to 64 bytes. Throws INSUFFICIENT_MEMORY. ----
-  // Memory may be released while operations issued before still use it: the next owner's run after.
+  // A block may be released while earlier operations still use it; operations of its next owner are
+  // ordered after them.
   virtual void* allocate(size_t bytes) = 0;
   // `bytes`: those asked for, or what they take.
   virtual void release(void* memory, size_t bytes) noexcept = 0;
@@ -335,7 +336,7 @@ class Backend {
   // Bytes allocated now, converted weights and scratch included.
   virtual size_t allocated() const = 0;
 
-  // ---- the host's memory: what a result grows in that the caller keeps (logits) ----
+  // ---- host memory for results that grow in the caller (logits) ----
   // A library's backend leaves these to the side that calls it (cuda/loader.cpp).
   // Whether allocate() takes from the host's memory too, so that held bytes count in allocated()
   // and available(), and `maxMemory` bounds them.
@@ -376,8 +377,8 @@ class Backend {
   virtual void synchronize() = 0;
   // Token ids, in two halves, so that operations issued meanwhile are not waited for. `begin_read`
   // reads what is there once the operations so far are done, and returns a ticket; when
-  // `finish_read` returns, `host` is filled. The first half alone is no more than a lost read; of
-  // more than kOpenReads tickets the oldest cannot be finished any more.
+  // `finish_read` returns, `host` is filled. A ticket need not be finished. At most kOpenReads can
+  // be outstanding; one more invalidates the oldest.
   static constexpr int kOpenReads = 4;
   virtual uint64_t begin_read(const int32_t* ids, int64_t count, int32_t* host) = 0;
   virtual void finish_read(uint64_t ticket) = 0;

@@ -58,8 +58,8 @@ void convert_to_bf16(const void* from, DType type, size_t count, uint16_t* to) {
         bf16_of(type == DType::f32 ? load<float>(from, i) : half_to_float(load<uint16_t>(from, i)));
 }
 
-void turn_inner(const void* from, int64_t outer, int64_t rows, int64_t cols, size_t size,
-                void* to) {
+void transpose_inner(const void* from, int64_t outer, int64_t rows, int64_t cols, size_t size,
+                     void* to) {
   const char* matrix = static_cast<const char*>(from);
   char* out = static_cast<char*>(to);
   for (int64_t o = 0; o < outer; ++o, matrix += static_cast<size_t>(rows * cols) * size)

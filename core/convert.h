@@ -15,6 +15,7 @@ void convert_to_bf16(const void* from, DType type, size_t count, uint16_t* to);
 
 // [outer, rows, cols] to [outer, cols, rows], elements of `size` bytes. A convolution's weight
 // comes as [out, in, taps] and is used as [out, taps, in], the order of channels-last patches.
-void turn_inner(const void* from, int64_t outer, int64_t rows, int64_t cols, size_t size, void* to);
+void transpose_inner(const void* from, int64_t outer, int64_t rows, int64_t cols, size_t size,
+                     void* to);
 
 }  // namespace unifluid

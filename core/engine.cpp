@@ -56,18 +56,20 @@ std::thread Engine::begin() {
 
 uint64_t Engine::submit(Request&& request, int64_t priority) {
   std::lock_guard lock(mutex_);
-  if (stopping_) throw Error(error_code::kDisposed, "the model was disposed of");
+  if (stopping_) throw Error(error_code::kDisposed, "the model was disposed");
   if (priority < -kMaxPriority || priority > kMaxPriority)
-    throw Error(error_code::kInvalidArgument, "expected a priority from -1000 to 1000");
+    throw Error(error_code::kInvalidArgument,
+                "expected a priority from " + std::to_string(-kMaxPriority) + " to " +
+                    std::to_string(kMaxPriority) + " but received " + std::to_string(priority));
   validate(request, *model_);
   if (limits_.max_queue >= 0 &&
       stats_.running + stats_.waiting >= limits_.max_sequences + limits_.max_queue) {
     ++stats_.refused;
-    throw Error(error_code::kQueueFull, std::to_string(stats_.running) + " requests run and " +
-                                            std::to_string(stats_.waiting) + " wait, where " +
-                                            std::to_string(limits_.max_sequences) +
-                                            " may run and " + std::to_string(limits_.max_queue) +
-                                            " may wait");
+    throw Error(error_code::kQueueFull, "the queue is full: " + std::to_string(stats_.running) +
+                                            " requests running (limit " +
+                                            std::to_string(limits_.max_sequences) + "), " +
+                                            std::to_string(stats_.waiting) + " waiting (limit " +
+                                            std::to_string(limits_.max_queue) + ")");
   }
   const uint64_t id = next_id_++;
   queued_.insert(id);
@@ -176,7 +178,7 @@ bool Engine::turn() noexcept {
 bool Engine::say_disposed() noexcept {
   try {
     take_inbox();
-    const Error disposed(error_code::kDisposed, "the model was disposed of");
+    const Error disposed(error_code::kDisposed, "the model was disposed");
     while (!waiting_.empty()) {
       fail(waiting_.front().id, disposed);
       unqueue(waiting_.front().id);
@@ -420,8 +422,10 @@ void Engine::hand_out_tokens(size_t keep) {
 
 void Engine::add_token(Sequence& sequence, int32_t token) {
   if (token < 0)
-    return fail(sequence.id, Error(error_code::kNumerical,
-                                   "expected finite logits but a row has none to choose from"));
+    return fail(sequence.id,
+                Error(error_code::kNumerical,
+                      "the logits contain NaN or infinity, so no token can be chosen: a "
+                      "weight is NaN or infinite"));
   TextState& text = std::get<TextState>(sequence.state);
   const std::vector<int32_t>& stops = text.request.stop_tokens;
   const bool stopped = std::find(stops.begin(), stops.end(), token) != stops.end();

@@ -47,18 +47,18 @@ struct EngineLimits {
   int64_t max_sequences = 1;  // requests that run at once
   // Requests that may wait beside `max_sequences` that run; -1: any number.
   int64_t max_queue = -1;
-  // What activations are expected to take in float32, of each row of a decoder's step, of the
-  // vision tower, of an image of the model's size in the autoencoder, and of the largest step of
-  // another kind than the decoder's: a sequence that would leave less waits while others run, and
-  // one whose own steps could never be run is refused.
-  size_t row_activation_bytes = 0, vision_activation_bytes = 0, vae_activation_bytes = 0,
-         fixed_activation_bytes = 0;
+  // Estimated bytes of float32 activations. A request that would leave less waits; one that can
+  // never fit is refused.
+  size_t row_activation_bytes = 0;     // per decoder row
+  size_t vision_activation_bytes = 0;  // per image in the vision tower
+  size_t vae_activation_bytes = 0;     // per image of the model's size in the autoencoder
+  size_t fixed_activation_bytes = 0;   // of the largest step outside the decoder
 };
 
 class Engine {
  public:
-  // Called on the engine's thread with the events of one step, in the order they happened. One that
-  // throws has taken none of them, and gets them again.
+  // Called on the engine's thread with the events of one step, in the order they happened. If it
+  // throws it must not have consumed any; all are delivered again.
   using Sink = std::function<void(std::vector<Event>&&)>;
 
   Engine(std::unique_ptr<Model> model, const EngineLimits& limits, Sink sink);
@@ -100,9 +100,8 @@ class Engine {
   size_t image_activation_bytes(const Request& request) const;
   bool make_room(const Waiting& next);
   void begin_workspace(size_t bytes);
-  // What `work` gives. Where it lacks memory it is done once more with a workspace that begins
-  // anew, with one block of `bytes`: of several each may have been too small. No scope of the
-  // workspace may be open.
+  // Returns work(). If it runs out of memory, retries once with the workspace replaced by one block
+  // of `bytes`. No scope of the workspace may be open.
   template <class Work>
   auto with_room(size_t bytes, const Work& work) {
     try {

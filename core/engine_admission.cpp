@@ -103,13 +103,13 @@ bool Engine::make_room(const Waiting& next) {
   const size_t cache = bytes - image_rows_bytes(next.request, *model_);
   if (std::max(bytes, cache + more) > most)
     throw Error(error_code::kInsufficientMemory,
-                "the sequence needs " + std::to_string(cache) + " bytes for its cache and " +
-                    std::to_string(more) + " for its largest step where " + std::to_string(most) +
-                    " could be had with nothing else running");
+                "the request needs " + std::to_string(cache) + " bytes of cache and " +
+                    std::to_string(more) + " for its largest step, but at most " +
+                    std::to_string(most) + " are available even with nothing else running");
   if (const size_t image = image_activation_bytes(next.request); image > most)
-    throw Error(error_code::kInsufficientMemory, "the image needs about " + std::to_string(image) +
-                                                     " bytes where " + std::to_string(most) +
-                                                     " could be had with nothing else running");
+    throw Error(error_code::kInsufficientMemory,
+                "the image needs about " + std::to_string(image) + " bytes, but at most " +
+                    std::to_string(most) + " are available even with nothing else running");
   size_t step = limits_.fixed_activation_bytes;
   if (model_->config.text) step = std::max(step, step_bytes(together.rows, together.texts));
   step = backend.allocated_size(step);

@@ -45,8 +45,8 @@ class Block {
   size_t bytes_ = 0;
 };
 
-// Bytes of the host's memory that a result takes, counted as long as it grows here. Throws nothing:
-// Backend::host_available() is asked first.
+// Counts host memory that a result will occupy while it is built. Never throws; check
+// host_available() first.
 class HostShare {
  public:
   HostShare() = default;
@@ -79,7 +79,7 @@ class Workspace {
  public:
   explicit Workspace(Backend& backend) : backend_(backend) {}
 
-  // Uninitialized, in the backend's activation type.
+  // Uninitialized, in the backend's activation type. Throws INSUFFICIENT_MEMORY.
   Tensor tensor(int64_t rows, int64_t cols) {
     return tensor(rows, cols, backend_.activation_type());
   }
@@ -99,8 +99,8 @@ class Workspace {
     size_t block_, used_;
   };
 
-  // Makes sure that so many bytes are there in one piece, at most 64 of which are lost to each
-  // tensor: only a larger step can then lack memory in its middle. No scope may be open.
+  // Makes room for `bytes` in one contiguous block (allow 64 bytes of alignment per tensor), so a
+  // step of that size cannot run out midway. Throws INSUFFICIENT_MEMORY. No scope may be open.
   void reserve(size_t bytes);
   // Gives blocks back to the backend if they exceed `keep` bytes. No scope may be open.
   void trim(size_t keep);

@@ -37,14 +37,15 @@ void check_config(const ModelConfig& c) {
   if (c.vae) {
     const VaeConfig& v = *c.vae;
     expect(!v.block_out_channels.empty() && v.block_out_channels.size() < 16 &&
-               v.layers_per_block > 0 && v.latent_channels > 0 && v.norm_groups > 0 &&
-               v.in_channels > 0 && v.out_channels > 0,
+               v.layers_per_block > 0 && v.latent_channels > 0 && v.norm_groups > 0,
            "sizes of the autoencoder must be positive");
+    expect(v.in_channels == 3 && v.out_channels == 3,
+           "the autoencoder must have 3 input and 3 output channels");
     for (int64_t channels : v.block_out_channels)
       expect(channels > 0 && channels % v.norm_groups == 0, "norm groups must divide channels");
     expect(v.down_attention.size() == v.block_out_channels.size() &&
                v.up_attention.size() == v.block_out_channels.size(),
-           "expected to know of every block of the autoencoder whether it has attention");
+           "expected one attention flag per autoencoder block");
     expect(v.scaling_factor != 0, "the scaling factor must not be 0");
   }
   if (c.image) {

@@ -25,8 +25,8 @@ struct PendingRows {
   }
 };
 
-// Rows of the largest step while prefixes are run in this order, as the engine takes them, beside
-// the streams that are written already.
+// Most decoder rows in any step while these prefixes are processed in order, beside `others`
+// streams already past theirs (one row each).
 int64_t largest_step_of(std::vector<PendingRows> prefixes, int64_t others);
 
 }  // namespace unifluid

@@ -31,7 +31,9 @@ void check_size(const char* what, size_t size, int64_t wanted) {
 }
 
 void check_tokens(const std::vector<int32_t>& tokens, const Model& model) {
-  require(static_cast<int64_t>(tokens.size()) < kMostRows, "too many tokens");
+  require(static_cast<int64_t>(tokens.size()) <= kMostRows,
+          "expected at most " + std::to_string(kMostRows) + " tokens but received " +
+              std::to_string(tokens.size()));
   const int64_t vocab = model.config.text->vocab_size;
   // Of all of them no message is made but of the first that is wrong.
   for (int32_t id : tokens)
@@ -63,8 +65,8 @@ struct Check {
 
   void operator()(const TextRequest& r) const {
     check_prefix(r.prefix, model);
-    require(r.max_new_tokens > 0 && r.max_new_tokens < kMostRows,
-            "the number of new tokens must be positive");
+    require(r.max_new_tokens > 0 && r.max_new_tokens <= kMostRows,
+            "the number of new tokens must be between 1 and " + std::to_string(kMostRows));
     require(std::isfinite(r.temperature) && r.temperature >= 0,
             "the temperature must be finite and not negative");
   }
@@ -95,7 +97,8 @@ struct Check {
         model.config.vae->factor() * (model.config.image ? model.config.image->latent_patch : 1);
     require(r.width > 0 && r.height > 0 && r.width <= kLargestSide && r.height <= kLargestSide &&
                 r.width % unit == 0 && r.height % unit == 0,
-            "the sides of the image must be multiples of " + std::to_string(unit));
+            "the sides of the image must be multiples of " + std::to_string(unit) +
+                " and at most " + std::to_string(kLargestSide));
     check_size("the image", r.pixels.size(), 3 * r.width * r.height);
   }
 
@@ -107,8 +110,9 @@ struct Check {
 
   void operator()(const DecodeRequest& r) const {
     require_part(model.vae.has_value(), "this checkpoint has no autoencoder");
-    require(r.columns > 0 && r.rows > 0 && r.columns <= kLargestSide && r.rows <= kLargestSide,
-            "the grid of latents must be positive");
+    require(
+        r.columns > 0 && r.rows > 0 && r.columns <= kLargestSide && r.rows <= kLargestSide,
+        "the sides of the grid of latents must be between 1 and " + std::to_string(kLargestSide));
     const int64_t channels =
         model.config.image ? model.config.image->token_channels : model.config.vae->latent_channels;
     check_size("the latents", r.latents.size(), r.rows * r.columns * channels);

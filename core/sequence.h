@@ -68,7 +68,7 @@ struct Sequence {
 // that is the host's; 0 for those that are no sequences.
 size_t sequence_bytes(const Request& request, const Model& model);
 
-// Those among them of the image's rows, which are given back before the first step.
+// The part of sequence_bytes() that holds image rows; freed before the first step.
 size_t image_rows_bytes(const Request& request, const Model& model);
 
 // The prefixes of a request, one a stream; none for those that are no sequences.

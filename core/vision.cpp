@@ -6,6 +6,16 @@
 
 namespace unifluid {
 
+void extract_patches(const VisionConfig& config, const float* pixels, float* to) {
+  const int64_t p = config.patch_size, s = config.image_size;
+  for (int64_t py = 0; py < config.grid(); ++py)
+    for (int64_t px = 0; px < config.grid(); ++px)
+      for (int64_t channel = 0; channel < 3; ++channel)
+        for (int64_t y = 0; y < p; ++y, to += p)
+          std::memcpy(to, pixels + (channel * s + py * p + y) * s + px * p,
+                      static_cast<size_t>(p) * sizeof(float));
+}
+
 VisionTower::VisionTower(const VisionConfig& config, int64_t width, const Weights& weights,
                          Backend& backend)
     : config_(config), backend_(backend) {
@@ -45,17 +55,10 @@ void VisionTower::forward(const float* pixels, Workspace& workspace, const Tenso
 void VisionTower::features(const float* pixels, Workspace& workspace, const Tensor& out) const {
   Workspace::Scope scope(workspace);
   const VisionConfig& c = config_;
-  const int64_t m = c.features(), h = c.hidden_size, p = c.patch_size, s = c.image_size;
+  const int64_t m = c.features(), h = c.hidden_size, p = c.patch_size;
 
-  // Each patch as one row, in the order of the convolution's weight: channel, row, column.
   std::vector<float> patches(static_cast<size_t>(m * 3 * p * p));
-  float* to = patches.data();
-  for (int64_t py = 0; py < c.grid(); ++py)
-    for (int64_t px = 0; px < c.grid(); ++px)
-      for (int64_t channel = 0; channel < 3; ++channel)
-        for (int64_t y = 0; y < p; ++y, to += p)
-          std::memcpy(to, pixels + (channel * s + py * p + y) * s + px * p,
-                      static_cast<size_t>(p) * sizeof(float));
+  extract_patches(c, pixels, patches.data());
   const Tensor rows = workspace.tensor(m, 3 * p * p);
   backend_.write(patches.data(), rows);
 

@@ -11,6 +11,10 @@
 
 namespace unifluid {
 
+// The patches of pixels [3, S, S] as rows of `to` [features, 3 * p * p], all on the host; elements
+// of a patch in the order of the convolution's weight: channel, row, column.
+void extract_patches(const VisionConfig& config, const float* pixels, float* to);
+
 class VisionTower {
  public:
   // `width`: the decoder's hidden size.

@@ -105,8 +105,8 @@ class CpuBackend final : public Backend, public TrainingBackend {
     const int64_t taps = kernel * kernel;
     Tensor weight(nullptr, stored.type, stored.rows, stored.cols);
     weight.data = allocate_weight(weight.bytes());
-    turn_inner(stored.data, stored.rows, stored.cols / taps, taps, size_of(stored.type),
-               weight.data);
+    transpose_inner(stored.data, stored.rows, stored.cols / taps, taps, size_of(stored.type),
+                    weight.data);
     return weight;
   }
 

@@ -64,6 +64,9 @@ ThreadPool::ThreadPool(int threads)
     throw Error(error_code::kDevice, "expected " + std::to_string(threads_) +
                                          " threads but the system gave " + started + ": " +
                                          error.what());
+  } catch (...) {  // such as memory: threads that have begun must be joined
+    stop();
+    throw;
   }
 }
 

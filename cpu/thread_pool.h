@@ -17,7 +17,7 @@ namespace unifluid::cpu {
 class ThreadPool final : public Parallel {
  public:
   // `threads` counts the calling thread, which is thread 0 of every run. Throws DEVICE_ERROR where
-  // the system gives no more threads.
+  // the system gives no more threads, and std::bad_alloc.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -81,7 +81,8 @@ void Arena::release(void* memory, size_t bytes) noexcept {
     cached_.emplace(size, memory);
     cached_bytes_ += size;
   } catch (...) {
-    memory_.release(memory, size);  // waits for the device, which is safe if slow
+    // It stays held. Freeing it would not be safe: cudaFree waits for what the device was given,
+    // not for launches that are gathered and not issued yet.
   }
 }
 

@@ -1,12 +1,14 @@
 #include "cuda/backend.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "core/convert.h"
 #include "core/error.h"
+#include "core/memory.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/warpgroup_probe.h"
 
@@ -56,7 +58,7 @@ CudaBackend::CudaBackend(const OpenOptions& options)
       readback_(queue_),
       arena_(queue_, memory_) {
   cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, options.device), "to tell what it is");
+  check(cudaGetDeviceProperties(&properties, options.device), "reading the device's properties");
   expect_code();
   queue_.allow_dependents(code_has_dependents() && dependents_asked_for());
   description_ = "cuda:" + std::to_string(options.device) + " " + properties.name +
@@ -68,9 +70,9 @@ CudaBackend::CudaBackend(const OpenOptions& options)
   queue_.use_clusters(diffusion_clusters(queue_));
   queue_.allow_persistent(state == WarpgroupState::used && persistent_allowed());
   // Training has its weights in float32.
-  queue_.allow_turned(state == WarpgroupState::used && compute_ == DType::f32 &&
-                      turned_products_agree(queue_));
-  if (queue_.limits().turned) description_ += ", wgmma in training";
+  queue_.allow_transposed(state == WarpgroupState::used && compute_ == DType::f32 &&
+                          transposed_products_agree(queue_));
+  if (queue_.limits().transposed) description_ += ", wgmma in training";
   if (compute_ == DType::bf16) {
     if (state == WarpgroupState::used) description_ += ", wgmma";
     if (state == WarpgroupState::differs) description_ += ", no wgmma: it rounds otherwise here";
@@ -126,7 +128,7 @@ Tensor CudaBackend::convolution_weight(const StoredTensor& stored, int64_t kerne
   const int64_t taps = kernel * kernel;
   const size_t size = size_of(stored.type);
   std::vector<char> ordered(static_cast<size_t>(stored.rows * stored.cols) * size);
-  turn_inner(stored.data, stored.rows, stored.cols / taps, taps, size, ordered.data());
+  transpose_inner(stored.data, stored.rows, stored.cols / taps, taps, size, ordered.data());
   return upload(ordered.data(), stored.type, stored.rows, stored.cols);
 }
 
@@ -192,7 +194,7 @@ void CudaBackend::embed_tokens(const EmbedTokensArgs& args) {
 // ---- training ----
 
 void CudaBackend::linear_backward(const LinearBackwardArgs& args) {
-  if (args.bf16 && queue_.limits().turned)
+  if (args.bf16 && queue_.limits().transposed)
     run(cuda::linear_backward, args);
   else
     TrainingBackend::linear_backward(args);
@@ -285,23 +287,19 @@ void CudaBackend::attention(const AttentionArgs& args) {
   const bool rounds = args.bf16 && args.q.type == DType::f32 && args.head_dim % 8 == 0;
   if (!rounds) return run(cuda::attention, args);
   AttentionArgs rounded = args;
-  std::vector<Tensor> pieces;
-  try {
-    for (Tensor* t : {&rounded.q, &rounded.k, &rounded.v, &rounded.out}) {
-      *t = Tensor(nullptr, DType::bf16, t->rows, t->cols);
-      t->data = arena_.allocate(t->bytes());
-      pieces.push_back(*t);
-    }
-    copy(args.q, rounded.q);
-    copy(args.k, rounded.k);
-    copy(args.v, rounded.v);
-    run(cuda::attention, rounded);
-    copy(rounded.out, args.out);
-  } catch (...) {
-    for (const Tensor& t : pieces) arena_.release(t.data, t.bytes());
-    throw;
+  std::array<Block, 4> blocks;
+  Tensor* const tensors[] = {&rounded.q, &rounded.k, &rounded.v, &rounded.out};
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    Tensor& t = *tensors[i];
+    t = Tensor(nullptr, DType::bf16, t.rows, t.cols);
+    blocks[i] = Block(*this, t.bytes());
+    t.data = blocks[i].data();
   }
-  for (const Tensor& t : pieces) arena_.release(t.data, t.bytes());
+  copy(args.q, rounded.q);
+  copy(args.k, rounded.k);
+  copy(args.v, rounded.v);
+  run(cuda::attention, rounded);
+  copy(rounded.out, args.out);
 }
 
 // ---- devices ----
@@ -319,20 +317,20 @@ int device_count() {
 DeviceInfo device_info(int device) {
   DeviceInfo info{};
   cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
+  check(cudaGetDeviceProperties(&properties, device), "reading the device's properties");
   std::memcpy(info.name, properties.name, sizeof info.name);
   info.name[sizeof info.name - 1] = 0;
   info.major = properties.major;
   info.minor = properties.minor;
   info.processors = properties.multiProcessorCount;
-  check(cudaDriverGetVersion(&info.driver), "to tell its driver");
-  check(cudaRuntimeGetVersion(&info.runtime), "to tell its runtime");
+  check(cudaDriverGetVersion(&info.driver), "reading the driver's version");
+  check(cudaRuntimeGetVersion(&info.runtime), "reading the runtime's version");
   info.total_memory = properties.totalGlobalMem;
   return info;
 }
 
 DeviceRoom device_room(int device) {
-  check(cudaSetDevice(device), "to be chosen");
+  check(cudaSetDevice(device), "selecting the device");
   expect_code();
   const Room room = room_of_device();
   return {room.free, room.usable, Queue::kStagingBytes};

@@ -24,7 +24,7 @@ class CudaBackend final : public Backend, public TrainingBackend {
   ~CudaBackend() override;
 
   // The current device is a thread's, and threads change: every call from outside begins with this.
-  void enter() { fault_.check(cudaSetDevice(queue_.limits().index), "to be chosen"); }
+  void enter() { fault_.check(cudaSetDevice(queue_.limits().index), "selecting the device"); }
 
   const char* description() const override { return description_.c_str(); }
   DType activation_type() const override { return compute_; }

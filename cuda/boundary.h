@@ -1,8 +1,8 @@
 // The C boundary between the addon and `unifluid_cuda.so`: one exported function that returns a
 // table of functions. Nothing is thrown across it: a call that failed returns false and fills in a
-// `Failure`. Structs are those of core/backend.h and
-// core/training_backend.h, which both sides compile from the same source;
-// `version` holds a number that changes with it.
+// `Failure`. Structs are those of core/backend.h and core/training_backend.h, which both sides
+// compile from the same source; `version` is a hash of that source, which the build makes
+// (cuda/boundary.cmake).
 #pragma once
 
 #include <cstdint>
@@ -84,7 +84,7 @@ struct TrainingBoundary {
 };
 
 struct Boundary {
-  uint64_t version;
+  uint64_t version;  // UNIFLUID_BOUNDARY of the library's build
 
   Function<int32_t*> device_count;
   Function<int32_t, DeviceInfo*> device_info;
@@ -129,14 +129,6 @@ struct Boundary {
 
   TrainingBoundary training;
 };
-
-// Goes up with every change of core/backend.h's structs or of this table; the sizes catch what was
-// forgotten.
-inline constexpr uint64_t kBoundaryVersion =
-    (uint64_t{5} << 32) + sizeof(Boundary) * 4096 + sizeof(RmsNormArgs) + sizeof(AttentionArgs) +
-    sizeof(DiffusionHeadWeights) + sizeof(ConvolutionArgs) + sizeof(DiffusionToken) +
-    sizeof(StepSize) + sizeof(DecoderStepArgs) + sizeof(GemmArgs) + sizeof(LinearBackwardArgs) +
-    sizeof(TrainingStep) + sizeof(AdamWArgs);
 
 }  // namespace unifluid::cuda
 

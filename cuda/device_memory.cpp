@@ -13,7 +13,7 @@ namespace {
 constexpr size_t kReserve = size_t{256} << 20;
 
 size_t limit_of(int device, size_t max_memory) {
-  check(cudaSetDevice(device), "to be chosen");
+  check(cudaSetDevice(device), "selecting the device");
   const size_t usable = room_of_device().usable;
   return max_memory ? std::min(max_memory, usable) : usable;
 }
@@ -24,7 +24,7 @@ size_t usable_memory(size_t free) { return free > 2 * kReserve ? free - kReserve
 
 Room room_of_device() {
   size_t free = 0, total = 0;
-  check(cudaMemGetInfo(&free, &total), "to tell its free memory");
+  check(cudaMemGetInfo(&free, &total), "reading the free memory");
   return {free, usable_memory(free)};
 }
 
@@ -41,7 +41,7 @@ void* DeviceMemory::allocate(size_t bytes) {
     cudaGetLastError();  // a failed allocation leaves the device as it was
     return nullptr;
   }
-  fault_.check(status, "to allocate memory");
+  fault_.check(status, "allocating memory");
   held_ += bytes;
   return memory;
 }

@@ -7,8 +7,8 @@
 namespace unifluid::cuda {
 namespace {
 
-std::string told(cudaError_t status, const char* what) {
-  return std::string("the GPU failed ") + what + ": " + cudaGetErrorString(status);
+std::string describe(cudaError_t status, const char* what) {
+  return std::string("CUDA error while ") + what + ": " + cudaGetErrorString(status);
 }
 
 }  // namespace
@@ -17,15 +17,15 @@ void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();  // a failed allocation leaves the device as it was
-    throw Error(error_code::kInsufficientMemory, told(status, what));
+    throw Error(error_code::kInsufficientMemory, describe(status, what));
   }
-  throw Error(error_code::kDevice, told(status, what));
+  throw Error(error_code::kDevice, describe(status, what));
 }
 
 void Fault::check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   happened_ = true;
-  throw Error(error_code::kDevice, told(status, what));
+  throw Error(error_code::kDevice, describe(status, what));
 }
 
 void Fault::expect_none() const {

@@ -6,7 +6,8 @@
 namespace unifluid::cuda {
 
 // Throws where `status` is an error, INSUFFICIENT_MEMORY where memory is what lacks and
-// DEVICE_ERROR otherwise; `what` was being done. For calls that give the device no work.
+// DEVICE_ERROR otherwise. `what` was being done: "allocating memory". For calls that give the
+// device no work.
 void check(cudaError_t status, const char* what);
 
 // A fault of one backend's device, which stays: CUDA tells of a kernel's fault at whatever call

@@ -56,7 +56,7 @@ void copy_rows(Queue&, const Tensor& from, const Tensor& to);
 // them is 0 where an element is not finite. `to` is aligned to 8 bytes.
 void pack_pixels(Queue&, const Tensor& from, uint8_t* to, uint8_t* flags);
 size_t pixel_flags(const Tensor& from);
-// to [cols, rows] = from [rows, cols] turned
-void turn_rows(Queue&, const Tensor& from, const Tensor& to);
+// to [cols, rows] = the transpose of from [rows, cols]
+void transpose_rows(Queue&, const Tensor& from, const Tensor& to);
 
 }  // namespace unifluid::cuda

@@ -27,7 +27,7 @@ bool guarded(Failure* failure, Body body) {
   } catch (const Error& error) {
     fill(failure, error.code(), error.message().c_str());
   } catch (const std::bad_alloc&) {
-    fill(failure, error_code::kInsufficientMemory, "the system gave no memory");
+    fill(failure, error_code::kInsufficientMemory, "the system has no more memory");
   } catch (const std::exception& error) {
     fill(failure, error_code::kInternal, error.what());
   } catch (...) {
@@ -89,7 +89,7 @@ TrainingBoundary make_training_table() {
 
 Boundary make_table() {
   Boundary t{};
-  t.version = kBoundaryVersion;
+  t.version = UNIFLUID_BOUNDARY;
   t.device_count = [](int32_t* count, Failure* f) {
     return guarded(f, [&] { *count = device_count(); });
   };

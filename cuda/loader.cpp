@@ -262,7 +262,7 @@ const Boundary& open_library(const std::string& path) {
   using Open = const Boundary* (*)();
   const auto open = reinterpret_cast<Open>(dlsym(handle, "unifluid_cuda_open"));
   const Boundary* boundary = open ? open() : nullptr;
-  if (!boundary || boundary->version != kBoundaryVersion)
+  if (!boundary || boundary->version != UNIFLUID_BOUNDARY)
     throw Error(error_code::kDevice,
                 "the CUDA library at " + path + " belongs to another version of this package");
   return *boundary;

@@ -43,26 +43,26 @@ size_t rounded_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; 
 
 // By way of another constructor, after which a failure here leaves a queue to be destroyed.
 Queue::Queue(int device, DeviceMemory& memory, Fault& fault) : Queue(memory, fault) {
-  check(cudaSetDevice(device), "to be chosen");
+  check(cudaSetDevice(device), "selecting the device");
   cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device), "to tell what it is");
+  check(cudaGetDeviceProperties(&properties, device), "reading the device's properties");
   limits_.index = device;
   limits_.processors = properties.multiProcessorCount;
   limits_.capability = 10 * properties.major + properties.minor;
   limits_.shared_bytes = properties.sharedMemPerBlockOptin;
   int least = 0, greatest = 0;
-  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "to tell what it is");
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "reading the device's properties");
   // Ahead of what runs beside it, see open_side.
   check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest),
-        "to make a stream");
+        "creating a stream");
   void* host = nullptr;
-  check(cudaMallocHost(&host, kSegments * kStagingBytes), "to allocate pinned memory");
+  check(cudaMallocHost(&host, kSegments * kStagingBytes), "allocating pinned memory");
   staging_host_ = static_cast<unsigned char*>(host);
   void* const mirror = memory_.allocate(kStagingBytes);
   if (!mirror) memory_.refuse(kStagingBytes, "staging", 0);
   staging_device_ = static_cast<unsigned char*>(mirror);
   for (cudaEvent_t& event : free_)
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "to make an event");
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
 }
 
 // After a fault these calls fail as well; there is nothing to do about it.
@@ -109,7 +109,8 @@ void Queue::reserve_scratch(size_t bytes) {
   if (bytes <= scratch_size_) return;
   // Growing issues all launches so far, and what this operation staged would go with them.
   if (scratch_used_ > 0 || operation_staged_)
-    throw Error(error_code::kInternal, "an operation reserves scratch after it began");
+    throw Error(error_code::kInternal,
+                "reserve_scratch() called after the operation's first stage()");
   grow_scratch(bytes, rounded_up(bytes, kScratchStep));
 }
 
@@ -197,7 +198,7 @@ void Queue::allow_shared(const void* kernel, size_t shared) {
   if (shared <= kAlwaysAllowed || shared_allowed_.count(kernel)) return;
   fault_.check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(limits_.shared_bytes)),
-               "to give a kernel its shared memory");
+               "setting a kernel's shared memory");
   shared_allowed_.insert(kernel);
 }
 
@@ -206,7 +207,7 @@ void Queue::allow_clusters([[maybe_unused]] const void* kernel) {
 #ifndef UNIFLUID_SIMT
   if (!clusters_allowed_.insert(kernel).second) return;
   fault_.check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-               "to let a kernel have large clusters");
+               "allowing a kernel large clusters");
 #endif
 }
 
@@ -214,29 +215,28 @@ void Queue::allow_clusters([[maybe_unused]] const void* kernel) {
 // whole processors, those of a cluster at once, would wait for blocks that could as well come
 // later.
 void Queue::open_side() {
-  if (forking_)
-    throw Error(error_code::kInternal, "launches beside others have launches beside them");
+  if (forking_) throw Error(error_code::kInternal, "together() must not be nested");
   if (!side_) {
     int least = 0, greatest = 0;
-    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "to tell what it is");
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "reading the device's properties");
     for (cudaEvent_t* event : {&forked_, &joined_})
       if (!*event)
-        check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "to make an event");
-    check(cudaStreamCreateWithPriority(&side_, cudaStreamNonBlocking, least), "to make a stream");
+        check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "creating an event");
+    check(cudaStreamCreateWithPriority(&side_, cudaStreamNonBlocking, least), "creating a stream");
   }
   forking_ = true;
 }
 
 void Queue::flush() {
   fault_.expect_none();
-  if (forking_) throw Error(error_code::kInternal, "a list ends among launches beside each other");
+  if (forking_) throw Error(error_code::kInternal, "flush() called inside together()");
   if (commands_.empty()) return;
   try {
     if (staged_ > 0) {
       fault_.check(cudaMemcpyAsync(staging_device_, staging_host_ + segment_ * kStagingBytes,
                                    staged_, cudaMemcpyHostToDevice, stream_),
-                   "to copy a step's arrays");
-      fault_.check(cudaEventRecord(free_[segment_], stream_), "to record an event");
+                   "copying a step's arrays");
+      fault_.check(cudaEventRecord(free_[segment_], stream_), "recording an event");
       segment_ = (segment_ + 1) % kSegments;
     }
     if (launch_graph()) {
@@ -246,7 +246,7 @@ void Queue::flush() {
       ++plain_launches_;
     }
     fork_launches_ += static_cast<int64_t>(forks_.size());
-    if (staged_ > 0) fault_.check(cudaEventSynchronize(free_[segment_]), "in a step");
+    if (staged_ > 0) fault_.check(cudaEventSynchronize(free_[segment_]), "running a step");
   } catch (...) {
     fault_.mark();
     commands_.clear();
@@ -262,18 +262,18 @@ void Queue::flush() {
 
 void Queue::synchronize() {
   flush();
-  fault_.check(cudaStreamSynchronize(stream_), "in a step");
+  fault_.check(cudaStreamSynchronize(stream_), "running a step");
 }
 
 // Kernels of different divisions of a processor's memory into cache and shared memory do not run on
 // it together: all that may overlap ask for the same.
 void Queue::prepare(const Command& c) {
   allow_shared(c.kernel, c.shared);
-  if (c.company.way == Way::clusters) allow_clusters(c.kernel);
+  if (c.kind.way == Way::clusters) allow_clusters(c.kernel);
   if (!c.overlaps || !made_alike_.insert(c.kernel).second) return;
   fault_.check(cudaFuncSetAttribute(c.kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                     cudaSharedmemCarveoutMaxShared),
-               "to divide its memory for a kernel");
+               "setting a kernel's shared memory carveout");
 }
 
 // What a list begins with comes after copies and other lists, and what follows a launch of another
@@ -295,7 +295,7 @@ void Queue::issue() {
 void Queue::issue(size_t first, size_t end, cudaStream_t stream) {
   Way before = Way::plain;
   for (size_t i = first; i < end; ++i) {
-    const Way way = commands_[i].company.way;
+    const Way way = commands_[i].kind.way;
     const bool early = way != Way::dependent || before == Way::dependent;
     issue(commands_[i], early ? way : Way::plain, stream);
     before = way;
@@ -304,8 +304,8 @@ void Queue::issue(size_t first, size_t end, cudaStream_t stream) {
 
 // What `stream` is given from now on comes after all that `other` has been given.
 void Queue::wait_for(cudaStream_t other, cudaEvent_t event, cudaStream_t stream) {
-  fault_.check(cudaEventRecord(event, other), "to record an event");
-  fault_.check(cudaStreamWaitEvent(stream, event, 0), "to wait for an event");
+  fault_.check(cudaEventRecord(event, other), "recording an event");
+  fault_.check(cudaStreamWaitEvent(stream, event, 0), "waiting for an event");
 }
 
 void Queue::issue(const Command& c, Way way, cudaStream_t stream) {
@@ -315,7 +315,7 @@ void Queue::issue(const Command& c, Way way, cudaStream_t stream) {
   fault_.check(simt::launch(c.kernel, c.invoke, c.grid, c.block, c.shared,
                             way == Way::cooperative || way == Way::clusters, way == Way::dependent,
                             arguments_.data(), arguments_.size(), offsets, c.count, stream),
-               "to run a kernel");
+               "launching a kernel");
 #else
   void* arguments[kMostArguments];
   for (uint32_t i = 0; i < c.count; ++i) arguments[i] = arguments_.data() + offsets_[c.first + i];
@@ -325,7 +325,7 @@ void Queue::issue(const Command& c, Way way, cudaStream_t stream) {
     attribute.val.cooperative = 1;
   } else if (way == Way::clusters) {
     attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {c.company.cluster, 1, 1};
+    attribute.val.clusterDim = {c.kind.cluster, 1, 1};
   } else {
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -337,7 +337,7 @@ void Queue::issue(const Command& c, Way way, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = way == Way::plain ? 0 : 1;
-  fault_.check(cudaLaunchKernelExC(&config, c.kernel, arguments), "to run a kernel");
+  fault_.check(cudaLaunchKernelExC(&config, c.kernel, arguments), "launching a kernel");
 #endif
 }
 
@@ -349,8 +349,8 @@ std::vector<unsigned char> Queue::identity() const {
     for (unsigned n : {c.grid.x, c.grid.y, c.grid.z, c.block.x, c.block.y, c.block.z})
       put(bytes, n);
     put(bytes, c.shared);
-    put(bytes, c.company.way);
-    put(bytes, c.company.cluster);
+    put(bytes, c.kind.way);
+    put(bytes, c.kind.cluster);
   }
   for (const Fork& fork : forks_)
     for (size_t at : {fork.first, fork.beside, fork.end}) put(bytes, at);
@@ -361,7 +361,7 @@ std::vector<unsigned char> Queue::identity() const {
 cudaGraph_t Queue::captured() {
   cudaGraph_t graph = nullptr;
   fault_.check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
-               "to begin a capture");
+               "beginning a capture");
   try {
     issue();
   } catch (...) {
@@ -370,7 +370,7 @@ cudaGraph_t Queue::captured() {
     if (graph) cudaGraphDestroy(graph);
     throw;
   }
-  fault_.check(cudaStreamEndCapture(stream_, &graph), "to end a capture");
+  fault_.check(cudaStreamEndCapture(stream_, &graph), "ending a capture");
   return graph;
 }
 
@@ -399,14 +399,14 @@ bool Queue::launch_graph() {
       cudaGetLastError();
       return false;  // a graph takes device memory; the list can do without
     }
-    fault_.check(status, "to make a graph");
+    fault_.check(status, "instantiating a graph");
     graphs_.push_front({key, std::move(bytes), executable});
     if (graphs_.size() > kMostGraphs) {
       cudaGraphExecDestroy(graphs_.back().executable);
       graphs_.pop_back();
     }
   }
-  fault_.check(cudaGraphLaunch(graphs_.front().executable, stream_), "to launch a graph");
+  fault_.check(cudaGraphLaunch(graphs_.front().executable, stream_), "launching a graph");
   return true;
 }
 

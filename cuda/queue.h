@@ -39,8 +39,8 @@ struct DeviceLimits {
   size_t shared_bytes = 48 << 10;  // of one block, at most
   // Hopper's bulk copies and products of warpgroups may be used (cuda/kernels/warpgroup_probe.h).
   bool warpgroups = false;
-  // So may those of training, whose operands lie turned (cuda/kernels/training_product.h).
-  bool turned = false;
+  // So may those of training, whose operands lie transposed (cuda/kernels/training_product.h).
+  bool transposed = false;
   // Clusters of 16 blocks of whole multiprocessors that run at once; 0: none are to be used.
   int clusters = 0;
   // Launches may begin before the one in front of them has ended (cuda/device/dependence.h).
@@ -125,7 +125,7 @@ class Queue {
 
   const DeviceLimits& limits() const { return limits_; }
   void allow_warpgroups(bool allowed) { limits_.warpgroups = allowed; }
-  void allow_turned(bool allowed) { limits_.turned = allowed; }
+  void allow_transposed(bool allowed) { limits_.transposed = allowed; }
   void use_clusters(int count) { limits_.clusters = count; }
   // Clusters of `size` blocks of a kernel that the device holds at once.
   template <class... P>
@@ -174,7 +174,7 @@ class Queue {
   static constexpr size_t kMostArguments = 24;
 
   enum class Way : uint8_t { plain, dependent, cooperative, clusters };
-  struct Company {
+  struct LaunchKind {
     Way way;
     unsigned cluster = 0;  // blocks of one
   };
@@ -184,7 +184,7 @@ class Queue {
     Invoke invoke;  // the simulation's way to call it
     dim3 grid, block;
     size_t shared;
-    Company company;
+    LaunchKind kind;
     bool overlaps;          // may run at the same time as others
     uint32_t first, count;  // arguments, in offsets_
   };
@@ -210,7 +210,7 @@ class Queue {
   };
 
   template <class... P>
-  void append(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Company company,
+  void append(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, LaunchKind kind,
               const std::tuple<P...>& arguments) {
     static_assert((std::is_trivially_copyable_v<P> && ...));
     static_assert(sizeof...(P) <= kMostArguments);
@@ -219,8 +219,8 @@ class Queue {
                     grid,
                     block,
                     shared,
-                    company,
-                    company.way == Way::dependent || forking_,
+                    kind,
+                    kind.way == Way::dependent || forking_,
                     static_cast<uint32_t>(offsets_.size()),
                     static_cast<uint32_t>(sizeof...(P))};
     std::apply([&](const P&... each) { (push_argument(&each, sizeof each, alignof(P)), ...); },

@@ -19,11 +19,11 @@ Readback::~Readback() {
 void Readback::grow(Piece& piece, size_t count) {
   constexpr size_t kLeast = 1024;
   if (!piece.copied)
-    check(cudaEventCreateWithFlags(&piece.copied, cudaEventDisableTiming), "to make an event");
+    check(cudaEventCreateWithFlags(&piece.copied, cudaEventDisableTiming), "creating an event");
   if (count <= piece.capacity) return;
   const size_t capacity = std::max(kLeast, 2 * count);
   void* pinned = nullptr;
-  check(cudaMallocHost(&pinned, capacity * sizeof(int32_t)), "to allocate pinned memory");
+  check(cudaMallocHost(&pinned, capacity * sizeof(int32_t)), "allocating pinned memory");
   if (piece.pinned) {
     cudaEventSynchronize(piece.copied);
     cudaFreeHost(piece.pinned);
@@ -39,8 +39,8 @@ uint64_t Readback::begin(const int32_t* ids, size_t count, int32_t* host) {
   grow(piece, count);
   queue_.check_work(cudaMemcpyAsync(piece.pinned, ids, count * sizeof(int32_t),
                                     cudaMemcpyDeviceToHost, queue_.stream()),
-                    "to give token ids");
-  queue_.check_work(cudaEventRecord(piece.copied, queue_.stream()), "to record an event");
+                    "copying token ids from the device");
+  queue_.check_work(cudaEventRecord(piece.copied, queue_.stream()), "recording an event");
   piece.host = host;
   piece.count = count;
   return piece.ticket = latest_;
@@ -49,9 +49,10 @@ uint64_t Readback::begin(const int32_t* ids, size_t count, int32_t* host) {
 void Readback::finish(uint64_t ticket) {
   Piece& piece = pieces_[ticket % pieces_.size()];
   if (ticket == 0 || piece.ticket != ticket)
-    throw Error(error_code::kInternal, "token ids are read that are not on their way");
+    throw Error(error_code::kInternal,
+                "finish_read() called with a ticket that is not outstanding");
   piece.ticket = 0;
-  queue_.check_work(cudaEventSynchronize(piece.copied), "in a step");
+  queue_.check_work(cudaEventSynchronize(piece.copied), "running a step");
   std::memcpy(piece.host, piece.pinned, piece.count * sizeof(int32_t));
 }
 

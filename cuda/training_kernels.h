@@ -9,7 +9,7 @@ namespace unifluid::cuda {
 
 void gemm(Queue&, const GemmArgs&);
 void column_sum(Queue&, const ColumnSumArgs&);
-// Only where `limits().turned`, and in bfloat16.
+// Only where `limits().transposed`, and in bfloat16.
 void linear_backward(Queue&, const LinearBackwardArgs&);
 void add(Queue&, const AddArgs&);
 void activation(Queue&, const ActivationArgs&);

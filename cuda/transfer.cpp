@@ -9,8 +9,8 @@ namespace unifluid::cuda {
 // By way of another constructor, after which a failure here leaves a transfer to be destroyed.
 Transfer::Transfer(Queue& queue) : Transfer(queue, Empty{}) {
   for (size_t i = 0; i < buffers_.size(); ++i) {
-    check(cudaMallocHost(&buffers_[i], kBytes), "to allocate pinned memory");
-    check(cudaEventCreateWithFlags(&sent_[i], cudaEventDisableTiming), "to make an event");
+    check(cudaMallocHost(&buffers_[i], kBytes), "allocating pinned memory");
+    check(cudaEventCreateWithFlags(&sent_[i], cudaEventDisableTiming), "creating an event");
   }
 }
 
@@ -26,7 +26,7 @@ void Transfer::begin() { queue_.flush(); }
 void* Transfer::next_buffer() {
   current_ = 1 - current_;
   queue_.check_work(cudaEventSynchronize(sent_[static_cast<size_t>(current_)]),
-                    "to take a transfer");
+                    "copying to the device");
   return buffers_[static_cast<size_t>(current_)];
 }
 
@@ -34,15 +34,15 @@ void Transfer::send(void* device, size_t bytes) {
   const size_t at = static_cast<size_t>(current_);
   queue_.check_work(
       cudaMemcpyAsync(device, buffers_[at], bytes, cudaMemcpyHostToDevice, queue_.stream()),
-      "to take a transfer");
-  queue_.check_work(cudaEventRecord(sent_[at], queue_.stream()), "to record an event");
+      "copying to the device");
+  queue_.check_work(cudaEventRecord(sent_[at], queue_.stream()), "recording an event");
 }
 
 const uint8_t* Transfer::receive(const uint8_t* device, size_t bytes) {
   void* buffer = next_buffer();
   queue_.check_work(cudaMemcpyAsync(buffer, device, bytes, cudaMemcpyDeviceToHost, queue_.stream()),
-                    "to give a transfer");
-  queue_.check_work(cudaStreamSynchronize(queue_.stream()), "to give a transfer");
+                    "copying from the device");
+  queue_.check_work(cudaStreamSynchronize(queue_.stream()), "copying from the device");
   return static_cast<const uint8_t*>(buffer);
 }
 

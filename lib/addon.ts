@@ -100,7 +100,7 @@ export function loadFrom(list: readonly Candidate[]): LoadedAddon {
       if (typeof addon?.loadModel !== "function") throw new Error("not this package's addon");
       const version = packageVersion();
       if (addon.version !== version)
-        throw new Error(`it is of version ${addon.version}, and this package of ${version}`);
+        throw new Error(`its version is ${addon.version}, this package's is ${version}`);
       return { addon, path };
     } catch (error) {
       if (!there && (error as { code?: unknown }).code === "MODULE_NOT_FOUND") {

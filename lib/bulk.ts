@@ -109,7 +109,7 @@ function asError(reason: unknown): Error {
     types.isNativeError(reason) ||
     Object.prototype.toString.call(reason) === "[object DOMException]";
   if (isError) return reason as Error;
-  return new CancelledError(`given up, for the reason ${show(reason)}`, { cause: reason });
+  return new CancelledError(`cancelled: ${show(reason)}`, { cause: reason });
 }
 
 /**

@@ -113,8 +113,8 @@ export function itemOptions<Options>(
       if (value !== undefined) own[name] = value;
     } else if (name !== "data" && !fields.includes(name)) {
       throw new InvalidOptionError(
-        `expected no fields of an item but ${[...fields, ...options].join(", ")}, and data for what is yours, ` +
-          `but received ${JSON.stringify(name)}`,
+        `expected only ${[...fields, ...options].join(", ")} and data as fields of an item ` +
+          `but received ${JSON.stringify(name)}: put your own values in \`data\``,
       );
     }
   }

@@ -189,15 +189,12 @@ export class QueueFullError extends UniFluidError<"QUEUE_FULL"> {
 
 /** The model was disposed of, or the trainer closed. */
 export class DisposedError extends UniFluidError<"DISPOSED"> {
-  constructor(message = "this model was disposed", options?: UniFluidErrorOptions) {
+  constructor(message = "the model was disposed", options?: UniFluidErrorOptions) {
     super("DISPOSED", message, options);
   }
 }
 
-/**
- * A request was cancelled, but not by its `AbortSignal`; in a bulk run's results also by an item's signal, if the
- * reason is not an `Error`: it is the `cause`.
- */
+/** In a bulk run's results: an item's signal aborted for a reason that is not an `Error`. The reason is the `cause`. */
 export class CancelledError extends UniFluidError<"CANCELLED"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("CANCELLED", message, options);
@@ -313,7 +310,6 @@ const FROM_NATIVE: Readonly<Record<string, NativeFailure>> = {
   UNSUPPORTED_TASK: (message, options) => new UnsupportedTaskError(message, options),
   QUEUE_FULL: (message, options) => new QueueFullError(message, options),
   DISPOSED: (message, options) => new DisposedError(message, options),
-  CANCELLED: (message, options) => new CancelledError(message, options),
   NUMERICAL_ERROR: (message, options) => new NumericalError(message, options),
   DEVICE_ERROR: (message, options) => new DeviceError("DEVICE_ERROR", message, options),
   INTERNAL: (message, options) => new InternalError(message, options),

@@ -164,7 +164,7 @@ function bytesOf(value: ArrayBufferView | ArrayBuffer, what = "bytes"): Uint8Arr
 const transferred = (what: string, cause?: unknown) =>
   new InvalidImageError(
     "IMAGE_UNSUPPORTED_INPUT",
-    `the ${what} of the image are not here any more: their buffer was transferred`,
+    `the ${what} of the image are no longer available: their buffer was transferred`,
     { cause },
   );
 
@@ -264,7 +264,7 @@ function readDataUri(uri: string): NamedBytes {
   try {
     data = percentDecode(body);
   } catch (cause) {
-    throw undecodable("is not percent-encoded as it should be", cause);
+    throw undecodable("has invalid percent-encoding", cause);
   }
   if (!/;\s*base64\s*$/i.test(header)) return { bytes: data, name };
   // Buffer skips what is not base64; a damaged URI must not become a shorter file.

@@ -54,7 +54,7 @@ export function checkSides(width: number, height: number, format: ImageFormat | 
   if (Math.max(width, height) <= longest) return;
   throw new InvalidImageError(
     "IMAGE_TOO_LARGE",
-    `an image of ${width} x ${height} pixels is no ${format}: its sides may have at most ${longest}`,
+    `an image of ${width} x ${height} pixels is too large for ${format}: its sides may have at most ${longest}`,
   );
 }
 
@@ -115,7 +115,7 @@ export class Image {
     if (pixels.length !== width * height * 3) {
       throw new InvalidImageError(
         "IMAGE_UNSUPPORTED_INPUT",
-        "the pixels of the image are not here any more: their buffer was transferred",
+        "the pixels of the image are no longer available: their buffer was transferred",
       );
     }
     checkSides(width, height, format);

@@ -62,7 +62,7 @@ import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
 
-/** The longest side of an image that the engine encodes. */
+/** The longest side of an image that the engine encodes, and of the grid of latents that it decodes. */
 const MOST_ENCODED = 2 ** 15;
 
 /** What the items of a bulk run are: their fields beside options, the options' names, and a check of the run's. */
@@ -544,7 +544,7 @@ export class UniFluid implements AsyncDisposable {
       throw invalidOption(expected, "latents", `${values} values`);
     }
     const [columns, rows] = Object.entries({ width, height }).map(([name, side]) => {
-      const pixels = integerOption(name, side, { min: unit, max: 1 << 15 });
+      const pixels = integerOption(name, side, { min: unit, max: MOST_ENCODED });
       if (pixels % unit === 0) return pixels / unit;
       throw invalidOption(`a multiple of ${unit}`, name, side);
     }) as [number, number];

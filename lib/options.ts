@@ -58,7 +58,7 @@ export function tokensOption(
     throw invalidOption("an array of token ids", name, value);
   }
   if (isTransferred(value)) {
-    throw new InvalidOptionError(`${name} is not there any more: its buffer was transferred`);
+    throw new InvalidOptionError(`${name} is no longer available: its buffer was transferred`);
   }
   if (value.length === 0 && !empty) throw invalidOption("at least one token id", name, value);
   const ids = value as ArrayLike<unknown>;
@@ -107,7 +107,7 @@ export function optionsObject<T extends object>(
   for (const name of Object.keys(value)) {
     if (!(names as readonly string[]).includes(name)) {
       throw new InvalidOptionError(
-        `expected no option but ${names.join(", ")} but received ${JSON.stringify(name)}`,
+        `expected only the options ${names.join(", ")} but received ${JSON.stringify(name)}`,
       );
     }
   }

@@ -4,7 +4,15 @@
 //
 // Hopper is 90a whatever is asked for: without the "a" its kernels would be left out. Without --arch: the architecture of the GPU here, or 90a where there is none. --release: all that a release has.
 import { spawnSync } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
+import { createHash } from "node:crypto";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+} from "node:fs";
 import { availableParallelism } from "node:os";
 import { delimiter, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -55,6 +63,16 @@ const architectures = asked.replace(/\b90(?=[;-]|$)/g, "90a");
 const build = join(root, "build", "cuda");
 const started = performance.now();
 
+/** As cuda/boundary.cmake makes it. */
+function boundaryVersion() {
+  const hash = (content) => createHash("sha256").update(content).digest("hex");
+  const core = ["tensor.h", "backend.h", "training_backend.h"].map((name) => join("core", name));
+  const hashes = [...core, join("cuda", "boundary.h")].map((name) =>
+    hash(readFileSync(join(root, name))),
+  );
+  return `0x${hash(hashes.join("")).slice(0, 16)}`;
+}
+
 /** Without cmake, or without ninja and make, for machines that have nvcc and little else: file by file, as cuda/CMakeLists.txt has it. */
 function buildPlainly() {
   const sources = (folder, ending) =>
@@ -76,6 +94,7 @@ function buildPlainly() {
   const options = [
     "-O3",
     "-DNDEBUG",
+    `-DUNIFLUID_BOUNDARY=${boundaryVersion()}`,
     "-std=c++20",
     "-fmad=false",
     "-I",

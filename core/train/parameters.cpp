@@ -178,8 +178,8 @@ std::vector<float> permuted(const std::vector<float>& from, const Parameter& p, 
   if (p.kernel <= 1) return from;
   const int64_t taps = p.kernel * p.kernel, in = p.cols / taps;
   std::vector<float> to(from.size());
-  turn_inner(from.data(), p.rows, to_here ? in : taps, to_here ? taps : in, sizeof(float),
-             to.data());
+  transpose_inner(from.data(), p.rows, to_here ? in : taps, to_here ? taps : in, sizeof(float),
+                  to.data());
   return to;
 }
 
@@ -298,9 +298,9 @@ float* Parameters::piece(ParameterState what) const {
       return static_cast<float*>(values_.data());
     case ParameterState::average:
       return static_cast<float*>(average_.data());
-    case ParameterState::first:
+    case ParameterState::first_moment:
       return static_cast<float*>(first_.data());
-    case ParameterState::second:
+    case ParameterState::second_moment:
       return static_cast<float*>(second_.data());
     case ParameterState::gradient:
       break;

@@ -14,7 +14,7 @@
 
 namespace unifluid {
 
-enum class ParameterState : uint8_t { weights, average, first, second, gradient };
+enum class ParameterState : uint8_t { weights, average, first_moment, second_moment, gradient };
 
 struct Parameter {
   std::string name;  // canonical, as lib/checkpoint/tensor-names.ts has it
@@ -48,9 +48,9 @@ class Parameters {
 
   // Throws INVALID_ARGUMENT where there is none.
   const Parameter& at(const std::string& name) const;
-  // Tensors with the same inputs that lie one behind the other, as one: the weights of the layers
-  // `first` .. [sum of rows, cols], or their biases [1, sum of cols]. Null where they cannot be
-  // taken together: some of them are frozen, or there is padding between them.
+  // The adjacent tensors of the group starting at `first`, viewed as one: the weights of several
+  // layers with the same input, [sum of rows, cols], or their biases, [1, sum of cols]. Null where
+  // some of them are frozen, or padding lies between them.
   const Parameter* joined(const std::string& first) const;
   // Everything that is trained, for what is done element by element. Padding is zeros of all kinds.
   const std::vector<ParameterRun>& runs() const { return runs_; }

@@ -391,7 +391,10 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
       int32_t* read = likeliest->data() + first;
       backend_.finish_read(backend_.begin_read(ids, rows, read));
       if (std::any_of(read, read + rows, [](int32_t id) { return id < 0; }))
-        throw Error(error_code::kNumerical, "expected finite logits but a row has none");
+        throw Error(
+            error_code::kNumerical,
+            "the logits contain NaN or infinity, so no token can be chosen: a weight is NaN "
+            "or infinite");
     }
     ops_.cross_entropy({logits, targets.data() + first, cap, scale, losses->data() + first});
     if (!gradients_) continue;

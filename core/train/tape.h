@@ -61,8 +61,8 @@ class Tape {
 
   // x [m, k] -> residual + x weight^T + bias, [m, n]
   Var linear(Var x, const Parameter& weight, const Parameter* bias, Var residual = kNone);
-  // Columns [first, first + count) of x, where they lie. Every column of x is part of one such
-  // value and x has no other use; each of them is used by one operation, or by none of them is any.
+  // A view of columns [first, first + count) of x. The views must partition x, which has no other
+  // consumer; either each view is consumed by exactly one operation, or none is.
   Var columns(Var x, int64_t first, int64_t count);
   // Its only use, and that of `gated` and of norms but rms_norm, are linear layers. x has no other
   // use if it comes from a linear layer without a residual.

@@ -13,6 +13,10 @@ namespace unifluid {
 
 namespace {
 
+// Decoder rows of a batch: what the CUDA library stages for each of them in the backward attention
+// must fit its staging memory (Queue::kStagingBytes).
+constexpr int64_t kMostRows = 500'000;
+
 [[noreturn]] void refuse(const std::string& what) {
   throw Error(error_code::kInvalidArgument, what);
 }
@@ -51,6 +55,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
   int64_t examples = 0;
   for (const auto& batch : batches) {
     if (batch.empty()) refuse("expected at least one example in each batch");
+    int64_t rows = 0;
     for (const Example& example : batch) {
       const std::string place = "example " + std::to_string(examples++) + " of the step";
       if constexpr (kVae) {
@@ -60,8 +65,13 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
         const StepTokens tokens = unified_->tokens(example);
         total.image += tokens.image;
         total.text += tokens.text;
+        rows += unified_->rows(example);
       }
     }
+    if (rows > kMostRows)
+      refuse("expected at most " + std::to_string(kMostRows) +
+             " decoder rows in a batch but received " + std::to_string(rows) +
+             ": raise accumulation");
   }
   if (examples == 0) refuse("expected at least one batch");
   if (gradients && options_.losses_only) refuse("this trainer computes losses only");
@@ -108,8 +118,8 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
       static_cast<float>(std::min(static_cast<double>(options_.ema_decay), n / (n + 10)));
   for (const ParameterRun& run : p.runs()) {
     args.value = p.piece(ParameterState::weights) + run.offset;
-    args.first = p.piece(ParameterState::first) + run.offset;
-    args.second = p.piece(ParameterState::second) + run.offset;
+    args.first = p.piece(ParameterState::first_moment) + run.offset;
+    args.second = p.piece(ParameterState::second_moment) + run.offset;
     args.gradient = gradient + run.offset;
     args.average =
         p.has(ParameterState::average) ? p.piece(ParameterState::average) + run.offset : nullptr;

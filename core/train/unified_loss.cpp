@@ -8,6 +8,7 @@
 #include "core/noise.h"
 #include "core/philox.h"
 #include "core/schedule.h"
+#include "core/vision.h"
 
 namespace unifluid {
 
@@ -25,7 +26,8 @@ void expect_size(size_t size, int64_t wanted, const std::string& place, const ch
                      std::to_string(size));
 }
 
-// ddpm: uniform over the timesteps. flow: 1000 times the sigmoid of a standard normal.
+// ddpm: uniform over the timesteps. flow: `timesteps` times the sigmoid of a
+// standard normal.
 std::vector<float> drawn_times(const DrawnAt& at, uint32_t example, int64_t count, bool flow,
                                int64_t timesteps) {
   std::vector<float> times(static_cast<size_t>(count));
@@ -95,6 +97,15 @@ void UnifiedLoss::check(const TrainingSequence& s, const std::string& place) con
   if (!s.noise.empty()) expect_size(s.noise.size(), m * c, place, "noise");
 }
 
+int64_t UnifiedLoss::rows(const TrainingSequence& s) const {
+  int64_t rows = static_cast<int64_t>(s.tokens.size());
+  if (!s.vision_pixels.empty()) rows += config_.vision->features();
+  if (!s.source_latents.empty()) rows += config_.image->cells();
+  // The last row of the prefix predicts the first word.
+  if (s.target_latents.empty()) return rows + static_cast<int64_t>(s.target_tokens.size()) - 1;
+  return rows + config_.image->cells();
+}
+
 StepTokens UnifiedLoss::tokens(const TrainingSequence& s) const {
   if (s.target_latents.empty()) return {0, static_cast<int64_t>(s.target_tokens.size())};
   return {config_.image->cells() * options_.multiplier, 0};
@@ -147,7 +158,7 @@ Var UnifiedLoss::vision_layer(Tape& tape, int64_t layer, Var x,
 Var UnifiedLoss::vision(Tape& tape, Backend& backend,
                         const std::vector<TrainingSequence>& batch) const {
   const VisionConfig& c = *config_.vision;
-  const int64_t f = c.features(), p = c.patch_size, s = c.image_size;
+  const int64_t f = c.features(), patch = 3 * c.patch_size * c.patch_size;
   std::vector<float> patches;
   std::vector<AttentionSpan> spans;
   std::vector<int32_t> positions;
@@ -156,19 +167,12 @@ Var UnifiedLoss::vision(Tape& tape, Backend& backend,
     const int64_t first = static_cast<int64_t>(positions.size());
     spans.push_back({first, f, 0, f, KvCache{}});
     for (int64_t i = 0; i < f; ++i) positions.push_back(static_cast<int32_t>(i));
-    // As VisionTower::forward has them: channel, row, column.
-    for (int64_t py = 0; py < c.grid(); ++py)
-      for (int64_t px = 0; px < c.grid(); ++px)
-        for (int64_t channel = 0; channel < 3; ++channel)
-          for (int64_t y = 0; y < p; ++y) {
-            const float* from =
-                sequence.vision_pixels.data() + (channel * s + py * p + y) * s + px * p;
-            patches.insert(patches.end(), from, from + p);
-          }
+    patches.resize(patches.size() + static_cast<size_t>(f * patch));
+    extract_patches(c, sequence.vision_pixels.data(), patches.data() + first * patch);
   }
   if (spans.empty()) return kNone;
   const int64_t m = static_cast<int64_t>(positions.size());
-  const Var rows = tape.input(m, 3 * p * p);
+  const Var rows = tape.input(m, patch);
   backend.write(patches.data(), tape.value(rows));
   std::vector<int32_t> every(positions.size());
   for (size_t i = 0; i < every.size(); ++i) every[i] = static_cast<int32_t>(i);
@@ -286,7 +290,7 @@ struct UnifiedLoss::Packed {
   std::vector<int32_t> noised;      // of each noised token: its condition
   std::vector<TrainingStep> steps;  // of each noised token
   std::vector<uint64_t> counters;
-  std::vector<float> noise;    // given, or empty
+  std::vector<float> noise;    // where any is given, else empty: the backend draws it
   std::vector<int32_t> drawn;  // of each condition: its sequence
 
   // Rows whose outputs predict text, and what they should say.
@@ -320,15 +324,57 @@ struct UnifiedLoss::Packed {
   }
 };
 
-void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
-                      const std::vector<TrainingSequence>& batch, const StepTokens& total,
-                      const DrawnAt& drawn_at, UnifiedLosses* losses) const {
-  const TextConfig& text = *config_.text;
-  const int64_t d = text.hidden_size;
+// The suffix of an example that is an image: a row for each cell, and the noised tokens that its
+// outputs are conditions of.
+void UnifiedLoss::pack_image(const TrainingSequence& s, int32_t sequence, uint32_t example,
+                             const DrawnAt& at, bool given_noise, Packed& p) const {
+  const ImageConfig& image = *config_.image;
+  const int64_t cells = image.cells(), channels = image.token_channels, mul = options_.multiplier;
+  std::vector<int32_t> order = s.order;
+  if (order.empty() && !options_.raster)
+    order =
+        random_order(at.seed, static_cast<int32_t>(cells), Draw::training_order, example, at.step);
+  if (order.empty())
+    for (int64_t i = 0; i < cells; ++i) order.push_back(static_cast<int32_t>(i));
+  const std::vector<float> times =
+      s.timesteps.empty() ? drawn_times(at, example, cells * mul, image.flow, image.timesteps)
+                          : s.timesteps;
+  for (int64_t k = 0; k < cells; ++k) {
+    const int32_t cell = order[k];
+    if (k == 0)
+      p.row(-1, -1, -1, -1, cell, true);
+    else
+      p.row(-1, -1,
+            p.context(s.target_latents.data() + order[k - 1] * channels, channels, at,
+                      example * cells + k, options_.context_noise),
+            order[k - 1], cell, false);
+    const float* target = s.target_latents.data() + cell * channels;
+    const auto condition = static_cast<int32_t>(p.conditions.size());
+    p.conditions.push_back(static_cast<int32_t>(p.rows - 1));
+    p.drawn.push_back(sequence);
+    p.targets.insert(p.targets.end(), target, target + channels);
+    for (int64_t j = 0; j < mul; ++j) {
+      const float time = times[k * mul + j];
+      p.noised.push_back(condition);
+      p.steps.push_back(image.flow ? flow_training_step(time, image.timesteps)
+                                   : schedule_[static_cast<size_t>(time)]);
+      p.counters.push_back((static_cast<uint64_t>(at.step) << 32) |
+                           static_cast<uint32_t>((example * cells + k) * mul + j));
+    }
+  }
+  p.noise.insert(p.noise.end(), s.noise.begin(), s.noise.end());
+  if (given_noise && s.noise.empty())
+    for (size_t i = p.counters.size() - static_cast<size_t>(cells * mul); i < p.counters.size();
+         ++i) {
+      p.noise.resize(p.noise.size() + static_cast<size_t>(channels));
+      training_noise(at.seed, p.counters[i], channels, p.noise.data() + p.noise.size() - channels);
+    }
+}
+
+UnifiedLoss::Packed UnifiedLoss::pack(const std::vector<TrainingSequence>& batch,
+                                      const DrawnAt& at) const {
   const int64_t cells = config_.image ? config_.image->cells() : 0;
   const int64_t channels = config_.image ? config_.image->token_channels : 0;
-  const int64_t mul = options_.multiplier;
-
   Packed p;
   int32_t features = 0;
   // Then the backend draws none: the rest is drawn here.
@@ -336,7 +382,7 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
                                        [](const TrainingSequence& s) { return !s.noise.empty(); });
   for (size_t n = 0; n < batch.size(); ++n) {
     const TrainingSequence& s = batch[n];
-    const uint32_t example = drawn_at.place(n);
+    const auto sequence = static_cast<int32_t>(n);
     const int64_t first = p.rows;
     if (!s.vision_pixels.empty())
       for (int64_t i = 0; i < config_.vision->features(); ++i)
@@ -347,63 +393,24 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
               static_cast<int32_t>(i), -1, false);
     for (int32_t id : s.tokens) p.row(id, -1, -1, -1, -1, false);
     const int64_t prefix = p.rows - first;
-    if (s.target_latents.empty()) {
-      // The last row of the prefix predicts the first word.
-      for (size_t i = 0; i < s.target_tokens.size(); ++i) {
-        if (i > 0) p.row(s.target_tokens[i - 1], -1, -1, -1, -1, false);
-        p.predictions.push_back(static_cast<int32_t>(p.rows - 1));
-        p.words.push_back(s.target_tokens[i]);
-        p.written.push_back(static_cast<int32_t>(n));
-      }
-    } else {
-      std::vector<int32_t> order = s.order;
-      if (order.empty() && !options_.raster)
-        order = random_order(drawn_at.seed, static_cast<int32_t>(cells), Draw::training_order,
-                             example, drawn_at.step);
-      if (order.empty())
-        for (int64_t i = 0; i < cells; ++i) order.push_back(static_cast<int32_t>(i));
-      const std::vector<float> times =
-          s.timesteps.empty() ? drawn_times(drawn_at, example, cells * mul, config_.image->flow,
-                                            config_.image->timesteps)
-                              : s.timesteps;
-      for (int64_t k = 0; k < cells; ++k) {
-        const int32_t cell = order[k];
-        if (k == 0)
-          p.row(-1, -1, -1, -1, cell, true);
-        else
-          p.row(-1, -1,
-                p.context(s.target_latents.data() + order[k - 1] * channels, channels, drawn_at,
-                          example * cells + k, options_.context_noise),
-                order[k - 1], cell, false);
-        const float* target = s.target_latents.data() + cell * channels;
-        const auto condition = static_cast<int32_t>(p.conditions.size());
-        p.conditions.push_back(static_cast<int32_t>(p.rows - 1));
-        p.drawn.push_back(static_cast<int32_t>(n));
-        p.targets.insert(p.targets.end(), target, target + channels);
-        for (int64_t j = 0; j < mul; ++j) {
-          const float time = times[k * mul + j];
-          p.noised.push_back(condition);
-          p.steps.push_back(config_.image->flow ? flow_training_step(time, config_.image->timesteps)
-                                                : schedule_[static_cast<size_t>(time)]);
-          p.counters.push_back((static_cast<uint64_t>(drawn_at.step) << 32) |
-                               static_cast<uint32_t>((example * cells + k) * mul + j));
-        }
-      }
-      p.noise.insert(p.noise.end(), s.noise.begin(), s.noise.end());
-      if (given_noise && s.noise.empty())
-        for (size_t i = p.counters.size() - static_cast<size_t>(cells * mul); i < p.counters.size();
-             ++i) {
-          p.noise.resize(p.noise.size() + static_cast<size_t>(channels));
-          training_noise(drawn_at.seed, p.counters[i], channels,
-                         p.noise.data() + p.noise.size() - channels);
-        }
+    // The last row of the prefix predicts the first word.
+    for (size_t i = 0; i < s.target_tokens.size(); ++i) {
+      if (i > 0) p.row(s.target_tokens[i - 1], -1, -1, -1, -1, false);
+      p.predictions.push_back(static_cast<int32_t>(p.rows - 1));
+      p.words.push_back(s.target_tokens[i]);
+      p.written.push_back(sequence);
     }
+    if (!s.target_latents.empty()) pack_image(s, sequence, at.place(n), at, given_noise, p);
     p.spans.push_back(
-        {first, p.rows - first, 0, text.bidirectional_prefix ? prefix : 0, KvCache{}});
+        {first, p.rows - first, 0, config_.text->bidirectional_prefix ? prefix : 0, KvCache{}});
   }
-  losses->rows += p.rows;
+  return p;
+}
 
-  // The decoder's inputs.
+// The decoder's inputs.
+Var UnifiedLoss::inputs(Tape& tape, Backend& backend, const std::vector<TrainingSequence>& batch,
+                        const Packed& p) const {
+  const int64_t d = config_.text->hidden_size;
   std::vector<GatherPart> parts;
   const auto used = [](const std::vector<int32_t>& index) {
     return std::any_of(index.begin(), index.end(), [](int32_t i) { return i >= 0; });
@@ -412,6 +419,7 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
                    static_cast<float>(std::sqrt(static_cast<double>(d)))});
   if (used(p.feature)) parts.push_back({vision(tape, backend, batch), nullptr, p.feature});
   if (!p.inputs.empty()) {
+    const int64_t channels = config_.image->token_channels;
     const Var values = tape.input(static_cast<int64_t>(p.inputs.size()) / channels, channels);
     backend.write(p.inputs.data(), tape.value(values));
     parts.push_back({linear(tape, values, "image_in"), nullptr, p.image_token});
@@ -421,9 +429,13 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
     parts.push_back({kNone, &at("image_begin"), p.begin});
     parts.push_back({kNone, &at("image_next_position.weight"), p.next});
   }
-  Var x = tape.gather(p.rows, d, std::move(parts));
-  // Behind the last layer's attention only rows count that something is predicted from: less than a
-  // half where pictures are read.
+  return tape.gather(p.rows, d, std::move(parts));
+}
+
+// x through the decoder. Behind the last layer's attention only rows count that something is
+// predicted from: less than a half where pictures are read. Those come out, of image tokens first.
+Var UnifiedLoss::decoder(Tape& tape, Var x, const Packed& p) const {
+  const TextConfig& text = *config_.text;
   std::vector<int32_t> outputs = p.conditions;
   outputs.insert(outputs.end(), p.predictions.begin(), p.predictions.end());
   for (int64_t i = 0; i < text.layers; ++i) {
@@ -437,52 +449,82 @@ void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
     else
       x = decoder_layer(tape, i, x, p.spans, wanted);
   }
-  const Var hidden = tape.rms_norm(x, at("language_model.norm.weight"), text.rms_norm_eps);
-  // Rows [first, first + count) of them.
-  const auto outputs_from = [&](size_t first, size_t count) {
-    std::vector<int32_t> index(count);
-    std::iota(index.begin(), index.end(), static_cast<int32_t>(first));
-    return tape.gather(static_cast<int64_t>(count), d, {{hidden, nullptr, std::move(index)}});
-  };
+  return tape.rms_norm(x, at("language_model.norm.weight"), text.rms_norm_eps);
+}
 
-  const auto count = [&](LossSum& sum, int32_t sequence, float loss, bool right) {
-    for (LossSum* s : {&sum, &losses->by_task[batch[static_cast<size_t>(sequence)].task]}) {
-      s->loss += loss;
-      ++s->tokens;
-      s->right += right;
-    }
-  };
+namespace {
 
-  if (!p.predictions.empty()) {
-    const Var out = outputs_from(p.conditions.size(), p.predictions.size());
-    std::vector<float> each;
-    std::vector<int32_t> likeliest;
-    const std::string weight = text.tied ? "language_model.embed_tokens.weight" : "lm_head.weight";
-    tape.cross_entropy(out, at(weight), p.words, text.logit_soft_cap,
-                       options_.text_weight / static_cast<float>(total.text), &each, &likeliest);
-    for (size_t i = 0; i < each.size(); ++i)
-      count(losses->text, p.written[i], each[i], !likeliest.empty() && likeliest[i] == p.words[i]);
+// Rows [first, first + count) of hidden.
+Var rows_of(Tape& tape, Var hidden, size_t first, size_t count) {
+  std::vector<int32_t> index(count);
+  std::iota(index.begin(), index.end(), static_cast<int32_t>(first));
+  return tape.gather(static_cast<int64_t>(count), tape.value(hidden).cols,
+                     {{hidden, nullptr, std::move(index)}});
+}
+
+// One token's loss, in the sum of its kind and in that of its task.
+void count(UnifiedLosses* losses, LossSum& sum, const TrainingSequence& sequence, float loss,
+           bool right) {
+  for (LossSum* s : {&sum, &losses->by_task[sequence.task]}) {
+    s->loss += loss;
+    ++s->tokens;
+    s->right += right;
   }
-  if (!p.conditions.empty()) {
-    const int64_t m = static_cast<int64_t>(p.noised.size());
-    const Var z = outputs_from(0, p.conditions.size());
-    const Tensor targets = workspace.tensor(static_cast<int64_t>(p.conditions.size()), channels);
-    const Tensor epsilon = workspace.tensor(m, channels);
-    const Var noised = tape.input(m, channels);
-    backend.write(p.targets.data(), targets);
-    TrainingBackend& ops = *backend.training();
-    if (given_noise)
-      backend.write(p.noise.data(), epsilon);
-    else
-      ops.training_noise({drawn_at.seed, p.counters.data(), epsilon});
-    ops.diffuse({targets, p.noised.data(), p.steps.data(), epsilon, tape.value(noised)});
-    const Var output = head(tape, backend, z, p.noised, noised, p.steps);
-    std::vector<float> each;
-    tape.diffusion_loss(output, config_.image->flow, targets, p.noised, p.steps, epsilon,
-                        1 / static_cast<float>(total.image), &each);
-    for (size_t i = 0; i < each.size(); ++i)
-      count(losses->image, p.drawn[static_cast<size_t>(p.noised[i])], each[i], false);
+}
+
+}  // namespace
+
+void UnifiedLoss::text_loss(Tape& tape, Var hidden, const Packed& p,
+                            const std::vector<TrainingSequence>& batch, const StepTokens& total,
+                            UnifiedLosses* losses) const {
+  if (p.predictions.empty()) return;
+  const TextConfig& text = *config_.text;
+  const Var out = rows_of(tape, hidden, p.conditions.size(), p.predictions.size());
+  std::vector<float> each;
+  std::vector<int32_t> likeliest;
+  const std::string weight = text.tied ? "language_model.embed_tokens.weight" : "lm_head.weight";
+  tape.cross_entropy(out, at(weight), p.words, text.logit_soft_cap,
+                     options_.text_weight / static_cast<float>(total.text), &each, &likeliest);
+  for (size_t i = 0; i < each.size(); ++i)
+    count(losses, losses->text, batch[static_cast<size_t>(p.written[i])], each[i],
+          !likeliest.empty() && likeliest[i] == p.words[i]);
+}
+
+void UnifiedLoss::image_loss(Tape& tape, Backend& backend, Workspace& workspace, Var hidden,
+                             const Packed& p, const std::vector<TrainingSequence>& batch,
+                             const StepTokens& total, uint64_t seed, UnifiedLosses* losses) const {
+  if (p.conditions.empty()) return;
+  const int64_t channels = config_.image->token_channels;
+  const int64_t m = static_cast<int64_t>(p.noised.size());
+  const Var z = rows_of(tape, hidden, 0, p.conditions.size());
+  const Tensor targets = workspace.tensor(static_cast<int64_t>(p.conditions.size()), channels);
+  const Tensor epsilon = workspace.tensor(m, channels);
+  const Var noised = tape.input(m, channels);
+  backend.write(p.targets.data(), targets);
+  TrainingBackend& ops = *backend.training();
+  if (p.noise.empty())
+    ops.training_noise({seed, p.counters.data(), epsilon});
+  else
+    backend.write(p.noise.data(), epsilon);
+  ops.diffuse({targets, p.noised.data(), p.steps.data(), epsilon, tape.value(noised)});
+  const Var output = head(tape, backend, z, p.noised, noised, p.steps);
+  std::vector<float> each;
+  tape.diffusion_loss(output, config_.image->flow, targets, p.noised, p.steps, epsilon,
+                      1 / static_cast<float>(total.image), &each);
+  for (size_t i = 0; i < each.size(); ++i) {
+    const int32_t sequence = p.drawn[static_cast<size_t>(p.noised[i])];
+    count(losses, losses->image, batch[static_cast<size_t>(sequence)], each[i], false);
   }
+}
+
+void UnifiedLoss::add(Tape& tape, Backend& backend, Workspace& workspace,
+                      const std::vector<TrainingSequence>& batch, const StepTokens& total,
+                      const DrawnAt& drawn_at, UnifiedLosses* losses) const {
+  const Packed p = pack(batch, drawn_at);
+  losses->rows += p.rows;
+  const Var hidden = decoder(tape, inputs(tape, backend, batch, p), p);
+  text_loss(tape, hidden, p, batch, total, losses);
+  image_loss(tape, backend, workspace, hidden, p, batch, total, drawn_at.seed, losses);
 }
 
 }  // namespace unifluid

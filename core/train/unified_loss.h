@@ -49,6 +49,8 @@ class UnifiedLoss {
   // Throws INVALID_ARGUMENT where a sequence does not fit the model; `place`: its name in messages.
   void check(const TrainingSequence& sequence, const std::string& place) const;
   StepTokens tokens(const TrainingSequence& sequence) const;
+  // Rows of the decoder.
+  int64_t rows(const TrainingSequence& sequence) const;
 
   // Computes the batch's losses on the tape and starts its gradients; the caller sends them back.
   void add(Tape& tape, Backend& backend, Workspace& workspace,
@@ -57,6 +59,16 @@ class UnifiedLoss {
 
  private:
   struct Packed;
+  Packed pack(const std::vector<TrainingSequence>& batch, const DrawnAt& at) const;
+  void pack_image(const TrainingSequence& s, int32_t sequence, uint32_t example, const DrawnAt& at,
+                  bool given_noise, Packed& packed) const;
+  Var inputs(Tape&, Backend&, const std::vector<TrainingSequence>& batch, const Packed&) const;
+  Var decoder(Tape&, Var x, const Packed&) const;
+  void text_loss(Tape&, Var hidden, const Packed&, const std::vector<TrainingSequence>& batch,
+                 const StepTokens& total, UnifiedLosses* losses) const;
+  void image_loss(Tape&, Backend&, Workspace&, Var hidden, const Packed&,
+                  const std::vector<TrainingSequence>& batch, const StepTokens& total,
+                  uint64_t seed, UnifiedLosses* losses) const;
   Var vision(Tape&, Backend&, const std::vector<TrainingSequence>& batch) const;
   Var vision_layer(Tape&, int64_t layer, Var x, const std::vector<AttentionSpan>&) const;
   // The rows of x, or those alone that are `wanted` where it is not null: the others only serve as

@@ -84,7 +84,7 @@ struct Sums {
 };
 
 // sums += weights rows, where weights [kRows, kRows] are rows of what is summed: row r of the
-// result is the sum over j of weights[r, j] rows[j], or of weights[j, r] if turned.
+// result is the sum over j of weights[r, j] rows[j], or of weights[j, r] if transposed.
 template <class S, bool kTurned>
 UNIFLUID_DEVICE void add_products(Sums<S>& sums, const Shared<float>& weights, const Tile<S>& rows,
                                   int y, int x) {

@@ -50,10 +50,10 @@ int64_t queries_at_once(int64_t rows) {
   return std::clamp<int64_t>(kScores / stride_of(rows), 1, rows);
 }
 
-// Of the scratch: weights, values turned, and scores, each aligned.
+// Of the scratch: weights, values transposed, and scores, each aligned.
 struct Layout {
-  size_t scores, weights, turned;
-  size_t bytes() const { return scores + weights + turned; }
+  size_t scores, weights, transposed;
+  size_t bytes() const { return scores + weights + transposed; }
 };
 size_t aligned(int64_t bytes) { return static_cast<size_t>((bytes + 255) / 256 * 256); }
 Layout layout_of(const AttentionArgs& args, int64_t rows) {
@@ -79,14 +79,14 @@ void attend_wide(Queue& queue, const AttentionArgs& args, const AttentionSpan& s
   const Layout layout = layout_of(args, rows);
   Tensor scores(scratch, DType::f32, step, rows);
   Tensor weights(scratch + layout.scores, DType::bf16, step, rows);
-  Tensor turned(scratch + layout.scores + layout.weights, DType::bf16, d, rows);
-  scores.stride = weights.stride = turned.stride = stride;
+  Tensor transposed(scratch + layout.scores + layout.weights, DType::bf16, d, rows);
+  scores.stride = weights.stride = transposed.stride = stride;
   for (int64_t head = 0; head < args.heads; ++head) {
     const int64_t kv = head / (args.heads / args.kv_heads) * d;
     const auto part = [&](const Tensor& t, int64_t column) {
       return t.slice(span.first_row, rows).columns(column, d);
     };
-    turn_rows(queue, part(args.v, kv), turned);
+    transpose_rows(queue, part(args.v, kv), transposed);
     for (int64_t first = 0; first < rows; first += step) {
       const int64_t count = std::min(step, rows - first);
       LinearArgs product{};
@@ -102,7 +102,7 @@ void attend_wide(Queue& queue, const AttentionArgs& args, const AttentionSpan& s
                    SharedBytes{}.take<float>(kThreads / kWarp).used, p);
       LinearArgs sum{};
       sum.x = weights.slice(0, count);
-      sum.weight = turned;
+      sum.weight = transposed;
       sum.out = part(args.out, head * d).slice(first, count);
       linear(queue, sum);
     }

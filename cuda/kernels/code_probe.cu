@@ -20,7 +20,7 @@ void expect_code() {
                 "the CUDA library was compiled for other GPUs than this one: \"npx unifluid build "
                 "--cuda\" compiles it for this machine's");
   }
-  check(status, "to load the library's kernels");
+  check(status, "loading the library's kernels");
 }
 
 // A device may run code that was compiled for an older one.
@@ -28,7 +28,7 @@ bool code_has_dependents() {
   constexpr int kLeast = 90;
   cudaFuncAttributes attributes{};
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(nothing)),
-        "to load the library's kernels");
+        "loading the library's kernels");
   return attributes.ptxVersion >= kLeast;
 }
 

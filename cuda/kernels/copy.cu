@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kSide* kTurnRows) turn_square(TurnParams p) {
 
 }  // namespace
 
-void turn_rows(Queue& queue, const Tensor& from, const Tensor& to) {
+void transpose_rows(Queue& queue, const Tensor& from, const Tensor& to) {
   if (from.size() == 0) return;
   TurnParams p{};
   p.from = from.data;

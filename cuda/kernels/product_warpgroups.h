@@ -41,7 +41,7 @@ namespace unifluid::cuda {
 
 inline constexpr int kWideDepth = kBoxColumns;
 static_assert(kWideDepth == kPanelColumns);
-// Elements of a panel of an operand that lies turned.
+// Elements of a panel of an operand that lies transposed.
 inline constexpr uint32_t kPanel = kWideDepth * kPanelColumns;
 
 // As many stages as come to 192 KiB. A step of a small tile is two boxes of k, as its products are
@@ -126,7 +126,7 @@ UNIFLUID_DEVICE TileSteps tile_steps(const WideProduct<Rows>& work, const TilePl
 
 #ifdef UNIFLUID_WARPGROUPS
 
-// Starts the copy of 64 elements of k of kColumns columns of an operand that lies turned.
+// Starts the copy of 64 elements of k of kColumns columns of an operand that lies transposed.
 template <int kColumns>
 UNIFLUID_DEVICE void copy_panels(const Shared<bf16>& to, uint32_t index, const TensorMap& map,
                                  int first_column, int step, const Shared<uint64_t>& barriers,
@@ -327,9 +327,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const auto release = [&](uint32_t slot) {
     if (lane_index() == 0) mbarrier_arrive(free, slot);
   };
-  const auto first_of = [](bool turned, const Shared<bf16>& tiles, uint32_t index) {
-    return turned ? descriptor::of_columns(tiles, index, kPanel)
-                  : descriptor::of_rows(tiles, index);
+  const auto first_of = [](bool transposed, const Shared<bf16>& tiles, uint32_t index) {
+    return transposed ? descriptor::of_columns(tiles, index, kPanel)
+                      : descriptor::of_rows(tiles, index);
   };
   // 64 rows of a box, or a panel: so many elements either way.
   const uint64_t first_x =

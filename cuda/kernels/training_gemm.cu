@@ -2,9 +2,9 @@
 // training_product.cu.
 //
 // The former take both operands with k along their rows, in the type that they multiply. Operands
-// that lie otherwise are brought into that form first: float32 to bfloat16, and turned where the
-// transpose is asked for. That is one pass over an operand beside a product that reads each of its
-// elements for every 64 or 128 rows of the other. The latter take them as they lie, rounded.
+// that lie otherwise are brought into that form first: float32 to bfloat16, and transposed where
+// the transpose is asked for. That is one pass over an operand beside a product that reads each of
+// its elements for every 64 or 128 rows of the other. The latter take them as they lie, rounded.
 #include <algorithm>
 
 #include "cuda/kernels.h"
@@ -19,12 +19,12 @@ namespace {
 // How an operand comes to have k along its rows.
 struct Operand {
   Tensor from;
-  bool turned;
+  bool transposed;
   DType type;
 
-  int64_t rows() const { return turned ? from.cols : from.rows; }
-  int64_t k() const { return turned ? from.rows : from.cols; }
-  bool as_it_is() const { return !turned && from.type == type; }
+  int64_t rows() const { return transposed ? from.cols : from.rows; }
+  int64_t k() const { return transposed ? from.rows : from.cols; }
+  bool as_it_is() const { return !transposed && from.type == type; }
   // Rows begin at 16 bytes in either type.
   int64_t stride() const { return (k() + 7) / 8 * 8; }
   size_t bytes() const {
@@ -35,8 +35,8 @@ struct Operand {
     if (as_it_is()) return from;
     Tensor to(queue.scratch<char>(bytes()), type, rows(), k());
     to.stride = stride();
-    if (turned)
-      turn_rows(queue, from, to);
+    if (transposed)
+      transpose_rows(queue, from, to);
     else
       copy_rows(queue, from, to);
     return to;
@@ -86,7 +86,7 @@ void gemm_by_warpgroups(Queue& queue, const GemmArgs& args) {
 void gemm(Queue& queue, const GemmArgs& args) {
   if (args.out.size() == 0) return;
   const bool both = args.transpose_a && args.transpose_b;
-  if (args.bf16 && queue.limits().turned && !both && args.a.size() > 0)
+  if (args.bf16 && queue.limits().transposed && !both && args.a.size() > 0)
     gemm_by_warpgroups(queue, args);
   else
     gemm_as_linear(queue, args);

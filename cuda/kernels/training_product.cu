@@ -1,5 +1,5 @@
 // The products of training on Hopper (product_warpgroups.h): operands lie as they were made, so
-// that none has to be turned, and where an output has few tiles k is taken in parts.
+// that none has to be transposed, and where an output has few tiles k is taken in parts.
 //
 // A gradient of weights has few outputs, and a sum over all rows of a step. Its parts' sums go to
 // scratch, and a second kernel adds them in order.

@@ -26,8 +26,8 @@ struct TrainingProduct {
 // Floats of scratch that `multiply` takes.
 size_t partial_sums(const TrainingProduct&);
 
-// Only where `limits().turned`; not a turned and b not; k is at least 1. `partial`: scratch of
-// `partial_sums`.
+// Only where `limits().transposed`; not a transposed and b not; k is at least 1. `partial`: scratch
+// of `partial_sums`.
 void multiply(Queue&, const TrainingProduct&, float* partial);
 
 }  // namespace unifluid::cuda

@@ -35,17 +35,17 @@ class Memory {
     }
     queue_.check_work(
         cudaMemcpyAsync(data_, values.data(), bytes_, cudaMemcpyHostToDevice, queue_.stream()),
-        "to copy numbers to try");
+        "copying trial operands");
     queue_.synchronize();
   }
   void clear() {
-    queue_.check_work(cudaMemsetAsync(data_, 0xff, bytes_, queue_.stream()), "to set memory");
+    queue_.check_work(cudaMemsetAsync(data_, 0xff, bytes_, queue_.stream()), "setting memory");
   }
   std::vector<unsigned char> contents() {
     std::vector<unsigned char> bytes(bytes_);
     queue_.check_work(
         cudaMemcpyAsync(bytes.data(), data_, bytes_, cudaMemcpyDeviceToHost, queue_.stream()),
-        "to copy what was tried");
+        "copying trial results");
     queue_.synchronize();
     return bytes;
   }
@@ -149,7 +149,7 @@ bool agrees(Queue& queue) {
 
 }  // namespace
 
-bool turned_products_agree(Queue& queue) {
+bool transposed_products_agree(Queue& queue) {
   Memory a(queue, kDepth * kRows * 2), b(queue, kDepth * kColumns * 2);
   Memory out(queue, kRows * kColumns * 4);
   a.fill(3);
@@ -158,9 +158,9 @@ bool turned_products_agree(Queue& queue) {
   args.b = b.tensor(DType::bf16, kDepth, kColumns);
   args.bf16 = true;
   args.out = out.tensor(DType::f32, kRows, kColumns);
-  const bool before = queue.limits().turned;
+  const bool before = queue.limits().transposed;
   const auto result = [&](bool as_they_lie) {
-    queue.allow_turned(as_they_lie);
+    queue.allow_transposed(as_they_lie);
     out.clear();
     queue.begin_operation();
     gemm(queue, args);
@@ -173,7 +173,7 @@ bool turned_products_agree(Queue& queue) {
     args.a = a.tensor(DType::bf16, transpose ? kDepth : kRows, transpose ? kRows : kDepth);
     same = same && result(true) == result(false);
   }
-  queue.allow_turned(before);
+  queue.allow_transposed(before);
   return same;
 }
 

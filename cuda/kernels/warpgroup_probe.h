@@ -21,7 +21,7 @@ enum class WarpgroupState : uint8_t {
 WarpgroupState choose_warpgroups(Queue& queue);
 
 // Where warpgroups are used: whether products of training that take operands as they lie give what
-// they give of operands that were turned. Leaves `queue.limits().turned` as it was.
-bool turned_products_agree(Queue& queue);
+// they give of operands that were transposed. Leaves `queue.limits().transposed` as it was.
+bool transposed_products_agree(Queue& queue);
 
 }  // namespace unifluid::cuda

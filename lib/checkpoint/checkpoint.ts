@@ -68,7 +68,7 @@ export async function readCheckpoint(directory: string, signal?: AbortSignal): P
   if (!(await isThere(configPath))) {
     if (hasVae) return readAutoencoder(directory);
     throw new CheckpointNotFoundError(
-      `${directory} is no checkpoint: it has neither config.json nor vae/config.json`,
+      `${directory} is not a checkpoint: it has neither config.json nor vae/config.json`,
     );
   }
   const config = parseModelConfig(Fields.of(await readJson(configPath), configPath));

@@ -93,7 +93,8 @@ export async function openJobs(path: string, format: JobFormat | undefined, sign
   const found = await stat(path).catch((error: Error) => {
     throw new UsageError(`cannot read the jobs: ${error.message}`);
   });
-  if (!found.isFile()) throw new UsageError(`expected a file of jobs but ${path} is none`);
+  if (!found.isFile())
+    throw new UsageError(`expected a file of jobs but ${path} is not a regular file`);
   const known = format ?? formatOf(path);
   const read = () => readRecords(path, known, signal);
   return {

@@ -97,7 +97,7 @@ async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, cont
   const { evaluateScenes, itemsOf } = await import("../evaluate/scenes-suite.js");
   const { scenes = DEFAULT_SCENES, steps, guidance, order, only } = flags;
   if (flags.features !== undefined && only && !only.includes("frechet"))
-    throw new UsageError("--features is of the part frechet, which --only leaves out");
+    throw new UsageError("--features belongs to the part frechet, which --only leaves out");
   const settings = { scenes, seed, steps, guidance, order, only };
   const measure = async (loaded: UniFluid, features?: UniFluid) => {
     const progress = startRate(context, itemsOf(settings));

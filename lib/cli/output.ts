@@ -63,7 +63,7 @@ export async function checkFilesOutput(names: readonly string[]): Promise<void> 
     const reason = error.code === "ENOENT" ? `there is no folder ${folder}` : error.message;
     throw cannot(first, reason, error);
   });
-  if (!found.isDirectory()) throw cannot(first, `${folder} is no folder`);
+  if (!found.isDirectory()) throw cannot(first, `${folder} is not a folder`);
   await access(folder, constants.W_OK | constants.X_OK).catch((error: Error) => {
     throw cannot(first, error.message, error);
   });

@@ -283,7 +283,7 @@ async function openLdm(path: string, given: Json, where: string): Promise<Part> 
   };
   if (!("scaling_factor" in fields))
     throw new InvalidConfigError(
-      `${where}: expected a number for scaling_factor, which ${path} does not tell`,
+      `${where}: expected a number for scaling_factor, which ${path} does not have`,
     );
   const vae = parseVaeConfig(Fields.of(fields, where));
   const levels = vae.blockOutChannels.length;

@@ -45,7 +45,7 @@ export function refuseUnread(read: Fields, given: Record<string, unknown>, where
     if (!isGiven(field) || (IDLE.has(field.name) && !isMeant(field))) continue;
     const near = nearest(field.name, field.asked);
     throw new InvalidConfigError(
-      `${[where, ...field.path].join(": ")}: nothing reads ${field.name}${near ? `; is ${near} meant?` : ""}`,
+      `${[where, ...field.path].join(": ")}: unknown field ${field.name}${near ? `; did you mean ${near}?` : ""}`,
     );
   }
 }

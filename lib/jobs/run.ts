@@ -144,7 +144,7 @@ async function* pending(
       onRecord("failedBefore");
     } else if (before.fingerprint !== task.fingerprint) {
       throw new JobsChangedError(
-        `${nameOfRecord(index, record.line)} is not the one that ${folder.path} holds a result of: the jobs or the options have ` +
+        `${nameOfRecord(index, record.line)} differs from the record whose result is in ${folder.path}: the jobs or the options have ` +
           "changed since; write to another folder",
       );
     } else {

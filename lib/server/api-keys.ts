@@ -57,7 +57,7 @@ export class ApiKeys {
       "INVALID_API_KEY",
       key === undefined
         ? "expected a key: Authorization: Bearer KEY"
-        : "this key does not open this server",
+        : "this key is not valid for this server",
     );
   }
 }

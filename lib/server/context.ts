@@ -50,7 +50,7 @@ export function checkModel(context: ServerContext, asked: string | undefined, ta
     throw new HttpError(
       404,
       "MODEL_NOT_FOUND",
-      `there is no model ${JSON.stringify(asked)} here, but ${JSON.stringify(context.name)}`,
+      `there is no model ${JSON.stringify(asked)}: this server has ${JSON.stringify(context.name)}`,
       "model",
     );
   }

@@ -227,7 +227,12 @@ function oneImage<T>(images: readonly T[]): T {
 }
 
 const noMask = () =>
-  new HttpError(422, "INVALID_OPTION", "masks are not known here: say what to change", "mask");
+  new HttpError(
+    422,
+    "INVALID_OPTION",
+    "masks are not supported: say in the prompt what to change",
+    "mask",
+  );
 
 async function readForm(request: FastifyRequest): Promise<Edit> {
   const images: Uint8Array[] = [];

@@ -8,6 +8,7 @@ import { lookup as resolveName } from "node:dns";
 import { get as httpGet, type IncomingMessage } from "node:http";
 import { get as httpsGet } from "node:https";
 import { BlockList, isIP, type LookupFunction } from "node:net";
+import { underEach } from "../abort.js";
 import { HttpError } from "./http-error.js";
 
 /** Addresses that are not of the public network (IANA's special-purpose registries). */
@@ -97,9 +98,9 @@ export async function fetchRemoteImage(text: string, options: RemoteImageOptions
     throw refused(`${literal} is not an address of the public network`);
   }
   const deadline = AbortSignal.timeout(timeout);
-  const ends = signal ? AbortSignal.any([signal, deadline]) : deadline;
+  const lookup = checkedLookup(allowAddress, options.lookup);
   try {
-    return await download(url, checkedLookup(allowAddress, options.lookup), maxBytes, ends);
+    return await underEach([signal, deadline], (ends) => download(url, lookup, maxBytes, ends));
   } catch (error) {
     signal?.throwIfAborted();
     if (error instanceof HttpError) throw error;
@@ -120,7 +121,7 @@ function checkedLookup(
       const [first] = addresses;
       if (bad || !first) {
         const what = bad ? `${bad.address}, which is not of the public network` : "nothing";
-        return callback(refused(`${hostname} means ${what}`), "", 0);
+        return callback(refused(`${hostname} resolves to ${what}`), "", 0);
       }
       if (options.all) callback(null, addresses);
       else callback(null, first.address, first.family);

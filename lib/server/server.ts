@@ -162,7 +162,7 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext):
     }
     // Before the body is read: bodies and decoded images take memory, too.
     if (context.open >= maxRequests) {
-      const message = `${context.open} requests are under way, of at most ${maxRequests}`;
+      const message = `the server is full: ${context.open} requests in progress (limit ${maxRequests})`;
       throw new HttpError(429, "QUEUE_FULL", message);
     }
     context.open++;

@@ -33,7 +33,7 @@ export function registerSystem(app: FastifyInstance, context: ServerContext): vo
   /** Requests will be served. */
   app.get("/ready", async (_request, reply) => {
     if (context.failed) return unavailable(reply, FAILED);
-    if (isDisposed(model)) return unavailable(reply, "the model was disposed of");
+    if (isDisposed(model)) return unavailable(reply, "the model was disposed");
     return context.draining ? unavailable(reply, "shutting down") : { status: "ready" };
   });
   const document = openApi(context);

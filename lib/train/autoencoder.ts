@@ -327,7 +327,7 @@ function pictureSize({ autoencoder, imageSize }: AutoencoderRunConfig, checkpoin
   const size = imageSize ?? checkpoint.config?.image?.imageSize;
   if (size === undefined)
     throw new InvalidConfigError(
-      `expected the side of the pictures for imageSize, since ${autoencoder} is no model that has one`,
+      `expected the side of the pictures for imageSize, since ${autoencoder} does not have one`,
     );
   const factor = vaeFactor(vae);
   if (size % factor !== 0)

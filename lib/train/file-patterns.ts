@@ -54,7 +54,7 @@ async function matching(path: string): Promise<string[]> {
   const found = names.filter(
     (n) => matches(n, name, "?") && n.startsWith(".") === name.startsWith("."),
   );
-  if (found.length === 0) throw new TrainingDataError(`no file fits ${path}`);
+  if (found.length === 0) throw new TrainingDataError(`no file matches ${path}`);
   return found.sort().map((n) => join(folder, n));
 }
 

@@ -344,7 +344,7 @@ export class RunFolder {
     const found = new Map(stored.map((tensor) => [tensor.name, tensor]));
     for (const { name } of stored)
       if (!names.has(name.slice(name.indexOf(".") + 1)))
-        throw new InvalidCheckpointError(`${folder}: ${name} is no tensor of this model`);
+        throw new InvalidCheckpointError(`${folder}: ${name} is not a tensor of this model`);
     const kept = found.has(`ema.${tensors[0]?.name}`);
     const file = await open(path);
     try {
@@ -354,7 +354,7 @@ export class RunFolder {
           const from = state === "ema" && (!kept || frozen.has(name)) ? "weights" : state;
           const tensor = found.get(`${from}.${name}`);
           if (!tensor)
-            throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} lacks ${from}.${name}`);
+            throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} has no ${from}.${name}`);
           if (tensor.bytes !== 4 * shape.reduce((product, n) => product * n, 1))
             throw new InvalidCheckpointError(`${folder}: ${from}.${name} has another size`);
           const bytes = new Uint8Array(tensor.bytes);
@@ -376,7 +376,7 @@ export class RunFolder {
       try {
         return schema.parse(JSON.parse(text));
       } catch (cause) {
-        throw new InvalidCheckpointError(`${path} is not what a run writes`, { cause });
+        throw new InvalidCheckpointError(`${path} was not written by a run`, { cause });
       }
     };
     const positions = await read(POSITIONS_FILE, positionsSchema);

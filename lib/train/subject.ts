@@ -76,7 +76,7 @@ export function commonOptions(
   const names = tensors.map((t) => t.name);
   const unused = config.freeze.find((p) => !names.some((n) => matches(nameOf(n), p)));
   if (unused !== undefined)
-    throw new InvalidOptionError(`freeze: no tensor fits ${JSON.stringify(unused)}`);
+    throw new InvalidOptionError(`freeze: no tensor matches ${JSON.stringify(unused)}`);
   return {
     threads: config.threads ?? defaultThreads(),
     maxMemory: 0,

@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { appendFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { stringify } from "yaml";
+import { onAbort } from "../abort.js";
 import {
   DisposedError,
   InsufficientMemoryError,
@@ -80,8 +81,10 @@ export class Trainer {
   private readonly pace = new ReportPace();
   /** Aborts as the trainer is closed. */
   private readonly closing = new AbortController();
-  /** Aborts as the run is to stop. */
-  private readonly stop: AbortSignal;
+  /** Aborts as the run is to stop: by its signal, or as the trainer is closed. */
+  private readonly stopping = new AbortController();
+  /** Leaves the signal, which may outlive the trainer. */
+  private readonly unlisten: () => void = () => {};
   /** The call of `run` that is at work. */
   private running: Promise<TrainSummary> | undefined;
   private closed: Promise<void> | undefined;
@@ -103,7 +106,8 @@ export class Trainer {
     this.positions = restored?.data.positions;
     this.records = subject.mixture.broken.counts;
     const { signal } = options;
-    this.stop = AbortSignal.any([this.closing.signal, ...(signal ? [signal] : [])]);
+    if (signal?.aborted) this.stopping.abort(signal.reason);
+    else if (signal) this.unlisten = onAbort(signal, () => this.stopping.abort(signal.reason));
   }
 
   /**
@@ -137,7 +141,7 @@ export class Trainer {
     // A run's own, of which no step was done, may be replaced; comments of a person may not.
     if (!begun && (await folder.hasForeignSettings()))
       throw new InvalidOptionError(
-        `${folder.settings} is no run's, and would be replaced: move it, or choose another folder`,
+        `${folder.settings} was not written by a run and would be overwritten: move it, or choose another folder`,
       );
     const before = begun ? await folder.readSettings() : undefined;
     const changed = before === undefined ? [] : changedSettings(before, run);
@@ -207,7 +211,8 @@ export class Trainer {
 
   private async train(): Promise<TrainSummary> {
     this.closing.signal.throwIfAborted();
-    const { config, subject, stop } = this;
+    const { config, subject } = this;
+    const stop = this.stopping.signal;
     await this.sampleLeft();
     const started = performance.now() - (this.metrics.at(-1)?.seconds ?? 0) * 1000;
     let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
@@ -377,13 +382,15 @@ export class Trainer {
   /** The sheet that the run was to make where it was stopped, or killed, before it was there. */
   private async sampleLeft(): Promise<void> {
     const { samples } = this.config;
-    if (!samples || this.step === 0 || this.saved !== this.step || this.stop.aborted) return;
+    if (!samples || this.step === 0 || this.saved !== this.step || this.stopping.signal.aborted)
+      return;
     if (this.step % samples.every === 0 && !existsSync(this.sheet)) await this.sample();
   }
 
   private async sample(): Promise<void> {
     if (this.saved !== this.step) await this.save();
-    const { folder, stop } = this;
+    const { folder } = this;
+    const stop = this.stopping.signal;
     const drawn = await this.subject.sample(folder.checkpoint(this.step), stop).catch((error) => {
       if (stop.aborted && error === stop.reason) return undefined; // whoever stops the run does not wait for them
       // What the system or the data refuse ends a run. Pictures to look at are not worth it.
@@ -421,7 +428,10 @@ export class Trainer {
   }
 
   private async shut(): Promise<void> {
-    this.closing.abort(new DisposedError("this trainer was closed"));
+    const reason = new DisposedError("this trainer was closed");
+    this.closing.abort(reason);
+    this.stopping.abort(reason);
+    this.unlisten();
     await this.running?.catch(() => {}); // told to whoever waits for it
     try {
       await this.subject.close();

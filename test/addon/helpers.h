@@ -106,6 +106,7 @@ Napi::Value time_operation(Call&);
 void export_bandwidth(Napi::Env env, Napi::Object exports);
 void export_randomness(Napi::Env env, Napi::Object exports);
 void export_engine(Napi::Env env, Napi::Object exports);
+void export_shortage(Napi::Env env, Napi::Object exports);
 void export_simulation(Napi::Env env, Napi::Object exports);
 
 }  // namespace unifluid::test

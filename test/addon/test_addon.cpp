@@ -250,6 +250,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   export_randomness(env, exports);
   export_bandwidth(env, exports);
   export_engine(env, exports);
+  export_shortage(env, exports);
   export_simulation(env, exports);
   exports.Set("instructionSets", Napi::Function::New(env, list_instruction_sets));
   return exports;

@@ -197,7 +197,7 @@ test.each(["launches", "waits"] as const)("a fault that %s tell of stays", (fail
     expect(() => compute(backend)).toThrow(
       expect.objectContaining({
         code: "DEVICE_ERROR",
-        message: expect.stringMatching(/the GPU failed .*UNIFLUID_SIMT_FAIL/),
+        message: expect.stringMatching(/CUDA error while .*UNIFLUID_SIMT_FAIL/),
       }),
     );
     simulate();

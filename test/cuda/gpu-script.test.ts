@@ -199,7 +199,7 @@ test.each([
   [
     "a fault is in the table, and what it took",
     "FAIL",
-    "^\\| copy and decode \\| failed: the GPU failed to run a kernel[^]*" +
+    "^\\| copy and decode \\| failed: CUDA error while launching a kernel[^]*" +
       '^\\| head \\| failed: not run: the device had failed at "copy and decode"',
   ],
 ])(

@@ -118,7 +118,7 @@ test("below the least memory that a request runs in it is refused before it begi
     [least, most] = runs ? [least, middle] : [middle, most];
   }
   for (let below = 256; below <= 8192; below *= 2)
-    expect(await outcome(most - below)).toMatch(/^the sequence needs \d+ bytes for its cache/);
+    expect(await outcome(most - below)).toMatch(/^the request needs \d+ bytes of cache/);
 });
 
 test("a drawing whose steps would lack memory fails alone, and before any of them", async () => {
@@ -152,7 +152,7 @@ test("a fault that is told late rejects what runs and what comes", async () => {
     simulate({ fail: "waits" });
     await expect(running).rejects.toMatchObject({
       code: "DEVICE_ERROR",
-      message: expect.stringMatching(/the GPU failed to give a transfer: the late fault/),
+      message: expect.stringMatching(/CUDA error while copying from the device: the late fault/),
     });
     simulate();
     await expect(draw(model)).rejects.toMatchObject({

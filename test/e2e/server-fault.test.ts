@@ -12,7 +12,7 @@ beforeAll(async () => {
 afterAll(() => model.dispose());
 afterEach(() => jest.restoreAllMocks());
 
-const fault = new DeviceError("DEVICE_ERROR", "the GPU failed in a step");
+const fault = new DeviceError("DEVICE_ERROR", "CUDA error while running a step");
 
 test.each([false, true])("it must be started again (streaming: %s)", async (stream) => {
   const { app, url } = await startServer(model);

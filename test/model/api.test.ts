@@ -534,7 +534,7 @@ describe("what cannot be done is refused", () => {
     const tokens = Array(32).fill(5);
     const refusal = await tight.logits({ tokens }).catch((error: unknown) => error);
     expect(refusal).toMatchObject({ code: "INSUFFICIENT_MEMORY" });
-    const [, needed] = /the sequence needs (\d+) bytes/.exec((refusal as Error).message)!;
+    const [, needed] = /the request needs (\d+) bytes/.exec((refusal as Error).message)!;
     expect(Number(needed)).toBeGreaterThan(tokens.length * tight.info.vocabSize! * 4);
     // What those of fewer tokens took is free again when they are handed over.
     for (let i = 0; i < 8; i++)

@@ -173,7 +173,7 @@ test("the command tells distances, of how many pictures and whether those are to
   expect(Object.values(frechet)).not.toContain(null);
   expect(await run("--only", "vae", "--features", tiny)).toMatchObject({
     code: 2,
-    stderr: expect.stringContaining("--features is of the part frechet"),
+    stderr: expect.stringContaining("--features belongs to the part frechet"),
   });
 }, 120_000);
 

@@ -172,39 +172,39 @@ test("a field that nothing reads is refused, with the name that is near", async 
   const misspelt = { ...others, hiddensize: hidden_size };
   await refused(
     { ...TINY_MODEL, text_config: misspelt },
-    "FILE: text_config: nothing reads hiddensize; is hidden_size meant?",
+    "FILE: text_config: unknown field hiddensize; did you mean hidden_size?",
   );
   await refused(
     { ...TINY_MODEL, vision_config: { ...vision_config, Patch_size: 8 } },
-    "FILE: vision_config: nothing reads Patch_size; is patch_size meant?",
+    "FILE: vision_config: unknown field Patch_size; did you mean patch_size?",
   );
   await refused(
     { ...TINY_MODEL, diffusion_head: { ...diffusion_head, dropout: 0.1 } },
-    "FILE: diffusion_head: nothing reads dropout",
+    "FILE: diffusion_head: unknown field dropout",
   );
   await refused(
     { ...TINY_MODEL, difusion_head: {} },
-    "FILE: nothing reads difusion_head; is diffusion_head meant?",
+    "FILE: unknown field difusion_head; did you mean diffusion_head?",
   );
   await refused(
     { ...TINY_MODEL, prompts: { captions: "tell " } },
-    "FILE: prompts: nothing reads captions; is caption meant?",
+    "FILE: prompts: unknown field captions; did you mean caption?",
   );
   await refused(
     { vae: { block_out_channel: [8, 16] } },
-    "FILE: vae: nothing reads block_out_channel; is block_out_channels meant?",
+    "FILE: vae: unknown field block_out_channel; did you mean block_out_channels?",
     { vae: undefined },
   );
   // Matrices of logits of their own are not made.
   const untied = { ...text_config, tie_word_embeddings: false };
   await refused(
     { ...TINY_MODEL, text_config: untied },
-    "FILE: text_config: nothing reads tie_word_embeddings",
+    "FILE: text_config: unknown field tie_word_embeddings",
   );
   // What a part brings along is not the file's.
   const head = { ...TINY_MODEL, text_config: { vocabsize: 3 } };
   const tiny = join(FIXTURES, "unifluid-tiny");
-  await refused(head, "FILE: text_config: nothing reads vocabsize; is vocab_size meant?", {
+  await refused(head, "FILE: text_config: unknown field vocabsize; did you mean vocab_size?", {
     text: tiny,
     tokenizer: undefined,
   });

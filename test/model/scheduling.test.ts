@@ -119,7 +119,9 @@ describe("a full queue", () => {
       await expect(refused).rejects.toMatchObject({
         name: "QueueFullError",
         code: "QUEUE_FULL",
-        message: expect.stringMatching(/where 2 may run and 1 may wait/),
+        message: expect.stringMatching(
+          /the queue is full: \d requests running \(limit 2\), \d waiting \(limit 1\)/,
+        ),
       });
       expect(model.stats().refused).toBe(1);
       controller.abort();
@@ -299,7 +301,9 @@ describe("the memory budget", () => {
       await until(() => model.stats().running === 1);
       await expect(model.edit(picture, "a")).rejects.toMatchObject({
         code: "INSUFFICIENT_MEMORY",
-        message: expect.stringMatching(/needs \d+ bytes .* where \d+ could be had/),
+        message: expect.stringMatching(
+          /needs \d+ bytes .*at most \d+ are available even with nothing else running/,
+        ),
       });
       expect(model.stats().running).toBe(1);
       controller.abort();
@@ -528,7 +532,9 @@ describe("runs over iterables", () => {
       codes.push(error && String(error));
     }
     expect(codes).toEqual([
-      expect.stringMatching(/expected no fields of an item but prompt, .*data .*"stepz"/),
+      expect.stringMatching(
+        /expected only prompt, .* and data as fields of an item but received "stepz"/,
+      ),
       undefined,
     ]);
   });

@@ -98,7 +98,7 @@ test("a run.yaml that a person wrote is not replaced", async () => {
   for (const resume of [false, true])
     await expect(open("mine", {}, { resume })).rejects.toMatchObject({
       code: "INVALID_OPTION",
-      message: expect.stringMatching(/run\.yaml is no run's/),
+      message: expect.stringMatching(/run\.yaml was not written by a run/),
     });
   expect(await readdir(at("mine"))).toEqual(["run.yaml"]);
   expect(await readFile(at("mine", "run.yaml"), "utf8")).toBe(text);
@@ -195,7 +195,7 @@ test("options are checked", async () => {
   const out = at("options");
   await refused({}, /a string for out but received/);
   await refused({ out: "" }, /the name of a folder for out/);
-  await refused({ out, onstep: () => {} }, /no option but .* "onstep"/);
+  await refused({ out, onstep: () => {} }, /only the options .* "onstep"/);
   await refused({ out, resume: "yes" }, /a boolean for resume/);
   await refused({ out, signal: {} }, /an AbortSignal for signal/);
   await refused({ out, onStep: 1 }, /a function for onStep/);

@@ -86,8 +86,12 @@ test("sheets of samples behind the checkpoint go with the metrics of the part th
 });
 
 test.each<[string, (tensor: { name: string; rows: number }) => object, string]>([
-  ["a tensor of another name", () => ({ name: "first.x" }), "first.x is no tensor of this model"],
-  ["one that is missing", () => ({ rows: 0 }), "trainer.safetensors lacks first.image_in.weight"],
+  [
+    "a tensor of another name",
+    () => ({ name: "first.x" }),
+    "first.x is not a tensor of this model",
+  ],
+  ["one that is missing", () => ({ rows: 0 }), "trainer.safetensors has no first.image_in.weight"],
   [
     "one of another size",
     ({ rows }) => ({ rows: rows + 1 }),

@@ -151,6 +151,16 @@ const noisy = (side: number): NativeVaeExample[] => {
   return [0, 1, 2].map(() => ({ pixels: r.values(3 * side * side) }));
 };
 
+test("an autoencoder of other than RGB pictures is refused", async () => {
+  for (const channels of [{ inChannels: 4 }, { outChannels: 1 }])
+    await expect(
+      trainer({ ...spec, vae: { ...spec.vae!, ...channels } }, { vae }),
+    ).rejects.toMatchObject({
+      code: "INVALID_CHECKPOINT",
+      message: "configuration: the autoencoder must have 3 input and 3 output channels",
+    });
+});
+
 test("gradients are the slopes of the loss, and it learns", async () => {
   const batch = noisy(32);
   const start = await expectSlopes(spec, batch, trained(spec, true).filter(seen));

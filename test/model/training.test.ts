@@ -339,6 +339,13 @@ describe.each(models)("%s", (model) => {
     await refused({ order: new Int32Array(spec.image!.grid ** 2) }, named("the order is no perm"));
     await refused({ noise: new Float32Array(1) }, named("expected \\d+ values of noise"));
     await refused({ visionPixels: new Float32Array(5) }, named("expected \\d+ values of vision"));
+    // What a GPU stages for each row has its place.
+    await refused(
+      { tokens: new Int32Array(500_000) },
+      expect.stringMatching(
+        /^expected at most 500000 decoder rows in a batch but received \d{6}: raise accumulation$/,
+      ) as unknown as RegExp,
+    );
     await expect(t.step([], at)).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
     await expect(t.step([[]], at)).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
     await expect(createTrainer(spec, { frozen: ["nothing"] })).rejects.toMatchObject({

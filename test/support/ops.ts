@@ -362,6 +362,10 @@ export interface TestAddon {
     failures: number;
     stop?: boolean;
   }): NativeEvent[];
+  /** In how many places of making a pool of threads memory may lack: each of them is tried once. */
+  threadPoolFailures(threads: number): number;
+  /** A callback that throws what is not JavaScript's. */
+  lackMemory(): void;
   philox(seed: bigint, c0: number, c1: number, c2: number, c3: number): Uint32Array;
   randomOrder(seed: bigint, n: number): Int32Array;
   textUniform(seed: bigint, index: number): number;

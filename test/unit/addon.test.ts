@@ -62,7 +62,7 @@ test("one that another version of the package left behind", () => {
   const stale = { path, load: () => ({ ...addon, version: "0.0.9" }) };
   const attempt = () => loadFrom([stale]);
   expect(attempt).toThrow(expect.objectContaining({ code: "NATIVE_LOAD_FAILED" }));
-  expect(attempt).toThrow(`it is of version 0.0.9, and this package of ${version}`);
+  expect(attempt).toThrow(`its version is 0.0.9, this package's is ${version}`);
   expect(attempt).toThrow("npx unifluid build");
   expect(loadFrom([stale, { path, load: () => addon }]).addon).toBe(addon);
 });

@@ -148,7 +148,7 @@ test("stopOnError throws it, gives up the others and closes the source", async (
 test("an error that ends the model ends the run", async () => {
   const seen = { taken: 0, closed: false };
   const call = async (_item: number, index: number) => {
-    if (index > 0) throw new DisposedError("the model was disposed of");
+    if (index > 0) throw new DisposedError("the model was disposed");
     return "r";
   };
   const run = runAll(counting(1000, seen), call, settings());

@@ -34,7 +34,7 @@ test("what cannot be written is told of before anything is computed", async () =
       "OUTPUT: cannot write F/no/x.png: there is no folder F/no",
     );
     expect(await reason("file/x.png")).toBe(
-      "OUTPUT: cannot write F/file/x.png: F/file is no folder",
+      "OUTPUT: cannot write F/file/x.png: F/file is not a folder",
     );
     await expect(writeFileOutput(join(folder, "no/x.png"), Buffer.of(1))).rejects.toMatchObject({
       code: "OUTPUT",

@@ -160,7 +160,7 @@ test("pixels that were transferred, also while they are converted", async () => 
   const going = new Uint8Array(side * side * 4);
   const reading = failure({ pixels: going, width: side, height: side });
   setImmediate(() => structuredClone(going, { transfer: [going.buffer] }));
-  const message = "the pixels of the image are not here any more: their buffer was transferred";
+  const message = "the pixels of the image are no longer available: their buffer was transferred";
   expect(await failure({ pixels: gone, width, height })).toEqual([
     "IMAGE_UNSUPPORTED_INPUT",
     message,

@@ -213,7 +213,7 @@ describe("options of load", () => {
     [{ maxMemory: -1 }, invalid(/maxMemory/)],
     [{ maxSequences: 0 }, invalid(/maxSequences/)],
     [{ signal: 3 }, invalid(/an AbortSignal for signal/)],
-    [{ thread: 3 }, invalid(/expected no option but .* but received "thread"/)],
+    [{ thread: 3 }, invalid(/expected only the options .* but received "thread"/)],
     ["fast", invalid(/an object for options but received "fast"/)],
   ])("%j is refused", (options, expected) => {
     expect(() => parse(options)).toThrow(expect.objectContaining(expected));

@@ -206,7 +206,7 @@ describe("names of shards", () => {
     // What is named twice is there once, and what is not there is not told before it is opened.
     expect(await listFiles(["x.tar", "{x,y}.tar"])).toEqual(["x.tar", "y.tar"]);
     for (const [pattern, message] of [
-      ["none-*.tar", /no file fits .*none-\*\.tar/],
+      ["none-*.tar", /no file matches .*none-\*\.tar/],
       ["*/a.tar", /file's name alone/],
       ["nowhere/*.tar", /cannot read .*nowhere/],
     ] as const)
