@@ -122,7 +122,12 @@ export function handleClientError(error: Error & { code?: string }, socket: Sock
     `HTTP/1.1 ${status} ${reason}\r\nContent-Type: application/json; charset=utf-8\r\n` +
       `Content-Length: ${Buffer.byteLength(text)}\r\nConnection: close\r\n\r\n${text}`,
   );
+  // One that does not close its half would keep the connection, and the place of its request, for ever.
+  setTimeout(() => socket.destroy(), CLOSE_MILLISECONDS).unref();
 }
+
+/** What a client has to read the last answer on a connection. */
+const CLOSE_MILLISECONDS = 1000;
 
 const PARSER: Readonly<Record<string, [number, string]>> = {
   ERR_HTTP_REQUEST_TIMEOUT: [408, "Request Timeout"],

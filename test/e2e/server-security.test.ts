@@ -1,5 +1,6 @@
 /** What a server on a network meets: bodies and headers made to hurt, wrong keys, clients that go away. */
 
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { type AddressInfo, connect } from "node:net";
 import { join } from "node:path";
@@ -194,6 +195,30 @@ describe("headers", () => {
   test("a body that comes too slowly ends the connection", async () => {
     const answer = await raw(generation(`{"prompt":"${"x".repeat(50)}"}`).slice(0, -20));
     expect(answer).toMatch(/^(HTTP\/1\.1 408 |$)/);
+  });
+
+  test("a slow client that never closes its half holds no place", async () => {
+    const small = await startServer(model, { maxRequests: 1, receiveTimeout: 1 });
+    const head = generation(`{"prompt":"${"x".repeat(50)}"}`).slice(0, -20);
+    const socket = connect({ port: small.port, host: "127.0.0.1", allowHalfOpen: true });
+    try {
+      // What comes is read, and nothing is ever closed.
+      socket
+        .on("error", () => {})
+        .resume()
+        .write(head);
+      await once(socket, "end");
+      const ask = () => post(`${small.url}/v1/images/generations`, { prompt: "a", steps: 1 });
+      let answer = await ask();
+      for (let i = 0; i < 100 && answer.status === 429; i++) {
+        await new Promise((resolve) => setTimeout(resolve, 50));
+        answer = await ask();
+      }
+      expect(answer.status).toBe(200);
+    } finally {
+      socket.destroy();
+      await small.app.close();
+    }
   });
 
   test("answers forbid sniffing, framing and what is not the page's own", async () => {
