@@ -82,4 +82,3 @@ export const chatBody = z.object({
   stream: optional(z.boolean()),
   stream_options: optional(z.object({ include_usage: optional(z.boolean()) })),
 });
-export type ChatBody = z.infer<typeof chatBody>;
