@@ -58,6 +58,10 @@ const STATUS: Readonly<Record<string, number>> = {
   INTERNAL: 500,
 };
 
+/** Errors whose text is about this program and its machine, and for its operator. */
+const OF_THE_MACHINE = new Set(["DEVICE_ERROR", "INTERNAL"]);
+const FAILED = "the server failed; its log says more";
+
 /** Fastify's own errors about requests, by its codes; the rest keep their status. */
 const FASTIFY: Readonly<Record<string, [number, HttpErrorCode]>> = {
   FST_ERR_CTP_BODY_TOO_LARGE: [413, "BODY_TOO_LARGE"],
@@ -97,7 +101,8 @@ export function toHttp(error: unknown): { status: number; body: ErrorBody } {
     return answer(422, "INVALID_OPTION", `${param ?? "the body"}: ${issue?.message}`, param);
   }
   if (error instanceof UniFluidError) {
-    return answer(STATUS[error.code] ?? 422, error.code as ErrorCode, error.message);
+    const message = OF_THE_MACHINE.has(error.code) ? FAILED : error.message;
+    return answer(STATUS[error.code] ?? 422, error.code as ErrorCode, message);
   }
   const { code = "", statusCode = 500, message = "" } = error as Partial<FastifyError>;
   const known = FASTIFY[code];
@@ -106,7 +111,7 @@ export function toHttp(error: unknown): { status: number; body: ErrorBody } {
   if (error instanceof SyntaxError) return answer(400, "INVALID_JSON", message);
   if (statusCode === 429) return answer(429, "RATE_LIMITED", message);
   if (statusCode >= 400 && statusCode < 500) return answer(statusCode, "BAD_REQUEST", message);
-  return answer(500, "INTERNAL", "the server failed; its log says more");
+  return answer(500, "INTERNAL", FAILED);
 }
 
 /** Answers what Node's parser refuses before there is a request. */

@@ -191,6 +191,10 @@ async function readEdit(request: FastifyRequest, maxBytes: number): Promise<Edit
     // What is still to come is read past: the connection is to carry the answer, and the next request.
     request.raw.unpipe();
     request.raw.resume();
+    const { destroyed, complete } = request.raw;
+    if (!(error instanceof HttpError) && destroyed && !complete) {
+      throw new HttpError(499, "CLIENT_GONE", "the client left before its form had come");
+    }
     const known = error instanceof HttpError || typeof (error as FastifyError).code === "string";
     if (known) throw error;
     // The parser's: a form that ends in its middle, or is none.
@@ -235,6 +239,10 @@ async function readForm(request: FastifyRequest): Promise<Edit> {
   // Names come from the client: an object without a prototype has no fields to overwrite.
   const fields: Record<string, unknown> = Object.create(null);
   for await (const part of request.parts()) {
+    // Whatever the type says.
+    if (part.fieldname === undefined) {
+      throw new HttpError(400, "INVALID_FORM", "expected a name for each part of the form");
+    }
     // OpenAI's clients write image[] where there are several.
     const name = part.fieldname.replace(/\[\]$/, "");
     if (name === "mask") throw noMask();
@@ -246,6 +254,10 @@ async function readForm(request: FastifyRequest): Promise<Edit> {
     } else if (name === "image") {
       throw new HttpError(422, "IMAGE_UNSUPPORTED_INPUT", "expected a file", "image");
     } else {
+      // The parser has cut it.
+      if (part.valueTruncated) {
+        throw new HttpError(413, "BODY_TOO_LARGE", `the field ${name} is too long`, name);
+      }
       fields[name] = part.value;
     }
   }

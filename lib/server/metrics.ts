@@ -1,6 +1,5 @@
 /** GET /metrics for Prometheus. */
 
-import { finished } from "node:stream";
 import type { FastifyInstance } from "fastify";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 import type { NativeStats } from "../native.js";
@@ -102,7 +101,7 @@ export function collectMetrics(app: FastifyInstance, context: ServerContext): Re
 
   app.addHook("onRequest", async (request, reply) => {
     // Also where the client leaves or is cut off, of which fastify's onResponse is not told.
-    finished(reply.raw, () => {
+    reply.raw.once("close", () => {
       // The pattern, not the path: what clients make up must not become labels.
       const route = request.routeOptions.url ?? "unknown";
       const status = String(reply.raw.writableFinished ? reply.statusCode : NOT_SENT);

@@ -4,7 +4,6 @@
  * @packageDocumentation
  */
 
-import { Socket } from "node:net";
 import { basename } from "node:path";
 import { finished } from "node:stream";
 import cors from "@fastify/cors";
@@ -15,7 +14,8 @@ import type { UniFluid } from "../model.js";
 import { invalidOption } from "../options.js";
 import { ApiKeys } from "./api-keys.js";
 import { registerChat } from "./chat.js";
-import { isStream, noteFault, type ServerContext } from "./context.js";
+import { watchConnections } from "./connections.js";
+import { noteFault, type ServerContext } from "./context.js";
 import { HttpError, handleClientError, handleError } from "./http-error.js";
 import { registerImages } from "./images.js";
 import { collectMetrics, registerMetrics } from "./metrics.js";
@@ -104,6 +104,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
   // Before whatever refuses: that is counted, and the pages that may call are to see why.
   const registry = collectMetrics(app, context);
   app.addHook("onRequest", async (request, reply) => protect(request, reply));
+  watchConnections(app, settings.stallTimeout * 1000);
   allowOrigins(app, settings);
   addGuards(app, keys, context);
   addDrain(app, context);
@@ -114,7 +115,8 @@ export function createServer(model: UniFluid, options?: ServerOptions): FastifyI
       files: 4,
       fields: 40,
       parts: 44,
-      fieldSize: 64 * 1024,
+      // A prompt of the longest allowed, in UTF-8.
+      fieldSize: Math.max(64 * 1024, 3 * settings.maxPromptLength),
       fieldNameSize: 100,
       headerPairs: 50,
     },
@@ -153,7 +155,7 @@ function allowOrigins(app: FastifyInstance, { corsOrigins }: ServerSettings): vo
 
 function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext): void {
   const { settings } = context;
-  const { maxRequests, stallTimeout } = settings;
+  const { maxRequests } = settings;
   app.addHook("onRequest", async (request, reply) => {
     if (keys.open) refuseOtherHosts(app, request, settings);
     const route = request.routeOptions.url;
@@ -176,12 +178,6 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext):
     finished(reply.raw, () => {
       context.open--;
     });
-  });
-  app.addHook("onSend", async (request, _reply, payload) => {
-    // Streams pause between their events and watch over their reader themselves.
-    // fastify's inject has no socket to watch.
-    const { socket } = request.raw;
-    if (!isStream(payload) && socket instanceof Socket) socket.setTimeout(stallTimeout * 1000);
   });
 }
 

@@ -356,6 +356,7 @@ describe("forms", () => {
       413,
       "TOO_MANY_PARTS",
     ],
+    ["a huge field", { prompt: "x".repeat(70_000), image: image() }, 413, "BODY_TOO_LARGE"],
     ["a huge file", { prompt: "a", image: new Blob(["x".repeat(400_000)]) }, 413, "BODY_TOO_LARGE"],
   ])("%s", async (_name, fields, status, code) => {
     expect(await outcome(await form(fields))).toEqual([status, code]);
@@ -401,6 +402,51 @@ describe("forms", () => {
       expect(answer).toMatch(/^HTTP\/1\.1 413 /);
       expect(answer).toContain("BODY_TOO_LARGE");
     });
+  });
+
+  test("a part without a name is told of", async () => {
+    const body = "--B\r\nContent-Disposition: form-data\r\n\r\nx\r\n--B--\r\n";
+    const answer = await raw(
+      `POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
+    );
+    const { error } = JSON.parse(answer.slice(answer.indexOf("{")));
+    expect([error.code, error.message]).toEqual([
+      "INVALID_FORM",
+      "expected a name for each part of the form",
+    ]);
+  });
+
+  test("a form takes prompts as long as the server does", async () => {
+    const other = await startServer(model, { maxPromptLength: 100_000 });
+    try {
+      const body = new FormData();
+      body.set("prompt", "é".repeat(100_001));
+      body.set("image", image(), "photo.png");
+      const answer = await fetch(`${other.url}/v1/images/edits`, { method: "POST", body });
+      expect(await outcome(answer)).toEqual([422, "PROMPT_TOO_LONG"]);
+    } finally {
+      await other.app.close();
+    }
+  });
+
+  test("a client that leaves before the end is no fault of the server", async () => {
+    const lines: { level: number; code?: string }[] = [];
+    const stream = { write: (line: string) => void lines.push(JSON.parse(line)) };
+    const other = await startServer(model, { logger: { stream } });
+    try {
+      const socket = connect(other.port, "127.0.0.1");
+      socket.write(
+        'POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: 500\r\n\r\n--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nabc',
+      );
+      setTimeout(() => socket.destroy(), 200);
+      while (!lines.some(({ level, code }) => level > 30 || code !== undefined)) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+      expect(lines.filter(({ level }) => level > 30)).toEqual([]);
+      expect(lines.map(({ code }) => code)).toContain("CLIENT_GONE");
+    } finally {
+      await other.app.close();
+    }
   });
 
   test("a form cut short ends the request", async () => {
@@ -640,6 +686,39 @@ test("an id of a request is a trusted proxy's, or the server's own", async () =>
   expect(await idOf(false, "127.0.0.1")).toBe("req-1");
 });
 
+test.each<[string, string[]]>([
+  ["after", ["/health", "/slow"]],
+  ["before", ["/slow", "/health"]],
+])(
+  "an answer that takes longer than a reader may is waited for %s another",
+  async (_name, paths) => {
+    const app = createServer(model, { stallTimeout: 1 });
+    app.get("/slow", async () => {
+      await new Promise((resolve) => setTimeout(resolve, 2500));
+      return "made";
+    });
+    await app.listen({ host: "127.0.0.1", port: 0 });
+    const socket = connect((app.server.address() as AddressInfo).port, "127.0.0.1");
+    try {
+      let text = "";
+      socket.on("data", (chunk) => {
+        text += chunk;
+      });
+      const request = (path: string) => `GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`;
+      // At once, as pipelining does.
+      socket.write(paths.map(request).join(""));
+      const whole = () => text.includes("made") && text.includes('"ok"');
+      const cut = once(socket, "close").then(() => true);
+      while (!whole() && !(await Promise.race([cut, new Promise((go) => setTimeout(go, 20))]))) {}
+      expect(text.match(/HTTP\/1\.1 \d+/g)).toEqual(["HTTP/1.1 200", "HTTP/1.1 200"]);
+      expect(whole()).toBe(true);
+    } finally {
+      socket.destroy();
+      await app.close();
+    }
+  },
+);
+
 test("beyond its requests a server refuses before it reads a body", async () => {
   const small = await startServer(model, { maxRequests: 2 });
   const sockets = [1, 2].map(() => connect(small.port, "127.0.0.1"));
@@ -698,6 +777,25 @@ test("drain waits until an answer is sent, not only made", async () => {
 });
 
 describe("clients that go away", () => {
+  test("hold no places, also for requests that waited behind others of theirs", async () => {
+    const small = await startServer(model, { maxRequests: 2 });
+    try {
+      const socket = connect(small.port, "127.0.0.1");
+      const body = JSON.stringify({ prompt: "a star", steps: 300 });
+      const one = generation(body).replace("Connection: close\r\n", "");
+      socket.on("error", () => {}).write(one + one);
+      const count = () => model.stats().running + model.stats().waiting;
+      while (count() < 2) await new Promise((resolve) => setTimeout(resolve, 5));
+      socket.destroy();
+      await idle(model);
+      const ask = () => post(`${small.url}/v1/images/generations`, { prompt: "a", steps: 100 });
+      const answers = await Promise.all([ask(), ask()]);
+      expect(answers.map(({ status }) => status)).toEqual([200, 200]);
+    } finally {
+      await small.app.close();
+    }
+  });
+
   test("free their sequences at the next step", async () => {
     const before = model.stats();
     const controller = new AbortController();
