@@ -13,17 +13,33 @@ function statusOf(code) {
   return /^(IMAGE_|PROMPT_TOO_LONG$|INVALID_OPTION$)/.test(code) ? 422 : 500;
 }
 
+// How the formats begin that are taken: bytes of strangers reach no other decoder, that of SVG above all.
+function isPicture(bytes) {
+  const head = bytes.subarray(0, 12).toString("latin1");
+  return /^(\x89PNG\r\n|\xff\xd8\xff|RIFF.{4}WEBP)/s.test(head);
+}
+
 app.post(
   "/describe",
   express.raw({ type: "image/*", limit: "10mb" }),
   async (request, response, next) => {
+    const { body } = request;
+    if (!Buffer.isBuffer(body) || !isPicture(body)) {
+      const message = "expected a PNG, JPEG or WebP image";
+      return response.status(422).json({ code: "IMAGE_UNDECODABLE", message });
+    }
+    const gone = new AbortController();
+    // A client that goes away frees its place in the engine.
+    response.on("close", () => gone.abort());
+    const { signal } = gone;
     try {
       const { question } = request.query;
       const text = question
-        ? await model.answer(request.body, String(question))
-        : await model.caption(request.body);
+        ? await model.answer(body, String(question), { signal })
+        : await model.caption(body, { signal });
       response.json({ text });
     } catch (error) {
+      if (signal.aborted) return;
       // What was sent cannot be used, or too many wait: the code says which. Anything else is no fault of the caller's.
       const status = statusOf(error.code);
       if (status === 500) return next(error);

@@ -159,10 +159,17 @@ function serverOptions(flags: ServeFlags, apiKeys: string[]): ServerOptions {
   };
 }
 
-/** Keys of the file, or else of the environment. Throws where a file was named and holds none. */
+/** Keys of the file, or else of the environment. Throws where one of them is given and holds none. */
 async function readKeys({ apiKeys: path }: ServeFlags): Promise<string[]> {
   const { parseKeys } = await import("../server/api-keys.js");
-  if (path === undefined) return parseKeys(process.env.UNIFLUID_API_KEYS ?? "", { commas: true });
+  if (path === undefined) {
+    const { UNIFLUID_API_KEYS: text } = process.env;
+    if (text === undefined) return [];
+    const keys = parseKeys(text, { commas: true });
+    // A secret that is empty by mistake must not open the server.
+    if (keys.length === 0) throw new UsageError("expected keys in UNIFLUID_API_KEYS");
+    return keys;
+  }
   const text = await readFile(path, "utf8").catch((error: Error) => {
     throw new UsageError(`cannot read the keys: ${error.message}`);
   });

@@ -160,9 +160,35 @@ export async function* deadJobs(queue: RecordQueue): AsyncGenerator<DeadJob> {
   }
 }
 
-/** Puts every job that was given up back into the queue; how many there were. */
+/**
+ * Puts the jobs that are given up now back into the queue, each as fresh as when it was put in; how many went back. Not
+ * BullMQ's own `retryJobs`: it leaves them the attempts that they have used up, and so a single one.
+ */
 export async function retryDead(queue: RecordQueue): Promise<number> {
   const { dead } = await queueStatus(queue);
-  await queue.retryJobs({ state: "failed" });
-  return dead;
+  const client = await queue.getBackend().client;
+  const retry = async (job: QueuedJob<QueuedRecord>): Promise<boolean> => {
+    // How often it was taken over from a worker that died, of which BullMQ has no name.
+    await client.hdel(queue.toKey(job.id!), "stc");
+    // The count of starts stays: from it a worker sees that halves of files may lie about.
+    try {
+      await job.retry("failed", { resetAttemptsMade: true });
+      return true;
+    } catch (error) {
+      if (await job.isFailed()) throw error;
+      // Another program was faster, or removed it.
+      return false;
+    }
+  };
+  let retried = 0;
+  // The oldest first, and no more than there were: what fails anew meanwhile comes after them.
+  for (let seen = 0; seen < dead; ) {
+    const most = Math.min(BULK, dead - seen);
+    const jobs: QueuedJob<QueuedRecord>[] = await queue.getJobs(["failed"], 0, most - 1, true);
+    if (jobs.length === 0) break;
+    const outcomes = await Promise.all(jobs.map(retry));
+    retried += outcomes.filter(Boolean).length;
+    seen += jobs.length;
+  }
+  return retried;
 }

@@ -176,13 +176,13 @@ async function doJob(
   options: WorkerOptions,
   signal: AbortSignal,
 ): Promise<void> {
-  const { run, index, fingerprint } = queued.data;
+  const { run, index } = queued.data;
   if (!isOurs(queued.data)) {
     throw new UnrecoverableError("INVALID_RECORD: not a job of this program");
   }
   const folder = join(options.out, run);
   const file = resultFile(folder, index);
-  if (await isDone(file, fingerprint)) return;
+  if (await needsNothing(file, queued)) return;
   try {
     await makeFolder(folder);
     // A worker that died over this job may have left halves of its files.
@@ -192,7 +192,7 @@ async function doJob(
     const places = { images: options.images, out: folder, format: options.format };
     const outcome = await runJob(model, job, places, signal);
     const milliseconds = Math.round(performance.now() - started);
-    const line = { index, fingerprint, ...describeJob(job), ...outcome, milliseconds };
+    const line = { ...headOf(queued), ...describeJob(job), ...outcome, milliseconds };
     await writeJsonWhole(file, line);
   } catch (error) {
     if (!(error instanceof UniFluidError)) throw error;
@@ -225,11 +225,26 @@ async function removeHalves(folder: string, index: number): Promise<void> {
 const writeJsonWhole = (path: string, value: unknown): Promise<void> =>
   writeWhole(path, Buffer.from(jsonLine(value)));
 
-/** A job whose result was written, by a worker that died before it could say so. */
-async function isDone(file: string, fingerprint: number): Promise<boolean> {
+/** What every result tells of its job. `enqueued`: when it was put in, in milliseconds since 1970. */
+const headOf = ({ data, timestamp }: QueuedJob<QueuedRecord>) => ({
+  index: data.index,
+  fingerprint: data.fingerprint,
+  enqueued: timestamp,
+});
+
+/**
+ * A job whose result was written, by a worker that died before it could say so; or one that was put in again with
+ * another record since, and has the result of that.
+ */
+async function needsNothing(
+  file: string,
+  { data, timestamp }: QueuedJob<QueuedRecord>,
+): Promise<boolean> {
   try {
     const result = JSON.parse(await readFile(file, "utf8")) as Record<string, unknown>;
-    return result.fingerprint === fingerprint && !("error" in result);
+    const { fingerprint, enqueued } = result;
+    if (fingerprint === data.fingerprint) return !("error" in result);
+    return typeof enqueued === "number" && enqueued > timestamp;
   } catch {
     return false;
   }
@@ -246,19 +261,20 @@ function describedIn(data: QueuedRecord): Partial<ReturnType<typeof describeJob>
 
 /** A job that is given up has a result, too. */
 async function writeFailure(
-  { data }: QueuedJob<QueuedRecord>,
+  queued: QueuedJob<QueuedRecord>,
   error: Error,
   { out }: WorkerOptions,
 ): Promise<void> {
-  const { run, index, fingerprint } = data;
+  const { data } = queued;
+  const { run, index } = data;
   if (!isOurs(data)) return;
   const folder = join(out, run);
   const file = resultFile(folder, index);
-  if (await isDone(file, fingerprint)) return;
+  if (await needsNothing(file, queued)) return;
   await makeFolder(folder);
   const [, code = "INTERNAL", message = error.message] =
     /^([A-Z_]+): (.*)$/s.exec(error.message) ?? [];
   const known = error instanceof UniFluidError ? error.code : code;
-  const line = { index, fingerprint, ...describedIn(data), error: { code: known, message } };
+  const line = { ...headOf(queued), ...describedIn(data), error: { code: known, message } };
   await writeJsonWhole(file, line);
 }

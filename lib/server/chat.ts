@@ -1,22 +1,23 @@
 /** POST /v1/chat/completions: questions about an image, captions, and plain text where the model can. */
 
 import { randomUUID } from "node:crypto";
-import type { FastifyInstance } from "fastify";
+import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { WriteOptions } from "../call-options.js";
 import type { ImageInput } from "../image-input.js";
 import type { WrittenText } from "../text-stream.js";
 import {
+  bytesOf,
   checkModel,
   checkPrompt,
-  imageOfUrl,
   logPrompt,
   refuseForm,
   type ServerContext,
+  sentImage,
   working,
 } from "./context.js";
 import { type ServerEvent, sendEvents } from "./events.js";
 import { HttpError } from "./http-error.js";
-import { type ChatBody, type ChatMessage, chatBody } from "./schemas.js";
+import { type ChatMessage, chatBody } from "./schemas.js";
 
 /** What a conversation asks for. */
 interface Question {
@@ -58,12 +59,21 @@ function partsOf({ content }: ChatMessage) {
   return typeof content === "string" ? [{ type: "text" as const, text: content }] : (content ?? []);
 }
 
+/** A request's question and its other fields. Of its messages, which may be large, nothing is kept while it waits. */
+function read(request: FastifyRequest) {
+  refuseForm(request);
+  const { messages, ...body } = chatBody.parse(request.body);
+  request.body = undefined;
+  const { image, ...question } = questionOf(messages);
+  return { question, image: image === undefined ? undefined : sentImage(image), body };
+}
+
 type Pieces = AsyncGenerator<string, WrittenText, undefined>;
 
 /** The pieces of what the model writes. */
 function write(
   { model }: ServerContext,
-  { task, text }: Question,
+  { task, text }: Omit<Question, "image">,
   image: ImageInput | undefined,
   options: WriteOptions,
 ): Pieces {
@@ -77,9 +87,7 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
   const { model, name } = context;
 
   app.post("/v1/chat/completions", async (request, reply) => {
-    refuseForm(request);
-    const body = chatBody.parse(request.body);
-    const question = questionOf(body.messages);
+    const { question, image: sent, body } = read(request);
     // A model that reads images was trained to answer about them: without one the question would be continued.
     const { tasks } = model;
     if (question.task === "complete" && (tasks.includes("answer") || !tasks.includes("complete"))) {
@@ -90,10 +98,7 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
     checkPrompt(context, question.text, "messages");
     logPrompt(context, request, question.text);
     return working(context, reply, async (signal) => {
-      const image =
-        question.image === undefined
-          ? undefined
-          : await imageOfUrl(context, question.image, signal);
+      const image = sent === undefined ? undefined : await bytesOf(context, sent, signal);
       const maxNewTokens = body.max_completion_tokens ?? body.max_tokens;
       const options: WriteOptions = {
         maxNewTokens,
@@ -108,7 +113,8 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
         model: name,
       };
       if (body.stream) {
-        return sendEvents(reply, chunks(pieces, body, frame), context);
+        const wantsUsage = body.stream_options?.include_usage === true;
+        return sendEvents(reply, chunks(pieces, wantsUsage, frame), context);
       }
       let content = "";
       let step = await pieces.next();
@@ -131,8 +137,11 @@ function usageOf({ promptTokens: prompt_tokens, newTokens: completion_tokens }: 
   return { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens };
 }
 
-async function* chunks(pieces: Pieces, body: ChatBody, frame: object): AsyncGenerator<ServerEvent> {
-  const wantsUsage = body.stream_options?.include_usage === true;
+async function* chunks(
+  pieces: Pieces,
+  wantsUsage: boolean,
+  frame: object,
+): AsyncGenerator<ServerEvent> {
   const chunk = (choices: object[], usage: object | null = null): ServerEvent => ({
     data: {
       ...frame,

@@ -130,7 +130,7 @@ const FORMATS: readonly [name: string, begin: string, after?: [number, string]][
  * The bytes of an image file, of which the beginning was looked at: the model decodes it, when it has a place for that.
  * Throws `InvalidImageError`, or `HttpError` for other formats.
  */
-export async function checkUpload(
+async function checkUpload(
   context: ServerContext,
   bytes: Uint8Array,
   signal: AbortSignal,
@@ -147,15 +147,25 @@ export async function checkUpload(
   return bytes;
 }
 
-/** The image that a URL in a request means: data, or what an allowed host sends. */
-export async function imageOfUrl(
+/** An image as a request holds it: the bytes of a file, or its address at another host. */
+export type SentImage = Uint8Array | string;
+
+/**
+ * What a URL in a request means. Data is decoded at once: requests may wait long, and the text is larger, and lies in
+ * JavaScript's own, smaller memory.
+ */
+export const sentImage = (url: string): SentImage =>
+  /^data:/i.test(url) ? dataUrlBytes(url) : url;
+
+/** The bytes of an image that was sent, or that an allowed host sends. Throws as `checkUpload` does. */
+export async function bytesOf(
   context: ServerContext,
-  url: string,
+  image: SentImage,
   signal: AbortSignal,
 ): Promise<Uint8Array> {
-  if (/^data:/i.test(url)) return checkUpload(context, dataUrlBytes(url), signal);
+  if (typeof image !== "string") return checkUpload(context, image, signal);
   const { imageHosts, maxBodyBytes } = context.settings;
-  const bytes = await fetchRemoteImage(url, {
+  const bytes = await fetchRemoteImage(image, {
     hosts: imageHosts,
     maxBytes: maxBodyBytes,
     timeout: REMOTE_TIMEOUT,

@@ -1,6 +1,5 @@
 /** Server-sent events. */
 
-import type { ServerResponse } from "node:http";
 import { Readable } from "node:stream";
 import type { FastifyReply } from "fastify";
 import { noteFault, type ServerContext } from "./context.js";
@@ -19,7 +18,7 @@ const line = ({ event, data }: ServerEvent): string =>
 async function* texts(
   first: IteratorResult<ServerEvent>,
   rest: AsyncIterator<ServerEvent>,
-  raw: ServerResponse,
+  { raw, log }: FastifyReply,
   context: ServerContext,
 ): AsyncGenerator<string> {
   const { stallTimeout } = context.settings;
@@ -33,8 +32,10 @@ async function* texts(
     }
   } catch (error) {
     noteFault(context, error);
+    const { status, body } = toHttp(error);
+    if (status >= 500) log.error({ err: error }, "request failed");
     // The status has been sent; what is left to say it with is an event.
-    yield line({ event: "error", data: toHttp(error).body });
+    yield line({ event: "error", data: body });
   } finally {
     clearTimeout(stall);
     // What is still on its way is watched by the socket.
@@ -59,5 +60,5 @@ export async function sendEvents(
     .header("cache-control", "no-cache, no-transform")
     // nginx would collect the events.
     .header("x-accel-buffering", "no");
-  return Readable.from(texts(first, events, reply.raw, context), { objectMode: false });
+  return Readable.from(texts(first, events, reply, context), { objectMode: false });
 }

@@ -58,6 +58,10 @@ const STATUS: Readonly<Record<string, number>> = {
   INTERNAL: 500,
 };
 
+/** Errors whose text is about this program and its machine, and for its operator. */
+const OF_THE_MACHINE = new Set(["DEVICE_ERROR", "INTERNAL"]);
+const FAILED = "the server failed; its log says more";
+
 /** Fastify's own errors about requests, by its codes; the rest keep their status. */
 const FASTIFY: Readonly<Record<string, [number, HttpErrorCode]>> = {
   FST_ERR_CTP_BODY_TOO_LARGE: [413, "BODY_TOO_LARGE"],
@@ -96,7 +100,10 @@ export function toHttp(error: unknown): { status: number; body: ErrorBody } {
     const param = issue?.path.join(".") || null;
     return answer(422, "INVALID_OPTION", `${param ?? "the body"}: ${issue?.message}`, param);
   }
-  if (isUniFluidError(error)) return answer(STATUS[error.code] ?? 422, error.code, error.message);
+  if (isUniFluidError(error)) {
+    const message = OF_THE_MACHINE.has(error.code) ? FAILED : error.message;
+    return answer(STATUS[error.code] ?? 422, error.code, message);
+  }
   const { code = "", statusCode = 500, message = "" } = error as Partial<FastifyError>;
   const known = FASTIFY[code];
   if (known) return answer(known[0], known[1], message);
@@ -104,7 +111,7 @@ export function toHttp(error: unknown): { status: number; body: ErrorBody } {
   if (error instanceof SyntaxError) return answer(400, "INVALID_JSON", message);
   if (statusCode === 429) return answer(429, "RATE_LIMITED", message);
   if (statusCode >= 400 && statusCode < 500) return answer(statusCode, "BAD_REQUEST", message);
-  return answer(500, "INTERNAL", "the server failed; its log says more");
+  return answer(500, "INTERNAL", FAILED);
 }
 
 /** Answers what Node's parser refuses before there is a request. */
@@ -120,7 +127,12 @@ export function handleClientError(error: Error & { code?: string }, socket: Sock
     `HTTP/1.1 ${status} ${reason}\r\nContent-Type: application/json; charset=utf-8\r\n` +
       `Content-Length: ${Buffer.byteLength(text)}\r\nConnection: close\r\n\r\n${text}`,
   );
+  // One that does not close its half would keep the connection, and the place of its request, for ever.
+  setTimeout(() => socket.destroy(), CLOSE_MILLISECONDS).unref();
 }
+
+/** What a client has to read the last answer on a connection. */
+const CLOSE_MILLISECONDS = 1000;
 
 const PARSER: Readonly<Record<string, [number, string]>> = {
   ERR_HTTP_REQUEST_TIMEOUT: [408, "Request Timeout"],

@@ -5,16 +5,16 @@ import type { DrawOptions } from "../call-options.js";
 import type { DrawingProgress } from "../drawing-stream.js";
 import { isUniFluidError } from "../errors.js";
 import type { Image, ImageFormat } from "../image.js";
-import type { ImageInput } from "../image-input.js";
 import { parseSeed } from "../seed.js";
 import {
+  bytesOf,
   checkModel,
   checkPrompt,
-  checkUpload,
-  imageOfUrl,
   logPrompt,
   refuseForm,
+  type SentImage,
   type ServerContext,
+  sentImage,
   working,
 } from "./context.js";
 import { type ServerEvent, sendEvents } from "./events.js";
@@ -49,10 +49,7 @@ export function registerImages(app: FastifyInstance, context: ServerContext): vo
     checkModel(context, body.model, "edit");
     const { prompt } = body;
     return answer(context, request, reply, body, async (signal) => {
-      const source: ImageInput =
-        typeof image === "string"
-          ? await imageOfUrl(context, image, signal)
-          : await checkUpload(context, image, signal);
+      const source = await bytesOf(context, image, signal);
       return {
         event: "image_edit",
         draw: (n, options) => model.edit(source, Array<string>(n).fill(prompt), options),
@@ -175,14 +172,18 @@ async function preview(step: DrawingProgress): Promise<Image | undefined> {
 }
 
 interface Edit {
-  /** The bytes of an image file, or a URL. */
-  image: Uint8Array | string;
+  image: SentImage;
   fields: Record<string, unknown>;
 }
 
 /** An edit's image and fields, of a form or of JSON with `images: [{ image_url }]`. */
 async function readEdit(request: FastifyRequest, maxBytes: number): Promise<Edit> {
-  if (!request.isMultipart()) return readJson(request.body);
+  if (!request.isMultipart()) {
+    const { body } = request;
+    // Nothing of the text is kept while the request waits.
+    request.body = undefined;
+    return readJson(body);
+  }
   try {
     // Of a form that is too large the reading never ends; what it holds goes with the request.
     return await Promise.race([readForm(request), formTooLarge(request, maxBytes)]);
@@ -190,6 +191,10 @@ async function readEdit(request: FastifyRequest, maxBytes: number): Promise<Edit
     // What is still to come is read past: the connection is to carry the answer, and the next request.
     request.raw.unpipe();
     request.raw.resume();
+    const { destroyed, complete } = request.raw;
+    if (!(error instanceof HttpError) && destroyed && !complete) {
+      throw new HttpError(499, "CLIENT_GONE", "the client left before its form had come");
+    }
     const known = error instanceof HttpError || typeof (error as FastifyError).code === "string";
     if (known) throw error;
     // The parser's: a form that ends in its middle, or is none.
@@ -239,6 +244,10 @@ async function readForm(request: FastifyRequest): Promise<Edit> {
   // Names come from the client: an object without a prototype has no fields to overwrite.
   const fields: Record<string, unknown> = Object.create(null);
   for await (const part of request.parts()) {
+    // Whatever the type says.
+    if (part.fieldname === undefined) {
+      throw new HttpError(400, "INVALID_FORM", "expected a name for each part of the form");
+    }
     // OpenAI's clients write image[] where there are several.
     const name = part.fieldname.replace(/\[\]$/, "");
     if (name === "mask") throw noMask();
@@ -250,6 +259,10 @@ async function readForm(request: FastifyRequest): Promise<Edit> {
     } else if (name === "image") {
       throw new HttpError(422, "IMAGE_UNSUPPORTED_INPUT", "expected a file", "image");
     } else {
+      // The parser has cut it.
+      if (part.valueTruncated) {
+        throw new HttpError(413, "BODY_TOO_LARGE", `the field ${name} is too long`, name);
+      }
       fields[name] = part.value;
     }
   }
@@ -267,5 +280,5 @@ function readJson(body: unknown): Edit {
   if (typeof url !== "string") {
     throw new HttpError(422, "IMAGE_UNSUPPORTED_INPUT", "expected an image_url", "images");
   }
-  return { image: url, fields };
+  return { image: sentImage(url), fields };
 }

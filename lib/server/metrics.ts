@@ -7,6 +7,9 @@ import type { ServerContext } from "./context.js";
 
 const BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
 
+/** The status of an answer that was not sent whole, as proxies log it. */
+const NOT_SENT = 499;
+
 /** What the engine tells: its name here, which kind of number it is, and what it means. */
 const ENGINE: readonly [string, keyof NativeStats, "gauge" | "counter", string][] = [
   ["running_requests", "running", "gauge", "Requests that the engine works on."],
@@ -56,7 +59,7 @@ export function collectMetrics(app: FastifyInstance, context: ServerContext): Re
   const labelNames = ["method", "route", "status"] as const;
   const requests = new Counter({
     name: "unifluid_http_requests_total",
-    help: "HTTP requests answered.",
+    help: "HTTP requests, by the status of their answer; 499: not sent whole.",
     labelNames,
     registers: [registry],
   });
@@ -96,12 +99,16 @@ export function collectMetrics(app: FastifyInstance, context: ServerContext): Re
     }
   }
 
-  app.addHook("onResponse", async (request, reply) => {
-    // The pattern, not the path: what clients make up must not become labels.
-    const route = request.routeOptions.url ?? "unknown";
-    const labels = { method: request.method, route, status: String(reply.statusCode) };
-    requests.inc(labels);
-    seconds.observe(labels, reply.elapsedTime / 1000);
+  app.addHook("onRequest", async (request, reply) => {
+    // Also where the client leaves or is cut off, of which fastify's onResponse is not told.
+    reply.raw.once("close", () => {
+      // The pattern, not the path: what clients make up must not become labels.
+      const route = request.routeOptions.url ?? "unknown";
+      const status = String(reply.raw.writableFinished ? reply.statusCode : NOT_SENT);
+      const labels = { method: request.method, route, status };
+      requests.inc(labels);
+      seconds.observe(labels, reply.elapsedTime / 1000);
+    });
   });
   return registry;
 }

@@ -57,16 +57,23 @@ const imagePart = z.object({
 });
 const part = z.discriminatedUnion("type", [textPart, imagePart]);
 
+/**
+ * A list of wrong elements costs hundreds of bytes of issues for each, and a megabyte holds half a million of them: one
+ * with too many elements is refused before they are looked at. Messages and parts multiply.
+ */
+const MOST_MESSAGES = 1000;
+const MOST_PARTS = 100;
+
 const message = z.object({
   role: z.enum(["system", "developer", "user", "assistant"]),
-  content: z.union([z.string(), z.array(part).min(1)]).nullish(),
+  content: z.union([z.string(), z.array(part).min(1).max(MOST_PARTS)]).nullish(),
 });
 export type ChatMessage = z.infer<typeof message>;
 
 /** Clients send many fields of other models here; those are passed over. */
 export const chatBody = z.object({
   model: optional(z.string()),
-  messages: z.array(message).min(1).max(1000),
+  messages: z.array(message).min(1).max(MOST_MESSAGES),
   max_tokens: optional(z.int().min(1)),
   max_completion_tokens: optional(z.int().min(1)),
   temperature: optional(z.number()),
@@ -75,4 +82,3 @@ export const chatBody = z.object({
   stream: optional(z.boolean()),
   stream_options: optional(z.object({ include_usage: optional(z.boolean()) })),
 });
-export type ChatBody = z.infer<typeof chatBody>;

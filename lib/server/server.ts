@@ -4,28 +4,25 @@
  * @packageDocumentation
  */
 
-import { Socket } from "node:net";
 import { basename } from "node:path";
 import { finished } from "node:stream";
 import cors from "@fastify/cors";
 import multipart from "@fastify/multipart";
 import rateLimit from "@fastify/rate-limit";
-import fastify, {
-  type FastifyInstance,
-  type FastifyReply,
-  type FastifyRequest,
-  type FastifyServerOptions,
-} from "fastify";
+import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { UniFluid } from "../model.js";
 import { invalidOption } from "../options.js";
 import { ApiKeys } from "./api-keys.js";
 import { registerChat } from "./chat.js";
-import { isStream, noteFault, type ServerContext } from "./context.js";
+import { watchConnections } from "./connections.js";
+import { noteFault, type ServerContext } from "./context.js";
 import { HttpError, handleClientError, handleError } from "./http-error.js";
 import { registerImages } from "./images.js";
 import { collectMetrics, registerMetrics } from "./metrics.js";
 import { type ServerOptions, type ServerSettings, serverSettings } from "./options.js";
+import { refuseOtherHosts, refuseOtherOrigins } from "./origins.js";
 import { PAGE_PATHS, registerPage } from "./page.js";
+import { requestIds, trustedProxies } from "./proxies.js";
 import { registerSystem } from "./system.js";
 
 export type { ServerOptions } from "./options.js";
@@ -58,9 +55,11 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
     throw invalidOption("a loaded model (await UniFluid.load)", "model", model);
   }
   const settings = serverSettings(options);
+  const trusted = trustedProxies(settings);
   const app = fastify({
     logger: settings.logger,
-    trustProxy: trustedProxies(settings),
+    // Where nobody is trusted, fastify need not look.
+    trustProxy: settings.trustProxy ? trusted : false,
     bodyLimit: settings.maxBodyBytes,
     // Its own 503 has not the form of our errors; the hook below answers while the server closes.
     return503OnClosing: false,
@@ -78,8 +77,8 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
       protect(request, reply);
       handleError(error, request, reply);
     },
-    // Also that of a proxy in front, so that its log and this one can be read together.
-    requestIdHeader: settings.trustProxy ? "x-request-id" : false,
+    requestIdHeader: false,
+    genReqId: requestIds(trusted),
     forceCloseConnections: "idle",
     routerOptions: { maxParamLength: 200 },
   });
@@ -102,21 +101,22 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
   app.setNotFoundHandler((request) => {
     throw new HttpError(404, "NOT_FOUND", `there is no ${request.method} ${request.url}`);
   });
+  // Before whatever refuses: that is counted, and the pages that may call are to see why.
+  const registry = collectMetrics(app, context);
+  app.addHook("onRequest", async (request, reply) => protect(request, reply));
+  watchConnections(app, settings.stallTimeout * 1000);
+  allowOrigins(app, settings);
   addGuards(app, keys, context);
   addDrain(app, context);
-  const registry = collectMetrics(app, context);
   app.decorate("setApiKeys", (list: readonly string[]) => keys.replace(list));
-  if (settings.corsOrigins.length > 0) {
-    const origin = settings.corsOrigins.includes("*") ? "*" : [...settings.corsOrigins];
-    app.register(cors, { origin, methods: ["GET", "POST"], maxAge: 600 });
-  }
   app.register(multipart, {
     limits: {
       fileSize: settings.maxBodyBytes,
       files: 4,
       fields: 40,
       parts: 44,
-      fieldSize: 64 * 1024,
+      // A prompt of the longest allowed, in UTF-8.
+      fieldSize: Math.max(64 * 1024, 3 * settings.maxPromptLength),
       fieldNameSize: 100,
       headerPairs: 50,
     },
@@ -144,11 +144,21 @@ function protect(request: FastifyRequest, reply: FastifyReply): void {
   });
 }
 
+function allowOrigins(app: FastifyInstance, { corsOrigins }: ServerSettings): void {
+  if (corsOrigins.length === 0) return;
+  app.register(cors, {
+    origin: corsOrigins.includes("*") ? "*" : [...corsOrigins],
+    methods: ["GET", "POST"],
+    exposedHeaders: ["retry-after", "x-request-id"],
+    maxAge: 600,
+  });
+}
+
 function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext): void {
   const { settings } = context;
-  const { maxRequests, stallTimeout } = settings;
+  const { maxRequests } = settings;
   app.addHook("onRequest", async (request, reply) => {
-    protect(request, reply);
+    if (keys.open) refuseOtherHosts(app, request, settings);
     const route = request.routeOptions.url;
     // A preflight bears no key, by its nature.
     if (request.method !== "OPTIONS" && !(route !== undefined && OPEN.has(route))) {
@@ -170,40 +180,6 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext):
       context.open--;
     });
   });
-  app.addHook("onSend", async (request, _reply, payload) => {
-    // Streams pause between their events and watch over their reader themselves.
-    // fastify's inject has no socket to watch.
-    const { socket } = request.raw;
-    if (!isStream(payload) && socket instanceof Socket) socket.setTimeout(stallTimeout * 1000);
-  });
-}
-
-/**
- * A form can be sent to any server by any page, which need not ask first as it must for JSON. Browsers tell at
- * least where it comes from: all of them in `Origin`, and to hosts that they hold for safe in `Sec-Fetch-Site`,
- * which knows its own origin also where a proxy hides from us that there is TLS.
- */
-function refuseOtherOrigins(request: FastifyRequest, { corsOrigins }: ServerSettings): void {
-  const { origin, "sec-fetch-site": site } = request.headers;
-  if (site === "same-origin" || site === "none" || corsOrigins.includes("*")) return;
-  // No browser, which sends an origin with every body.
-  if (origin === undefined && site === undefined) return;
-  if (origin !== undefined && (corsOrigins.includes(origin) || isOwn(request, origin))) return;
-  throw new HttpError(403, "ORIGIN_REFUSED", "pages of other origins may not call this server");
-}
-
-function isOwn({ protocol, host }: FastifyRequest, origin: string): boolean {
-  const own = `${protocol}://${host}`;
-  // Without a port that is the scheme's own, as browsers write origins.
-  return URL.canParse(own) && new URL(own).origin === origin;
-}
-
-/** Never all of `X-Forwarded-For`: what its sender wrote there comes first. */
-function trustedProxies({ trustProxy }: ServerSettings): FastifyServerOptions["trustProxy"] {
-  if (typeof trustProxy === "object") return [...trustProxy];
-  const hops = Number(trustProxy);
-  // A number would make fastify trust nobody.
-  return hops > 0 && ((_address, hop) => hop < hops);
 }
 
 async function limitRate(

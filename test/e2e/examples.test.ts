@@ -129,18 +129,30 @@ test("express-upload.mjs", () =>
     } finally {
       await model.dispose();
     }
-    expect(await send(Buffer.from("x"))).toMatchObject({
-      status: 422,
-      body: { code: "IMAGE_UNDECODABLE" },
-    });
+    const drawing = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>';
+    for (const other of ["x", drawing]) {
+      expect(await send(Buffer.from(other))).toMatchObject({
+        status: 422,
+        body: { code: "IMAGE_UNDECODABLE" },
+      });
+    }
   }));
 
 describe("a fault is told as whose it is by", () => {
   // In the place of the package: a model that fails with the code that it is given.
   const FAILING = `
     const fail = (code) => { throw Object.assign(new Error("no"), { code }); };
+    let left = 0;
     const model = {
-      caption: async (bytes) => fail(String(bytes)),
+      // Behind what makes it an image.
+      caption: async (bytes, { signal }) => {
+        const code = String(bytes).slice(12);
+        if (code !== "WAIT") fail(code);
+        await new Promise((resolve) => signal.addEventListener("abort", resolve));
+        left++;
+        signal.throwIfAborted();
+      },
+      answer: async () => String(left),
       async *generateStream(prompt) {
         if (prompt !== "full") yield fail(prompt);
         const image = { toBuffer: async () => Buffer.of(1) };
@@ -185,11 +197,23 @@ describe("a fault is told as whose it is by", () => {
   test("express-upload.mjs", () =>
     serving("express-upload.mjs", async (url) => {
       const headers = { "content-type": "image/png", connection: "close" };
+      const send = (code: string, query = "", signal?: AbortSignal) => {
+        const body = `RIFF....WEBP${code}`;
+        return fetch(`${url}/describe${query}`, { method: "POST", headers, body, signal });
+      };
       for (const [code, status] of [...faults, ["IMAGE_UNDECODABLE", 422] as const]) {
-        const response = await fetch(`${url}/describe`, { method: "POST", headers, body: code });
+        const response = await send(code);
         expect([code, response.status]).toEqual([code, status]);
         if (status !== 500) expect(await response.json()).toMatchObject({ code });
       }
+      // Who goes away is waited for no longer.
+      await expect(send("WAIT", "", AbortSignal.timeout(300))).rejects.toThrow();
+      const left = async () =>
+        ((await (await send("", "?question=left")).json()) as { text: string }).text;
+      for (let i = 0; i < 100 && (await left()) === "0"; i++) {
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+      expect(await left()).toBe("1");
     }));
 });
 

@@ -14,10 +14,11 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Queue } from "bullmq";
+import { Queue, Worker } from "bullmq";
 import sharp from "sharp";
 import { UniFluid } from "../../lib/index";
 import { parseRedisUrl } from "../../lib/queue/connection";
+import { openQueue, queueStatus, retryDead } from "../../lib/queue/queue";
 import { work } from "../../lib/queue/worker";
 import { hasRedis, RedisServer } from "../support/redis";
 
@@ -168,6 +169,7 @@ withRedis("a queue", () => {
     expect(lines((await run(["queue", "results", "out/first"])).out)[1]).toEqual({
       index: 1,
       fingerprint: expect.any(Number),
+      enqueued: expect.any(Number),
       id: "late",
       task: "caption",
       seed: 1,
@@ -314,6 +316,55 @@ withRedis("a queue", () => {
     expect(readdirSync(join(folder, "out")).sort()).toEqual([first, other, "mine"].sort());
   });
 
+  test("a job tried again leaves the result of a newer record of its number alone", async () => {
+    const enqueue = async (record: object) => {
+      writeFileSync(join(folder, "jobs.jsonl"), JSON.stringify(record));
+      await run(["enqueue", "jobs.jsonl", "--run", "mine"]);
+      await run(worker);
+    };
+    await enqueue({ image: "late.png", maxNewTokens: 2 });
+    await enqueue({ prompt: "a star", steps: 1 });
+    const results = async () => (await run(["queue", "results", "out/mine"])).out;
+    const newer = await results();
+    expect(lines(newer)).toEqual([
+      expect.objectContaining({ task: "generate", file: "0000000.png" }),
+    ]);
+    // What was given up could be done now.
+    cpSync(photo, join(folder, "late.png"));
+    expect(JSON.parse((await run(["queue", "retry", "--json"])).out)).toEqual({ retried: 1 });
+    await run(worker);
+    expect(await status()).toMatchObject({ completed: 2, dead: 0 });
+    expect(await results()).toBe(newer);
+  });
+
+  test("jobs are tried again as often as at first", async () => {
+    const connection = { host: "127.0.0.1", port: redis.port };
+    const queue = openQueue({ redis: parseRedisUrl(redis.url), name: "unifluid" });
+    const failing = new Worker("unifluid", () => Promise.reject(new Error("no")), { connection });
+    try {
+      const record = { run: "a", index: 0, fingerprint: 1, record: {} };
+      const options = { attempts: 3, backoff: 1 };
+      const jobs = [1, 2].map((id) => ({
+        name: "a",
+        data: record,
+        opts: { ...options, jobId: `j${id}` },
+      }));
+      await queue.addBulk(jobs);
+      while ((await queue.getFailedCount()) < 2) await sleep(20);
+      await failing.close();
+      const client = await queue.getBackend().client;
+      await client.hset(queue.toKey("j1"), { stc: 6 });
+      expect(await retryDead(queue)).toBe(2);
+      expect(await queueStatus(queue)).toMatchObject({ waiting: 2, dead: 0 });
+      const job = await queue.getJob("j1");
+      expect([job!.attemptsMade, job!.stalledCounter]).toEqual([0, 0]);
+      expect(await retryDead(queue)).toBe(0);
+    } finally {
+      await failing.close();
+      await queue.close();
+    }
+  });
+
   test("SIGTERM lets what runs finish, and leaves the rest to others", async () => {
     writeFileSync(join(folder, "jobs.txt"), "a star\n".repeat(30));
     await run(["enqueue", "jobs.txt", "--run", "jobs", "--steps", "60"]);
@@ -379,7 +430,12 @@ withRedis("a queue", () => {
     expect(readdirSync(join(folder, "out/good"))).toEqual(["0000001.json"]);
     // What is no job has nothing to be told of.
     expect(lines((await run(["queue", "results", "out/good"])).out)).toEqual([
-      { index: 1, fingerprint: 1, error: { code: "INVALID_RECORD", message: expect.any(String) } },
+      {
+        index: 1,
+        fingerprint: 1,
+        enqueued: expect.any(Number),
+        error: { code: "INVALID_RECORD", message: expect.any(String) },
+      },
     ]);
   });
 });

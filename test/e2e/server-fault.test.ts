@@ -26,6 +26,8 @@ test.each([false, true])("it must be started again (streaming: %s)", async (stre
     } as typeof model.generateStream);
     const answer = await post(`${url}/v1/images/generations`, { prompt: "a red circle", stream });
     expect([answer.status, answer.body.error?.code]).toEqual([500, "DEVICE_ERROR"]);
+    // What is of the machine stays in the log.
+    expect(answer.body.error.message).toBe("the server failed; its log says more");
     expect([await probe("health"), await probe("ready")]).toEqual([503, 503]);
   } finally {
     await app.close();

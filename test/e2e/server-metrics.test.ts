@@ -3,7 +3,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { UniFluid } from "../../lib/index";
-import { post, startServer } from "../support/server";
+import { idle, post, startServer } from "../support/server";
 
 const page = readFileSync(join(__dirname, "../../docs/serve.md"), "utf8");
 const [, table] = /^## Metrics\n\n((?:\|.*\n)+)/m.exec(page)!;
@@ -41,6 +41,38 @@ test("what the page names is measured, and counts what was asked", async () => {
       ]),
     );
     expect(text).not.toContain("made/up");
+  } finally {
+    await app.close();
+  }
+});
+
+test("clients that leave count, and those that are refused", async () => {
+  await using model = await UniFluid.load("shapes-64");
+  const { app, url } = await startServer(model, { apiKeys: ["key"] });
+  try {
+    const headers = { authorization: "Bearer key" };
+    const generations = `${url}/v1/images/generations`;
+    expect((await post(generations, { prompt: "a star" })).status).toBe(401);
+    const gone = new AbortController();
+    const body = JSON.stringify({ prompt: "a star", steps: 1000, n: 4 });
+    const left = fetch(generations, {
+      method: "POST",
+      headers: { ...headers, "content-type": "application/json" },
+      body,
+      signal: gone.signal,
+    });
+    left.catch(() => {});
+    while (model.stats().running === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+    gone.abort();
+    await expect(left).rejects.toThrow();
+    await idle(model);
+    const text = await (await fetch(`${url}/metrics`, { headers })).text();
+    const lines = text.split("\n");
+    for (const status of [401, 499]) {
+      const labels = `{method="POST",route="/v1/images/generations",status="${status}"}`;
+      expect(lines).toContain(`unifluid_http_requests_total${labels} 1`);
+      expect(lines).toContain(`unifluid_http_request_seconds_count${labels} 1`);
+    }
   } finally {
     await app.close();
   }

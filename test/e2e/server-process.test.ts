@@ -209,6 +209,12 @@ describe("what cannot be started", () => {
     expect(service.err()).toContain("expected keys, one a line");
   });
 
+  test.each(["", " , #none"])("%j as keys of the environment", async (text) => {
+    const service = await serve([], { UNIFLUID_API_KEYS: text });
+    expect(await service.ended).toBe(2);
+    expect(service.err()).toContain("USAGE: expected keys in UNIFLUID_API_KEYS");
+  });
+
   test("a port that is taken", async () => {
     const other = createServer();
     await new Promise<void>((resolve) => other.listen(0, "127.0.0.1", resolve));
@@ -358,7 +364,7 @@ test("a client that does not read is cut off after --stall-timeout", async () =>
   const socket = connect(Number(port), hostname).pause();
   const cut = new Promise((resolve) => socket.once("error", resolve));
   // More answers than the sockets between hold; then a word now and then, until that fails.
-  socket.write("GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000));
+  socket.write("GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(2000));
   const words = setInterval(() => socket.write("GET"), 50);
   socket.once("close", () => clearInterval(words));
   expect(await cut).toMatchObject({ code: expect.stringMatching(/^(EPIPE|ECONNRESET)$/) });

@@ -1,11 +1,12 @@
 /** What a server on a network meets: bodies and headers made to hurt, wrong keys, clients that go away. */
 
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { type AddressInfo, connect } from "node:net";
 import { join } from "node:path";
 import { crc32, deflateSync } from "node:zlib";
 import { UniFluid } from "../../lib/index";
-import { createServer } from "../../lib/server/server";
+import { createServer, type ServerOptions } from "../../lib/server/server";
 import { idle, post, type RunningServer, startServer } from "../support/server";
 
 const photo = readFileSync(join(__dirname, "../fixtures/shapes-64/expected/caption0.png"));
@@ -48,7 +49,7 @@ function raw(text: string | Buffer, { endAfter }: { endAfter?: number } = {}): P
 }
 
 const generation = (body: string | Buffer, headers = "") =>
-  `POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n${headers}Content-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
+  `POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n${headers}Content-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
 
 const generations = () => `${server.url}/v1/images/generations`;
 const chat = () => `${server.url}/v1/chat/completions`;
@@ -163,23 +164,23 @@ describe("headers", () => {
   test.each<[string, string, RegExp]>([
     [
       "two lengths",
-      "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 50\r\n\r\nabcde",
+      "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 50\r\n\r\nabcde",
       /^HTTP\/1\.1 400 /,
     ],
     [
       "a length and chunks",
-      "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+      "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
       /^HTTP\/1\.1 400 /,
     ],
     [
       "a huge header",
-      `GET /health HTTP/1.1\r\nHost: x\r\nX: ${"y".repeat(20_000)}\r\n\r\n`,
+      `GET /health HTTP/1.1\r\nHost: localhost\r\nX: ${"y".repeat(20_000)}\r\n\r\n`,
       /^HTTP\/1\.1 431 /,
     ],
     ["no HTTP", "hello\r\n\r\n", /^HTTP\/1\.1 400 /],
     [
       "a name that breaks lines",
-      "GET /health HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\nSet-Cookie: b\r\n\r\n",
+      "GET /health HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\nSet-Cookie: b\r\n\r\n",
       /^HTTP\/1\.1 400 /,
     ],
   ])("%s", async (_name, request, answer) => {
@@ -187,13 +188,37 @@ describe("headers", () => {
   });
 
   test("headers that come too slowly end the connection", async () => {
-    const answer = await raw("POST /v1/images/generations HTTP/1.1\r\nHost: x\r\n");
+    const answer = await raw("POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n");
     expect(answer).toMatch(/^(HTTP\/1\.1 408 |$)/);
   });
 
   test("a body that comes too slowly ends the connection", async () => {
     const answer = await raw(generation(`{"prompt":"${"x".repeat(50)}"}`).slice(0, -20));
     expect(answer).toMatch(/^(HTTP\/1\.1 408 |$)/);
+  });
+
+  test("a slow client that never closes its half holds no place", async () => {
+    const small = await startServer(model, { maxRequests: 1, receiveTimeout: 1 });
+    const head = generation(`{"prompt":"${"x".repeat(50)}"}`).slice(0, -20);
+    const socket = connect({ port: small.port, host: "127.0.0.1", allowHalfOpen: true });
+    try {
+      // What comes is read, and nothing is ever closed.
+      socket
+        .on("error", () => {})
+        .resume()
+        .write(head);
+      await once(socket, "end");
+      const ask = () => post(`${small.url}/v1/images/generations`, { prompt: "a", steps: 1 });
+      let answer = await ask();
+      for (let i = 0; i < 100 && answer.status === 429; i++) {
+        await new Promise((resolve) => setTimeout(resolve, 50));
+        answer = await ask();
+      }
+      expect(answer.status).toBe(200);
+    } finally {
+      socket.destroy();
+      await small.app.close();
+    }
   });
 
   test("answers forbid sniffing, framing and what is not the page's own", async () => {
@@ -219,7 +244,9 @@ describe("paths", () => {
     "/v1/models/%zz",
     `/v1/models/${"x".repeat(201)}`,
   ])("%s leads nowhere", async (path) => {
-    const answer = await raw(`GET ${path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n`);
+    const answer = await raw(
+      `GET ${path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n`,
+    );
     expect(answer).toMatch(/^HTTP\/1\.1 (404|400|414) /);
     const [head, body] = answer.split("\r\n\r\n") as [string, string];
     expect(JSON.parse(body)).toEqual({
@@ -329,6 +356,7 @@ describe("forms", () => {
       413,
       "TOO_MANY_PARTS",
     ],
+    ["a huge field", { prompt: "x".repeat(70_000), image: image() }, 413, "BODY_TOO_LARGE"],
     ["a huge file", { prompt: "a", image: new Blob(["x".repeat(400_000)]) }, 413, "BODY_TOO_LARGE"],
   ])("%s", async (_name, fields, status, code) => {
     expect(await outcome(await form(fields))).toEqual([status, code]);
@@ -347,8 +375,8 @@ describe("forms", () => {
       ["two files too large together", file("image") + file("image[]"), 413],
     ])("%s leaves the connection to the next request", async (_name, parts, status) => {
       const body = `${parts}--B--\r\n`;
-      const head = `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: ${body.length}\r\n\r\n`;
-      const next = "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+      const head = `POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: ${body.length}\r\n\r\n`;
+      const next = "GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
       const answers = (await raw(head + body + next)).match(/HTTP\/1\.1 \d+/g);
       expect(answers).toEqual([`HTTP/1.1 ${status}`, "HTTP/1.1 200"]);
     });
@@ -360,7 +388,7 @@ describe("forms", () => {
       `--B\r\nContent-Disposition: form-data; name="${name}"; filename="a.png"\r\n\r\n${half}\r\n`;
     const chunk = (text: string) => `${text.length.toString(16)}\r\n${text}\r\n`;
     const head = (how: string) =>
-      `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\n${how}\r\n\r\n`;
+      `POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\n${how}\r\n\r\n`;
 
     test.each<[string, string]>([
       ["by its length, before anything of it comes", head("Content-Length: 300500")],
@@ -376,12 +404,58 @@ describe("forms", () => {
     });
   });
 
+  test("a part without a name is told of", async () => {
+    const body = "--B\r\nContent-Disposition: form-data\r\n\r\nx\r\n--B--\r\n";
+    const answer = await raw(
+      `POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
+    );
+    const { error } = JSON.parse(answer.slice(answer.indexOf("{")));
+    expect([error.code, error.message]).toEqual([
+      "INVALID_FORM",
+      "expected a name for each part of the form",
+    ]);
+  });
+
+  test("a form takes prompts as long as the server does", async () => {
+    const other = await startServer(model, { maxPromptLength: 100_000 });
+    try {
+      const body = new FormData();
+      body.set("prompt", "é".repeat(100_001));
+      body.set("image", image(), "photo.png");
+      const answer = await fetch(`${other.url}/v1/images/edits`, { method: "POST", body });
+      const { error } = (await answer.json()) as { error: { message: string } };
+      expect(error.message).toBe("expected at most 100000 characters but received 100001");
+    } finally {
+      await other.app.close();
+    }
+  });
+
+  test("a client that leaves before the end is no fault of the server", async () => {
+    const lines: { level: number; code?: string }[] = [];
+    const stream = { write: (line: string) => void lines.push(JSON.parse(line)) };
+    const other = await startServer(model, { logger: { stream } });
+    try {
+      const socket = connect(other.port, "127.0.0.1");
+      socket.write(
+        'POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: 500\r\n\r\n--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nabc',
+      );
+      setTimeout(() => socket.destroy(), 200);
+      while (!lines.some(({ level, code }) => level > 30 || code !== undefined)) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+      expect(lines.filter(({ level }) => level > 30)).toEqual([]);
+      expect(lines.map(({ code }) => code)).toContain("CLIENT_GONE");
+    } finally {
+      await other.app.close();
+    }
+  });
+
   test("a form cut short ends the request", async () => {
-    const head = `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: 500\r\n\r\n--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nabc`;
+    const head = `POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: 500\r\n\r\n--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nabc`;
     await raw(head, { endAfter: 100 });
     const whole = `--B\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nabc`;
     const broken = await raw(
-      `POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: ${whole.length}\r\n\r\n${whole}`,
+      `POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: multipart/form-data; boundary=B\r\nContent-Length: ${whole.length}\r\n\r\n${whole}`,
     );
     expect(broken).toMatch(/^HTTP\/1\.1 4\d\d /);
   });
@@ -452,6 +526,49 @@ describe("other origins", () => {
       await open.app.close();
     }
   });
+
+  test("see why they are refused", async () => {
+    const app = createServer(model, {
+      corsOrigins: ["https://app.example"],
+      apiKeys: ["k"],
+      rateLimit: 1,
+    });
+    const ask = (key: string, origin: string) =>
+      app.inject({
+        method: "POST",
+        url: "/v1/images/generations",
+        headers: { origin, authorization: `Bearer ${key}` },
+        payload: {},
+      });
+    try {
+      for (const [key, status] of [
+        ["wrong", 401],
+        ["k", 422],
+        ["k", 429],
+      ] as const) {
+        const { statusCode, headers } = await ask(key, "https://app.example");
+        expect([statusCode, headers["access-control-allow-origin"]]).toEqual([
+          status,
+          "https://app.example",
+        ]);
+        const exposed = String(headers["access-control-expose-headers"]).split(", ");
+        expect(exposed).toEqual(["retry-after", "x-request-id"]);
+      }
+      app.draining = true;
+      const draining = await ask("k", "https://app.example");
+      expect([draining.statusCode, draining.headers["access-control-allow-origin"]]).toEqual([
+        503,
+        "https://app.example",
+      ]);
+      const other = await ask("wrong", "https://evil.example");
+      expect([other.statusCode, other.headers["access-control-allow-origin"]]).toEqual([
+        401,
+        undefined,
+      ]);
+    } finally {
+      await app.close();
+    }
+  });
 });
 
 test("a page of another origin cannot send forms", async () => {
@@ -489,13 +606,127 @@ test("a page of another origin cannot send forms", async () => {
   }
 });
 
+describe("a name that points to this machine", () => {
+  const ask = async ({ app, port }: RunningServer, host: string, headers = {}) => {
+    const { statusCode, body } = await app.inject({
+      url: "/v1/models",
+      headers: { host, ...headers },
+    });
+    // What is injected goes the way of what comes by a socket.
+    const socket = connect(port, "127.0.0.1");
+    socket.write(
+      `GET /v1/models HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n` +
+        `${Object.entries(headers)
+          .map(([name, value]) => `${name}: ${value}\r\n`)
+          .join("")}\r\n`,
+    );
+    const [first] = (await once(socket, "data")) as [Buffer];
+    socket.destroy();
+    expect(Number(first.subarray(9, 12))).toBe(statusCode);
+    return [statusCode, JSON.parse(body).error?.code];
+  };
+  const refused = [403, "ORIGIN_REFUSED"];
+  const served = [200, undefined];
+
+  test.each([
+    "evil.example",
+    "evil.example:8080",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "@",
+  ])("%s is refused", async (host) => expect(await ask(server, host)).toEqual(refused));
+
+  test.each([
+    "localhost",
+    "localhost:80",
+    "LocalHost.",
+    "a.localhost:1",
+    "127.0.0.1",
+    "[::1]:80",
+    "10.0.0.1",
+  ])("%s is served", async (host) => expect(await ask(server, host)).toEqual(served));
+
+  test.each<[string, ServerOptions, Record<string, string>]>([
+    ["a key", { apiKeys: ["k"] }, { authorization: "Bearer k" }],
+    ["a proxy that is trusted", { trustProxy: true }, {}],
+    ["any page that may call", { corsOrigins: ["*"] }, {}],
+  ])("is served with %s", async (_name, options, headers) => {
+    const other = await startServer(model, options);
+    try {
+      expect(await ask(other, "models.example", headers)).toEqual(served);
+    } finally {
+      await other.app.close();
+    }
+  });
+
+  test("is served where others are", async () => {
+    const app = createServer(model);
+    await app.listen({ host: "0.0.0.0", port: 0 });
+    try {
+      const { port } = app.server.address() as AddressInfo;
+      expect(await ask({ app, port, url: "" }, "models.example")).toEqual(served);
+    } finally {
+      await app.close();
+    }
+  });
+});
+
+test("an id of a request is a trusted proxy's, or the server's own", async () => {
+  const idOf = async (trustProxy: ServerOptions["trustProxy"], remoteAddress: string) => {
+    const app = createServer(model, { trustProxy });
+    const headers = { "x-request-id": "theirs" };
+    const answer = await app.inject({ url: "/health", headers, remoteAddress });
+    await app.close();
+    return answer.headers["x-request-id"];
+  };
+  expect(await idOf(true, "192.0.2.1")).toBe("theirs");
+  expect(await idOf(["10.0.0.0/8"], "10.1.2.3")).toBe("theirs");
+  expect(await idOf(["10.0.0.0/8", "loopback"], "::ffff:127.0.0.1")).toBe("theirs");
+  expect(await idOf(["linklocal"], "fe80::1%eth0")).toBe("theirs");
+  expect(await idOf(["10.0.0.0/8"], "192.0.2.1")).toBe("req-1");
+  expect(await idOf(false, "127.0.0.1")).toBe("req-1");
+});
+
+test.each<[string, string[]]>([
+  ["after", ["/health", "/slow"]],
+  ["before", ["/slow", "/health"]],
+])(
+  "an answer that takes longer than a reader may is waited for %s another",
+  async (_name, paths) => {
+    const app = createServer(model, { stallTimeout: 1 });
+    app.get("/slow", async () => {
+      await new Promise((resolve) => setTimeout(resolve, 2500));
+      return "made";
+    });
+    await app.listen({ host: "127.0.0.1", port: 0 });
+    const socket = connect((app.server.address() as AddressInfo).port, "127.0.0.1");
+    try {
+      let text = "";
+      socket.on("data", (chunk) => {
+        text += chunk;
+      });
+      const request = (path: string) => `GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`;
+      // At once, as pipelining does.
+      socket.write(paths.map(request).join(""));
+      const whole = () => text.includes("made") && text.includes('"ok"');
+      const cut = once(socket, "close").then(() => true);
+      while (!whole() && !(await Promise.race([cut, new Promise((go) => setTimeout(go, 20))]))) {}
+      expect(text.match(/HTTP\/1\.1 \d+/g)).toEqual(["HTTP/1.1 200", "HTTP/1.1 200"]);
+      expect(whole()).toBe(true);
+    } finally {
+      socket.destroy();
+      await app.close();
+    }
+  },
+);
+
 test("beyond its requests a server refuses before it reads a body", async () => {
   const small = await startServer(model, { maxRequests: 2 });
   const sockets = [1, 2].map(() => connect(small.port, "127.0.0.1"));
   try {
     // Two that begin to send, and go on for ever.
     const head =
-      "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{";
+      "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{";
     for (const socket of sockets) socket.on("error", () => {}).write(head);
     const ask = () => post(`${small.url}/v1/images/generations`, { prompt: "a", steps: 1 });
     let answer = await ask();
@@ -547,6 +778,25 @@ test("drain waits until an answer is sent, not only made", async () => {
 });
 
 describe("clients that go away", () => {
+  test("hold no places, also for requests that waited behind others of theirs", async () => {
+    const small = await startServer(model, { maxRequests: 2 });
+    try {
+      const socket = connect(small.port, "127.0.0.1");
+      const body = JSON.stringify({ prompt: "a star", steps: 300 });
+      const one = generation(body).replace("Connection: close\r\n", "");
+      socket.on("error", () => {}).write(one + one);
+      const count = () => model.stats().running + model.stats().waiting;
+      while (count() < 2) await new Promise((resolve) => setTimeout(resolve, 5));
+      socket.destroy();
+      await idle(model);
+      const ask = () => post(`${small.url}/v1/images/generations`, { prompt: "a", steps: 100 });
+      const answers = await Promise.all([ask(), ask()]);
+      expect(answers.map(({ status }) => status)).toEqual([200, 200]);
+    } finally {
+      await small.app.close();
+    }
+  });
+
   test("free their sequences at the next step", async () => {
     const before = model.stats();
     const controller = new AbortController();

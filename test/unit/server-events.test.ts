@@ -2,13 +2,14 @@
 
 import { EventEmitter, once } from "node:events";
 import type { FastifyReply } from "fastify";
-import { QueueFullError } from "../../lib/errors";
+import { DeviceError, QueueFullError } from "../../lib/errors";
 import type { ServerContext } from "../../lib/server/context";
 import { type ServerEvent, sendEvents } from "../../lib/server/events";
 
 /** As much of a reply as `sendEvents` uses. */
 class FakeReply {
   readonly headers: Record<string, string> = {};
+  readonly log = { error: jest.fn() };
   readonly raw = Object.assign(new EventEmitter(), {
     destroy: () => this.raw.emit("destroyed"),
     socket: { setTimeout: jest.fn() },
@@ -54,6 +55,19 @@ test("what fails before the first event is thrown; later it is an event", async 
   expect(text).toMatch(
     /^data: {"i":0}\n\nevent: error\ndata: {"error":{.*"code":"QUEUE_FULL"}}\n\n$/,
   );
+});
+
+test("what fails of the server's own is logged, and the event tells nothing of it", async () => {
+  const fault = new DeviceError("DEVICE_ERROR", "the GPU of this machine");
+  async function* events(): AsyncGenerator<ServerEvent> {
+    yield { data: "first" };
+    throw fault;
+  }
+  const reply = new FakeReply();
+  const text = await textOf(await send(reply, events()));
+  expect(text).toContain('"code":"DEVICE_ERROR"');
+  expect(text).not.toContain(fault.message);
+  expect(reply.log.error).toHaveBeenCalledWith({ err: fault }, "request failed");
 });
 
 test("a reader that takes nothing is cut off, and what it asked for is ended", async () => {
