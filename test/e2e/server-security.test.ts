@@ -530,15 +530,15 @@ describe("other origins", () => {
   test("see why they are refused", async () => {
     const app = createServer(model, {
       corsOrigins: ["https://app.example"],
-      apiKeys: ["k"],
+      apiKeys: ["k", "long"],
       rateLimit: 1,
     });
-    const ask = (key: string, origin: string) =>
+    const ask = (key: string, origin: string, payload = {}) =>
       app.inject({
         method: "POST",
         url: "/v1/images/generations",
         headers: { origin, authorization: `Bearer ${key}` },
-        payload: {},
+        payload,
       });
     try {
       for (const [key, status] of [
@@ -554,7 +554,9 @@ describe("other origins", () => {
         const exposed = String(headers["access-control-expose-headers"]).split(", ");
         expect(exposed).toEqual(["retry-after", "x-request-id"]);
       }
-      app.draining = true;
+      const drawing = ask("long", "https://app.example", { prompt: "a star", steps: 300 });
+      while (model.stats().running === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+      const drained = app.drain(60_000);
       const draining = await ask("k", "https://app.example");
       expect([draining.statusCode, draining.headers["access-control-allow-origin"]]).toEqual([
         503,
@@ -565,6 +567,8 @@ describe("other origins", () => {
         401,
         undefined,
       ]);
+      expect((await drawing).statusCode).toBe(200);
+      await drained;
     } finally {
       await app.close();
     }
