@@ -161,7 +161,7 @@ async function ourStep(spec, compute) {
   const trainer = await loadAddon().createTrainer(spec, {
     threads,
     maxMemory: 0,
-    compute,
+    compute: { f32: "float32", bf16: "bfloat16" }[compute],
     recompute: false,
     seed: 1n,
     textWeight: 0.5,

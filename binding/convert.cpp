@@ -289,9 +289,9 @@ TrainerSettings trainer_settings(const Napi::Value& value) {
   settings.resources = resources(o);
   TrainerOptions& t = settings.options;
   const std::string compute = text(o, "compute"), order = text(o, "order");
-  if (compute != "f32" && compute != "bf16") wrong("compute", "f32 or bf16");
+  if (compute != "float32" && compute != "bfloat16") wrong("compute", "float32 or bfloat16");
   if (order != "random" && order != "raster") wrong("order", "random or raster");
-  t.bf16 = compute == "bf16";
+  t.bf16 = compute == "bfloat16";
   t.seed = seed(o, "seed");
   t.loss.recompute = boolean(o, "recompute");
   t.loss.text_weight = real(o, "textWeight");

@@ -339,7 +339,7 @@ export interface NativeTrainerOptions {
   /** With dtype "float32", which training computes in. */
   cuda?: NativeCuda;
   /** Operands of matrix products: float32, or rounded to bfloat16. */
-  compute: "f32" | "bf16";
+  compute: NativeComputeType;
   /** Compute the layers' activations again on the way back instead of keeping them. */
   recompute: boolean;
   seed: bigint;

@@ -33,7 +33,7 @@ async function trained(directory, compute) {
     ...(isa && { isa }),
     threads: 2,
     maxMemory: 0,
-    compute,
+    compute: { f32: "float32", bf16: "bfloat16" }[compute],
     recompute: false,
     seed: 5n,
     textWeight: 0.5,

@@ -108,7 +108,7 @@ async function openTrainer(
     lossesOnly: true,
     threads: options.threads ?? defaultThreads(),
     maxMemory: options.maxMemory ?? 0,
-    compute: "f32",
+    compute: "float32",
     // Without gradients nothing is computed again: only memory is saved.
     recompute: true,
     seed: options.seed,

@@ -67,7 +67,8 @@ const common = {
   clipNorm: z.number().min(0).default(1),
   /** Tensors not to train; * matches anything. */
   freeze: z.array(z.string().min(1)).default([]),
-  compute: z.enum(["f32", "bf16"]).default("bf16"),
+  /** Type of the operands of matrix products. */
+  compute: z.enum(["float32", "bfloat16"]).default("bfloat16"),
   seed: z.number().int().min(0).default(0),
   threads: count.optional(),
   /** "auto": the first usable GPU with room for the weights, otherwise the CPU. */

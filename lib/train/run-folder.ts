@@ -376,7 +376,7 @@ export class RunFolder {
       try {
         return schema.parse(JSON.parse(text));
       } catch (cause) {
-        throw new InvalidCheckpointError(`${path} was not written by a run`, { cause });
+        throw new InvalidCheckpointError(`${path} is not what a run writes`, { cause });
       }
     };
     const positions = await read(POSITIONS_FILE, positionsSchema);

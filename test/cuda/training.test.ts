@@ -84,7 +84,7 @@ test.each([86, 90])("the same bits again, recomputed and after a stop: %d", asyn
   simulate({ capability });
   const spec = await specOf("unifluid-flow-tiny");
   const run = async (recompute: boolean) => {
-    const t = await createTrainer(spec, { ...cuda, recompute, compute: "bf16" });
+    const t = await createTrainer(spec, { ...cuda, recompute, compute: "bfloat16" });
     for (let step = 1; step <= 2; step++)
       await t.step([batchOf(spec, step)], { step, learningRate: 1e-3 });
     return t;
@@ -97,7 +97,7 @@ test.each([86, 90])("the same bits again, recomputed and after a stop: %d", asyn
   };
   const [a, b] = [await run(false), await run(true)];
   same(a, b);
-  const c = await createTrainer(spec, { ...cuda, compute: "bf16" });
+  const c = await createTrainer(spec, { ...cuda, compute: "bfloat16" });
   for (const name of trained(spec))
     for (const kind of kinds) c.write(name, kind, a.read(name, kind, "F32"));
   for (const t of [a, c]) await t.step([batchOf(spec, 3)], { step: 3, learningRate: 1e-3 });

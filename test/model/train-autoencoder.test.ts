@@ -283,7 +283,7 @@ test("records need no task, and broken ones are named", async () => {
 
 test("shards are pictures as well, and give the run and the sheets that their manifest gives", async () => {
   await writeDataset(join(folder, "shards"), { count: 24, seed: 1n, tasks: ["edit"], shards: 3 });
-  const change = { steps: 2, compute: "f32", samples: { every: 2, pictures: 30 } };
+  const change = { steps: 2, compute: "float32", samples: { every: 2, pictures: 30 } };
   // In the order in which they lie, both give the same records.
   const source = { examples: 4, shuffle: 1 };
   const edit = { ...source, manifest: join(folder, "data", "edit.jsonl") };

@@ -13,7 +13,7 @@ afterAll(() => runs.close());
 
 const checkpoints = (out: string) => readdir(join(runs.folder, out, "checkpoints"));
 const common = {
-  compute: "f32",
+  compute: "float32",
   warmup: 0,
   schedule: "constant",
   checkpoint: { every: 1, keep: 1 },

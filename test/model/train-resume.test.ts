@@ -25,7 +25,7 @@ const state = (out: string, step: number) =>
   new Tensors(join(runs.checkpoint(out, step), "trainer.safetensors"));
 
 test("an average that is asked for later begins with the weights of then, and may be given up", async () => {
-  const change = { compute: "f32", steps: 2, ema: 0 };
+  const change = { compute: "float32", steps: 2, ema: 0 };
   await runs.train("average", change);
   expect(state("average", 2).names.some((n) => n.startsWith("ema."))).toBe(false);
   await runs.train("average", { ...change, steps: 3, ema: 0.9 }, { resume: true });
@@ -41,7 +41,7 @@ test("an average that is asked for later begins with the weights of then, and ma
 });
 
 test("the average of a tensor that is frozen on the way is its weights", async () => {
-  const change = { compute: "f32", steps: 2, ema: 0.9 };
+  const change = { compute: "float32", steps: 2, ema: 0.9 };
   await runs.train("freezing", change);
   const freeze = ["image_in.*"];
   await runs.train("freezing", { ...change, steps: 3, freeze }, { resume: true });
@@ -144,7 +144,7 @@ test("a source that took another's place begins anew", async () => {
 });
 
 test("examples draw the same orders, timesteps and noise in one batch or in several", async () => {
-  const change = { steps: 1, compute: "f32", learningRate: 1e-9, contextNoise: 0.2 };
+  const change = { steps: 1, compute: "float32", learningRate: 1e-9, contextNoise: 0.2 };
   const losses: number[] = [];
   for (const accumulation of [1, 2, 3]) {
     await runs.train(`batches-${accumulation}`, { ...change, accumulation });
@@ -179,7 +179,7 @@ test("a checkpoint has the order also where the model that the run began with ha
 
 test("the model that a run began with may go away: checkpoints are whole, and the run goes on from them", async () => {
   const model = await runs.start("going", TINY_MODEL);
-  const change = { model, compute: "f32" };
+  const change = { model, compute: "float32" };
   await runs.train("stays", change);
   const beside = async (out: string, step: number) => {
     const names = await readdir(runs.checkpoint(out, step), { recursive: true });

@@ -94,15 +94,15 @@ test("later reports come at intervals of time, further apart where they take lon
 });
 
 test("stopped at any step and taken up again, a run ends with the same bits", async () => {
-  await train("whole", { compute: "f32" });
+  await train("whole", { compute: "float32" });
   const controller = new AbortController();
   const stopped = await train(
     "parts",
-    { compute: "f32" },
+    { compute: "float32" },
     { signal: controller.signal, onStep: ({ step }) => void (step === 3 && controller.abort()) },
   );
   expect(stopped).toMatchObject({ step: 3, finished: false });
-  expect(await train("parts", { compute: "f32" }, { resume: true })).toMatchObject({
+  expect(await train("parts", { compute: "float32" }, { resume: true })).toMatchObject({
     step: 8,
     finished: true,
   });
@@ -110,7 +110,7 @@ test("stopped at any step and taken up again, a run ends with the same bits", as
   const losses = async (out: string) => (await metricsOf(out)).map((m) => [m.step, m.imageLoss]);
   expect(await losses("parts")).toEqual(await losses("whole"));
   // Finished runs stay as they are.
-  expect(await train("parts", { compute: "f32" }, { resume: true })).toMatchObject({ step: 8 });
+  expect(await train("parts", { compute: "float32" }, { resume: true })).toMatchObject({ step: 8 });
 });
 
 test("shards are learned from, and a run of them that was stopped ends with the same bits", async () => {
@@ -119,7 +119,7 @@ test("shards are learned from, and a run of them that was stopped ends with the 
   const shard = join(folder, "shards", "caption-000001.tar");
   await truncate(shard, (await stat(shard)).size - 4000);
   const change = {
-    compute: "f32",
+    compute: "float32",
     brokenShare: 0.05,
     sources: [
       ...["generate", "caption"].map((task) => ({
@@ -177,7 +177,9 @@ test("a checkpoint that a kill left half-written is passed over", async () => {
   await writeFile(join(half, "model.safetensors"), "half");
   const metrics = join(folder, "killed", "metrics.jsonl");
   await writeFile(metrics, `${await readFile(metrics, "utf8")}{"step": 9, "exam`);
-  expect(await train("killed", { compute: "f32" }, { resume: true })).toMatchObject({ step: 8 });
+  expect(await train("killed", { compute: "float32" }, { resume: true })).toMatchObject({
+    step: 8,
+  });
   expect(Buffer.compare(await weightsOf("whole", 8), await weightsOf("killed", 8))).toBe(0);
   expect(await metricsOf("killed")).toHaveLength(8);
   expect((await readdir(checkpoints)).filter((n) => n.endsWith(".partial"))).toEqual([]);
@@ -210,7 +212,7 @@ test.each([
     const notes: string[] = [];
     const onNote = (message: string) => notes.push(message);
     const options = { out: join(folder, out), resume: true, onNote };
-    await using trainer = await Trainer.open(runs.config({ compute: "f32" }), options);
+    await using trainer = await Trainer.open(runs.config({ compute: "float32" }), options);
     expect(trainer.done).toBe(4);
     expect(notes).toEqual([expect.stringMatching(why)]);
     expect(notes[0]).toContain(`${runs.checkpoint(out, 8)} is damaged`);
@@ -231,7 +233,7 @@ test("a checkpoint of a version that kept nothing of the data is gone on from, a
   const notes: string[] = [];
   const onNote = (message: string) => notes.push(message);
   const options = { out: join(folder, "old"), resume: true, onNote };
-  await using trainer = await Trainer.open(runs.config({ compute: "f32" }), options);
+  await using trainer = await Trainer.open(runs.config({ compute: "float32" }), options);
   expect(trainer.done).toBe(8);
   expect(notes).toEqual([expect.stringMatching(/step-00000008 is of an earlier version/)]);
 });
@@ -248,7 +250,7 @@ test("a checkpoint that the machine cannot read now is not taken for a damaged o
           )
         : readFile(...args)) as typeof readFile);
   try {
-    await expect(train("unread", { compute: "f32" }, { resume: true })).rejects.toMatchObject({
+    await expect(train("unread", { compute: "float32" }, { resume: true })).rejects.toMatchObject({
       cause: { code: "EMFILE" },
     });
   } finally {

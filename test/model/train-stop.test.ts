@@ -20,7 +20,7 @@ async function captions(broken: boolean) {
   await writeFile(manifest, lines.map((line, i) => (broken && i === 6 ? "{" : line)).join("\n"));
   return {
     sources: [{ manifest, examples: 2, shuffle: 1 }],
-    compute: "f32",
+    compute: "float32",
     steps: 5,
     brokenShare: 0,
     checkpoint: { every: 500 },

@@ -210,7 +210,7 @@ describe.each(models)("%s", (model) => {
     "with bfloat16 products losses and every gradient stay near PyTorch's in float32 (%s)",
     async (place) => {
       const options = { ...base, ...placeOf(place), beta1: 0, clipNorm: 0 };
-      const t = await trainer(spec, { ...options, compute: "bf16" });
+      const t = await trainer(spec, { ...options, compute: "bfloat16" });
       const result = await t.step([batchOf(spec, 1)], { step: 1, learningRate: 0 });
       const [image, text, gradient] = want.curve[0]!;
       // Eight bits of mantissa through a few layers: a per cent, where float32 gives 1e-6.

@@ -171,7 +171,7 @@ export class DeviceChecks {
   async training(directory: string, compute: "f32" | "bf16", vae: boolean): Promise<void> {
     const { spec } = await readCheckpoint(directory);
     const options = {
-      compute,
+      compute: compute === "bf16" ? ("bfloat16" as const) : ("float32" as const),
       // With beta1 = 0 the first moment is the gradient.
       beta1: 0,
       clipNorm: 0,
@@ -190,7 +190,7 @@ export class DeviceChecks {
       const loss = result.vae?.loss ?? (image ?? 0) + (text ?? 0);
       return { loss, gradient };
     };
-    const cpu = await step({ compute: "f32" });
+    const cpu = await step({ compute: "float32" });
     const { library } = this.options;
     const cuda = await step({ cuda: { library, device: 0, dtype: "float32" } });
     const far = cpu.gradient.map((g, i) => norm(g.map((v, k) => v - cuda.gradient[i]![k]!)));

@@ -18,7 +18,7 @@ export async function trained(settings: RunSettings, options: TrainOptions) {
 
 /** Settings that every kind of run has and that a native trainer gets under the same names, none of them the default. */
 export const COMMON_SETTINGS = {
-  compute: "f32",
+  compute: "float32",
   threads: 1,
   beta1: 0.8,
   beta2: 0.95,

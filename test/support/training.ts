@@ -106,7 +106,7 @@ export function picturesOf(spec: NativeModelSpec, step: number): NativeVaeExampl
 const OPTIONS: NativeTrainerOptions = {
   threads: 2,
   maxMemory: 0,
-  compute: "f32",
+  compute: "float32",
   recompute: false,
   seed: 5n,
   textWeight: 0.7,
