@@ -62,7 +62,8 @@ export const QUICK: Record<string, string[]> = {
   training_operations: [
     "gelu_tanh, backwards and added",
     "gated by gelu_tanh of 131, in bfloat16: out",
-    "rms_norm of 72, in bfloat16",
+    "rms_norm of 72, in bfloat16: dx",
+    "silu, backwards of 72, in bfloat16",
     "modulated norm of 131, in bfloat16: dscale",
     "gated by gelu_tanh: dgate",
     "gated_add: dgate",
