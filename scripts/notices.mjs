@@ -93,8 +93,8 @@ ${quote(PILLOW)}
 ## In the package
 
 \`dist\` is this package's TypeScript, compiled and not bundled with anything; \`models/shapes-64\` was trained for this
-package on pictures made by a program, and is under the package's licence. Of the C++ sources, \`core/image_resize.cpp\` follows Pillow's, as told above. No
-other work is copied into it.
+package on pictures made by a program, and is under the package's licence. Of the C++ sources,
+\`core/image_resize.cpp\` follows Pillow's, as said above. No other work is copied into it.
 
 ## Installed with the package
 
