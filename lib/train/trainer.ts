@@ -79,8 +79,6 @@ export class Trainer {
   private positions: unknown[] | undefined;
   private records: RecordCounts;
   private readonly pace = new ReportPace();
-  /** Aborts as the trainer is closed. */
-  private readonly closing = new AbortController();
   /** Aborts as the run is to stop: by its signal, or as the trainer is closed. */
   private readonly stopping = new AbortController();
   /** Leaves the signal, which may outlive the trainer. */
@@ -210,7 +208,7 @@ export class Trainer {
   }
 
   private async train(): Promise<TrainSummary> {
-    this.closing.signal.throwIfAborted();
+    this.throwIfClosed();
     const { config, subject } = this;
     const stop = this.stopping.signal;
     await this.sampleLeft();
@@ -245,7 +243,7 @@ export class Trainer {
       if (this.pace.due(performance.now())) await this.report();
     }
     await next?.catch(() => {});
-    this.closing.signal.throwIfAborted();
+    this.throwIfClosed();
     if (this.saved !== this.step) await this.save();
     else await this.report();
     this.tellHigh();
@@ -428,9 +426,7 @@ export class Trainer {
   }
 
   private async shut(): Promise<void> {
-    const reason = new DisposedError("this trainer was closed");
-    this.closing.abort(reason);
-    this.stopping.abort(reason);
+    this.stopping.abort(closedError());
     this.unlisten();
     await this.running?.catch(() => {}); // told to whoever waits for it
     try {
@@ -443,7 +439,13 @@ export class Trainer {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+
+  private throwIfClosed(): void {
+    if (this.closed) throw closedError();
+  }
 }
+
+const closedError = () => new DisposedError("this trainer was closed");
 
 /** Whether a step failed before its update; a device that fails may do so amid it, and so may a defect. */
 const beforeUpdate = (error: unknown): boolean =>
