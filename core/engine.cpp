@@ -27,6 +27,12 @@ constexpr size_t kWorkspaceKept = size_t{256} << 20;
 constexpr std::chrono::milliseconds kRetryAfter{10};
 constexpr int kLastTries = 100;
 
+Error drawing_not_finite() {
+  return Error(error_code::kNumerical,
+               "the drawing holds values that are not finite: a weight is NaN or infinite, or the "
+               "sampler needs an x0 limit");
+}
+
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Model> model, const EngineLimits& limits, Sink sink)
@@ -503,6 +509,10 @@ void Engine::finish_drawings(Step& step) {
       float* latents = static_cast<float*>(draw.latents.data());
       model_->backend->read(Tensor(latents + cell * channels, DType::f32, 1, channels),
                             event.values.data());
+      if (!all_finite(event.values.data(), event.values.size())) {
+        fail(sequence->id, drawing_not_finite());
+        continue;
+      }
       emit(sequence->id, std::move(event));
     }
     if (++draw.drawn == static_cast<int64_t>(draw.order.size())) complete_drawing(*sequence);
@@ -518,10 +528,7 @@ void Engine::complete_drawing(Sequence& sequence) {
     model_->backend->read(
         Tensor(draw.latents.data(), DType::f32, image.cells(), image.token_channels),
         done.latents.data());
-    if (!all_finite(done.latents.data(), done.latents.size()))
-      throw Error(error_code::kNumerical,
-                  "the drawing holds values that are not finite: a weight is NaN or infinite, or "
-                  "the sampler needs an x0 limit");
+    if (!all_finite(done.latents.data(), done.latents.size())) throw drawing_not_finite();
     if (draw.request.decode) {
       undecoded_.push_back({sequence.id, std::move(done)});
     } else {
@@ -538,8 +545,7 @@ void Engine::complete_drawing(Sequence& sequence) {
 // hold up all others. The sequence and its cache are gone by now.
 void Engine::decode_next() {
   if (undecoded_.empty()) return;
-  Undecoded next = std::move(undecoded_.front());
-  undecoded_.pop_front();
+  Undecoded& next = undecoded_.front();
   const ImageConfig& image = *model_->config.image;
   try {
     with_room(limits_.vae_activation_bytes,
@@ -549,6 +555,7 @@ void Engine::decode_next() {
   } catch (const std::exception& error) {
     fail(next.id, error);
   }
+  undecoded_.pop_front();  // last: what is not told here fail_all must find
 }
 
 // ---- the vision tower and the autoencoder alone ----

@@ -118,7 +118,13 @@ bool Engine::make_room(const Waiting& next) {
   // More than that is of earlier work, and given back only where it is in the way.
   if (bytes + scratch > available - held) workspace_->trim(0);
   const size_t needed = bytes + step - std::min(step, workspace_->bytes());
-  if (scratch > backend.scratch() || needed > backend.available()) backend.resize_scratch(scratch);
+  if (scratch <= backend.scratch() && needed <= backend.available()) return true;
+  try {
+    backend.resize_scratch(scratch);
+  } catch (const std::exception& error) {
+    if (!lacks_memory(error) || running_.empty()) throw;
+    return false;
+  }
   return true;
 }
 
@@ -137,10 +143,14 @@ void Engine::admit() {
          prefill < kPrefillRows) {
     Waiting& next = waiting_.front();
     const uint64_t id = next.id;
+    bool fits = false;
     try {
-      if (!make_room(next)) return;
+      fits = make_room(next);
+      if (!fits) return;
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
+      // Others on this device have taken what was available. What runs here will give some back.
+      if (fits && lacks_memory(error) && !running_.empty()) return;
       fail(id, error);
     }
     unqueue(id);
@@ -169,8 +179,11 @@ void Engine::start(Waiting&& waiting, int64_t& prefill) {
           prefill += kPrefillRows;
         } else {
           if (!request.prefix.source_pixels.empty()) prefill += kPrefillRows;  // an encoding
-          auto sequence = std::make_unique<Sequence>(with_room(
-              0, [&] { return make_sequence(id, std::move(request), *model_, *workspace_); }));
+          // Whatever finds no memory leaves the request whole: it may be tried again.
+          running_.reserve(running_.size() + 1);
+          auto sequence = std::make_unique<Sequence>();
+          *sequence = with_room(
+              0, [&] { return make_sequence(id, std::move(request), *model_, *workspace_); });
           sequence->rank = waiting.rank;
           for (const Stream& s : sequence->streams) prefill += s.prefix.rows;
           const auto at = std::upper_bound(

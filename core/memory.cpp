@@ -1,6 +1,9 @@
 #include "core/memory.h"
 
 #include <algorithm>
+#include <exception>
+
+#include "core/error.h"
 
 namespace unifluid {
 
@@ -38,7 +41,15 @@ void Workspace::add_block(size_t bytes, size_t wanted) {
   const size_t most = std::max({bytes, wanted, kSmallestBlock});
   // What is only for later must not be what memory lacks.
   const bool fits = backend_.allocated_size(most) <= backend_.available();
-  blocks_.emplace_back(backend_, fits ? most : bytes);
+  if (fits && most > bytes) {
+    try {
+      blocks_.emplace_back(backend_, most);
+      return;
+    } catch (const std::exception& error) {  // what is available others may take
+      if (!lacks_memory(error)) throw;
+    }
+  }
+  blocks_.emplace_back(backend_, bytes);
 }
 
 void Workspace::reserve(size_t bytes) {
@@ -55,7 +66,13 @@ void Workspace::trim(size_t keep) {
   blocks_.clear();
   block_ = 0;
   used_ = 0;
-  if (total <= keep) blocks_.emplace_back(backend_, total);
+  if (total > keep) return;
+  // Only tidying: whoever needs memory next asks for it, and is told if there is none.
+  try {
+    blocks_.emplace_back(backend_, total);
+  } catch (const std::exception& error) {
+    if (!lacks_memory(error)) throw;
+  }
 }
 
 size_t Workspace::bytes() const {

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -94,10 +95,15 @@ size_t left_in_control_groups(const std::string& root) {
 }  // namespace
 
 size_t system_available_memory(const std::string& root) {
-  size_t available = kUnlimited;
-  if (const auto kibibytes = read_field(root + "/proc/meminfo", "MemAvailable:"))
-    available = static_cast<size_t>(*kibibytes) * 1024;
-  return std::min(available, left_in_control_groups(root));
+  // Of the last answer: a process without a file descriptor left cannot ask, but its memory is not
+  // without a limit for that.
+  static std::atomic<size_t> last{kUnlimited};
+  const auto kibibytes = read_field(root + "/proc/meminfo", "MemAvailable:");
+  if (!kibibytes && root.empty()) return last;
+  const size_t system = kibibytes ? static_cast<size_t>(*kibibytes) * 1024 : kUnlimited;
+  const size_t available = std::min(system, left_in_control_groups(root));
+  if (root.empty()) last = available;
+  return available;
 }
 
 void* allocate_aligned(size_t bytes) {

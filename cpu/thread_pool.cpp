@@ -91,9 +91,10 @@ void ThreadPool::run(int64_t count, Task task, void* context) {
   const uint32_t run = run_.load(std::memory_order_relaxed) + 1;
   const bool one_each = count == threads_;
   ticket_.store(make_ticket(run, kClosed), std::memory_order_seq_cst);
-  task_.store(task, std::memory_order_relaxed);
-  context_.store(context, std::memory_order_relaxed);
-  count_.store(count, std::memory_order_relaxed);
+  // Release: a worker that sees one of these also sees that the ticket was closed before.
+  task_.store(task, std::memory_order_release);
+  context_.store(context, std::memory_order_release);
+  count_.store(count, std::memory_order_release);
   finished_.store(0, std::memory_order_relaxed);
   ticket_.store(make_ticket(run, one_each ? kOneEach : 0), std::memory_order_seq_cst);
   run_.store(run, std::memory_order_seq_cst);
@@ -107,8 +108,8 @@ void ThreadPool::take_tasks(uint32_t run, int thread) {
   for (;;) {
     const uint32_t next = static_cast<uint32_t>(ticket);
     if (static_cast<uint32_t>(ticket >> 32) != run || next == kClosed) return;
-    // If another run has begun since the ticket was read, these may be its values; but then the
-    // exchange below fails.
+    // If another run has begun since the ticket was read, these may be its values. Then the ticket
+    // is seen closed, or later still, and the exchange below fails.
     const int64_t count = count_.load(std::memory_order_acquire);
     const Task task = task_.load(std::memory_order_acquire);
     void* const context = context_.load(std::memory_order_acquire);

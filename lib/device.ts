@@ -200,6 +200,35 @@ export async function chooseDevice(
   return chosen;
 }
 
+/**
+ * Does `work` on the device that `chooseDevice` chooses. With "auto" also where a GPU's memory proves too small during
+ * it, as others take some of it at the same time: then on the next GPU, or on the CPU. Throws what both do.
+ */
+export async function onChosenDevice<T>(
+  wanted: ParsedDevice,
+  need: DeviceNeed,
+  gpus: Gpus,
+  work: (chosen: ChosenDevice) => Promise<T>,
+): Promise<T> {
+  let reason: string | undefined;
+  for (let from = 0; ; ) {
+    const chosen = await chooseDevice(wanted, need, gpus, from);
+    try {
+      return await work(chosen.kind === "cpu" && reason ? { kind: "cpu", reason } : chosen);
+    } catch (error) {
+      const { code, message } = error as { code?: unknown; message: string };
+      if (chosen.kind === "cpu" || wanted.kind !== "auto" || code !== "INSUFFICIENT_MEMORY")
+        throw error;
+      // What is told is what the first GPU lacked.
+      reason ??=
+        chosen.passedOver ??
+        `${need.name} takes at least ${formatMebibytes(need.bytes)} on a GPU, and could not be loaded on ` +
+          `${chosen.gpu.name}, of whose memory ${formatMebibytes(chosen.gpu.freeMemory)} seemed free: ${message}`;
+      from = chosen.index + 1;
+    }
+  }
+}
+
 type LookedAt =
   | { chosen: ChosenDevice & { kind: "cuda" }; why?: undefined; error?: undefined }
   | { chosen?: undefined; why: string; error: unknown };

@@ -3,10 +3,16 @@
 import { activationBytes } from "./activation-memory.js";
 import type { LoadedAddon } from "./addon.js";
 import type { Checkpoint } from "./checkpoint/checkpoint.js";
-import { type ChosenDevice, chooseDevice, type DeviceNeed, gpusOf, nativeCuda } from "./device.js";
+import {
+  type ChosenDevice,
+  type DeviceNeed,
+  gpusOf,
+  nativeCuda,
+  onChosenDevice,
+} from "./device.js";
 import { fromNative } from "./errors.js";
 import type { ParsedLoadOptions } from "./load-options.js";
-import { checkMemory, estimateMemory, formatMebibytes } from "./memory.js";
+import { checkMemory, estimateMemory } from "./memory.js";
 import type { NativeModel } from "./native.js";
 import { Requests } from "./requests.js";
 
@@ -29,10 +35,7 @@ export const deviceNeed = (
   cpuReason,
 });
 
-/**
- * With device "auto" also where the GPU's memory proves too small while the weights are loaded, as others take some of
- * it at the same time: on the next GPU then, or on the CPU. Throws what `chooseDevice` does, and `InsufficientMemoryError`.
- */
+/** Throws what `onChosenDevice` does, and `InsufficientMemoryError`. */
 export async function loadModel(
   checkpoint: Checkpoint,
   { addon, path }: LoadedAddon,
@@ -56,23 +59,5 @@ export async function loadModel(
     requests.attach(native);
     return { native, requests, chosen };
   };
-  const need = deviceNeed(checkpoint, parsed);
-  const gpus = gpusOf(addon, path);
-  let reason: string | undefined;
-  for (let from = 0; ; ) {
-    const chosen = await chooseDevice(device, need, gpus, from);
-    try {
-      return await load(chosen.kind === "cpu" && reason ? { kind: "cpu", reason } : chosen);
-    } catch (error) {
-      const { code, message } = error as { code?: unknown; message: string };
-      if (chosen.kind === "cpu" || device.kind !== "auto" || code !== "INSUFFICIENT_MEMORY")
-        throw error;
-      // What is told is what the first GPU lacked.
-      reason ??=
-        chosen.passedOver ??
-        `${need.name} takes at least ${formatMebibytes(need.bytes)} on a GPU, and could not be loaded on ` +
-          `${chosen.gpu.name}, of whose memory ${formatMebibytes(chosen.gpu.freeMemory)} seemed free: ${message}`;
-      from = chosen.index + 1;
-    }
-  }
+  return onChosenDevice(device, deviceNeed(checkpoint, parsed), gpusOf(addon, path), load);
 }

@@ -46,6 +46,12 @@ function partOf(name: string): ModelPart {
 const ALIGNMENT = 256;
 const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
+/** What a block of a GPU's memory takes: eighths of its power of two (cuda/size_class.h). */
+function blockBytes(bytes: number): number {
+  const step = Math.max(ALIGNMENT, 2 ** Math.floor(Math.log2(bytes) - 3));
+  return Math.ceil(bytes / step) * step;
+}
+
 /** `dtype`: what a GPU computes in. */
 export function estimateMemory(
   checkpoint: Checkpoint,
@@ -101,13 +107,17 @@ function headBytes({ spec, generation }: Checkpoint, deviceBytes: number): numbe
   return modulated + times + 4 * steps * tokenChannels;
 }
 
-/** Bytes of a trainer's float32 tensors: weights, gradients, two moments and the average. Activations come on top. */
+/**
+ * Bytes of a trainer's float32 tensors: weights, gradients, two moments and the average, each of them a block.
+ * Activations come on top.
+ */
 export function trainingBytes(
   tensors: readonly NativeTensor[],
   { emaDecay, lossesOnly = false }: { emaDecay: number; lossesOnly?: boolean },
-): number {
+): { onHost: number; onDevice: number } {
   const copies = (lossesOnly ? 1 : 4) + (emaDecay > 0 ? 1 : 0);
-  return 4 * copies * tensors.reduce((sum, tensor) => sum + elements(tensor), 0);
+  const bytes = 4 * tensors.reduce((sum, tensor) => sum + elements(tensor), 0);
+  return { onHost: copies * bytes, onDevice: copies * blockBytes(bytes) };
 }
 
 /**

@@ -2,7 +2,7 @@
 //
 //   node scripts/build-cuda.mjs [--arch 90a;120] [--release] [--out FILE]
 //
-// Hopper is 90a whatever is asked for: without the "a" its kernels would be left out. Without --arch: the architecture of the GPU here, or 90a where there is none. --release: all that a release has.
+// Hopper is 90a whatever is asked for: without the "a" its kernels would be left out. Without --arch: the architectures of the GPUs here, or 90a where there is none. --release: all that a release has.
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
@@ -41,15 +41,20 @@ function find(program) {
   return folders.map((folder) => join(folder, program)).find((path) => existsSync(path));
 }
 
-/** Such as "120"; of the first GPU here. */
-function architectureHere() {
+/** Such as "80;120": of the GPUs here, which may be of several kinds. */
+function architecturesHere() {
   const { status, stdout } = spawnSync(
     "nvidia-smi",
     ["--query-gpu=compute_cap", "--format=csv,noheader"],
     { encoding: "utf8" },
   );
-  const capability = status === 0 ? /^(\d+)\.(\d)/.exec(stdout) : null;
-  return capability ? capability[1] + capability[2] : "90a";
+  const capabilities = (status === 0 && stdout.match(/^\d+\.\d/gm)) || [];
+  if (capabilities.length > 0)
+    return [...new Set(capabilities.map((number) => number.replace(".", "")))].join(";");
+  console.error(
+    "unifluid: nvidia-smi tells of no GPU here: compiling for compute capability 9.0; --arch names another",
+  );
+  return "90a";
 }
 
 const nvcc = process.env.CUDACXX || find("nvcc");
@@ -58,7 +63,7 @@ if (!nvcc) {
     "compiling the CUDA library needs nvcc of the CUDA toolkit 12.8 or later, on PATH or in CUDACXX",
   );
 }
-const asked = values.arch ?? (values.release ? RELEASE : architectureHere());
+const asked = values.arch ?? (values.release ? RELEASE : architecturesHere());
 const architectures = asked.replace(/\b90(?=[;-]|$)/g, "90a");
 const build = join(root, "build", "cuda");
 const started = performance.now();
@@ -66,10 +71,14 @@ const started = performance.now();
 /** As cuda/boundary.cmake makes it. */
 function boundaryVersion() {
   const hash = (content) => createHash("sha256").update(content).digest("hex");
-  const core = ["tensor.h", "backend.h", "training_backend.h"].map((name) => join("core", name));
-  const hashes = [...core, join("cuda", "boundary.h")].map((name) =>
-    hash(readFileSync(join(root, name))),
-  );
+  const headers = [
+    "core/tensor.h",
+    "core/backend.h",
+    "core/training_backend.h",
+    "cuda/boundary.h",
+    "cuda/size_class.h",
+  ];
+  const hashes = headers.map((name) => hash(readFileSync(join(root, name))));
   return `0x${hash(hashes.join("")).slice(0, 16)}`;
 }
 

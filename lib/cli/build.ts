@@ -7,6 +7,7 @@ import { findAddon } from "../addon.js";
 import { CUDA_LIBRARY } from "../device.js";
 import { NativeLoadError } from "../errors.js";
 import { runCommand } from "./context.js";
+import { UsageError } from "./exit-codes.js";
 
 export function addBuild(program: Command): void {
   program
@@ -16,16 +17,19 @@ export function addBuild(program: Command): void {
     )
     .option(
       "--cuda",
-      "compile the CUDA library for this machine's GPU (needs nvcc from CUDA 12.8 or later)",
+      "compile the CUDA library for this machine's GPUs (needs nvcc from CUDA 12.8 or later)",
     )
-    .action(({ cuda }: { cuda?: boolean }) =>
+    .option("--arch <list>", 'with --cuda: for these compute capabilities, such as "80;90"')
+    .action(({ cuda, arch }: { cuda?: boolean; arch?: string }) =>
       runCommand({}, async () => {
+        if (arch !== undefined && !cuda) throw new UsageError("--arch needs --cuda");
         const scripts = join(__dirname, "..", "..", "scripts");
         const args = cuda
           ? [
               join(scripts, "build-cuda.mjs"),
               "--out",
               join(dirname(findAddon().path), CUDA_LIBRARY),
+              ...(arch === undefined ? [] : ["--arch", arch]),
             ]
           : [join(scripts, "install.mjs"), "--build"];
         const compiler = spawn(process.execPath, args, { stdio: "inherit" });

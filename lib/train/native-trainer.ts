@@ -1,6 +1,13 @@
 /** The native trainer on the device that was asked for, with errors as TypeScript has them. */
 import { findAddon } from "../addon.js";
-import { chooseDevice, type Device, gpusOf, nativeCuda, parseDevice } from "../device.js";
+import {
+  type ChosenDevice,
+  type Device,
+  gpusOf,
+  nativeCuda,
+  onChosenDevice,
+  parseDevice,
+} from "../device.js";
 import { fromNative } from "../errors.js";
 import { checkTrainingMemory, trainingBytes } from "../memory.js";
 import type {
@@ -30,19 +37,21 @@ export async function createTrainer(
 ): Promise<OpenTrainer> {
   const { addon, path } = findAddon();
   const { maxMemory } = options;
-  const bytes = trainingBytes(spec.tensors, options) + activations;
-  const need = { name, dtype: "float32", bytes, maxMemory } as const;
-  const chosen = await chooseDevice(parseDevice(wanted), need, gpusOf(addon, path));
-  // Each allocation is checked as well; this says beforehand what they come to.
-  if (chosen.kind === "cpu" && activations > 0)
-    checkTrainingMemory(name, bytes, maxMemory || addon.availableMemory());
-  const native = await eventually(() =>
-    addon.createTrainer(spec, { ...options, ...nativeCuda(chosen) }),
-  );
-  return {
-    native: new TrainerWithErrors(native),
-    device: chosen.kind === "cpu" ? "cpu" : `cuda:${chosen.index}`,
+  const { onHost, onDevice } = trainingBytes(spec.tensors, options);
+  const need = { name, dtype: "float32", bytes: onDevice + activations, maxMemory } as const;
+  const open = async (chosen: ChosenDevice): Promise<OpenTrainer> => {
+    // Each allocation is checked as well; this says beforehand what they come to.
+    if (chosen.kind === "cpu" && activations > 0)
+      checkTrainingMemory(name, onHost + activations, maxMemory || addon.availableMemory());
+    const native = await eventually(() =>
+      addon.createTrainer(spec, { ...options, ...nativeCuda(chosen) }),
+    );
+    return {
+      native: new TrainerWithErrors(native),
+      device: chosen.kind === "cpu" ? "cpu" : `cuda:${chosen.index}`,
+    };
   };
+  return onChosenDevice(parseDevice(wanted), need, gpusOf(addon, path), open);
 }
 
 class TrainerWithErrors implements NativeTrainer {

@@ -81,6 +81,7 @@ std::vector<double> numbers(Napi::Value value);
 
 // The methods of the class TestBackend, one file a family. Each takes its call's arguments and
 // returns what JavaScript gets.
+Napi::Value workspace(Call&);
 Napi::Value linear(Call&);
 Napi::Value grouped_linear(Call&);
 Napi::Value gated_linear(Call&);

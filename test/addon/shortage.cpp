@@ -1,7 +1,9 @@
 // What becomes of the system's memory running out where JavaScript cannot bring it about.
 #include <cstdlib>
 #include <new>
+#include <vector>
 
+#include "core/memory.h"
 #include "cpu/thread_pool.h"
 #include "test/addon/helpers.h"
 
@@ -48,6 +50,23 @@ Napi::Value thread_pool_failures(const Napi::CallbackInfo& info) {
 Napi::Value lack_memory(const Napi::CallbackInfo&) { throw std::bad_alloc(); }
 
 }  // namespace
+
+// workspace({ pieces, between }): the bytes of a workspace that has given two tensors of `pieces`
+// floats, with `between` called between them with the bytes of the backend; and after tidying it.
+Napi::Value workspace(Call& call) {
+  const std::vector<double> pieces = numbers(call.arguments.Get("pieces"));
+  const Napi::Env env = call.arguments.Env();
+  Workspace workspace(call.backend);
+  workspace.tensor(1, static_cast<int64_t>(pieces.at(0)), DType::f32);
+  const double allocated = static_cast<double>(call.backend.allocated());
+  call.arguments.Get("between").As<Napi::Function>().Call({Napi::Number::New(env, allocated)});
+  workspace.tensor(1, static_cast<int64_t>(pieces.at(1)), DType::f32);
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("grown", static_cast<double>(workspace.bytes()));
+  workspace.trim(workspace.bytes());
+  result.Set("tidied", static_cast<double>(workspace.bytes()));
+  return result;
+}
 
 void export_shortage(Napi::Env env, Napi::Object exports) {
   exports.Set("threadPoolFailures", Napi::Function::New(env, thread_pool_failures));

@@ -48,6 +48,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
              InstanceMethod<&TestBackend::forks>("forks"),
              InstanceMethod<&TestBackend::close>("close"),
              InstanceMethod<&TestBackend::attention>("attention"),
+             InstanceMethod<&TestBackend::operation<test::workspace>>("workspace"),
              InstanceMethod<&TestBackend::operation<test::linear>>("linear"),
              InstanceMethod<&TestBackend::operation<test::gated_linear>>("gatedLinear"),
              InstanceMethod<&TestBackend::operation<test::grouped_linear>>("groupedLinear"),

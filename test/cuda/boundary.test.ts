@@ -11,7 +11,13 @@ const folder = mkdtempSync(join(tmpdir(), "unifluid-boundary-"));
 afterAll(() => rmSync(folder, { recursive: true }));
 
 const sha256 = (content: string | Buffer) => createHash("sha256").update(content).digest("hex");
-const headers = ["core/tensor.h", "core/backend.h", "core/training_backend.h", "cuda/boundary.h"];
+const headers = [
+  "core/tensor.h",
+  "core/backend.h",
+  "core/training_backend.h",
+  "cuda/boundary.h",
+  "cuda/size_class.h",
+];
 const hashes = headers.map((name) => sha256(readFileSync(join(root, name))));
 const version = sha256(hashes.join("")).slice(0, 16);
 
@@ -35,16 +41,44 @@ const version = sha256(hashes.join("")).slice(0, 16);
   },
 );
 
-test("a machine without cmake compiles the library with the same number", () => {
-  // Says what it is asked for, and fails.
+describe("a machine without cmake", () => {
+  const program = (path: string, script: string) =>
+    writeFileSync(path, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
   const compiler = join(folder, "nvcc");
-  writeFileSync(compiler, '#!/bin/sh\nprintf "%s\\n" "$@"\nexit 1\n', { mode: 0o755 });
-  const empty = join(folder, "empty");
-  mkdirSync(empty);
-  const script = join(root, "scripts", "build-cuda.mjs");
-  const args = [script, "--arch", "90a", "--out", join(folder, "none.so")];
-  const env = { PATH: empty, CUDACXX: compiler };
-  const { stdout, status } = spawnSync(process.execPath, args, { encoding: "utf8", env });
-  expect(status).toBe(1);
-  expect(stdout.split("\n")).toContain(`-DUNIFLUID_BOUNDARY=0x${version}`);
+  const bin = join(folder, "bin");
+  beforeAll(() => {
+    // Says what it is asked for, and fails.
+    program(compiler, 'printf "%s\\n" "$@"\nexit 1');
+    mkdirSync(bin);
+  });
+  const compile = (...args: string[]) => {
+    const script = join(root, "scripts", "build-cuda.mjs");
+    const env = { PATH: bin, CUDACXX: compiler };
+    const all = [script, "--out", join(folder, "none.so"), ...args];
+    const { stdout, stderr, status } = spawnSync(process.execPath, all, { encoding: "utf8", env });
+    expect(status).toBe(1);
+    return { asked: stdout.split("\n"), stderr };
+  };
+
+  test("compiles the library with the same number", () => {
+    expect(compile("--arch", "90a").asked).toContain(`-DUNIFLUID_BOUNDARY=0x${version}`);
+  });
+
+  const codeOf = ({ asked }: { asked: string[] }) =>
+    asked.filter((argument) => argument.startsWith("arch="));
+
+  test("compiles it for every kind of GPU that is there", () => {
+    program(join(bin, "nvidia-smi"), "echo 9.0; echo 8.0; echo 9.0");
+    expect(codeOf(compile())).toEqual([
+      "arch=compute_90a,code=[sm_90a,compute_90a]",
+      "arch=compute_80,code=[sm_80,compute_80]",
+    ]);
+  });
+
+  test("says what it compiles for where it cannot see one", () => {
+    program(join(bin, "nvidia-smi"), "exit 9");
+    const unseen = compile();
+    expect(codeOf(unseen)).toEqual(["arch=compute_90a,code=[sm_90a,compute_90a]"]);
+    expect(unseen.stderr).toMatch(/nvidia-smi tells of no GPU here/);
+  });
 });

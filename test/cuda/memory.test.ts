@@ -8,8 +8,10 @@ import { setTimeout } from "node:timers/promises";
 import { promisify } from "node:util";
 import { estimateMemory, UniFluid } from "../../lib";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { createTrainer } from "../../lib/train/native-trainer";
 import { FIXTURES } from "../support/fixtures";
-import { expectSameBits, simulate, simulatedLibrary } from "../support/ops";
+import { expectSameBits, simulate, simulatedLibrary, withBackend } from "../support/ops";
+import { TRAINER_OPTIONS } from "../support/training";
 
 const directory = join(FIXTURES, "unifluid-flow-tiny");
 const prompt = "a large red circle";
@@ -72,6 +74,19 @@ describe("the device that auto takes", () => {
       /takes at least \d+ MiB on a GPU, and could not be loaded on simulated, of whose memory 62 MiB seemed free: expected to allocate \d+ bytes of GPU memory for .* but \d+ are available/,
     );
     await draw(model);
+  });
+
+  test("the CPU for a trainer, too", async () => {
+    const { spec } = await readCheckpoint(directory);
+    const open = async () => {
+      const { native, device } = await createTrainer("training", spec, "auto", TRAINER_OPTIONS);
+      native.dispose();
+      return device;
+    };
+    simulate({ memory: 64e6, taken: 60e6 });
+    expect(await open()).toBe("cpu");
+    simulate();
+    expect(await open()).toBe("cuda:0");
   });
 
   test.each([
@@ -139,6 +154,33 @@ test("a drawing whose steps would lack memory fails alone, and before any of the
   expect(model.stats().rows - before).toBeLessThanOrEqual(2 * model.info.image!.grid ** 2);
   expect(model.stats()).toMatchObject({ completed: 2, failed: 1 });
   expectSameBits(await draw(model), alone);
+});
+
+test("a request that would fit waits for what runs, where others have taken the memory", async () => {
+  await using model = await UniFluid.load(directory, { device: "cuda" });
+  const alone = await draw(model);
+  const { steps } = model.stats();
+  const running = draw(model);
+  await until(() => model.stats().steps > steps);
+  simulate({ memory: model.stats().allocatedBytes });
+  const second = draw(model);
+  expectSameBits(await running, alone);
+  expectSameBits(await second, alone);
+  expect(model.stats()).toMatchObject({ completed: 3, failed: 0 });
+});
+
+test("a workspace takes no more than it needs, and stays untidy, where others have taken the memory", () => {
+  const MiB = 1 << 20;
+  withBackend({ library: simulatedLibrary, compute: "f32" }, (backend) => {
+    const { grown, tidied } = backend.workspace({
+      pieces: [(72 * MiB) / 4, (9 * MiB) / 4],
+      // Beside the second piece there is no room for what would be of use later. As one block, both would be rounded up
+      // to 88 MiB.
+      between: (allocated) => simulate({ memory: allocated + 12 * MiB }),
+    });
+    expect(grown).toBe(81 * MiB);
+    expect(tidied).toBe(0);
+  });
 });
 
 test("a fault that is told late rejects what runs and what comes", async () => {

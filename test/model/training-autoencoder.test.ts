@@ -201,7 +201,8 @@ test("a step needs more memory than the bound that runs are checked against, and
   }));
   const tensors = spec.tensors.filter(({ name }) => name.startsWith("vae."));
   const bound =
-    trainingBytes(tensors, { emaDecay: 0.9 }) + vaeTrainingActivations(spec.vae!, side, count);
+    trainingBytes(tensors, { emaDecay: 0.9 }).onHost +
+    vaeTrainingActivations(spec.vae!, side, count);
   const step = async (maxMemory: number) => {
     const t = await trainer({ ...spec, tensors }, { vae, emaDecay: 0.9, maxMemory });
     return await t.step([pictures], { step: 1, learningRate: 0 });

@@ -126,6 +126,14 @@ export interface Backend {
   available(): number;
   /** Allocates pieces of these sizes, releases them all, and returns their addresses modulo 64. */
   allocateAndRelease(bytes: number[]): number[];
+  /**
+   * Bytes of a workspace that has given two tensors of `pieces` floats, and those after it was tidied. `between` them it
+   * hears of the bytes that the backend has allocated.
+   */
+  workspace(args: { pieces: [number, number]; between: (allocated: number) => void }): {
+    grown: number;
+    tidied: number;
+  };
   createCache(kvHeads: number, capacity: number, headDim: number): number;
   /** Each [kvHeads, capacity, headDim]; rows that were never appended are NaN. */
   readCache(cache: number): { keys: Float32Array; values: Float32Array };

@@ -103,7 +103,7 @@ export function picturesOf(spec: NativeModelSpec, step: number): NativeVaeExampl
   }));
 }
 
-const OPTIONS: NativeTrainerOptions = {
+export const TRAINER_OPTIONS: NativeTrainerOptions = {
   threads: 2,
   maxMemory: 0,
   compute: "float32",
@@ -158,7 +158,7 @@ export function createTrainer(
   spec: NativeModelSpec,
   options: Partial<NativeTrainerOptions> = {},
 ): Promise<NativeTrainer> {
-  return native.createTrainer(spec, { ...OPTIONS, ...options });
+  return native.createTrainer(spec, { ...TRAINER_OPTIONS, ...options });
 }
 
 /** A `model.yaml` for `initCheckpoint`, with the shipped autoencoder and tokenizer. */
