@@ -167,7 +167,7 @@ class Records {
     manifest: string,
     stream: number,
     checkpoint: Checkpoint,
-    { seed, device, threads, cache }: LossOptions,
+    { seed, device, threads, cache, signal }: LossOptions,
   ): Promise<void> {
     const source = await ManifestSource.open(resolve(manifest), { seed, place: 0 });
     // Manifests of one folder share their pictures, and all do where they are kept in one.
@@ -179,6 +179,7 @@ class Records {
     let index = 0;
     for await (const record of source.all()) {
       const place = { record, pictures, stream, index: index++ };
+      signal?.throwIfAborted();
       try {
         this.sequences.tokensOf(record.example(this.random(place)));
       } catch (error) {

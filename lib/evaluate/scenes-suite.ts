@@ -3,6 +3,7 @@
  * streams of their own, which no data set has.
  */
 import { setImmediate } from "node:timers/promises";
+import { runAll } from "../bulk.js";
 import { UnsupportedTaskError } from "../errors.js";
 import type { CellOrder } from "../generation-config.js";
 import { Image } from "../image.js";
@@ -134,6 +135,9 @@ export const drawingNumber = (first: number, index: number): number =>
 /** Pictures that are rendered at once: enough to keep sharp's threads at work. */
 const TOGETHER = 16;
 
+/** Pictures that the model works on at once: enough for a GPU, each of them held as float32 until its turn. */
+const IN_PROGRESS = 128;
+
 /** Streams of randomness of the suite's parts, apart from those of data sets (`lib/scenes/dataset.ts`). */
 const STREAM = 1000;
 
@@ -166,22 +170,24 @@ class Suite {
   }
 
   private get drawing() {
-    const { steps, guidance, order, signal } = this.options;
-    return { steps, guidance, order, signal };
+    const { steps, guidance, order } = this.options;
+    return { steps, guidance, order };
   }
 
-  /** One result for each item, in their order; the engine runs as many at once as it can. */
+  /** One result for each item, in their order. The first error ends all. */
   private async all<Item, Value>(
     items: readonly Item[],
-    run: (item: Item, index: number) => Promise<Value>,
-  ) {
-    return Promise.all(
-      items.map(async (item, i) => {
-        const value = await run(item, i);
-        this.options.onItem?.();
-        return value;
-      }),
-    );
+    run: (item: Item, index: number, signal: AbortSignal) => Promise<Value>,
+    onItem = this.options.onItem,
+  ): Promise<Value[]> {
+    const { signal } = this.options;
+    const settings = { concurrency: IN_PROGRESS, ordered: true, stopOnError: true, signal };
+    const values: Value[] = [];
+    for await (const { value } of runAll(items, run, settings)) {
+      values.push(value as Value);
+      onItem?.();
+    }
+    return values;
   }
 
   /** Of a part's drawing: the suite's seeds have no noise in common. */
@@ -192,8 +198,8 @@ class Suite {
 
   /** `first`: the number of the first drawing among those of the suite. */
   private draw(prompts: readonly string[], first: number): Promise<Image[]> {
-    return this.all(prompts, (prompt, i) =>
-      this.model.generate(prompt, { ...this.drawing, seed: this.drawingSeed(first, i) }),
+    return this.all(prompts, (prompt, i, signal) =>
+      this.model.generate(prompt, { ...this.drawing, seed: this.drawingSeed(first, i), signal }),
     );
   }
 
@@ -293,8 +299,7 @@ class Suite {
 
   /** Pictures as the autoencoder gives them back. */
   private rebuilt(images: readonly Image[]): Promise<Image[]> {
-    const { signal } = this.options;
-    return this.all(images, async (image) =>
+    return this.all(images, async (image, _, signal) =>
       this.model.decodeLatents(await this.model.encodeImage(image, { signal }), { signal }),
     );
   }
@@ -302,8 +307,7 @@ class Suite {
   async captions(): Promise<SuiteReport["captions"]> {
     const scenes = this.count((i) => this.scene(20, i, () => true));
     const images = await this.pictures(scenes);
-    const { signal } = this.options;
-    const texts = await this.all(images, (image) =>
+    const texts = await this.all(images, (image, _, signal) =>
       this.model.caption(image, { signal, temperature: 0 }),
     );
     const exact = texts.map((text, i) => text.trim() === caption(scenes[i]!));
@@ -326,8 +330,7 @@ class Suite {
       return { scene, ...question(scene, this.random(31, i)) };
     });
     const images = await this.pictures(asked.map((a) => a.scene));
-    const { signal } = this.options;
-    const texts = await this.all(images, (image, i) =>
+    const texts = await this.all(images, (image, i, signal) =>
       this.model.answer(image, asked[i]!.question, { signal, temperature: 0 }),
     );
     const hits = texts.map((text, i) => text.trim() === asked[i]!.answer);
@@ -346,10 +349,11 @@ class Suite {
       return { scene, ...edit(scene, this.random(41, i)) };
     });
     const sources = await this.pictures(cases.map((c) => c.scene));
-    const images = await this.all(sources, (image, i) =>
+    const images = await this.all(sources, (image, i, signal) =>
       this.model.edit(image, cases[i]!.instruction, {
         ...this.drawing,
         seed: this.drawingSeed(500_000, i),
+        signal,
       }),
     );
     const judge = (seen: SeenScene, i: number) => {
@@ -385,18 +389,23 @@ class Suite {
     const width = widthOf(tower);
     const scenesOf = (part: number, count: number) =>
       Array.from({ length: count }, (_, i) => this.scene(part, i, () => true));
-    const measure = async (images: readonly Image[]) => {
-      const features = images.map(async (image) =>
-        pooled(await tower.imageFeatures(image, { signal: this.options.signal }), width),
-      );
-      return statisticsOf(await Promise.all(features));
+    const featuresOf = (images: readonly Image[]) => {
+      const run = async (image: Image, _: number, signal: AbortSignal) =>
+        pooled(await tower.imageFeatures(image, { signal }), width);
+      return this.all(images, run, () => {});
     };
     // Models that draw less than the toy world has are held against the same pictures as others.
     const side = Math.max(SIZE, this.side);
     const references = scenesOf(60, REFERENCES * n);
-    const reference = await measure(await this.pictures(references, side));
+    // They are many, and nothing else needs their pictures.
+    const features: number[][] = [];
+    for (let first = 0; first < references.length; first += IN_PROGRESS) {
+      const some = references.slice(first, first + IN_PROGRESS);
+      features.push(...(await featuresOf(await this.pictures(some, side))));
+    }
+    const reference = statisticsOf(features);
     const distance = async (images: readonly Image[]) =>
-      frechetDistance(await measure(images), reference);
+      frechetDistance(statisticsOf(await featuresOf(images)), reference);
 
     // The floor is of the same scenes: which ones were picked can matter more than how well they are drawn.
     const scenes = scenesOf(61, n);

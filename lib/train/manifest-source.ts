@@ -1,6 +1,7 @@
 /** A manifest as a source: JSON lines beside their images. */
 import { createHash } from "node:crypto";
 import { basename, dirname, resolve } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
 import { Lines } from "./lines.js";
@@ -124,7 +125,11 @@ export class ManifestSource implements Source {
   }
 
   async *all(): AsyncIterableIterator<SourceRecord> {
-    for (let i = 0; i < this.lines.length; i++) yield this.record(i);
+    for (let i = 0; i < this.lines.length; i++) {
+      // They are there already: without a pause nothing else, such as Ctrl-C, would be heard before the last.
+      if (i % 1000 === 999) await setImmediate();
+      yield this.record(i);
+    }
   }
 
   async close(): Promise<void> {}

@@ -39,7 +39,7 @@ interface Plane {
 interface Layout {
   /** What the vision tower reads; absent where it is what latents are of, or where there is no tower. */
   read?: Plane;
-  /** What latents are of, as drawing has it; of a model that draws nothing, what is read. */
+  /** What latents are of, as drawing has it; where there are none, what is read. */
   drawn: Plane;
   latents: number;
 }
@@ -47,7 +47,7 @@ interface Layout {
 function layoutOf({ spec, config, preprocessor }: Checkpoint): Layout {
   const { image, vision } = spec;
   const read = vision && { side: vision.imageSize, filter: preprocessor?.filter ?? "bicubic" };
-  if (!image) return { drawn: read ?? { side: 0, filter: "bicubic" }, latents: 0 };
+  if (!image || !spec.vae) return { drawn: read ?? { side: 0, filter: "bicubic" }, latents: 0 };
   const drawn = { side: config!.image!.imageSize, filter: "bicubic" } as const;
   const same = read?.side === drawn.side && read.filter === drawn.filter;
   return { ...(!same && { read }), drawn, latents: image.grid ** 2 * image.tokenChannels };

@@ -47,6 +47,8 @@ export class Sequences {
     const { spec } = this.checkpoint;
     if (draws(task) && !spec.image)
       throw new InvalidRecordError(`the model draws no images, which ${task} needs`);
+    if (draws(task) && !spec.vae)
+      throw new InvalidRecordError(`the model has no autoencoder, which ${task} needs`);
     if (task !== "generate" && !spec.vision)
       throw new InvalidRecordError(`the model reads no images, which ${task} needs`);
   }

@@ -1,6 +1,6 @@
 /** The suite "loss": what it measures, held against other ways to compute it, and what it refuses. */
 import { execFile } from "node:child_process";
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
@@ -200,6 +200,21 @@ describe("what cannot be measured is told by the record", () => {
     await expect(evaluateLoss("shapes-64", options)).rejects.toThrow("enough");
   });
 });
+
+test("texts of a model without its autoencoder lose as much, and drawings cannot be measured", async () => {
+  const without = join(folder, "without-vae");
+  await cp(await locateCheckpoint("shapes-64"), without, { recursive: true });
+  await rm(join(without, "vae"), { recursive: true });
+  const options = { manifests: [manifest("caption")], seed: 1n, threads: 1 };
+  const { text } = await evaluateLoss(without, options);
+  expect(text).toEqual((await evaluateLoss("shapes-64", options)).text);
+  await expect(
+    evaluateLoss(without, { ...options, manifests: [manifest("edit")] }),
+  ).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+    message: expect.stringMatching(/the model has no autoencoder, which edit needs$/),
+  });
+}, 60_000);
 
 test("pictures may be kept in a folder of their own", async () => {
   const [data, cache] = [join(folder, "elsewhere"), join(folder, "kept")];

@@ -205,6 +205,18 @@ test("captions are judged slot by slot, and the command's table tells each", asy
     expect(stdout).toMatch(new RegExp(`^  slot: ${slot} +[\\d.]+ % of 2$`, "m"));
 });
 
+test("however many pictures there are, few wait in the engine", async () => {
+  const features = model.imageFeatures.bind(model);
+  let [running, most] = [0, 0];
+  const spy = jest.spyOn(model, "imageFeatures").mockImplementation(async (...args) => {
+    most = Math.max(most, ++running);
+    return await features(...args).finally(() => running--);
+  });
+  const options = { scenes: 40, seed: 1n, only: ["frechet"], steps: 1 } as const;
+  await evaluateScenes(model, options).finally(() => spy.mockRestore());
+  expect(most).toBe(128);
+});
+
 test("parts can be chosen, and an abort ends it", async () => {
   const only = ["captions"] as const;
   const report = await evaluateScenes(model, { scenes: 2, seed: 1n, only });

@@ -224,6 +224,14 @@ describe("texts", () => {
     expect(counts).toEqual(expected);
   });
 
+  test("of a long manifest do not hold up a signal until its end", async () => {
+    const line = JSON.stringify({ task: "caption", image: "a.png", text: "c" });
+    const path = await file("long.jsonl", `${line}\n`.repeat(3000));
+    const controller = new AbortController();
+    setImmediate(() => controller.abort(new Error("enough")));
+    await expect(countWords([path], controller.signal)).rejects.toThrow("enough");
+  });
+
   test("of shards are those of the manifests with the same records", async () => {
     const tasks = ["caption", "answer"] as const;
     const options = { count: 10, seed: 1n, tasks };
