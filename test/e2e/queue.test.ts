@@ -287,6 +287,111 @@ withRedis("a queue", () => {
     expect((await run(["enqueue", "jobs.jsonl", "--run", "mine"])).code).toBe(0);
   };
 
+  describe("jobs from a pipe", () => {
+    const piped = (started: (child: ChildProcess) => unknown) =>
+      run(["enqueue", "-", "--run", "mine"], (child) => {
+        const late = setTimeout(() => child.kill("SIGKILL"), 40_000);
+        child.once("exit", () => clearTimeout(late));
+        child.stdin!.on("error", () => {});
+        return started(child);
+      });
+    const record = (i: number) => `{"prompt":"a star ${i}"}\n`;
+    /** Until the server has so many jobs, or the command has ended. */
+    const waiting = async (count: number, child: ChildProcess) => {
+      const queue = openQueue({ redis: parseRedisUrl(redis.url), name: "unifluid" });
+      let ended = false;
+      child.once("exit", () => {
+        ended = true;
+      });
+      while ((await queueStatus(queue)).waiting < count && !ended) await sleep(20);
+      await queue.close();
+    };
+
+    test("are put in soon, however few have come", async () => {
+      const ending = await piped(async (child) => {
+        for (const i of [1, 2]) {
+          child.stdin!.write(record(i));
+          await waiting(i, child);
+        }
+        child.stdin!.end();
+      });
+      expect(ending.code).toBe(0);
+      expect(ending.err).toMatch(/run mine: 2 jobs queued/);
+    });
+
+    test("are put in though SIGTERM ends the reading", async () => {
+      const ending = await piped(async (child) => {
+        child.stdin!.write(record(1));
+        await waiting(1, child);
+        child.stdin!.write(record(2));
+        // It is read, and waits for others.
+        await sleep(300);
+        child.kill("SIGTERM");
+      });
+      expect([ending.code, ending.err]).toEqual([
+        143,
+        expect.stringMatching(/run mine: 2 jobs are queued; .*\nunifluid: INTERRUPTED: terminated/),
+      ]);
+      expect((await status()).waiting).toBe(2);
+    });
+
+    test("stay there where the server then refuses others", async () => {
+      const ending = await piped(async (child) => {
+        child.stdin!.write(record(1));
+        await waiting(1, child);
+        await redis.call("CONFIG", "SET", "maxmemory", "1");
+        child.stdin!.end(record(2));
+      });
+      expect([ending.code, ending.err]).toEqual([
+        5,
+        expect.stringMatching(
+          /run mine: 1 jobs are queued; .*\nunifluid: QUEUE_UNREACHABLE: the Redis server refuses redis:\S+: .*OOM/,
+        ),
+      ]);
+      await redis.call("CONFIG", "SET", "maxmemory", "0");
+      expect((await status()).waiting).toBe(1);
+    });
+
+    test("do not keep the command after SIGTERM while the server is away", async () => {
+      const ending = await piped(async (child) => {
+        child.stdin!.write(record(1));
+        await waiting(1, child);
+        await redis.stop();
+        child.stdin!.write(record(2));
+        await sleep(1500);
+        child.kill("SIGTERM");
+      });
+      expect([ending.code, ending.err]).toEqual([
+        143,
+        expect.stringMatching(
+          /run mine: 1 jobs are queued; .*\nunifluid: INTERRUPTED: terminated\n$/,
+        ),
+      ]);
+    });
+  });
+
+  test("what a user may not do the server refuses", async () => {
+    writeFileSync(join(folder, "jobs.txt"), "a star\n");
+    await redis.call(
+      "ACL",
+      "SETUSER",
+      "reader",
+      "on",
+      ">secret",
+      "~*",
+      "+@read",
+      "+@connection",
+      "+info",
+    );
+    const url = redis.url.replace("//", "//reader:secret@");
+    const { code, err } = await run(["enqueue", "jobs.txt", "--queue", url]);
+    expect([code, err]).toEqual([
+      5,
+      expect.stringMatching(/QUEUE_UNREACHABLE: the Redis server refuses redis:\S+: .*NOPERM/),
+    ]);
+    expect(err).not.toContain("secret");
+  });
+
   test.each([
     ["picture", { prompt: "a star" }],
     ["text", { image: "a.png" }],
