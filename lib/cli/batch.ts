@@ -142,7 +142,7 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
       }).catch(writingFailed(flags.out));
     } finally {
       progress?.stop();
-      await folder.close();
+      await folder.close().catch(writingFailed(flags.out));
     }
   });
   const seconds = (performance.now() - started) / 1000;

@@ -6,14 +6,18 @@ import { basename } from "node:path";
 import type { Command } from "commander";
 import type { DrawOptions } from "../call-options.js";
 import type { JobFormat } from "../jobs/reader.js";
+import type { RecordQueue } from "../queue/queue.js";
 import { parseSeed } from "../seed.js";
 import { addInputFormat, openJobs, recordOptions } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
 import { addFlags, JOB_FLAGS, whole } from "./flags.js";
 import { STANDARD, writeJson } from "./output.js";
-import { startRate } from "./progress.js";
+import { type RateProgress, startRate } from "./progress.js";
 import { addQueueFlags, type QueueFlags, withQueue } from "./queue.js";
+
+/** Seconds after SIGTERM in which what was read may still be sent. */
+const LAST_SECONDS = 5;
 
 interface EnqueueFlags extends QueueFlags, OutputFlags, DrawOptions {
   inputFormat?: JobFormat;
@@ -46,31 +50,40 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
     throw new UsageError("expected letters, digits, '.', '_' or '-' as the name of --run");
   }
   const counts = { queued: 0, failed: 0 };
-  await withQueue(flags, async (queue) => {
+  let progress: RateProgress | undefined;
+  const fill = async (queue: RecordQueue) => {
     const total = context.quiet ? undefined : await jobs.count?.();
-    const progress = startRate(context, total);
-    try {
-      await enqueueRecords(queue, jobs.read(), {
-        run,
-        defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
-        attempts: flags.attempts,
-        signal: context.signal,
-        onQueued: () => {
-          counts.queued++;
-          progress.advance("done");
-        },
-        onRefused: (error, { index, line }) => {
-          counts.failed++;
-          progress.clear();
-          // No result will tell of it.
-          tell(error, context.json, { record: index, line });
-          progress.advance("failed");
-        },
-      });
-    } finally {
-      progress.stop();
-    }
-  });
+    progress = startRate(context, total);
+    await enqueueRecords(queue, jobs.read(), {
+      run,
+      defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
+      attempts: flags.attempts,
+      signal: context.signal,
+      onQueued: () => {
+        counts.queued++;
+        progress?.advance("done");
+      },
+      onRefused: (error, { index, line }) => {
+        counts.failed++;
+        progress?.clear();
+        // No result will tell of it.
+        tell(error, context.json, { record: index, line });
+        progress?.advance("failed");
+      },
+    });
+  };
+  try {
+    await withQueue(flags, context.signal, fill, LAST_SECONDS * 1000);
+  } catch (error) {
+    progress?.stop();
+    if (counts.queued > 0)
+      note(
+        context,
+        `run ${run}: ${counts.queued} jobs are queued; enqueue the same again to add the others`,
+      );
+    throw error;
+  }
+  progress?.stop();
   note(
     context,
     `run ${run}: ${counts.queued} jobs queued (without duplicating those already there), ` +

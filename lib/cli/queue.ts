@@ -3,6 +3,8 @@
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Command } from "commander";
+import { onAbort, orAborted } from "../abort.js";
+import { QueueUnreachableError } from "../errors.js";
 import type { RecordQueue } from "../queue/queue.js";
 import { type OutputFlags, runCommand } from "./context.js";
 import { UsageError } from "./exit-codes.js";
@@ -28,23 +30,46 @@ export function addQueueFlags(command: Command): Command {
 export const queueUrl = ({ queue }: QueueFlags): string =>
   queue ?? process.env.UNIFLUID_QUEUE ?? "redis://127.0.0.1:6379";
 
-/** Opens the queue that the flags name, after a look whether its server answers. */
+/**
+ * Opens the queue that the flags name, after a look whether its server answers. Throws the signal's reason so many
+ * milliseconds after it aborted, whatever `use` still waits for: a server that is away answers nothing. Throws
+ * `QUEUE_UNREACHABLE` also where the server refuses what it is told.
+ */
 export async function withQueue<T>(
   flags: QueueFlags,
+  signal: AbortSignal,
   use: (queue: RecordQueue) => Promise<T>,
+  grace = 0,
 ): Promise<T> {
   const { checkQueueName, checkRedis, parseRedisUrl } = await import("../queue/connection.js");
-  const { openQueue } = await import("../queue/queue.js");
+  const { closeAtOnce, openQueue } = await import("../queue/queue.js");
   const redis = parseRedisUrl(queueUrl(flags));
   checkQueueName(flags.queueName);
   await checkRedis(redis);
+  signal.throwIfAborted();
   const queue = openQueue({ redis, name: flags.queueName });
+  const late = new AbortController();
+  let timer: NodeJS.Timeout | undefined;
+  const off = onAbort(signal, () => {
+    timer = setTimeout(() => late.abort(signal.reason), grace);
+  });
   try {
-    return await use(queue);
+    return await orAborted(() => use(queue), late.signal);
+  } catch (error) {
+    if (!isRefusal(error)) throw error;
+    const message = `the Redis server refuses ${redis.name}: ${error.message}`;
+    throw new QueueUnreachableError(message, { cause: error });
   } finally {
-    await queue.close();
+    off();
+    clearTimeout(timer);
+    if (signal.aborted) closeAtOnce(queue);
+    else await queue.close();
   }
 }
+
+/** Whether the server answered with an error: it has no memory left, say, or the user may not do this. */
+const isRefusal = (error: unknown): error is Error =>
+  error instanceof Error && error.name === "ReplyError";
 
 export function addQueue(program: Command): void {
   const queue = program.command("queue").description("inspect a queue and its results");
@@ -53,9 +78,9 @@ export function addQueue(program: Command): void {
 
   addQueueFlags(sub("status", "count waiting, running, done and dead jobs")).action(
     (flags: QueueFlags & OutputFlags) =>
-      runCommand(flags, async ({ json }) => {
+      runCommand(flags, async ({ json, signal }) => {
         const { queueStatus } = await import("../queue/queue.js");
-        const status = await withQueue(flags, queueStatus);
+        const status = await withQueue(flags, signal, queueStatus);
         if (json) return writeJson(status);
         return write(
           formatTable(
@@ -66,9 +91,9 @@ export function addQueue(program: Command): void {
   );
   addQueueFlags(sub("dead", "list the jobs that were given up, and why")).action(
     (flags: QueueFlags & OutputFlags) =>
-      runCommand(flags, async ({ json }) => {
+      runCommand(flags, async ({ json, signal }) => {
         const { deadJobs } = await import("../queue/queue.js");
-        await withQueue(flags, async (open) => {
+        await withQueue(flags, signal, async (open) => {
           for await (const job of deadJobs(open)) {
             if (json) await writeJson(job);
             else await write(`${job.id}\t${job.attempts} attempts\t${job.reason}\n`);
@@ -78,9 +103,9 @@ export function addQueue(program: Command): void {
   );
   addQueueFlags(sub("retry", "put the jobs that were given up back into the queue")).action(
     (flags: QueueFlags & OutputFlags) =>
-      runCommand(flags, async ({ json }) => {
+      runCommand(flags, async ({ json, signal }) => {
         const { retryDead } = await import("../queue/queue.js");
-        const retried = await withQueue(flags, retryDead);
+        const retried = await withQueue(flags, signal, retryDead);
         return json ? writeJson({ retried }) : write(`${retried} jobs waiting again\n`);
       }),
   );

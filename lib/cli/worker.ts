@@ -1,10 +1,11 @@
 /** `unifluid worker`: does the jobs of a queue. */
 
 import type { Command } from "commander";
+import { isFolder } from "../files.js";
 import type { ImageFormat } from "../image.js";
 import { concurrency } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
-import { ExitCode } from "./exit-codes.js";
+import { ExitCode, UsageError } from "./exit-codes.js";
 import { addFlags, MODEL_FLAGS, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { makeFolderOutput, writingFailed } from "./output.js";
@@ -43,6 +44,9 @@ async function worker(flags: WorkerFlags, context: Context): Promise<void> {
   const redis = parseRedisUrl(queueUrl(flags));
   checkQueueName(flags.queueName);
   await checkRedis(redis);
+  // Without it every job with an image would be given up.
+  if (!(await isFolder(flags.images)))
+    throw new UsageError(`expected a folder for --images but ${flags.images} is none`);
   await makeFolderOutput(flags.out);
   const counts = { done: 0, failed: 0, retried: 0 };
   // Trouble with the server comes with every attempt to reach it: told of once a while.

@@ -5,7 +5,6 @@
 
 import { type FileHandle, open, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { createInterface } from "node:readline";
 import { makeFolder } from "../files.js";
 import {
   freeLock,
@@ -18,6 +17,7 @@ import {
 } from "../folder-lock.js";
 import { jsonLine } from "../json-line.js";
 import { HALF_WRITTEN_ENDING } from "../write-whole.js";
+import { lines } from "./reader.js";
 
 /** Which records are whose: record `i` belongs to shard `i mod count`. */
 export interface Shard {
@@ -130,8 +130,8 @@ export class ResultsFolder {
 async function readResults(path: string, done: DoneIndex): Promise<void> {
   const file = await open(path, "r");
   try {
-    for await (const line of createInterface({ input: file.createReadStream() })) {
-      const result = parseResult(line);
+    for await (const line of lines(file.createReadStream())) {
+      const result = parseResult(line.toString());
       if (!result) continue;
       const failed = result.error !== undefined;
       // The files come in the order of their names: an older one's failure may follow a success.

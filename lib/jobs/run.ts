@@ -30,15 +30,17 @@ export interface JobPlaces {
   images: string;
   out: string;
   format: ImageFormat;
+  /** Asked when a picture is there: whether to write it, which nobody may want any more. */
+  wanted?(): Promise<boolean>;
 }
 
-/** Does one job; a picture is written whole or not at all. */
+/** Does one job; a picture is written whole or not at all. Undefined: the job is not wanted any more. */
 export async function runJob(
   model: UniFluid,
   job: Job,
-  { images, out, format }: JobPlaces,
+  { images, out, format, wanted }: JobPlaces,
   signal: AbortSignal,
-): Promise<JobOutcome> {
+): Promise<JobOutcome | undefined> {
   const options = { ...job.options, signal };
   const source = job.image === undefined ? "" : imagePath(job.image, images);
   switch (job.task) {
@@ -52,6 +54,7 @@ export async function runJob(
           ? await model.generate(job.text, options)
           : await model.edit(source, job.text, options);
       const file = pictureName(job, format === "jpeg" ? "jpg" : format);
+      if (wanted && !(await wanted())) return undefined;
       await image.save(join(out, file));
       return { file, width: image.width, height: image.height };
     }

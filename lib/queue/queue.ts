@@ -11,6 +11,7 @@ import { UniFluidError } from "../errors.js";
 import type { RawRecord } from "../jobs/reader.js";
 import { fingerprint, type Job, type JobDefaults, jobOf } from "../jobs/record.js";
 import type { RedisAddress } from "./connection.js";
+import { Outbox } from "./outbox.js";
 
 /** What is put into the queue: a record with all its options, as JSON. */
 export interface QueuedRecord {
@@ -29,7 +30,7 @@ export interface QueueOptions {
 
 /** Finished jobs that the server still knows: enough to see what goes on, not all of a million. */
 const KEPT = 1000;
-/** Jobs that are sent at once. */
+/** Jobs that are asked for at once. */
 const BULK = 500;
 
 /** Letters that a run's name may have: it becomes a folder and a part of ids. */
@@ -47,6 +48,13 @@ export function openQueue({ redis, name }: QueueOptions): RecordQueue {
   return queue;
 }
 
+/** Closes a queue whose server may be away, without a word to it. What waits for an answer fails, or gets none. */
+export function closeAtOnce(queue: RecordQueue): void {
+  // The one ends a connection that was there once, the other one that has never been; neither ends while it is away.
+  queue.disconnect().catch(() => {});
+  queue.close().catch(() => {});
+}
+
 export interface EnqueueOptions {
   run: string;
   defaults: JobDefaults;
@@ -57,26 +65,33 @@ export interface EnqueueOptions {
   onRefused(error: UniFluidError, record: RawRecord): void;
 }
 
-/** Puts records into the queue; one that is no job is told of and left out. */
+/**
+ * Puts records into the queue; one that is no job is told of and left out. Where the signal ends the reading, what was
+ * read is put in all the same: a pipe does not give it again. Other work than reading does not end with the signal.
+ */
 export async function enqueueRecords(
   queue: RecordQueue,
   records: AsyncIterable<RawRecord>,
   { run, defaults, attempts, signal, onQueued, onRefused }: EnqueueOptions,
 ): Promise<void> {
-  let bulk: Parameters<RecordQueue["addBulk"]>[0] = [];
-  const send = async () => {
-    signal.throwIfAborted();
-    const sent = bulk;
-    bulk = [];
-    await queue.addBulk(sent);
-    for (const _ of sent) onQueued();
-  };
-  for await (const raw of records) {
-    try {
-      if ("error" in raw) throw raw.error;
-      const job = jobOf(raw.value, raw.index, defaults, raw.line);
+  type Bulk = Parameters<RecordQueue["addBulk"]>[0];
+  const outbox = new Outbox<Bulk[number]>(async (bulk) => {
+    await queue.addBulk(bulk);
+    for (const _ of bulk) onQueued();
+  });
+  const read = async () => {
+    for await (const raw of records) {
+      let job: Job;
+      try {
+        if ("error" in raw) throw raw.error;
+        job = jobOf(raw.value, raw.index, defaults, raw.line);
+      } catch (error) {
+        if (!(error instanceof UniFluidError)) throw error;
+        onRefused(error, raw);
+        continue;
+      }
       const mark = fingerprint(job);
-      bulk.push({
+      const entry: Bulk[number] = {
         name: job.task,
         data: { run, index: job.index, fingerprint: mark, record: recordOf(job) },
         opts: {
@@ -85,14 +100,19 @@ export async function enqueueRecords(
           backoff: { type: "exponential", delay: 1000 },
           removeOnComplete: { count: KEPT },
         },
-      });
-    } catch (error) {
-      if (!(error instanceof UniFluidError)) throw error;
-      onRefused(error, raw);
+      };
+      await outbox.add(entry, job.text.length + (job.image?.length ?? 0));
     }
-    if (bulk.length === BULK) await send();
+  };
+  try {
+    await read().catch(async (error) => {
+      if (signal.aborted) await outbox.send();
+      throw error;
+    });
+    await outbox.send();
+  } finally {
+    outbox.stop();
   }
-  if (bulk.length > 0) await send();
 }
 
 const TEXT_OF = { generate: "prompt", edit: "instruction", answer: "question" } as const;

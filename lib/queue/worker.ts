@@ -4,12 +4,13 @@ import { readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type Job as QueuedJob, UnrecoverableError, WaitingError, Worker } from "bullmq";
 import { onAbort } from "../abort.js";
-import { UniFluidError } from "../errors.js";
+import { InvalidImageError, UniFluidError } from "../errors.js";
 import { isFolder, makeFolder } from "../files.js";
 import type { ImageFormat } from "../image.js";
 import { type Job, jobOf } from "../jobs/record.js";
 import { describeJob, runJob } from "../jobs/run.js";
 import { jsonLine } from "../json-line.js";
+import { machinesFault } from "../machines-fault.js";
 import type { UniFluid } from "../model.js";
 import { HALF_WRITTEN_ENDING, writeWhole } from "../write-whole.js";
 import {
@@ -42,7 +43,7 @@ export interface WorkerOptions extends QueueOptions {
   onTrouble(error: Error): void;
 }
 
-/** Errors that another attempt may not meet. */
+/** Errors that another attempt may not meet, as one that the machine is to blame for may not. */
 const PASSING = new Set(["INSUFFICIENT_MEMORY", "QUEUE_FULL", "DEVICE_ERROR"]);
 /** A job may be taken over from a dead worker so often; one that kills its workers must come to an end. */
 const MOST_TAKEOVERS = 5;
@@ -52,8 +53,8 @@ const CLOSE_SECONDS = 5;
 
 /**
  * Works until `signal`, or until the queue is empty. Whether it ended in order: false where the server did not
- * answer any more; its jobs are then taken over. Throws what makes this worker useless: a device that failed, and
- * what the file system says of `out`.
+ * answer any more; its jobs are then taken over. Throws what makes this worker useless: a device that failed, what the
+ * file system says of `out`, and `IMAGE_NOT_FOUND` where the folder of images is there no more.
  */
 export async function work(model: UniFluid, options: WorkerOptions): Promise<boolean> {
   const { redis, name, concurrency, lockSeconds, signal } = options;
@@ -61,10 +62,11 @@ export async function work(model: UniFluid, options: WorkerOptions): Promise<boo
   const failures = new Set<Promise<void>>();
   let broken: unknown;
   let wake = () => {};
-  /** Whether an error is of the folder of results, and so ends this worker. */
+  /** Whether an error is of the folder of results or of that of images, and so ends this worker. */
   const endIfUseless = async (error: unknown): Promise<boolean> => {
-    if (!(await isOfFolder(error, options.out))) return false;
-    broken = error;
+    const ofImages = await isOfImages(error, options.images);
+    if (!ofImages && !(await isOfFolder(error, options.out))) return false;
+    broken = ofImages ? imagesGone(options.images, error as Error) : error;
     wake();
     return true;
   };
@@ -149,6 +151,19 @@ async function isOfFolder(error: unknown, out: string): Promise<boolean> {
   return !IN_THE_WAY.has(code) || !(await isFolder(out));
 }
 
+/** Whether a job failed since the folder of images is there no more: so would all others here that have one. */
+const isOfImages = async (error: unknown, images: string): Promise<boolean> =>
+  error instanceof InvalidImageError &&
+  error.code === "IMAGE_NOT_FOUND" &&
+  !(await isFolder(images));
+
+const imagesGone = (images: string, cause: Error) =>
+  new InvalidImageError(
+    "IMAGE_NOT_FOUND",
+    `the folder of images, ${images}, is there no more: ${cause.message}`,
+    { cause },
+  );
+
 /** Whether a promise is fulfilled in so many milliseconds. */
 async function within(promise: Promise<unknown>, milliseconds: number): Promise<boolean> {
   let timer: NodeJS.Timeout | undefined;
@@ -189,15 +204,21 @@ async function doJob(
     if (queued.attemptsStarted > 1) await removeHalves(folder, index);
     const job = jobIn(queued.data);
     const started = performance.now();
-    const places = { images: options.images, out: folder, format: options.format };
+    // A newer record of this number may have got its result meanwhile.
+    const wanted = async () => !(await needsNothing(file, queued));
+    const places = { images: options.images, out: folder, format: options.format, wanted };
     const outcome = await runJob(model, job, places, signal);
+    if (!outcome || !(await wanted())) return;
     const milliseconds = Math.round(performance.now() - started);
     const line = { ...headOf(queued), ...describeJob(job), ...outcome, milliseconds };
     await writeJsonWhole(file, line);
   } catch (error) {
     if (!(error instanceof UniFluidError)) throw error;
-    const message = `${error.code}: ${error.message}`;
-    throw PASSING.has(error.code) ? error : new UnrecoverableError(message);
+    const elsewhere =
+      PASSING.has(error.code) ||
+      machinesFault(error) !== undefined ||
+      (await isOfImages(error, options.images));
+    throw elsewhere ? error : new UnrecoverableError(`${error.code}: ${error.message}`);
   }
 }
 

@@ -1,31 +1,10 @@
 /** Records of training that cannot be used: each is told once, and too many stop the run. */
 import { InvalidImageError, InvalidRecordError, TrainingDataError } from "../errors.js";
+import { isUnreadable, machinesFault } from "../machines-fault.js";
 import type { SourceRecord } from "./source.js";
-import { systemCode } from "./system-code.js";
-
-/** What the system says of a file that is not there or not to be read; all else is the machine's fault. */
-const UNREADABLE = new Set([
-  "ENOENT",
-  "EACCES",
-  "EPERM",
-  "EISDIR",
-  "ENOTDIR",
-  "ENAMETOOLONG",
-  "ELOOP",
-  "ENXIO", // a socket
-]);
-
-/** Why a picture could not be read, where the system said it and no record is to blame. */
-function machinesFault(error: unknown): Error | undefined {
-  const { cause } = error as Error;
-  const code = systemCode(cause);
-  return code === undefined || UNREADABLE.has(code) ? undefined : (cause as Error);
-}
 
 const isRecords = (error: unknown) =>
-  error instanceof InvalidRecordError ||
-  error instanceof InvalidImageError ||
-  UNREADABLE.has(systemCode(error) ?? "");
+  error instanceof InvalidRecordError || error instanceof InvalidImageError || isUnreadable(error);
 
 /** Records seen before a share of broken ones means anything. */
 const LEAST_SEEN = 200;

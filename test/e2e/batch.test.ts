@@ -36,9 +36,11 @@ interface Ending {
 
 function run(
   args: string[],
-  { input = "", started = (_: ChildProcess): unknown => undefined } = {},
+  { input = "", started = (_: ChildProcess): unknown => undefined, hook = "" } = {},
 ) {
-  const child = spawn(process.execPath, [main, "batch", ...args], { cwd: folder });
+  if (hook) writeFileSync(join(folder, "hook.cjs"), hook);
+  const node = hook ? ["--require", "./hook.cjs"] : [];
+  const child = spawn(process.execPath, [...node, main, "batch", ...args], { cwd: folder });
   started(child);
   let [out, err] = ["", ""];
   child.stdout.on("data", (chunk) => {
@@ -239,6 +241,26 @@ test("terminated while standard input says nothing more, it ends", async () => {
   } finally {
     child.kill("SIGKILL");
   }
+});
+
+test("results that the disk takes only when they are closed, and then not, end with 6", async () => {
+  writeFileSync(join(folder, "jobs.txt"), "a star\n");
+  const hook = `
+    const files = require("node:fs/promises");
+    const { open } = files;
+    files.open = async (path, flags) => {
+      const file = await open(path, flags);
+      if (flags !== "a+") return file;
+      const close = file.close.bind(file);
+      file.close = async () => {
+        await close();
+        const of = { code: "EDQUOT", errno: -122, syscall: "close" };
+        throw Object.assign(new Error("EDQUOT: disk quota exceeded, close"), of);
+      };
+      return file;
+    };`;
+  const { code, err } = await run(["jobs.txt", "--out", "out", "--steps", "1"], { hook });
+  expect([code, err]).toEqual([6, expect.stringMatching(/OUTPUT: cannot write to out: EDQUOT/)]);
 });
 
 test("a file that breaks while it is counted leaves no lock", async () => {

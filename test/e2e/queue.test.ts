@@ -8,6 +8,7 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
+  readFileSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -16,10 +17,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Queue, Worker } from "bullmq";
 import sharp from "sharp";
-import { UniFluid } from "../../lib/index";
+import { InvalidImageError, UniFluid } from "../../lib/index";
 import { parseRedisUrl } from "../../lib/queue/connection";
 import { openQueue, queueStatus, retryDead } from "../../lib/queue/queue";
-import { work } from "../../lib/queue/worker";
+import { type WorkerOptions, work } from "../../lib/queue/worker";
 import { hasRedis, RedisServer } from "../support/redis";
 
 const root = join(__dirname, "../..");
@@ -264,27 +265,202 @@ withRedis("a queue", () => {
     expect(JSON.parse(third.out).waiting).toBe(1);
   });
 
-  test("waiting for the end of a queue keeps no listener", async () => {
-    const address = parseRedisUrl(redis.url);
-    const queue = new Queue("unifluid", { connection: { host: "127.0.0.1", port: redis.port } });
-    await queue.add("generate", {}, { delay: 60_000 });
-    await queue.close();
-    const counts = jest.spyOn(Queue.prototype, "getJobCounts");
-    const end = new AbortController();
-    const ended = work({} as UniFluid, {
-      redis: address,
+  /** A worker in this process, whose model is what the test makes of one. */
+  const workWith = (model: object, options: Partial<WorkerOptions>) =>
+    work(model as UniFluid, {
+      redis: parseRedisUrl(redis.url),
       name: "unifluid",
-      out: "out",
-      images: ".",
+      out: join(folder, "out"),
+      images: folder,
       format: "png",
       concurrency: 1,
       lockSeconds: 30,
       drainSeconds: 1,
       untilEmpty: true,
-      signal: end.signal,
+      signal: new AbortController().signal,
       onJob: () => {},
       onTrouble: () => {},
+      ...options,
     });
+  const enqueueOne = async (record: object) => {
+    writeFileSync(join(folder, "jobs.jsonl"), JSON.stringify(record));
+    expect((await run(["enqueue", "jobs.jsonl", "--run", "mine"])).code).toBe(0);
+  };
+
+  describe("jobs from a pipe", () => {
+    const piped = (started: (child: ChildProcess) => unknown) =>
+      run(["enqueue", "-", "--run", "mine"], (child) => {
+        const late = setTimeout(() => child.kill("SIGKILL"), 40_000);
+        child.once("exit", () => clearTimeout(late));
+        child.stdin!.on("error", () => {});
+        return started(child);
+      });
+    const record = (i: number) => `{"prompt":"a star ${i}"}\n`;
+    /** Until the server has so many jobs, or the command has ended. */
+    const waiting = async (count: number, child: ChildProcess) => {
+      const queue = openQueue({ redis: parseRedisUrl(redis.url), name: "unifluid" });
+      let ended = false;
+      child.once("exit", () => {
+        ended = true;
+      });
+      while ((await queueStatus(queue)).waiting < count && !ended) await sleep(20);
+      await queue.close();
+    };
+
+    test("are put in soon, however few have come", async () => {
+      const ending = await piped(async (child) => {
+        for (const i of [1, 2]) {
+          child.stdin!.write(record(i));
+          await waiting(i, child);
+        }
+        child.stdin!.end();
+      });
+      expect(ending.code).toBe(0);
+      expect(ending.err).toMatch(/run mine: 2 jobs queued/);
+    });
+
+    test("are put in though SIGTERM ends the reading", async () => {
+      const ending = await piped(async (child) => {
+        child.stdin!.write(record(1));
+        await waiting(1, child);
+        child.stdin!.write(record(2));
+        // It is read, and waits for others.
+        await sleep(300);
+        child.kill("SIGTERM");
+      });
+      expect([ending.code, ending.err]).toEqual([
+        143,
+        expect.stringMatching(/run mine: 2 jobs are queued; .*\nunifluid: INTERRUPTED: terminated/),
+      ]);
+      expect((await status()).waiting).toBe(2);
+    });
+
+    test("stay there where the server then refuses others", async () => {
+      const ending = await piped(async (child) => {
+        child.stdin!.write(record(1));
+        await waiting(1, child);
+        await redis.call("CONFIG", "SET", "maxmemory", "1");
+        child.stdin!.end(record(2));
+      });
+      expect([ending.code, ending.err]).toEqual([
+        5,
+        expect.stringMatching(
+          /run mine: 1 jobs are queued; .*\nunifluid: QUEUE_UNREACHABLE: the Redis server refuses redis:\S+: .*OOM/,
+        ),
+      ]);
+      await redis.call("CONFIG", "SET", "maxmemory", "0");
+      expect((await status()).waiting).toBe(1);
+    });
+
+    test("do not keep the command after SIGTERM while the server is away", async () => {
+      const ending = await piped(async (child) => {
+        child.stdin!.write(record(1));
+        await waiting(1, child);
+        await redis.stop();
+        child.stdin!.write(record(2));
+        await sleep(1500);
+        child.kill("SIGTERM");
+      });
+      expect([ending.code, ending.err]).toEqual([
+        143,
+        expect.stringMatching(
+          /run mine: 1 jobs are queued; .*\nunifluid: INTERRUPTED: terminated\n$/,
+        ),
+      ]);
+    });
+  });
+
+  test("what a user may not do the server refuses", async () => {
+    writeFileSync(join(folder, "jobs.txt"), "a star\n");
+    await redis.call(
+      "ACL",
+      "SETUSER",
+      "reader",
+      "on",
+      ">secret",
+      "~*",
+      "+@read",
+      "+@connection",
+      "+info",
+    );
+    const url = redis.url.replace("//", "//reader:secret@");
+    const { code, err } = await run(["enqueue", "jobs.txt", "--queue", url]);
+    expect([code, err]).toEqual([
+      5,
+      expect.stringMatching(/QUEUE_UNREACHABLE: the Redis server refuses redis:\S+: .*NOPERM/),
+    ]);
+    expect(err).not.toContain("secret");
+  });
+
+  test.each([
+    ["picture", { prompt: "a star" }],
+    ["text", { image: "a.png" }],
+  ])("a %s that is ready after the result of a newer record leaves that alone", async (...row) => {
+    await enqueueOne(row[1]);
+    const newer = JSON.stringify({ index: 0, fingerprint: 1, enqueued: Date.now() + 60_000 });
+    const file = join(folder, "out/mine/0000000.json");
+    const save = jest.fn();
+    const meanwhile = <T>(made: T) => {
+      writeFileSync(file, newer);
+      return Promise.resolve(made);
+    };
+    const model = {
+      generate: () => meanwhile({ width: 1, height: 1, save }),
+      caption: () => meanwhile("a star"),
+    };
+    const onJob = jest.fn();
+    expect(await workWith(model, { onJob })).toBe(true);
+    expect(onJob.mock.calls).toEqual([["done", expect.stringMatching(/^mine-0-/)]]);
+    expect(readFileSync(file, "utf8")).toBe(newer);
+    expect(save).not.toHaveBeenCalled();
+  });
+
+  describe("a worker that cannot see its images gives up no jobs", () => {
+    test("before it takes any", async () => {
+      await enqueueOne({ image: "a.png" });
+      const { code, err } = await run([...worker, "--images", "none"]);
+      expect([code, err]).toEqual([
+        2,
+        "unifluid: USAGE: expected a folder for --images but none is none\n",
+      ]);
+      expect(existsSync(join(folder, "out"))).toBe(false);
+      expect(await status()).toMatchObject({ waiting: 1, dead: 0 });
+    });
+
+    const cannotRead = (code: string) => ({
+      caption: () => {
+        const cause = Object.assign(new Error(code), { code, errno: -1, syscall: "open" });
+        throw new InvalidImageError("IMAGE_NOT_FOUND", `cannot read a.png: ${code}`, { cause });
+      },
+    });
+
+    test("while it works, as their folder has gone", async () => {
+      await enqueueOne({ image: "a.png" });
+      const images = join(folder, "gone");
+      await expect(workWith(cannotRead("ENOENT"), { images })).rejects.toMatchObject({
+        code: "IMAGE_NOT_FOUND",
+        message: `the folder of images, ${images}, is there no more: cannot read a.png: ENOENT`,
+      });
+      expect(await status()).toMatchObject({ waiting: 1, active: 0, delayed: 0, dead: 0 });
+    });
+
+    test("while it works, as the machine fails", async () => {
+      await enqueueOne({ image: "a.png" });
+      const end = new AbortController();
+      const onJob = jest.fn(() => end.abort());
+      expect(await workWith(cannotRead("EMFILE"), { signal: end.signal, onJob })).toBe(true);
+      expect(onJob.mock.calls).toEqual([["retried", expect.anything(), expect.anything()]]);
+      expect(await status()).toMatchObject({ waiting: 0, active: 0, delayed: 1, dead: 0 });
+    });
+  });
+
+  test("waiting for the end of a queue keeps no listener", async () => {
+    const queue = new Queue("unifluid", { connection: { host: "127.0.0.1", port: redis.port } });
+    await queue.add("generate", {}, { delay: 60_000 });
+    await queue.close();
+    const counts = jest.spyOn(Queue.prototype, "getJobCounts");
+    const end = new AbortController();
+    const ended = workWith({}, { signal: end.signal });
     // It has looked, and waited, again and again.
     while (counts.mock.calls.length < 5) await sleep(20);
     counts.mockRestore();

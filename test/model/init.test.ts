@@ -270,12 +270,13 @@ test("what does not fit is refused, and leaves nothing", async () => {
 
 // Longer paths than this a Linux system takes none of.
 const onLinux = process.platform === "linux" ? test : test.skip;
-onLinux("where a folder within cannot be made nothing is left", async () => {
+onLinux("where a file within cannot be made nothing is left", async () => {
   const above = join(folder, "deep");
   let out = above;
-  const room = 4095 - "/vae".length - ".partial".length;
+  const within = ".partial/vae/diffusion_pytorch_model.safetensors";
+  const room = 4095 - within.length;
   while (out.length < room - 100) out = join(out, "x".repeat(90));
-  // Itself it fits, and `vae` in it does not.
+  // Itself it fits, and its lock, but not the autoencoder's weights in it.
   out = join(out, "x".repeat(room + 1 - out.length - 1));
   const path = await yaml("deep", TINY_MODEL);
   await expect(initCheckpoint(path, out, options)).rejects.toMatchObject({ code: "ENAMETOOLONG" });

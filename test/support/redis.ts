@@ -76,6 +76,16 @@ export class RedisServer {
     await ended;
   }
 
+  /** Says something to the server, as `redis-cli` does. */
+  async call(command: string, ...args: string[]): Promise<unknown> {
+    const redis = new Redis(this.port, "127.0.0.1");
+    try {
+      return await redis.call(command, args);
+    } finally {
+      redis.disconnect();
+    }
+  }
+
   /** Stops the server and starts it again some time later, with what its file holds. */
   async restart(milliseconds: number): Promise<void> {
     await this.end();

@@ -5,6 +5,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, utimesSync, writeFileSy
 import files from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
+import readline from "node:readline";
 import { PassThrough, Readable } from "node:stream";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { JobChecker } from "../../lib/jobs/check";
@@ -326,6 +327,21 @@ describe("a folder of results", () => {
     expect(again.done.get(1e6).fingerprint).toBe(0);
     await again.close();
     expect(readdirSync(path)).toEqual(["results.jsonl"]);
+  });
+
+  test("a text's line and paragraph separators do not end a line", async () => {
+    const folder = await ResultsFolder.open(path, whole);
+    await folder.write({ index: 0, fingerprint: 11, text: "two\u2028lines" });
+    await folder.write({ index: 1, fingerprint: 12, text: "two\u2029paragraphs" });
+    await folder.close();
+    // Since Node 24 they do for readline.
+    const reading = jest.spyOn(readline, "createInterface").mockImplementation(() => {
+      throw new Error("not by readline");
+    });
+    const again = await ResultsFolder.open(path, whole);
+    expect([0, 1].map((index) => again.done.get(index).fingerprint)).toEqual([11, 12]);
+    await again.close();
+    reading.mockRestore();
   });
 
   test.each(["", '{"index":9,"finger', '{"index":9', "x".repeat(200_000)])(
