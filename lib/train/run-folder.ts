@@ -10,6 +10,7 @@ import {
   rm,
   rmdir,
   stat,
+  truncate,
   writeFile,
 } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -21,8 +22,8 @@ import { InvalidCheckpointError } from "../errors.js";
 import { isThere, makeFolder } from "../files.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
 import type { NativeTrainerState } from "../native.js";
-import { writeWhole } from "../write-whole.js";
 import type { RecordsSeen } from "./broken-records.js";
+import { readJsonLines } from "./json-lines.js";
 import type { Subject } from "./subject.js";
 import { systemCode } from "./system-code.js";
 
@@ -388,21 +389,29 @@ export class RunFolder {
   }
 
   /**
-   * Lines of metrics up to a step; what a later part of a broken-off run wrote is dropped, but `next` is what it had
-   * of the step after, if it came to it.
+   * Calls `see` with each line of metrics up to a step; what a later part of a broken-off run wrote is dropped. Gives
+   * what it had of the step after, if it came to it.
    */
-  async keepMetrics(step: number): Promise<{ metrics: Metrics[]; next: Metrics | undefined }> {
+  async keepMetrics(step: number, see: (line: Metrics) => void): Promise<Metrics | undefined> {
     let next: Metrics | undefined;
-    const metrics = await this.keepLines<Metrics>(this.metrics, (m) => {
-      if (m.step === step + 1) next = m;
-      return m.step <= step;
+    await keepLines<Metrics>(this.metrics, (line) => {
+      if (line.step === step + 1) next = line;
+      if (!(line.step <= step)) return false;
+      see(line);
+      return true;
     });
-    return { metrics, next };
+    return next;
   }
 
-  /** The same of the figures of samples. */
+  /** The figures of samples up to a step; later ones are dropped as well. */
   async keepFigures(step: number): Promise<SampleFigures[]> {
-    return this.keepLines<SampleFigures>(this.figures, (f) => f.step <= step);
+    const figures: SampleFigures[] = [];
+    await keepLines<SampleFigures>(this.figures, (line) => {
+      if (!(line.step <= step)) return false;
+      figures.push(line);
+      return true;
+    });
+    return figures;
   }
 
   /** The same of the sheets of samples. */
@@ -412,20 +421,18 @@ export class RunFolder {
       if (Number(digits) > step) await rm(join(this.samples, name), { force: true });
     }
   }
+}
 
-  private async keepLines<T>(path: string, keep: (line: T) => boolean): Promise<T[]> {
-    const text = await unlessAbsent(readFile(path, "utf8"), "");
-    const lines = text.split("\n").flatMap((line) => {
-      try {
-        return [JSON.parse(line) as T];
-      } catch {
-        return []; // empty, or half-written when the run was killed
-      }
-    });
-    const kept = lines.filter(keep);
-    const left = kept.map((m) => `${JSON.stringify(m)}\n`).join("");
-    // Whole or not at all: a kill is not to take the history with it.
-    if (left !== text) await writeWhole(path, Buffer.from(left));
-    return kept;
-  }
+/** Cuts off what is behind the last line of a file that is kept, also what a kill left half-written. */
+async function keepLines<T>(path: string, keep: (line: T) => boolean): Promise<void> {
+  let kept = 0;
+  const reading = readJsonLines(path, (line, end) => {
+    if (keep(line as T)) kept = end;
+  });
+  await unlessAbsent(reading, undefined);
+  const size = await unlessAbsent(
+    stat(path).then((found) => found.size),
+    0,
+  );
+  if (size > kept) await truncate(path, kept);
 }

@@ -31,6 +31,7 @@ import {
   type RunConfig,
   type RunSettings,
 } from "./config.js";
+import { History } from "./history.js";
 import { ReportPace, writeReport } from "./report.js";
 import { type Restored, restoreLast } from "./resume.js";
 import {
@@ -93,7 +94,7 @@ export class Trainer {
     private readonly folder: RunFolder,
     private readonly subject: Subject,
     restored: Restored | undefined,
-    private readonly metrics: Metrics[],
+    private readonly history: History,
     private readonly figures: SampleFigures[],
     private readonly watches: Watches,
     /** The step of a checkpoint of which is known that it was good; 0: of none. */
@@ -167,17 +168,23 @@ export class Trainer {
         );
       }
       if (changed.length > 0) await folder.changeSettings(step, text);
-      const { metrics, next } = await folder.keepMetrics(step);
-      const figures = await folder.keepFigures(step);
-      await folder.keepSheets(step);
       const changes = await lossChanges(folder, run, step);
-      const watches = watchesAfter(metrics, subject, changes);
+      const [past, ahead] = [new Past(subject, changes), new Past(subject, changes)];
+      const history = new History();
+      const next = await folder.keepMetrics(step, (line) => {
+        history.add(line);
+        past.follow(line);
+        ahead.follow(line);
+      });
       // Of a run that came further the step after tells of the checkpoint. Losses of something else do not: then it is
       // as good as the losses before.
-      const seen = next ? watchesAfter([...metrics, next], subject, changes) : watches;
+      if (next) ahead.follow(next);
       const told = next !== undefined || changes.at(-1) === step;
-      const good = told && seen.high.length === 0 ? step : 0;
-      return new Trainer(run, options, folder, subject, restored, metrics, figures, watches, good);
+      const good = told && ahead.end().high.length === 0 ? step : 0;
+      const figures = await folder.keepFigures(step);
+      await folder.keepSheets(step);
+      const watches = past.end();
+      return new Trainer(run, options, folder, subject, restored, history, figures, watches, good);
     } catch (error) {
       await subject.close();
       throw error;
@@ -212,7 +219,7 @@ export class Trainer {
     const { config, subject } = this;
     const stop = this.stopping.signal;
     await this.sampleLeft();
-    const started = performance.now() - (this.metrics.at(-1)?.seconds ?? 0) * 1000;
+    const started = performance.now() - (this.history.last?.seconds ?? 0) * 1000;
     let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
     while (this.step < config.steps && !stop.aborted) {
       const step = this.step + 1;
@@ -340,7 +347,7 @@ export class Trainer {
     const metrics: Metrics = {
       step: of.step,
       // A run may go on with more or fewer a step than it began with.
-      examples: (this.metrics.at(-1)?.examples ?? 0) + perStep,
+      examples: (this.history.last?.examples ?? 0) + perStep,
       learningRate: of.learningRate,
       ...losses,
       gradientNorm: of.gradientNorm,
@@ -348,7 +355,7 @@ export class Trainer {
       seconds: of.seconds,
       brokenRecords: this.records.broken,
     };
-    this.metrics.push(metrics);
+    this.history.add(metrics);
     await appendFile(this.folder.metrics, `${JSON.stringify(metrics)}\n`);
     this.options.onStep?.(metrics, this.config.steps);
   }
@@ -412,7 +419,7 @@ export class Trainer {
 
   private async report(): Promise<void> {
     const begun = performance.now();
-    await writeReport(this.folder, this.metrics, this.figures);
+    await writeReport(this.folder, this.history, this.figures);
     this.pace.wrote(begun, performance.now());
   }
 
@@ -470,18 +477,27 @@ async function lossChanges(folder: RunFolder, run: RunConfig, step: number): Pro
     .map(({ until }) => Math.min(until, step)); // a run may have gone back behind the change
 }
 
-/** Watches that have seen the losses of steps done. `changes`: of `lossChanges`. */
-function watchesAfter(
-  metrics: readonly Metrics[],
-  subject: Subject,
-  changes: readonly number[],
-): Watches {
-  const watches = new Watches(subject.scales);
-  let changed = 0;
-  for (const line of metrics) {
-    for (; (changes[changed] ?? line.step) < line.step; changed++) watches.forget();
-    watches.follow(line.step, subject.watched(line));
+/** The losses of steps done, one after another. `changes`: of `lossChanges`. */
+class Past {
+  private readonly watches: Watches;
+  private changed = 0;
+
+  constructor(
+    private readonly subject: Subject,
+    private readonly changes: readonly number[],
+  ) {
+    this.watches = new Watches(subject.scales);
   }
-  if (changed < changes.length) watches.forget();
-  return watches;
+
+  follow(line: Metrics): void {
+    const { changes, watches } = this;
+    for (; (changes[this.changed] ?? line.step) < line.step; this.changed++) watches.forget();
+    watches.follow(line.step, this.subject.watched(line));
+  }
+
+  /** Watches that have seen them all. */
+  end(): Watches {
+    if (this.changed < this.changes.length) this.watches.forget();
+    return this.watches;
+  }
 }
