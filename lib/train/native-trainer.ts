@@ -11,12 +11,6 @@ import type {
   NativeTrainerState,
 } from "../native.js";
 
-export interface OpenTrainer {
-  native: NativeTrainer;
-  /** Where it computes, for models that are loaded beside it. */
-  device: Device;
-}
-
 /**
  * Loads the weights into a trainer. `name`: what messages call it. `activations`: bytes that a step takes at least
  * beside the trainer's tensors, where they are known. Throws `INSUFFICIENT_MEMORY` where there is less.
@@ -27,7 +21,7 @@ export async function createTrainer(
   wanted: Device,
   options: NativeTrainerOptions,
   activations = 0,
-): Promise<OpenTrainer> {
+): Promise<{ native: NativeTrainer }> {
   const { addon, path } = findAddon();
   const { maxMemory } = options;
   const bytes = trainingBytes(spec.tensors, options) + activations;
@@ -39,10 +33,7 @@ export async function createTrainer(
   const native = await eventually(() =>
     addon.createTrainer(spec, { ...options, ...nativeCuda(chosen) }),
   );
-  return {
-    native: new TrainerWithErrors(native),
-    device: chosen.kind === "cpu" ? "cpu" : `cuda:${chosen.index}`,
-  };
+  return { native: new TrainerWithErrors(native) };
 }
 
 class TrainerWithErrors implements NativeTrainer {

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
-import { type TrainOptions, UniFluid } from "../../lib";
+import { InsufficientMemoryError, type TrainOptions, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import { Image } from "../../lib/image";
 import { decodeImage } from "../../lib/image-input";
@@ -230,6 +230,57 @@ test.each([
     if (stays.test(name)) expect({ name, same }).toEqual({ name, same: true });
   }
   expect(to.floats(other)).not.toEqual(from.floats(other));
+});
+
+test.each([
+  ["encoder", ["encoder.*", "quant_conv.*"]],
+  ["decoder", ["decoder.*", "post_quant_conv.*"]],
+])(
+  "factors are of the latents also where the %s was trained before it was frozen",
+  async (half, freeze) => {
+    const out = `frozen-later-${half}`;
+    await train(out);
+    const notes: string[] = [];
+    const later = (steps: number) =>
+      train(out, { steps, freeze }, { resume: true, onNote: (message) => notes.push(message) });
+    const { checkpoint } = await later(8);
+    const told = expect.stringContaining(
+      `the ${half} was trained before it was frozen: latents differ from those of earlier checkpoints`,
+    );
+    expect(notes).toContainEqual(told);
+    const factors = await vaeConfig(checkpoint);
+    expect(factors).toMatchObject({ scaling_factor: expect.any(Number) });
+    const again = await vaeConfig((await later(10)).checkpoint);
+    // Of an encoder that stays they do not change any more.
+    if (half === "encoder") expect(again).toEqual(factors);
+  },
+);
+
+test("latents are measured on the CPU where training leaves no room, and not at all where that has none", async () => {
+  const { load } = UniFluid;
+  const full = (places: readonly unknown[]) =>
+    jest.spyOn(UniFluid, "load").mockImplementation(async (...args) => {
+      if (places.includes(args[1]?.device)) throw new InsufficientMemoryError("full");
+      return load.apply(UniFluid, args);
+    });
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  const there = await train("room");
+  let loading = full(["auto"]);
+  try {
+    const { checkpoint } = await train("no-room", {}, { onNote });
+    expect(await vaeConfig(checkpoint)).toEqual(await vaeConfig(there.checkpoint));
+    expect(notes).toEqual([]);
+    loading.mockRestore();
+    loading = full(["auto", "cpu"]);
+    const next = await train("no-room", { steps: 8 }, { resume: true, onNote });
+    expect(next).toMatchObject({ step: 8, finished: true });
+    expect(notes).toContainEqual(
+      "the latents of a checkpoint were not measured, it has no factors: full",
+    );
+  } finally {
+    loading.mockRestore();
+  }
 });
 
 test("latentNoise is in what a run learns from", async () => {
