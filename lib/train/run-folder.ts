@@ -189,15 +189,27 @@ export class RunFolder {
 
   /**
    * Writes the settings with which the run goes on behind `step`; those before stay under another name. Of several
-   * changes at one step only the first replaces settings that steps were done with.
+   * changes at one step only the first replaces settings that steps were done with, and of settings that came into force
+   * behind it no step is left. `changed`: whether the settings are others than those in the folder.
    */
-  async changeSettings(step: number, settings: string): Promise<void> {
+  async goOnWith(step: number, settings: string, changed: boolean): Promise<void> {
+    const behind = (await this.formerSettings()).filter(({ until }) => until > step);
+    const before = this.former(step);
+    const [first] = behind;
+    if (first && !(await isThere(before))) await rename(this.former(first.until), before);
+    for (const { until } of behind) await rm(this.former(until), { force: true });
+    if (!changed) return;
     await writeFile(`${this.settings}.partial`, settings);
-    const before = join(this.path, `run-until-${stepName(step)}.yaml`);
-    await copyFile(this.settings, before, constants.COPYFILE_EXCL).catch((error) => {
-      if (error.code !== "EEXIST") throw error;
-    });
+    if (!first)
+      await copyFile(this.settings, before, constants.COPYFILE_EXCL).catch((error) => {
+        if (error.code !== "EEXIST") throw error;
+      });
     await rename(`${this.settings}.partial`, this.settings);
+  }
+
+  /** Where settings are that were in force until a step. */
+  private former(until: number): string {
+    return join(this.path, `run-until-${stepName(until)}.yaml`);
   }
 
   /** Settings that were replaced, each with the step until which they were in force, the earliest first. */

@@ -167,8 +167,8 @@ export class Trainer {
             : `there is no run in ${out} to resume: a new one starts`,
         );
       }
-      if (changed.length > 0) await folder.changeSettings(step, text);
-      const changes = await lossChanges(folder, run, step);
+      if (begun) await folder.goOnWith(step, text, changed.length > 0);
+      const changes = await lossChanges(folder, run);
       const [past, ahead] = [new Past(subject, changes), new Past(subject, changes)];
       const history = new History();
       const next = await folder.keepMetrics(step, (line) => {
@@ -469,12 +469,12 @@ function parseOptions(options: TrainOptions): TrainOptions {
   return { ...given, resume: booleanOption("resume", resume), signal: signalOption(signal) };
 }
 
-/** The steps after which a run's losses were of something else than before, up to `step`. */
-async function lossChanges(folder: RunFolder, run: RunConfig, step: number): Promise<number[]> {
+/** The steps after which a run's losses were of something else than before. */
+async function lossChanges(folder: RunFolder, run: RunConfig): Promise<number[]> {
   const former = await folder.formerSettings();
   return former
     .filter(({ text }, i) => changesLosses(changedSettings(text, former[i + 1]?.text ?? run)))
-    .map(({ until }) => Math.min(until, step)); // a run may have gone back behind the change
+    .map(({ until }) => until);
 }
 
 /** The losses of steps done, one after another. `changes`: of `lossChanges`. */
