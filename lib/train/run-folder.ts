@@ -314,13 +314,18 @@ export class RunFolder {
 
   /**
    * Removes checkpoints but for the latest `keep` and, where none of those is, the latest before step `unjudged`:
-   * the last one whose weights a later step has found good.
+   * the last one whose weights a later step has found good. Gives those that cannot be removed, with why.
    */
-  async prune(keep: number, unjudged: number): Promise<void> {
+  async prune(keep: number, unjudged: number): Promise<{ path: string; error: Error }[]> {
     const steps = await this.steps();
     const good = steps.filter((step) => step < unjudged).at(-1);
-    for (const old of steps.slice(0, -keep))
-      if (old !== good) await rm(this.checkpoint(old), { recursive: true });
+    const left: { path: string; error: Error }[] = [];
+    for (const path of steps.slice(0, -keep).map((step) => this.checkpoint(step)))
+      if (good === undefined || path !== this.checkpoint(good))
+        await rm(path, { recursive: true, force: true }).catch((error) => {
+          left.push({ path, error });
+        });
+    return left;
   }
 
   /**

@@ -76,6 +76,8 @@ export class Trainer {
   private saved: number;
   /** Whether there may be a checkpoint more than are to be kept, until the last is known to be good. */
   private crowded = true;
+  /** Checkpoints of which was told that they cannot be removed. */
+  private readonly unremoved = new Set<string>();
   /** Where the sources were after the last step done, and what they had given. */
   private positions: unknown[] | undefined;
   private records: RecordCounts;
@@ -376,7 +378,13 @@ export class Trainer {
   }
 
   private async prune(): Promise<void> {
-    await this.folder.prune(this.config.checkpoint.keep, this.unjudged);
+    const left = await this.folder.prune(this.config.checkpoint.keep, this.unjudged);
+    // They take room, and are no reason to end a run.
+    for (const { path, error } of left) {
+      if (this.unremoved.has(path)) continue;
+      this.unremoved.add(path);
+      this.options.onNote?.(`an old checkpoint could not be removed: ${error.message}`);
+    }
     this.crowded = false;
   }
 

@@ -173,6 +173,32 @@ test("a run whose folder cannot be read now is not taken for one that has not be
   expect(await runs.train("unread", { steps: 3 }, { resume: true })).toMatchObject({ step: 3 });
 });
 
+test("an old checkpoint that cannot be removed is told once, and does not end the run", async () => {
+  const stuck = runs.checkpoint("stuck", 1);
+  const { rm: remove } = promises;
+  const removing = jest.spyOn(promises, "rm").mockImplementation(async (path, ...rest) => {
+    if (path === stuck && existsSync(stuck))
+      throw new Error(`ENOTEMPTY: directory not empty, rmdir '${stuck}'`);
+    return remove(path, ...rest);
+  });
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  try {
+    const change = { steps: 6, checkpoint: { every: 1, keep: 1 } };
+    expect(await runs.train("stuck", change, { onNote })).toMatchObject({ finished: true });
+  } finally {
+    removing.mockRestore();
+  }
+  expect(notes).toEqual([
+    `an old checkpoint could not be removed: ENOTEMPTY: directory not empty, rmdir '${stuck}'`,
+  ]);
+  expect(await readdir(at("stuck", "checkpoints"))).toEqual([
+    "step-00000001",
+    "step-00000005",
+    "step-00000006",
+  ]);
+});
+
 test("the history of a run is cut off where some of it goes, and else left alone", async () => {
   await runs.train("history", { steps: 4, checkpoint: { every: 2 } });
   const path = at("history", "metrics.jsonl");
