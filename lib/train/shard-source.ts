@@ -42,8 +42,11 @@ const positionSchema = z.object({
   sample: whole,
   /** Shard and sample of the records that wait in the buffer. */
   buffer: z.array(z.tuple([whole, whole])),
+  /** What the epoch's order of shards follows from; positions of earlier versions do not say. */
+  order: z.object({ seed: z.string().regex(/^\d+$/), shuffled: z.boolean() }).optional(),
 });
 type Position = z.infer<typeof positionSchema>;
+type Order = NonNullable<Position["order"]>;
 
 /** A sample and the shard that it is of, by number. */
 interface Placed {
@@ -55,6 +58,8 @@ interface Placed {
 
 export class ShardSource implements Source {
   private epoch = 0;
+  /** What the order of this epoch follows from: of a resumed run the next may have another. */
+  private rule!: Order;
   private drawn = 0;
   /** What the stream reads next, as in a position. */
   private turn = 0;
@@ -93,13 +98,12 @@ export class ShardSource implements Source {
   }
 
   /** Numbers of the shards as an epoch reads them: in their order where nothing is shuffled. */
-  private order(epoch: number): number[] {
+  private order(epoch: number, { seed, shuffled }: Order): number[] {
     const numbers = [...this.paths.keys()];
-    if (this.shuffle === 1) return numbers;
-    const { seed, place } = this.options;
+    if (!shuffled) return numbers;
     const all = new ShuffleBuffer<number>(
       numbers.length,
-      new Random(seed, shardStream(place), epoch),
+      new Random(BigInt(seed), shardStream(this.options.place), epoch),
     );
     for (const n of numbers) all.push(n);
     return numbers.map(() => all.take() as number);
@@ -107,11 +111,12 @@ export class ShardSource implements Source {
 
   private begin(epoch: number, at: Partial<Position> = {}): void {
     const { drawn = 0, turn = 0, sample = 0 } = at;
+    const rule = at.order ?? { seed: String(this.options.seed), shuffled: this.shuffle !== 1 };
     const random = new Random(this.options.seed, orderStream(this.options.place), epoch);
     for (let i = 0; i < drawn; i++) random.next();
     this.buffer = new ShuffleBuffer(this.shuffle, random);
-    Object.assign(this, { epoch, drawn, turn, sample });
-    this.stream = this.read(this.order(epoch), turn, sample);
+    Object.assign(this, { epoch, rule, drawn, turn, sample });
+    this.stream = this.read(this.order(epoch, rule), turn, sample);
   }
 
   private async *read(order: number[], turn: number, sample: number): AsyncGenerator<Placed, void> {
@@ -151,7 +156,7 @@ export class ShardSource implements Source {
   }
 
   position(): Position {
-    const { epoch, drawn, turn, sample } = this;
+    const { epoch, rule, drawn, turn, sample } = this;
     return {
       shards: this.paths.map((path) => basename(path)),
       sizes: [...this.sizes],
@@ -160,6 +165,7 @@ export class ShardSource implements Source {
       turn,
       sample,
       buffer: this.buffer.items.map((item) => [item.shard, item.sample.index]),
+      order: rule,
     };
   }
 

@@ -132,6 +132,41 @@ describe.each<[string, (count: number, shuffle?: number, seed?: bigint) => Promi
     },
   );
 
+  test.each([
+    ["another seed", undefined, undefined, 2n],
+    ["no shuffling any more", undefined, 1, 1n],
+    ["shuffling from now on", 1, undefined, 1n],
+  ])("gives each record once in an epoch that goes on with %s", async (_, before, after, seed) => {
+    for (const stop of [1, 8, COUNT - 1, COUNT, COUNT + 7]) {
+      const first = await open(COUNT, before);
+      const drawn = await take(first, stop);
+      const second = await open(COUNT, after, seed);
+      expect(await second.restore(JSON.parse(JSON.stringify(first.position())))).toBe(true);
+      drawn.push(...(await take(second, 1)));
+      // Once more in the same epoch, as it began.
+      const third = await open(COUNT, after, seed);
+      expect(await third.restore(JSON.parse(JSON.stringify(second.position())))).toBe(true);
+      drawn.push(...(await take(third, 3 * COUNT - drawn.length)));
+      for (let epoch = 0; epoch < 3; epoch++)
+        expect(sorted(drawn.slice(epoch * COUNT, (epoch + 1) * COUNT))).toEqual(upTo(COUNT));
+      // Later epochs are those of the settings of now.
+      const plain = await open(COUNT, after, seed);
+      expect(drawn.slice(2 * COUNT)).toEqual((await take(plain, 3 * COUNT)).slice(2 * COUNT));
+      await Promise.all([first, second, third, plain].map((source) => source.close()));
+    }
+  });
+
+  test("goes on from positions of earlier versions, which do not say what an order follows from", async () => {
+    const before = await open(COUNT);
+    await take(before, 5);
+    const { order: told, ...old } = before.position() as { order: object };
+    expect(told).toMatchObject({ seed: "1" });
+    const after = await open(COUNT);
+    expect(await after.restore(JSON.parse(JSON.stringify(old)))).toBe(true);
+    expect(await take(after, COUNT)).toEqual(await take(before, COUNT));
+    await Promise.all([before.close(), after.close()]);
+  });
+
   test("lists every record once, as they lie", async () => {
     const source = await open(COUNT);
     const texts: number[] = [];
