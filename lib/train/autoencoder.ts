@@ -247,7 +247,7 @@ export class AutoencoderSubject implements Subject {
     const { threads } = this.config;
     await using model = await UniFluid.load(folder, { device, threads });
     const meter = new LatentMeter((this.checkpoint.spec.vae as NativeVaeConfig).latentChannels);
-    const mixture = await Mixture.open(this.config, this.mixture.broken);
+    const mixture = await Mixture.open(this.config, this.mixture.broken.uncounted());
     try {
       let left = this.config.latentPictures;
       for (let step = 1; left > 0; step++) {
@@ -269,7 +269,7 @@ export class AutoencoderSubject implements Subject {
   async sample(checkpoint: string, signal: AbortSignal) {
     const { config, size, mixture } = this;
     const { pictures: count } = config.samples!;
-    const pictures = await shownOf(config, count, mixture.broken, (record, random) =>
+    const pictures = await shownOf(config, count, mixture.broken.uncounted(), (record, random) =>
       pictureOf(record, random, size),
     );
     // "auto" takes the CPU where training fills the GPU.

@@ -54,6 +54,15 @@ export class ManifestSource implements Source {
     return dirname(this.name);
   }
 
+  get records(): number {
+    return this.lines.length;
+  }
+
+  has(counted: string): boolean {
+    const start = `${this.name}: record `;
+    return counted.startsWith(start) && Number(counted.slice(start.length)) < this.lines.length;
+  }
+
   private rule(epoch: number): Rule {
     if (this.begun?.epoch === epoch) return this.begun.rule;
     // All lines are in memory: unless less was asked for, all are shuffled.

@@ -42,6 +42,8 @@ const positionSchema = z.object({
   sample: whole,
   /** Shard and sample of the records that wait in the buffer. */
   buffer: z.array(z.tuple([whole, whole])),
+  /** What an epoch has, once one is over. */
+  records: whole.optional(),
   /** What the epoch's order of shards follows from; positions of earlier versions do not say. */
   order: z.object({ seed: z.string().regex(/^\d+$/), shuffled: z.boolean() }).optional(),
 });
@@ -61,6 +63,8 @@ export class ShardSource implements Source {
   /** What the order of this epoch follows from: of a resumed run the next may have another. */
   private rule!: Order;
   private drawn = 0;
+  /** Those of the last whole epoch. */
+  records: number | undefined;
   /** What the stream reads next, as in a position. */
   private turn = 0;
   private sample = 0;
@@ -91,6 +95,10 @@ export class ShardSource implements Source {
 
   get folder(): string {
     return dirname(this.paths[0] as string);
+  }
+
+  has(counted: string): boolean {
+    return this.paths.some((path) => counted.startsWith(`${path}: sample `));
   }
 
   private get shuffle(): number {
@@ -151,12 +159,13 @@ export class ShardSource implements Source {
         return this.record(taken.shard, taken.sample);
       }
       if (this.drawn === 0) throw new TrainingDataError(`${this.name} has no records`);
+      this.records = this.drawn;
       this.begin(this.epoch + 1);
     }
   }
 
   position(): Position {
-    const { epoch, rule, drawn, turn, sample } = this;
+    const { epoch, rule, drawn, turn, sample, records } = this;
     return {
       shards: this.paths.map((path) => basename(path)),
       sizes: [...this.sizes],
@@ -166,6 +175,7 @@ export class ShardSource implements Source {
       sample,
       buffer: this.buffer.items.map((item) => [item.shard, item.sample.index]),
       order: rule,
+      ...(records !== undefined && { records }),
     };
   }
 
@@ -190,6 +200,7 @@ export class ShardSource implements Source {
         );
     }
     await this.close();
+    this.records = data.records;
     this.begin(data.epoch, data);
     for (const [shard, sample] of data.buffer) {
       const waits = found.get(`${shard} ${sample}`);

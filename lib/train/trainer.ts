@@ -161,7 +161,7 @@ export class Trainer {
         await mixture.restore(step, restored.data.positions, (name) =>
           onNote(`${name} is new or has changed: it is read from its beginning`),
         );
-        mixture.broken.restore(restored.data.records);
+        mixture.broken.restore(restored.data.records, (name) => mixture.has(name));
       } else if (resume) {
         onNote(
           begun

@@ -338,6 +338,31 @@ test("records need no task, and broken ones are named", async () => {
   expect(summary.brokenRecords).toBe(2);
 });
 
+test("broken records that only latents and sheets come to are told once, and not counted", async () => {
+  const manifest = join(folder, "data", "late.jsonl");
+  const records = [
+    ...Array.from({ length: 8 }, (_, i) => ({ image: `images/00000${i}.png` })),
+    { picture: "images/000000.png" },
+    { image: "images/none.png" },
+  ];
+  await writeFile(manifest, records.map((r) => JSON.stringify(r)).join("\n"));
+  const notes: string[] = [];
+  const change = {
+    sources: [{ manifest, examples: 2, shuffle: 1 }],
+    steps: 2,
+    checkpoint: { every: 1 },
+    samples: { every: 1, pictures: 20 },
+  };
+  const summary = await train("beside", change, { onNote: (message) => notes.push(message) });
+  expect(notes.sort()).toEqual([
+    expect.stringMatching(/^skipped .*late\.jsonl: record 8 /),
+    expect.stringMatching(/^skipped .*late\.jsonl: record 9 /),
+  ]);
+  expect(summary.brokenRecords).toBe(0);
+  const counts = JSON.parse(await readFile(join(summary.checkpoint, "records.json"), "utf8"));
+  expect(counts).toEqual({ seen: 4, broken: [] });
+});
+
 test("shards are pictures as well, and give the run and the sheets that their manifest gives", async () => {
   await writeDataset(join(folder, "shards"), { count: 24, seed: 1n, tasks: ["edit"], shards: 3 });
   const change = { steps: 2, compute: "float32", samples: { every: 2, pictures: 30 } };
