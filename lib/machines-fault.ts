@@ -1,5 +1,5 @@
 /** Whom a picture that cannot be read is to be blamed on: its file, or the machine. */
-import { systemCode } from "./train/system-code.js";
+import { systemCode } from "./system-code.js";
 
 /** What the system says of a file that is not there or not to be read; all else is the machine's fault. */
 const UNREADABLE = new Set([

@@ -98,13 +98,13 @@ export async function evaluateLoss(model: string, options: LossOptions): Promise
   }
 }
 
-async function openTrainer(
+function openTrainer(
   { spec, directory }: Checkpoint,
   options: LossOptions & { order: CellOrder; timesteps: number },
 ): Promise<NativeTrainer> {
   const tensors = spec.tensors.filter((t) => !t.name.startsWith("vae."));
   const of = { ...spec, tensors };
-  const { native } = await createTrainer(directory, of, options.device ?? "auto", {
+  return createTrainer(directory, of, options.device ?? "auto", {
     lossesOnly: true,
     threads: options.threads ?? defaultThreads(),
     maxMemory: options.maxMemory ?? 0,
@@ -126,7 +126,6 @@ async function openTrainer(
     weightDecay: 0,
     clipNorm: 0,
   });
-  return native;
 }
 
 /** A record, where its pictures are kept, and its place among all: which names its randomness. */

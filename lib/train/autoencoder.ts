@@ -9,7 +9,7 @@ import { ENCODER_TENSORS, vaeFactor } from "../checkpoint/vae-config.js";
 import { contactSheet } from "../contact-sheet.js";
 import { decoding } from "../decoding.js";
 import type { Device } from "../device.js";
-import { InvalidConfigError, TrainingDataError } from "../errors.js";
+import { InsufficientMemoryError, InvalidConfigError, TrainingDataError } from "../errors.js";
 import { Image } from "../image.js";
 import { decodeImage } from "../image-input.js";
 import { vaeTrainingActivations } from "../memory.js";
@@ -25,6 +25,7 @@ import { Random } from "../philox.js";
 import { resize, toVaePixels } from "../preprocess.js";
 import { psnr } from "../psnr.js";
 import { BrokenRecords } from "./broken-records.js";
+import { frozenBy } from "./changed-settings.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
 import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
 import { dealt, largestBatch, Mixture, openSource } from "./mixture.js";
@@ -33,6 +34,7 @@ import { startingCheckpoint } from "./resume.js";
 import type { Losses, RunFolder } from "./run-folder.js";
 import type { Source, SourceRecord } from "./source.js";
 import { commonOptions, type StepData, type Subject } from "./subject.js";
+import { matches } from "./wildcards.js";
 
 /** Pictures that are encoded or decoded at a time. */
 const AT_ONCE = 16;
@@ -47,16 +49,18 @@ const BESIDE_LATENTS = /^vae\.(post_)?quant_conv\./;
 export class AutoencoderSubject implements Subject {
   /** Of the last checkpoint's latents. */
   private measured: LatentStatistics | undefined;
+  /** Whether latents keep the factors that the run began with, once it is known. */
+  private keptFactors: boolean | undefined;
 
   private constructor(
     private readonly config: AutoencoderRunConfig,
+    private readonly folder: RunFolder,
     private readonly checkpoint: Checkpoint,
     /** The autoencoder's configuration, read as the run opens: its directory may be gone later. */
     private readonly fields: object,
     readonly tensors: readonly NativeTensor[],
     readonly frozen: ReadonlySet<string>,
     readonly native: NativeTrainer,
-    private readonly device: Device,
     readonly mixture: Mixture,
     private readonly size: number,
     private readonly onNote: (message: string) => void,
@@ -81,7 +85,7 @@ export class AutoencoderSubject implements Subject {
     if (config.samples) await shownOf(config, 1, new BrokenRecords(1, () => {}), decodedOf);
     const pictures = largestBatch(config);
     const common = commonOptions(config, tensors, storedName);
-    const { native, device } = await createTrainer(
+    const native = await createTrainer(
       `training ${checkpoint.directory} on ${pictures} pictures of ${size} x ${size} at a time`,
       { files: spec.files, tensors, vae: spec.vae },
       config.device,
@@ -101,12 +105,12 @@ export class AutoencoderSubject implements Subject {
     const frozen = new Set(common.frozen);
     return new AutoencoderSubject(
       config,
+      folder,
       checkpoint,
       fields,
       tensors,
       frozen,
       native,
-      device,
       mixture,
       size,
       onNote,
@@ -181,14 +185,12 @@ export class AutoencoderSubject implements Subject {
         })),
       );
     };
-    // Latents that stay as they were keep their factors: models may have learned them. So do those of a new encoder for
-    // a decoder that stays, which models draw for.
-    const stays = (encoder: boolean) =>
-      tensors.every(({ name }) => ENCODER_TENSORS.test(name) !== encoder || frozen.has(name));
-    if (stays(true) || stays(false)) return write({});
+    this.keptFactors ??= await this.keepsFactors();
+    if (this.keptFactors) return write({});
     await write({ scaling_factor: 1, shift_factor: 0 });
-    const statistics = await this.measure(folder).catch((error) => {
-      if (!(error instanceof TrainingDataError)) throw error;
+    const statistics = await this.measureSomewhere(folder).catch((error) => {
+      if (!(error instanceof TrainingDataError || error instanceof InsufficientMemoryError))
+        throw error;
       // What was learned is not to be lost with the data: the next checkpoint measures again.
       const instead = this.measured
         ? "it uses the factors of the previous one"
@@ -207,12 +209,45 @@ export class AutoencoderSubject implements Subject {
     await write(latentFactors(statistics));
   }
 
-  /** Of the latents of the first steps' pictures, where the run computes. */
-  private async measure(folder: string): Promise<LatentStatistics> {
-    const { device, config } = this;
-    await using model = await UniFluid.load(folder, { device, threads: config.threads });
+  /**
+   * Whether the half that is frozen stays as it was when the run began. Latents that stay as they were keep their
+   * factors: models may have learned them. So do those of a new encoder for a decoder that stays, which models draw
+   * for. What was trained before has other latents than those factors are of.
+   */
+  private async keepsFactors(): Promise<boolean> {
+    const { tensors, config, folder } = this;
+    const stays = (freeze: readonly string[], encoder: boolean) =>
+      tensors.every(
+        ({ name }) =>
+          ENCODER_TENSORS.test(name) !== encoder ||
+          freeze.some((pattern) => matches(storedName(name), pattern)),
+      );
+    const halves = [true, false].filter((encoder) => stays(config.freeze, encoder));
+    if (halves.length === 0) return false;
+    const former = (await folder.formerSettings()).filter(({ until }) => until > 0);
+    if (halves.some((encoder) => former.every(({ text }) => stays(frozenBy(text), encoder))))
+      return true;
+    this.onNote(
+      `the ${halves[0] ? "encoder" : "decoder"} was trained before it was frozen: latents differ from those of earlier ` +
+        "checkpoints; a new run that starts from a checkpoint keeps them",
+    );
+    return false;
+  }
+
+  /** Where the run computes, or on the CPU where training leaves no room there. */
+  private measureSomewhere(folder: string): Promise<LatentStatistics> {
+    return this.measure(folder, this.config.device).catch((error) => {
+      if (!(error instanceof InsufficientMemoryError)) throw error;
+      return this.measure(folder, "cpu");
+    });
+  }
+
+  /** Of the latents of the first steps' pictures. */
+  private async measure(folder: string, device: Device): Promise<LatentStatistics> {
+    const { threads } = this.config;
+    await using model = await UniFluid.load(folder, { device, threads });
     const meter = new LatentMeter((this.checkpoint.spec.vae as NativeVaeConfig).latentChannels);
-    const mixture = await Mixture.open(this.config, this.mixture.broken);
+    const mixture = await Mixture.open(this.config, this.mixture.broken.uncounted());
     try {
       let left = this.config.latentPictures;
       for (let step = 1; left > 0; step++) {
@@ -234,7 +269,7 @@ export class AutoencoderSubject implements Subject {
   async sample(checkpoint: string, signal: AbortSignal) {
     const { config, size, mixture } = this;
     const { pictures: count } = config.samples!;
-    const pictures = await shownOf(config, count, mixture.broken, (record, random) =>
+    const pictures = await shownOf(config, count, mixture.broken.uncounted(), (record, random) =>
       pictureOf(record, random, size),
     );
     // "auto" takes the CPU where training fills the GPU.

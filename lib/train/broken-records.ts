@@ -33,17 +33,32 @@ export class BrokenRecords {
   private readonly changes: { name: string; broken: boolean }[] = [];
   /** Those that are not tried again. One found before a stop is: it may have been mended since. */
   private readonly skipped = new Set<string>();
-  private readonly remarks = new Set<string>();
+  /** What was told. */
+  private readonly told = new Set<string>();
+  /** Records that were read; those of later epochs are the same again. */
   private seen = 0;
+  private different: () => number | undefined = () => undefined;
 
   /**
-   * @param share Broken records beyond this share of those seen stop the run.
+   * @param share Broken records beyond this share of those seen, each counted once, stop the run.
    * @param onTold Is told, in words for whoever runs it, what was skipped and what was remarked.
    */
   constructor(
     private readonly share: number,
     private readonly onTold: (message: string) => void,
   ) {}
+
+  /** How many different records there are, where that is known. */
+  among(different: () => number | undefined): void {
+    this.different = different;
+  }
+
+  /** For what is read beside the steps: what is broken there is skipped and told as well, but neither counts. */
+  uncounted(): BrokenRecords {
+    const beside = new BrokenRecords(Number.POSITIVE_INFINITY, (message) => this.remark(message));
+    for (const name of this.found) beside.found.add(name);
+    return beside;
+  }
 
   get counts(): RecordCounts {
     return { seen: this.seen, broken: this.found.size, changes: this.changes.length };
@@ -58,10 +73,10 @@ export class BrokenRecords {
     return { seen, broken: [...found] };
   }
 
-  /** Goes on counting after a stop. */
-  restore({ seen, broken }: RecordsSeen): void {
+  /** Goes on counting after a stop. `has`: whether there still is a record of a name. */
+  restore({ seen, broken }: RecordsSeen, has: (name: string) => boolean = () => true): void {
     this.seen = seen;
-    for (const name of broken) this.change(name, true);
+    for (const name of broken) if (has(name)) this.change(name, true);
   }
 
   /**
@@ -88,10 +103,10 @@ export class BrokenRecords {
     this.changes.push({ name, broken });
   }
 
-  /** Tells once what is odd about a source and no record's fault. */
+  /** Tells once, such as what is odd about a source and no record's fault. */
   remark(message: string): void {
-    if (this.remarks.has(message)) return;
-    this.remarks.add(message);
+    if (this.told.has(message)) return;
+    this.told.add(message);
     this.onTold(message);
   }
 
@@ -103,10 +118,11 @@ export class BrokenRecords {
     this.skipped.add(counted);
     if (this.found.has(counted)) return; // it came twice at once, or was told before a stop
     this.change(counted, true);
-    this.onTold(`skipped ${name}: ${(error as Error).message}`);
-    if (this.found.size > this.share * Math.max(this.seen, LEAST_SEEN))
+    this.remark(`skipped ${name}: ${(error as Error).message}`);
+    const of = Math.min(this.seen, this.different() ?? this.seen);
+    if (this.found.size > this.share * Math.max(of, LEAST_SEEN))
       throw new TrainingDataError(
-        `${this.found.size} of ${this.seen} records seen are broken, more than brokenShare (${this.share}) allows; the last: ${name}: ${(error as Error).message}`,
+        `${this.found.size} of ${of} records seen are broken, more than brokenShare (${this.share}) allows; the last: ${name}: ${(error as Error).message}`,
       );
   }
 }

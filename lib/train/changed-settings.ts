@@ -19,6 +19,13 @@ const OF_LOSSES =
 export const changesLosses = (names: readonly string[]): boolean =>
   names.some((name) => OF_LOSSES.test(name));
 
+/** The patterns of the tensors that a run.yaml froze. */
+export function frozenBy(text: string): string[] {
+  const settings = settingsOf(text);
+  const freeze = isObject(settings) ? settings.freeze : undefined;
+  return Array.isArray(freeze) ? freeze.map(String) : [];
+}
+
 /** As they are today; what this version would not take is as it stands there. */
 function settingsOf(text: string): unknown {
   let value: unknown;

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import { basename, dirname, resolve } from "node:path";
 import { setImmediate } from "node:timers/promises";
+import { z } from "zod";
 import { TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
 import { Lines } from "./lines.js";
@@ -21,8 +22,17 @@ const PROBES = 64;
 /** Where the header of a tar's first file says what it is. */
 const TAR_MAGIC = 257;
 
+/** What the order of an epoch follows from, in a position. */
+const ruleSchema = z.object({
+  seed: z.string().regex(/^\d+$/),
+  shuffle: z.number().int().min(1),
+});
+type Rule = z.infer<typeof ruleSchema>;
+
 export class ManifestSource implements Source {
   private order: { epoch: number; indices: Int32Array } | undefined;
+  /** Of an epoch that was begun before a stop, maybe with other settings. */
+  private begun: { epoch: number; rule: Rule } | undefined;
   private drawn = 0;
   private hashes: string[] | undefined;
 
@@ -45,16 +55,35 @@ export class ManifestSource implements Source {
     return dirname(this.name);
   }
 
+  get records(): number {
+    return this.lines.length;
+  }
+
+  has(counted: string): boolean {
+    const start = `${this.name}: record `;
+    return counted.startsWith(start) && Number(counted.slice(start.length)) < this.lines.length;
+  }
+
+  private rule(epoch: number): Rule {
+    if (this.begun?.epoch === epoch) return this.begun.rule;
+    // All lines are in memory: unless less was asked for, all are shuffled.
+    const { seed, shuffle = this.lines.length } = this.options;
+    return { seed: String(seed), shuffle };
+  }
+
+  private get epoch(): number {
+    return Math.floor(this.drawn / this.lines.length);
+  }
+
   /** The index of the record that comes `position`-th. */
   private at(position: number): number {
     const count = this.lines.length;
     const epoch = Math.floor(position / count);
     if (this.order?.epoch !== epoch) {
-      // All lines are in memory: unless less was asked for, all are shuffled.
-      const { seed, place, shuffle = count } = this.options;
+      const { seed, shuffle } = this.rule(epoch);
       const buffer = new ShuffleBuffer<number>(
         shuffle,
-        new Random(seed, orderStream(place), epoch),
+        new Random(BigInt(seed), orderStream(this.options.place), epoch),
       );
       let read = 0;
       const indices = Int32Array.from({ length: count }, () => {
@@ -104,7 +133,9 @@ export class ManifestSource implements Source {
   }
 
   position() {
-    return { ...this.identity, drawn: this.drawn };
+    // An epoch that was not begun has the order of whoever begins it.
+    const begun = this.drawn % this.lines.length > 0;
+    return { ...this.identity, drawn: this.drawn, ...(begun && { order: this.rule(this.epoch) }) };
   }
 
   async restore(position: unknown): Promise<boolean> {
@@ -120,8 +151,13 @@ export class ManifestSource implements Source {
       at.manifest === manifest &&
       at.records === records &&
       mostlyAlike(at.hashes, hashes);
-    if (fits) this.drawn = at.drawn as number;
-    return fits;
+    if (!fits) return false;
+    this.drawn = at.drawn as number;
+    // Positions of earlier versions do not say.
+    const { data: rule } = ruleSchema.safeParse(at.order);
+    this.begun = rule && { epoch: this.epoch, rule };
+    this.order = undefined;
+    return true;
   }
 
   async *all(): AsyncIterableIterator<SourceRecord> {

@@ -46,7 +46,26 @@ export class Mixture {
     const sources: Source[] = [];
     for (const [place, settings] of config.sources.entries())
       sources.push(await openSource(settings, BigInt(config.seed), place, (m) => broken.remark(m)));
-    return new Mixture(config, sources, broken);
+    const mixture = new Mixture(config, sources, broken);
+    broken.among(() => mixture.records);
+    return mixture;
+  }
+
+  /** Different records of all sources; undefined where one of them does not know yet. */
+  private get records(): number | undefined {
+    // Two may have one manifest.
+    const counts = new Map(this.sources.map(({ name, records }) => [name, records]));
+    let sum = 0;
+    for (const count of counts.values()) {
+      if (count === undefined) return undefined;
+      sum += count;
+    }
+    return sum;
+  }
+
+  /** Whether a record of its sources is counted under a name. */
+  has(counted: string): boolean {
+    return this.sources.some((source) => source.has(counted));
   }
 
   /**

@@ -18,12 +18,6 @@ import type {
   NativeTrainerState,
 } from "../native.js";
 
-export interface OpenTrainer {
-  native: NativeTrainer;
-  /** Where it computes, for models that are loaded beside it. */
-  device: Device;
-}
-
 /**
  * Loads the weights into a trainer. `name`: what messages call it. `activations`: bytes that a step takes at least
  * beside the trainer's tensors, where they are known. Throws `INSUFFICIENT_MEMORY` where there is less.
@@ -34,22 +28,19 @@ export async function createTrainer(
   wanted: Device,
   options: NativeTrainerOptions,
   activations = 0,
-): Promise<OpenTrainer> {
+): Promise<NativeTrainer> {
   const { addon, path } = findAddon();
   const { maxMemory } = options;
   const { onHost, onDevice } = trainingBytes(spec.tensors, options);
   const need = { name, dtype: "float32", bytes: onDevice + activations, maxMemory } as const;
-  const open = async (chosen: ChosenDevice): Promise<OpenTrainer> => {
+  const open = async (chosen: ChosenDevice): Promise<NativeTrainer> => {
     // Each allocation is checked as well; this says beforehand what they come to.
     if (chosen.kind === "cpu" && activations > 0)
       checkTrainingMemory(name, onHost + activations, maxMemory || addon.availableMemory());
     const native = await eventually(() =>
       addon.createTrainer(spec, { ...options, ...nativeCuda(chosen) }),
     );
-    return {
-      native: new TrainerWithErrors(native),
-      device: chosen.kind === "cpu" ? "cpu" : `cuda:${chosen.index}`,
-    };
+    return new TrainerWithErrors(native);
   };
   return onChosenDevice(parseDevice(wanted), need, gpusOf(addon, path), open);
 }

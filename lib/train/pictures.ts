@@ -5,7 +5,7 @@
  */
 import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { appendFile, type FileHandle, open, readdir, readFile, stat } from "node:fs/promises";
+import { appendFile, type FileHandle, open, readdir, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
@@ -20,7 +20,9 @@ import type { LoadOptions } from "../load-options.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
 import { allSettled } from "../settled.js";
 import { requireAbility } from "../tasks.js";
+import { readJsonLines } from "./json-lines.js";
 import { LatentEncoder } from "./latent-encoder.js";
+import { PicturePlaces, type Place } from "./picture-places.js";
 
 export interface Picture {
   /** RGB at the size that the vision tower reads, [side, side, 3]; of a model without one, what latents are of. */
@@ -84,14 +86,10 @@ interface Slots {
   data: FileHandle;
 }
 
-/** Where a picture is kept. */
-interface Entry extends Line {
-  file: Slots;
-}
-
 /** A file of slots, and beside it an index of what they hold. */
 interface Pack {
-  file: Slots;
+  /** The number of its file. */
+  number: number;
   index: string;
   slots: number;
 }
@@ -153,11 +151,11 @@ async function identity({ spec }: Checkpoint, { read, drawn }: Layout): Promise<
 
 export class Pictures {
   /** By what tells a picture, since packs may hold it as it was before a change. */
-  private readonly entries = new Map<string, Entry>();
-  private readonly waiting = new Map<string, Promise<Entry>>();
+  private readonly places = new PicturePlaces();
+  private readonly waiting = new Map<string, Promise<Place>>();
   private loading: Promise<LatentEncoder> | undefined;
-  /** Files that are open. */
-  private readonly handles: FileHandle[] = [];
+  /** Files that are open, by their numbers. */
+  private readonly packs: Slots[] = [];
   /** This process's own pack, once there is something to add. */
   private own: Pack | undefined;
   private closed = false;
@@ -202,39 +200,32 @@ export class Pictures {
 
   /** Reads the index of a pack, which another process may be adding to. */
   private async read(pack: string): Promise<void> {
-    const file = await this.open(`${pack}.bin`, "r");
-    const text = await readFile(`${pack}.jsonl`, "utf8");
-    const whole = Math.floor((await file.data.stat()).size / this.slotBytes);
-    for (const line of text.split("\n")) {
-      // A line that is half-written is no entry.
-      let entry: Line;
-      try {
-        entry = JSON.parse(line) as Line;
-      } catch {
-        continue;
-      }
-      if (entry.slot < whole) this.entries.set(keyOf(entry), { ...entry, file });
-    }
+    const number = await this.open(`${pack}.bin`, "r");
+    const { size } = await this.packs[number]!.data.stat();
+    const whole = Math.floor(size / this.slotBytes);
+    await readJsonLines(`${pack}.jsonl`, (line) => {
+      const { slot, ...stamp } = line as Line;
+      if (slot < whole) this.places.set(keyOf(stamp), { pack: number, slot });
+    });
   }
 
   private async begin(): Promise<Pack> {
     const name = `${this.name}-${randomUUID().slice(0, 8)}`;
-    const file = await this.open(`${name}.bin`, "ax+");
-    return { file, index: `${name}.jsonl`, slots: 0 };
+    const number = await this.open(`${name}.bin`, "ax+");
+    return { number, index: `${name}.jsonl`, slots: 0 };
   }
 
-  private async open(path: string, flags: string): Promise<Slots> {
+  private async open(path: string, flags: string): Promise<number> {
     const data = await open(path, flags);
-    this.handles.push(data);
-    return { path, data };
+    return this.packs.push({ path, data }) - 1;
   }
 
   /** Throws what decoding throws. */
   async get(file: PictureFile): Promise<Picture> {
-    const entry = await this.prepare(file);
+    const { pack, slot } = await this.prepare(file);
     const bytes = new Uint8Array(this.slotBytes);
-    const { file: pack, slot } = entry;
-    await readFully(pack.data, bytes, slot * this.slotBytes, pack.path).catch((cause) => {
+    const { path, data } = this.packs[pack]!;
+    await readFully(data, bytes, slot * this.slotBytes, path).catch((cause) => {
       throw cannotRead(cause);
     });
     const { read, drawn } = this.layout;
@@ -247,11 +238,11 @@ export class Pictures {
   }
 
   /** Where a picture is kept; computed and added where it is new or has changed. Throws `DISPOSED` once closed. */
-  async prepare(file: PictureFile): Promise<Entry> {
+  async prepare(file: PictureFile): Promise<Place> {
     const stamp =
       typeof file === "string" ? await stampOf(file) : { ...file, bytes: file.bytes.length };
     const key = keyOf(stamp);
-    const known = this.entries.get(key) ?? this.waiting.get(key);
+    const known = this.places.get(key) ?? this.waiting.get(key);
     if (known) return known;
     this.expectOpen();
     const input = typeof file === "string" ? file : file.bytes;
@@ -264,7 +255,7 @@ export class Pictures {
     if (this.closed) throw new DisposedError("the pictures of this run were closed");
   }
 
-  private async add(input: string | Uint8Array, stamp: Stamp): Promise<Entry> {
+  private async add(input: string | Uint8Array, stamp: Stamp): Promise<Place> {
     const { slot, image } = await decoding.run(async () => {
       this.expectOpen(); // it may have been closed while this waited
       return this.pixelsOf(input);
@@ -324,18 +315,18 @@ export class Pictures {
     }
   }
 
-  private async append(stamp: Stamp, bytes: Buffer): Promise<Entry> {
+  private async append(stamp: Stamp, bytes: Buffer): Promise<Place> {
     const pack = this.own ?? (await this.begin());
     // A pack in which something failed half-way has no more whole slots to come.
     this.own = undefined;
-    const { file, index } = pack;
-    await file.data.appendFile(bytes);
+    const { number, index } = pack;
+    await this.packs[number]!.data.appendFile(bytes);
     const line: Line = { ...stamp, slot: pack.slots++ };
     await appendFile(index, `${JSON.stringify(line)}\n`);
     this.own = pack;
-    const entry = { ...line, file };
-    this.entries.set(keyOf(stamp), entry);
-    return entry;
+    const place = { pack: number, slot: line.slot };
+    this.places.set(keyOf(stamp), place);
+    return place;
   }
 
   /** Waits for pictures that are being prepared: where one of a batch fails, nobody waits for the others. */
@@ -344,7 +335,7 @@ export class Pictures {
     await Promise.allSettled(this.waiting.values());
     await this.writing;
     await allSettled([
-      ...this.handles.map((handle) => handle.close()),
+      ...this.packs.map(({ data }) => data.close()),
       this.loading?.then((encoder) => encoder.dispose()),
     ]);
   }

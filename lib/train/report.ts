@@ -2,7 +2,9 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { writeWhole } from "../write-whole.js";
-import type { Metrics, RunFolder, SampleFigures } from "./run-folder.js";
+import type { Curve, Point } from "./curve.js";
+import type { History } from "./history.js";
+import type { RunFolder, SampleFigures } from "./run-folder.js";
 
 const WIDTH = 720;
 const HEIGHT = 220;
@@ -12,7 +14,7 @@ const POINTS = 360;
 
 /** Milliseconds between two reports at least. */
 const REPORT_EVERY = 15_000;
-/** Writing takes at most one part in so many of a run's time: the longer the run, the more there is to write. */
+/** Writing takes at most one part in so many of a run's time, however slow the disk is. */
 const REPORT_SHARE = 100;
 
 /** When a report is due that nothing but the time asks for. Times are in milliseconds, from any zero. */
@@ -36,25 +38,8 @@ const format = (value: number) =>
     ? String(Number(value.toPrecision(3)))
     : value.toExponential(1);
 
-interface Point {
-  step: number;
-  value: number;
-}
-
-function smoothed(points: Point[]): Point[] {
-  const width = Math.max(1, Math.ceil(points.length / POINTS));
-  const out: Point[] = [];
-  for (let i = 0; i < points.length; i += width) {
-    const part = points.slice(i, i + width);
-    const value = part.reduce((sum, p) => sum + p.value, 0) / part.length;
-    out.push({ step: part[part.length - 1]!.step, value });
-  }
-  return out;
-}
-
-function curve(title: string, all: Point[]): string {
-  const points = smoothed(all.filter((p) => Number.isFinite(p.value)));
-  if (points.length === 0) return "";
+function drawn(title: string, curve: Curve): string {
+  const points = curve.points(POINTS);
   const values = points.map((p) => p.value);
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const last = points[points.length - 1] as Point;
@@ -69,52 +54,15 @@ function curve(title: string, all: Point[]): string {
 <polyline points="${path}" fill="none" stroke="#1d4ed8" stroke-width="1.5"/></svg></figure>`;
 }
 
-/** Curves of metrics, in the order in which they are shown; those of tasks come after the losses. */
-const CURVES: readonly (readonly [string, (m: Metrics) => number | null | undefined])[] = [
-  ["image loss", (m) => m.imageLoss],
-  ["text loss", (m) => m.textLoss],
-  ["loss", (m) => m.loss],
-  ["absolute error", (m) => m.absoluteError],
-  ["square error", (m) => m.squareError],
-  ["PSNR of the step's pictures, dB", (m) => m.psnr],
-  ["divergence of the latents", (m) => m.kl],
-];
-const LAST_CURVES: typeof CURVES = [
-  ["gradient norm", (m) => m.gradientNorm],
-  ["learning rate", (m) => m.learningRate],
-];
-
 /** Writes the report from the run's metrics and the figures of its samples, beside and then renamed. */
 export async function writeReport(
   folder: RunFolder,
-  metrics: readonly Metrics[],
+  history: History,
   figures: readonly SampleFigures[],
 ): Promise<void> {
-  const of = <T extends { step: number }>(
-    lines: readonly T[],
-    value: (line: T) => number | null | undefined,
-  ): Point[] =>
-    lines.flatMap((line) => {
-      const v = value(line);
-      return typeof v === "number" ? [{ step: line.step, value: v }] : [];
-    });
-  const tasks = [...new Set(metrics.flatMap((m) => Object.keys(m.byTask ?? {})))].sort();
-  const curves = [
-    ...CURVES.map(([title, value]) => curve(title, of(metrics, value))),
-    curve(
-      "PSNR of reconstructions, dB",
-      of(figures, (f) => f.psnr),
-    ),
-    ...tasks.map((task) =>
-      curve(
-        `loss of ${task}`,
-        of(metrics, (m) => m.byTask?.[task]),
-      ),
-    ),
-    ...LAST_CURVES.map(([title, value]) => curve(title, of(metrics, value))),
-  ];
+  const curves = history.curves(figures).map(([title, curve]) => drawn(title, curve));
   const samples = (await readdir(join(folder.path, "samples")).catch(() => [])).sort().reverse();
-  const last = metrics[metrics.length - 1];
+  const { last } = history;
   const broken = last?.brokenRecords ?? 0;
   const html = `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Training run</title>
@@ -123,7 +71,7 @@ export async function writeReport(
 figure{margin:1.5rem 0}svg{width:100%;background:#f8f8f8}svg text{font-size:12px}img{max-width:100%}</style></head>
 <body><h1>Training run</h1>
 <p>${last ? `Step ${last.step}, ${last.examples} examples, ${format(last.examplesPerSecond)} examples a second.` : "No step yet."}${broken > 0 ? ` ${broken} broken ${broken === 1 ? "record was" : "records were"} skipped.` : ""}</p>
-${curves.filter((text) => text !== "").join("\n")}
+${curves.join("\n")}
 ${samples.map((name) => `<h2>${escapeHtml(name.replace(/\.png$/, ""))}</h2><img src="samples/${escapeHtml(name)}" alt="samples">`).join("\n")}
 </body></html>
 `;

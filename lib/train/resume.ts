@@ -11,9 +11,9 @@ import {
   TokenizerMismatchError,
   UnexpectedTensorError,
 } from "../errors.js";
+import { systemCode } from "../system-code.js";
 import type { DataState, RunFolder } from "./run-folder.js";
 import type { Subject } from "./subject.js";
-import { systemCode } from "./system-code.js";
 
 export interface Restored {
   step: number;

@@ -10,6 +10,7 @@ import {
   rm,
   rmdir,
   stat,
+  truncate,
   writeFile,
 } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -21,10 +22,10 @@ import { InvalidCheckpointError } from "../errors.js";
 import { isThere, makeFolder } from "../files.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
 import type { NativeTrainerState } from "../native.js";
-import { writeWhole } from "../write-whole.js";
+import { systemCode } from "../system-code.js";
 import type { RecordsSeen } from "./broken-records.js";
+import { readJsonLines } from "./json-lines.js";
 import type { Subject } from "./subject.js";
-import { systemCode } from "./system-code.js";
 
 /** A step's losses in a line of metrics.jsonl. */
 export interface Losses {
@@ -188,15 +189,27 @@ export class RunFolder {
 
   /**
    * Writes the settings with which the run goes on behind `step`; those before stay under another name. Of several
-   * changes at one step only the first replaces settings that steps were done with.
+   * changes at one step only the first replaces settings that steps were done with, and of settings that came into force
+   * behind it no step is left. `changed`: whether the settings are others than those in the folder.
    */
-  async changeSettings(step: number, settings: string): Promise<void> {
+  async goOnWith(step: number, settings: string, changed: boolean): Promise<void> {
+    const behind = (await this.formerSettings()).filter(({ until }) => until > step);
+    const before = this.former(step);
+    const [first] = behind;
+    if (first && !(await isThere(before))) await rename(this.former(first.until), before);
+    for (const { until } of behind) await rm(this.former(until), { force: true });
+    if (!changed) return;
     await writeFile(`${this.settings}.partial`, settings);
-    const before = join(this.path, `run-until-${stepName(step)}.yaml`);
-    await copyFile(this.settings, before, constants.COPYFILE_EXCL).catch((error) => {
-      if (error.code !== "EEXIST") throw error;
-    });
+    if (!first)
+      await copyFile(this.settings, before, constants.COPYFILE_EXCL).catch((error) => {
+        if (error.code !== "EEXIST") throw error;
+      });
     await rename(`${this.settings}.partial`, this.settings);
+  }
+
+  /** Where settings are that were in force until a step. */
+  private former(until: number): string {
+    return join(this.path, `run-until-${stepName(until)}.yaml`);
   }
 
   /** Settings that were replaced, each with the step until which they were in force, the earliest first. */
@@ -301,13 +314,18 @@ export class RunFolder {
 
   /**
    * Removes checkpoints but for the latest `keep` and, where none of those is, the latest before step `unjudged`:
-   * the last one whose weights a later step has found good.
+   * the last one whose weights a later step has found good. Gives those that cannot be removed, with why.
    */
-  async prune(keep: number, unjudged: number): Promise<void> {
+  async prune(keep: number, unjudged: number): Promise<{ path: string; error: Error }[]> {
     const steps = await this.steps();
     const good = steps.filter((step) => step < unjudged).at(-1);
-    for (const old of steps.slice(0, -keep))
-      if (old !== good) await rm(this.checkpoint(old), { recursive: true });
+    const left: { path: string; error: Error }[] = [];
+    for (const path of steps.slice(0, -keep).map((step) => this.checkpoint(step)))
+      if (good === undefined || path !== this.checkpoint(good))
+        await rm(path, { recursive: true, force: true }).catch((error) => {
+          left.push({ path, error });
+        });
+    return left;
   }
 
   /**
@@ -388,21 +406,29 @@ export class RunFolder {
   }
 
   /**
-   * Lines of metrics up to a step; what a later part of a broken-off run wrote is dropped, but `next` is what it had
-   * of the step after, if it came to it.
+   * Calls `see` with each line of metrics up to a step; what a later part of a broken-off run wrote is dropped. Gives
+   * what it had of the step after, if it came to it.
    */
-  async keepMetrics(step: number): Promise<{ metrics: Metrics[]; next: Metrics | undefined }> {
+  async keepMetrics(step: number, see: (line: Metrics) => void): Promise<Metrics | undefined> {
     let next: Metrics | undefined;
-    const metrics = await this.keepLines<Metrics>(this.metrics, (m) => {
-      if (m.step === step + 1) next = m;
-      return m.step <= step;
+    await keepLines<Metrics>(this.metrics, (line) => {
+      if (line.step === step + 1) next = line;
+      if (!(line.step <= step)) return false;
+      see(line);
+      return true;
     });
-    return { metrics, next };
+    return next;
   }
 
-  /** The same of the figures of samples. */
+  /** The figures of samples up to a step; later ones are dropped as well. */
   async keepFigures(step: number): Promise<SampleFigures[]> {
-    return this.keepLines<SampleFigures>(this.figures, (f) => f.step <= step);
+    const figures: SampleFigures[] = [];
+    await keepLines<SampleFigures>(this.figures, (line) => {
+      if (!(line.step <= step)) return false;
+      figures.push(line);
+      return true;
+    });
+    return figures;
   }
 
   /** The same of the sheets of samples. */
@@ -412,20 +438,18 @@ export class RunFolder {
       if (Number(digits) > step) await rm(join(this.samples, name), { force: true });
     }
   }
+}
 
-  private async keepLines<T>(path: string, keep: (line: T) => boolean): Promise<T[]> {
-    const text = await unlessAbsent(readFile(path, "utf8"), "");
-    const lines = text.split("\n").flatMap((line) => {
-      try {
-        return [JSON.parse(line) as T];
-      } catch {
-        return []; // empty, or half-written when the run was killed
-      }
-    });
-    const kept = lines.filter(keep);
-    const left = kept.map((m) => `${JSON.stringify(m)}\n`).join("");
-    // Whole or not at all: a kill is not to take the history with it.
-    if (left !== text) await writeWhole(path, Buffer.from(left));
-    return kept;
-  }
+/** Cuts off what is behind the last line of a file that is kept, also what a kill left half-written. */
+async function keepLines<T>(path: string, keep: (line: T) => boolean): Promise<void> {
+  let kept = 0;
+  const reading = readJsonLines(path, (line, end) => {
+    if (keep(line as T)) kept = end;
+  });
+  await unlessAbsent(reading, undefined);
+  const size = await unlessAbsent(
+    stat(path).then((found) => found.size),
+    0,
+  );
+  if (size > kept) await truncate(path, kept);
 }

@@ -42,8 +42,13 @@ const positionSchema = z.object({
   sample: whole,
   /** Shard and sample of the records that wait in the buffer. */
   buffer: z.array(z.tuple([whole, whole])),
+  /** What an epoch has, once one is over. */
+  records: whole.optional(),
+  /** What the epoch's order of shards follows from; positions of earlier versions do not say. */
+  order: z.object({ seed: z.string().regex(/^\d+$/), shuffled: z.boolean() }).optional(),
 });
 type Position = z.infer<typeof positionSchema>;
+type Order = NonNullable<Position["order"]>;
 
 /** A sample and the shard that it is of, by number. */
 interface Placed {
@@ -55,7 +60,11 @@ interface Placed {
 
 export class ShardSource implements Source {
   private epoch = 0;
+  /** What the order of this epoch follows from: of a resumed run the next may have another. */
+  private rule!: Order;
   private drawn = 0;
+  /** Those of the last whole epoch. */
+  records: number | undefined;
   /** What the stream reads next, as in a position. */
   private turn = 0;
   private sample = 0;
@@ -88,18 +97,21 @@ export class ShardSource implements Source {
     return dirname(this.paths[0] as string);
   }
 
+  has(counted: string): boolean {
+    return this.paths.some((path) => counted.startsWith(`${path}: sample `));
+  }
+
   private get shuffle(): number {
     return this.options.shuffle ?? SHUFFLE;
   }
 
   /** Numbers of the shards as an epoch reads them: in their order where nothing is shuffled. */
-  private order(epoch: number): number[] {
+  private order(epoch: number, { seed, shuffled }: Order): number[] {
     const numbers = [...this.paths.keys()];
-    if (this.shuffle === 1) return numbers;
-    const { seed, place } = this.options;
+    if (!shuffled) return numbers;
     const all = new ShuffleBuffer<number>(
       numbers.length,
-      new Random(seed, shardStream(place), epoch),
+      new Random(BigInt(seed), shardStream(this.options.place), epoch),
     );
     for (const n of numbers) all.push(n);
     return numbers.map(() => all.take() as number);
@@ -107,11 +119,12 @@ export class ShardSource implements Source {
 
   private begin(epoch: number, at: Partial<Position> = {}): void {
     const { drawn = 0, turn = 0, sample = 0 } = at;
+    const rule = at.order ?? { seed: String(this.options.seed), shuffled: this.shuffle !== 1 };
     const random = new Random(this.options.seed, orderStream(this.options.place), epoch);
     for (let i = 0; i < drawn; i++) random.next();
     this.buffer = new ShuffleBuffer(this.shuffle, random);
-    Object.assign(this, { epoch, drawn, turn, sample });
-    this.stream = this.read(this.order(epoch), turn, sample);
+    Object.assign(this, { epoch, rule, drawn, turn, sample });
+    this.stream = this.read(this.order(epoch, rule), turn, sample);
   }
 
   private async *read(order: number[], turn: number, sample: number): AsyncGenerator<Placed, void> {
@@ -146,12 +159,13 @@ export class ShardSource implements Source {
         return this.record(taken.shard, taken.sample);
       }
       if (this.drawn === 0) throw new TrainingDataError(`${this.name} has no records`);
+      this.records = this.drawn;
       this.begin(this.epoch + 1);
     }
   }
 
   position(): Position {
-    const { epoch, drawn, turn, sample } = this;
+    const { epoch, rule, drawn, turn, sample, records } = this;
     return {
       shards: this.paths.map((path) => basename(path)),
       sizes: [...this.sizes],
@@ -160,6 +174,8 @@ export class ShardSource implements Source {
       turn,
       sample,
       buffer: this.buffer.items.map((item) => [item.shard, item.sample.index]),
+      order: rule,
+      ...(records !== undefined && { records }),
     };
   }
 
@@ -184,6 +200,7 @@ export class ShardSource implements Source {
         );
     }
     await this.close();
+    this.records = data.records;
     this.begin(data.epoch, data);
     for (const [shard, sample] of data.buffer) {
       const waits = found.get(`${shard} ${sample}`);

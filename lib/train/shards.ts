@@ -8,7 +8,7 @@ import { posix } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { createGunzip } from "node:zlib";
 import { extract } from "tar-stream";
-import { systemCode } from "./system-code.js";
+import { systemCode } from "../system-code.js";
 
 export interface ShardSample {
   /** Its number in the shard, from 0. */

@@ -33,6 +33,10 @@ export interface Source {
   readonly name: string;
   /** The folder that prepared pictures lie in. */
   readonly folder: string;
+  /** How many different records it has; undefined where that is not known yet. */
+  readonly records: number | undefined;
+  /** Whether a record of it is counted under a name. */
+  has(counted: string): boolean;
   /** The next record. Calls follow one another. Throws `TRAINING_DATA`. */
   next(): Promise<SourceRecord>;
   /** What `restore` needs to go on from here, as JSON. */

@@ -21,6 +21,7 @@ import {
   signalOption,
   stringOption,
 } from "../options.js";
+import { systemCode } from "../system-code.js";
 import { AutoencoderSubject } from "./autoencoder.js";
 import type { RecordCounts } from "./broken-records.js";
 import { changedSettings, changesLosses } from "./changed-settings.js";
@@ -31,6 +32,7 @@ import {
   type RunConfig,
   type RunSettings,
 } from "./config.js";
+import { History } from "./history.js";
 import { ReportPace, writeReport } from "./report.js";
 import { type Restored, restoreLast } from "./resume.js";
 import {
@@ -41,7 +43,6 @@ import {
   stepName,
 } from "./run-folder.js";
 import type { Subject } from "./subject.js";
-import { systemCode } from "./system-code.js";
 import { UnifiedSubject } from "./unified.js";
 import { Watches } from "./watch.js";
 
@@ -75,6 +76,8 @@ export class Trainer {
   private saved: number;
   /** Whether there may be a checkpoint more than are to be kept, until the last is known to be good. */
   private crowded = true;
+  /** Checkpoints of which was told that they cannot be removed. */
+  private readonly unremoved = new Set<string>();
   /** Where the sources were after the last step done, and what they had given. */
   private positions: unknown[] | undefined;
   private records: RecordCounts;
@@ -93,7 +96,7 @@ export class Trainer {
     private readonly folder: RunFolder,
     private readonly subject: Subject,
     restored: Restored | undefined,
-    private readonly metrics: Metrics[],
+    private readonly history: History,
     private readonly figures: SampleFigures[],
     private readonly watches: Watches,
     /** The step of a checkpoint of which is known that it was good; 0: of none. */
@@ -158,7 +161,7 @@ export class Trainer {
         await mixture.restore(step, restored.data.positions, (name) =>
           onNote(`${name} is new or has changed: it is read from its beginning`),
         );
-        mixture.broken.restore(restored.data.records);
+        mixture.broken.restore(restored.data.records, (name) => mixture.has(name));
       } else if (resume) {
         onNote(
           begun
@@ -166,18 +169,24 @@ export class Trainer {
             : `there is no run in ${out} to resume: a new one starts`,
         );
       }
-      if (changed.length > 0) await folder.changeSettings(step, text);
-      const { metrics, next } = await folder.keepMetrics(step);
-      const figures = await folder.keepFigures(step);
-      await folder.keepSheets(step);
-      const changes = await lossChanges(folder, run, step);
-      const watches = watchesAfter(metrics, subject, changes);
+      if (begun) await folder.goOnWith(step, text, changed.length > 0);
+      const changes = await lossChanges(folder, run);
+      const [past, ahead] = [new Past(subject, changes), new Past(subject, changes)];
+      const history = new History();
+      const next = await folder.keepMetrics(step, (line) => {
+        history.add(line);
+        past.follow(line);
+        ahead.follow(line);
+      });
       // Of a run that came further the step after tells of the checkpoint. Losses of something else do not: then it is
       // as good as the losses before.
-      const seen = next ? watchesAfter([...metrics, next], subject, changes) : watches;
+      if (next) ahead.follow(next);
       const told = next !== undefined || changes.at(-1) === step;
-      const good = told && seen.high.length === 0 ? step : 0;
-      return new Trainer(run, options, folder, subject, restored, metrics, figures, watches, good);
+      const good = told && ahead.end().high.length === 0 ? step : 0;
+      const figures = await folder.keepFigures(step);
+      await folder.keepSheets(step);
+      const watches = past.end();
+      return new Trainer(run, options, folder, subject, restored, history, figures, watches, good);
     } catch (error) {
       await subject.close();
       throw error;
@@ -212,7 +221,7 @@ export class Trainer {
     const { config, subject } = this;
     const stop = this.stopping.signal;
     await this.sampleLeft();
-    const started = performance.now() - (this.metrics.at(-1)?.seconds ?? 0) * 1000;
+    const started = performance.now() - (this.history.last?.seconds ?? 0) * 1000;
     let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
     while (this.step < config.steps && !stop.aborted) {
       const step = this.step + 1;
@@ -340,7 +349,7 @@ export class Trainer {
     const metrics: Metrics = {
       step: of.step,
       // A run may go on with more or fewer a step than it began with.
-      examples: (this.metrics.at(-1)?.examples ?? 0) + perStep,
+      examples: (this.history.last?.examples ?? 0) + perStep,
       learningRate: of.learningRate,
       ...losses,
       gradientNorm: of.gradientNorm,
@@ -348,7 +357,7 @@ export class Trainer {
       seconds: of.seconds,
       brokenRecords: this.records.broken,
     };
-    this.metrics.push(metrics);
+    this.history.add(metrics);
     await appendFile(this.folder.metrics, `${JSON.stringify(metrics)}\n`);
     this.options.onStep?.(metrics, this.config.steps);
   }
@@ -369,7 +378,13 @@ export class Trainer {
   }
 
   private async prune(): Promise<void> {
-    await this.folder.prune(this.config.checkpoint.keep, this.unjudged);
+    const left = await this.folder.prune(this.config.checkpoint.keep, this.unjudged);
+    // They take room, and are no reason to end a run.
+    for (const { path, error } of left) {
+      if (this.unremoved.has(path)) continue;
+      this.unremoved.add(path);
+      this.options.onNote?.(`an old checkpoint could not be removed: ${error.message}`);
+    }
     this.crowded = false;
   }
 
@@ -412,7 +427,7 @@ export class Trainer {
 
   private async report(): Promise<void> {
     const begun = performance.now();
-    await writeReport(this.folder, this.metrics, this.figures);
+    await writeReport(this.folder, this.history, this.figures);
     this.pace.wrote(begun, performance.now());
   }
 
@@ -462,26 +477,35 @@ function parseOptions(options: TrainOptions): TrainOptions {
   return { ...given, resume: booleanOption("resume", resume), signal: signalOption(signal) };
 }
 
-/** The steps after which a run's losses were of something else than before, up to `step`. */
-async function lossChanges(folder: RunFolder, run: RunConfig, step: number): Promise<number[]> {
+/** The steps after which a run's losses were of something else than before. */
+async function lossChanges(folder: RunFolder, run: RunConfig): Promise<number[]> {
   const former = await folder.formerSettings();
   return former
     .filter(({ text }, i) => changesLosses(changedSettings(text, former[i + 1]?.text ?? run)))
-    .map(({ until }) => Math.min(until, step)); // a run may have gone back behind the change
+    .map(({ until }) => until);
 }
 
-/** Watches that have seen the losses of steps done. `changes`: of `lossChanges`. */
-function watchesAfter(
-  metrics: readonly Metrics[],
-  subject: Subject,
-  changes: readonly number[],
-): Watches {
-  const watches = new Watches(subject.scales);
-  let changed = 0;
-  for (const line of metrics) {
-    for (; (changes[changed] ?? line.step) < line.step; changed++) watches.forget();
-    watches.follow(line.step, subject.watched(line));
+/** The losses of steps done, one after another. `changes`: of `lossChanges`. */
+class Past {
+  private readonly watches: Watches;
+  private changed = 0;
+
+  constructor(
+    private readonly subject: Subject,
+    private readonly changes: readonly number[],
+  ) {
+    this.watches = new Watches(subject.scales);
   }
-  if (changed < changes.length) watches.forget();
-  return watches;
+
+  follow(line: Metrics): void {
+    const { changes, watches } = this;
+    for (; (changes[this.changed] ?? line.step) < line.step; this.changed++) watches.forget();
+    watches.follow(line.step, this.subject.watched(line));
+  }
+
+  /** Watches that have seen them all. */
+  end(): Watches {
+    if (this.changed < this.changes.length) this.watches.forget();
+    return this.watches;
+  }
 }

@@ -61,7 +61,7 @@ export class UnifiedSubject implements Subject {
       const { spec, directory } = checkpoint;
       const of = { ...spec, tensors };
       const name = `training ${directory}`;
-      const { native } = await createTrainer(name, of, config.device, options);
+      const native = await createTrainer(name, of, config.device, options);
       return new UnifiedSubject(
         config,
         checkpoint,

@@ -78,15 +78,16 @@ describe("the device that auto takes", () => {
 
   test("the CPU for a trainer, too", async () => {
     const { spec } = await readCheckpoint(directory);
-    const open = async () => {
-      const { native, device } = await createTrainer("training", spec, "auto", TRAINER_OPTIONS);
+    const place = async () => {
+      const native = await createTrainer("training", spec, "auto", TRAINER_OPTIONS);
+      const description = native.description();
       native.dispose();
-      return device;
+      return description;
     };
     simulate({ memory: 64e6, taken: 60e6 });
-    expect(await open()).toBe("cpu");
+    expect(await place()).toMatch(/^cpu/);
     simulate();
-    expect(await open()).toBe("cuda:0");
+    expect(await place()).toMatch(/^simulated|^cuda/);
   });
 
   test.each([

@@ -164,6 +164,28 @@ test("a pack that a kill left half-written is read as far as it goes", async () 
   expect(await entriesOf(data)).toBe(SCENES + 1 + 2);
 });
 
+test("the index of a pack may be larger than the longest string", async () => {
+  const data = await fresh("large");
+  await read(data);
+  const [index] = await filesOf(data, ".jsonl");
+  const path = join(data, CACHE_FOLDER, index!);
+  const lines = (await readFile(path, "utf8")).split("\n");
+  // Behind half the lines zeros, which take no room on the disk; what is no object is no entry either.
+  await writeFile(
+    path,
+    lines
+      .slice(0, SCENES / 2)
+      .join("\n")
+      .concat("\n"),
+  );
+  await truncate(path, 520 * 2 ** 20);
+  await appendFile(path, ["", "null", "3", ...lines.slice(SCENES / 2)].join("\n"));
+  expect(await read(data)).toEqual(right);
+  // All was there.
+  expect(await filesOf(data, ".bin")).toHaveLength(1);
+  await rm(path);
+});
+
 test("a cache of one file, as it was before, is still read", async () => {
   const data = await fresh("old");
   await read(data);
@@ -215,7 +237,8 @@ test("closing closes all, also where some of it fails", async () => {
   await read(data);
   const pictures = await Pictures.open(data, checkpoint, { threads: 2 });
   await pictures.prepare({ path: "new.png", bytes: await readFile(paths(data)[0]!), modified: 0 });
-  const handles: FileHandle[] = Reflect.get(pictures, "handles");
+  const packs: { data: FileHandle }[] = Reflect.get(pictures, "packs");
+  const handles = packs.map(({ data }) => data);
   expect(handles).toHaveLength(2);
   const { close } = handles[0]!;
   const closings = handles.map((handle) => jest.spyOn(handle, "close"));

@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { stringify } from "yaml";
-import { type TrainOptions, UniFluid } from "../../lib";
+import { InsufficientMemoryError, type TrainOptions, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import { Image } from "../../lib/image";
 import { decodeImage } from "../../lib/image-input";
@@ -232,6 +232,63 @@ test.each([
   expect(to.floats(other)).not.toEqual(from.floats(other));
 });
 
+test.each([
+  ["encoder", ["encoder.*", "quant_conv.*"]],
+  ["decoder", ["decoder.*", "post_quant_conv.*"]],
+])(
+  "factors are of the latents also where the %s was trained before it was frozen",
+  async (half, freeze) => {
+    const out = `frozen-later-${half}`;
+    await train(out);
+    const notes: string[] = [];
+    const later = (steps: number) =>
+      train(out, { steps, freeze }, { resume: true, onNote: (message) => notes.push(message) });
+    const { checkpoint } = await later(8);
+    const told = expect.stringContaining(
+      `the ${half} was trained before it was frozen: latents differ from those of earlier checkpoints`,
+    );
+    expect(notes).toContainEqual(told);
+    const factors = await vaeConfig(checkpoint);
+    expect(factors).toMatchObject({ scaling_factor: expect.any(Number) });
+    const again = await vaeConfig((await later(10)).checkpoint);
+    // Of an encoder that stays they do not change any more.
+    if (half === "encoder") expect(again).toEqual(factors);
+    // Settings with which no step that is left was done do not count.
+    notes.length = 0;
+    await rm(join(folder, out, "checkpoints"), { recursive: true });
+    const { checkpoint: fresh } = await later(2);
+    expect(await vaeConfig(fresh)).toEqual(await vaeConfig(join(folder, "start")));
+    expect(notes).not.toContainEqual(told);
+  },
+);
+
+test("latents are measured on the CPU where training leaves no room, and not at all where that has none", async () => {
+  const { load } = UniFluid;
+  const full = (places: readonly unknown[]) =>
+    jest.spyOn(UniFluid, "load").mockImplementation(async (...args) => {
+      if (places.includes(args[1]?.device)) throw new InsufficientMemoryError("full");
+      return load.apply(UniFluid, args);
+    });
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  const there = await train("room");
+  let loading = full(["auto"]);
+  try {
+    const { checkpoint } = await train("no-room", {}, { onNote });
+    expect(await vaeConfig(checkpoint)).toEqual(await vaeConfig(there.checkpoint));
+    expect(notes).toEqual([]);
+    loading.mockRestore();
+    loading = full(["auto", "cpu"]);
+    const next = await train("no-room", { steps: 8 }, { resume: true, onNote });
+    expect(next).toMatchObject({ step: 8, finished: true });
+    expect(notes).toContainEqual(
+      "the latents of a checkpoint were not measured, it has no factors: full",
+    );
+  } finally {
+    loading.mockRestore();
+  }
+});
+
 test("latentNoise is in what a run learns from", async () => {
   const first = async (latentNoise: number) => {
     const out = `noise-${latentNoise}`;
@@ -279,6 +336,31 @@ test("records need no task, and broken ones are named", async () => {
   expect(notes).toHaveLength(2);
   expect(notes.join()).toMatch(/pictures\.jsonl: record [89] \(line (9|10)\): /);
   expect(summary.brokenRecords).toBe(2);
+});
+
+test("broken records that only latents and sheets come to are told once, and not counted", async () => {
+  const manifest = join(folder, "data", "late.jsonl");
+  const records = [
+    ...Array.from({ length: 8 }, (_, i) => ({ image: `images/00000${i}.png` })),
+    { picture: "images/000000.png" },
+    { image: "images/none.png" },
+  ];
+  await writeFile(manifest, records.map((r) => JSON.stringify(r)).join("\n"));
+  const notes: string[] = [];
+  const change = {
+    sources: [{ manifest, examples: 2, shuffle: 1 }],
+    steps: 2,
+    checkpoint: { every: 1 },
+    samples: { every: 1, pictures: 20 },
+  };
+  const summary = await train("beside", change, { onNote: (message) => notes.push(message) });
+  expect(notes.sort()).toEqual([
+    expect.stringMatching(/^skipped .*late\.jsonl: record 8 /),
+    expect.stringMatching(/^skipped .*late\.jsonl: record 9 /),
+  ]);
+  expect(summary.brokenRecords).toBe(0);
+  const counts = JSON.parse(await readFile(join(summary.checkpoint, "records.json"), "utf8"));
+  expect(counts).toEqual({ seen: 4, broken: [] });
 });
 
 test("shards are pictures as well, and give the run and the sheets that their manifest gives", async () => {

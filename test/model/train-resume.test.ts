@@ -1,6 +1,6 @@
 /** Runs that go on with other settings than before, and data that are not as a model was made for. */
 import { rmSync } from "node:fs";
-import { readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Trainer, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
@@ -70,6 +70,29 @@ test("the folder has the settings in force, and those before under another name"
   }
   expect(await text("run.yaml")).toContain("learningRate: 0.004");
   expect(await text("run-until-step-00000002.yaml")).toContain("learningRate: 0.002");
+});
+
+test("settings of steps that were given up go with them, and those before are of the steps that are left", async () => {
+  const rates = async (out: string) => {
+    const folder = join(runs.folder, out);
+    const names = (await readdir(folder)).filter((name) => name.endsWith(".yaml")).sort();
+    const texts = await Promise.all(names.map((name) => readFile(join(folder, name), "utf8")));
+    return names.map((name, i) => [name, Number(/learningRate: (.*)/.exec(texts[i]!)?.[1])]);
+  };
+  const run = (out: string, steps: number, learningRate: number) =>
+    runs.train(out, { steps, learningRate, checkpoint: { every: 1, keep: 9 } }, { resume: true });
+  await run("given-up", 2, 1e-3);
+  await run("given-up", 3, 2e-3);
+  await run("given-up", 4, 3e-3);
+  for (const step of [2, 3, 4]) await rm(runs.checkpoint("given-up", step), { recursive: true });
+  await cp(join(runs.folder, "given-up"), join(runs.folder, "as-before"), { recursive: true });
+  await run("given-up", 3, 4e-3);
+  // Step 1 was done with the first settings, and no step that is left with the second or third.
+  const first = ["run-until-step-00000001.yaml", 1e-3];
+  expect(await rates("given-up")).toEqual([first, ["run.yaml", 4e-3]]);
+  // Also where the run goes on with the settings that it had.
+  await run("as-before", 4, 3e-3);
+  expect(await rates("as-before")).toEqual([first, ["run.yaml", 3e-3]]);
 });
 
 test("sheets of samples behind the checkpoint go with the metrics of the part that was given up", async () => {

@@ -55,6 +55,44 @@ test("counting goes on after a stop, and one that was told is tried again but ne
   });
 });
 
+test("the share is of different records, however often epochs read them", async () => {
+  const broken = new BrokenRecords(0.01, () => {});
+  broken.among(() => 300);
+  const invalid = () => failing(new InvalidRecordError("no task"));
+  for (let epoch = 0; epoch < 5; epoch++) {
+    for (let i = 0; i < 299; i++) await broken.attempt(named(`good ${i}`), async () => {});
+    if (epoch < 3) await broken.attempt(named(`bad ${epoch}`), invalid());
+  }
+  await expect(broken.attempt(named("bad 3"), invalid())).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+    message: expect.stringMatching(/^4 of 300 records/),
+  });
+});
+
+test("what is read beside the steps does not count, and is told once, here or there", async () => {
+  const told: string[] = [];
+  const broken = new BrokenRecords(0, (message) => told.push(message));
+  broken.restore({ seen: 10, broken: ["record 1", "gone"] }, (name) => name !== "gone");
+  const invalid = () => failing(new InvalidRecordError("no task"));
+  for (let again = 0; again < 2; again++) {
+    const beside = broken.uncounted();
+    for (const i of [1, 2, 3]) await beside.attempt(named(`record ${i}`), invalid());
+    await beside.attempt(named("record 4"), async () => {});
+    beside.remark("a.tar lacks its end");
+  }
+  expect(told).toEqual([
+    "skipped record 2: no task",
+    "skipped record 3: no task",
+    "a.tar lacks its end",
+  ]);
+  expect(broken.stateAt(broken.counts)).toEqual({ seen: 10, broken: ["record 1"] });
+  await expect(broken.attempt(named("record 2"), invalid())).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+  });
+  expect(told).toHaveLength(3);
+  expect(broken.counts).toMatchObject({ seen: 11, broken: 2 });
+});
+
 test("one that was mended since a stop is used and no longer counted, from the step on that used it", async () => {
   const told: string[] = [];
   const broken = new BrokenRecords(0.01, (message) => told.push(message));

@@ -15,6 +15,7 @@ import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { gzipSync } from "node:zlib";
 import { pack } from "tar-stream";
+import { InvalidRecordError } from "../../lib/errors";
 import { Random } from "../../lib/philox";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { BrokenRecords } from "../../lib/train/broken-records";
@@ -131,6 +132,41 @@ describe.each<[string, (count: number, shuffle?: number, seed?: bigint) => Promi
       await whole.close();
     },
   );
+
+  test.each([
+    ["another seed", undefined, undefined, 2n],
+    ["no shuffling any more", undefined, 1, 1n],
+    ["shuffling from now on", 1, undefined, 1n],
+  ])("gives each record once in an epoch that goes on with %s", async (_, before, after, seed) => {
+    for (const stop of [1, 8, COUNT - 1, COUNT, COUNT + 7]) {
+      const first = await open(COUNT, before);
+      const drawn = await take(first, stop);
+      const second = await open(COUNT, after, seed);
+      expect(await second.restore(JSON.parse(JSON.stringify(first.position())))).toBe(true);
+      drawn.push(...(await take(second, 1)));
+      // Once more in the same epoch, as it began.
+      const third = await open(COUNT, after, seed);
+      expect(await third.restore(JSON.parse(JSON.stringify(second.position())))).toBe(true);
+      drawn.push(...(await take(third, 3 * COUNT - drawn.length)));
+      for (let epoch = 0; epoch < 3; epoch++)
+        expect(sorted(drawn.slice(epoch * COUNT, (epoch + 1) * COUNT))).toEqual(upTo(COUNT));
+      // Later epochs are those of the settings of now.
+      const plain = await open(COUNT, after, seed);
+      expect(drawn.slice(2 * COUNT)).toEqual((await take(plain, 3 * COUNT)).slice(2 * COUNT));
+      await Promise.all([first, second, third, plain].map((source) => source.close()));
+    }
+  });
+
+  test("goes on from positions of earlier versions, which do not say what an order follows from", async () => {
+    const before = await open(COUNT);
+    await take(before, 5);
+    const { order: told, ...old } = before.position() as { order: object };
+    expect(told).toMatchObject({ seed: "1" });
+    const after = await open(COUNT);
+    expect(await after.restore(JSON.parse(JSON.stringify(old)))).toBe(true);
+    expect(await take(after, COUNT)).toEqual(await take(before, COUNT));
+    await Promise.all([before.close(), after.close()]);
+  });
 
   test("lists every record once, as they lie", async () => {
     const source = await open(COUNT);
@@ -530,6 +566,54 @@ test("a run counts an empty shard as a broken record, and remarks once on one wi
     expect.stringMatching(/^skipped .*a-1\.tar: sample 0 \(its beginning\): the archive is empty/),
   ]);
   expect(broken.counts.broken).toBe(1);
+});
+
+test("a source knows how many records it has, shards after an epoch, and which names are of them", async () => {
+  const path = await captionManifest(4);
+  const pattern = await captionShards([3, 2]);
+  const manifest = await ManifestSource.open(path, order);
+  const shards = await ShardSource.open([pattern], order);
+  expect([manifest.records, shards.records]).toEqual([4, undefined]);
+  const { counted } = await shards.next();
+  expect([manifest, shards].map((source) => source.has(counted))).toEqual([false, true]);
+  for (const [name, has] of [
+    [(await manifest.next()).counted, true],
+    [`${path}: record 4`, false],
+    [`${path}x: record 1`, false],
+    [`${join(folder, "b-0.tar")}: sample 0 (0)`, false],
+  ] as const)
+    expect([name, manifest.has(name), shards.has(name)]).toEqual([name, has, false]);
+  await take(shards, 5);
+  expect(shards.records).toBe(5);
+  const after = await ShardSource.open([pattern], order);
+  expect(await after.restore(JSON.parse(JSON.stringify(shards.position())))).toBe(true);
+  expect(after.records).toBe(5);
+  await Promise.all([shards.close(), after.close()]);
+});
+
+test("a run is stopped by a share of the records that there are, not of those that epochs read", async () => {
+  const path = await captionManifest(300);
+  const run = {
+    model: "shapes-64",
+    steps: 1,
+    learningRate: 1,
+    sources: [{ manifest: path, examples: 100 }],
+  };
+  const broken = new BrokenRecords(0.01, () => {});
+  const mixture = await Mixture.open(parseRunConfig(run, "run.yaml", folder), broken);
+  const bad = new Set<string>();
+  const draw = (step: number, count: number) =>
+    mixture.draw(step, async (record) => {
+      if (bad.size < count) bad.add(record.counted);
+      if (bad.has(record.counted)) throw new InvalidRecordError("broken by now");
+    });
+  for (let step = 1; step <= 15; step++) await draw(step, Math.min(3, Math.floor(step / 4)));
+  expect(broken.counts.broken).toBe(3);
+  await expect(draw(16, 4)).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+    message: expect.stringMatching(/^4 of 300 records seen are broken/),
+  });
+  await mixture.close();
 });
 
 test("a manifest of other records begins anew, one with some mended goes on", async () => {

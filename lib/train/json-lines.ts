@@ -1,0 +1,52 @@
+/** Files of JSON lines that a process appends to, read a piece at a time: they may be larger than the longest string. */
+import { open } from "node:fs/promises";
+import { isObject } from "../checkpoint/fields.js";
+
+const LINE_BREAK = 0x0a;
+const PIECE = 2 ** 20;
+/** Bytes of a line at most: what is longer was not written by this program. */
+const LONGEST = 2 ** 16;
+
+/**
+ * Calls `see` with each object and with the byte behind its line. Other lines are passed over, and so is a last one
+ * without a line break, which is half-written. Throws what the file system says.
+ */
+export async function readJsonLines(
+  path: string,
+  see: (value: object, end: number) => void,
+): Promise<void> {
+  const file = await open(path);
+  try {
+    const piece = Buffer.allocUnsafe(PIECE);
+    /** What was read of a line whose end was not, and where the next piece begins. */
+    let [begun, at] = [Buffer.alloc(0), 0];
+    for (;;) {
+      const { bytesRead } = await file.read(piece, 0, PIECE, at);
+      if (bytesRead === 0) return;
+      const bytes = Buffer.concat([begun, piece.subarray(0, bytesRead)]);
+      const first = at - begun.length;
+      at += bytesRead;
+      let start = 0;
+      for (;;) {
+        const end = bytes.indexOf(LINE_BREAK, start);
+        if (end < 0) break;
+        const value = objectOf(bytes.subarray(start, end));
+        start = end + 1;
+        if (value) see(value, first + start);
+      }
+      // The rest of a line that is too long is no JSON either.
+      begun = bytes.length - start > LONGEST ? Buffer.alloc(0) : bytes.subarray(start);
+    }
+  } finally {
+    await file.close();
+  }
+}
+
+function objectOf(line: Buffer): object | undefined {
+  try {
+    const value: unknown = JSON.parse(line.toString());
+    return isObject(value) ? value : undefined;
+  } catch {
+    return undefined;
+  }
+}
