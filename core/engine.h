@@ -171,6 +171,12 @@ class Engine {
   RequestQueue waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // by rank
   std::deque<Undecoded> undecoded_;
+  // A request that found no memory, and how many sequences ran then: it is tried again when one of
+  // them has ended.
+  struct {
+    uint64_t id = 0;
+    size_t running = 0;
+  } starved_;
   std::unordered_set<uint64_t> finished_;
   std::vector<Event> events_;
   std::exception_ptr failure_;  // of the batch, until it has been said of all of it

@@ -91,6 +91,7 @@ bool Engine::make_room(const Waiting& next) {
   Backend& backend = *model_->backend;
   const StepSize alone = largest_step(next, true), together = largest_step(next, false);
   const size_t bytes = sequence_bytes(next.request, *model_);
+  expect_host_memory(next.request, *model_);
   // What the workspace and scratch hold is there for a step, or can be given back.
   const size_t held = workspace_->bytes();
   const size_t available = backend.available() + backend.scratch() + held;
@@ -143,14 +144,21 @@ void Engine::admit() {
          prefill < kPrefillRows) {
     Waiting& next = waiting_.front();
     const uint64_t id = next.id;
+    if (id == starved_.id && running_.size() >= starved_.running) return;
+    // What make_room has found to fit. Of images alone it knows nothing: they are tried once.
+    const bool judged =
+        std::visit([](const auto& r) { return requires { r.prefix; }; }, next.request);
     bool fits = false;
     try {
       fits = make_room(next);
       if (!fits) return;
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
-      // Others on this device have taken what was available. What runs here will give some back.
-      if (fits && lacks_memory(error) && !running_.empty()) return;
+      if (fits && judged && lacks_memory(error) && !running_.empty()) {
+        // Others on this device have taken what was available. What runs here will give some back.
+        starved_ = {id, running_.size()};
+        return;
+      }
       fail(id, error);
     }
     unqueue(id);

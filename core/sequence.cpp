@@ -278,8 +278,10 @@ Sequence make_sequence(uint64_t id, TextRequest&& r, Model& model, Workspace& wo
   return s;
 }
 
-Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& workspace) {
-  const ScoreRows wanted = score_rows(r, model);
+void expect_host_memory(const Request& request, const Model& model) {
+  const auto* score = std::get_if<ScoreRequest>(&request);
+  if (!score) return;
+  const ScoreRows wanted = score_rows(*score, model);
   const size_t bytes = logits_bytes(wanted, model), available = model.backend->host_available();
   if (bytes > available)
     throw Error(error_code::kInsufficientMemory,
@@ -287,6 +289,11 @@ Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& w
                     std::to_string(model.config.text->vocab_size) + " take " +
                     std::to_string(bytes) + " bytes of the host's memory where " +
                     std::to_string(available) + " are available");
+}
+
+Sequence make_sequence(uint64_t id, ScoreRequest&& r, Model& model, Workspace& workspace) {
+  const ScoreRows wanted = score_rows(r, model);
+  const size_t bytes = logits_bytes(wanted, model);
   ScoreState score{wanted.first, HostShare(*model.backend, bytes), {}};
   score.logits.reserve(bytes / sizeof(float));
   const ImageRows image = image_rows(r.prefix, model, workspace);

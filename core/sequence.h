@@ -79,6 +79,10 @@ std::vector<PendingRows> pending_rows(const Request& request, const Model& model
 void add_sequence(const Request& request, const Model& model, StepSize& size);
 void add_sequence(const Sequence& sequence, const Model& model, StepSize& size);
 
+// Throws INSUFFICIENT_MEMORY where the host has no room for the logits that a request asks for,
+// which no wait for other sequences is sure to make.
+void expect_host_memory(const Request& request, const Model& model);
+
 // Reserves the memory of a sequence and computes the rows of its prefix. Throws INSUFFICIENT_MEMORY
 // before anything runs, and NUMERICAL_ERROR where the latents of its source image are not finite;
 // the request is as it was then.

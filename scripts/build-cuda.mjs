@@ -41,18 +41,19 @@ function find(program) {
   return folders.map((folder) => join(folder, program)).find((path) => existsSync(path));
 }
 
-/** Such as "80;120": of the GPUs here, which may be of several kinds. */
+/** Such as "80;120": of the GPUs here that the package can use, which may be of several kinds. */
 function architecturesHere() {
   const { status, stdout } = spawnSync(
     "nvidia-smi",
     ["--query-gpu=compute_cap", "--format=csv,noheader"],
     { encoding: "utf8" },
   );
-  const capabilities = (status === 0 && stdout.match(/^\d+\.\d/gm)) || [];
+  const here = (status === 0 && stdout.match(/^\d+\.\d/gm)) || [];
+  const capabilities = here.filter((number) => Number(number) >= 8);
   if (capabilities.length > 0)
     return [...new Set(capabilities.map((number) => number.replace(".", "")))].join(";");
   console.error(
-    "unifluid: nvidia-smi tells of no GPU here: compiling for compute capability 9.0; --arch names another",
+    "unifluid: nvidia-smi tells of no GPU here that can be used: compiling for compute capability 9.0; --arch names another",
   );
   return "90a";
 }

@@ -87,7 +87,7 @@ export function recordOptions(flags: DrawOptions & WriteOptions): Record<string,
 export async function openJobs(path: string, format: JobFormat | undefined, signal: AbortSignal) {
   if (path === STANDARD) {
     if (process.stdin.isTTY) throw new UsageError("- would read jobs from the terminal");
-    const read = () => readRecords(process.stdin, format ?? "jsonl", signal);
+    const read = (ended = signal) => readRecords(process.stdin, format ?? "jsonl", ended);
     return { images: resolve("."), read };
   }
   const found = await stat(path).catch((error: Error) => {
@@ -96,7 +96,7 @@ export async function openJobs(path: string, format: JobFormat | undefined, sign
   if (!found.isFile())
     throw new UsageError(`expected a file of jobs but ${path} is not a regular file`);
   const known = format ?? formatOf(path);
-  const read = () => readRecords(path, known, signal);
+  const read = (ended = signal) => readRecords(path, known, ended);
   return {
     images: dirname(resolve(path)),
     read,

@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { basename } from "node:path";
 import type { Command } from "commander";
+import { underEach } from "../abort.js";
 import type { DrawOptions } from "../call-options.js";
 import type { JobFormat } from "../jobs/reader.js";
 import type { RecordQueue } from "../queue/queue.js";
@@ -51,10 +52,10 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
   }
   const counts = { queued: 0, failed: 0 };
   let progress: RateProgress | undefined;
-  const fill = async (queue: RecordQueue) => {
+  const fill = async (queue: RecordQueue, reading: AbortSignal) => {
     const total = context.quiet ? undefined : await jobs.count?.();
     progress = startRate(context, total);
-    await enqueueRecords(queue, jobs.read(), {
+    await enqueueRecords(queue, jobs.read(reading), {
       run,
       defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
       attempts: flags.attempts,
@@ -73,7 +74,10 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
     });
   };
   try {
-    await withQueue(flags, context.signal, fill, LAST_SECONDS * 1000);
+    // A refusal of the server ends the reading, too: a pipe on which nothing comes would keep the process.
+    await underEach([context.signal], (reading) =>
+      withQueue(flags, context.signal, (queue) => fill(queue, reading), LAST_SECONDS * 1000),
+    );
   } catch (error) {
     progress?.stop();
     if (counts.queued > 0)

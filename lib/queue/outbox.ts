@@ -13,25 +13,25 @@ export class Outbox<Job> {
   private timer: NodeJS.Timeout | undefined;
   /** All that was sent, one after the other. */
   private sent: Promise<void> = Promise.resolve();
-  private failed = false;
+  private fail!: (error: unknown) => void;
+  /** Rejects with what sending by itself failed with: nothing more is sent then, and the next job may be hours away. */
+  readonly failure = new Promise<never>((_, reject) => {
+    this.fail = reject;
+  });
 
-  constructor(private readonly deliver: (jobs: Job[]) => Promise<void>) {}
+  constructor(private readonly deliver: (jobs: Job[]) => Promise<void>) {
+    this.failure.catch(() => {}); // told to whoever waits for it
+  }
 
   /**
    * Adds a job of about so many characters; waits until it is sent where those that wait are many. Throws what sending
-   * failed with, also earlier ones.
+   * failed with then.
    */
   async add(job: Job, length: number): Promise<void> {
-    if (this.failed) await this.sent;
     this.waiting.push(job);
     this.length += length;
     if (this.waiting.length >= MOST || this.length >= MOST_LENGTH) return this.send();
-    this.timer ??= setTimeout(() => {
-      this.send().catch(() => {
-        // Whoever adds the next is told.
-        this.failed = true;
-      });
-    }, LONGEST_WAIT);
+    this.timer ??= setTimeout(() => this.send().catch(this.fail), LONGEST_WAIT);
   }
 
   /** Sends what waits, behind what is being sent. */

@@ -66,8 +66,9 @@ export interface EnqueueOptions {
 }
 
 /**
- * Puts records into the queue; one that is no job is told of and left out. Where the signal ends the reading, what was
- * read is put in all the same: a pipe does not give it again. Other work than reading does not end with the signal.
+ * Puts records into the queue; one that is no job is told of and left out. Where the reading ends with an error, as by
+ * the signal, what was read is put in all the same: a pipe does not give it again. Where the server refuses, the reading
+ * may still wait for a record: whoever opened `records` ends it.
  */
 export async function enqueueRecords(
   queue: RecordQueue,
@@ -104,9 +105,12 @@ export async function enqueueRecords(
       await outbox.add(entry, job.text.length + (job.image?.length ?? 0));
     }
   };
+  const reading = read();
+  reading.catch(() => {}); // it may end after the race
   try {
-    await read().catch(async (error) => {
-      if (signal.aborted) await outbox.send();
+    await Promise.race([reading, outbox.failure]).catch(async (error) => {
+      const sending = outbox.send();
+      await (signal.aborted ? sending : sending.catch(() => {}));
       throw error;
     });
     await outbox.send();

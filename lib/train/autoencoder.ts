@@ -28,7 +28,7 @@ import { BrokenRecords } from "./broken-records.js";
 import { frozenBy } from "./changed-settings.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
 import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
-import { dealt, largestBatch, Mixture, openSource } from "./mixture.js";
+import { dealt, largestBatch, Mixture, openSource, SUBSTITUTES } from "./mixture.js";
 import { createTrainer } from "./native-trainer.js";
 import { startingCheckpoint } from "./resume.js";
 import type { Losses, RunFolder } from "./run-folder.js";
@@ -326,21 +326,25 @@ async function shownOf<T>(
   const source = await openShown(config);
   const pictures: T[] = [];
   const names = new Set<string>();
+  let misses = 0;
   try {
     while (pictures.length < count) {
       const record = await source.next();
       if (names.has(record.name)) break; // those were all
       names.add(record.name);
+      const had = pictures.length;
       await broken.attempt(record, async () => {
         pictures.push(await make(record, random));
       });
+      misses = pictures.length > had ? 0 : misses + 1;
+      if (misses > SUBSTITUTES) break; // so, likely, would be the rest, however many they are
     }
   } finally {
     await source.close();
   }
   if (pictures.length === 0)
     throw new TrainingDataError(
-      `samples: none of the ${names.size} records of ${source.name} has a picture that can be read`,
+      `samples: none of ${names.size} records of ${source.name} has a picture that can be read`,
     );
   return pictures;
 }

@@ -35,9 +35,9 @@ export class BrokenRecords {
   private readonly skipped = new Set<string>();
   /** What was told. */
   private readonly told = new Set<string>();
-  /** Records that were read; those of later epochs are the same again. */
+  /** Records that were read, each as often as it was. */
   private seen = 0;
-  private different: () => number | undefined = () => undefined;
+  private different = (): number => this.seen;
 
   /**
    * @param share Broken records beyond this share of those seen, each counted once, stop the run.
@@ -48,8 +48,8 @@ export class BrokenRecords {
     private readonly onTold: (message: string) => void,
   ) {}
 
-  /** How many different records there are, where that is known. */
-  among(different: () => number | undefined): void {
+  /** How many different records were seen: those of later epochs are the same again. */
+  among(different: () => number): void {
     this.different = different;
   }
 
@@ -119,7 +119,7 @@ export class BrokenRecords {
     if (this.found.has(counted)) return; // it came twice at once, or was told before a stop
     this.change(counted, true);
     this.remark(`skipped ${name}: ${(error as Error).message}`);
-    const of = Math.min(this.seen, this.different() ?? this.seen);
+    const of = Math.min(this.seen, this.different());
     if (this.found.size > this.share * Math.max(of, LEAST_SEEN))
       throw new TrainingDataError(
         `${this.found.size} of ${of} records seen are broken, more than brokenShare (${this.share}) allows; the last: ${name}: ${(error as Error).message}`,

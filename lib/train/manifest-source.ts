@@ -55,8 +55,8 @@ export class ManifestSource implements Source {
     return dirname(this.name);
   }
 
-  get records(): number {
-    return this.lines.length;
+  get given(): number {
+    return Math.min(this.drawn, this.lines.length);
   }
 
   has(counted: string): boolean {

@@ -9,7 +9,7 @@ import { ShardSource } from "./shard-source.js";
 import type { Source, SourceRecord } from "./source.js";
 
 /** Records that may be tried in the place of a broken one, one after another. */
-const SUBSTITUTES = 100;
+export const SUBSTITUTES = 100;
 /** Streams of randomness above those of the sources' orders. */
 const PICK_STREAM = 1_000_000;
 
@@ -35,6 +35,9 @@ export function openSource(
 }
 
 export class Mixture {
+  /** Sources that a resumed run begins anew. */
+  private readonly anew = new Set<Source>();
+
   private constructor(
     private readonly config: RunConfig,
     readonly sources: readonly Source[],
@@ -47,25 +50,22 @@ export class Mixture {
     for (const [place, settings] of config.sources.entries())
       sources.push(await openSource(settings, BigInt(config.seed), place, (m) => broken.remark(m)));
     const mixture = new Mixture(config, sources, broken);
-    broken.among(() => mixture.records);
+    broken.among(() => mixture.given);
     return mixture;
   }
 
-  /** Different records of all sources; undefined where one of them does not know yet. */
-  private get records(): number | undefined {
+  /** How many different records the sources have given. */
+  private get given(): number {
     // Two may have one manifest.
-    const counts = new Map(this.sources.map(({ name, records }) => [name, records]));
-    let sum = 0;
-    for (const count of counts.values()) {
-      if (count === undefined) return undefined;
-      sum += count;
-    }
-    return sum;
+    const counts = new Map<string, number>();
+    for (const { name, given } of this.sources)
+      counts.set(name, Math.max(given, counts.get(name) ?? 0));
+    return [...counts.values()].reduce((sum, count) => sum + count, 0);
   }
 
-  /** Whether a record of its sources is counted under a name. */
+  /** Whether a record is counted under a name: one of a source that was gone on with. */
   has(counted: string): boolean {
-    return this.sources.some((source) => source.has(counted));
+    return this.sources.some((source) => !this.anew.has(source) && source.has(counted));
   }
 
   /**
@@ -130,7 +130,9 @@ export class Mixture {
     for (const [i, source] of this.sources.entries()) {
       const { examples } = this.config.sources[i] as SourceConfig;
       const position = positions ? positions[i] : { drawn: step * examples };
-      if (!(await source.restore(position))) onNew(source.name);
+      if (await source.restore(position)) continue;
+      this.anew.add(source);
+      onNew(source.name);
     }
   }
 

@@ -63,8 +63,8 @@ export class ShardSource implements Source {
   /** What the order of this epoch follows from: of a resumed run the next may have another. */
   private rule!: Order;
   private drawn = 0;
-  /** Those of the last whole epoch. */
-  records: number | undefined;
+  /** Records of the last whole epoch. */
+  private records: number | undefined;
   /** What the stream reads next, as in a position. */
   private turn = 0;
   private sample = 0;
@@ -162,6 +162,11 @@ export class ShardSource implements Source {
       this.records = this.drawn;
       this.begin(this.epoch + 1);
     }
+  }
+
+  get given(): number {
+    // Positions of earlier versions do not say how many there were.
+    return this.records ?? (this.epoch === 0 ? this.drawn : Number.POSITIVE_INFINITY);
   }
 
   position(): Position {

@@ -33,8 +33,8 @@ export interface Source {
   readonly name: string;
   /** The folder that prepared pictures lie in. */
   readonly folder: string;
-  /** How many different records it has; undefined where that is not known yet. */
-  readonly records: number | undefined;
+  /** How many different records it has given, also before a stop. */
+  readonly given: number;
   /** Whether a record of it is counted under a name. */
   has(counted: string): boolean;
   /** The next record. Calls follow one another. Throws `TRAINING_DATA`. */

@@ -323,9 +323,12 @@ withRedis("a queue", () => {
       const ending = await piped(async (child) => {
         child.stdin!.write(record(1));
         await waiting(1, child);
-        child.stdin!.write(record(2));
-        // It is read, and waits for others.
-        await sleep(300);
+        // What is no record is told as it is read, and record 2 was read before.
+        const told = new Promise<void>((resolve) => {
+          child.stderr!.on("data", (text) => /INVALID_RECORD/.test(String(text)) && resolve());
+        });
+        child.stdin!.write(`${record(2)}nothing\n`);
+        await told;
         child.kill("SIGTERM");
       });
       expect([ending.code, ending.err]).toEqual([
@@ -340,7 +343,8 @@ withRedis("a queue", () => {
         child.stdin!.write(record(1));
         await waiting(1, child);
         await redis.call("CONFIG", "SET", "maxmemory", "1");
-        child.stdin!.end(record(2));
+        // It is refused though nothing comes behind it.
+        child.stdin!.write(record(2));
       });
       expect([ending.code, ending.err]).toEqual([
         5,

@@ -314,6 +314,29 @@ describe("the memory budget", () => {
   });
 });
 
+describe("an image that finds no memory", () => {
+  test("is refused at once, and does not hold up what comes behind it", async () => {
+    const model = await UniFluid.load("shapes-64", { threads: 1, maxMemory: 24 * 2 ** 20 });
+    try {
+      const controller = new AbortController();
+      const options = { steps: 10_000, signal: controller.signal };
+      const running = model.generateLatents("a", options).catch(() => {});
+      await until(() => model.stats().running === 1);
+      const side = 2048;
+      const latents = new Float32Array(4 * (side / 4) ** 2);
+      const refused = model.decodeLatents(latents, { width: side, height: side });
+      const small = model.decodeLatents(new Float32Array(16 * 64));
+      await expect(refused).rejects.toMatchObject({ code: "INSUFFICIENT_MEMORY" });
+      await small;
+      expect(model.stats().running).toBe(1);
+      controller.abort();
+      await running;
+    } finally {
+      await model.dispose();
+    }
+  });
+});
+
 describe("a long prompt that goes through the decoder at once", () => {
   let long: CheckpointCopy;
   afterAll(() => long.remove());

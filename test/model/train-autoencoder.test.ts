@@ -400,12 +400,14 @@ test("what does not fit is refused before anything starts", async () => {
   const missing = { every: 1, manifest: join(folder, "none.jsonl") };
   await refused({ samples: missing }, "TRAINING_DATA", /none\.jsonl/);
   const manifest = join(folder, "data", "unreadable.jsonl");
+  const samples = { samples: { every: 1, manifest } };
+  const none = (tried: number) =>
+    new RegExp(`samples: none of ${tried} records of \\S*unreadable\\.jsonl has a picture`);
   await writeFile(manifest, '{"image": "images/none.png"}\n{"image": "data.json"}\n');
-  await refused(
-    { samples: { every: 1, manifest } },
-    "TRAINING_DATA",
-    /samples: none of the 2 records of \S*unreadable\.jsonl has a picture/,
-  );
+  await refused(samples, "TRAINING_DATA", none(2));
+  // Where so many are gone, the others are not tried.
+  await writeFile(manifest, '{"image": "images/none.png"}\n'.repeat(300));
+  await refused(samples, "TRAINING_DATA", none(101));
 });
 
 test("shards that are deleted stop the run with a checkpoint, whose latents are as last measured", async () => {

@@ -568,12 +568,12 @@ test("a run counts an empty shard as a broken record, and remarks once on one wi
   expect(broken.counts.broken).toBe(1);
 });
 
-test("a source knows how many records it has, shards after an epoch, and which names are of them", async () => {
+test("a source knows how many different records it has given, and which names are of them", async () => {
   const path = await captionManifest(4);
   const pattern = await captionShards([3, 2]);
   const manifest = await ManifestSource.open(path, order);
   const shards = await ShardSource.open([pattern], order);
-  expect([manifest.records, shards.records]).toEqual([4, undefined]);
+  expect([manifest.given, shards.given]).toEqual([0, 0]);
   const { counted } = await shards.next();
   expect([manifest, shards].map((source) => source.has(counted))).toEqual([false, true]);
   for (const [name, has] of [
@@ -583,11 +583,12 @@ test("a source knows how many records it has, shards after an epoch, and which n
     [`${join(folder, "b-0.tar")}: sample 0 (0)`, false],
   ] as const)
     expect([name, manifest.has(name), shards.has(name)]).toEqual([name, has, false]);
-  await take(shards, 5);
-  expect(shards.records).toBe(5);
+  expect([manifest.given, shards.given]).toEqual([1, 1]);
+  await Promise.all([take(manifest, 6), take(shards, 5)]);
+  expect([manifest.given, shards.given]).toEqual([4, 5]);
   const after = await ShardSource.open([pattern], order);
   expect(await after.restore(JSON.parse(JSON.stringify(shards.position())))).toBe(true);
-  expect(after.records).toBe(5);
+  expect(after.given).toBe(5);
   await Promise.all([shards.close(), after.close()]);
 });
 
@@ -614,6 +615,28 @@ test("a run is stopped by a share of the records that there are, not of those th
     message: expect.stringMatching(/^4 of 300 records seen are broken/),
   });
   await mixture.close();
+});
+
+test("broken records of a source that begins anew are not counted any more", async () => {
+  const run = {
+    model: "shapes-64",
+    steps: 1,
+    learningRate: 1,
+    sources: [
+      { manifest: await captionManifest(4), examples: 1 },
+      { shards: await captionShards([3]), examples: 1 },
+    ],
+  };
+  const open = () =>
+    Mixture.open(parseRunConfig(run, "run.yaml", folder), new BrokenRecords(0.01, () => {}));
+  const before = await open();
+  const names: string[] = [];
+  const { positions } = await before.draw(1, async (record) => names.push(record.counted));
+  const after = await open();
+  expect(names.map((name) => after.has(name))).toEqual([true, true]);
+  await after.restore(1, JSON.parse(JSON.stringify([positions[0], {}])), () => {});
+  expect(names.map((name) => after.has(name))).toEqual([true, false]);
+  await Promise.all([before.close(), after.close()]);
 });
 
 test("a manifest of other records begins anew, one with some mended goes on", async () => {
