@@ -91,7 +91,6 @@ bool Engine::make_room(const Waiting& next) {
   Backend& backend = *model_->backend;
   const StepSize alone = largest_step(next, true), together = largest_step(next, false);
   const size_t bytes = sequence_bytes(next.request, *model_);
-  expect_host_memory(next.request, *model_);
   // What the workspace and scratch hold is there for a step, or can be given back.
   const size_t held = workspace_->bytes();
   const size_t available = backend.available() + backend.scratch() + held;
@@ -150,8 +149,9 @@ void Engine::admit() {
         std::visit([](const auto& r) { return requires { r.prefix; }; }, next.request);
     bool fits = false;
     try {
-      fits = make_room(next);
-      if (!fits) return;
+      if (!make_room(next)) return;
+      expect_host_memory(next.request, *model_);
+      fits = true;
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
       if (fits && judged && lacks_memory(error) && !running_.empty()) {
