@@ -171,8 +171,8 @@ class Engine {
   RequestQueue waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // by rank
   std::deque<Undecoded> undecoded_;
-  // A request that found no memory, and how many sequences ran then: it is tried again when one of
-  // them has ended.
+  // A request that others on this device have left no memory for, and how many sequences ran then:
+  // it is tried again when one of them has ended and given some back.
   struct {
     uint64_t id = 0;
     size_t running = 0;

@@ -123,6 +123,7 @@ bool Engine::make_room(const Waiting& next) {
     backend.resize_scratch(scratch);
   } catch (const std::exception& error) {
     if (!lacks_memory(error) || running_.empty()) throw;
+    starved_ = {next.id, running_.size()};
     return false;
   }
   return true;
@@ -155,7 +156,6 @@ void Engine::admit() {
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
       if (fits && judged && lacks_memory(error) && !running_.empty()) {
-        // Others on this device have taken what was available. What runs here will give some back.
         starved_ = {id, running_.size()};
         return;
       }

@@ -86,7 +86,8 @@ export function compare(
   let [error, where] = [0, ""];
   for (let i = 0; i < e.length; i++) {
     const [x, y] = [a[i]!, e[i]!];
-    if (Number.isNaN(x) && Number.isNaN(y)) continue; // a gap between rows
+    // A gap between rows, or equal: the magnitude that gaps are told in may be 0.
+    if (Object.is(x, y) || x === y) continue;
     const gap = Math.abs(x - y) / (BF16_ROUNDOFF * scale);
     if (gap > error || Number.isNaN(gap)) {
       error = Number.isNaN(gap) ? Number.POSITIVE_INFINITY : gap;
