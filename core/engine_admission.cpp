@@ -145,17 +145,15 @@ void Engine::admit() {
     Waiting& next = waiting_.front();
     const uint64_t id = next.id;
     if (id == starved_.id && running_.size() >= starved_.running) return;
-    // What make_room has found to fit. Of images alone it knows nothing: they are tried once.
-    const bool judged =
-        std::visit([](const auto& r) { return requires { r.prefix; }; }, next.request);
     bool fits = false;
     try {
       if (!make_room(next)) return;
       expect_host_memory(next.request, *model_);
-      fits = true;
+      // Of images alone make_room knows nothing: they are tried once.
+      fits = std::visit([](const auto& r) { return requires { r.prefix; }; }, next.request);
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
-      if (fits && judged && lacks_memory(error) && !running_.empty()) {
+      if (fits && lacks_memory(error) && !running_.empty()) {
         starved_ = {id, running_.size()};
         return;
       }

@@ -72,14 +72,10 @@ const started = performance.now();
 /** As cuda/boundary.cmake makes it. */
 function boundaryVersion() {
   const hash = (content) => createHash("sha256").update(content).digest("hex");
-  const headers = [
-    "core/tensor.h",
-    "core/backend.h",
-    "core/training_backend.h",
-    "cuda/boundary.h",
-    "cuda/size_class.h",
-  ];
-  const hashes = headers.map((name) => hash(readFileSync(join(root, name))));
+  const [, headers] = /foreach\(HEADER (.+)\)/.exec(
+    readFileSync(join(root, "cuda", "boundary.cmake"), "utf8"),
+  );
+  const hashes = headers.split(" ").map((name) => hash(readFileSync(join(root, name))));
   return `0x${hash(hashes.join("")).slice(0, 16)}`;
 }
 

@@ -30,6 +30,13 @@ const until = async (condition: () => boolean) => {
   while (!condition()) await setTimeout(1);
 };
 const draw = (model: UniFluid) => model.generateLatents(prompt, options);
+/** A drawing of which a step is done. */
+async function drawing(model: UniFluid): Promise<{ running: Promise<Float32Array> }> {
+  const { steps } = model.stats();
+  const running = draw(model);
+  await until(() => model.stats().steps > steps);
+  return { running };
+}
 async function needed(): Promise<number> {
   return STAGING + estimateMemory(await readCheckpoint(directory)).onDevice;
 }
@@ -140,9 +147,7 @@ test("below the least memory that a request runs in it is refused before it begi
 test("a drawing whose steps would lack memory fails alone, and before any of them", async () => {
   await using model = await UniFluid.load(directory, { device: "cuda" });
   const alone = await draw(model);
-  const { steps } = model.stats();
-  const running = draw(model);
-  await until(() => model.stats().steps > steps);
+  const { running } = await drawing(model);
   // What others leave is enough for the cache of the next drawing, and not for the scratch of its many steps.
   simulate({ memory: model.stats().allocatedBytes + (1 << 19) });
   const before = model.stats().rows;
@@ -160,9 +165,7 @@ test("a drawing whose steps would lack memory fails alone, and before any of the
 test("a request that would fit waits for what runs, where others have taken the memory", async () => {
   await using model = await UniFluid.load(directory, { device: "cuda" });
   const alone = await draw(model);
-  const { steps } = model.stats();
-  const running = draw(model);
-  await until(() => model.stats().steps > steps);
+  const { running } = await drawing(model);
   simulate({ memory: model.stats().allocatedBytes });
   const second = draw(model);
   expectSameBits(await running, alone);
@@ -188,9 +191,7 @@ test("a fault that is told late rejects what runs and what comes", async () => {
   const model = await UniFluid.load(directory, { device: "cuda" });
   try {
     const right = await draw(model);
-    const { steps } = model.stats();
-    const running = draw(model);
-    await until(() => model.stats().steps > steps);
+    const { running } = await drawing(model);
     // No more waits are due until the latents are copied to the host.
     simulate({ fail: "waits" });
     await expect(running).rejects.toMatchObject({

@@ -319,14 +319,20 @@ test("weights are written in the type that is asked for", async () => {
   }
 });
 
-test("records need no task, and broken ones are named", async () => {
-  const manifest = join(folder, "data", "pictures.jsonl");
+/** Eight pictures, and behind them a record without one and one whose picture is not there. */
+async function manifestWithBroken(name: string): Promise<string> {
+  const manifest = join(folder, "data", name);
   const records = [
     ...Array.from({ length: 8 }, (_, i) => ({ image: `images/00000${i}.png` })),
     { picture: "images/000000.png" },
     { image: "images/none.png" },
   ];
   await writeFile(manifest, records.map((r) => JSON.stringify(r)).join("\n"));
+  return manifest;
+}
+
+test("records need no task, and broken ones are named", async () => {
+  const manifest = await manifestWithBroken("pictures.jsonl");
   const notes: string[] = [];
   const summary = await train(
     "broken",
@@ -339,13 +345,7 @@ test("records need no task, and broken ones are named", async () => {
 });
 
 test("broken records that only latents and sheets come to are told once, and not counted", async () => {
-  const manifest = join(folder, "data", "late.jsonl");
-  const records = [
-    ...Array.from({ length: 8 }, (_, i) => ({ image: `images/00000${i}.png` })),
-    { picture: "images/000000.png" },
-    { image: "images/none.png" },
-  ];
-  await writeFile(manifest, records.map((r) => JSON.stringify(r)).join("\n"));
+  const manifest = await manifestWithBroken("late.jsonl");
   const notes: string[] = [];
   const change = {
     sources: [{ manifest, examples: 2, shuffle: 1 }],

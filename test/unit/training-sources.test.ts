@@ -15,56 +15,22 @@ import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { gzipSync } from "node:zlib";
 import { pack } from "tar-stream";
-import { InvalidRecordError } from "../../lib/errors";
 import { Random } from "../../lib/philox";
 import { writeDataset } from "../../lib/scenes/dataset";
-import { BrokenRecords } from "../../lib/train/broken-records";
 import { parseRunConfig } from "../../lib/train/config";
-import { expandBraces, listFiles } from "../../lib/train/file-patterns";
 import { ManifestSource } from "../../lib/train/manifest-source";
-import { Mixture } from "../../lib/train/mixture";
 import type { PackedPicture } from "../../lib/train/pictures";
 import { ShardSource } from "../../lib/train/shard-source";
 import { readShard, type ShardSample } from "../../lib/train/shards";
 import { ShuffleBuffer } from "../../lib/train/shuffle-buffer";
 import type { Source, SourceRecord } from "../../lib/train/source";
-import { matches } from "../../lib/train/wildcards";
+import { captionManifest, captionShards, writeTar } from "../support/sources";
 
 let folder: string;
 beforeEach(async () => {
   folder = await mkdtemp(join(tmpdir(), "sources-"));
 });
 afterEach(() => rm(folder, { recursive: true }));
-
-async function writeTar(path: string, files: Record<string, string | Uint8Array>): Promise<void> {
-  const archive = pack();
-  for (const [name, content] of Object.entries(files))
-    archive.entry({ name }, typeof content === "string" ? content : Buffer.from(content));
-  archive.finalize();
-  await pipeline(archive, createWriteStream(path));
-}
-
-/** Shards `a-0.tar`, … whose records have the captions 0, 1, 2, … */
-async function captionShards(sizes: readonly number[]): Promise<string> {
-  let n = 0;
-  for (const [shard, size] of sizes.entries()) {
-    const files: Record<string, string> = {};
-    for (let i = 0; i < size; i++, n++) {
-      files[`${n}.png`] = "picture";
-      files[`${n}.json`] = JSON.stringify({ task: "caption", text: String(n) });
-    }
-    await writeTar(join(folder, `a-${shard}.tar`), files);
-  }
-  return join(folder, `a-{0..${sizes.length - 1}}.tar`);
-}
-
-async function captionManifest(count: number): Promise<string> {
-  const path = join(folder, "a.jsonl");
-  const record = (n: number) => ({ task: "caption", image: "a.png", text: String(n) });
-  const lines = Array.from({ length: count }, (_, n) => JSON.stringify(record(n)));
-  await writeFile(path, lines.join("\n"));
-  return path;
-}
 
 const order = { seed: 1n, place: 0 };
 const random = () => new Random(0n, 0, 0);
@@ -81,12 +47,12 @@ describe.each<[string, (count: number, shuffle?: number, seed?: bigint) => Promi
   [
     "a manifest",
     async (count, shuffle, seed = 1n) =>
-      ManifestSource.open(await captionManifest(count), { ...order, seed, shuffle }),
+      ManifestSource.open(await captionManifest(folder, count), { ...order, seed, shuffle }),
   ],
   [
     "shards",
     async (count, shuffle, seed = 1n) => {
-      const pattern = await captionShards([5, count - 12, 7]);
+      const pattern = await captionShards(folder, [5, count - 12, 7]);
       return ShardSource.open([pattern], { ...order, seed, shuffle });
     },
   ],
@@ -199,58 +165,6 @@ test("a shuffle buffer with room for all gives every order alike", () => {
   expect(counts.size).toBe(6);
   // 1000 of each are expected, with a standard deviation of 29.
   for (const count of counts.values()) expect(Math.abs(count - 1000)).toBeLessThan(150);
-});
-
-describe("names of shards", () => {
-  test("braces are a shell's", () => {
-    expect(expandBraces("a-{0..3}.tar")).toEqual(["a-0.tar", "a-1.tar", "a-2.tar", "a-3.tar"]);
-    expect(expandBraces("{008..011}")).toEqual(["008", "009", "010", "011"]);
-    expect(expandBraces("{2..0}")).toEqual(["2", "1", "0"]);
-    expect(expandBraces("{a,b}/{1,2}")).toEqual(["a/1", "a/2", "b/1", "b/2"]);
-    expect(expandBraces("{a,{b,c}}")).toEqual(["a", "b", "c"]);
-    expect(expandBraces("plain{x}{}")).toEqual(["plain{x}{}"]);
-    expect(() => expandBraces("{0..9999999}")).toThrow(/more than/);
-    expect(() => expandBraces("{0..9999}{0..9999}")).toThrow(/more than/);
-    expect(() => expandBraces("{a,a}".repeat(40))).toThrow(/more than/);
-  });
-
-  test("stars and what they leave", () => {
-    expect(matches("vision_tower.a.b", "vision_tower.*")).toBe(true);
-    expect(matches("image_in.weight", "image_in.weight")).toBe(true);
-    expect(matches("image_in_weight", "image_in.weight")).toBe(false);
-    expect(matches("a.norm.weight", "*norm*")).toBe(true);
-    expect(matches("a.norm", "a.norm*")).toBe(true);
-    expect(matches("abab", "*ab")).toBe(true);
-    expect(matches("aba", "*ab")).toBe(false);
-    expect(matches("", "*")).toBe(true);
-    expect(matches("", "a")).toBe(false);
-    expect(matches("a", "?")).toBe(false);
-    expect(matches("a", "?", "?")).toBe(true);
-    expect(matches("", "?", "?")).toBe(false);
-    // A regular expression would try every way to share the name out among the stars.
-    expect(matches("a".repeat(200), `${"*a".repeat(60)}*b`)).toBe(false);
-  });
-
-  test("* and ? stand for what is there, in order", async () => {
-    for (const name of ["b.tar", "a1.tar", "a22.tar", "a.tar.txt", ".a.tar"])
-      await writeFile(join(folder, name), "");
-    const list = async (pattern: string) =>
-      (await listFiles([join(folder, pattern)])).map((path) => path.slice(folder.length + 1));
-    expect(await list("*.tar")).toEqual(["a1.tar", "a22.tar", "b.tar"]);
-    expect(await list("a?.tar")).toEqual(["a1.tar"]);
-    expect(await list("{b,a*}.tar")).toEqual(["b.tar", "a1.tar", "a22.tar"]);
-    // What is named twice is there once, and what is not there is not told before it is opened.
-    expect(await listFiles(["x.tar", "{x,y}.tar"])).toEqual(["x.tar", "y.tar"]);
-    for (const [pattern, message] of [
-      ["none-*.tar", /no file matches .*none-\*\.tar/],
-      ["*/a.tar", /file's name alone/],
-      ["nowhere/*.tar", /cannot read .*nowhere/],
-    ] as const)
-      await expect(listFiles([join(folder, pattern)])).rejects.toMatchObject({
-        code: "TRAINING_DATA",
-        message: expect.stringMatching(message),
-      });
-  });
 });
 
 describe("samples of a shard", () => {
@@ -497,7 +411,7 @@ describe("records of shards", () => {
 });
 
 test("shards that are missing, empty or changed are told", async () => {
-  const pattern = await captionShards([2, 2]);
+  const pattern = await captionShards(folder, [2, 2]);
   const refused = { code: "TRAINING_DATA" };
   const missing = ShardSource.open([join(folder, "a-{0..2}.tar")], order);
   await expect(missing).rejects.toMatchObject({
@@ -543,34 +457,9 @@ test("shards that are missing, empty or changed are told", async () => {
   await Promise.all([source.close(), changed.close()]);
 });
 
-test("a run counts an empty shard as a broken record, and remarks once on one without an end", async () => {
-  const pattern = await captionShards([3, 3]);
-  await truncate(join(folder, "a-0.tar"), 3 * 4 * 512);
-  await writeFile(join(folder, "a-1.tar"), "");
-  const told: string[] = [];
-  const broken = new BrokenRecords(0.01, (message) => told.push(message));
-  const run = {
-    model: "shapes-64",
-    steps: 1,
-    learningRate: 1,
-    sources: [{ shards: pattern, examples: 3 }],
-  };
-  const mixture = await Mixture.open(parseRunConfig(run, "run.yaml", folder), broken);
-  for (let step = 1; step <= 4; step++) {
-    const { examples } = await mixture.draw(step, async (record) => record.example(random()).text);
-    expect(examples).toHaveLength(3);
-  }
-  await mixture.close();
-  expect(told.sort()).toEqual([
-    expect.stringMatching(/^.*a-0\.tar lacks the blocks of zeros/),
-    expect.stringMatching(/^skipped .*a-1\.tar: sample 0 \(its beginning\): the archive is empty/),
-  ]);
-  expect(broken.counts.broken).toBe(1);
-});
-
 test("a source knows how many different records it has given, and which names are of them", async () => {
-  const path = await captionManifest(4);
-  const pattern = await captionShards([3, 2]);
+  const path = await captionManifest(folder, 4);
+  const pattern = await captionShards(folder, [3, 2]);
   const manifest = await ManifestSource.open(path, order);
   const shards = await ShardSource.open([pattern], order);
   expect([manifest.given, shards.given]).toEqual([0, 0]);
@@ -592,55 +481,8 @@ test("a source knows how many different records it has given, and which names ar
   await Promise.all([shards.close(), after.close()]);
 });
 
-test("a run is stopped by a share of the records that there are, not of those that epochs read", async () => {
-  const path = await captionManifest(300);
-  const run = {
-    model: "shapes-64",
-    steps: 1,
-    learningRate: 1,
-    sources: [{ manifest: path, examples: 100 }],
-  };
-  const broken = new BrokenRecords(0.01, () => {});
-  const mixture = await Mixture.open(parseRunConfig(run, "run.yaml", folder), broken);
-  const bad = new Set<string>();
-  const draw = (step: number, count: number) =>
-    mixture.draw(step, async (record) => {
-      if (bad.size < count) bad.add(record.counted);
-      if (bad.has(record.counted)) throw new InvalidRecordError("broken by now");
-    });
-  for (let step = 1; step <= 15; step++) await draw(step, Math.min(3, Math.floor(step / 4)));
-  expect(broken.counts.broken).toBe(3);
-  await expect(draw(16, 4)).rejects.toMatchObject({
-    code: "TRAINING_DATA",
-    message: expect.stringMatching(/^4 of 300 records seen are broken/),
-  });
-  await mixture.close();
-});
-
-test("broken records of a source that begins anew are not counted any more", async () => {
-  const run = {
-    model: "shapes-64",
-    steps: 1,
-    learningRate: 1,
-    sources: [
-      { manifest: await captionManifest(4), examples: 1 },
-      { shards: await captionShards([3]), examples: 1 },
-    ],
-  };
-  const open = () =>
-    Mixture.open(parseRunConfig(run, "run.yaml", folder), new BrokenRecords(0.01, () => {}));
-  const before = await open();
-  const names: string[] = [];
-  const { positions } = await before.draw(1, async (record) => names.push(record.counted));
-  const after = await open();
-  expect(names.map((name) => after.has(name))).toEqual([true, true]);
-  await after.restore(1, JSON.parse(JSON.stringify([positions[0], {}])), () => {});
-  expect(names.map((name) => after.has(name))).toEqual([true, false]);
-  await Promise.all([before.close(), after.close()]);
-});
-
 test("a manifest of other records begins anew, one with some mended goes on", async () => {
-  const path = await captionManifest(100);
+  const path = await captionManifest(folder, 100);
   const open = () => ManifestSource.open(path, order);
   const before = await open();
   const all = await take(before, 10);
@@ -666,7 +508,7 @@ test("a manifest of other records begins anew, one with some mended goes on", as
 });
 
 test("positions of shards of earlier versions, which have no sizes, are gone on from", async () => {
-  const source = await ShardSource.open([await captionShards([3, 3])], order);
+  const source = await ShardSource.open([await captionShards(folder, [3, 3])], order);
   await take(source, 2);
   const { sizes, ...old } = source.position();
   expect(sizes).toHaveLength(2);
@@ -788,7 +630,7 @@ describe("manifests", () => {
 
   test("that are tar files are told where those go", async () => {
     const told = { code: "TRAINING_DATA", message: expect.stringMatching(/tar file: .*"shards"/) };
-    await captionShards([2]);
+    await captionShards(folder, [2]);
     const tar = await readFile(join(folder, "a-0.tar"));
     await expect(open(tar, "b.tar")).rejects.toMatchObject(told);
     await expect(open(tar, "c.jsonl")).rejects.toMatchObject(told);

@@ -1,0 +1,91 @@
+/** What a run's sources give together, and which of their records are counted as broken. */
+import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { InvalidRecordError } from "../../lib/errors";
+import { Random } from "../../lib/philox";
+import { BrokenRecords } from "../../lib/train/broken-records";
+import { parseRunConfig } from "../../lib/train/config";
+import { Mixture } from "../../lib/train/mixture";
+import { captionManifest, captionShards } from "../support/sources";
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), "mixture-"));
+});
+afterEach(() => rm(folder, { recursive: true }));
+
+test("a run counts an empty shard as a broken record, and remarks once on one without an end", async () => {
+  const pattern = await captionShards(folder, [3, 3]);
+  await truncate(join(folder, "a-0.tar"), 3 * 4 * 512);
+  await writeFile(join(folder, "a-1.tar"), "");
+  const told: string[] = [];
+  const broken = new BrokenRecords(0.01, (message) => told.push(message));
+  const run = {
+    model: "shapes-64",
+    steps: 1,
+    learningRate: 1,
+    sources: [{ shards: pattern, examples: 3 }],
+  };
+  const mixture = await Mixture.open(parseRunConfig(run, "run.yaml", folder), broken);
+  for (let step = 1; step <= 4; step++) {
+    const { examples } = await mixture.draw(
+      step,
+      async (record) => record.example(new Random(0n, 0, 0)).text,
+    );
+    expect(examples).toHaveLength(3);
+  }
+  await mixture.close();
+  expect(told.sort()).toEqual([
+    expect.stringMatching(/^.*a-0\.tar lacks the blocks of zeros/),
+    expect.stringMatching(/^skipped .*a-1\.tar: sample 0 \(its beginning\): the archive is empty/),
+  ]);
+  expect(broken.counts.broken).toBe(1);
+});
+
+test("a run is stopped by a share of the records that there are, not of those that epochs read", async () => {
+  const path = await captionManifest(folder, 300);
+  const run = {
+    model: "shapes-64",
+    steps: 1,
+    learningRate: 1,
+    sources: [{ manifest: path, examples: 100 }],
+  };
+  const broken = new BrokenRecords(0.01, () => {});
+  const mixture = await Mixture.open(parseRunConfig(run, "run.yaml", folder), broken);
+  const bad = new Set<string>();
+  const draw = (step: number, count: number) =>
+    mixture.draw(step, async (record) => {
+      if (bad.size < count) bad.add(record.counted);
+      if (bad.has(record.counted)) throw new InvalidRecordError("broken by now");
+    });
+  for (let step = 1; step <= 15; step++) await draw(step, Math.min(3, Math.floor(step / 4)));
+  expect(broken.counts.broken).toBe(3);
+  await expect(draw(16, 4)).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+    message: expect.stringMatching(/^4 of 300 records seen are broken/),
+  });
+  await mixture.close();
+});
+
+test("broken records of a source that begins anew are not counted any more", async () => {
+  const run = {
+    model: "shapes-64",
+    steps: 1,
+    learningRate: 1,
+    sources: [
+      { manifest: await captionManifest(folder, 4), examples: 1 },
+      { shards: await captionShards(folder, [3]), examples: 1 },
+    ],
+  };
+  const open = () =>
+    Mixture.open(parseRunConfig(run, "run.yaml", folder), new BrokenRecords(0.01, () => {}));
+  const before = await open();
+  const names: string[] = [];
+  const { positions } = await before.draw(1, async (record) => names.push(record.counted));
+  const after = await open();
+  expect(names.map((name) => after.has(name))).toEqual([true, true]);
+  await after.restore(1, JSON.parse(JSON.stringify([positions[0], {}])), () => {});
+  expect(names.map((name) => after.has(name))).toEqual([true, false]);
+  await Promise.all([before.close(), after.close()]);
+});
