@@ -5,6 +5,7 @@
  */
 
 import { readFile } from "node:fs/promises";
+import { setImmediate } from "node:timers/promises";
 import {
   ByteFallbackDecoder,
   Tokenizer as LibraryTokenizer,
@@ -112,8 +113,15 @@ export class Tokenizer {
     }
   }
 
-  /** Reads a `tokenizer.json` whose ids must be below `vocabSize`. */
-  static async load(path: string, vocabSize: number): Promise<Tokenizer> {
+  /**
+   * Reads a `tokenizer.json` whose ids must be below `vocabSize`. Between its steps, of which each takes a second for
+   * Gemma's, other work goes on and the signal is looked at.
+   */
+  static async load(path: string, vocabSize: number, signal?: AbortSignal): Promise<Tokenizer> {
+    const turn = async () => {
+      await setImmediate();
+      signal?.throwIfAborted();
+    };
     let text: string;
     try {
       text = await readFile(path, "utf8");
@@ -128,12 +136,19 @@ export class Tokenizer {
     } catch (cause) {
       throw new TokenizerMismatchError(`${path}: not JSON: ${(cause as Error).message}`, { cause });
     }
-    return Tokenizer.parse(json, path, vocabSize);
+    await turn();
+    checkTokenizer(json, path, vocabSize);
+    await turn();
+    return Tokenizer.ofChecked(json, path);
   }
 
   /** The tokenizer that parsed JSON describes; `where` names it in errors. */
   static parse(json: unknown, where: string, vocabSize: number): Tokenizer {
     checkTokenizer(json, where, vocabSize);
+    return Tokenizer.ofChecked(json, where);
+  }
+
+  private static ofChecked(json: unknown, where: string): Tokenizer {
     try {
       // The settings of tokenizer_config.json would change texts in ways the reference does not.
       const library = new LibraryTokenizer(json as object, { clean_up_tokenization_spaces: false });
@@ -211,6 +226,16 @@ export class Tokenizer {
     return decoder ? decoder.decode(tokens) : tokens.join(" ");
   }
 
+  /** The token of an id, as the file spells it. */
+  token(id: number): string | undefined {
+    return this.library.id_to_token(id);
+  }
+
+  /** `decode` leaves the token out: it stands for no text. */
+  isSpecial(id: number): boolean {
+    return this.special.has(id);
+  }
+
   /** Decodes tokens as they come. */
   stream(): TokenStream {
     return new TokenStream(this, (id) => {
@@ -222,9 +247,14 @@ export class Tokenizer {
   }
 }
 
+/** What stands for a character whose last bytes are missing: it has up to three, each of which may be a token. */
+const UNFINISHED = "\ufffd";
+const UNFINISHED_TOKENS = 3;
+
 /**
  * Text of tokens that come one by one. The pieces joined are what `decode` makes of all tokens: a run of byte
- * tokens is held back until it has ended, since only then is it known what it spells.
+ * tokens is held back until it has ended, since only then is it known what it spells, and so is a character that
+ * tokens of byte-level BPE have cut in two.
  */
 export class TokenStream {
   // Tokens whose text is not out yet, behind the last one whose text is: a decoder may treat the first
@@ -243,9 +273,11 @@ export class TokenStream {
     if (kind === "nothing") return "";
     this.window.push(id);
     if (kind === "byte") return "";
-    const piece = this.end();
-    this.window = [id];
-    this.emitted = this.tokenizer.decode(this.window).length;
+    const text = this.tokenizer.decode(this.window);
+    const held = text.endsWith(UNFINISHED) ? UNFINISHED.length : 0;
+    const piece = text.slice(this.emitted, text.length - held);
+    this.window = this.window.slice(held > 0 ? -1 - UNFINISHED_TOKENS : -1);
+    this.emitted = this.tokenizer.decode(this.window).length - held;
     return piece;
   }
 

@@ -17,7 +17,7 @@ import {
   type ModelConfig,
   parseModelConfig,
 } from "./config.js";
-import { Fields } from "./fields.js";
+import { Fields, isObject } from "./fields.js";
 import { readJson } from "./read-json.js";
 import { findWeights, readWeightFiles } from "./shards.js";
 import {
@@ -71,7 +71,13 @@ export async function readCheckpoint(directory: string, signal?: AbortSignal): P
       `${directory} is not a checkpoint: it has neither config.json nor vae/config.json`,
     );
   }
-  const config = parseModelConfig(Fields.of(await readJson(configPath), configPath));
+  const json = await readJson(configPath);
+  if (isObject(json) && json._class_name === "AutoencoderKL") {
+    throw new InvalidConfigError(
+      `${configPath} is that of an autoencoder, not of a model: move it and its weights to ${vaeDirectory}, and ${directory} is the checkpoint of an autoencoder alone`,
+    );
+  }
+  const config = parseModelConfig(Fields.of(json, configPath));
   signal?.throwIfAborted();
   const spec: NativeModelSpec = { files: [], tensors: [] };
   const weights = await addTensors(
@@ -105,7 +111,7 @@ export async function readCheckpoint(directory: string, signal?: AbortSignal): P
     vae: spec.vae,
     generation: parseGenerationConfig(generation, config.image ? mostSteps(config.image) : 1000),
     preprocessor: config.vision && (await readPreprocessor(directory, config.vision.imageSize)),
-    tokenizer: await Tokenizer.load(join(directory, "tokenizer.json"), spec.text.vocabSize),
+    tokenizer: await Tokenizer.load(join(directory, "tokenizer.json"), spec.text.vocabSize, signal),
     spec,
   };
 }
@@ -166,13 +172,28 @@ async function addTensors(
   return new Set(matched.map((tensor) => tensor.name));
 }
 
+/**
+ * What a directory says of preparing images, and what to call its place in messages. As in transformers, the section
+ * `image_processor` of `processor_config.json`, all that version 5 writes, goes before `preprocessor_config.json`.
+ */
+export async function findPreprocessor(
+  directory: string,
+): Promise<{ json: unknown; where: string } | undefined> {
+  const outer = join(directory, "processor_config.json");
+  const processor = await readJson(outer, {});
+  if (isObject(processor) && isObject(processor.image_processor))
+    return { json: processor.image_processor, where: `${outer}: image_processor` };
+  const where = join(directory, "preprocessor_config.json");
+  return (await isThere(where)) ? { json: await readJson(where), where } : undefined;
+}
+
 async function readPreprocessor(directory: string, imageSize: number): Promise<PreprocessorConfig> {
-  const path = join(directory, "preprocessor_config.json");
-  const absent = { size: { height: imageSize, width: imageSize } };
-  const config = parsePreprocessorConfig(await readJson(path, absent), path);
+  const found = await findPreprocessor(directory);
+  const json = found ? found.json : { size: { height: imageSize, width: imageSize } };
+  const config = parsePreprocessorConfig(json, found?.where);
   if (config.width !== imageSize || config.height !== imageSize) {
     throw new InvalidConfigError(
-      `${path}: expected vision_config.image_size (${imageSize}) for size but found ${config.width} x ${config.height}`,
+      `${found?.where}: expected vision_config.image_size (${imageSize}) for size but found ${config.width} x ${config.height}`,
     );
   }
   return config;

@@ -92,6 +92,12 @@ async function readExactly(file: FileHandle, position: number, bytes: number, pa
 
 /** The length of the header that the first eight bytes give, checked against the file's size. */
 export function headerLength(prefix: Uint8Array, fileBytes: number, path: string): number {
+  if (new TextDecoder("latin1").decode(prefix) === "version ") {
+    throw new InvalidSafetensorsError(
+      "SAFETENSORS_HEADER_TOO_LONG",
+      `${path}: expected weights but found a Git LFS pointer; "git lfs pull" fetches what it points to`,
+    );
+  }
   const view = new DataView(prefix.buffer, prefix.byteOffset, prefix.byteLength);
   const length = view.getBigUint64(0, true);
   if (length > BigInt(MAX_HEADER_BYTES)) {

@@ -3,8 +3,8 @@ import { copyFile, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parse } from "yaml";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
-import { checkImageAgainstVae, parseModelConfig } from "../checkpoint/config.js";
-import { Fields, isObject } from "../checkpoint/fields.js";
+import { checkImageAgainstVae, type ModelConfig, parseModelConfig } from "../checkpoint/config.js";
+import { Fields, isObject, show } from "../checkpoint/fields.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
 import { writeSafetensors } from "../checkpoint/safetensors-writer.js";
 import { storedName } from "../checkpoint/tensor-names.js";
@@ -13,9 +13,9 @@ import { parseVaeConfig } from "../checkpoint/vae-config.js";
 import { InvalidConfigError } from "../errors.js";
 import { isFile, makeFolder } from "../files.js";
 import { expectNoFolder, fillNewFolder } from "../new-folder.js";
-import { DEFAULT_TEMPLATES } from "../prompts.js";
 import { Tokenizer } from "../tokenizer.js";
 import { initialize, noiseIsInput } from "./initialize.js";
+import { modelSettings } from "./settings.js";
 import { openImage, openText, openVae, openVision, PARTS } from "./sources.js";
 import { refuseUnread } from "./unread.js";
 
@@ -38,14 +38,6 @@ export interface InitOptions {
 }
 
 const PROJECTOR = /^multi_modal_projector\b/;
-
-/** What `config.json` of a fresh model holds beside what the YAML file says. */
-const DEFAULTS = {
-  model_type: "unifluid",
-  prefix_attention: "bidirectional",
-  edit_source_latents: true,
-  prompts: DEFAULT_TEMPLATES,
-};
 
 /** `generation_config.json` of a fresh model. */
 const GENERATION = {
@@ -107,7 +99,10 @@ export async function initCheckpoint(
   taken?.match(vaeTensors(vae));
 
   const alone = Object.keys(given).length === 0 && !text && !vision && !image;
-  const config: Record<string, unknown> = { ...DEFAULTS, ...given };
+  const config: Record<string, unknown> = {
+    model_type: "unifluid",
+    ...modelSettings([text, image?.head], given, configPath),
+  };
   if (text) config.text_config = text.configUnder(given.text_config, at("text_config"));
   if (vision)
     config.vision_config = vision.part.configUnder(given.vision_config, at("vision_config"));
@@ -130,7 +125,7 @@ export async function initCheckpoint(
   image?.tokens.match(expected.filter(({ name }) => PARTS.tokens.test(name)));
   image?.head.match(expected.filter(({ name }) => PARTS.head.test(name)));
   const tokenizerAt = await locateCheckpoint(options.tokenizer ?? options.text ?? "shapes-64");
-  if (parsed) await Tokenizer.load(join(tokenizerAt, "tokenizer.json"), parsed.text.vocabSize);
+  if (parsed) await checkTokenizer(join(tokenizerAt, "tokenizer.json"), parsed, configPath);
   if (parsed?.image) checkImageAgainstVae(parsed.image, vae, configPath);
 
   const { seed, signal } = options;
@@ -176,7 +171,8 @@ export async function initCheckpoint(
           await copyFile(join(tokenizerAt, name), join(beside, name));
       const side = parsed.vision?.imageSize;
       const preprocessorAt = join(beside, "preprocessor_config.json");
-      if (vision?.preprocessor) await copyFile(vision.preprocessor, preprocessorAt);
+      if (vision?.preprocessor !== undefined)
+        await writeFile(preprocessorAt, json(vision.preprocessor));
       else if (side !== undefined) await writeFile(preprocessorAt, json(preprocessor(side)));
       const drawing = image
         ? image.drawing
@@ -190,6 +186,22 @@ export async function initCheckpoint(
     await readCheckpoint(beside, signal);
   });
   return readCheckpoint(target);
+}
+
+/**
+ * Throws unless the tokens that begin and end texts are special ones: Gemma's ids, which a silent configuration means,
+ * are those of characters in other tokenizers.
+ */
+async function checkTokenizer(path: string, config: ModelConfig, where: string): Promise<void> {
+  const tokenizer = await Tokenizer.load(path, config.text.vocabSize);
+  const check = (field: string, id: number) => {
+    if (tokenizer.isSpecial(id)) return;
+    throw new InvalidConfigError(
+      `${where}: expected a special token for ${field} but id ${id} is ${show(tokenizer.token(id))} in ${path}; set text_config.${field}`,
+    );
+  };
+  check("bos_token_id", config.bosToken);
+  for (const id of config.eosTokens) check("eos_token_id", id);
 }
 
 /** SigLIP's: pixels to [-1, 1]. */

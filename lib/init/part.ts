@@ -7,11 +7,21 @@ import type { Spelling } from "../checkpoint/tensor-names.js";
 import { type ExpectedTensor, matchTensors, type NamedTensor } from "../checkpoint/tensor-table.js";
 import { InvalidConfigError } from "../errors.js";
 import type { NativeTensor } from "../native.js";
+import type { Templates } from "../prompts.js";
 import type { Resizing } from "./resize.js";
+
+/** What a UniFluid model's `config.json` says beside its sections, and its parts were trained with. */
+export interface ModelSettings {
+  prefix_attention?: "bidirectional" | "causal";
+  edit_source_latents?: boolean;
+  prompts: Templates;
+}
 
 export interface PartContents {
   /** What users called it, for messages. */
   source: string;
+  /** Absent: the part's model has none. */
+  settings?: ModelSettings;
   /** Fields of its configuration, as the file has them. */
   fields: Record<string, unknown>;
   /** Those that the weights decide, defaults included. */
@@ -31,6 +41,14 @@ export class Part {
   private matched = new Map<string, NativeTensor>();
 
   constructor(private readonly contents: PartContents) {}
+
+  get source(): string {
+    return this.contents.source;
+  }
+
+  get settings(): ModelSettings | undefined {
+    return this.contents.settings;
+  }
 
   /**
    * The part's configuration under what a YAML file says of it: fields that the weights do not decide may be

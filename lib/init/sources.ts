@@ -1,6 +1,7 @@
 /** Where parts of a fresh model come from: the directories and files that `unifluid init` takes. */
 import { readdir } from "node:fs/promises";
 import { basename, extname, join } from "node:path";
+import { findPreprocessor } from "../checkpoint/checkpoint.js";
 import { parseModelConfig } from "../checkpoint/config.js";
 import { Fields, isObject } from "../checkpoint/fields.js";
 import { locateCheckpoint } from "../checkpoint/locate.js";
@@ -67,14 +68,24 @@ export async function openText(model: string): Promise<Part> {
   const directory = await locateCheckpoint(model);
   const where = join(directory, "config.json");
   const json = await readObject(where);
-  const { kind, text } = parseModelConfig(Fields.of(json, where));
-  const fields = kind === "gemma" || kind === "gemma2" ? json : textFields(json);
+  const { kind, text, templates } = parseModelConfig(Fields.of(json, where));
+  const section = kind === "gemma" || kind === "gemma2" ? json : textFields(json);
+  // One place of the rotary base, which a file of sizes may change: transformers 5 writes another.
+  const { rope_parameters, rope_scaling, ...fields } = section;
   const { path, files, tensors } = await readWeightFiles(directory, "model");
   return new Part({
     source: model,
+    settings:
+      kind === "unifluid"
+        ? {
+            prefix_attention: text.bidirectionalPrefix ? "bidirectional" : "causal",
+            prompts: templates,
+          }
+        : undefined,
     fields: {
       ...Object.fromEntries(Object.entries(fields).filter(([name]) => !FOREIGN.test(name))),
       model_type: text.gemma2 ? "gemma2" : "gemma",
+      rope_theta: text.ropeTheta,
     },
     sizes: {
       model_type: text.gemma2 ? "gemma2" : "gemma",
@@ -113,8 +124,8 @@ const siglipName = (stored: string) =>
 
 export interface VisionSource {
   part: Part;
-  /** `preprocessor_config.json`, where there is one. */
-  preprocessor?: string;
+  /** What its directory says of preparing images, if anything. */
+  preprocessor?: unknown;
 }
 
 /** The vision tower, with the projector if there is one, of a PaliGemma, UniFluid or SigLIP directory. */
@@ -136,7 +147,6 @@ export async function openVision(model: string): Promise<VisionSource> {
   const siglip = kind === "siglip" || kind === "siglip_vision_model";
   const canonical = siglip ? siglipName : (name: string) => canonicalName(name, kind);
   const { path, files, tensors } = await readWeightFiles(directory, "model");
-  const preprocessor = join(directory, "preprocessor_config.json");
   return {
     part: new Part({
       source: model,
@@ -157,7 +167,7 @@ export async function openVision(model: string): Promise<VisionSource> {
       spellings: siglip ? SIGLIP_SPELLINGS : spellingsOf(kind),
       tensors: named(files, tensors, canonical, PARTS.vision),
     }),
-    preprocessor: (await isFile(preprocessor)) ? preprocessor : undefined,
+    preprocessor: (await findPreprocessor(directory))?.json,
   };
 }
 
@@ -174,7 +184,7 @@ export async function openImage(model: string): Promise<ImageSource> {
   const directory = await locateCheckpoint(model);
   const where = join(directory, "config.json");
   const json = await readObject(where);
-  const { image } = parseModelConfig(Fields.of(json, where));
+  const { image, templates } = parseModelConfig(Fields.of(json, where));
   const generation = join(directory, "generation_config.json");
   const { image: drawing = {} } = (await isFile(generation)) ? await readObject(generation) : {};
   if (!image) throw new InvalidOptionError(`expected a model that draws for --image: ${model}`);
@@ -182,6 +192,7 @@ export async function openImage(model: string): Promise<ImageSource> {
   const part = (section: unknown, sizes: Json, names: RegExp, resizing?: Resizing) =>
     new Part({
       source: model,
+      settings: { edit_source_latents: image.editSourceLatents, prompts: templates },
       fields: section as Json,
       sizes,
       resizing,
@@ -260,17 +271,21 @@ export async function openVae(model: string, given: Json, where: string): Promis
   );
 }
 
+/** Of an autoencoder's tensors in a checkpoint of a whole LDM. */
+const FIRST_STAGE = "first_stage_model.";
+
 async function openLdm(path: string, given: Json, where: string): Promise<Part> {
   if (PICKLES.includes(extname(path))) throw pickled(path);
   const header = await readSafetensorsHeader(path);
-  const stored = header.tensors
+  const within = header.tensors.filter(({ name }) => name.startsWith(FIRST_STAGE));
+  const stored = (within.length > 0 ? within : header.tensors)
     .map((tensor) => ({
       ...tensor,
-      name: tensor.name.replace(/^first_stage_model\./, ""),
+      name: within.length > 0 ? tensor.name.slice(FIRST_STAGE.length) : tensor.name,
       file: 0,
     }))
-    // What LDM trains with: the critic and its weight.
-    .filter(({ name }) => !name.startsWith("loss."));
+    // What LDM trains with: the critic and its weight, and an average of all weights under names of its own.
+    .filter(({ name }) => !/^(loss|model_ema)\./.test(name));
   if (!isLdmAutoencoder(stored))
     throw new InvalidOptionError(
       `expected an autoencoder under LDM's names for --vae but ${path} lacks encoder.down.0.block.0.conv1.weight`,

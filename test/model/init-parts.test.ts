@@ -72,13 +72,27 @@ describe("an autoencoder under LDM's names", () => {
     const paths = [join(LDM, "kl.safetensors"), join(folder, "ldm")];
     await mkdir(paths[1]!);
     const { header, data } = splitSafetensors(await readFile(paths[0]!));
-    // As part of a whole LDM.
-    const longer = Object.entries(header).map(([name, entry]) => [
-      name === "__metadata__" ? name : `first_stage_model.${name}`,
-      entry,
-    ]);
-    const file = joinSafetensors(Object.fromEntries(longer), data);
-    await writeFile(join(paths[1]!, "model.safetensors"), file);
+    // As part of a whole LDM, and beside what its training keeps.
+    const tensors = Object.entries(header).filter(([name]) => name !== "__metadata__");
+    const beside = (names: string[], prefix = "") =>
+      joinSafetensors(
+        Object.fromEntries([
+          ...tensors.map(([name, entry]) => [prefix + name, entry]),
+          ...names.map((name, i) => [
+            name,
+            {
+              dtype: "I32",
+              shape: [1],
+              data_offsets: [data.length + 4 * i, data.length + 4 * i + 4],
+            },
+          ]),
+        ]),
+        Buffer.concat([data, Buffer.alloc(4 * names.length)]),
+      );
+    const whole = ["model.diffusion_model.out.0.bias", "cond_stage_model.positions", "betas"];
+    await writeFile(join(paths[1]!, "model.safetensors"), beside(whole, "first_stage_model."));
+    paths.push(join(folder, "trained.safetensors"));
+    await writeFile(paths[2]!, beside(["model_ema.decay", "model_ema.num_updates"]));
     for (const vae of paths) {
       const { directory } = await init(given, { vae });
       await computesWhatPyTorchDoes(directory);
@@ -264,6 +278,18 @@ describe("a SigLIP directory", () => {
     },
   );
 
+  test("brings its image preparation as transformers 5 writes it", async () => {
+    const vision = await siglip("processor", true);
+    const older = join(vision, "preprocessor_config.json");
+    const image_processor = { ...(await json(older)), resample: 2 };
+    await rm(older);
+    await writeFile(join(vision, "processor_config.json"), JSON.stringify({ image_processor }));
+    const { vision_config: _, ...rest } = TINY_MODEL;
+    const { directory, preprocessor } = await init(rest, { vision, vae: "shapes-64" });
+    expect(preprocessor!.filter).toBe("bilinear");
+    expect(await json(directory, "preprocessor_config.json")).toEqual(image_processor);
+  });
+
   test("of another size than the file says is refused, with both", async () => {
     const directory = await siglip("other-size", true);
     const vision_config = { ...TINY_MODEL.vision_config, hidden_size: 48 };
@@ -345,6 +371,53 @@ describe("a decoder", () => {
     expect((await readdir(folder)).filter((name) => name.endsWith(".partial"))).toEqual([]);
   });
 
+  test("as transformers 5 saves it has its rotary base where the file may change it", async () => {
+    const text = join(folder, "rope");
+    await cp(join(FIXTURES, "gemma2-tiny"), text, { recursive: true });
+    const { rope_theta: _, ...config } = await json(text, "config.json");
+    const write = (rope: object) =>
+      writeFile(join(text, "config.json"), JSON.stringify({ ...config, ...rope }));
+    const options = { text, vae: "shapes-64" };
+    for (const name of ["rope_parameters", "rope_scaling"]) {
+      await write({ [name]: { rope_theta: 7000, rope_type: "default" } });
+      for (const [given, theta] of [
+        [{}, 7000],
+        [{ rope_theta: 5000 }, 5000],
+      ] as const) {
+        const made = await init({ ...drawing, text_config: given }, options);
+        const { text_config } = await json(made.directory, "config.json");
+        expect(text_config.rope_theta).toBe(theta);
+        expect(text_config[name]).toBeUndefined();
+        expect(made.config!.text.ropeTheta).toBe(theta);
+      }
+    }
+  });
+
+  test("whose tokenizer has characters under the ids that begin and end texts is refused", async () => {
+    const tokenizer = join(folder, "byte-level");
+    await mkdir(tokenizer);
+    const from = join(FIXTURES, "tokenizer", "byte-level.json");
+    await cp(from, join(tokenizer, "tokenizer.json"));
+    const options = { tokenizer, vae: "shapes-64" };
+    const { bos_token_id, eos_token_id, ...sizes } = TINY_MODEL.text_config;
+    const under = (ids: object) => ({ ...TINY_MODEL, text_config: { ...sizes, ...ids } });
+    await refused(
+      under({}),
+      options,
+      "INVALID_CONFIG",
+      /expected a special token for bos_token_id but id 2 is "\\"" in .*byte-level.*; set text_config\.bos_token_id$/,
+    );
+    await refused(
+      under({ bos_token_id: 0, eos_token_id: [0, 1] }),
+      options,
+      "INVALID_CONFIG",
+      /expected a special token for eos_token_id but id 1 is "!"/,
+    );
+    const none = under({ bos_token_id: 0, eos_token_id: 479 });
+    await refused(none, options, "INVALID_CONFIG", /eos_token_id but id 479 is nothing/);
+    await init(under({ bos_token_id: 0, eos_token_id: 0 }), options);
+  });
+
   test("of another width than a PaliGemma's gets a fresh projector for its tower", async () => {
     const { vision_config: _, ...rest } = TINY_MODEL;
     const wide = { ...rest, text_config: { ...rest.text_config, hidden_size: 48 } };
@@ -396,6 +469,63 @@ describe("what draws", () => {
       "INVALID_OPTION",
       /expected a model that draws for --image/,
     );
+  });
+});
+
+describe("what a model says beside its sections", () => {
+  const settings = {
+    prefix_attention: "causal",
+    prompts: { generate: "paint {prompt}\n", caption: "say\n" },
+    edit_source_latents: false,
+  };
+  const plain = join(FIXTURES, "unifluid-tiny");
+  const own = () => join(folder, "settings");
+  beforeAll(async () => {
+    await cp(plain, own(), { recursive: true });
+    const config = { ...(await json(plain, "config.json")), ...settings };
+    await writeFile(join(own(), "config.json"), JSON.stringify(config));
+  });
+
+  test("comes with its decoder and what draws: a copy draws what the model does", async () => {
+    const source = own();
+    const made = await init({}, { text: source, vision: source, image: source, vae: source });
+    expect(await json(made.directory, "config.json")).toMatchObject(settings);
+    const drawn = async (directory: string) => {
+      await using model = await UniFluid.load(directory, { threads: 1, dtype: "float32" });
+      return await model.generateLatents("ab", { seed: 3, steps: 4 });
+    };
+    const latents = await drawn(made.directory);
+    expect(latents).toEqual(await drawn(source));
+    expect(latents).not.toEqual(await drawn(plain));
+  });
+
+  test("is what the file says where it says something", async () => {
+    const given = {
+      prefix_attention: "bidirectional",
+      edit_source_latents: true,
+      prompts: { generate: "{prompt}!" },
+    };
+    const { directory } = await init(given, { text: own(), image: own(), vae: plain });
+    const config = await json(directory, "config.json");
+    expect(config).toMatchObject({
+      ...given,
+      prompts: { generate: "{prompt}!", caption: settings.prompts.caption },
+    });
+  });
+
+  test("is refused where two models differ in what the file does not say", async () => {
+    const parts = { text: own(), image: plain, vae: plain };
+    await refused(
+      { prompts: { caption: "x" } },
+      parts,
+      "INVALID_CONFIG",
+      /yaml: prompts: expected generate, which is "paint {prompt}\\n" in .*settings and "draw {prompt}\\n" in .*unifluid-tiny$/,
+    );
+    const { directory } = await init({ prompts: { generate: "{prompt}", caption: "x" } }, parts);
+    expect(await json(directory, "config.json")).toMatchObject({
+      prefix_attention: "causal",
+      edit_source_latents: true,
+    });
   });
 });
 

@@ -481,6 +481,46 @@ describe("directories", () => {
     expect(vae).toBeUndefined();
   });
 
+  test("image preparation as transformers 5 writes it goes before the older file", async () => {
+    const { resample, size } = JSON.parse(
+      readFileSync(copyOf("paligemma-tiny").path("preprocessor_config.json"), "utf8"),
+    );
+    expect(resample).toBe(3);
+    const image_processor = {
+      size,
+      resample: 2,
+      image_mean: [0.1, 0.2, 0.3],
+      image_std: [1, 1, 1],
+    };
+    copy.write(
+      "processor_config.json",
+      JSON.stringify({ processor_class: "PaliGemmaProcessor", image_processor }),
+    );
+    for (const older of [true, false]) {
+      if (!older) copy.delete("preprocessor_config.json");
+      expect((await read()).preprocessor).toMatchObject({
+        filter: "bilinear",
+        mean: [0.1, 0.2, 0.3],
+      });
+    }
+    copy.set("processor_config.json", { "image_processor.resample": 7 });
+    expect((await failure()).message).toMatch(
+      /processor_config\.json: image_processor: .*resample/,
+    );
+    // What older versions write holds nothing of it.
+    copy.set("processor_config.json", { image_processor: undefined });
+    expect((await read()).preprocessor).toMatchObject({ filter: "bicubic" });
+  });
+
+  test("an autoencoder's own directory is told, with where it belongs", async () => {
+    copyOf("vae-tiny");
+    const directory = copy.path("vae");
+    await expect(read(directory)).rejects.toMatchObject({
+      code: "INVALID_CONFIG",
+      message: `${join(directory, "config.json")} is that of an autoencoder, not of a model: move it and its weights to ${join(directory, "vae")}, and ${directory} is the checkpoint of an autoencoder alone`,
+    });
+  });
+
   test("end tokens of generation_config.json stand above config.json's", async () => {
     copyOf("gemma-tiny").set("generation_config.json", { eos_token_id: [1, 107] });
     expect((await read()).config?.eosTokens).toEqual([1, 107]);

@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { readSafetensorsHeader } from "../../lib/checkpoint/safetensors";
+import { headerLength, readSafetensorsHeader } from "../../lib/checkpoint/safetensors";
 import { joinSafetensors } from "../support/checkpoints";
 
 const folder = mkdtempSync(join(tmpdir(), "unifluid-safetensors-"));
@@ -175,6 +175,17 @@ test.each<[string, Uint8Array, string]>([
     code,
     message: expect.stringContaining(path),
   });
+});
+
+test("a pointer of Git LFS is told, with what fetches the file", async () => {
+  const pointer = `version https://git-lfs.github.com/spec/v1\noid sha256:${"0".repeat(64)}\nsize 4\n`;
+  expect(() => headerLength(Buffer.from(pointer).subarray(0, 8), pointer.length, "f")).toThrow(
+    expect.objectContaining({
+      code: "SAFETENSORS_HEADER_TOO_LONG",
+      message:
+        'f: expected weights but found a Git LFS pointer; "git lfs pull" fetches what it points to',
+    }),
+  );
 });
 
 test("a file that is not there, and a folder", async () => {

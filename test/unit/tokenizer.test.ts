@@ -54,6 +54,27 @@ test("a stream gives each word as it comes", () => {
   expect(pieces.join("") + stream.end()).toBe("a red circle");
 });
 
+test("a stream of byte-level tokens gives each character when its last byte comes", () => {
+  const { file, vocab } = cases["byte-level"]!;
+  const tokenizer = Tokenizer.parse(readJson(file), file, vocab);
+  const pieces = (ids: number[]) => {
+    const stream = tokenizer.stream();
+    return [...ids.map((id) => stream.push(id)), stream.end()];
+  };
+  const ids = tokenizer.encode("\u{1f3a8}");
+  expect(ids.length).toBe(3);
+  expect(pieces(ids)).toEqual(["", "", "\u{1f3a8}", ""]);
+  // One that is never finished is settled by what follows.
+  const [first] = ids as [number];
+  expect(pieces([first, first, first])).toEqual(["", "\ufffd", "\ufffd", "\ufffd"]);
+});
+
+test("a signal ends loading, which is not done in one turn of the event loop", async () => {
+  const path = join(fixtures, "gemma-tiny/tokenizer.json");
+  const reason = new Error("enough");
+  await expect(Tokenizer.load(path, 352, AbortSignal.abort(reason))).rejects.toBe(reason);
+});
+
 test("a text that cannot fit is refused before it is cut into tokens, and none that fits", async () => {
   const tokenizer = await Tokenizer.load("models/shapes-64/tokenizer.json", 480);
   for (const text of [
@@ -190,6 +211,31 @@ describe("what does not fit is refused", () => {
       added({ id: id - 1, content: token }),
       new RegExp(`has id ${id - 1} in added_tokens but ${id} before`),
     ],
+    [
+      "marks of pieces that continue a word",
+      withModel({ continuing_subword_prefix: "##" }),
+      /model\.continuing_subword_prefix is not supported but found "##"/,
+    ],
+    [
+      "bytes for what Unigram does not know",
+      {
+        ...good,
+        added_tokens: [],
+        model: { type: "Unigram", vocab: [["a", -1]], byte_fallback: true },
+      },
+      /model\.byte_fallback of Unigram is not supported but found true/,
+    ],
+    [
+      "punctuation that is not kept together",
+      {
+        ...good,
+        pre_tokenizer: {
+          type: "Sequence",
+          pretokenizers: [{ type: "Punctuation", behavior: "Isolated" }],
+        },
+      },
+      /behavior of Punctuation other than "Contiguous" is not supported but found "Isolated"/,
+    ],
   ])("%s: the message names the file and the thing", (_name, json, message) => {
     expect(code(json)).toBe("TOKENIZER_MISMATCH");
     expect(() => Tokenizer.parse(json, "f.json", 352)).toThrow(message);
@@ -206,9 +252,12 @@ describe("what does not fit is refused", () => {
       { ignore_merges: true },
       { unk_token: null },
       { merges: [] },
+      { continuing_subword_prefix: "" },
     ]) {
       expect(code(withModel(fields))).toBeUndefined();
     }
+    const punctuation = { type: "Punctuation", behavior: "Contiguous" };
+    expect(code({ ...good, pre_tokenizer: punctuation })).toBeUndefined();
     // One that the vocabulary has already, under the same id.
     expect(code(added({ id, content: token }))).toBeUndefined();
   });
