@@ -4,6 +4,7 @@ import { resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { SUITE_PARTS, type SuitePart } from "../evaluate/parts.js";
 import type { CellOrder } from "../generation-config.js";
+import { jsonText } from "../json-line.js";
 import type { UniFluid } from "../model.js";
 import { parseSeed } from "../seed.js";
 import { type Context, type OutputFlags, runCommand } from "./context.js";
@@ -104,7 +105,7 @@ async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, cont
     const onItem = () => progress.advance("done");
     const options = { ...settings, features, signal: context.signal, onItem };
     const report = await evaluateScenes(loaded, options).finally(() => progress.stop());
-    await tell(report, sceneRows(report), flags, context);
+    await tell({ model, ...report }, sceneRows(report), flags, context);
   };
   await withModel({ ...flags, model }, context.signal, (loaded) =>
     flags.features === undefined
@@ -134,7 +135,7 @@ async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, con
     signal: context.signal,
     onRecord: () => progress.advance("done"),
   }).finally(() => progress.stop());
-  await tell(report, lossRows(report), flags, context);
+  await tell({ model, ...report }, lossRows(report), flags, context);
 }
 
 async function tell(
@@ -144,7 +145,7 @@ async function tell(
   context: Context,
 ): Promise<void> {
   if (out !== undefined) {
-    await writeFileOutput(out, Buffer.from(`${JSON.stringify(report, null, 2)}\n`));
+    await writeFileOutput(out, Buffer.from(jsonText(report)));
   }
   if (context.json) await writeJson(report);
   else await write(formatTable(rows));

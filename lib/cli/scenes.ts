@@ -77,12 +77,22 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
     flags;
   const { writeDataset } = await import("../scenes/dataset.js");
   const seed = parseSeed(flags.seed);
-  const data = { count, seed, split, pairs, minObjects, withShape, tasks, shortPrompts, shards };
+  const data = {
+    count,
+    seed,
+    size,
+    split,
+    pairs,
+    minObjects,
+    withShape,
+    tasks,
+    shortPrompts,
+    shards,
+  };
   const progress = startRate(context, count);
   try {
     await writeDataset(out, {
       ...data,
-      size,
       signal: context.signal,
       onScene: () => progress.advance("done"),
     }).catch(writingFailed(out));

@@ -41,9 +41,12 @@ export function check(seen: SeenScene, scene: Scene, { relations = true } = {}):
   };
   const [a, b] = want;
   if (relations && a && b && want.length === 2 && !alike(want)) {
+    const twins = same([a], [b], "color", "shape");
+    // Sizes count by themselves, except where nothing else says which object is which.
+    const keys: Likeness[] = twins ? ["color", "shape", "size"] : ["color", "shape"];
     const holds = (p: SeenObject, q: SeenObject) =>
-      same([p], [a], "color", "shape") &&
-      same([q], [b], "color", "shape") &&
+      same([p], [a], ...keys) &&
+      same([q], [b], ...keys) &&
       relation(p as SceneObject, q as SceneObject) === relation(a, b);
     const [p, q] = got;
     checks.relation = objects && !!p && !!q && (holds(p, q) || holds(q, p));
@@ -71,6 +74,7 @@ export function kept(seen: SeenScene, target: Scene): boolean {
       (p) =>
         p.shape === o.shape &&
         p.color === o.color &&
+        p.size === o.size &&
         Math.abs(p.x - o.x) < STILL &&
         Math.abs(p.y - o.y) < STILL,
     ),

@@ -55,7 +55,7 @@ export interface ImageLoss {
 
 export interface LossReport {
   suite: "loss";
-  seed: string;
+  seed: bigint;
   manifests: string[];
   records: number;
   timesteps: number;
@@ -83,7 +83,7 @@ export async function evaluateLoss(model: string, options: LossOptions): Promise
     try {
       return {
         suite: "loss",
-        seed: String(options.seed),
+        seed: options.seed,
         manifests: [...options.manifests],
         records: records.length,
         timesteps,

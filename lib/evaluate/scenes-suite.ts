@@ -17,7 +17,7 @@ import { parsePicture, type SeenScene } from "../scenes/parse.js";
 import { readCaption } from "../scenes/read-caption.js";
 import { alike, randomScene, type Scene, SIZE } from "../scenes/world.js";
 import { SLOTS, type SlotsRight, slotsRight } from "./caption-slots.js";
-import { frechetDistance, pooled, statisticsOf } from "./frechet.js";
+import { asReference, frechetDistance, pooled, statisticsOf } from "./frechet.js";
 import {
   type Checks,
   check,
@@ -51,8 +51,14 @@ export interface Rate {
   n: number;
 }
 
+/** Rates by shape, kind of question and so on have the keys that some case had, and no others. */
 export interface SuiteReport {
-  seed: string;
+  suite: "scenes";
+  seed: bigint;
+  /** Settings of drawing, where a part draws. */
+  steps?: number;
+  guidance?: number;
+  order?: CellOrder;
   /**
    * `score` is the mean of the six tasks. Of full captions: `attributes` that are right, everything right by number
    * of objects, and objects that are there in their colour by shape.
@@ -169,9 +175,14 @@ class Suite {
     }
   }
 
-  private get drawing() {
-    const { steps, guidance, order } = this.options;
-    return { steps, guidance, order };
+  /** Settings of drawing. */
+  get drawing() {
+    const { steps, guidance, order } = this.model.info.generation.image;
+    return {
+      steps: this.options.steps ?? steps,
+      guidance: this.options.guidance ?? guidance,
+      order: this.options.order ?? order,
+    };
   }
 
   /** One result for each item, in their order. The first error ends all. */
@@ -384,7 +395,7 @@ class Suite {
   }
 
   async frechet(): Promise<FrechetReport> {
-    const { scenes: n, features: other } = this.options;
+    const { scenes: n, features: other, signal } = this.options;
     const tower = other ?? this.model;
     const width = widthOf(tower);
     const scenesOf = (part: number, count: number) =>
@@ -403,9 +414,9 @@ class Suite {
       const some = references.slice(first, first + IN_PROGRESS);
       features.push(...(await featuresOf(await this.pictures(some, side))));
     }
-    const reference = statisticsOf(features);
+    const reference = await asReference(statisticsOf(features), signal);
     const distance = async (images: readonly Image[]) =>
-      frechetDistance(statisticsOf(await featuresOf(images)), reference);
+      frechetDistance(statisticsOf(await featuresOf(images)), reference, signal);
 
     // The floor is of the same scenes: which ones were picked can matter more than how well they are drawn.
     const scenes = scenesOf(61, n);
@@ -475,11 +486,20 @@ export function itemsOf({ scenes, only = SUITE_PARTS }: SuiteOptions): number {
   return only.reduce((sum, part) => sum + weights[part] * scenes, 0);
 }
 
+/** Parts that draw. */
+const DRAWING: readonly SuitePart[] = ["edits", "held-out", "generation", "frechet"];
+
 /** Runs the suite. Throws the signal's reason, or what the model throws. */
 export async function evaluateScenes(model: UniFluid, options: SuiteOptions): Promise<SuiteReport> {
   const suite = new Suite(model, options);
   const { only = SUITE_PARTS, features = model } = options;
-  // Its part is the last, and the others may take hours.
+  const draws = only.some((part) => DRAWING.includes(part));
+  // Parts before the one that fails may take hours. Calls without items compute nothing, and refuse what the later ones
+  // would: abilities that the model lacks, and settings of drawing. The autoencoder's part needs none, as the first.
+  if (only.includes("captions")) await model.caption([]);
+  if (only.includes("answers")) await model.answer([], []);
+  if (only.includes("edits")) await model.edit([], [], suite.drawing);
+  if (draws) await model.generate([], suite.drawing);
   if (only.includes("frechet")) widthOf(features);
   // Quick parts first.
   const parts: Record<SuitePart, () => Promise<Partial<SuiteReport>>> = {
@@ -491,7 +511,11 @@ export async function evaluateScenes(model: UniFluid, options: SuiteOptions): Pr
     generation: async () => ({ generation: await suite.generation() }),
     frechet: async () => ({ frechet: await suite.frechet() }),
   };
-  let report: SuiteReport = { seed: String(options.seed) };
+  let report: SuiteReport = {
+    suite: "scenes",
+    seed: options.seed,
+    ...(draws && suite.drawing),
+  };
   for (const part of Object.keys(parts) as SuitePart[]) {
     if (!only.includes(part)) continue;
     options.signal?.throwIfAborted();

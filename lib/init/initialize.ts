@@ -141,9 +141,12 @@ function orthogonal(width: number, count: number, random: Random): Float64Array[
 
 /**
  * For objective "ddpm": a head that begins with "the noise is the input", which is right at the noisiest
- * timesteps, where an error counts most. Gives the input projection's weight and bias and the final weight.
+ * timesteps, where an error counts most. Gives the input projection's weight and bias and the final weight;
+ * nothing for a head too narrow to hold all channels and two patterns more in orthogonal directions, which begins as
+ * others do.
  */
 export function noiseIsInput(width: number, channels: number, seed: bigint) {
+  if (width < channels + 2) return undefined;
   const q = orthogonal(width, channels + 2, new Random(seed, hash("diffusion_head"), 0));
   const input = new Float32Array(width * channels);
   const bias = Float32Array.from(q[channels + 1] as Float64Array, (v) => 2 * v);

@@ -468,6 +468,23 @@ test("tokenizer learns from texts, and says when they give fewer tokens than wer
     expect([args, (await run(["tokenizer", ...args])).code]).toEqual([args, code]);
 });
 
+test("scenes --json says what the data set is", async () => {
+  const sizes = ["--count", "1", "--size", "32", "--seed", "3"];
+  const { out } = await run(["scenes", "--out", "one", ...sizes, "--tasks", "caption", "--json"]);
+  expect(documents(out)).toEqual([
+    {
+      folder: "one",
+      count: 1,
+      seed: 3,
+      size: 32,
+      split: "train",
+      pairs: "exclude",
+      minObjects: 1,
+      tasks: ["caption"],
+    },
+  ]);
+});
+
 test.each([
   ["manifests", 16, []],
   ["one shard", 64, ["--shards", "1"]],

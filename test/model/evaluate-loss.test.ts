@@ -30,7 +30,7 @@ test("losses of every task, the same again, on one thread or two; another seed, 
   let records = 0;
   const report = await evaluateLoss("shapes-64", { ...options, onRecord: () => records++ });
   expect(records).toBe(160);
-  expect(report).toMatchObject({ suite: "loss", seed: "1", records: 160, timesteps: 4 });
+  expect(report).toMatchObject({ suite: "loss", seed: 1n, records: 160, timesteps: 4 });
   expect(report.order).toBe("random");
   expect(Object.keys(report.byTask)).toEqual([...TASKS].sort());
   // Sixteen tokens to an image.
@@ -246,7 +246,13 @@ test("the command prints a table or JSON, writes a file, and tells which option 
   expect(table.stdout).toMatch(/^records +80\nimage loss +[\d.]+ over 640 tokens\ntext loss/);
   const { stdout } = await run(...loss, "--timesteps", "2", "--json");
   expect(JSON.parse(stdout)).toEqual(JSON.parse(await readFile(out, "utf8")));
-  expect(JSON.parse(stdout)).toMatchObject({ suite: "loss", seed: "0", timesteps: 2 });
+  const named = { suite: "loss", model: "shapes-64", seed: 0, timesteps: 2 };
+  expect(JSON.parse(stdout)).toMatchObject(named);
+  // JSON has no number for it.
+  const seed = String(2n ** 64n - 1n);
+  const far = ["--suite", "loss", "--manifest", manifest("caption"), "--seed", seed];
+  const printed = JSON.parse((await run(...far, "--out", out, "--json")).stdout);
+  expect([printed.seed, JSON.parse(await readFile(out, "utf8"))]).toEqual([seed, printed]);
   const usage = (text: string) => ({ code: 2, stderr: expect.stringContaining(text) });
   expect(await run("--suite", "loss")).toMatchObject(usage("needs --manifest"));
   expect(await run("--cache", "a")).toMatchObject(usage("--cache is an option of the suite loss"));

@@ -7,7 +7,12 @@ import { promisify } from "node:util";
 import { stringify } from "yaml";
 import { UniFluid } from "../../lib";
 import { SUITE_PARTS } from "../../lib/evaluate/parts";
-import { drawingNumber, evaluateScenes, itemsOf } from "../../lib/evaluate/scenes-suite";
+import {
+  drawingNumber,
+  evaluateScenes,
+  itemsOf,
+  type SuiteOptions,
+} from "../../lib/evaluate/scenes-suite";
 import { initCheckpoint } from "../../lib/init/init";
 import { FIXTURES } from "../support/fixtures";
 import { TINY_MODEL } from "../support/training";
@@ -61,6 +66,9 @@ test("every part is measured, on as many cases as were asked for, the same again
   const { n, references, width } = report.frechet!;
   expect([n, references, width]).toEqual([4, 16, model.info.vision!.width]);
   expect(await evaluateScenes(model, options)).toEqual(report);
+  // What was asked for, and what the model has where nothing was.
+  const { guidance, order } = model.info.generation.image;
+  expect(report).toMatchObject({ suite: "scenes", seed: 1n, steps: 2, guidance, order });
 }, 120_000);
 
 test("another seed draws with other noise", async () => {
@@ -70,7 +78,10 @@ test("another seed draws with other noise", async () => {
     try {
       const only = ["generation", "held-out", "edits"] as const;
       await evaluateScenes(model, { scenes: 2, seed, steps: 1, only });
-      const calls = [...generate.mock.calls, ...edit.mock.calls];
+      // Those without items only check.
+      const calls = [...generate.mock.calls, ...edit.mock.calls].filter(
+        ([of]) => !Array.isArray(of),
+      );
       return calls.map((call) => String((call.at(-1) as { seed: bigint }).seed));
     } finally {
       generate.mockRestore();
@@ -156,6 +167,47 @@ test("another model's tower gives the features, and one is needed", async () => 
   await blind.dispose();
 }, 120_000);
 
+describe("before any part begins", () => {
+  const refused = async (
+    of: UniFluid,
+    options: Partial<SuiteOptions>,
+    error: { code: string; message: RegExp },
+  ) => {
+    const onItem = jest.fn();
+    const run = evaluateScenes(of, { scenes: 2, seed: 1n, ...options, onItem });
+    await expect(run).rejects.toMatchObject({
+      ...error,
+      message: expect.stringMatching(error.message),
+    });
+    expect(onItem).not.toHaveBeenCalled();
+  };
+  const invalid = (message: RegExp) => ({ code: "INVALID_OPTION", message });
+
+  test("settings that the model does not draw with are refused", async () => {
+    await refused(model, { steps: 0 }, invalid(/for steps but received 0$/));
+    await refused(model, { guidance: 1e9 }, invalid(/for guidance/));
+    for (const part of ["edits", "held-out", "generation", "frechet"] as const)
+      await refused(model, { steps: 0.5, only: ["captions", part] }, invalid(/for steps/));
+    await using ddpm = await UniFluid.load(join(FIXTURES, "unifluid-tiny"), { threads: 1 });
+    await refused(ddpm, { steps: 2000 }, invalid(/for steps but received 2000$/));
+  });
+
+  test("parts beyond what the model can do are refused", async () => {
+    const cannot = (task: string) => ({
+      code: "UNSUPPORTED_TASK",
+      message: new RegExp(`cannot ${task}: it lacks`),
+    });
+    await using reader = await UniFluid.load(join(FIXTURES, "paligemma-tiny"), { threads: 1 });
+    await refused(reader, { only: ["captions", "generation"] }, cannot("generate"));
+    await refused(reader, { only: ["captions", "held-out"] }, cannot("generate"));
+    await refused(reader, { only: ["captions", "edits"] }, cannot("edit"));
+    await refused(reader, { only: ["captions", "frechet"] }, cannot("generate"));
+    await using coder = await UniFluid.load(join(FIXTURES, "vae-tiny"), { threads: 1 });
+    await refused(coder, { only: ["vae", "captions"] }, cannot("caption"));
+    await refused(coder, { only: ["vae", "answers"] }, cannot("answer"));
+  });
+});
+
 test("the command tells distances, of how many pictures and whether those are too few", async () => {
   const run = (...args: string[]) =>
     promisify(execFile)(process.execPath, [main, "eval", "shapes-64", ...args]).then(
@@ -168,7 +220,11 @@ test("the command tells distances, of how many pictures and whether those are to
     /^Fréchet distance of drawings +[\d.]+\n.*\(the floor\) +[\d.]+\n.*autoencoder +[\d.]+\n.* 1 against 4, \d+ features; too few/,
   );
   const tiny = join(FIXTURES, "unifluid-tiny");
-  const { frechet } = JSON.parse((await run(...few, "--features", tiny, "--json")).stdout);
+  const out = await run(...few, "--features", tiny, "--json");
+  const { frechet, ...rest } = JSON.parse(out.stdout);
+  const { guidance, order } = model.info.generation.image;
+  const drawn = { steps: 1, guidance, order };
+  expect(rest).toEqual({ model: "shapes-64", suite: "scenes", seed: 0, ...drawn });
   expect(frechet).toMatchObject({ n: 1, references: 4, features: tiny });
   expect(Object.values(frechet)).not.toContain(null);
   expect(await run("--only", "vae", "--features", tiny)).toMatchObject({
@@ -220,7 +276,7 @@ test("however many pictures there are, few wait in the engine", async () => {
 test("parts can be chosen, and an abort ends it", async () => {
   const only = ["captions"] as const;
   const report = await evaluateScenes(model, { scenes: 2, seed: 1n, only });
-  expect(Object.keys(report)).toEqual(["seed", "captions"]);
+  expect(Object.keys(report)).toEqual(["suite", "seed", "captions"]);
   expect(SUITE_PARTS).toContain("captions");
   const signal = AbortSignal.abort(new Error("enough"));
   await expect(evaluateScenes(model, { scenes: 2, seed: 1n, only, signal })).rejects.toThrow(

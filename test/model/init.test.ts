@@ -118,6 +118,23 @@ test('a head for objective "ddpm" begins with the noise as its input', async () 
   }
 });
 
+test.each([1, 64, 65])(
+  'a head for objective "ddpm" of width %p, too narrow for that, begins with no noise',
+  async (width) => {
+    const name = `narrow-${width}`;
+    const head = { width, depth: 1, timesteps: 1000, objective: "ddpm" };
+    const path = await yaml(name, { ...TINY_MODEL, diffusion_head: head });
+    await initCheckpoint(path, join(folder, name), options);
+    const tensors = weights(name);
+    const all = (tensor: string) => Array.from(tensors.floats(`diffusion_head.${tensor}`));
+    expect(all("final_layer.linear.weight").every((v) => v === 0)).toBe(true);
+    const [channels, input] = [64, all("input_proj.weight")];
+    const bound = Math.sqrt(6 / (width + channels));
+    expect(input.every((v) => Math.abs(v) <= bound)).toBe(true);
+    expect(new Set(input).size).toBeGreaterThan(channels / 2);
+  },
+);
+
 test("of the sizes of an autoencoder comes an autoencoder alone", async () => {
   const vae = { block_out_channels: [8, 16], norm_num_groups: 4, latent_channels: 2 };
   const made = await initCheckpoint(await yaml("alone", { vae }), join(folder, "alone"), {

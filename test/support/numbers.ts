@@ -97,18 +97,24 @@ if (typeof afterEach === "function") {
  * A test body with fresh random input, which names the seed where it fails: the function of a test, or to be called
  * within one.
  */
-export function withRandom(body: (random: Random) => void): () => void {
+export function withRandom<Result extends void | Promise<void>>(
+  body: (random: Random) => Result,
+): () => Result {
   unrun++;
   let ran = false;
   return () => {
     if (!ran) unrun--;
     ran = true;
     const random = new Random();
-    try {
-      body(random);
-    } catch (error) {
+    const named = (error: unknown): never => {
       if (error instanceof Error) error.message = `random seed ${random.seed}: ${error.message}`;
       throw error;
+    };
+    try {
+      const result = body(random);
+      return (result instanceof Promise ? result.catch(named) : result) as Result;
+    } catch (error) {
+      return named(error);
     }
   };
 }

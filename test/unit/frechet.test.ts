@@ -1,14 +1,23 @@
 /** Fréchet distances of distributions whose distance is known. */
 import { Matrix } from "ml-matrix";
-import { frechetDistance, pooled, statisticsOf } from "../../lib/evaluate/frechet";
+import {
+  asReference,
+  type FeatureStatistics,
+  frechetDistance,
+  pooled,
+  statisticsOf,
+} from "../../lib/evaluate/frechet";
 import { withRandom } from "../support/numbers";
+
+const distance = async (a: FeatureStatistics, b: FeatureStatistics, signal?: AbortSignal) =>
+  frechetDistance(a, await asReference(b, signal), signal);
 
 const normal = (mean: number[], covariance: number[][]) => ({
   mean,
   covariance: new Matrix(covariance),
 });
 
-test("of normal distributions by hand", () => {
+test("of normal distributions by hand", async () => {
   const a = normal(
     [0, 0],
     [
@@ -16,7 +25,7 @@ test("of normal distributions by hand", () => {
       [0, 4],
     ],
   );
-  expect(frechetDistance(a, a)).toBeCloseTo(0, 12);
+  expect(await distance(a, a)).toBeCloseTo(0, 12);
   // Variances along the same axes: differences of standard deviations.
   const b = normal(
     [3, -1],
@@ -25,7 +34,7 @@ test("of normal distributions by hand", () => {
       [0, 0],
     ],
   );
-  expect(frechetDistance(a, b)).toBeCloseTo(9 + 1 + 4 + 4, 12);
+  expect(await distance(a, b)).toBeCloseTo(9 + 1 + 4 + 4, 12);
   // Axes that differ, by scipy.linalg.sqrtm in float64.
   const c = normal(
     [1, 2],
@@ -41,8 +50,8 @@ test("of normal distributions by hand", () => {
       [-0.4, 0.7],
     ],
   );
-  expect(frechetDistance(c, d)).toBeCloseTo(1.7018306139371, 10);
-  expect(frechetDistance(d, c)).toBeCloseTo(1.7018306139371, 10);
+  expect(await distance(c, d)).toBeCloseTo(1.7018306139371, 10);
+  expect(await distance(d, c)).toBeCloseTo(1.7018306139371, 10);
 });
 
 // By numpy in float64, from the singular values of the centred features' products instead of covariances:
@@ -51,7 +60,7 @@ test("of normal distributions by hand", () => {
 test.each([
   [200, 12.396293362265553],
   [10, 43.9949992281602],
-])("of %p pictures of 24 features to 300 others, by numpy", (n, expected) => {
+])("of %p pictures of 24 features to 300 others, by numpy", async (n, expected) => {
   const cloud = (pictures: number, phase: number, offset: number) =>
     Array.from({ length: pictures }, (_, i) =>
       Array.from(
@@ -61,12 +70,13 @@ test.each([
       ),
     );
   const [a, b] = [statisticsOf(cloud(n, 2, 0)), statisticsOf(cloud(300, 5, 0.3))];
-  expect(frechetDistance(a, b)).toBeCloseTo(expected, 5);
-  expect(frechetDistance(b, a)).toBeCloseTo(expected, 5);
+  expect(await distance(a, b)).toBeCloseTo(expected, 5);
+  expect(await distance(b, a)).toBeCloseTo(expected, 5);
 });
 
-test("does not see how features are turned", () => {
-  withRandom((random) => {
+test(
+  "does not see how features are turned",
+  withRandom(async (random) => {
     const width = 12;
     const cloud = (scale: number) =>
       Array.from({ length: 40 }, () => [...random.floats(width, scale)]);
@@ -78,30 +88,31 @@ test("does not see how features are turned", () => {
       const dot = x.reduce((sum, e, i) => sum + e * v[i]!, 0);
       return x.map((e, i) => e - (2 * dot * v[i]!) / square);
     };
-    const straight = frechetDistance(statisticsOf(a), statisticsOf(b));
-    const turned = frechetDistance(statisticsOf(a.map(turn)), statisticsOf(b.map(turn)));
+    const straight = await distance(statisticsOf(a), statisticsOf(b));
+    const turned = await distance(statisticsOf(a.map(turn)), statisticsOf(b.map(turn)));
     expect(turned / straight).toBeCloseTo(1, 8);
-  })();
-});
+  }),
+);
 
-test("covariances of fewer pictures than features are taken as they are", () => {
-  withRandom((random) => {
+test(
+  "covariances of fewer pictures than features are taken as they are",
+  withRandom(async (random) => {
     const width = 30;
     const few = Array.from({ length: 5 }, () => [...random.floats(width)]);
     const statistics = statisticsOf(few);
-    expect(frechetDistance(statistics, statistics)).toBeLessThan(1e-6);
+    expect(await distance(statistics, statistics)).toBeLessThan(1e-6);
     const shifted = statisticsOf(few.map((x) => x.map((e) => e + 0.5)));
-    expect(frechetDistance(statistics, shifted)).toBeCloseTo(width * 0.25, 5);
-  })();
-});
+    expect(await distance(statistics, shifted)).toBeCloseTo(width * 0.25, 5);
+  }),
+);
 
-test("a single picture has no spread", () => {
+test("a single picture has no spread", async () => {
   const one = statisticsOf([[1, 2]]);
   expect(one.covariance.to2DArray()).toEqual([
     [0, 0],
     [0, 0],
   ]);
-  expect(frechetDistance(one, one)).toBe(0);
+  expect(await distance(one, one)).toBe(0);
   const spread = normal(
     [1, 5],
     [
@@ -109,8 +120,8 @@ test("a single picture has no spread", () => {
       [1, 3],
     ],
   );
-  expect(frechetDistance(one, spread)).toBeCloseTo(9 + 2 + 3, 12);
-  expect(frechetDistance(spread, one)).toBeCloseTo(9 + 2 + 3, 12);
+  expect(await distance(one, spread)).toBeCloseTo(9 + 2 + 3, 12);
+  expect(await distance(spread, one)).toBeCloseTo(9 + 2 + 3, 12);
 });
 
 test("rows are pooled to their mean", () => {
@@ -126,4 +137,16 @@ test("rows are pooled to their mean", () => {
       [4, 8],
     ],
   ]);
+});
+
+test("an abort is heard between its steps", async () => {
+  const one = statisticsOf([[1, 2]]);
+  const reference = await asReference(one, undefined);
+  const whileWaiting = (work: (signal: AbortSignal) => Promise<unknown>) => {
+    const controller = new AbortController();
+    setImmediate(() => controller.abort(new Error("enough")));
+    return expect(work(controller.signal)).rejects.toThrow("enough");
+  };
+  await whileWaiting((signal) => asReference(one, signal));
+  await whileWaiting((signal) => frechetDistance(one, reference, signal));
 });

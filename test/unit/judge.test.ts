@@ -101,6 +101,32 @@ test.each([
   expect(failed.sort()).toEqual([...wrong, "all"].sort());
 });
 
+describe("two objects that differ in size alone", () => {
+  const large = thing("large red circle", 46, 32);
+  const small = thing("small red circle", 17, 32);
+  const target: Scene = { background: "pink", objects: [small, large] };
+  const exchanged: Scene = {
+    ...target,
+    objects: [
+      { ...small, x: large.x },
+      { ...large, x: small.x },
+    ],
+  };
+
+  test("stand in a relation that says which is which", async () => {
+    expect(check(await see(target), target).all).toBe(true);
+    const checks = check(await see(exchanged), target);
+    const { relation, all, ...others } = checks;
+    expect([relation, all]).toEqual([false, false]);
+    expect(Object.values(others)).toEqual(Object.values(others).map(() => true));
+  });
+
+  test("do not lie where they lay when they changed places", async () => {
+    expect(kept(await see(target), target)).toBe(true);
+    expect(kept(await see(exchanged), target)).toBe(false);
+  });
+});
+
 test("edits: what was not to change must lie where it lay", async () => {
   const target = {
     ...wanted,
