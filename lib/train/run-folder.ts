@@ -21,10 +21,10 @@ import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
 import { isThere, makeFolder } from "../files.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
+import { readJsonLines } from "../json-lines.js";
 import type { NativeTrainerState } from "../native.js";
 import { systemCode } from "../system-code.js";
 import type { RecordsSeen } from "./broken-records.js";
-import { readJsonLines } from "./json-lines.js";
 import type { Subject } from "./subject.js";
 
 /** A step's losses in a line of metrics.jsonl. */

@@ -358,6 +358,30 @@ describe("a folder of results", () => {
     },
   );
 
+  test("a last line that lacks only its end is cut off, and its record is done again", async () => {
+    const [first, second] = [0, 1].map(
+      (index) => `{"index":${index},"fingerprint":${index + 5}}\n`,
+    );
+    writeFileSync(join(path, "results.jsonl"), `${first}${second!.trimEnd()}`);
+    const folder = await ResultsFolder.open(path, whole);
+    expect([0, 1].map((index) => folder.done.get(index).fingerprint)).toEqual([5, 0]);
+    await folder.close();
+    expect(readFileSync(join(path, "results.jsonl"), "utf8")).toBe(first);
+  });
+
+  test("long texts are remembered, and what is no result is passed over", async () => {
+    const folder = await ResultsFolder.open(path, whole);
+    await folder.write({ index: 0, fingerprint: 11, text: "long ".repeat(500_000) });
+    await folder.write({ index: 2 ** 28, fingerprint: 12 });
+    await folder.write({ index: -1, fingerprint: 12 });
+    await folder.write({ index: 1, fingerprint: 13 });
+    await folder.close();
+    const again = await ResultsFolder.open(path, whole);
+    expect([0, 1].map((index) => again.done.get(index).fingerprint)).toEqual([11, 13]);
+    expect([-1, 2 ** 28].map((index) => again.done.get(index).fingerprint)).toEqual([0, 0]);
+    await again.close();
+  });
+
   test("half-written pictures are removed, and only those of the shard", async () => {
     for (const name of [
       "0000002.png.0123abcd.tmp",

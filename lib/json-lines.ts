@@ -1,11 +1,11 @@
 /** Files of JSON lines that a process appends to, read a piece at a time: they may be larger than the longest string. */
 import { open } from "node:fs/promises";
-import { isObject } from "../checkpoint/fields.js";
+import { isObject } from "./checkpoint/fields.js";
 
 const LINE_BREAK = 0x0a;
 const PIECE = 2 ** 20;
-/** Bytes of a line at most: what is longer was not written by this program. */
-const LONGEST = 2 ** 16;
+/** Bytes of a line at most: what is longer was not written by this program, whose texts may be long. */
+const LONGEST = 64 * 2 ** 20;
 
 /**
  * Calls `see` with each object and with the byte behind its line. Other lines are passed over, and so is a last one
