@@ -12,6 +12,7 @@ import { describeJob, runJob } from "../jobs/run.js";
 import { jsonLine } from "../json-line.js";
 import { machinesFault } from "../machines-fault.js";
 import type { UniFluid } from "../model.js";
+import { systemCode } from "../system-code.js";
 import { HALF_WRITTEN_ENDING, writeWhole } from "../write-whole.js";
 import {
   openQueue,
@@ -146,8 +147,8 @@ const IN_THE_WAY = new Set(["EEXIST", "EISDIR", "ENOTDIR", "ENOTEMPTY", "ENAMETO
 /** Whether a job failed since nothing can be written to the folder of results: so would all others here. */
 async function isOfFolder(error: unknown, out: string): Promise<boolean> {
   // Of images that cannot be read the library makes errors of its own.
-  const { errno, code = "" } = error as NodeJS.ErrnoException;
-  if (typeof errno !== "number") return false;
+  const code = systemCode(error);
+  if (code === undefined) return false;
   return !IN_THE_WAY.has(code) || !(await isFolder(out));
 }
 
