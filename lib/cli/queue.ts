@@ -4,7 +4,6 @@ import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Command } from "commander";
 import { onAbort, orAborted } from "../abort.js";
-import { QueueUnreachableError } from "../errors.js";
 import type { RecordQueue } from "../queue/queue.js";
 import { type OutputFlags, runCommand } from "./context.js";
 import { UsageError } from "./exit-codes.js";
@@ -41,7 +40,9 @@ export async function withQueue<T>(
   use: (queue: RecordQueue) => Promise<T>,
   grace = 0,
 ): Promise<T> {
-  const { checkQueueName, checkRedis, parseRedisUrl } = await import("../queue/connection.js");
+  const { checkQueueName, checkRedis, isRefusal, parseRedisUrl, refusal } = await import(
+    "../queue/connection.js"
+  );
   const { closeAtOnce, openQueue } = await import("../queue/queue.js");
   const redis = parseRedisUrl(queueUrl(flags));
   checkQueueName(flags.queueName);
@@ -56,9 +57,7 @@ export async function withQueue<T>(
   try {
     return await orAborted(() => use(queue), late.signal);
   } catch (error) {
-    if (!isRefusal(error)) throw error;
-    const message = `the Redis server refuses ${redis.name}: ${error.message}`;
-    throw new QueueUnreachableError(message, { cause: error });
+    throw isRefusal(error) ? refusal(redis.name, error) : error;
   } finally {
     off();
     clearTimeout(timer);
@@ -66,10 +65,6 @@ export async function withQueue<T>(
     else await queue.close();
   }
 }
-
-/** Whether the server answered with an error: it has no memory left, say, or the user may not do this. */
-const isRefusal = (error: unknown): error is Error =>
-  error instanceof Error && error.name === "ReplyError";
 
 export function addQueue(program: Command): void {
   const queue = program.command("queue").description("inspect a queue and its results");

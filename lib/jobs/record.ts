@@ -5,6 +5,7 @@ import { isAbsolute, resolve } from "node:path";
 import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
 import { IMAGE_SETTINGS, ORDERS, SCHEDULES, TEXT_SETTINGS } from "../generation-config.js";
+import { definedOf } from "../options.js";
 import { TASKS, type TemplateTask } from "../prompts.js";
 import { numeric, optional, seedField } from "../schema-fields.js";
 import { seedOfItem } from "../seed.js";
@@ -96,9 +97,9 @@ export function jobOf(value: unknown, index: number, defaults: JobDefaults, line
   }
   const names: readonly string[] =
     task === "generate" || task === "edit" ? DRAW_NAMES : WRITE_NAMES;
-  const given = { ...defaults.options, ...definedOf(record) };
-  const options = Object.fromEntries(
-    Object.entries(given).filter(([name, v]) => names.includes(name) && v !== undefined),
+  const given = { ...definedOf(defaults.options), ...definedOf(record) };
+  const options: Record<string, unknown> = Object.fromEntries(
+    Object.entries(given).filter(([name]) => names.includes(name)),
   );
   options.seed = record.seed ?? seedOfItem(defaults.seed, index);
   return {
@@ -109,10 +110,6 @@ export function jobOf(value: unknown, index: number, defaults: JobDefaults, line
     ...(record.image === undefined ? {} : { image: record.image }),
     options,
   };
-}
-
-function definedOf(record: JobRecord): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(record).filter(([, value]) => value !== undefined));
 }
 
 /** Where a job's image is, when relative paths start from `folder`. */

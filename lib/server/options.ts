@@ -5,11 +5,13 @@ import type { NumberRange } from "../checkpoint/fields.js";
 import { MAX_PIXELS } from "../image-input.js";
 import {
   booleanOption,
+  definedOf,
   integerOption,
   invalidOption,
   optionsObject,
   stringOption,
 } from "../options.js";
+import { NAMED_NETWORKS } from "./proxies.js";
 
 export interface ServerOptions {
   /** Keys, of which a request must send one (`Authorization: Bearer KEY`). None: no key is needed. */
@@ -91,9 +93,6 @@ const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
 const LISTS = ["apiKeys", "corsOrigins", "imageHosts"] as const;
 const SWITCHES = ["logPrompts", "page"] as const;
 
-/** Names of ranges of addresses that stand for themselves. */
-const RANGES = ["loopback", "linklocal", "uniquelocal"];
-
 /** An address, or a network as `10.0.0.0/8`. */
 function isNetwork(text: string): boolean {
   const [, address, bits] = /^([^/]+)(?:\/(\d{1,3}))?$/.exec(text) ?? [];
@@ -107,11 +106,12 @@ function checkProxies(value: unknown): void {
     integerOption("trustProxy", value, { min: 0, max: 100 });
     return;
   }
+  const names = Object.keys(NAMED_NETWORKS);
   const known = (item: unknown) =>
-    typeof item === "string" && (RANGES.includes(item) || isNetwork(item));
+    typeof item === "string" && (names.includes(item) || isNetwork(item));
   if (!Array.isArray(value) || value.length === 0 || !value.every(known)) {
     throw invalidOption(
-      `a boolean, a number of proxies, or an array of addresses, networks and ${RANGES.join(", ")}`,
+      `a boolean, a number of proxies, or an array of addresses, networks and ${names.join(", ")}`,
       "trustProxy",
       value,
     );
@@ -139,8 +139,5 @@ export function serverSettings(given: ServerOptions | undefined): ServerSettings
   }
   checkProxies(options.trustProxy);
   if (options.modelName !== undefined) stringOption("modelName", options.modelName);
-  const present = Object.fromEntries(
-    Object.entries(options).filter(([, value]) => value !== undefined),
-  );
-  return { ...DEFAULTS, ...present };
+  return { ...DEFAULTS, ...definedOf(options) };
 }
