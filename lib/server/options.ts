@@ -59,7 +59,7 @@ export interface ServerOptions {
 export type ServerSettings = Required<Omit<ServerOptions, "maxSteps" | "rateLimit" | "modelName">> &
   Pick<ServerOptions, "maxSteps" | "rateLimit" | "modelName">;
 
-const DEFAULTS: ServerSettings = {
+export const SERVER_DEFAULTS: ServerSettings = {
   apiKeys: [],
   maxBodyBytes: 20 * 2 ** 20,
   maxPixels: 16_000_000,
@@ -77,7 +77,7 @@ const DEFAULTS: ServerSettings = {
   page: true,
 };
 
-const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
+export const SERVER_COUNTS = {
   maxBodyBytes: { min: 1024, max: 2 ** 31 },
   maxPixels: { min: 1, max: MAX_PIXELS },
   maxPromptLength: { min: 1, max: 10_000_000 },
@@ -89,7 +89,7 @@ const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
   requestTimeout: { min: 1, max: 86_400 },
   receiveTimeout: { min: 1, max: 86_400 },
   rateLimit: { min: 1, max: 1_000_000_000 },
-};
+} as const satisfies Partial<Record<keyof ServerOptions, NumberRange>>;
 const LISTS = ["apiKeys", "corsOrigins", "imageHosts"] as const;
 const SWITCHES = ["logPrompts", "page"] as const;
 
@@ -120,9 +120,9 @@ function checkProxies(value: unknown): void {
 
 /** Throws `INVALID_OPTION`. */
 export function serverSettings(given: ServerOptions | undefined): ServerSettings {
-  const names = [...Object.keys(DEFAULTS), "maxSteps", "rateLimit", "modelName"];
+  const names = [...Object.keys(SERVER_DEFAULTS), "maxSteps", "rateLimit", "modelName"];
   const options = optionsObject(given, names as (keyof ServerOptions)[]);
-  for (const [name, range] of Object.entries(COUNTS)) {
+  for (const [name, range] of Object.entries(SERVER_COUNTS)) {
     const value = options[name as keyof ServerOptions];
     if (value !== undefined) integerOption(name, value, range);
   }
@@ -139,5 +139,5 @@ export function serverSettings(given: ServerOptions | undefined): ServerSettings
   }
   checkProxies(options.trustProxy);
   if (options.modelName !== undefined) stringOption("modelName", options.modelName);
-  return { ...DEFAULTS, ...definedOf(options) };
+  return { ...SERVER_DEFAULTS, ...definedOf(options) };
 }
