@@ -18,24 +18,26 @@ export async function readJsonLines(
   const file = await open(path);
   try {
     const piece = Buffer.allocUnsafe(PIECE);
-    /** What was read of a line whose end was not, and where the next piece begins. */
-    let [begun, at] = [Buffer.alloc(0), 0];
-    for (;;) {
+    /** What was read of a line whose end was not. */
+    let [begun, length] = [[] as Buffer[], 0];
+    for (let at = 0; ; ) {
       const { bytesRead } = await file.read(piece, 0, PIECE, at);
       if (bytesRead === 0) return;
-      const bytes = Buffer.concat([begun, piece.subarray(0, bytesRead)]);
-      const first = at - begun.length;
-      at += bytesRead;
+      const bytes = piece.subarray(0, bytesRead);
       let start = 0;
       for (;;) {
         const end = bytes.indexOf(LINE_BREAK, start);
         if (end < 0) break;
-        const value = objectOf(bytes.subarray(start, end));
+        const value = objectOf(Buffer.concat([...begun, bytes.subarray(start, end)]));
+        [begun, length] = [[], 0];
         start = end + 1;
-        if (value) see(value, first + start);
+        if (value) see(value, at + start);
       }
+      at += bytesRead;
+      begun.push(Buffer.from(bytes.subarray(start)));
+      length += bytesRead - start;
       // The rest of a line that is too long is no JSON either.
-      begun = bytes.length - start > LONGEST ? Buffer.alloc(0) : bytes.subarray(start);
+      if (length > LONGEST) [begun, length] = [[], 0];
     }
   } finally {
     await file.close();
