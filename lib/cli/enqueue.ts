@@ -14,7 +14,7 @@ import { type Context, note, type OutputFlags, runCommand, tell } from "./contex
 import { ExitCode, UsageError } from "./exit-codes.js";
 import { addFlags, JOB_FLAGS, whole } from "./flags.js";
 import { STANDARD, writeJson } from "./output.js";
-import { type RateProgress, startRate } from "./progress.js";
+import { type RecordProgress, startRecords } from "./progress.js";
 import { addQueueFlags, type QueueFlags, withQueue } from "./queue.js";
 
 /** Seconds after SIGTERM in which what was read may still be sent. */
@@ -51,10 +51,10 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
     throw new UsageError("expected letters, digits, '.', '_' or '-' as the name of --run");
   }
   const counts = { queued: 0, failed: 0 };
-  let progress: RateProgress | undefined;
+  let progress: RecordProgress | undefined;
   const fill = async (queue: RecordQueue, reading: AbortSignal) => {
     const total = context.quiet ? undefined : await jobs.count?.();
-    progress = startRate(context, total);
+    progress = startRecords(context, total);
     await enqueueRecords(queue, jobs.read(reading), {
       run,
       defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
@@ -62,14 +62,14 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
       signal: context.signal,
       onQueued: () => {
         counts.queued++;
-        progress?.advance("done");
+        progress?.step("done");
       },
       onRefused: (error, { index, line }) => {
         counts.failed++;
         progress?.clear();
         // No result will tell of it.
         tell(error, context.json, { record: index, line });
-        progress?.advance("failed");
+        progress?.step("failed");
       },
     });
   };

@@ -12,7 +12,7 @@ import { UsageError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { checkFilesOutput, write, writeFileOutput, writeJson } from "./output.js";
-import { startRate } from "./progress.js";
+import { startRecords } from "./progress.js";
 import { formatTable } from "./tables.js";
 
 interface EvalFlags extends Omit<ModelFlags, "model">, OutputFlags {
@@ -100,11 +100,11 @@ async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, cont
     throw new UsageError("--features belongs to the part frechet, which --only leaves out");
   const settings = { scenes, seed, steps, guidance, order, only };
   const measure = async (loaded: UniFluid, features?: UniFluid) => {
-    const progress = startRate(context, itemsOf(settings));
-    const onItem = () => progress.advance("done");
+    const progress = startRecords(context, itemsOf(settings));
+    const onItem = () => progress.step("done");
     const options = { ...settings, features, signal: context.signal, onItem };
     const report = await evaluateScenes(loaded, options).finally(() => progress.stop());
-    await tell(report, sceneRows(report), flags, context);
+    await writeReport(report, sceneRows(report), flags, context);
   };
   await withModel({ ...flags, model }, context.signal, (loaded) =>
     flags.features === undefined
@@ -121,7 +121,7 @@ async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, con
   // They are computed as training computes them.
   if (flags.dtype !== "auto") throw new UsageError("--dtype is an option of the suite scenes");
   const { evaluateLoss } = await import("../evaluate/loss-suite.js");
-  const progress = startRate(context, undefined);
+  const progress = startRecords(context, undefined);
   const report = await evaluateLoss(model, {
     manifests,
     seed,
@@ -132,12 +132,12 @@ async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, con
     cache: cache === undefined ? undefined : resolve(cache),
     maxMemory,
     signal: context.signal,
-    onRecord: () => progress.advance("done"),
+    onRecord: () => progress.step("done"),
   }).finally(() => progress.stop());
-  await tell(report, lossRows(report), flags, context);
+  await writeReport(report, lossRows(report), flags, context);
 }
 
-async function tell(
+async function writeReport(
   report: object,
   rows: readonly (readonly [string, string])[],
   { out }: EvalFlags,

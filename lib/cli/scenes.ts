@@ -14,7 +14,7 @@ import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
-import { startRate } from "./progress.js";
+import { startRecords } from "./progress.js";
 
 interface ScenesFlags extends OutputFlags {
   out: string;
@@ -78,13 +78,13 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
   const { writeDataset } = await import("../scenes/dataset.js");
   const seed = parseSeed(flags.seed);
   const data = { count, seed, split, pairs, minObjects, withShape, tasks, shortPrompts, shards };
-  const progress = startRate(context, count);
+  const progress = startRecords(context, count);
   try {
     await writeDataset(out, {
       ...data,
       size,
       signal: context.signal,
-      onScene: () => progress.advance("done"),
+      onScene: () => progress.step("done"),
     }).catch(writingFailed(out));
   } finally {
     progress.stop();
