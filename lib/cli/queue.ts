@@ -1,7 +1,6 @@
 /** `unifluid queue`: what is in a queue, and what became of its jobs. */
 
-import { readdir, readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { readFile } from "node:fs/promises";
 import type { Command } from "commander";
 import { onAbort, orAborted } from "../abort.js";
 import type { RecordQueue } from "../queue/queue.js";
@@ -111,10 +110,9 @@ export function addQueue(program: Command): void {
 }
 
 async function results(folder: string): Promise<void> {
-  const names = await readdir(folder).catch((error: Error) => {
+  const { resultFiles } = await import("../queue/results.js");
+  const files = await resultFiles(folder).catch((error: Error) => {
     throw new UsageError(`cannot read the results: ${error.message}`);
   });
-  const numbered = names.filter((name) => /^\d{7,}\.json$/.test(name));
-  numbered.sort((a, b) => Number.parseInt(a, 10) - Number.parseInt(b, 10));
-  for (const name of numbered) await write(await readFile(join(folder, name), "utf8"));
+  for (const file of files) await write(await readFile(file, "utf8"));
 }

@@ -6,7 +6,7 @@ import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
 import { IMAGE_SETTINGS, ORDERS, SCHEDULES, TEXT_SETTINGS } from "../generation-config.js";
 import { definedOf } from "../options.js";
-import { TASKS, type TemplateTask } from "../prompts.js";
+import { TEMPLATE_TASKS, type TemplateTask } from "../prompts.js";
 import { numeric, optional, seedField } from "../schema-fields.js";
 import { seedOfItem } from "../seed.js";
 import { nameOfRecord } from "./reader.js";
@@ -20,7 +20,7 @@ const recordSchema = z.strictObject({
         "expected 1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'",
       ),
   ),
-  task: optional(z.enum(TASKS)),
+  task: optional(z.enum(TEMPLATE_TASKS)),
   prompt: optional(z.string().min(1)),
   image: optional(z.string().min(1)),
   question: optional(z.string().min(1)),
@@ -133,10 +133,4 @@ export function fingerprint(job: Job, means: readonly string[] = []): number {
     return value;
   });
   return createHash("sha256").update(text).digest().readUInt32LE(0) || 1;
-}
-
-/** The name of a job's picture: unique by the index, readable by the id. */
-export function pictureName(job: Job, extension: string): string {
-  const index = String(job.index).padStart(7, "0");
-  return `${index}${job.id === undefined ? "" : `-${job.id}`}.${extension}`;
 }

@@ -17,7 +17,7 @@ import {
 } from "../folder-lock.js";
 import { jsonLine } from "../json-line.js";
 import { readJsonLines } from "../json-lines.js";
-import { HALF_WRITTEN_ENDING } from "../write-whole.js";
+import { halfWritten } from "./names.js";
 
 /** Which records are whose: record `i` belongs to shard `i mod count`. */
 export interface Shard {
@@ -65,8 +65,6 @@ export class DoneIndex {
 const MOST_RECORDS = 2 ** 28;
 
 const RESULTS = /^results(-\d+-of-\d+)?\.jsonl$/;
-/** A picture that was being written when its process was killed. */
-const HALF_WRITTEN = new RegExp(`^(\\d{7,})(-[\\w.-]+)?\\.(png|webp|jpe?g)${HALF_WRITTEN_ENDING}$`);
 
 const resultsName = ({ index, count }: Shard) =>
   count === 1 ? "results.jsonl" : `results-${index + 1}-of-${count}.jsonl`;
@@ -91,9 +89,10 @@ export class ResultsFolder {
     const lock = await lockShard(path, shard);
     try {
       const done = new DoneIndex();
+      const half = halfWritten();
       for (const name of await readdir(path)) {
         if (RESULTS.test(name)) await readResults(join(path, name), done);
-        const [, index] = HALF_WRITTEN.exec(name) ?? [];
+        const [, index] = half.exec(name) ?? [];
         if (index !== undefined && Number(index) % shard.count === shard.index) {
           await rm(join(path, name), { force: true });
         }
