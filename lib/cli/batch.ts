@@ -14,7 +14,7 @@ import { runBatch } from "../jobs/run.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
-import { addFlags, JOB_FLAGS, MODEL_FLAGS, whole } from "./flags.js";
+import { addFlags, integerFlag, JOB_FLAGS, MODEL_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { STANDARD, writeJson, writingFailed } from "./output.js";
 import { type RecordProgress, startRecords } from "./progress.js";
@@ -38,7 +38,7 @@ function shard(text: string): Shard {
   throw new InvalidArgumentError("Expected i/n, such as 2/4 for the second of four.");
 }
 
-export const concurrency = whole(1, 4096);
+export const concurrency = integerFlag(1, 4096);
 
 export function addBatch(program: Command): void {
   const command = program

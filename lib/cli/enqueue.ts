@@ -12,7 +12,7 @@ import { parseSeed } from "../seed.js";
 import { addInputFormat, openJobs, recordOptions } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
-import { addFlags, JOB_FLAGS, whole } from "./flags.js";
+import { addFlags, integerFlag, JOB_FLAGS } from "./flags.js";
 import { STANDARD, writeJson } from "./output.js";
 import { type RecordProgress, startRecords } from "./progress.js";
 import { addQueueFlags, type QueueFlags, withQueue } from "./queue.js";
@@ -35,7 +35,12 @@ export function addEnqueue(program: Command): void {
       "--run <name>",
       "name of this run and its results folder (default: from the file's name, its content and the options)",
     )
-    .option("--attempts <n>", "how often a job with transient errors is tried", whole(1, 100), 5);
+    .option(
+      "--attempts <n>",
+      "how often a job with transient errors is tried",
+      integerFlag(1, 100),
+      5,
+    );
   addInputFormat(addQueueFlags(command));
   addFlags(command, ...JOB_FLAGS, "jsonCounts", "quiet").action(
     (jobs: string, flags: EnqueueFlags) =>

@@ -9,7 +9,7 @@ import { parseSeed } from "../seed.js";
 import { type Context, type OutputFlags, runCommand } from "./context.js";
 import { lossRows, sceneRows } from "./eval-tables.js";
 import { UsageError } from "./exit-codes.js";
-import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
+import { addFlags, integerFlag, OUTPUT_FLAGS, someOf } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { checkFilesOutput, write, writeFileOutput, writeJson } from "./output.js";
 import { startRecords } from "./progress.js";
@@ -48,7 +48,7 @@ export function addEval(program: Command): void {
     .option(
       "--scenes <n>",
       `suite scenes: scenes per part (default: ${DEFAULT_SCENES})`,
-      whole(1, 100_000),
+      integerFlag(1, 100_000),
     )
     .option("--only <list>", `suite scenes: some of ${SUITE_PARTS.join(",")}`, someOf(SUITE_PARTS))
     .option(
@@ -59,7 +59,7 @@ export function addEval(program: Command): void {
     .option(
       "--timesteps <n>",
       "suite loss: timesteps at which each image token is tried (default: 4)",
-      whole(1, 1000),
+      integerFlag(1, 1000),
     )
     .option(
       "--cache <folder>",

@@ -7,7 +7,7 @@ import { type Command, Option } from "commander";
 import { SERVER_COUNTS, SERVER_DEFAULTS, type ServerOptions } from "../server/options.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { UsageError } from "./exit-codes.js";
-import { addFlags, MODEL_FLAGS, whole } from "./flags.js";
+import { addFlags, integerFlag, MODEL_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 
 interface ServeFlags extends ModelFlags, OutputFlags {
@@ -36,14 +36,16 @@ interface ServeFlags extends ModelFlags, OutputFlags {
 
 /** A count of proxies, or their addresses with commas between. */
 const proxies = (text: string): number | string[] =>
-  /^\d+$/.test(text) ? whole(1, 100)(text) : text.split(",").map((address) => address.trim());
+  /^\d+$/.test(text) ? integerFlag(1, 100)(text) : text.split(",").map((address) => address.trim());
 /** An option whose range and default are the server's. */
 function serverCount(flag: string, description: string, name: keyof typeof SERVER_COUNTS): Option {
   const { min, max } = SERVER_COUNTS[name];
-  return new Option(flag, description).argParser(whole(min, max)).default(SERVER_DEFAULTS[name]);
+  return new Option(flag, description)
+    .argParser(integerFlag(min, max))
+    .default(SERVER_DEFAULTS[name]);
 }
 const MEBIBYTE = 2 ** 20;
-const mebibytes = whole(1, SERVER_COUNTS.maxBodyBytes.max / MEBIBYTE);
+const mebibytes = integerFlag(1, SERVER_COUNTS.maxBodyBytes.max / MEBIBYTE);
 const collect = (value: string, list: string[]): string[] => [...list, value];
 
 export function addServe(program: Command): void {
@@ -51,10 +53,10 @@ export function addServe(program: Command): void {
     .command("serve")
     .description("serve a model over HTTP to OpenAI's clients, with a page to try it")
     .option("--host <address>", "address to listen on", "127.0.0.1")
-    .option("-p, --port <n>", "port to listen on; 0: any free one", whole(0, 65_535), 8080)
+    .option("-p, --port <n>", "port to listen on; 0: any free one", integerFlag(0, 65_535), 8080)
     .option("--api-keys <file>", "keys, one per line, reloaded on SIGHUP (or UNIFLUID_API_KEYS)")
-    .option("--max-sequences <n>", "requests that run at once", whole(1, 4096), 16)
-    .option("--max-queue <n>", "requests that may wait; more get 429", whole(0, 1e9), 64)
+    .option("--max-sequences <n>", "requests that run at once", integerFlag(1, 4096), 16)
+    .option("--max-queue <n>", "requests that may wait; more get 429", integerFlag(0, 1e9), 64)
     .option(
       "--max-body <MiB>",
       "size per request",
@@ -97,7 +99,7 @@ export function addServe(program: Command): void {
     .option(
       "--drain-timeout <s>",
       "seconds running requests get after SIGTERM",
-      whole(0, 86_400),
+      integerFlag(0, 86_400),
       30,
     )
     .option(
