@@ -1,7 +1,7 @@
 /** Settings of sampling: the defaults of `generation_config.json`, and what a call sets instead. */
 
 import type { Fields } from "./checkpoint/fields.js";
-import { choiceOption, integerOption, numberOption } from "./options.js";
+import { choiceOption, definedOf, integerOption, numberOption } from "./options.js";
 
 /** "linear": from almost none at the first image token to full at the last (spec section 6). */
 export type GuidanceSchedule = "constant" | "linear";
@@ -118,7 +118,7 @@ export function imageSettings(
   options: Partial<ImageSettings>,
   most: number,
 ): ImageSettings {
-  const s = { ...defaults, ...defined(options) };
+  const s = { ...defaults, ...definedOf(options) };
   return {
     steps: integerOption("steps", s.steps, { min: 1, max: most }),
     guidance: numberOption("guidance", s.guidance, GUIDANCE),
@@ -131,16 +131,9 @@ export function imageSettings(
 
 /** The same for text. */
 export function textSettings(defaults: TextSettings, options: Partial<TextSettings>): TextSettings {
-  const s = { ...defaults, ...defined(options) };
+  const s = { ...defaults, ...definedOf(options) };
   return {
     maxNewTokens: integerOption("maxNewTokens", s.maxNewTokens, NEW_TOKENS),
     temperature: numberOption("temperature", s.temperature, TEMPERATURE),
   };
-}
-
-/** The entries that are set. */
-function defined<T extends object>(options: T): Partial<T> {
-  return Object.fromEntries(
-    Object.entries(options).filter(([, value]) => value !== undefined),
-  ) as Partial<T>;
 }

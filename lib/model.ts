@@ -33,12 +33,12 @@ import {
 } from "./call-options.js";
 import { type Checkpoint, readCheckpoint } from "./checkpoint/checkpoint.js";
 import { locateCheckpoint } from "./checkpoint/locate.js";
-import { vaeFactor } from "./checkpoint/vae-config.js";
 import { type DrawingProgress, drawingSteps } from "./drawing-stream.js";
-import { InvalidImageError, InvalidOptionError } from "./errors.js";
+import { InvalidOptionError } from "./errors.js";
 import { imageSettings, mostSteps, textSettings } from "./generation-config.js";
 import { Image } from "./image.js";
 import { type ImageInput, withImage } from "./image-input.js";
+import { encodedSize, latentGrid } from "./latent-grid.js";
 import { loadModel } from "./load-model.js";
 import { type LoadOptions, parseLoadOptions } from "./load-options.js";
 import { describeModel, type ModelInfo } from "./model-info.js";
@@ -46,7 +46,6 @@ import type { NativeAddon, NativeDrawRequest, NativeStats, NativeTextRequest } f
 import {
   choiceOption,
   floatsOption,
-  integerOption,
   invalidOption,
   optionsObject,
   priorityOption,
@@ -61,9 +60,6 @@ import { parseSeed, type Seed, seedOfItem } from "./seed.js";
 import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
-
-/** The longest side of an image that the engine encodes, and of the grid of latents that it decodes. */
-const MOST_ENCODED = 2 ** 15;
 
 /** What the items of a bulk run are: their fields beside options, the options' names, and a check of the run's. */
 interface BulkKind<Options> {
@@ -488,7 +484,7 @@ export class UniFluid implements AsyncDisposable {
     const prepared = await this.requests.prepare(
       (ends) =>
         withImage(image, { signal: ends }, async (decoded) => {
-          const [width, height] = this.encodedSize(decoded);
+          const [width, height] = encodedSize(this.checkpoint, decoded);
           return { width, height, pixels: await toVaePixels(decoded, width, height, this.addon) };
         }),
       signal,
@@ -497,61 +493,15 @@ export class UniFluid implements AsyncDisposable {
     return done.latents!;
   }
 
-  private encodedSize(image: { width: number; height: number }): [number, number] {
-    const side = this.checkpoint.config?.image?.imageSize;
-    if (side !== undefined) return [side, side];
-    const unit = this.latentUnit();
-    if (image.width % unit !== 0 || image.height % unit !== 0) {
-      throw new InvalidImageError(
-        "IMAGE_UNSUPPORTED_INPUT",
-        `expected an image whose sides are multiples of ${unit} but received ${image.width} x ${image.height}`,
-      );
-    }
-    if (Math.max(image.width, image.height) > MOST_ENCODED) {
-      throw new InvalidImageError(
-        "IMAGE_TOO_LARGE",
-        `the image has ${image.width} x ${image.height} pixels; an autoencoder encodes sides of at most ${MOST_ENCODED}`,
-      );
-    }
-    return [image.width, image.height];
-  }
-
-  /** Pixels across one row of latents. */
-  private latentUnit(): number {
-    const { spec } = this.checkpoint;
-    return vaeFactor(spec.vae!) * (spec.image?.latentPatch ?? 1);
-  }
-
   /** Decodes latents, [cells, token channels], cells in raster order, to an image. */
   async decodeLatents(latents: Float32Array, options?: DecodeLatentsOptions): Promise<Image> {
     requireAbility(this.checkpoint, "decode");
     const o = optionsObject(options, ["width", "height", "signal", "priority"]);
     const { signal, priority } = callOptions({ signal: o.signal, priority: o.priority });
     const values = floatsOption("latents", latents);
-    const [columns, rows] = this.latentGrid(values.length, o.width, o.height);
+    const [columns, rows] = latentGrid(this.checkpoint, values.length, o.width, o.height);
     const request = { kind: "decode", latents: values, columns, rows, priority } as const;
     return toImage(await this.requests.run(request, signal));
-  }
-
-  private latentGrid(values: number, width?: number, height?: number): [number, number] {
-    const { spec } = this.checkpoint;
-    const channels = spec.image?.tokenChannels ?? spec.vae!.latentChannels;
-    const unit = this.latentUnit();
-    if (width === undefined && height === undefined) {
-      const side = Math.sqrt(values / channels);
-      if (Number.isInteger(side) && side > 0) return [side, side];
-      const expected = `latents of a square of cells with ${channels} channels, or width and height,`;
-      throw invalidOption(expected, "latents", `${values} values`);
-    }
-    const [columns, rows] = Object.entries({ width, height }).map(([name, side]) => {
-      const pixels = integerOption(name, side, { min: unit, max: MOST_ENCODED });
-      if (pixels % unit === 0) return pixels / unit;
-      throw invalidOption(`a multiple of ${unit}`, name, side);
-    }) as [number, number];
-    if (columns * rows * channels !== values) {
-      throw invalidOption(`${columns * rows} x ${channels} values`, "latents", `${values} values`);
-    }
-    return [columns, rows];
   }
 
   /** Encodes a text to token ids; adds no special tokens. */

@@ -114,6 +114,13 @@ export function optionsObject<T extends object>(
   return value;
 }
 
+/** The entries that are set. */
+export function definedOf<T extends object>(options: T): Partial<T> {
+  return Object.fromEntries(
+    Object.entries(options).filter(([, value]) => value !== undefined),
+  ) as Partial<T>;
+}
+
 /**
  * An `AbortSignal`, as one of Node's. Those of jsdom or a polyfill are followed by one: Node's own functions take no
  * other, and older polyfills have neither `reason` nor `throwIfAborted`.

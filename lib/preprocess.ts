@@ -149,9 +149,8 @@ export async function toVaePixels(
   width: number,
   height: number,
   addon: Resizer,
-  filter: ResizeFilter = "bicubic",
 ): Promise<Float32Array> {
-  const { pixels } = await resize(image, width, height, filter, addon);
+  const { pixels } = await resize(image, width, height, "bicubic", addon);
   const table = byteTable((byte) => Math.fround(byte / 127.5) - 1);
   return toPlanes(pixels, [table, table, table]);
 }

@@ -22,13 +22,13 @@ const PLACEHOLDERS: Readonly<Record<TemplateTask, string | undefined>> = {
   edit: "{instruction}",
 };
 
-export const TASKS = Object.keys(DEFAULT_TEMPLATES) as TemplateTask[];
+export const TEMPLATE_TASKS = Object.keys(DEFAULT_TEMPLATES) as TemplateTask[];
 
 /** Reads `prompts` of a `config.json`; absent templates are the defaults. */
 export function parseTemplates(config: Fields): Templates {
   const prompts = config.child("prompts");
   const templates = { ...DEFAULT_TEMPLATES };
-  for (const task of TASKS) {
+  for (const task of TEMPLATE_TASKS) {
     const template = prompts.string(task, { default: DEFAULT_TEMPLATES[task] });
     const placeholder = PLACEHOLDERS[task];
     if (placeholder && template.split(placeholder).length !== 2) {

@@ -1,4 +1,4 @@
-/** Reading a tensor's bytes from an open file. */
+/** Reading bytes from an open file. */
 import type { FileHandle } from "node:fs/promises";
 import { InvalidSafetensorsError } from "../errors.js";
 
@@ -12,8 +12,13 @@ export async function readFully(
   for (let done = 0; done < bytes.length; ) {
     const length = Math.min(bytes.length - done, 2 ** 30);
     const { bytesRead } = await file.read(bytes, done, length, offset + done);
-    if (bytesRead === 0)
-      throw new InvalidSafetensorsError("SAFETENSORS_TRUNCATED", `${path} became shorter`);
+    if (bytesRead === 0) {
+      const { size } = await file.stat();
+      throw new InvalidSafetensorsError(
+        "SAFETENSORS_TRUNCATED",
+        `${path} has ${size} bytes; expected it to reach byte ${offset + bytes.length}`,
+      );
+    }
     done += bytesRead;
   }
 }

@@ -7,6 +7,7 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { CheckpointNotFoundError, InvalidSafetensorsError } from "../errors.js";
 import { isObject, show } from "./fields.js";
+import { readFully } from "./read-fully.js";
 
 /** Bits of one element of each type of the format. */
 const DTYPE_BITS = {
@@ -67,27 +68,14 @@ export async function readSafetensorsHeader(path: string): Promise<SafetensorsHe
   try {
     const stat = await file.stat();
     if (!stat.isFile()) throw new CheckpointNotFoundError(`${path} is not a file`);
-    const length = headerLength(await readExactly(file, 0, LENGTH_BYTES, path), stat.size, path);
-    const header = await readExactly(file, LENGTH_BYTES, length, path);
+    const prefix = new Uint8Array(LENGTH_BYTES);
+    await readFully(file, prefix, 0, path);
+    const header = new Uint8Array(headerLength(prefix, stat.size, path));
+    await readFully(file, header, LENGTH_BYTES, path);
     return parseSafetensorsHeader(header, stat.size, path);
   } finally {
     await file.close();
   }
-}
-
-async function readExactly(file: FileHandle, position: number, bytes: number, path: string) {
-  const buffer = new Uint8Array(bytes);
-  for (let done = 0; done < bytes; ) {
-    const { bytesRead } = await file.read(buffer, done, bytes - done, position + done);
-    if (bytesRead === 0) {
-      throw new InvalidSafetensorsError(
-        "SAFETENSORS_TRUNCATED",
-        `${path}: the file ends at byte ${position + done}; expected its header to reach byte ${position + bytes}`,
-      );
-    }
-    done += bytesRead;
-  }
-  return buffer;
 }
 
 /** The length of the header that the first eight bytes give, checked against the file's size. */

@@ -14,10 +14,10 @@ import { runBatch } from "../jobs/run.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
-import { addFlags, JOB_FLAGS, MODEL_FLAGS, whole } from "./flags.js";
+import { addFlags, integerFlag, JOB_FLAGS, MODEL_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { STANDARD, writeJson, writingFailed } from "./output.js";
-import { type RateProgress, startRate } from "./progress.js";
+import { type RecordProgress, startRecords } from "./progress.js";
 
 export interface BatchFlags extends ModelFlags, OutputFlags, DrawOptions {
   out: string;
@@ -38,7 +38,7 @@ function shard(text: string): Shard {
   throw new InvalidArgumentError("Expected i/n, such as 2/4 for the second of four.");
 }
 
-export const concurrency = whole(1, 4096);
+export const concurrency = integerFlag(1, 4096);
 
 export function addBatch(program: Command): void {
   const command = program
@@ -122,10 +122,10 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
     started = performance.now();
     const folder = await ResultsFolder.open(flags.out, flags.shard).catch(writingFailed(flags.out));
     results = folder.results;
-    let progress: RateProgress | undefined;
+    let progress: RecordProgress | undefined;
     try {
       const total = context.quiet ? undefined : await jobs.count?.();
-      progress = startRate(context, total && shareOf(total, flags.shard));
+      progress = startRecords(context, total && shareOf(total, flags.shard));
       await runBatch(model, jobs.read(), folder, {
         shard: flags.shard,
         defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
@@ -137,7 +137,7 @@ async function batch(path: string, flags: BatchFlags, context: Context): Promise
         onRecord: (outcome, line) => {
           counts[outcome]++;
           firstFailed ??= line;
-          progress?.advance(outcome);
+          progress?.step(outcome);
         },
       }).catch(writingFailed(flags.out));
     } finally {

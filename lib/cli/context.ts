@@ -29,7 +29,7 @@ export async function runCommand(
     controller.abort(new Interrupted(exitCode));
   };
   const onInterrupt = interrupt(ExitCode.interrupted);
-  const onTerminate = interrupt(143);
+  const onTerminate = interrupt(ExitCode.terminated);
   process.on("SIGINT", onInterrupt);
   process.on("SIGTERM", onTerminate);
   try {
@@ -73,7 +73,10 @@ function describe(error: unknown): { code: string; message: string } {
   return { code: typeof code === "string" ? code : "INTERNAL", message: error.message };
 }
 
+/** Whether standard error is for errors alone. */
+export const isSilent = ({ quiet, json }: Context): boolean => quiet || json;
+
 /** A line for people, on standard error. */
 export function note(context: Context, line: string): void {
-  if (!context.quiet && !context.json) process.stderr.write(`unifluid: ${line}\n`);
+  if (!isSilent(context)) process.stderr.write(`unifluid: ${line}\n`);
 }

@@ -21,7 +21,7 @@ import {
   writeFileOutput,
   writeJson,
 } from "./output.js";
-import { startProgress } from "./progress.js";
+import { startDrawing } from "./progress.js";
 import { type NamedInput, Outcomes } from "./several.js";
 
 export interface DrawFlags extends ModelFlags, OutputFlags, DrawOptions {
@@ -87,12 +87,12 @@ async function drawAll(
   const labelOf = (drawing: Drawing, index: number) =>
     `${drawing.label} (${seedOfItem(seed, index)})`;
   if (grid !== undefined) checkContactSheet([...each()].map(labelOf), imageFormatOf(grid));
-  const progress = startProgress(context, count * (model.info.image?.grid ?? 0) ** 2);
+  const progress = startDrawing(context, count * (model.info.image?.grid ?? 0) ** 2);
   const draw = async (drawing: Drawing, index: number, ends: AbortSignal) => {
     const own = { ...options, seed: seedOfItem(seed, index), signal: ends };
     let image: Image | undefined;
     for await (const step of drawing.start(model, own)) {
-      progress.advance();
+      progress.step();
       image = step.image;
     }
     return { image: image!, bytes: await image!.toBuffer(format) };

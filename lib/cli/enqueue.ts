@@ -12,9 +12,9 @@ import { parseSeed } from "../seed.js";
 import { addInputFormat, openJobs, recordOptions } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand, tell } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
-import { addFlags, JOB_FLAGS, whole } from "./flags.js";
+import { addFlags, integerFlag, JOB_FLAGS } from "./flags.js";
 import { STANDARD, writeJson } from "./output.js";
-import { type RateProgress, startRate } from "./progress.js";
+import { type RecordProgress, startRecords } from "./progress.js";
 import { addQueueFlags, type QueueFlags, withQueue } from "./queue.js";
 
 /** Seconds after SIGTERM in which what was read may still be sent. */
@@ -35,7 +35,12 @@ export function addEnqueue(program: Command): void {
       "--run <name>",
       "name of this run and its results folder (default: from the file's name, its content and the options)",
     )
-    .option("--attempts <n>", "how often a job with transient errors is tried", whole(1, 100), 5);
+    .option(
+      "--attempts <n>",
+      "how often a job with transient errors is tried",
+      integerFlag(1, 100),
+      5,
+    );
   addInputFormat(addQueueFlags(command));
   addFlags(command, ...JOB_FLAGS, "jsonCounts", "quiet").action(
     (jobs: string, flags: EnqueueFlags) =>
@@ -51,10 +56,10 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
     throw new UsageError("expected letters, digits, '.', '_' or '-' as the name of --run");
   }
   const counts = { queued: 0, failed: 0 };
-  let progress: RateProgress | undefined;
+  let progress: RecordProgress | undefined;
   const fill = async (queue: RecordQueue, reading: AbortSignal) => {
     const total = context.quiet ? undefined : await jobs.count?.();
-    progress = startRate(context, total);
+    progress = startRecords(context, total);
     await enqueueRecords(queue, jobs.read(reading), {
       run,
       defaults: { options: recordOptions(flags), seed: parseSeed(flags.seed ?? 0) },
@@ -62,14 +67,14 @@ async function enqueue(path: string, flags: EnqueueFlags, context: Context): Pro
       signal: context.signal,
       onQueued: () => {
         counts.queued++;
-        progress?.advance("done");
+        progress?.step("done");
       },
       onRefused: (error, { index, line }) => {
         counts.failed++;
         progress?.clear();
         // No result will tell of it.
         tell(error, context.json, { record: index, line });
-        progress?.advance("failed");
+        progress?.step("failed");
       },
     });
   };

@@ -10,10 +10,10 @@ import { parseSeed } from "../seed.js";
 import { type Context, type OutputFlags, runCommand } from "./context.js";
 import { lossRows, sceneRows } from "./eval-tables.js";
 import { UsageError } from "./exit-codes.js";
-import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
+import { addFlags, integerFlag, OUTPUT_FLAGS, someOf } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { checkFilesOutput, write, writeFileOutput, writeJson } from "./output.js";
-import { startRate } from "./progress.js";
+import { startRecords } from "./progress.js";
 import { formatTable } from "./tables.js";
 
 interface EvalFlags extends Omit<ModelFlags, "model">, OutputFlags {
@@ -49,7 +49,7 @@ export function addEval(program: Command): void {
     .option(
       "--scenes <n>",
       `suite scenes: scenes per part (default: ${DEFAULT_SCENES})`,
-      whole(1, 100_000),
+      integerFlag(1, 100_000),
     )
     .option("--only <list>", `suite scenes: some of ${SUITE_PARTS.join(",")}`, someOf(SUITE_PARTS))
     .option(
@@ -60,7 +60,7 @@ export function addEval(program: Command): void {
     .option(
       "--timesteps <n>",
       "suite loss: timesteps at which each image token is tried (default: 4)",
-      whole(1, 1000),
+      integerFlag(1, 1000),
     )
     .option(
       "--cache <folder>",
@@ -101,11 +101,11 @@ async function evaluateSuite(model: string, seed: bigint, flags: EvalFlags, cont
     throw new UsageError("--features belongs to the part frechet, which --only leaves out");
   const settings = { scenes, seed, steps, guidance, order, only };
   const measure = async (loaded: UniFluid, features?: UniFluid) => {
-    const progress = startRate(context, itemsOf(settings));
-    const onItem = () => progress.advance("done");
+    const progress = startRecords(context, itemsOf(settings));
+    const onItem = () => progress.step("done");
     const options = { ...settings, features, signal: context.signal, onItem };
     const report = await evaluateScenes(loaded, options).finally(() => progress.stop());
-    await tell({ model, ...report }, sceneRows(report), flags, context);
+    await writeReport({ model, ...report }, sceneRows(report), flags, context);
   };
   await withModel({ ...flags, model }, context.signal, (loaded) =>
     flags.features === undefined
@@ -122,7 +122,7 @@ async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, con
   // They are computed as training computes them.
   if (flags.dtype !== "auto") throw new UsageError("--dtype is an option of the suite scenes");
   const { evaluateLoss } = await import("../evaluate/loss-suite.js");
-  const progress = startRate(context, undefined);
+  const progress = startRecords(context, undefined);
   const report = await evaluateLoss(model, {
     manifests,
     seed,
@@ -133,12 +133,12 @@ async function evaluateLosses(model: string, seed: bigint, flags: EvalFlags, con
     cache: cache === undefined ? undefined : resolve(cache),
     maxMemory,
     signal: context.signal,
-    onRecord: () => progress.advance("done"),
+    onRecord: () => progress.step("done"),
   }).finally(() => progress.stop());
-  await tell({ model, ...report }, lossRows(report), flags, context);
+  await writeReport({ model, ...report }, lossRows(report), flags, context);
 }
 
-async function tell(
+async function writeReport(
   report: object,
   rows: readonly (readonly [string, string])[],
   { out }: EvalFlags,

@@ -22,6 +22,8 @@ export const ExitCode = {
   diverged: 8,
   /** Ctrl-C. */
   interrupted: 130,
+  /** SIGTERM. */
+  terminated: 143,
 } as const;
 
 /** For `--help`. */

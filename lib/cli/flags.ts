@@ -21,7 +21,7 @@ function mebibytes(text: string): number {
 }
 
 /** A count of this program's own; the library checks the ranges of what it takes. */
-export const whole = (least: number, most: number) => (text: string) => {
+export const integerFlag = (least: number, most: number) => (text: string) => {
   const value = Number(text);
   if (text.trim() !== "" && Number.isSafeInteger(value) && value >= least && value <= most)
     return value;
@@ -130,7 +130,7 @@ const FLAGS = {
       number,
     ),
   n: () =>
-    new Option("-n, --n <count>", "images per prompt").argParser(whole(1, 10_000)).default(1),
+    new Option("-n, --n <count>", "images per prompt").argParser(integerFlag(1, 10_000)).default(1),
   format: () =>
     new Option("--format <format>", "format on standard output; files have their extension's")
       .choices(IMAGE_FORMATS)

@@ -4,6 +4,7 @@ import { access, constants, readdir, stat } from "node:fs/promises";
 import { basename, dirname, extname, resolve, sep } from "node:path";
 import { makeFolder } from "../files.js";
 import { jsonLine } from "../json-line.js";
+import { systemCode } from "../system-code.js";
 import { writeWhole } from "../write-whole.js";
 import { tell } from "./context.js";
 import { ExitCode, OutputError, UsageError } from "./exit-codes.js";
@@ -98,7 +99,7 @@ export async function writeFileOutput(out: string, bytes: Uint8Array): Promise<v
 export const writingFailed =
   (...folders: readonly string[]) =>
   (error: NodeJS.ErrnoException & { dest?: string }) => {
-    if (typeof error.errno !== "number") throw error;
+    if (systemCode(error) === undefined) throw error;
     // A copy has two.
     const paths = [error.path, error.dest].flatMap((path) => path ?? []).map((p) => resolve(p));
     const isMeant = (folder: string) => {

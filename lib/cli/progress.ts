@@ -1,25 +1,31 @@
-/** A progress bar on standard error, for people only. */
+/** Progress on standard error, for people only. */
 
 import { Presets, SingleBar } from "cli-progress";
 import type { RecordOutcome } from "../jobs/run.js";
-import type { Context } from "./context.js";
+import type { Metrics } from "../train/run-folder.js";
+import { type Context, isSilent, note } from "./context.js";
 
-export interface Progress {
-  /** One more image token is drawn. */
-  advance(): void;
-  /** Makes room for a line on the terminal; the next token draws the bar again. */
+/** Progress of work, told on standard error. `Step`: what each step tells of itself. */
+export interface Progress<Step extends unknown[]> {
+  step(...step: Step): void;
+  /** Makes room for a line on the terminal; the next step draws the bar again. */
   clear(): void;
   stop(): void;
 }
 
-const NONE: Progress = { advance() {}, clear() {}, stop() {} };
+export type RecordProgress = Progress<[RecordOutcome]>;
+
+const SILENT: Progress<unknown[]> = { step() {}, clear() {}, stop() {} };
+
+/** Milliseconds between two lines of progress where there is no terminal. */
+const LINE_EVERY = { records: 10_000, training: 30_000 };
 
 /**
  * A bar on the terminal that makes room for lines. To remove a bar, cli-progress goes back to where the cursor was when
  * that bar began, and clears the line: one that was written since. So a bar ends before a line, and the next step begins
  * another. `format` has `{bar}` and `{text}`.
  */
-export function openBar(format: string) {
+function openBar(format: string) {
   const bar = new SingleBar(
     {
       format,
@@ -53,14 +59,14 @@ export function openBar(format: string) {
 }
 
 /** A bar of `total` image tokens, unless standard error is no terminal or silence was asked for. */
-export function startProgress(context: Context, total: number): Progress {
-  if (context.quiet || context.json || !process.stderr.isTTY) return NONE;
+export function startDrawing(context: Context, total: number): Progress<[]> {
+  if (isSilent(context) || !process.stderr.isTTY) return SILENT;
   const started = performance.now();
   let done = 0;
   const bar = openBar("drawing {bar} {text}");
   bar.show(0, total, `0/${total} tokens`);
   return {
-    advance() {
+    step() {
       done++;
       const seconds = (performance.now() - started) / 1000;
       const left = duration((seconds / done) * (total - done));
@@ -71,22 +77,12 @@ export function startProgress(context: Context, total: number): Progress {
   };
 }
 
-export interface RateProgress {
-  advance(outcome: RecordOutcome): void;
-  /** Makes room for a line on the terminal. */
-  clear(): void;
-  stop(): void;
-}
-
-/** Milliseconds between two lines of progress where there is no terminal. */
-const LINE_EVERY = 10_000;
-
 /**
  * Progress over many records: a bar with rate and time left on a terminal, a line now and then elsewhere,
  * nothing where silence was asked for. `total` may be unknown.
  */
-export function startRate(context: Context, total: number | undefined): RateProgress {
-  if (context.quiet || context.json) return { advance() {}, clear() {}, stop() {} };
+export function startRecords(context: Context, total: number | undefined): RecordProgress {
+  if (isSilent(context)) return SILENT;
   const counts: Record<RecordOutcome, number> = {
     done: 0,
     failed: 0,
@@ -106,10 +102,10 @@ export function startRate(context: Context, total: number | undefined): RateProg
     return `${now + skipped}${of}${bad}, ${rate.toFixed(1)} a second${left}`;
   };
   if (!process.stderr.isTTY) {
-    const timer = setInterval(() => process.stderr.write(`unifluid: ${text()}\n`), LINE_EVERY);
+    const timer = setInterval(() => note(context, text()), LINE_EVERY.records);
     timer.unref();
     return {
-      advance: (outcome) => void counts[outcome]++,
+      step: (outcome) => void counts[outcome]++,
       clear() {},
       stop: () => clearInterval(timer),
     };
@@ -118,10 +114,45 @@ export function startRate(context: Context, total: number | undefined): RateProg
   let records = 0;
   bar.show(0, total ?? 1, "");
   return {
-    advance: (outcome) => {
+    step: (outcome) => {
       counts[outcome]++;
       bar.show(++records, total ?? 1, text());
     },
+    clear: () => bar.clear(),
+    stop: () => bar.stop(),
+  };
+}
+
+/** A bar with loss, speed and time left on a terminal, a line now and then elsewhere. */
+export function startTraining(context: Context): Progress<[metrics: Metrics, total: number]> {
+  if (isSilent(context)) return SILENT;
+  const number = (v: number | null | undefined) => v?.toFixed(4) ?? "-";
+  const timeLeft = startTimeLeft();
+  const text = (m: Metrics, total: number) => {
+    const seconds = timeLeft(m, total);
+    const left = seconds === undefined ? "" : `, ${duration(seconds)} left`;
+    const losses =
+      m.psnr === undefined
+        ? `image ${number(m.imageLoss)}, text ${number(m.textLoss)}`
+        : `loss ${number(m.loss)}, ${m.psnr.toFixed(1)} dB`;
+    const broken = m.brokenRecords ? `, ${m.brokenRecords} broken records` : "";
+    return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second${left}${broken}`;
+  };
+  if (!process.stderr.isTTY) {
+    let last = 0;
+    return {
+      step(m: Metrics, total: number) {
+        if (performance.now() - last < LINE_EVERY.training && m.step < total) return;
+        last = performance.now();
+        note(context, `step ${m.step} of ${total}: ${text(m, total)}`);
+      },
+      clear() {},
+      stop() {},
+    };
+  }
+  const bar = openBar("{bar} {value}/{total} {text}");
+  return {
+    step: (m: Metrics, total: number) => bar.show(m.step, total, text(m, total)),
     clear: () => bar.clear(),
     stop: () => bar.stop(),
   };

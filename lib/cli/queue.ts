@@ -1,10 +1,8 @@
 /** `unifluid queue`: what is in a queue, and what became of its jobs. */
 
-import { readdir, readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { readFile } from "node:fs/promises";
 import type { Command } from "commander";
 import { onAbort, orAborted } from "../abort.js";
-import { QueueUnreachableError } from "../errors.js";
 import type { RecordQueue } from "../queue/queue.js";
 import { type OutputFlags, runCommand } from "./context.js";
 import { UsageError } from "./exit-codes.js";
@@ -41,7 +39,9 @@ export async function withQueue<T>(
   use: (queue: RecordQueue) => Promise<T>,
   grace = 0,
 ): Promise<T> {
-  const { checkQueueName, checkRedis, parseRedisUrl } = await import("../queue/connection.js");
+  const { checkQueueName, checkRedis, isRefusal, parseRedisUrl, refusal } = await import(
+    "../queue/connection.js"
+  );
   const { closeAtOnce, openQueue } = await import("../queue/queue.js");
   const redis = parseRedisUrl(queueUrl(flags));
   checkQueueName(flags.queueName);
@@ -56,9 +56,7 @@ export async function withQueue<T>(
   try {
     return await orAborted(() => use(queue), late.signal);
   } catch (error) {
-    if (!isRefusal(error)) throw error;
-    const message = `the Redis server refuses ${redis.name}: ${error.message}`;
-    throw new QueueUnreachableError(message, { cause: error });
+    throw isRefusal(error) ? refusal(redis.name, error) : error;
   } finally {
     off();
     clearTimeout(timer);
@@ -66,10 +64,6 @@ export async function withQueue<T>(
     else await queue.close();
   }
 }
-
-/** Whether the server answered with an error: it has no memory left, say, or the user may not do this. */
-const isRefusal = (error: unknown): error is Error =>
-  error instanceof Error && error.name === "ReplyError";
 
 export function addQueue(program: Command): void {
   const queue = program.command("queue").description("inspect a queue and its results");
@@ -116,10 +110,9 @@ export function addQueue(program: Command): void {
 }
 
 async function results(folder: string): Promise<void> {
-  const names = await readdir(folder).catch((error: Error) => {
+  const { resultFiles } = await import("../queue/results.js");
+  const files = await resultFiles(folder).catch((error: Error) => {
     throw new UsageError(`cannot read the results: ${error.message}`);
   });
-  const numbered = names.filter((name) => /^\d{7,}\.json$/.test(name));
-  numbered.sort((a, b) => Number.parseInt(a, 10) - Number.parseInt(b, 10));
-  for (const name of numbered) await write(await readFile(join(folder, name), "utf8"));
+  for (const file of files) await write(await readFile(file, "utf8"));
 }

@@ -1,7 +1,7 @@
 /** `unifluid scenes`: a data set of drawn scenes with captions, questions and edits. */
 
 import { type Command, Option } from "commander";
-import { TASKS, type TemplateTask } from "../prompts.js";
+import { TEMPLATE_TASKS, type TemplateTask } from "../prompts.js";
 import {
   PAIR_RULES,
   type PairRule,
@@ -12,9 +12,9 @@ import {
 } from "../scenes/world.js";
 import { parseSeed } from "../seed.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
-import { addFlags, OUTPUT_FLAGS, someOf, whole } from "./flags.js";
+import { addFlags, integerFlag, OUTPUT_FLAGS, someOf } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
-import { startRate } from "./progress.js";
+import { startRecords } from "./progress.js";
 
 interface ScenesFlags extends OutputFlags {
   out: string;
@@ -40,9 +40,9 @@ export function addScenes(program: Command): void {
       "-o, --out <folder>",
       "folder to create: images/ and a manifest per task, or shards",
     )
-    .option("--count <n>", "number of scenes", whole(1, 10_000_000), 1000);
+    .option("--count <n>", "number of scenes", integerFlag(1, 10_000_000), 1000);
   addFlags(command, "scenesSeed")
-    .option("--size <pixels>", "pixels along each side", whole(16, 4096), 64)
+    .option("--size <pixels>", "pixels along each side", integerFlag(16, 4096), 64)
     .addOption(
       new Option("--split <name>", "data set split; each has its own random streams")
         .choices(SPLITS)
@@ -56,16 +56,18 @@ export function addScenes(program: Command): void {
         .choices(PAIR_RULES)
         .default("exclude"),
     )
-    .option("--min-objects <n>", "minimum objects per scene, 1 to 3", whole(1, 3), 1)
+    .option("--min-objects <n>", "minimum objects per scene, 1 to 3", integerFlag(1, 3), 1)
     .addOption(
       new Option("--with-shape <shape>", "only scenes with one of this shape").choices(SHAPES),
     )
-    .option("--tasks <list>", "tasks to write records for", someOf(TASKS), [...TASKS])
+    .option("--tasks <list>", "tasks to write records for", someOf(TEMPLATE_TASKS), [
+      ...TEMPLATE_TASKS,
+    ])
     .option("--short-prompts", "only prompts without sizes and background")
     .option(
       "--shards <n>",
       "write this many tar shards (WebDataset) per task instead of images and manifests",
-      whole(1, 999_999),
+      integerFlag(1, 999_999),
     );
   addFlags(command, ...OUTPUT_FLAGS).action((flags: ScenesFlags) =>
     runCommand(flags, (context) => scenes(flags, context)),
@@ -89,12 +91,12 @@ async function scenes(flags: ScenesFlags, context: Context): Promise<void> {
     shortPrompts,
     shards,
   };
-  const progress = startRate(context, count);
+  const progress = startRecords(context, count);
   try {
     await writeDataset(out, {
       ...data,
       signal: context.signal,
-      onScene: () => progress.advance("done"),
+      onScene: () => progress.step("done"),
     }).catch(writingFailed(out));
   } finally {
     progress.stop();

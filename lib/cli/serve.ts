@@ -4,11 +4,10 @@ import { readFile } from "node:fs/promises";
 import type { AddressInfo } from "node:net";
 import { isIP } from "node:net";
 import { type Command, Option } from "commander";
-import { MAX_PIXELS } from "../image-input.js";
-import type { ServerOptions } from "../server/options.js";
+import { SERVER_COUNTS, SERVER_DEFAULTS, type ServerOptions } from "../server/options.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { UsageError } from "./exit-codes.js";
-import { addFlags, MODEL_FLAGS, whole } from "./flags.js";
+import { addFlags, integerFlag, MODEL_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 
 interface ServeFlags extends ModelFlags, OutputFlags {
@@ -37,7 +36,16 @@ interface ServeFlags extends ModelFlags, OutputFlags {
 
 /** A count of proxies, or their addresses with commas between. */
 const proxies = (text: string): number | string[] =>
-  /^\d+$/.test(text) ? whole(1, 100)(text) : text.split(",").map((address) => address.trim());
+  /^\d+$/.test(text) ? integerFlag(1, 100)(text) : text.split(",").map((address) => address.trim());
+/** An option whose range and default are the server's. */
+function serverCount(flag: string, description: string, name: keyof typeof SERVER_COUNTS): Option {
+  const { min, max } = SERVER_COUNTS[name];
+  return new Option(flag, description)
+    .argParser(integerFlag(min, max))
+    .default(SERVER_DEFAULTS[name]);
+}
+const MEBIBYTE = 2 ** 20;
+const mebibytes = integerFlag(1, SERVER_COUNTS.maxBodyBytes.max / MEBIBYTE);
 const collect = (value: string, list: string[]): string[] => [...list, value];
 
 export function addServe(program: Command): void {
@@ -45,33 +53,53 @@ export function addServe(program: Command): void {
     .command("serve")
     .description("serve a model over HTTP to OpenAI's clients, with a page to try it")
     .option("--host <address>", "address to listen on", "127.0.0.1")
-    .option("-p, --port <n>", "port to listen on; 0: any free one", whole(0, 65_535), 8080)
+    .option("-p, --port <n>", "port to listen on; 0: any free one", integerFlag(0, 65_535), 8080)
     .option("--api-keys <file>", "keys, one per line, reloaded on SIGHUP (or UNIFLUID_API_KEYS)")
-    .option("--max-sequences <n>", "requests that run at once", whole(1, 4096), 16)
-    .option("--max-queue <n>", "requests that may wait; more get 429", whole(0, 1e9), 64)
-    .option("--max-body <MiB>", "size per request", whole(1, 2047), 20)
-    .option("--max-pixels <n>", "pixels per image", whole(1, MAX_PIXELS), 16_000_000)
-    .option("--max-prompt-length <n>", "characters per prompt", whole(1, 1e7), 4000)
-    .option("--max-images <n>", "images per request", whole(1, 1000), 10)
-    .option("--max-steps <n>", "diffusion steps per request (default: the model's)", whole(1, 1e6))
+    .option("--max-sequences <n>", "requests that run at once", integerFlag(1, 4096), 16)
+    .option("--max-queue <n>", "requests that may wait; more get 429", integerFlag(0, 1e9), 64)
     .option(
-      "--stall-timeout <s>",
-      "seconds until a client that does not read is cut off",
-      whole(1, 86_400),
-      30,
+      "--max-body <MiB>",
+      "size per request",
+      mebibytes,
+      SERVER_DEFAULTS.maxBodyBytes / MEBIBYTE,
     )
-    .option("--request-timeout <s>", "seconds until a request is cancelled", whole(1, 86_400), 600)
-    .option(
-      "--rate-limit <n>",
-      "requests per minute and key, or address (default: unlimited)",
-      whole(1, 1e9),
+    .addOption(serverCount("--max-pixels <n>", "pixels per image", "maxPixels"))
+    .addOption(serverCount("--max-prompt-length <n>", "characters per prompt", "maxPromptLength"))
+    .addOption(serverCount("--max-images <n>", "images per request", "maxImages"))
+    .addOption(
+      serverCount(
+        "--max-steps <n>",
+        "diffusion steps per request (default: the model's)",
+        "maxSteps",
+      ),
+    )
+    .addOption(
+      serverCount(
+        "--stall-timeout <s>",
+        "seconds until a client that does not read is cut off",
+        "stallTimeout",
+      ),
+    )
+    .addOption(
+      serverCount(
+        "--request-timeout <s>",
+        "seconds until a request is cancelled",
+        "requestTimeout",
+      ),
+    )
+    .addOption(
+      serverCount(
+        "--rate-limit <n>",
+        "requests per minute and key, or address (default: unlimited)",
+        "rateLimit",
+      ),
     )
     .option("--cors-origin <origin>", "origin whose pages may call; repeatable", collect, [])
     .option("--allow-image-host <host>", "host to fetch images from; repeatable", collect, [])
     .option(
       "--drain-timeout <s>",
       "seconds running requests get after SIGTERM",
-      whole(0, 86_400),
+      integerFlag(0, 86_400),
       30,
     )
     .option(
@@ -139,7 +167,7 @@ function serverOptions(flags: ServeFlags, apiKeys: string[]): ServerOptions {
   const { maxPixels, maxPromptLength, maxImages, maxSteps, rateLimit } = flags;
   return {
     apiKeys,
-    maxBodyBytes: flags.maxBody * 2 ** 20,
+    maxBodyBytes: flags.maxBody * MEBIBYTE,
     maxPixels,
     maxPromptLength,
     maxImages,

@@ -2,7 +2,7 @@
 
 import type { Command } from "commander";
 import { note, type OutputFlags, runCommand } from "./context.js";
-import { addFlags, OUTPUT_FLAGS, whole } from "./flags.js";
+import { addFlags, integerFlag, OUTPUT_FLAGS } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
 
 interface TokenizerFlags extends OutputFlags {
@@ -22,7 +22,7 @@ export function addTokenizer(program: Command): void {
     .requiredOption(
       "--vocab <n>",
       "maximum tokens, 260 of them special tokens and bytes",
-      whole(LEAST, 1_000_000),
+      integerFlag(LEAST, 1_000_000),
     )
     .requiredOption("-o, --out <folder>", "folder to create, for init's --tokenizer");
   addFlags(command, ...OUTPUT_FLAGS).action((files: string[], flags: TokenizerFlags) =>

@@ -4,12 +4,11 @@ import { dirname } from "node:path";
 import type { Command } from "commander";
 import type { Device } from "../device.js";
 import type { RunConfig } from "../train/config.js";
-import type { Metrics } from "../train/run-folder.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { OutputError } from "./exit-codes.js";
 import { addFlags, OUTPUT_FLAGS } from "./flags.js";
 import { writeJson, writingFailed } from "./output.js";
-import { duration, openBar, type RateProgress, startRate, startTimeLeft } from "./progress.js";
+import { type RecordProgress, startRecords, startTraining } from "./progress.js";
 
 interface TrainFlags extends OutputFlags {
   out: string;
@@ -47,9 +46,6 @@ export function addPrepare(program: Command): void {
 
 const skipped = (records: number) =>
   `${records} broken ${records === 1 ? "record was" : "records were"} skipped`;
-
-/** Milliseconds between two lines of progress where there is no terminal. */
-const LINE_EVERY = 30_000;
 
 async function train(config: string, flags: TrainFlags, context: Context): Promise<void> {
   const { readRunConfig } = await import("../train/config.js");
@@ -108,41 +104,6 @@ const keepingFailed = (caches: readonly string[]) => (error: Error) => {
   });
 };
 
-/** A bar with loss, speed and time left on a terminal, a line now and then elsewhere. */
-function startTraining(context: Context) {
-  const number = (v: number | null | undefined) => v?.toFixed(4) ?? "-";
-  const timeLeft = startTimeLeft();
-  const text = (m: Metrics, total: number) => {
-    const seconds = timeLeft(m, total);
-    const left = seconds === undefined ? "" : `, ${duration(seconds)} left`;
-    const losses =
-      m.psnr === undefined
-        ? `image ${number(m.imageLoss)}, text ${number(m.textLoss)}`
-        : `loss ${number(m.loss)}, ${m.psnr.toFixed(1)} dB`;
-    const broken = m.brokenRecords ? `, ${m.brokenRecords} broken records` : "";
-    return `${losses}, ${m.examplesPerSecond.toFixed(0)} examples a second${left}${broken}`;
-  };
-  if (context.quiet || context.json) return { step() {}, clear() {}, stop() {} };
-  if (!process.stderr.isTTY) {
-    let last = 0;
-    return {
-      step(m: Metrics, total: number) {
-        if (performance.now() - last < LINE_EVERY && m.step < total) return;
-        last = performance.now();
-        note(context, `step ${m.step} of ${total}: ${text(m, total)}`);
-      },
-      clear() {},
-      stop() {},
-    };
-  }
-  const bar = openBar("{bar} {value}/{total} {text}");
-  return {
-    step: (m: Metrics, total: number) => bar.show(m.step, total, text(m, total)),
-    clear: () => bar.clear(),
-    stop: () => bar.stop(),
-  };
-}
-
 async function prepare(config: string, context: Context): Promise<void> {
   const { isAutoencoderRun, readRunConfig } = await import("../train/config.js");
   const { InvalidOptionError } = await import("../errors.js");
@@ -155,17 +116,17 @@ async function prepare(config: string, context: Context): Promise<void> {
       `${config} trains an autoencoder: there are no latents to compute ahead`,
     );
   const checkpoint = await readCheckpoint(await locateCheckpoint(run.model));
-  let progress: RateProgress | undefined;
+  let progress: RecordProgress | undefined;
   const batches = await Batches.open(checkpoint, run, (message) => {
     progress?.clear();
     note(context, message);
   });
   let pictures = 0;
-  progress = startRate(context, undefined);
+  progress = startRecords(context, undefined);
   try {
     const caches = await cachesOf(run);
     pictures = await batches
-      .prepare(() => progress?.advance("done"), context.signal)
+      .prepare(() => progress?.step("done"), context.signal)
       .catch(keepingFailed(caches))
       .catch(writingFailed(...caches));
   } finally {

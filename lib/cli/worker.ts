@@ -6,7 +6,7 @@ import type { ImageFormat } from "../image.js";
 import { concurrency } from "./batch.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { ExitCode, UsageError } from "./exit-codes.js";
-import { addFlags, MODEL_FLAGS, whole } from "./flags.js";
+import { addFlags, integerFlag, MODEL_FLAGS } from "./flags.js";
 import { type ModelFlags, withModel } from "./load.js";
 import { makeFolderOutput, writingFailed } from "./output.js";
 import { addQueueFlags, type QueueFlags, queueUrl } from "./queue.js";
@@ -21,7 +21,7 @@ interface WorkerFlags extends QueueFlags, ModelFlags, OutputFlags {
   untilEmpty?: boolean;
 }
 
-const seconds = whole(1, 86_400);
+const seconds = integerFlag(1, 86_400);
 
 export function addWorker(program: Command): void {
   const command = program

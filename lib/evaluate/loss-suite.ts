@@ -11,6 +11,7 @@ import type { CellOrder } from "../generation-config.js";
 import { defaultThreads } from "../load-options.js";
 import type { NativeTrainer, NativeTrainingSequence } from "../native.js";
 import { Random } from "../philox.js";
+import { systemCode } from "../system-code.js";
 import { ManifestSource } from "../train/manifest-source.js";
 import { createTrainer } from "../train/native-trainer.js";
 import { cacheFolder, Pictures } from "../train/pictures.js";
@@ -216,9 +217,7 @@ class Records {
 
 /** A figure is of all records or of none: a broken one ends the suite. */
 function blame({ name }: SourceRecord, error: unknown): never {
-  const known =
-    error instanceof UniFluidError || typeof (error as { errno?: unknown }).errno === "number";
-  if (!known) throw error;
+  if (!(error instanceof UniFluidError) && systemCode(error) === undefined) throw error;
   throw new TrainingDataError(`${name}: ${(error as Error).message}`, { cause: error });
 }
 

@@ -15,8 +15,17 @@ import { isFile, makeFolder } from "../files.js";
 import { expectNoFolder, fillNewFolder } from "../new-folder.js";
 import { Tokenizer } from "../tokenizer.js";
 import { initialize, noiseIsInput } from "./initialize.js";
+import type { Part } from "./part.js";
 import { modelSettings } from "./settings.js";
-import { openImage, openText, openVae, openVision, PARTS } from "./sources.js";
+import {
+  type ImageSource,
+  openImage,
+  openText,
+  openVae,
+  openVision,
+  PARTS,
+  type VisionSource,
+} from "./sources.js";
 import { refuseUnread } from "./unread.js";
 
 export interface InitOptions {
@@ -78,25 +87,46 @@ export async function initCheckpoint(
   options: InitOptions,
 ): Promise<Checkpoint> {
   const target = await expectNoFolder(out);
+  const plan = await planOf(configPath, options);
+  await fillNewFolder(target, async (beside) => {
+    await writeCheckpoint(beside, plan, options);
+    // Whatever does not fit shows here, before the directory appears.
+    await readCheckpoint(beside, options.signal);
+  });
+  return readCheckpoint(target);
+}
+
+/** What a fresh checkpoint will hold, and the models that parts of it come from; all of it fits together. */
+interface Plan {
+  text?: Part;
+  vision?: VisionSource;
+  image?: ImageSource;
+  vae: { source?: Part; config: object; tensors: ExpectedTensor[] };
+  /** Absent: the autoencoder alone. */
+  model?: { config: object; parsed: ModelConfig; tensors: ExpectedTensor[] };
+  tokenizerAt: string;
+}
+
+async function planOf(configPath: string, options: InitOptions): Promise<Plan> {
   const { vae: vaeFields = {}, ...given } = await readYaml(configPath);
   const at = (section: string) => `${configPath}: ${section}`;
   if (!isObject(vaeFields)) throw new InvalidConfigError(`expected a mapping for ${at("vae")}`);
   const text = options.text === undefined ? undefined : await openText(options.text);
   const vision = options.vision === undefined ? undefined : await openVision(options.vision);
   const image = options.image === undefined ? undefined : await openImage(options.image);
-  const taken =
+  const source =
     options.vae === undefined ? undefined : await openVae(options.vae, vaeFields, at("vae"));
-  if (!taken && Object.keys(vaeFields).length === 0)
+  if (!source && Object.keys(vaeFields).length === 0)
     throw new InvalidConfigError(`expected a mapping for vae in ${configPath}, or --vae`);
 
   const vaeConfig = {
     _class_name: "AutoencoderKL",
-    ...(taken ? taken.configUnder(vaeFields, at("vae")) : vaeFields),
+    ...(source ? source.configUnder(vaeFields, at("vae")) : vaeFields),
   };
   const readVae = Fields.of(vaeConfig, at("vae"));
   const vae = parseVaeConfig(readVae);
   refuseUnread(readVae, vaeFields, at("vae"));
-  taken?.match(vaeTensors(vae));
+  source?.match(vaeTensors(vae));
 
   const alone = Object.keys(given).length === 0 && !text && !vision && !image;
   const config: Record<string, unknown> = {
@@ -116,35 +146,53 @@ export async function initCheckpoint(
   const read = Fields.of(config, configPath);
   const parsed = alone ? undefined : parseModelConfig(read);
   if (parsed) refuseUnread(read, given, configPath);
-  const expected = parsed ? modelTensors(parsed) : [];
-  text?.match(expected.filter(({ name }) => PARTS.text.test(name)));
+  const tensors = parsed ? modelTensors(parsed) : [];
+  text?.match(tensors.filter(({ name }) => PARTS.text.test(name)));
   vision?.part.match(
-    expected.filter(({ name }) => PARTS.vision.test(name)),
+    tensors.filter(({ name }) => PARTS.vision.test(name)),
     PROJECTOR,
   );
-  image?.tokens.match(expected.filter(({ name }) => PARTS.tokens.test(name)));
-  image?.head.match(expected.filter(({ name }) => PARTS.head.test(name)));
+  image?.tokens.match(tensors.filter(({ name }) => PARTS.tokens.test(name)));
+  image?.head.match(tensors.filter(({ name }) => PARTS.head.test(name)));
   const tokenizerAt = await locateCheckpoint(options.tokenizer ?? options.text ?? "shapes-64");
   if (parsed) await checkTokenizer(join(tokenizerAt, "tokenizer.json"), parsed, configPath);
   if (parsed?.image) checkImageAgainstVae(parsed.image, vae, configPath);
+  return {
+    text,
+    vision,
+    image,
+    vae: { source, config: vaeConfig, tensors: vaeTensors(vae) },
+    model: parsed && { config, parsed, tensors },
+    tokenizerAt,
+  };
+}
 
-  const { seed, signal } = options;
+/** A tensor's values: of the part that is taken, or fresh. */
+function valuesFrom(
+  { text, vision, image, vae, model }: Plan,
+  { seed, signal }: InitOptions,
+): (tensor: ExpectedTensor) => Promise<Float32Array> {
+  const drawn = model?.parsed.image;
   const head =
-    parsed?.image && !parsed.image.flow
-      ? noiseIsInput(parsed.image.headWidth, parsed.image.tokenChannels, seed)
-      : undefined;
+    drawn && !drawn.flow ? noiseIsInput(drawn.headWidth, drawn.tokenChannels, seed) : undefined;
   const special: Record<string, Float32Array | undefined> = {
     "diffusion_head.input_proj.weight": head?.input,
     "diffusion_head.input_proj.bias": head?.bias,
     "diffusion_head.final_layer.linear.weight": head?.output,
   };
-  const parts = [text, vision?.part, image?.tokens, image?.head, taken];
-  const valuesOf = async (tensor: ExpectedTensor): Promise<Float32Array> => {
+  const parts = [text, vision?.part, image?.tokens, image?.head, vae.source];
+  return async (tensor) => {
     signal?.throwIfAborted();
     const part = parts.find((p) => p?.has(tensor.name));
     return part ? part.values(tensor) : (special[tensor.name] ?? initialize(tensor, seed, signal));
   };
-  const write = (path: string, tensors: readonly ExpectedTensor[]) =>
+}
+
+async function writeCheckpoint(folder: string, plan: Plan, options: InitOptions): Promise<void> {
+  const { text, vision, image, vae, model, tokenizerAt } = plan;
+  const at = (...names: string[]) => join(folder, ...names);
+  const valuesOf = valuesFrom(plan, options);
+  const writeTensors = (path: string, tensors: readonly ExpectedTensor[]) =>
     writeSafetensors(
       path,
       tensors
@@ -157,35 +205,24 @@ export async function initCheckpoint(
           bytes: async () => toBytes(await valuesOf(tensor)),
         })),
     );
-
-  await fillNewFolder(target, async (beside) => {
-    await makeFolder(join(beside, "vae"));
-    await write(join(beside, "vae", "diffusion_pytorch_model.safetensors"), vaeTensors(vae));
-    await writeFile(join(beside, "vae", "config.json"), json(vaeConfig));
-    if (parsed) {
-      await write(join(beside, "model.safetensors"), expected);
-      await writeFile(join(beside, "config.json"), json(config));
-      // A checkpoint needs no tokenizer_config.json: other programs read it.
-      for (const name of ["tokenizer.json", "tokenizer_config.json"])
-        if (await isFile(join(tokenizerAt, name)))
-          await copyFile(join(tokenizerAt, name), join(beside, name));
-      const side = parsed.vision?.imageSize;
-      const preprocessorAt = join(beside, "preprocessor_config.json");
-      if (vision?.preprocessor !== undefined)
-        await writeFile(preprocessorAt, json(vision.preprocessor));
-      else if (side !== undefined) await writeFile(preprocessorAt, json(preprocessor(side)));
-      const drawing = image
-        ? image.drawing
-        : { ...GENERATION.image, ...(parsed.image?.flow === false && FRESH_DDPM) };
-      await writeFile(
-        join(beside, "generation_config.json"),
-        json({ ...GENERATION, image: drawing }),
-      );
-    }
-    // Whatever does not fit shows here, before the directory appears.
-    await readCheckpoint(beside, signal);
-  });
-  return readCheckpoint(target);
+  await makeFolder(at("vae"));
+  await writeTensors(at("vae", "diffusion_pytorch_model.safetensors"), vae.tensors);
+  await writeFile(at("vae", "config.json"), json(vae.config));
+  if (!model) return;
+  await writeTensors(at("model.safetensors"), model.tensors);
+  await writeFile(at("config.json"), json(model.config));
+  // A checkpoint needs no tokenizer_config.json: other programs read it.
+  for (const name of ["tokenizer.json", "tokenizer_config.json"])
+    if (await isFile(join(tokenizerAt, name))) await copyFile(join(tokenizerAt, name), at(name));
+  const side = model.parsed.vision?.imageSize;
+  const preprocessorAt = at("preprocessor_config.json");
+  if (vision?.preprocessor !== undefined)
+    await writeFile(preprocessorAt, json(vision.preprocessor));
+  else if (side !== undefined) await writeFile(preprocessorAt, json(preprocessor(side)));
+  const drawing = image
+    ? image.drawing
+    : { ...GENERATION.image, ...(model.parsed.image?.flow === false && FRESH_DDPM) };
+  await writeFile(at("generation_config.json"), json({ ...GENERATION, image: drawing }));
 }
 
 /**

@@ -112,7 +112,7 @@ const RETURN = 0x0d;
  * The bytes of lines, without their ends. Unlike those of `node:readline` they end at line feeds alone: since Node 24
  * it also takes U+2028 and U+2029 for ends, which JSON may hold as they are.
  */
-export async function* lines(stream: Readable): AsyncGenerator<Buffer> {
+async function* lines(stream: Readable): AsyncGenerator<Buffer> {
   let rest: Buffer[] = [];
   let length = 0;
   const joined = () => {

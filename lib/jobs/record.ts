@@ -5,7 +5,8 @@ import { isAbsolute, resolve } from "node:path";
 import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
 import { IMAGE_SETTINGS, ORDERS, SCHEDULES, TEXT_SETTINGS } from "../generation-config.js";
-import { TASKS, type TemplateTask } from "../prompts.js";
+import { definedOf } from "../options.js";
+import { TEMPLATE_TASKS, type TemplateTask } from "../prompts.js";
 import { numeric, optional, seedField } from "../schema-fields.js";
 import { seedOfItem } from "../seed.js";
 import { nameOfRecord } from "./reader.js";
@@ -19,7 +20,7 @@ const recordSchema = z.strictObject({
         "expected 1 to 100 letters, digits, '.', '_' or '-', not beginning with '.'",
       ),
   ),
-  task: optional(z.enum(TASKS)),
+  task: optional(z.enum(TEMPLATE_TASKS)),
   prompt: optional(z.string().min(1)),
   image: optional(z.string().min(1)),
   question: optional(z.string().min(1)),
@@ -96,9 +97,9 @@ export function jobOf(value: unknown, index: number, defaults: JobDefaults, line
   }
   const names: readonly string[] =
     task === "generate" || task === "edit" ? DRAW_NAMES : WRITE_NAMES;
-  const given = { ...defaults.options, ...definedOf(record) };
-  const options = Object.fromEntries(
-    Object.entries(given).filter(([name, v]) => names.includes(name) && v !== undefined),
+  const given = { ...definedOf(defaults.options), ...definedOf(record) };
+  const options: Record<string, unknown> = Object.fromEntries(
+    Object.entries(given).filter(([name]) => names.includes(name)),
   );
   options.seed = record.seed ?? seedOfItem(defaults.seed, index);
   return {
@@ -109,10 +110,6 @@ export function jobOf(value: unknown, index: number, defaults: JobDefaults, line
     ...(record.image === undefined ? {} : { image: record.image }),
     options,
   };
-}
-
-function definedOf(record: JobRecord): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(record).filter(([, value]) => value !== undefined));
 }
 
 /** Where a job's image is, when relative paths start from `folder`. */
@@ -136,10 +133,4 @@ export function fingerprint(job: Job, means: readonly string[] = []): number {
     return value;
   });
   return createHash("sha256").update(text).digest().readUInt32LE(0) || 1;
-}
-
-/** The name of a job's picture: unique by the index, readable by the id. */
-export function pictureName(job: Job, extension: string): string {
-  const index = String(job.index).padStart(7, "0");
-  return `${index}${job.id === undefined ? "" : `-${job.id}`}.${extension}`;
 }

@@ -16,8 +16,8 @@ import {
   thisOwner,
 } from "../folder-lock.js";
 import { jsonLine } from "../json-line.js";
-import { HALF_WRITTEN_ENDING } from "../write-whole.js";
-import { lines } from "./reader.js";
+import { readJsonLines } from "../json-lines.js";
+import { halfWritten } from "./names.js";
 
 /** Which records are whose: record `i` belongs to shard `i mod count`. */
 export interface Shard {
@@ -65,8 +65,6 @@ export class DoneIndex {
 const MOST_RECORDS = 2 ** 28;
 
 const RESULTS = /^results(-\d+-of-\d+)?\.jsonl$/;
-/** A picture that was being written when its process was killed. */
-const HALF_WRITTEN = new RegExp(`^(\\d{7,})(-[\\w.-]+)?\\.(png|webp|jpe?g)${HALF_WRITTEN_ENDING}$`);
 
 const resultsName = ({ index, count }: Shard) =>
   count === 1 ? "results.jsonl" : `results-${index + 1}-of-${count}.jsonl`;
@@ -91,9 +89,10 @@ export class ResultsFolder {
     const lock = await lockShard(path, shard);
     try {
       const done = new DoneIndex();
+      const half = halfWritten();
       for (const name of await readdir(path)) {
         if (RESULTS.test(name)) await readResults(join(path, name), done);
-        const [, index] = HALF_WRITTEN.exec(name) ?? [];
+        const [, index] = half.exec(name) ?? [];
         if (index !== undefined && Number(index) % shard.count === shard.index) {
           await rm(join(path, name), { force: true });
         }
@@ -127,32 +126,18 @@ export class ResultsFolder {
   }
 }
 
+/** A line without an end is no result: `repairEnd` cuts it off. */
 async function readResults(path: string, done: DoneIndex): Promise<void> {
-  const file = await open(path, "r");
-  try {
-    for await (const line of lines(file.createReadStream())) {
-      const result = parseResult(line.toString());
-      if (!result) continue;
-      const failed = result.error !== undefined;
-      // The files come in the order of their names: an older one's failure may follow a success.
-      const before = done.get(result.index);
-      if (failed && before.fingerprint !== 0 && !before.failed) continue;
-      done.set(result.index, result.fingerprint, failed);
-    }
-  } finally {
-    await file.close().catch(() => {});
-  }
-}
-
-/** A line that a kill cut short is no result. */
-function parseResult(line: string): ResultLine | undefined {
-  try {
-    const result = JSON.parse(line) as ResultLine;
-    const whole = Number.isSafeInteger(result.index) && Number.isSafeInteger(result.fingerprint);
-    return whole && result.index >= 0 && result.index < MOST_RECORDS ? result : undefined;
-  } catch {
-    return undefined;
-  }
+  await readJsonLines(path, (line) => {
+    const { index, fingerprint, error } = line as ResultLine;
+    const numbers = Number.isSafeInteger(index) && Number.isSafeInteger(fingerprint);
+    if (!numbers || index < 0 || index >= MOST_RECORDS) return;
+    const failed = error !== undefined;
+    // The files come in the order of their names: an older one's failure may follow a success.
+    const before = done.get(index);
+    if (failed && before.fingerprint !== 0 && !before.failed) return;
+    done.set(index, fingerprint, failed);
+  });
 }
 
 /** Cuts off a last line that has no end. */

@@ -5,15 +5,9 @@ import { runAll } from "../bulk.js";
 import { endsModel, JobsChangedError, UniFluidError } from "../errors.js";
 import type { ImageFormat } from "../image.js";
 import type { UniFluid } from "../model.js";
+import { pictureName } from "./names.js";
 import { nameOfRecord, type RawRecord } from "./reader.js";
-import {
-  fingerprint,
-  imagePath,
-  type Job,
-  type JobDefaults,
-  jobOf,
-  pictureName,
-} from "./record.js";
+import { fingerprint, imagePath, type Job, type JobDefaults, jobOf } from "./record.js";
 import type { ResultLine, ResultsFolder, Shard } from "./results.js";
 
 /** What a job gave: a file that was written, or a text. */
@@ -78,7 +72,10 @@ export interface BatchOptions {
 export type RecordOutcome = "done" | "failed" | "doneBefore" | "failedBefore";
 
 /** A record that is still to be done: a job, or why it cannot be one. */
-type Task = { index: number; fingerprint: number } & ({ job: Job } | { error: UniFluidError });
+type PendingRecord = { index: number; fingerprint: number } & (
+  | { job: Job }
+  | { error: UniFluidError }
+);
 
 /**
  * Does what a folder of results lacks. Throws only what ends the whole run: an abort, a disk that takes no
@@ -95,18 +92,22 @@ export async function runBatch(
   // Other weights or another format would make other pictures than those that are there.
   const means = [basename(model.info.directory), format];
   const settings = { concurrency, ordered: false, stopOnError: true, signal };
-  const one = async (task: Task, _index: number, ends: AbortSignal): Promise<ResultLine> => {
+  const one = async (
+    record: PendingRecord,
+    _index: number,
+    ends: AbortSignal,
+  ): Promise<ResultLine> => {
     const started = performance.now();
-    const line = "job" in task ? describeJob(task.job) : {};
+    const line = "job" in record ? describeJob(record.job) : {};
     try {
-      if ("error" in task) throw task.error;
-      const outcome = await runJob(model, task.job, places, ends);
+      if ("error" in record) throw record.error;
+      const outcome = await runJob(model, record.job, places, ends);
       const milliseconds = Math.round(performance.now() - started);
-      return { ...head(task), ...line, ...outcome, milliseconds };
+      return { ...head(record), ...line, ...outcome, milliseconds };
     } catch (error) {
       // A file that cannot be written is the folder's trouble: every other record would share it.
       if (!(error instanceof UniFluidError) || endsRun(error)) throw error;
-      return { ...head(task), ...line, error: { code: error.code, message: error.message } };
+      return { ...head(record), ...line, error: { code: error.code, message: error.message } };
     }
   };
   for await (const { value } of runAll(pending(records, folder, means, options), one, settings)) {
@@ -116,7 +117,7 @@ export async function runBatch(
   }
 }
 
-const head = ({ index, fingerprint: mark }: Task) => ({ index, fingerprint: mark });
+const head = ({ index, fingerprint: mark }: PendingRecord) => ({ index, fingerprint: mark });
 /** What a result tells of its job, whatever became of it. */
 export const describeJob = ({ id, task, options }: Job) => ({
   ...(id === undefined ? {} : { id }),
@@ -134,18 +135,18 @@ async function* pending(
   folder: ResultsFolder,
   means: readonly string[],
   { shard, defaults, retryFailed, onRecord }: BatchOptions,
-): AsyncGenerator<Task> {
+): AsyncGenerator<PendingRecord> {
   for await (const record of records) {
     const { index } = record;
     if (index % shard.count !== shard.index) continue;
-    const task = taskOf(record, defaults, means);
+    const next = pendingOf(record, defaults, means);
     const before = folder.done.get(index);
     if (before.fingerprint === 0 || (before.failed && retryFailed)) {
-      yield task;
+      yield next;
     } else if (before.failed) {
       // It may have been mended since.
       onRecord("failedBefore");
-    } else if (before.fingerprint !== task.fingerprint) {
+    } else if (before.fingerprint !== next.fingerprint) {
       throw new JobsChangedError(
         `${nameOfRecord(index, record.line)} differs from the record whose result is in ${folder.path}: the jobs or the options have ` +
           "changed since; write to another folder",
@@ -156,7 +157,11 @@ async function* pending(
   }
 }
 
-function taskOf(record: RawRecord, defaults: JobDefaults, means: readonly string[]): Task {
+function pendingOf(
+  record: RawRecord,
+  defaults: JobDefaults,
+  means: readonly string[],
+): PendingRecord {
   const { index, line } = record;
   try {
     if ("error" in record) throw record.error;

@@ -71,6 +71,13 @@ export function checkQueueName(name: string): void {
     throw invalidOption("a name without ':'", "queue-name", name);
 }
 
+/** Whether the server answered with an error: it has no memory left, say, or the user may not do this. */
+export const isRefusal = (error: unknown): error is Error & { name: "ReplyError" } =>
+  error instanceof Error && error.name === "ReplyError";
+
+export const refusal = (name: string, cause: Error) =>
+  new QueueUnreachableError(`the Redis server refuses ${name}: ${cause.message}`, { cause });
+
 /** Throws `QUEUE_UNREACHABLE` unless the server answers, and has the database. */
 export async function checkRedis({ options, name }: RedisAddress): Promise<void> {
   const redis = new Redis({
@@ -92,12 +99,9 @@ export async function checkRedis({ options, name }: RedisAddress): Promise<void>
     if (options.db !== 0) await redis.select(options.db);
   } catch (error) {
     const cause = reason ?? (error as Error);
+    if (isRefusal(cause)) throw refusal(name, cause);
     const message = cause.message || (cause as NodeJS.ErrnoException).code;
-    const what =
-      cause.name === "ReplyError"
-        ? `the Redis server refuses ${name}`
-        : `no Redis server answers at ${name}`;
-    throw new QueueUnreachableError(`${what}: ${message}`, { cause });
+    throw new QueueUnreachableError(`no Redis server answers at ${name}: ${message}`, { cause });
   } finally {
     redis.disconnect();
   }

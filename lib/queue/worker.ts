@@ -7,12 +7,14 @@ import { onAbort } from "../abort.js";
 import { InvalidImageError, UniFluidError } from "../errors.js";
 import { isFolder, makeFolder } from "../files.js";
 import type { ImageFormat } from "../image.js";
+import { halfWritten, resultName } from "../jobs/names.js";
 import { type Job, jobOf } from "../jobs/record.js";
 import { describeJob, runJob } from "../jobs/run.js";
 import { jsonLine } from "../json-line.js";
 import { machinesFault } from "../machines-fault.js";
 import type { UniFluid } from "../model.js";
-import { HALF_WRITTEN_ENDING, writeWhole } from "../write-whole.js";
+import { systemCode } from "../system-code.js";
+import { writeWhole } from "../write-whole.js";
 import {
   openQueue,
   type QueuedRecord,
@@ -146,8 +148,8 @@ const IN_THE_WAY = new Set(["EEXIST", "EISDIR", "ENOTDIR", "ENOTEMPTY", "ENAMETO
 /** Whether a job failed since nothing can be written to the folder of results: so would all others here. */
 async function isOfFolder(error: unknown, out: string): Promise<boolean> {
   // Of images that cannot be read the library makes errors of its own.
-  const { errno, code = "" } = error as NodeJS.ErrnoException;
-  if (typeof errno !== "number") return false;
+  const code = systemCode(error);
+  if (code === undefined) return false;
   return !IN_THE_WAY.has(code) || !(await isFolder(out));
 }
 
@@ -196,7 +198,7 @@ async function doJob(
     throw new UnrecoverableError("INVALID_RECORD: not a job of this program");
   }
   const folder = join(options.out, run);
-  const file = resultFile(folder, index);
+  const file = join(folder, resultName(index));
   if (await needsNothing(file, queued)) return;
   try {
     await makeFolder(folder);
@@ -232,14 +234,10 @@ function isOurs({ run, index, fingerprint }: QueuedRecord): boolean {
   return RUN_NAME.test(run) && numbers;
 }
 
-const paddedIndex = (index: number): string => String(index).padStart(7, "0");
-const resultFile = (folder: string, index: number): string =>
-  join(folder, `${paddedIndex(index)}.json`);
-
 async function removeHalves(folder: string, index: number): Promise<void> {
-  const halves = new RegExp(`^${paddedIndex(index)}(-[\\w.-]+)?\\.\\w+${HALF_WRITTEN_ENDING}$`);
+  const half = halfWritten(index);
   for (const name of await readdir(folder)) {
-    if (halves.test(name)) await rm(join(folder, name), { force: true });
+    if (half.test(name)) await rm(join(folder, name), { force: true });
   }
 }
 
@@ -290,7 +288,7 @@ async function writeFailure(
   const { run, index } = data;
   if (!isOurs(data)) return;
   const folder = join(out, run);
-  const file = resultFile(folder, index);
+  const file = join(folder, resultName(index));
   if (await needsNothing(file, queued)) return;
   await makeFolder(folder);
   const [, code = "INTERNAL", message = error.message] =

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { finished, pipeline } from "node:stream/promises";
 import { type Pack, pack } from "tar-stream";
 import type { TemplateTask } from "../prompts.js";
+import { allSettled } from "../settled.js";
 
 /** A record of one task, which names its pictures. */
 export interface DatasetRecord {
@@ -62,9 +63,8 @@ export class ManifestWriter implements DatasetWriter {
     const pictures = scenes.flatMap(({ pictures }) =>
       [...pictures].map(([name, png]) => writeFile(join(this.folder, name), png)),
     );
-    // All of them, also where one fails: none may be made after `discard`.
-    await Promise.allSettled(pictures);
-    await Promise.all(pictures);
+    // None may be made after `discard`.
+    await allSettled(pictures);
     for (const { task, stream, written } of this.manifests) {
       const text = scenes.map(({ records }) => `${JSON.stringify(records[task])}\n`).join("");
       if (stream.write(text)) continue;

@@ -2,7 +2,7 @@
 import { InvalidOptionError } from "../errors.js";
 import { expectNoFolder, fillNewFolder } from "../new-folder.js";
 import { Random } from "../philox.js";
-import { TASKS, type TemplateTask } from "../prompts.js";
+import { TEMPLATE_TASKS, type TemplateTask } from "../prompts.js";
 import {
   type DatasetRecord,
   type DatasetWriter,
@@ -154,7 +154,7 @@ export async function writeDataset(folder: string, options: DatasetOptions): Pro
     seed: options.seed,
     split: options.split ?? "train",
     pairs: options.pairs ?? "exclude",
-    tasks: options.tasks ?? TASKS,
+    tasks: options.tasks ?? TEMPLATE_TASKS,
     shortPrompts: options.shortPrompts ?? false,
   };
   if (shards !== undefined && shards > count)

@@ -11,9 +11,9 @@ import {
   checkPrompt,
   logPrompt,
   refuseForm,
+  runRequest,
   type ServerContext,
   sentImage,
-  working,
 } from "./context.js";
 import { type ServerEvent, sendEvents } from "./events.js";
 import { HttpError } from "./http-error.js";
@@ -97,7 +97,7 @@ export function registerChat(app: FastifyInstance, context: ServerContext): void
     checkModel(context, body.model, question.task);
     checkPrompt(context, question.text, "messages");
     logPrompt(context, request, question.text);
-    return working(context, reply, async (signal) => {
+    return runRequest(context, reply, async (signal) => {
       const image = sent === undefined ? undefined : await bytesOf(context, sent, signal);
       const maxNewTokens = body.max_completion_tokens ?? body.max_tokens;
       const options: WriteOptions = {

@@ -74,7 +74,7 @@ export function checkPrompt(context: ServerContext, text: string, param: string)
  * Runs the work of a request. Its signal aborts when the client goes away, when the request has taken too
  * long and when the server must end.
  */
-export async function working<T>(
+export async function runRequest<T>(
   context: ServerContext,
   reply: FastifyReply,
   work: (signal: AbortSignal) => Promise<T>,

@@ -12,10 +12,10 @@ import {
   checkPrompt,
   logPrompt,
   refuseForm,
+  runRequest,
   type SentImage,
   type ServerContext,
   sentImage,
-  working,
 } from "./context.js";
 import { type ServerEvent, sendEvents } from "./events.js";
 import { HttpError } from "./http-error.js";
@@ -72,7 +72,7 @@ async function answer(
   // Decided here, so that the answer can tell it.
   const seed = parseSeed(body.seed);
   const options: DrawOptions = { seed, steps, guidance, temperature, order };
-  return working(context, reply, async (signal) => {
+  return runRequest(context, reply, async (signal) => {
     const kind = await prepare(signal);
     const details = {
       created_at: Math.floor(Date.now() / 1000),

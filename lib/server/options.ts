@@ -5,11 +5,13 @@ import type { NumberRange } from "../checkpoint/fields.js";
 import { MAX_PIXELS } from "../image-input.js";
 import {
   booleanOption,
+  definedOf,
   integerOption,
   invalidOption,
   optionsObject,
   stringOption,
 } from "../options.js";
+import { NAMED_NETWORKS } from "./proxies.js";
 
 export interface ServerOptions {
   /** Keys, of which a request must send one (`Authorization: Bearer KEY`). None: no key is needed. */
@@ -57,7 +59,7 @@ export interface ServerOptions {
 export type ServerSettings = Required<Omit<ServerOptions, "maxSteps" | "rateLimit" | "modelName">> &
   Pick<ServerOptions, "maxSteps" | "rateLimit" | "modelName">;
 
-const DEFAULTS: ServerSettings = {
+export const SERVER_DEFAULTS: ServerSettings = {
   apiKeys: [],
   maxBodyBytes: 20 * 2 ** 20,
   maxPixels: 16_000_000,
@@ -75,7 +77,7 @@ const DEFAULTS: ServerSettings = {
   page: true,
 };
 
-const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
+export const SERVER_COUNTS = {
   maxBodyBytes: { min: 1024, max: 2 ** 31 },
   maxPixels: { min: 1, max: MAX_PIXELS },
   maxPromptLength: { min: 1, max: 10_000_000 },
@@ -87,12 +89,9 @@ const COUNTS: Readonly<Partial<Record<keyof ServerOptions, NumberRange>>> = {
   requestTimeout: { min: 1, max: 86_400 },
   receiveTimeout: { min: 1, max: 86_400 },
   rateLimit: { min: 1, max: 1_000_000_000 },
-};
+} as const satisfies Partial<Record<keyof ServerOptions, NumberRange>>;
 const LISTS = ["apiKeys", "corsOrigins", "imageHosts"] as const;
 const SWITCHES = ["logPrompts", "page"] as const;
-
-/** Names of ranges of addresses that stand for themselves. */
-const RANGES = ["loopback", "linklocal", "uniquelocal"];
 
 /** An address, or a network as `10.0.0.0/8`. */
 function isNetwork(text: string): boolean {
@@ -107,11 +106,12 @@ function checkProxies(value: unknown): void {
     integerOption("trustProxy", value, { min: 0, max: 100 });
     return;
   }
+  const names = Object.keys(NAMED_NETWORKS);
   const known = (item: unknown) =>
-    typeof item === "string" && (RANGES.includes(item) || isNetwork(item));
+    typeof item === "string" && (names.includes(item) || isNetwork(item));
   if (!Array.isArray(value) || value.length === 0 || !value.every(known)) {
     throw invalidOption(
-      `a boolean, a number of proxies, or an array of addresses, networks and ${RANGES.join(", ")}`,
+      `a boolean, a number of proxies, or an array of addresses, networks and ${names.join(", ")}`,
       "trustProxy",
       value,
     );
@@ -120,9 +120,9 @@ function checkProxies(value: unknown): void {
 
 /** Throws `INVALID_OPTION`. */
 export function serverSettings(given: ServerOptions | undefined): ServerSettings {
-  const names = [...Object.keys(DEFAULTS), "maxSteps", "rateLimit", "modelName"];
+  const names = [...Object.keys(SERVER_DEFAULTS), "maxSteps", "rateLimit", "modelName"];
   const options = optionsObject(given, names as (keyof ServerOptions)[]);
-  for (const [name, range] of Object.entries(COUNTS)) {
+  for (const [name, range] of Object.entries(SERVER_COUNTS)) {
     const value = options[name as keyof ServerOptions];
     if (value !== undefined) integerOption(name, value, range);
   }
@@ -139,8 +139,5 @@ export function serverSettings(given: ServerOptions | undefined): ServerSettings
   }
   checkProxies(options.trustProxy);
   if (options.modelName !== undefined) stringOption("modelName", options.modelName);
-  const present = Object.fromEntries(
-    Object.entries(options).filter(([, value]) => value !== undefined),
-  );
-  return { ...DEFAULTS, ...present };
+  return { ...SERVER_DEFAULTS, ...definedOf(options) };
 }

@@ -8,7 +8,7 @@ import type { ServerSettings } from "./options.js";
 export type Trust = (address: string | undefined, hop: number) => boolean;
 
 /** Names that stand for networks. */
-const RANGES: Readonly<Record<string, readonly string[]>> = {
+export const NAMED_NETWORKS: Readonly<Record<string, readonly string[]>> = {
   loopback: ["127.0.0.0/8", "::1/128"],
   linklocal: ["169.254.0.0/16", "fe80::/10"],
   uniquelocal: ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"],
@@ -23,7 +23,7 @@ export function trustedProxies({ trustProxy }: ServerSettings): Trust {
     return (_address, hop) => hop < hops;
   }
   const list = new BlockList();
-  for (const network of trustProxy.flatMap((item) => RANGES[item] ?? [item])) {
+  for (const network of trustProxy.flatMap((item) => NAMED_NETWORKS[item] ?? [item])) {
     const [address, bits] = network.split("/") as [string, string?];
     const family = familyOf(address);
     list.addSubnet(address, Number(bits ?? (family === "ipv4" ? 32 : 128)), family);

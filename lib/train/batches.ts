@@ -80,8 +80,7 @@ export class Batches {
       };
       const workers = Array.from({ length: TOGETHER }, work);
       // Nobody goes on with a picture behind the end.
-      await Promise.allSettled(workers);
-      await Promise.all(workers);
+      await allSettled(workers);
     }
     return done.size;
   }

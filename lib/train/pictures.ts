@@ -16,11 +16,11 @@ import { decoding } from "../decoding.js";
 import { CheckpointNotFoundError, DisposedError, TrainingDataError } from "../errors.js";
 import { makeFolder } from "../files.js";
 import { type DecodedImage, decodeImage } from "../image-input.js";
+import { readJsonLines } from "../json-lines.js";
 import type { LoadOptions } from "../load-options.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
 import { allSettled } from "../settled.js";
 import { requireAbility } from "../tasks.js";
-import { readJsonLines } from "./json-lines.js";
 import { LatentEncoder } from "./latent-encoder.js";
 import { PicturePlaces, type Place } from "./picture-places.js";
 

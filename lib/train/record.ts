@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { InvalidRecordError } from "../errors.js";
 import type { Random } from "../philox.js";
-import { TASKS, type TemplateTask } from "../prompts.js";
+import { TEMPLATE_TASKS, type TemplateTask } from "../prompts.js";
 
 const text = z.string("expected a text").min(1, "expected a text that is not empty");
 const texts = z.union([text, z.array(text).min(1)], {
@@ -35,7 +35,7 @@ const recordSchema = z.discriminatedUnion(
   ],
   {
     error: ({ code }) =>
-      code === "invalid_union" ? `expected ${TASKS.join(" or ")}` : "expected an object",
+      code === "invalid_union" ? `expected ${TEMPLATE_TASKS.join(" or ")}` : "expected an object",
   },
 );
 

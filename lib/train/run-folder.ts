@@ -21,10 +21,11 @@ import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
 import { isThere, makeFolder } from "../files.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
+import { readJsonLines } from "../json-lines.js";
 import type { NativeTrainerState } from "../native.js";
 import { systemCode } from "../system-code.js";
+import { writeWhole } from "../write-whole.js";
 import type { RecordsSeen } from "./broken-records.js";
-import { readJsonLines } from "./json-lines.js";
 import type { Subject } from "./subject.js";
 
 /** A step's losses in a line of metrics.jsonl. */
@@ -199,12 +200,11 @@ export class RunFolder {
     if (first && !(await isThere(before))) await rename(this.former(first.until), before);
     for (const { until } of behind) await rm(this.former(until), { force: true });
     if (!changed) return;
-    await writeFile(`${this.settings}.partial`, settings);
     if (!first)
       await copyFile(this.settings, before, constants.COPYFILE_EXCL).catch((error) => {
         if (error.code !== "EEXIST") throw error;
       });
-    await rename(`${this.settings}.partial`, this.settings);
+    await writeWhole(this.settings, Buffer.from(settings));
   }
 
   /** Where settings are that were in force until a step. */

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { run } from "../../lib/cli/program";
-import { startRate } from "../../lib/cli/progress";
+import { startRecords } from "../../lib/cli/progress";
 import { Screen } from "../support/screen";
 
 let folder: string;
@@ -48,12 +48,12 @@ test("names of files stay, however the bar moves between them", async () => {
 });
 
 test("lines between the steps of a bar of records stay", () => {
-  const progress = startRate({ json: false, quiet: false, signal: AbortSignal.abort() }, 4);
+  const progress = startRecords({ json: false, quiet: false, signal: AbortSignal.abort() }, 4);
   for (const line of ["first", "second"]) {
-    progress.advance("done");
+    progress.step("done");
     progress.clear();
     process.stderr.write(`${line}\n`);
-    progress.advance("failed");
+    progress.step("failed");
   }
   expect(screen.lines.slice(0, 2)).toEqual(["first", "second"]);
   expect(screen.lines[2]).toMatch(/4 of 4, 2 failed/);

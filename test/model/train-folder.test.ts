@@ -18,6 +18,7 @@ import { stringify } from "yaml";
 import { Trainer, type TrainOptions } from "../../lib";
 import { thisOwner } from "../../lib/folder-lock";
 import { readRunConfig } from "../../lib/train/config";
+import { RunFolder } from "../../lib/train/run-folder";
 import { FIXTURES } from "../support/fixtures";
 import { Runs } from "../support/runs";
 
@@ -49,6 +50,14 @@ test("a folder has one trainer at a time, also where two begin at once", async (
   await trainer.close();
   await (await open("shared")).close();
   expect(await readdir(at("shared"))).toEqual(["checkpoints", "run.yaml", "samples"]);
+});
+
+test("settings that cannot be written leave nothing half-written", async () => {
+  const folder = await RunFolder.open(at("unwritable"));
+  await mkdir(folder.settings);
+  await expect(folder.goOnWith(3, "steps: 9\n", true)).rejects.toThrow(/EISDIR|ENOTSUP/);
+  await folder.close();
+  expect(await readdir(folder.path)).toEqual(["run.yaml"]);
 });
 
 test("the lock of a process that was killed is taken over, that of a living one is not", async () => {

@@ -3,6 +3,7 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { inflateSync } from "node:zlib";
 import {
   ExitCode,
   exitCodeOf,
@@ -10,7 +11,12 @@ import {
   OutputError,
   UsageError,
 } from "../../lib/cli/exit-codes.js";
-import { checkFilesOutput, numberedName, writeFileOutput } from "../../lib/cli/output.js";
+import {
+  checkFilesOutput,
+  numberedName,
+  writeFileOutput,
+  writingFailed,
+} from "../../lib/cli/output.js";
 import { run } from "../../lib/cli/program.js";
 import { formatBytes, formatCount, formatTable } from "../../lib/cli/tables.js";
 import { errorClass, errorCodes, UniFluidError } from "../../lib/errors.js";
@@ -77,7 +83,11 @@ describe.each([
     ],
     [
       "a full disk",
-      Object.assign(new Error("ENOSPC: no space"), { code: "ENOSPC", errno: -28 }),
+      Object.assign(new Error("ENOSPC: no space"), {
+        code: "ENOSPC",
+        errno: -28,
+        syscall: "write",
+      }),
       "OUTPUT: cannot write to few: ENOSPC: no space",
     ],
   ])("%s is told as what it is", async (_, error, message) => {
@@ -143,6 +153,22 @@ test("the rate of a batch is that of its jobs, without the loading of the model"
     clock.mockRestore();
     rmSync(folder, { recursive: true });
   }
+});
+
+test("what the file system says of a folder of results is of the output, and what zlib says of data is not", () => {
+  const thrownBy = (work: () => unknown): Error => {
+    try {
+      work();
+    } catch (error) {
+      return error as Error;
+    }
+    throw new Error("nothing was thrown");
+  };
+  const folder = join(tmpdir(), "unifluid-output-none");
+  const told = (error: Error) => thrownBy(() => writingFailed(folder)(error));
+  expect(told(thrownBy(() => mkdirSync(join(folder, "x"))))).toMatchObject({ code: "OUTPUT" });
+  const damaged = thrownBy(() => inflateSync(Buffer.of(1, 2, 3)));
+  expect(told(damaged)).toBe(damaged);
 });
 
 test("numbered names keep folder and extension", () => {

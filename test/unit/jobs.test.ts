@@ -9,8 +9,9 @@ import readline from "node:readline";
 import { PassThrough, Readable } from "node:stream";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { JobChecker } from "../../lib/jobs/check";
+import { halfWritten, pictureName, RESULT_NAME, resultName } from "../../lib/jobs/names";
 import { formatOf, type JobFormat, readRecords } from "../../lib/jobs/reader";
-import { fingerprint, imagePath, jobOf, pictureName } from "../../lib/jobs/record";
+import { fingerprint, imagePath, jobOf } from "../../lib/jobs/record";
 import { DoneIndex, ResultsFolder } from "../../lib/jobs/results";
 import { enqueueRecords, type QueuedRecord, type RecordQueue } from "../../lib/queue/queue";
 
@@ -114,6 +115,30 @@ describe("a record's task", () => {
   test("names are unique by the index and readable by the id", () => {
     expect(pictureName(job({ prompt: "a" }, 12), "png")).toBe("0000012.png");
     expect(pictureName(job({ prompt: "a", id: "cat.1" }, 12), "jpg")).toBe("0000012-cat.1.jpg");
+  });
+
+  test("names of half-written files are told from others, and those of a record from others'", () => {
+    const half = (index: number, id: string | undefined, extension: string) =>
+      `${pictureName({ index, id }, extension)}.0123abcd.tmp`;
+    for (const name of [
+      half(12, undefined, "png"),
+      half(12, "cat.1", "jpg"),
+      half(12, undefined, "json"),
+    ]) {
+      expect(halfWritten().exec(name)?.[1]).toBe("0000012");
+      expect(halfWritten(12).test(name)).toBe(true);
+      expect(halfWritten(1).test(name)).toBe(false);
+    }
+    for (const name of [
+      half(123, undefined, "png"),
+      "0000012.png",
+      resultName(12),
+      "0000012.txt.0123abcd.tmp",
+    ])
+      expect(halfWritten(12).test(name)).toBe(false);
+    expect([resultName(12), resultName(12_345_678)].every((name) => RESULT_NAME.test(name))).toBe(
+      true,
+    );
   });
 
   test("a fingerprint tells jobs apart, and not the order of their fields", () => {
@@ -357,6 +382,30 @@ describe("a folder of results", () => {
       );
     },
   );
+
+  test("a last line that lacks only its end is cut off, and its record is done again", async () => {
+    const [first, second] = [0, 1].map(
+      (index) => `{"index":${index},"fingerprint":${index + 5}}\n`,
+    );
+    writeFileSync(join(path, "results.jsonl"), `${first}${second!.trimEnd()}`);
+    const folder = await ResultsFolder.open(path, whole);
+    expect([0, 1].map((index) => folder.done.get(index).fingerprint)).toEqual([5, 0]);
+    await folder.close();
+    expect(readFileSync(join(path, "results.jsonl"), "utf8")).toBe(first);
+  });
+
+  test("long texts are remembered, and what is no result is passed over", async () => {
+    const folder = await ResultsFolder.open(path, whole);
+    await folder.write({ index: 0, fingerprint: 11, text: "long ".repeat(500_000) });
+    await folder.write({ index: 2 ** 28, fingerprint: 12 });
+    await folder.write({ index: -1, fingerprint: 12 });
+    await folder.write({ index: 1, fingerprint: 13 });
+    await folder.close();
+    const again = await ResultsFolder.open(path, whole);
+    expect([0, 1].map((index) => again.done.get(index).fingerprint)).toEqual([11, 13]);
+    expect([-1, 2 ** 28].map((index) => again.done.get(index).fingerprint)).toEqual([0, 0]);
+    await again.close();
+  });
 
   test("half-written pictures are removed, and only those of the shard", async () => {
     for (const name of [

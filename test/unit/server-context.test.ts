@@ -3,7 +3,7 @@
 import { EventEmitter } from "node:events";
 import { Readable } from "node:stream";
 import type { FastifyReply } from "fastify";
-import { type ServerContext, working } from "../../lib/server/context";
+import { runRequest, type ServerContext } from "../../lib/server/context";
 
 test("a stream whose reader left before it began is over at once", async () => {
   const active = new Set<AbortController>();
@@ -11,7 +11,7 @@ test("a stream whose reader left before it began is over at once", async () => {
   const raw = Object.assign(new EventEmitter(), { destroyed: false, writableFinished: false });
   const reply = { raw } as unknown as FastifyReply;
   let aborted = false;
-  await working(context, reply, async (signal) => {
+  await runRequest(context, reply, async (signal) => {
     raw.destroyed = true;
     raw.emit("close");
     aborted = signal.aborted;

@@ -1,11 +1,11 @@
 /** Files of JSON lines that a process appends to, read a piece at a time: they may be larger than the longest string. */
 import { open } from "node:fs/promises";
-import { isObject } from "../checkpoint/fields.js";
+import { isObject } from "./checkpoint/fields.js";
 
 const LINE_BREAK = 0x0a;
 const PIECE = 2 ** 20;
-/** Bytes of a line at most: what is longer was not written by this program. */
-const LONGEST = 2 ** 16;
+/** Bytes of a line at most: what is longer was not written by this program, whose texts may be long. */
+const LONGEST = 64 * 2 ** 20;
 
 /**
  * Calls `see` with each object and with the byte behind its line. Other lines are passed over, and so is a last one
@@ -18,24 +18,26 @@ export async function readJsonLines(
   const file = await open(path);
   try {
     const piece = Buffer.allocUnsafe(PIECE);
-    /** What was read of a line whose end was not, and where the next piece begins. */
-    let [begun, at] = [Buffer.alloc(0), 0];
-    for (;;) {
+    /** What was read of a line whose end was not. */
+    let [begun, length] = [[] as Buffer[], 0];
+    for (let at = 0; ; ) {
       const { bytesRead } = await file.read(piece, 0, PIECE, at);
       if (bytesRead === 0) return;
-      const bytes = Buffer.concat([begun, piece.subarray(0, bytesRead)]);
-      const first = at - begun.length;
-      at += bytesRead;
+      const bytes = piece.subarray(0, bytesRead);
       let start = 0;
       for (;;) {
         const end = bytes.indexOf(LINE_BREAK, start);
         if (end < 0) break;
-        const value = objectOf(bytes.subarray(start, end));
+        const value = objectOf(Buffer.concat([...begun, bytes.subarray(start, end)]));
+        [begun, length] = [[], 0];
         start = end + 1;
-        if (value) see(value, first + start);
+        if (value) see(value, at + start);
       }
+      at += bytesRead;
+      begun.push(Buffer.from(bytes.subarray(start)));
+      length += bytesRead - start;
       // The rest of a line that is too long is no JSON either.
-      begun = bytes.length - start > LONGEST ? Buffer.alloc(0) : bytes.subarray(start);
+      if (length > LONGEST) [begun, length] = [[], 0];
     }
   } finally {
     await file.close();
