@@ -500,11 +500,8 @@ Napi::Object error_object(Napi::Env env, const char* code, const char* message) 
 }
 
 Napi::Object error_object(Napi::Env env, const std::exception& error) {
-  if (const auto* known = dynamic_cast<const Error*>(&error))
-    return error_object(env, known->code(), known->what());
-  if (dynamic_cast<const std::bad_alloc*>(&error))
-    return error_object(env, error_code::kInsufficientMemory, "the system has no more memory");
-  return error_object(env, error_code::kInternal, error.what());
+  const auto [code, message] = describe(error);
+  return error_object(env, code, message);
 }
 
 }  // namespace unifluid::binding

@@ -1,7 +1,6 @@
 #include "core/engine.h"
 
 #include <chrono>
-#include <new>
 #include <system_error>
 #include <utility>
 
@@ -211,12 +210,8 @@ void Engine::take_inbox() {
 // Either its end is among the events and it is to be removed, or, where this throws for want of
 // memory, nothing has changed.
 void Engine::fail(uint64_t id, const std::exception& error) {
-  if (const auto* known = dynamic_cast<const Error*>(&error))
-    emit(id, ErrorEvent{known->code(), known->message()});
-  else if (dynamic_cast<const std::bad_alloc*>(&error))
-    emit(id, ErrorEvent{error_code::kInsufficientMemory, "the system has no more memory"});
-  else
-    emit(id, ErrorEvent{error_code::kInternal, error.what()});
+  const auto [code, message] = describe(error);
+  emit(id, ErrorEvent{code, message});
   try {
     remove(id);
   } catch (...) {
