@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -283,41 +282,56 @@ LoadOptions load_options(const Napi::Value& value) {
   return options;
 }
 
+static UnifiedLossOptions unified_loss_options(const Napi::Object& o) {
+  const std::string order = text(o, "order");
+  if (order != "random" && order != "raster") wrong("order", "random or raster");
+  UnifiedLossOptions options;
+  options.recompute = boolean(o, "recompute");
+  options.text_weight = real(o, "textWeight");
+  options.multiplier = integer(o, "batchMultiplier");
+  options.noise_weight_cap = real(o, "noiseWeightCap");
+  options.context_noise = real(o, "contextNoise");
+  options.raster = order == "raster";
+  return options;
+}
+
+static VaeLossOptions vae_loss_options(const Napi::Object& o) {
+  return {real(o, "klWeight"), real(o, "latentNoise")};
+}
+
+static OptimizerOptions optimizer_options(const Napi::Object& o) {
+  OptimizerOptions options;
+  options.beta1 = real(o, "beta1");
+  options.beta2 = real(o, "beta2");
+  options.epsilon = real(o, "epsilon");
+  options.weight_decay = real(o, "weightDecay");
+  options.clip_norm = real(o, "clipNorm");
+  options.ema_decay = real(o, "emaDecay");
+  return options;
+}
+
 TrainerSettings trainer_settings(const Napi::Value& value) {
   const Napi::Object o = object(value, "the options");
   TrainerSettings settings{};
   settings.resources = resources(o);
   TrainerOptions& t = settings.options;
-  const std::string compute = text(o, "compute"), order = text(o, "order");
+  const std::string compute = text(o, "compute");
   if (compute != "float32" && compute != "bfloat16") wrong("compute", "float32 or bfloat16");
-  if (order != "random" && order != "raster") wrong("order", "random or raster");
   t.bf16 = compute == "bfloat16";
   t.seed = seed(o, "seed");
-  t.loss.recompute = boolean(o, "recompute");
-  t.loss.text_weight = real(o, "textWeight");
-  t.loss.multiplier = integer(o, "batchMultiplier");
-  t.loss.noise_weight_cap = real(o, "noiseWeightCap");
-  t.loss.context_noise = real(o, "contextNoise");
-  t.loss.raster = order == "raster";
   const Napi::Array frozen = array(o, "frozen");
   for (uint32_t i = 0; i < frozen.Length(); ++i) {
     const Napi::Value name = frozen.Get(i);
     if (!name.IsString()) wrong("frozen", "strings");
     t.frozen.push_back(name.As<Napi::String>().Utf8Value());
   }
-  t.beta1 = real(o, "beta1");
-  t.beta2 = real(o, "beta2");
-  t.epsilon = real(o, "epsilon");
-  t.weight_decay = real(o, "weightDecay");
-  t.clip_norm = real(o, "clipNorm");
-  t.ema_decay = real(o, "emaDecay");
-  if (present(o, "lossesOnly")) t.losses_only = boolean(o, "lossesOnly");
-  if (present(o, "vae")) {
-    t.autoencoder = true;
-    const Napi::Object vae = object(o.Get("vae"), "vae");
-    t.vae.kl_weight = real(vae, "klWeight");
-    t.vae.latent_noise = real(vae, "latentNoise");
-  }
+  if (present(o, "unified") == present(o, "vae")) wrong("the options", "either unified or vae");
+  if (present(o, "vae"))
+    t.loss = vae_loss_options(object(o.Get("vae"), "vae"));
+  else
+    t.loss = unified_loss_options(object(o.Get("unified"), "unified"));
+  if (present(o, "optimizer"))
+    t.optimizer = optimizer_options(object(o.Get("optimizer"), "optimizer"));
   return settings;
 }
 
@@ -340,7 +354,7 @@ static std::vector<std::vector<Example>> batches(const Napi::Value& value, Read 
   return out;
 }
 
-std::vector<std::vector<TrainingSequence>> training_batches(const Napi::Value& value) {
+static std::vector<std::vector<TrainingSequence>> sequence_batches(const Napi::Value& value) {
   return batches<TrainingSequence>(value, [](const Napi::Object& o, TrainingSequence& s) {
     s.task = text(o, "task");
     s.tokens = tokens(o, "tokens");
@@ -354,11 +368,16 @@ std::vector<std::vector<TrainingSequence>> training_batches(const Napi::Value& v
   });
 }
 
-std::vector<std::vector<VaeExample>> vae_batches(const Napi::Value& value) {
+static std::vector<std::vector<VaeExample>> vae_batches(const Napi::Value& value) {
   return batches<VaeExample>(value, [](const Napi::Object& o, VaeExample& example) {
     example.pixels = floats(o, "pixels");
     if (present(o, "noise")) example.noise = floats(o, "noise");
   });
+}
+
+TrainingBatches training_batches(const Napi::Value& value, bool autoencoder) {
+  if (autoencoder) return vae_batches(value);
+  return sequence_batches(value);
 }
 
 int64_t priority(const Napi::Value& request) {
@@ -500,11 +519,8 @@ Napi::Object error_object(Napi::Env env, const char* code, const char* message) 
 }
 
 Napi::Object error_object(Napi::Env env, const std::exception& error) {
-  if (const auto* known = dynamic_cast<const Error*>(&error))
-    return error_object(env, known->code(), known->what());
-  if (dynamic_cast<const std::bad_alloc*>(&error))
-    return error_object(env, error_code::kInsufficientMemory, "the system has no more memory");
-  return error_object(env, error_code::kInternal, error.what());
+  const auto [code, message] = describe(error);
+  return error_object(env, code, message);
 }
 
 }  // namespace unifluid::binding

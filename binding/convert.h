@@ -38,8 +38,7 @@ LoadOptions load_options(const Napi::Value& value);
 Request request(const Napi::Value& value);
 int64_t priority(const Napi::Value& request);
 TrainerSettings trainer_settings(const Napi::Value& value);
-std::vector<std::vector<TrainingSequence>> training_batches(const Napi::Value& value);
-std::vector<std::vector<VaeExample>> vae_batches(const Napi::Value& value);
+TrainingBatches training_batches(const Napi::Value& value, bool autoencoder);
 
 // One that cannot be converted becomes an error of its request, so that it costs no other its own.
 Napi::Value to_js(Napi::Env env, const std::vector<Event>& events);

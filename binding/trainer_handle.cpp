@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,7 +36,8 @@ Napi::Object to_js(Napi::Env env, const LossSum& sum) {
   return o;
 }
 
-Napi::Object to_js(Napi::Env env, const StepResult& result, bool autoencoder, float kl_weight) {
+// `kl_weight`: of an autoencoder.
+Napi::Object to_js(Napi::Env env, const StepResult& result, std::optional<float> kl_weight) {
   Napi::Object o = Napi::Object::New(env);
   o.Set("finite", result.finite);
   o.Set("gradientNorm", result.gradient_norm);
@@ -46,10 +48,10 @@ Napi::Object to_js(Napi::Env env, const StepResult& result, bool autoencoder, fl
   Napi::Object tasks = Napi::Object::New(env);
   for (const auto& [task, sum] : u.by_task) tasks.Set(task, to_js(env, sum));
   o.Set("byTask", tasks);
-  if (autoencoder) {
+  if (kl_weight) {
     Napi::Object vae = Napi::Object::New(env);
     const VaeLosses& v = result.vae;
-    vae.Set("loss", v.absolute + v.square + static_cast<double>(kl_weight) * v.kl);
+    vae.Set("loss", v.absolute + v.square + static_cast<double>(*kl_weight) * v.kl);
     vae.Set("absolute", v.absolute);
     vae.Set("square", v.square);
     vae.Set("kl", v.kl);
@@ -146,29 +148,21 @@ Napi::Value TrainerHandle::run(const Napi::CallbackInfo& info, bool update) {
       throw Error(error_code::kInvalidArgument, "expected a step from 1 on");
     const float rate = update ? static_cast<float>(binding::number(at, "learningRate")) : 0;
     const bool average = !update && at.Get("ema").ToBoolean();
-    const bool autoencoder = turn->trainer().autoencoder();
-    auto sequences = std::make_shared<std::vector<std::vector<TrainingSequence>>>();
-    auto pictures = std::make_shared<std::vector<std::vector<VaeExample>>>();
-    if (autoencoder)
-      *pictures = vae_batches(info[0]);
-    else
-      *sequences = training_batches(info[0]);
+    const VaeLossOptions* vae = turn->trainer().vae();
+    const auto batches =
+        std::make_shared<const TrainingBatches>(training_batches(info[0], vae != nullptr));
+    const std::optional<float> kl_weight = vae ? std::optional(vae->kl_weight) : std::nullopt;
     auto result = std::make_shared<StepResult>();
-    const float kl_weight = turn->trainer().kl_weight();
     return Task::start(
         env,
         [=]() mutable {
           // Given back before the promise resolves, so that the next call finds it free.
           const std::shared_ptr<Turn> held = std::move(turn);
           Trainer& trainer = held->trainer();
-          if (autoencoder)
-            *result = update ? trainer.step(*pictures, number, rate)
-                             : trainer.evaluate(*pictures, number, average);
-          else
-            *result = update ? trainer.step(*sequences, number, rate)
-                             : trainer.evaluate(*sequences, number, average);
+          *result = update ? trainer.step(*batches, number, rate)
+                           : trainer.evaluate(*batches, number, average);
         },
-        [=](Napi::Env env) -> Napi::Value { return to_js(env, *result, autoencoder, kl_weight); });
+        [=](Napi::Env env) -> Napi::Value { return to_js(env, *result, kl_weight); });
   });
 }
 

@@ -37,11 +37,22 @@ inline constexpr char kDevice[] = "DEVICE_ERROR";
 inline constexpr char kInternal[] = "INTERNAL";
 }  // namespace error_code
 
+struct ErrorDescription {
+  const char* code;
+  const char* message;
+};
+
+// What to tell of an error, in its own memory: none is allocated, since that may be what lacks.
+inline ErrorDescription describe(const std::exception& error) noexcept {
+  if (const auto* known = dynamic_cast<const Error*>(&error)) return {known->code(), known->what()};
+  if (dynamic_cast<const std::bad_alloc*>(&error))
+    return {error_code::kInsufficientMemory, "the system has no more memory"};
+  return {error_code::kInternal, error.what()};
+}
+
 // Whether an error says that memory did not suffice.
 inline bool lacks_memory(const std::exception& error) {
-  const auto* known = dynamic_cast<const Error*>(&error);
-  return known ? known->code() == error_code::kInsufficientMemory
-               : dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
+  return describe(error).code == error_code::kInsufficientMemory;
 }
 
 }  // namespace unifluid

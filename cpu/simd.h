@@ -38,7 +38,7 @@ namespace unifluid::cpu::UNIFLUID_ISA {
 // What <algorithm> may not be included for.
 UNIFLUID_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 UNIFLUID_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-UNIFLUID_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+UNIFLUID_INLINE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct BFloat16 {
   uint16_t bits;

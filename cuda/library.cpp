@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <new>
 
 #include "core/error.h"
 #include "cuda/backend.h"
@@ -24,12 +23,9 @@ bool guarded(Failure* failure, Body body) {
   try {
     body();
     return true;
-  } catch (const Error& error) {
-    fill(failure, error.code(), error.message().c_str());
-  } catch (const std::bad_alloc&) {
-    fill(failure, error_code::kInsufficientMemory, "the system has no more memory");
   } catch (const std::exception& error) {
-    fill(failure, error_code::kInternal, error.what());
+    const auto [code, message] = describe(error);
+    fill(failure, code, message);
   } catch (...) {
     fill(failure, error_code::kInternal, "an unknown failure in the CUDA library");
   }

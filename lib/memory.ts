@@ -5,7 +5,7 @@ import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { storedBytes } from "./checkpoint/stored-types.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { InsufficientMemoryError } from "./errors.js";
-import type { NativeTensor, NativeVaeConfig } from "./native.js";
+import type { NativeOptimizerOptions, NativeTensor, NativeVaeConfig } from "./native.js";
 
 /** The parts of a model. */
 export type ModelPart = "text" | "vision" | "image" | "vae";
@@ -113,9 +113,9 @@ function headBytes({ spec, generation }: Checkpoint, deviceBytes: number): numbe
  */
 export function trainingBytes(
   tensors: readonly NativeTensor[],
-  { emaDecay, lossesOnly = false }: { emaDecay: number; lossesOnly?: boolean },
+  { optimizer }: { optimizer?: Pick<NativeOptimizerOptions, "emaDecay"> },
 ): { onHost: number; onDevice: number } {
-  const copies = (lossesOnly ? 1 : 4) + (emaDecay > 0 ? 1 : 0);
+  const copies = !optimizer ? 1 : optimizer.emaDecay > 0 ? 5 : 4;
   const bytes = 4 * tensors.reduce((sum, tensor) => sum + elements(tensor), 0);
   return { onHost: copies * bytes, onDevice: copies * blockBytes(bytes) };
 }

@@ -330,6 +330,39 @@ export interface NativeVaeExample {
   noise?: Float32Array;
 }
 
+export interface NativeUnifiedOptions {
+  /** Compute the layers' activations again on the way back instead of keeping them. */
+  recompute: boolean;
+  /** The factor of the text loss: lambda. */
+  textWeight: number;
+  /** Timesteps at which each image token is trained: diffusion_batch_mul. */
+  batchMultiplier: number;
+  /** "ddpm": the largest weight of a timestep's square error; 1: the published loss. */
+  noiseWeightCap: number;
+  /** Standard deviation up to which image tokens that others follow are read with noise; 0: none. */
+  contextNoise: number;
+  order: "random" | "raster";
+}
+
+export interface NativeVaeOptions {
+  klWeight: number;
+  /** Standard deviation up to which latents of spread 1 are decoded with noise; 0: none. */
+  latentNoise: number;
+}
+
+/** Of AdamW. */
+export interface NativeOptimizerOptions {
+  beta1: number;
+  beta2: number;
+  epsilon: number;
+  /** Of matrices; vectors have none. */
+  weightDecay: number;
+  /** Bound of the gradient's norm; 0: none. */
+  clipNorm: number;
+  /** The moving average keeps min(emaDecay, step / (step + 10)); 0: no average. */
+  emaDecay: number;
+}
+
 export interface NativeTrainerOptions {
   threads: number;
   /** Name of an instruction set; absent: the best that this processor has. */
@@ -340,37 +373,14 @@ export interface NativeTrainerOptions {
   cuda?: NativeCuda;
   /** Operands of matrix products: float32, or rounded to bfloat16. */
   compute: NativeComputeType;
-  /** Compute the layers' activations again on the way back instead of keeping them. */
-  recompute: boolean;
   seed: bigint;
-  /** The factor of the text loss: lambda. */
-  textWeight: number;
-  /** Timesteps at which each image token is trained: diffusion_batch_mul. */
-  batchMultiplier: number;
-  /** "ddpm": the largest weight of a timestep's square error; 1: the published loss. */
-  noiseWeightCap: number;
-  /** Standard deviation up to which image tokens that others follow are read with noise; 0: none. */
-  contextNoise: number;
-  order: "random" | "raster";
   /** Canonical names of tensors that are not trained. */
   frozen: string[];
-  beta1: number;
-  beta2: number;
-  epsilon: number;
-  /** Of matrices; vectors have none. */
-  weightDecay: number;
-  /** Bound of the gradient's norm; 0: none. */
-  clipNorm: number;
-  /** The moving average keeps min(emaDecay, step / (step + 10)); 0: no average. */
-  emaDecay: number;
-  /** Train the autoencoder of the spec instead: batches are pictures. */
-  vae?: {
-    klWeight: number;
-    /** Standard deviation up to which latents of spread 1 are decoded with noise; 0: none. */
-    latentNoise: number;
-  };
-  /** `evaluate` alone, in the memory of the weights: no gradients, no moments. */
-  lossesOnly?: boolean;
+  /** One of these two, which says what is trained: the model on sequences, or its autoencoder on pictures. */
+  unified?: NativeUnifiedOptions;
+  vae?: NativeVaeOptions;
+  /** Absent: `evaluate` alone, in the memory of the weights: no gradients, no moments. */
+  optimizer?: NativeOptimizerOptions;
 }
 
 export interface NativeLossSum {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <variant>
 #include <vector>
 
 namespace unifluid {
@@ -28,6 +29,9 @@ struct VaeExample {
   std::vector<float> pixels;  // [3, S, S] in [-1, 1]
   std::vector<float> noise;   // [latent channels, s, s], or empty as above
 };
+
+using TrainingBatches =
+    std::variant<std::vector<std::vector<TrainingSequence>>, std::vector<std::vector<VaeExample>>>;
 
 // Draws of a step are named by these (spec section 7).
 struct DrawnAt {

@@ -29,26 +29,33 @@ Trainer::Trainer(const ModelConfig& config, const std::vector<std::string>& file
     : config_(config), options_(options), backend_(std::move(backend)) {
   check_config(config_);
   if (!backend_->training()) refuse("this device cannot train");
-  if (options_.autoencoder ? !config_.vae : !config_.text)
-    refuse(options_.autoencoder ? "there is no autoencoder to train"
-                                : "there is no decoder to train");
-  if (options_.loss.multiplier < 1) refuse("expected at least one timestep for each image token");
+  const auto* unified = std::get_if<UnifiedLossOptions>(&options_.loss);
+  if (unified ? !config_.text : !config_.vae)
+    refuse(unified ? "there is no decoder to train" : "there is no autoencoder to train");
+  if (unified && unified->multiplier < 1)
+    refuse("expected at least one timestep for each image token");
   const Weights weights(files, std::move(records));
-  parameters_ =
-      std::make_unique<Parameters>(config_, options_.autoencoder, weights, options_.frozen,
-                                   options_.ema_decay > 0, !options_.losses_only, *backend_);
+  const auto& optimizer = options_.optimizer;
+  parameters_ = std::make_unique<Parameters>(config_, !unified, weights, options_.frozen,
+                                             optimizer && optimizer->ema_decay > 0,
+                                             optimizer.has_value(), *backend_);
   workspace_.emplace(*backend_);
-  if (options_.autoencoder)
-    vae_.emplace(*config_.vae, *parameters_, options_.vae);
+  if (unified)
+    unified_.emplace(config_, *parameters_, *unified);
   else
-    unified_.emplace(config_, *parameters_, options_.loss);
+    vae_.emplace(*config_.vae, *parameters_, *vae());
+}
+
+StepResult Trainer::run(const TrainingBatches& batches, int64_t step, bool gradients) {
+  return std::visit([&](const auto& examples) { return run_as(examples, step, gradients); },
+                    batches);
 }
 
 template <class Example>
-StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_t step,
-                        bool gradients) {
+StepResult Trainer::run_as(const std::vector<std::vector<Example>>& batches, int64_t step,
+                           bool gradients) {
   constexpr bool kVae = std::is_same_v<Example, VaeExample>;
-  if (kVae != options_.autoencoder)
+  if (kVae != (vae() != nullptr))
     refuse(kVae ? "expected sequences, since this trains the unified model"
                 : "expected pictures, since this trains an autoencoder");
   StepTokens total;
@@ -74,7 +81,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
              ": raise accumulation");
   }
   if (examples == 0) refuse("expected at least one batch");
-  if (gradients && options_.losses_only) refuse("this trainer computes losses only");
+  if (gradients && !options_.optimizer) refuse("this trainer computes losses only");
 
   StepResult result;
   if (gradients) parameters_->zero_gradients();
@@ -97,6 +104,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
 
 void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   Parameters& p = *parameters_;
+  const OptimizerOptions& options = *options_.optimizer;
   float* gradient = p.piece(ParameterState::gradient);
   TrainingBackend& ops = *backend_->training();
   result->gradient_norm = std::sqrt(ops.sum_of_squares(gradient, p.size()));
@@ -105,17 +113,17 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   const double n = static_cast<double>(step);
   AdamWArgs args{};
   args.gradient_scale = 1;
-  if (options_.clip_norm > 0)  // as torch's clip_grad_norm_
+  if (options.clip_norm > 0)  // as torch's clip_grad_norm_
     args.gradient_scale =
-        static_cast<float>(std::min(1.0, options_.clip_norm / (result->gradient_norm + 1e-6)));
+        static_cast<float>(std::min(1.0, options.clip_norm / (result->gradient_norm + 1e-6)));
   args.rate = learning_rate;
-  args.beta1 = options_.beta1;
-  args.beta2 = options_.beta2;
-  args.epsilon = options_.epsilon;
-  args.correction1 = static_cast<float>(1 - std::pow(static_cast<double>(options_.beta1), n));
-  args.correction2 = static_cast<float>(1 - std::pow(static_cast<double>(options_.beta2), n));
+  args.beta1 = options.beta1;
+  args.beta2 = options.beta2;
+  args.epsilon = options.epsilon;
+  args.correction1 = static_cast<float>(1 - std::pow(static_cast<double>(options.beta1), n));
+  args.correction2 = static_cast<float>(1 - std::pow(static_cast<double>(options.beta2), n));
   args.average_keep =
-      static_cast<float>(std::min(static_cast<double>(options_.ema_decay), n / (n + 10)));
+      static_cast<float>(std::min(static_cast<double>(options.ema_decay), n / (n + 10)));
   for (const ParameterRun& run : p.runs()) {
     args.value = p.piece(ParameterState::weights) + run.offset;
     args.first = p.piece(ParameterState::first_moment) + run.offset;
@@ -124,20 +132,12 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
     args.average =
         p.has(ParameterState::average) ? p.piece(ParameterState::average) + run.offset : nullptr;
     args.count = run.count;
-    args.decay = run.matrix ? options_.weight_decay : 0;
+    args.decay = run.matrix ? options.weight_decay : 0;
     ops.adamw(args);
   }
 }
 
-StepResult Trainer::step(const std::vector<std::vector<TrainingSequence>>& batches, int64_t step,
-                         float learning_rate) {
-  StepResult result = run(batches, step, true);
-  update(&result, step, learning_rate);
-  return result;
-}
-
-StepResult Trainer::step(const std::vector<std::vector<VaeExample>>& batches, int64_t step,
-                         float learning_rate) {
+StepResult Trainer::step(const TrainingBatches& batches, int64_t step, float learning_rate) {
   StepResult result = run(batches, step, true);
   update(&result, step, learning_rate);
   return result;
@@ -164,14 +164,7 @@ class WithAverage {
 
 }  // namespace
 
-StepResult Trainer::evaluate(const std::vector<std::vector<TrainingSequence>>& batches,
-                             int64_t step, bool average) {
-  const WithAverage weights(*parameters_, average);
-  return run(batches, step, false);
-}
-
-StepResult Trainer::evaluate(const std::vector<std::vector<VaeExample>>& batches, int64_t step,
-                             bool average) {
+StepResult Trainer::evaluate(const TrainingBatches& batches, int64_t step, bool average) {
   const WithAverage weights(*parameters_, average);
   return run(batches, step, false);
 }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "core/backend.h"
@@ -21,18 +22,20 @@
 
 namespace unifluid {
 
+struct OptimizerOptions {
+  float beta1 = 0.9f, beta2 = 0.98f, epsilon = 1e-8f;
+  float weight_decay = 0;  // of matrices
+  float clip_norm = 0;     // 0: none
+  float ema_decay = 0;     // min(this, step / (step + 10)); 0: no average
+};
+
 struct TrainerOptions {
   bool bf16 = false;
   uint64_t seed = 0;
-  UnifiedLossOptions loss;
   std::vector<std::string> frozen;
-  float beta1 = 0.9f, beta2 = 0.98f, epsilon = 1e-8f;
-  float weight_decay = 0;    // of matrices
-  float clip_norm = 0;       // 0: none
-  float ema_decay = 0;       // min(this, step / (step + 10)); 0: no average
-  bool autoencoder = false;  // train the VAE instead of the unified model
-  VaeLossOptions vae;
-  bool losses_only = false;  // no room for gradients and moments: `evaluate` alone
+  std::variant<UnifiedLossOptions, VaeLossOptions> loss;  // which says what is trained
+  // None: no room for gradients and moments, `evaluate` alone.
+  std::optional<OptimizerOptions> optimizer;
 };
 
 struct StepResult {
@@ -51,25 +54,20 @@ class Trainer {
           std::unique_ptr<Backend> backend);
 
   const char* description() const { return backend_->description(); }
-  bool autoencoder() const { return options_.autoencoder; }
-  float kl_weight() const { return options_.vae.kl_weight; }
+  // Of an autoencoder in training; else null.
+  const VaeLossOptions* vae() const { return std::get_if<VaeLossOptions>(&options_.loss); }
 
   // One update from batches whose gradients add up. `step` counts from 1.
-  StepResult step(const std::vector<std::vector<TrainingSequence>>& batches, int64_t step,
-                  float learning_rate);
-  StepResult step(const std::vector<std::vector<VaeExample>>& batches, int64_t step,
-                  float learning_rate);
+  StepResult step(const TrainingBatches& batches, int64_t step, float learning_rate);
   // Losses alone, of the weights or of their average, and how many text tokens were the likeliest.
-  StepResult evaluate(const std::vector<std::vector<TrainingSequence>>& batches, int64_t step,
-                      bool average);
-  StepResult evaluate(const std::vector<std::vector<VaeExample>>& batches, int64_t step,
-                      bool average);
+  StepResult evaluate(const TrainingBatches& batches, int64_t step, bool average);
 
   Parameters& parameters() { return *parameters_; }
 
  private:
+  StepResult run(const TrainingBatches& batches, int64_t step, bool gradients);
   template <class Example>
-  StepResult run(const std::vector<std::vector<Example>>& batches, int64_t step, bool gradients);
+  StepResult run_as(const std::vector<std::vector<Example>>& batches, int64_t step, bool gradients);
   void update(StepResult* result, int64_t step, float learning_rate);
 
   ModelConfig config_;

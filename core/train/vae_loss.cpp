@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "core/error.h"
 #include "core/noise.h"
@@ -130,7 +131,7 @@ VaeLoss::Map VaeLoss::decode(Tape& tape, Map x) const {
 void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& batch, int64_t total,
                   const DrawnAt& drawn_at, VaeLosses* losses) const {
   const int64_t side = side_of(batch.front()), pixels = side * side;
-  const int64_t images = static_cast<int64_t>(batch.size()), z = config_.latent_channels;
+  const int64_t images = static_cast<int64_t>(batch.size());
   for (const VaeExample& example : batch)
     if (side_of(example) != side)
       throw Error(error_code::kInvalidArgument, "expected pictures of one size in a batch");
@@ -145,12 +146,30 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
   const Var x = tape.input(images * pixels, 3);
   backend.write(input.data(), tape.value(x));
   const Map moments = encode(tape, {x, {images, side, side}, 3});
+  const Var drawn = posterior(tape, backend, batch, moments, share, drawn_at, losses);
+  const Map out = decode(tape, {drawn, moments.shape, config_.latent_channels});
 
-  // A draw from the posterior of each cell, and the divergence from a unit normal.
-  const int64_t cells = moments.shape.height * moments.shape.width;
+  std::vector<float> y(input.size()), dy(input.size());
+  backend.read(tape.value(out.x), y.data());
+  double absolute = 0, square = 0;
+  const double n = static_cast<double>(y.size());
+  for (size_t i = 0; i < y.size(); ++i) {
+    const double miss = static_cast<double>(y[i]) - input[i];
+    absolute += std::fabs(miss);
+    square += miss * miss;
+    const double sign = miss > 0 ? 1 : miss < 0 ? -1 : 0;
+    dy[i] = static_cast<float>((sign + 2 * miss) / n * share);
+  }
+  losses->absolute += absolute / n * share;
+  losses->square += square / n * share;
+  tape.host_gradient(out.x, dy);
+}
+
+VaeLoss::Draws VaeLoss::draw(const std::vector<VaeExample>& batch, int64_t cells,
+                             const DrawnAt& drawn_at) const {
+  const int64_t images = static_cast<int64_t>(batch.size()), z = config_.latent_channels;
   const auto count = static_cast<size_t>(images * cells * z);
-  std::vector<float> moment(2 * count), latents(count), noise(count), beside(count);
-  backend.read(tape.value(moments.x), moment.data());
+  std::vector<float> noise(count), beside(count);
   for (int64_t i = 0; i < images; ++i) {
     const VaeExample& example = batch[static_cast<size_t>(i)];
     std::vector<float> drawn(static_cast<size_t>(z));
@@ -168,6 +187,18 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
                                   : example.noise[static_cast<size_t>(c * cells + cell)];
     }
   }
+  return {std::move(noise), std::move(beside)};
+}
+
+Var VaeLoss::posterior(Tape& tape, Backend& backend, const std::vector<VaeExample>& batch,
+                       const Map& moments, double share, const DrawnAt& drawn_at,
+                       VaeLosses* losses) const {
+  const int64_t images = static_cast<int64_t>(batch.size()), z = config_.latent_channels;
+  const int64_t cells = moments.shape.height * moments.shape.width;
+  const auto count = static_cast<size_t>(images * cells * z);
+  std::vector<float> moment(2 * count), latents(count);
+  backend.read(tape.value(moments.x), moment.data());
+  auto [noise, beside] = draw(batch, cells, drawn_at);
   double kl = 0;
   for (size_t i = 0; i < count; ++i) {
     const size_t row = i / static_cast<size_t>(z), c = i % static_cast<size_t>(z);
@@ -179,7 +210,7 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
   kl /= static_cast<double>(count);
   losses->kl += kl * share;
   const double kl_scale = options_.kl_weight * share / static_cast<double>(count);
-  const Var drawn = tape.host(
+  return tape.host(
       moments.x, images * cells, z, latents,
       [=, moment = std::move(moment), noise = std::move(noise)](const std::vector<float>& dz) {
         std::vector<float> gradient(moment.size());
@@ -198,22 +229,6 @@ void VaeLoss::add(Tape& tape, Backend& backend, const std::vector<VaeExample>& b
         }
         return gradient;
       });
-  const Map out = decode(tape, {drawn, moments.shape, z});
-
-  std::vector<float> y(input.size()), dy(input.size());
-  backend.read(tape.value(out.x), y.data());
-  double absolute = 0, square = 0;
-  const double n = static_cast<double>(y.size());
-  for (size_t i = 0; i < y.size(); ++i) {
-    const double miss = static_cast<double>(y[i]) - input[i];
-    absolute += std::fabs(miss);
-    square += miss * miss;
-    const double sign = miss > 0 ? 1 : miss < 0 ? -1 : 0;
-    dy[i] = static_cast<float>((sign + 2 * miss) / n * share);
-  }
-  losses->absolute += absolute / n * share;
-  losses->square += square / n * share;
-  tape.host_gradient(out.x, dy);
 }
 
 }  // namespace unifluid

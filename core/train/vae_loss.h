@@ -52,6 +52,16 @@ class VaeLoss {
   Map middle(Tape&, Map in, const std::string& name) const;
   Map encode(Tape&, Map x) const;
   Map decode(Tape&, Map z) const;
+  // Values of latents, [images, cells, channels].
+  struct Draws {
+    std::vector<float> noise;   // standard normal
+    std::vector<float> beside;  // the noise that latents are decoded with
+  };
+  Draws draw(const std::vector<VaeExample>& batch, int64_t cells, const DrawnAt& at) const;
+  // A draw from the posterior of each cell, whose mean and log variance are `moments`; adds its
+  // divergence from a unit normal to the losses. `share`: the batch's of the step's examples.
+  Var posterior(Tape&, Backend&, const std::vector<VaeExample>& batch, const Map& moments,
+                double share, const DrawnAt& at, VaeLosses* losses) const;
   const Parameter& at(const std::string& name) const { return parameters_.at(name); }
 
   const VaeConfig& config_;

@@ -50,7 +50,7 @@ struct Plan {
 };
 
 int64_t blocks_of(const Plan& plan, const AttentionSpan& span) {
-  return (span.rows + plan.block_rows - 1) / plan.block_rows;
+  return divide_up(span.rows, plan.block_rows);
 }
 
 // ---- keys and values: rotation and append ----
@@ -90,7 +90,7 @@ void prepare_task(void* context, int64_t index, int) {
   const Plan& plan = *static_cast<const Plan*>(context);
   const AttentionSpan* span = plan.args->spans;
   for (;; ++span) {
-    const int64_t blocks = (span->rows + kQueries - 1) / kQueries;
+    const int64_t blocks = divide_up(span->rows, kQueries);
     if (index < blocks) break;
     index -= blocks;
   }
@@ -398,7 +398,7 @@ bool attention(const AttentionArgs& args, Parallel& parallel) {
   plan.args = &args;
   plan.parallel = &parallel;
   plan.group = args.heads / args.kv_heads;
-  plan.padded = (args.head_dim + kLanes - 1) / kLanes * kLanes;
+  plan.padded = divide_up(args.head_dim, kLanes) * kLanes;
   const int threads = parallel.threads();
   const bool alone = threads == 1 || work_of(args) < kSmallWork;
 
@@ -407,7 +407,7 @@ bool attention(const AttentionArgs& args, Parallel& parallel) {
   plan.heads = smaller(plan.group, kQueries);
   int64_t tasks = 0;
   for (;; plan.heads = (plan.heads + 1) / 2) {
-    plan.parts = (plan.group + plan.heads - 1) / plan.heads;
+    plan.parts = divide_up(plan.group, plan.heads);
     plan.block_rows = larger(1, kQueries / plan.heads);
     tasks = 0;
     for (int64_t i = 0; i < args.span_count; ++i) tasks += blocks_of(plan, args.spans[i]);
@@ -419,7 +419,7 @@ bool attention(const AttentionArgs& args, Parallel& parallel) {
   const bool rotary = args.rope_theta > 0;
   int64_t preparations = 0;
   for (int64_t i = 0; i < args.span_count; ++i)
-    preparations += (args.spans[i].rows + kQueries - 1) / kQueries;
+    preparations += divide_up(args.spans[i].rows, kQueries);
   const size_t half = static_cast<size_t>(args.head_dim / 2) * sizeof(float);
   const size_t rows = static_cast<size_t>(args.q.rows);
   const size_t frequency_bytes = rotary ? whole_lines(half) : 0;

@@ -60,7 +60,7 @@ void pack_span_task(void* context, int64_t index, int thread) {
   pack({row_of(f.v, span.first_row) + kv * d, f.v.stride, 1}, rows, d, true, to.values);
 }
 
-int64_t blocks_of(const AttentionSpan& span) { return (span.rows + kScoreRows - 1) / kScoreRows; }
+int64_t blocks_of(const AttentionSpan& span) { return divide_up(span.rows, kScoreRows); }
 
 void attend_task(void* context, int64_t index, int thread) {
   const Plan& plan = *static_cast<const Plan*>(context);

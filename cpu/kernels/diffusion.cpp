@@ -123,7 +123,7 @@ Own carve_own(const Job& job, Arena& arena) {
 
 // Part `index` of `parts` of n things, cut at multiples of `grain`.
 Range part_of(int64_t n, int64_t index, int64_t parts, int64_t grain) {
-  const int64_t grains = (n + grain - 1) / grain;
+  const int64_t grains = divide_up(n, grain);
   const int64_t first = smaller(n, grains * index / parts * grain);
   return {first, smaller(n, grains * (index + 1) / parts * grain) - first};
 }

@@ -183,7 +183,7 @@ void column_sum(const ColumnSumArgs& args, Parallel& parallel) {
   ColumnSumArgs a = args;
   const Parallel::Task task =
       a.x.type == DType::bf16 ? column_sum_task<BFloat16> : column_sum_task<float>;
-  const int64_t tasks = (a.x.cols + kSumColumns - 1) / kSumColumns;
+  const int64_t tasks = divide_up(a.x.cols, kSumColumns);
   if (a.x.size() < kSmallRows)
     for (int64_t i = 0; i < tasks; ++i) task(&a, i, 0);
   else

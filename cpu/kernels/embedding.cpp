@@ -21,14 +21,15 @@ void for_each_row(const Args& args, int64_t rows, Parallel& parallel) {
     const Args* args;
     int64_t rows;
   } context{&args, rows};
-  parallel.run((rows + kRowsPerTask - 1) / kRowsPerTask,
-               [](void* pointer, int64_t index, int) {
-                 const Context& c = *static_cast<const Context*>(pointer);
-                 const int64_t first = index * kRowsPerTask;
-                 const int64_t end = first + kRowsPerTask < c.rows ? first + kRowsPerTask : c.rows;
-                 for (int64_t row = first; row < end; ++row) body(*c.args, row);
-               },
-               &context);
+  parallel.run(
+      divide_up(rows, kRowsPerTask),
+      [](void* pointer, int64_t index, int) {
+        const Context& c = *static_cast<const Context*>(pointer);
+        const int64_t first = index * kRowsPerTask;
+        const int64_t end = first + kRowsPerTask < c.rows ? first + kRowsPerTask : c.rows;
+        for (int64_t row = first; row < end; ++row) body(*c.args, row);
+      },
+      &context);
 }
 
 const void* row_of(const Tensor& t, int64_t row) {

@@ -34,13 +34,7 @@ void cross_entropy_run(const CrossEntropyArgs& a, int64_t first, int64_t end, in
       Vec part = zero();
       const int64_t size = n - block < 1024 ? n - block : 1024;
       each_vector(size, [&](int64_t c, int k) {
-        Vec e = exp(sub(load_n(row + block + c, k), set1(top)));
-        if (k < kLanes) {
-          float t[kLanes] = {};
-          store_n(t, e, k);
-          e = load(t);
-        }
-        part = add(part, e);
+        part = add(part, keep(exp(sub(load_n(row + block + c, k), set1(top))), k));
       });
       total += sum(part);
     }

@@ -103,7 +103,7 @@ template <class W, int R, int N, bool kStream = false>
 UNIFLUID_INLINE void tile(const typename W::RowElement* x, int64_t x_stride,
                           const typename W::Element* w, int64_t w_stride, int64_t k, float* out,
                           int64_t out_stride, Part part, Vec* saved) {
-  constexpr int kPadded = (R * N + kLanes - 1) / kLanes * kLanes;
+  constexpr int kPadded = divide_up(R * N, kLanes) * kLanes;
   Vec acc[kPadded];
   if (part == kWhole || part == kFirst) {
     UNIFLUID_UNROLL
@@ -238,8 +238,8 @@ void multiply(const float* x, int64_t x_stride, int64_t rows, const typename W::
       return few_rows<W, 4, kTileOutputs>(x, x_stride, w, w_stride, k, count, out, out_stride);
   }
   // Equal blocks, whole steps each.
-  const int64_t blocks = saved && rows > 2 * kTileRows ? (k + kBlockK - 1) / kBlockK : 1;
-  const int64_t step = (k / W::kStep + blocks - 1) / blocks * W::kStep;
+  const int64_t blocks = saved && rows > 2 * kTileRows ? divide_up(k, kBlockK) : 1;
+  const int64_t step = divide_up(k / W::kStep, blocks) * W::kStep;
   for (int64_t i = 0; i < rows; i += kBlockRows) {
     const int64_t block_rows = smaller(kBlockRows, rows - i);
     for (int64_t j = 0; j < count; j += kBlockOutputs) {

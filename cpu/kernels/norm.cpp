@@ -5,33 +5,6 @@
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
-// Elements below which the calling thread is done before another would have begun.
-constexpr int64_t kSmall = int64_t{1} << 14;
-
-// Rows shared among threads in runs.
-template <class Args>
-struct Rows {
-  const Args* args;
-  void (*row)(const Args&, int64_t row);
-  int64_t rows, run;
-};
-
-template <class Args>
-void rows_task(void* context, int64_t index, int) {
-  const auto& work = *static_cast<const Rows<Args>*>(context);
-  const int64_t end = smaller((index + 1) * work.run, work.rows);
-  for (int64_t i = index * work.run; i < end; ++i) work.row(*work.args, i);
-}
-
-template <class Args>
-void each_row(const Args& args, void (*row)(const Args&, int64_t), Parallel& parallel) {
-  const int64_t rows = args.x.rows;
-  const int64_t tasks = args.x.size() < kSmall ? 1 : smaller(rows, 4 * parallel.threads());
-  if (rows == 0) return;
-  Rows<Args> work{&args, row, rows, (rows + tasks - 1) / tasks};
-  parallel.run((rows + work.run - 1) / work.run, rows_task<Args>, &work);
-}
-
 void rms_norm_row(const RmsNormArgs& a, const Tensor& from, const float* weights,
                   const Tensor& added, const Tensor& to, int64_t row) {
   const int64_t n = a.x.cols;
@@ -52,36 +25,26 @@ void rms_norm_row(const RmsNormArgs& a, const Tensor& from, const float* weights
   });
 }
 
-void rms_norm_rows(const RmsNormArgs& a, int64_t row) {
-  rms_norm_row(a, a.x, a.weight, a.residual, a.out, row);
-  if (a.next_weight) rms_norm_row(a, a.out, a.next_weight, Tensor(), a.next_out, row);
+void rms_norm_run(const RmsNormArgs& a, int64_t first, int64_t end, int64_t) {
+  for (int64_t i = first; i < end; ++i) {
+    rms_norm_row(a, a.x, a.weight, a.residual, a.out, i);
+    if (a.next_weight) rms_norm_row(a, a.out, a.next_weight, Tensor(), a.next_out, i);
+  }
 }
 
-void layer_norm_row(const LayerNormArgs& a, int64_t row) {
-  const int64_t n = a.x.cols;
-  const float* x = row_of(a.x, row);
-  Vec total = zero();
-  each_vector(n, [&](int64_t c, int k) { total = add(total, load_n(x + c, k)); });
-  const float mean = sum(total) / static_cast<float>(n);
-  const Vec center = set1(mean);
-  Vec squares = zero();
-  each_vector(n, [&](int64_t c, int k) {
-    Vec d = sub(load_n(x + c, k), center);
-    if (k < kLanes) {  // the lanes past the end hold -mean
-      alignas(64) float t[kLanes] = {};
-      store_n(t, d, k);
-      d = load(t);
-    }
-    squares = fma(d, d, squares);
-  });
-  const Vec scale = set1(inverse_root(sum(squares) / static_cast<float>(n) + a.eps));
-  float* out = mutable_row_of(a.out, row);
-  each_vector(n, [&](int64_t c, int k) {
-    Vec v = mul(sub(load_n(x + c, k), center), scale);
-    if (a.weight) v = mul(v, load_n(a.weight + c, k));
-    if (a.bias) v = add(v, load_n(a.bias + c, k));
-    store_n(out + c, v, k);
-  });
+void layer_norm_run(const LayerNormArgs& a, int64_t first, int64_t end, int64_t) {
+  for (int64_t i = first; i < end; ++i) {
+    const float* x = row_of(a.x, i);
+    const RowMoments m = moments_of(x, a.x.cols, a.eps);
+    const Vec center = set1(m.mean), scale = set1(m.root);
+    float* out = mutable_row_of(a.out, i);
+    each_vector(a.x.cols, [&](int64_t c, int k) {
+      Vec v = mul(sub(load_n(x + c, k), center), scale);
+      if (a.weight) v = mul(v, load_n(a.weight + c, k));
+      if (a.bias) v = add(v, load_n(a.bias + c, k));
+      store_n(out + c, v, k);
+    });
+  }
 }
 
 // ---- group norm ----
@@ -153,9 +116,7 @@ void channel_sums(const Tensor& x, int64_t first, int64_t end, const float* cent
 }
 
 // Values of channels: a thread's scratch holds two rows of them, rounded up to whole vectors.
-int64_t scratch_row(const GroupNormArgs& args) {
-  return (args.x.cols + kLanes - 1) / kLanes * kLanes;
-}
+int64_t scratch_row(const GroupNormArgs& args) { return divide_up(args.x.cols, kLanes) * kLanes; }
 
 void moments_task(void* context, int64_t index, int thread) {
   const GroupWork& work = *static_cast<const GroupWork*>(context);
@@ -230,16 +191,16 @@ void finish_moments(const GroupWork& work, int64_t runs) {
 }  // namespace
 
 void rms_norm(const RmsNormArgs& args, Parallel& parallel) {
-  each_row(args, rms_norm_rows, parallel);
+  each_share<const RmsNormArgs>(args, args.x.rows, args.x.size(), rms_norm_run, parallel);
 }
 
 void layer_norm(const LayerNormArgs& args, Parallel& parallel) {
-  each_row(args, layer_norm_row, parallel);
+  each_share<const LayerNormArgs>(args, args.x.rows, args.x.size(), layer_norm_run, parallel);
 }
 
 bool group_norm(const GroupNormArgs& args, Parallel& parallel) {
   const int64_t run = larger(kRunElements / args.x.cols, 1);
-  const int64_t runs = (args.x.rows + run - 1) / run;
+  const int64_t runs = divide_up(args.x.rows, run);
   const size_t moments = (sizeof(Moments) * static_cast<size_t>(runs * args.groups) + 63) / 64 * 64;
   const size_t rows = 2 * sizeof(float) * static_cast<size_t>(scratch_row(args));
   for (int t = 0; t < parallel.threads(); ++t)

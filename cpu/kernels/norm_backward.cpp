@@ -7,14 +7,6 @@
 namespace unifluid::cpu::UNIFLUID_ISA {
 namespace {
 
-// Lanes past the end of a row as zeros.
-UNIFLUID_INLINE Vec keep(Vec v, int n) {
-  if (n == kLanes) return v;
-  float t[kLanes] = {};
-  store_n(t, v, n);
-  return load(t);
-}
-
 // ---- rms_norm ----
 
 struct RmsWork {
@@ -62,26 +54,10 @@ void add_partials(const float* partial, int64_t runs, int64_t n, float* out) {
 
 // ---- layer norm, modulated ----
 
-struct Moments {
-  float mean, root;
-};
-
-Moments moments_of(const float* x, int64_t n, float eps) {
-  Vec total = zero();
-  each_vector(n, [&](int64_t c, int k) { total = add(total, load_n(x + c, k)); });
-  const float mean = sum(total) / static_cast<float>(n);
-  Vec squares = zero();
-  each_vector(n, [&](int64_t c, int k) {
-    const Vec d = keep(sub(load_n(x + c, k), set1(mean)), k);
-    squares = fma(d, d, squares);
-  });
-  return {mean, inverse_root(sum(squares) / static_cast<float>(n) + eps)};
-}
-
 void modulated_run(const ModulatedNormArgs& a, int64_t first, int64_t end, int64_t) {
   for (int64_t i = first; i < end; ++i) {
     const float* x = row_of(a.x, i);
-    const Moments m = moments_of(x, a.x.cols, a.eps);
+    const RowMoments m = moments_of(x, a.x.cols, a.eps);
     const float* shift = a.shift ? row_of(a.shift, i) : nullptr;
     const float* scale = a.shift ? row_of(a.scale, i) : nullptr;
     const OperandRow out = operand_row(a.out, i);
@@ -107,7 +83,7 @@ void modulated_backward_run(ModulatedWork& work, int64_t first, int64_t end, int
   float* dbias = work.dbias ? work.dbias + run * n : nullptr;
   for (int64_t i = first; i < end; ++i) {
     const float *x = row_of(a.x, i), *dout = row_of(a.dout, i);
-    const Moments m = moments_of(x, n, a.eps);
+    const RowMoments m = moments_of(x, n, a.eps);
     const Vec mean = set1(m.mean), root = set1(m.root);
     const float* scale = a.shift ? row_of(a.scale, i) : nullptr;
     const OperandRow dshift = operand_row(a.dshift, i), dscale = operand_row(a.dscale, i);

@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kRun = int64_t{1} << 15;
 
-UNIFLUID_INLINE int64_t pieces_of(int64_t count) { return (count + kRun - 1) / kRun; }
+UNIFLUID_INLINE int64_t pieces_of(int64_t count) { return divide_up(count, kRun); }
 
 void adamw_task(void* context, int64_t index, int) {
   const AdamWArgs& a = *static_cast<const AdamWArgs*>(context);

@@ -7,9 +7,7 @@ namespace {
 // Elements of a row that one task caps: a large vocabulary is shared among threads.
 constexpr int64_t kCapColumns = 16384;
 
-int64_t cap_pieces(const SoftCapArgs& args) {
-  return (args.x.cols + kCapColumns - 1) / kCapColumns;
-}
+int64_t cap_pieces(const SoftCapArgs& args) { return divide_up(args.x.cols, kCapColumns); }
 
 void cap_task(void* context, int64_t index, int) {
   const SoftCapArgs& args = *static_cast<const SoftCapArgs*>(context);

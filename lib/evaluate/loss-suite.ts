@@ -106,26 +106,20 @@ function openTrainer(
   const tensors = spec.tensors.filter((t) => !t.name.startsWith("vae."));
   const of = { ...spec, tensors };
   return createTrainer(directory, of, options.device ?? "auto", {
-    lossesOnly: true,
     threads: options.threads ?? defaultThreads(),
     maxMemory: options.maxMemory ?? 0,
     compute: "float32",
-    // Without gradients nothing is computed again: only memory is saved.
-    recompute: true,
     seed: options.seed,
-    batchMultiplier: options.timesteps,
-    noiseWeightCap: 1,
-    contextNoise: 0,
-    order: options.order,
-    emaDecay: 0,
-    // Of gradients and updates, which there are none of.
-    textWeight: 1,
     frozen: [],
-    beta1: 0,
-    beta2: 0,
-    epsilon: 1,
-    weightDecay: 0,
-    clipNorm: 0,
+    unified: {
+      // Without gradients nothing is computed again: only memory is saved.
+      recompute: true,
+      textWeight: 1,
+      batchMultiplier: options.timesteps,
+      noiseWeightCap: 1,
+      contextNoise: 0,
+      order: options.order,
+    },
   });
 }
 

@@ -89,17 +89,7 @@ export class AutoencoderSubject implements Subject {
       `training ${checkpoint.directory} on ${pictures} pictures of ${size} x ${size} at a time`,
       { files: spec.files, tensors, vae: spec.vae },
       config.device,
-      {
-        ...common,
-        vae: { klWeight: config.klWeight, latentNoise: config.latentNoise },
-        // Of a whole model.
-        recompute: false,
-        textWeight: 0,
-        batchMultiplier: 1,
-        noiseWeightCap: 1,
-        contextNoise: 0,
-        order: "random",
-      },
+      { ...common, vae: { klWeight: config.klWeight, latentNoise: config.latentNoise } },
       vaeTrainingActivations(spec.vae!, size, pictures),
     );
     const frozen = new Set(common.frozen);

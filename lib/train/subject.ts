@@ -61,17 +61,7 @@ export function commonOptions(
   nameOf: (canonical: string) => string = (name) => name,
 ): Pick<
   NativeTrainerOptions,
-  | "threads"
-  | "maxMemory"
-  | "compute"
-  | "seed"
-  | "frozen"
-  | "beta1"
-  | "beta2"
-  | "epsilon"
-  | "weightDecay"
-  | "clipNorm"
-  | "emaDecay"
+  "threads" | "maxMemory" | "compute" | "seed" | "frozen" | "optimizer"
 > {
   const names = tensors.map((t) => t.name);
   const unused = config.freeze.find((p) => !names.some((n) => matches(nameOf(n), p)));
@@ -83,11 +73,13 @@ export function commonOptions(
     compute: config.compute,
     seed: BigInt(config.seed),
     frozen: names.filter((n) => config.freeze.some((p) => matches(nameOf(n), p))),
-    beta1: config.beta1,
-    beta2: config.beta2,
-    epsilon: config.epsilon,
-    weightDecay: config.weightDecay,
-    clipNorm: config.clipNorm,
-    emaDecay: config.ema,
+    optimizer: {
+      beta1: config.beta1,
+      beta2: config.beta2,
+      epsilon: config.epsilon,
+      weightDecay: config.weightDecay,
+      clipNorm: config.clipNorm,
+      emaDecay: config.ema,
+    },
   };
 }

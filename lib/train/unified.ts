@@ -48,12 +48,14 @@ export class UnifiedSubject implements Subject {
     const tensors = checkpoint.spec.tensors.filter((t) => !t.name.startsWith("vae."));
     const options = {
       ...commonOptions(config, tensors),
-      recompute: config.recompute,
-      textWeight: config.lambda,
-      batchMultiplier: config.diffusionBatchMultiplier,
-      noiseWeightCap: config.noiseWeightCap,
-      contextNoise: config.contextNoise,
-      order: config.order,
+      unified: {
+        recompute: config.recompute,
+        textWeight: config.lambda,
+        batchMultiplier: config.diffusionBatchMultiplier,
+        noiseWeightCap: config.noiseWeightCap,
+        contextNoise: config.contextNoise,
+        order: config.order,
+      },
     };
     // Its checkpoints have the same autoencoder, and outlive the model that the run began with.
     const data = await Batches.open(checkpoint, config, onNote, () => folder.lastCheckpoint());

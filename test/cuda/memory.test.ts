@@ -11,7 +11,7 @@ import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { createTrainer } from "../../lib/train/native-trainer";
 import { FIXTURES } from "../support/fixtures";
 import { expectSameBits, simulate, simulatedLibrary, withBackend } from "../support/ops";
-import { TRAINER_OPTIONS } from "../support/training";
+import { trainerOptions } from "../support/training";
 
 const directory = join(FIXTURES, "unifluid-flow-tiny");
 const prompt = "a large red circle";
@@ -86,7 +86,7 @@ describe("the device that auto takes", () => {
   test("the CPU for a trainer, too", async () => {
     const { spec } = await readCheckpoint(directory);
     const place = async () => {
-      const native = await createTrainer("training", spec, "auto", TRAINER_OPTIONS);
+      const native = await createTrainer("training", spec, "auto", trainerOptions());
       const description = native.description();
       native.dispose();
       return description;

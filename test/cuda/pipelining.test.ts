@@ -1,5 +1,5 @@
 /**
- * The host ahead of the device: a step's tokens are read when the next one has been issued (`core/engine.cpp`), and
+ * The host ahead of the device: a step's tokens are read when the next one has been issued (`core/engine_step.cpp`), and
  * latents stay where they are, so that the host waits for all that the device has to do only where results are handed
  * out. On the simulated device, in float32, beside the CPU, which waits for each step.
  */

@@ -66,8 +66,8 @@ test.each(["unifluid-tiny", "unifluid-flow-tiny"])(
   async (model) => {
     const want = expected[model] as ModelExpected;
     const spec = await specOf(model);
-    const options = { noiseWeightCap: want.noise_weight_cap, textWeight: expected.text_weight };
-    const t = await createTrainer(spec, { ...options, ...cuda });
+    const unified = { noiseWeightCap: want.noise_weight_cap, textWeight: expected.text_weight };
+    const t = await createTrainer(spec, { unified, ...cuda });
     for (const [i, [image, text, gradient]] of want.curve.slice(0, 6).entries()) {
       const step = i + 1;
       const learningRate = expected.learning_rate * Math.min(1, step / expected.warmup);
@@ -84,7 +84,7 @@ test.each([86, 90])("the same bits again, recomputed and after a stop: %d", asyn
   simulate({ capability });
   const spec = await specOf("unifluid-flow-tiny");
   const run = async (recompute: boolean) => {
-    const t = await createTrainer(spec, { ...cuda, recompute, compute: "bfloat16" });
+    const t = await createTrainer(spec, { ...cuda, unified: { recompute }, compute: "bfloat16" });
     for (let step = 1; step <= 2; step++)
       await t.step([batchOf(spec, step)], { step, learningRate: 1e-3 });
     return t;

@@ -15,7 +15,7 @@ import { resize } from "../../lib/preprocess";
 import { psnr } from "../../lib/psnr";
 import { writeDataset } from "../../lib/scenes/dataset";
 import { FIXTURES, Tensors } from "../support/fixtures";
-import { COMMON_SETTINGS, nativeOptions, trained } from "../support/runs";
+import { COMMON_SETTINGS, nativeOptions, OPTIMIZER_SETTINGS, trained } from "../support/runs";
 import { bfloats } from "../support/training";
 
 const SIDE = 32;
@@ -467,15 +467,15 @@ test("a run that is stopped while a sheet is made does not wait for it", async (
 test("the trainer gets every setting of the run", async () => {
   const vae = { klWeight: 0.02, latentNoise: 0.4 };
   const other = { seed: 2 ** 40, ema: 0.9, freeze: ["encoder.conv_in.*"] };
-  const settings = config({ ...COMMON_SETTINGS, ...vae, ...other });
+  const settings = config({ ...COMMON_SETTINGS, ...OPTIMIZER_SETTINGS, ...vae, ...other });
   // The latents of the start are measured by another.
   const options = (await nativeOptions(settings, join(folder, "every-setting"))).at(-1);
   expect(options).toMatchObject({
     ...COMMON_SETTINGS,
     vae,
     seed: 2n ** 40n,
-    emaDecay: 0.9,
     frozen: ["vae.encoder.conv_in.weight", "vae.encoder.conv_in.bias"],
+    optimizer: { ...OPTIMIZER_SETTINGS, emaDecay: 0.9 },
   });
 });
 

@@ -22,7 +22,7 @@ import { learningRateAt, parseRunConfig } from "../../lib/train/config";
 import { ReportPace } from "../../lib/train/report";
 import { RUN_FILES } from "../../lib/train/run-folder";
 import { FIXTURES, Tensors } from "../support/fixtures";
-import { COMMON_SETTINGS, nativeOptions, Runs } from "../support/runs";
+import { COMMON_SETTINGS, nativeOptions, OPTIMIZER_SETTINGS, Runs } from "../support/runs";
 
 const runs = new Runs();
 let folder: string;
@@ -474,6 +474,7 @@ test("settings are checked before anything starts", async () => {
 test("the trainer gets every setting of the run", async () => {
   const settings = runs.config({
     ...COMMON_SETTINGS,
+    ...OPTIMIZER_SETTINGS,
     recompute: true,
     seed: 2 ** 40,
     ema: 0.9,
@@ -487,15 +488,17 @@ test("the trainer gets every setting of the run", async () => {
   expect(await nativeOptions(settings, join(folder, "every-setting"))).toEqual([
     expect.objectContaining({
       ...COMMON_SETTINGS,
-      recompute: true,
       seed: 2n ** 40n,
-      emaDecay: 0.9,
-      textWeight: 0.25,
-      batchMultiplier: 3,
-      noiseWeightCap: 6,
-      contextNoise: 0.3,
-      order: "raster",
       frozen: ["image_in.weight", "image_in.bias"],
+      unified: {
+        recompute: true,
+        textWeight: 0.25,
+        batchMultiplier: 3,
+        noiseWeightCap: 6,
+        contextNoise: 0.3,
+        order: "raster",
+      },
+      optimizer: { ...OPTIMIZER_SETTINGS, emaDecay: 0.9 },
     }),
   ]);
 });

@@ -10,6 +10,7 @@ import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
 import { relativeError } from "../support/parity";
 import {
   bfloats,
+  GRADIENT,
   Numbers,
   norm,
   picturesOf,
@@ -58,8 +59,7 @@ const seen = (name: string) => !name.endsWith("to_k.bias");
 test.each(trainingPlaces)(
   "losses and every gradient of one step are PyTorch's (%s)",
   async (place) => {
-    // With beta1 = 0 the first moment is the gradient.
-    const t = await trainer(spec, { vae, ...placeOf(place), beta1: 0, clipNorm: 0 });
+    const t = await trainer(spec, { vae, ...placeOf(place), optimizer: GRADIENT });
     const result = await t.step([picturesOf(spec, 1)], { step: 1, learningRate: 0 });
     const [absolute, square, kl, gradient] = want.curve[0]!;
     const close = (got: number, wanted: number, within: number) =>
@@ -87,7 +87,7 @@ test.each(trainingPlaces)(
 test("latents are decoded with PyTorch's noise", async () => {
   const { highest, absolute, square, kl, gradient_norm } = expected["latent-noise"];
   const noisy = { ...vae, latentNoise: highest };
-  const t = await trainer(spec, { vae: noisy, clipNorm: 0 });
+  const t = await trainer(spec, { vae: noisy, optimizer: { clipNorm: 0 } });
   const result = await t.step([picturesOf(spec, 1)], { step: 1, learningRate: 0 });
   expect(Math.abs(result.vae!.absolute / absolute - 1)).toBeLessThan(1e-5);
   expect(Math.abs(result.vae!.square / square - 1)).toBeLessThan(1e-5);
@@ -122,7 +122,7 @@ test("fifty steps follow PyTorch's losses, and end at its weights and their aver
 
 /** The gradient of each tensor against differences of the loss along it. */
 async function expectSlopes(spec: NativeModelSpec, batch: NativeVaeExample[], names: string[]) {
-  const t = await trainer(spec, { vae, beta1: 0, clipNorm: 0 });
+  const t = await trainer(spec, { vae, optimizer: GRADIENT });
   const start = await t.step([batch], { step: 1, learningRate: 0 });
   const loss = async () => (await t.evaluate([batch], { step: 1, ema: false })).vae!.loss;
   expect(await loss()).toBeCloseTo(start.vae!.loss, 6);
@@ -200,11 +200,11 @@ test("a step needs more memory than the bound that runs are checked against, and
     pixels: numbers.values(3 * side * side),
   }));
   const tensors = spec.tensors.filter(({ name }) => name.startsWith("vae."));
+  const optimizer = { emaDecay: 0.9 };
   const bound =
-    trainingBytes(tensors, { emaDecay: 0.9 }).onHost +
-    vaeTrainingActivations(spec.vae!, side, count);
+    trainingBytes(tensors, { optimizer }).onHost + vaeTrainingActivations(spec.vae!, side, count);
   const step = async (maxMemory: number) => {
-    const t = await trainer({ ...spec, tensors }, { vae, emaDecay: 0.9, maxMemory });
+    const t = await trainer({ ...spec, tensors }, { vae, optimizer, maxMemory });
     return await t.step([pictures], { step: 1, learningRate: 0 });
   };
   await expect(step(bound)).rejects.toMatchObject({ code: "INSUFFICIENT_MEMORY" });

@@ -9,6 +9,7 @@ import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
 import {
   batchOf,
   byName,
+  GRADIENT,
   placeOf,
   readFloats,
   specOf,
@@ -81,7 +82,8 @@ describe.each(Object.entries(variants))("%s", (name, want) => {
   const kind = name === "paligemma" ? name : "unifluid";
   const tensors = new Tensors(join(FIXTURES, VARIANTS, name, "gradients.safetensors"));
   const names = byName(tensors, kind);
-  const base = { noiseWeightCap: want.noise_weight_cap, textWeight, beta1: 0, clipNorm: 0 };
+  const unified = { noiseWeightCap: want.noise_weight_cap, textWeight };
+  const base = { unified, optimizer: GRADIENT };
   let spec: NativeModelSpec;
   beforeAll(async () => {
     spec = await specOf(join(VARIANTS, name));
@@ -103,7 +105,7 @@ describe.each(Object.entries(variants))("%s", (name, want) => {
   test("the same bits with recomputed activations", async () => {
     const [kept, again] = [
       await trainer(spec, base),
-      await trainer(spec, { ...base, recompute: true }),
+      await trainer(spec, { ...base, unified: { ...unified, recompute: true } }),
     ];
     for (const t of [kept, again]) await t.step([batchOf(spec, 1)], AT);
     for (const tensor of trained(spec))
@@ -115,8 +117,8 @@ test("a frozen vision tower leaves the other gradients as they are", async () =>
   const spec = await specOf(join(VARIANTS, "gemma1"));
   const frozen = trained(spec).filter((n) => n.startsWith("vision_tower."));
   const want = variants.gemma1!;
-  const options = { noiseWeightCap: want.noise_weight_cap, textWeight, beta1: 0, clipNorm: 0 };
-  const t = await trainer(spec, { ...options, frozen });
+  const unified = { noiseWeightCap: want.noise_weight_cap, textWeight };
+  const t = await trainer(spec, { unified, optimizer: GRADIENT, frozen });
   await t.step([batchOf(spec, 1)], AT);
   const tensors = new Tensors(join(FIXTURES, VARIANTS, "gemma1", "gradients.safetensors"));
   const rest = [...byName(tensors, "unifluid")].filter(([n]) => !frozen.includes(n));

@@ -1,8 +1,9 @@
 /** Training against PyTorch: gradients of every tensor, and fifty steps from the same batches and draws. */
 import { readdirSync } from "node:fs";
 import { join } from "node:path";
+import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
-import type { NativeModelSpec, NativeTrainer, NativeTrainerOptions } from "../../lib/native";
+import type { NativeModelSpec, NativeTrainer } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
 import { relativeError } from "../support/parity";
 import {
@@ -11,12 +12,15 @@ import {
   bfloats,
   byName,
   createTrainer,
+  GRADIENT,
   MULTIPLIER,
   norm,
   placeOf,
   readFloats,
   specOf,
+  type TrainerChange,
   trained,
+  trainerOptions,
   trainersOfTests,
   trainingPlaces,
   wrongGradients,
@@ -51,8 +55,8 @@ const trainer = trainersOfTests();
  * Layers with the same inputs are one product where all of them are trained: freezing one of them takes them apart,
  * which must change neither losses nor the gradients of the others.
  */
-async function expectApart(spec: NativeModelSpec, base: Partial<NativeTrainerOptions>) {
-  const options = { ...base, beta1: 0, clipNorm: 0 };
+async function expectApart(spec: NativeModelSpec, base: TrainerChange) {
+  const options = { ...base, optimizer: GRADIENT };
   const frozen = trained(spec).filter((n) =>
     /(k_proj|up_proj|res_blocks\.0\.adaLN_modulation\.1)\.(weight|bias)$/.test(n),
   );
@@ -103,13 +107,13 @@ describe.each(models)("%s", (model) => {
   beforeAll(async () => {
     spec = await specOf(model);
   });
-  const base = { noiseWeightCap: want.noise_weight_cap, textWeight: expected.text_weight };
+  const unified = { noiseWeightCap: want.noise_weight_cap, textWeight: expected.text_weight };
+  const base = { unified };
 
   test.each(trainingPlaces)(
     "losses and every gradient of one step are PyTorch's (%s)",
     async (place) => {
-      // With beta1 = 0 the first moment is the gradient.
-      const t = await trainer(spec, { ...base, ...placeOf(place), beta1: 0, clipNorm: 0 });
+      const t = await trainer(spec, { ...base, ...placeOf(place), optimizer: GRADIENT });
       const result = await t.step([batchOf(spec, 1)], { step: 1, learningRate: 0 });
       const [image, text, gradient] = want.curve[0]!;
       expect(Math.abs(result.imageLoss / image - 1)).toBeLessThan(1e-5);
@@ -126,7 +130,10 @@ describe.each(models)("%s", (model) => {
   test("tokens that others follow are read with PyTorch's noise, and are drawn without", async () => {
     const { highest, models: noisy } = expected["context-noise"];
     const { image_loss, gradient_norm } = noisy[model]!;
-    const t = await trainer(spec, { ...base, contextNoise: highest, clipNorm: 0 });
+    const t = await trainer(spec, {
+      unified: { ...unified, contextNoise: highest },
+      optimizer: { clipNorm: 0 },
+    });
     const at = { step: 1, learningRate: 0 };
     const result = await t.step([batchOf(spec, 1)], at);
     expect(Math.abs(result.imageLoss / image_loss - 1)).toBeLessThan(1e-5);
@@ -165,7 +172,7 @@ describe.each(models)("%s", (model) => {
 
   test("the same bits on one thread, with recomputed activations and after a stop", async () => {
     const run = async (threads: number, recompute: boolean) => {
-      const t = await trainer(spec, { ...base, threads, recompute });
+      const t = await trainer(spec, { threads, unified: { ...unified, recompute } });
       for (let step = 1; step <= 3; step++)
         await t.step([batchOf(spec, step)], { step, learningRate: 1e-3 });
       return t;
@@ -189,7 +196,7 @@ describe.each(models)("%s", (model) => {
 
   test("gradients of several batches add up to those of one", async () => {
     const batch = batchOf(spec, 7);
-    const options = { ...base, beta1: 0, clipNorm: 0 };
+    const options = { ...base, optimizer: GRADIENT };
     const whole = await trainer(spec, options);
     const parts = await trainer(spec, options);
     const at = { step: 1, learningRate: 0 };
@@ -209,7 +216,7 @@ describe.each(models)("%s", (model) => {
   test.each(trainingPlaces)(
     "with bfloat16 products losses and every gradient stay near PyTorch's in float32 (%s)",
     async (place) => {
-      const options = { ...base, ...placeOf(place), beta1: 0, clipNorm: 0 };
+      const options = { ...base, ...placeOf(place), optimizer: GRADIENT };
       const t = await trainer(spec, { ...options, compute: "bfloat16" });
       const result = await t.step([batchOf(spec, 1)], { step: 1, learningRate: 0 });
       const [image, text, gradient] = want.curve[0]!;
@@ -246,7 +253,7 @@ describe.each(models)("%s", (model) => {
   });
 
   test("a tensor that is trained alone has the gradient that it has among all", async () => {
-    const options = { ...base, beta1: 0, clipNorm: 0 };
+    const options = { ...base, optimizer: GRADIENT };
     const at = { step: 1, learningRate: 0 };
     const whole = await trainer(spec, options);
     const { gradientNorm } = await whole.step([batchOf(spec, 1)], at);
@@ -289,7 +296,7 @@ describe.each(models)("%s", (model) => {
     const bare = () =>
       batchOf(spec, 3).map(({ order: _o, timesteps: _t, noise: _n, ...rest }) => rest);
     const loss = async (seed: bigint, step: number, order: "random" | "raster" = "random") => {
-      const t = await trainer(spec, { ...base, seed, order });
+      const t = await trainer(spec, { seed, unified: { ...unified, order } });
       return (await t.evaluate([bare()], { step, ema: false })).imageLoss;
     };
     const first = await loss(1n, 1);
@@ -301,7 +308,7 @@ describe.each(models)("%s", (model) => {
 
   test("a trainer of losses alone computes the same ones, and cannot train", async () => {
     const t = await trainer(spec, base);
-    const only = await trainer(spec, { ...base, lossesOnly: true });
+    const only = await trainer(spec, { ...base, optimizer: null });
     const at = { step: 1, ema: false };
     const losses = await only.evaluate([batchOf(spec, 1)], at);
     expect(losses).toEqual(await t.evaluate([batchOf(spec, 1)], at));
@@ -358,6 +365,14 @@ describe.each(models)("%s", (model) => {
     await expect(createTrainer(spec, { maxMemory: 1000 })).rejects.toMatchObject({
       code: "INSUFFICIENT_MEMORY",
     });
+    const { unified: _, ...neither } = trainerOptions();
+    for (const options of [neither, { ...trainerOptions(), vae: { klWeight: 0, latentNoise: 0 } }])
+      expect(() => loadAddon().createTrainer(spec, options)).toThrow(
+        expect.objectContaining({
+          code: "INVALID_ARGUMENT",
+          message: "expected either unified or vae for the options",
+        }),
+      );
     // One call at a time; and nothing after the end.
     const batch = batchOf(spec, 1);
     // Long enough to be at work still when the second comes.

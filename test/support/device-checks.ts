@@ -3,7 +3,6 @@ import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { UniFluid } from "../../lib";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
-import type { NativeTrainerOptions } from "../../lib/native";
 import { families } from "../cuda/cases";
 import { QUICK } from "../cuda/cases/quick";
 import { besideCpu, PROMPT } from "./beside-cpu";
@@ -18,10 +17,12 @@ import {
   bf16Gradient,
   createTrainer,
   F32_GRADIENT,
+  GRADIENT,
   gradientError,
   norm,
   picturesOf,
   readFloats,
+  type TrainerChange,
   trained,
 } from "./training";
 
@@ -172,12 +173,10 @@ export class DeviceChecks {
     const { spec } = await readCheckpoint(directory);
     const options = {
       compute: compute === "bf16" ? ("bfloat16" as const) : ("float32" as const),
-      // With beta1 = 0 the first moment is the gradient.
-      beta1: 0,
-      clipNorm: 0,
+      optimizer: GRADIENT,
       ...(vae && { vae: { klWeight: 1e-3, latentNoise: 0.2 } }),
     };
-    const step = async (change: Partial<NativeTrainerOptions>) => {
+    const step = async (change: TrainerChange) => {
       const trainer = await createTrainer(spec, { ...options, ...change });
       const at = { step: 1, learningRate: 0 };
       const result = vae

@@ -17,9 +17,9 @@ export async function trained(settings: RunSettings, options: TrainOptions) {
 }
 
 /** Settings that every kind of run has and that a native trainer gets under the same names, none of them the default. */
-export const COMMON_SETTINGS = {
-  compute: "float32",
-  threads: 1,
+export const COMMON_SETTINGS = { compute: "float32", threads: 1 } as const;
+/** The same, of the optimizer. */
+export const OPTIMIZER_SETTINGS = {
   beta1: 0.8,
   beta2: 0.95,
   epsilon: 1e-6,

@@ -7,10 +7,12 @@ import { canonicalName } from "../../lib/checkpoint/tensor-names";
 import { vaeFactor } from "../../lib/checkpoint/vae-config";
 import type {
   NativeModelSpec,
+  NativeOptimizerOptions,
   NativeTrainer,
   NativeTrainerOptions,
   NativeTrainerState,
   NativeTrainingSequence,
+  NativeUnifiedOptions,
   NativeVaeExample,
 } from "../../lib/native";
 import { FIXTURES, type Tensors } from "./fixtures";
@@ -103,18 +105,15 @@ export function picturesOf(spec: NativeModelSpec, step: number): NativeVaeExampl
   }));
 }
 
-export const TRAINER_OPTIONS: NativeTrainerOptions = {
-  threads: 2,
-  maxMemory: 0,
-  compute: "float32",
+const UNIFIED: NativeUnifiedOptions = {
   recompute: false,
-  seed: 5n,
   textWeight: 0.7,
   batchMultiplier: MULTIPLIER,
   noiseWeightCap: 1,
   contextNoise: 0,
   order: "random",
-  frozen: [],
+};
+const OPTIMIZER: NativeOptimizerOptions = {
   beta1: 0.9,
   beta2: 0.98,
   epsilon: 1e-8,
@@ -122,6 +121,33 @@ export const TRAINER_OPTIONS: NativeTrainerOptions = {
   clipNorm: 1,
   emaDecay: 0.995,
 };
+
+/** What tests change of a trainer's options. `vae`: an autoencoder is trained. `optimizer: null`: losses alone. */
+export type TrainerChange = Partial<Omit<NativeTrainerOptions, "unified" | "optimizer">> & {
+  unified?: Partial<NativeUnifiedOptions>;
+  optimizer?: Partial<NativeOptimizerOptions> | null;
+};
+
+/** A first moment that is the gradient. */
+export const GRADIENT = { beta1: 0, clipNorm: 0 };
+
+export function trainerOptions({
+  unified,
+  vae,
+  optimizer,
+  ...others
+}: TrainerChange = {}): NativeTrainerOptions {
+  return {
+    threads: 2,
+    maxMemory: 0,
+    compute: "float32",
+    seed: 5n,
+    frozen: [],
+    ...(vae ? { vae } : { unified: { ...UNIFIED, ...unified } }),
+    ...(optimizer !== null && { optimizer: { ...OPTIMIZER, ...optimizer } }),
+    ...others,
+  };
+}
 
 const native = findAddon().addon;
 
@@ -149,16 +175,16 @@ export const VARIANTS = join("training", "variants");
 
 /** Where trainers are held against PyTorch: every instruction set, and CUDA on its simulation. */
 export const trainingPlaces = [...instructionSets, "cuda-simulated"];
-export const placeOf = (place: string): Partial<NativeTrainerOptions> =>
+export const placeOf = (place: string): TrainerChange =>
   place === "cuda-simulated"
     ? { cuda: { library: simulatedLibrary, device: 0, dtype: "float32" } }
     : { isa: place };
 
 export function createTrainer(
   spec: NativeModelSpec,
-  options: Partial<NativeTrainerOptions> = {},
+  change: TrainerChange = {},
 ): Promise<NativeTrainer> {
-  return native.createTrainer(spec, { ...TRAINER_OPTIONS, ...options });
+  return native.createTrainer(spec, trainerOptions(change));
 }
 
 /** A `model.yaml` for `initCheckpoint`, with the shipped autoencoder and tokenizer. */
@@ -227,7 +253,7 @@ export function bf16Gradient({ text, vision, image }: NativeModelSpec): number {
   return roundings(2 * 2 * (6 * layers + 3 * (image?.headDepth ?? 0) + 3));
 }
 
-/** The tensors whose gradients are not PyTorch's, of a trainer with beta1 = 0. `names`: of `byName`. */
+/** The tensors whose gradients are not PyTorch's, of a trainer whose first moment is `GRADIENT`. `names`: of `byName`. */
 export function wrongGradients(
   trainer: NativeTrainer,
   tensors: Tensors,
@@ -236,7 +262,6 @@ export function wrongGradients(
   tolerance = F32_GRADIENT,
 ): string[] {
   return [...names].flatMap(([name, stored]) => {
-    // With beta1 = 0 the first moment is the gradient.
     const error = gradientError(readFloats(trainer, name, "first"), tensors.floats(stored), total);
     return error < tolerance ? [] : [`${name}: ${error} of ${tolerance}`];
   });
