@@ -622,7 +622,7 @@ class Worker {
         Piece values{};
         if (k < p.width)
           values = piece_of(load_fresh(reinterpret_cast<const uint4*>(inner_row(row) + k)));
-        if (k + kSize < T >> p.width) {  // nobody wrote what lies behind the width
+        if (p.width < k + kSize<T>) {  // nobody wrote what lies behind the width
           float inside[kSize<T>];
           for (int i = 0; i < kSize<T>; ++i)
             inside[i] = k + i < p.width ? element<T>(values, i) : 0.0f;
