@@ -70,8 +70,6 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare(PrepareParams p) {
 
 bool memory_aligned16(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
 
-size_t to_piece(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 void add_tiles(std::vector<AttentionTile>& tiles, int32_t span, int64_t count, int64_t each) {
   // Later rows of a causal span see more: the longest tiles begin first.
   for (int64_t first = (count - 1) / each * each; first >= 0; first -= each)
@@ -133,8 +131,9 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   const size_t k_count = rotary && cacheless ? m * static_cast<size_t>(args.kv_heads * d) : 0;
   const size_t score_count =
       decode.size() * static_cast<size_t>(args.kv_heads * score_rows * score_stride);
-  queue.reserve_scratch(to_piece(q_count * sizeof(T)) + to_piece(k_count * sizeof(T)) +
-                        to_piece(score_count * sizeof(float)) + wide_bytes);
+  queue.reserve_scratch(Queue::piece_bytes(q_count * sizeof(T)) +
+                        Queue::piece_bytes(k_count * sizeof(T)) +
+                        Queue::piece_bytes(score_count * sizeof(float)) + wide_bytes);
   T* const rotated_q = q_count ? queue.scratch<T>(q_count) : nullptr;
   T* const rotated_k = k_count ? queue.scratch<T>(k_count) : nullptr;
   float* const scores = score_count ? queue.scratch<float>(score_count) : nullptr;
@@ -276,7 +275,7 @@ size_t attention_scratch(const StepSize& size, DType type) {
   const bool decodes = type == DType::bf16 && size.head_dim <= kLargestTensorHead;
   const size_t scores =
       decodes ? static_cast<size_t>(tiles * size.kv_heads * kDecodeQueries * score_stride) : 0;
-  return to_piece(q * size_of(type)) + to_piece(scores * sizeof(float));
+  return Queue::piece_bytes(q * size_of(type)) + Queue::piece_bytes(scores * sizeof(float));
 }
 
 void attention(Queue& queue, const AttentionArgs& args) {

@@ -407,8 +407,9 @@ void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
   const DType type = rounded ? DType::bf16 : DType::f32;
   const size_t q_bytes = m * heads * static_cast<size_t>(d) * size_of(type);
   const size_t k_bytes = m * static_cast<size_t>(f.kv_heads * d) * size_of(type);
-  queue.reserve_scratch((changed ? q_bytes + k_bytes : 0) + (rounded ? q_bytes + k_bytes : 0) +
-                        2 * m * heads * sizeof(float) + 6 * 256);
+  const size_t copied = Queue::piece_bytes(q_bytes) + Queue::piece_bytes(k_bytes);
+  queue.reserve_scratch((changed ? copied : 0) + (rounded ? copied : 0) +
+                        2 * Queue::piece_bytes(m * heads * sizeof(float)));
   AttentionGradients p{};
   p.q = f.q;
   p.k = f.k;
