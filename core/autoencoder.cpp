@@ -18,6 +18,11 @@ std::vector<float> channels_last(const float* x, int64_t channels, int64_t pixel
   return out;
 }
 
+// Of stride 1 and padded all round, so that the (enlarged) image keeps its size.
+ConvolutionGeometry padded(int64_t height, int64_t width, int64_t kernel, int64_t upsample = 1) {
+  return {height, width, upsample, kernel, 1, kernel / 2, kernel / 2};
+}
+
 }  // namespace
 
 // ---- weights: the structure follows the names ----
@@ -104,18 +109,17 @@ Autoencoder::Autoencoder(const VaeConfig& config, const Weights& weights, Backen
 
 Autoencoder::Map Autoencoder::conv(const Conv& conv, const Map& in, Workspace& workspace,
                                    int64_t upsample, const Tensor& into) const {
-  const int64_t pad = conv.kernel / 2;
-  const int64_t height = in.height * upsample, width = in.width * upsample;
+  const ConvolutionGeometry geometry = padded(in.height, in.width, conv.kernel, upsample);
+  const int64_t height = geometry.out_height(), width = geometry.out_width();
   const Map out{into ? into : workspace.tensor(height * width, conv.out), height, width};
-  backend_.convolution({in.x, in.height, in.width, upsample, conv.kernel, 1, pad, pad, conv.weight,
-                        conv.bias, Tensor(), out.x});
+  backend_.convolution({in.x, geometry, conv.weight, conv.bias, Tensor(), out.x});
   return out;
 }
 
 // Stride 2, padded to the right and below only.
 void Autoencoder::downsample(const Conv& conv, const Map& in, const Tensor& out) const {
-  backend_.convolution(
-      {in.x, in.height, in.width, 1, conv.kernel, 2, 0, 1, conv.weight, conv.bias, Tensor(), out});
+  const ConvolutionGeometry geometry{in.height, in.width, 1, conv.kernel, 2, 0, 1};
+  backend_.convolution({in.x, geometry, conv.weight, conv.bias, Tensor(), out});
 }
 
 void Autoencoder::group_norm(const Norm& norm, const Tensor& x, bool silu,
@@ -129,9 +133,8 @@ Autoencoder::Map Autoencoder::norm_silu_conv(const Norm& norm, const Conv& conv_
   Workspace::Scope scope(workspace);
   const Tensor normed = workspace.tensor(in.x.rows, in.x.cols);
   group_norm(norm, in.x, true, normed);
-  const int64_t pad = conv_.kernel / 2;
-  backend_.convolution({normed, in.height, in.width, 1, conv_.kernel, 1, pad, pad, conv_.weight,
-                        conv_.bias, Tensor(), out.x});
+  const ConvolutionGeometry geometry = padded(in.height, in.width, conv_.kernel);
+  backend_.convolution({normed, geometry, conv_.weight, conv_.bias, Tensor(), out.x});
   return out;
 }
 
@@ -144,8 +147,8 @@ Autoencoder::Map Autoencoder::resnet(const Resnet& block, const Map& in, Workspa
   group_norm(block.norm2, hidden.x, true, hidden.x);
   Tensor residual = in.x;
   if (block.shortcut) residual = conv(*block.shortcut, in, workspace).x;
-  backend_.convolution({hidden.x, in.height, in.width, 1, 3, 1, 1, 1, block.conv2.weight,
-                        block.conv2.bias, residual, out.x});
+  const ConvolutionGeometry geometry = padded(in.height, in.width, block.conv2.kernel);
+  backend_.convolution({hidden.x, geometry, block.conv2.weight, block.conv2.bias, residual, out.x});
   return out;
 }
 

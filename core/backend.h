@@ -256,19 +256,31 @@ struct DiffusionHeadArgs {
   Tensor out;                        // [m, 2C or C]
 };
 
-// Convolution on channels-last images: x [height * width, in], out [out_height * out_width, out].
-// The input is first enlarged `upsample` times by repeating pixels (1: not), then padded with
-// zeros. out = residual + conv(x) + bias.
-struct ConvolutionArgs {
-  Tensor x;
-  int64_t height, width;          // of x, before `upsample`
+// Which pixels of an image a convolution sees. The image is first enlarged `upsample` times by
+// repeating pixels (1: not), then padded with zeros.
+struct ConvolutionGeometry {
+  int64_t height, width;          // before `upsample`
   int64_t upsample = 1;           // 1 or 2
   int64_t kernel, stride;         // square
   int64_t pad_before, pad_after;  // zeros above and left, below and right
-  Tensor weight;                  // as `convolution_weight` made it
-  const float* bias;              // [out]
-  Tensor residual;                // as out, or empty; may be `out`
-  Tensor out;
+
+  int64_t out_height() const { return outputs(height); }
+  int64_t out_width() const { return outputs(width); }
+
+ private:
+  int64_t outputs(int64_t side) const {
+    return (side * upsample + pad_before + pad_after - kernel) / stride + 1;
+  }
+};
+
+// Convolution on channels-last images. out = residual + conv(x) + bias.
+struct ConvolutionArgs {
+  Tensor x;  // [height * width, in]
+  ConvolutionGeometry geometry;
+  Tensor weight;      // as `convolution_weight` made it
+  const float* bias;  // [out]
+  Tensor residual;    // as out, or empty; may be `out`
+  Tensor out;         // [out_height * out_width, out]
 };
 
 // Group norm over a channels-last image, then SiLU if asked. Groups are runs of channels.

@@ -205,16 +205,18 @@ struct DiffusionLossArgs {
 };
 
 // Patches of channels-last images as rows: out[(image, y, x), (ky, kx, channel)], zeros beyond the
-// edges; the geometry of ConvolutionArgs for each of `images` images that lie one after another.
+// edges; `images` images lie one after another.
 struct PatchesArgs {
   Tensor x;  // [images * height * width, channels]
-  int64_t images, height, width, upsample, kernel, stride, pad_before, pad_after;
-  Tensor out;  // [images * out_height * out_width, kernel * kernel * channels]
+  int64_t images;
+  ConvolutionGeometry geometry;  // of each
+  Tensor out;                    // [images * out_height * out_width, kernel * kernel * channels]
 };
 // dx += the patches' gradients, each pixel getting those of all patches that it is part of.
 struct PatchesBackwardArgs {
   Tensor dout;
-  int64_t images, height, width, upsample, kernel, stride, pad_before, pad_after;
+  int64_t images;
+  ConvolutionGeometry geometry;
   Tensor dx;
 };
 

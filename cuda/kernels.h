@@ -26,7 +26,7 @@ void embed_tokens(Queue&, const EmbedTokensArgs&);
 void image_embed(Queue&, const ImageEmbedArgs&);
 void add_rows(Queue&, const AddRowsArgs&);
 void soft_cap(Queue&, const SoftCapArgs&);
-// The ids [m] in this operation's scratch; -1 for a row with a logit that is not finite.
+// An id is -1 for a row with a logit that is not finite.
 void sample_text(Queue&, const SampleTextArgs&);
 void diffusion_head(Queue&, const DiffusionHeadArgs&);
 void diffusion_sample(Queue&, const DiffusionSampleArgs&);

@@ -9,7 +9,6 @@
 namespace unifluid::cuda {
 namespace {
 
-constexpr size_t kAlignment = 256;
 // An operation's scratch grows by whole steps where it can, seldom and by much rather than often.
 constexpr size_t kScratchStep = size_t{1} << 20;
 
@@ -95,7 +94,7 @@ void Queue::begin_operation() {
 }
 
 const void* Queue::stage_bytes(const void* host, size_t bytes) {
-  if (staged_ + bytes + kAlignment > kStagingBytes)
+  if (staged_ + bytes > kStagingBytes)
     throw Error(error_code::kInternal, "an operation stages " + std::to_string(bytes) +
                                            " bytes, more than a list of launches holds");
   const size_t at = staged_;
@@ -118,7 +117,7 @@ void Queue::resize_scratch(size_t bytes) {
   fault_.expect_none();
   scratch_used_ = 0;
   operation_staged_ = false;
-  const size_t size = rounded_up(bytes, kAlignment);
+  const size_t size = piece_bytes(bytes);
   if (size == scratch_size_) return;
   if (size < scratch_size_) {
     synchronize();
@@ -130,7 +129,7 @@ void Queue::resize_scratch(size_t bytes) {
 // A piece that cannot be had costs nobody the one that is there: sequences run that count on it.
 void Queue::grow_scratch(size_t bytes, size_t size) {
   synchronize();  // launches before this one may still use what is freed here
-  const size_t least = rounded_up(bytes, kAlignment), before = scratch_size_;
+  const size_t least = piece_bytes(bytes), before = scratch_size_;
   void* memory = memory_.allocate(size);
   if (!memory && give_back_) {
     give_back_();
@@ -156,7 +155,7 @@ void* Queue::scratch_bytes(size_t bytes) {
   const size_t at = scratch_used_;
   if (at + bytes > scratch_size_)
     throw Error(error_code::kInternal, "an operation takes more scratch than it reserved");
-  scratch_used_ = std::max<size_t>(rounded_up(at + bytes, kAlignment), kAlignment);
+  scratch_used_ = at + piece_bytes(bytes);
   return scratch_ + at;
 }
 

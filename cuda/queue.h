@@ -111,17 +111,22 @@ class Queue {
     return static_cast<const T*>(stage_bytes(host, count * sizeof(T)));
   }
 
-  // Uninitialized device memory for the launches of this operation, aligned to 256 bytes; the next
-  // operation's may be the same. Several pieces: ask for all first, with `reserve_scratch`. Throws
-  // INSUFFICIENT_MEMORY.
+  // Uninitialized device memory for the launches of this operation, aligned to kPieceAlignment; the
+  // next operation's may be the same. Several pieces: ask for all first, with `reserve_scratch`.
+  // Throws INSUFFICIENT_MEMORY.
   template <class T>
   T* scratch(size_t count) {
     return static_cast<T*>(scratch_bytes(count * sizeof(T)));
   }
 
-  // Makes room for pieces of `bytes` in all, each rounded up to 256. Before the operation's first
-  // `stage`. Throws INSUFFICIENT_MEMORY, and leaves what room there was.
+  // Makes room for pieces of `bytes` in all: the sum of their `piece_bytes`. Before the operation's
+  // first `stage`. Throws INSUFFICIENT_MEMORY, and leaves what room there was.
   void reserve_scratch(size_t bytes);
+  static constexpr size_t kPieceAlignment = 256;
+  // Of scratch, what a piece of `bytes` takes.
+  static constexpr size_t piece_bytes(size_t bytes) {
+    return (bytes + kPieceAlignment - 1) / kPieceAlignment * kPieceAlignment;
+  }
 
   const DeviceLimits& limits() const { return limits_; }
   void allow_warpgroups(bool allowed) { limits_.warpgroups = allowed; }
@@ -151,8 +156,8 @@ class Queue {
   // What becomes of a call on the stream: a fault stays (cuda/fault.h).
   void check_work(cudaError_t status, const char* what) { fault_.check(status, what); }
   DeviceMemory& memory() { return memory_; }
-  // Makes scratch just so large, in pieces of 256. Between operations. As `reserve_scratch` where
-  // it grows.
+  // Makes scratch just so large, as a piece of `bytes`. Between operations. As `reserve_scratch`
+  // where it grows.
   void resize_scratch(size_t bytes);
   // Any thread, like the counts of lists: those replayed as graphs and those launched one by one.
   size_t scratch_held() const { return scratch_size_; }

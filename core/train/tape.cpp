@@ -295,25 +295,19 @@ Var Tape::gather(int64_t rows, int64_t cols, std::vector<GatherPart> parts) {
   });
 }
 
-Var Tape::convolution(Var x, const ImageShape& image, const ConvolutionShape& shape,
+Var Tape::convolution(Var x, int64_t images, const ConvolutionGeometry& geometry,
                       const Parameter& weight, const Parameter& bias, Var residual) {
   const Tensor in = value(x);
-  const int64_t padded = shape.pad_before + shape.pad_after - shape.kernel;
-  const int64_t height = (image.height * shape.upsample + padded) / shape.stride + 1;
-  const int64_t width = (image.width * shape.upsample + padded) / shape.stride + 1;
-  const Tensor out = workspace_.tensor(image.images * height * width, weight.rows);
-  const bool plain = shape.kernel == 1 && shape.stride == 1 && shape.upsample == 1 && padded == -1;
-  PatchesArgs geometry{
-      in,           image.images, image.height,     image.width,     shape.upsample,
-      shape.kernel, shape.stride, shape.pad_before, shape.pad_after, Tensor()};
+  const Tensor out =
+      workspace_.tensor(images * geometry.out_height() * geometry.out_width(), weight.rows);
+  const bool plain = geometry.kernel == 1 && geometry.stride == 1 && geometry.upsample == 1 &&
+                     geometry.pad_before == 0 && geometry.pad_after == 0;
   // Patches are k^2 times the image: made when needed, never kept.
   const auto patches = [=, this](const Tensor& from) {
     if (plain) return from;
-    PatchesArgs args = geometry;
-    args.x = from;
-    args.out = workspace_.tensor(out.rows, weight.cols);
-    ops_.patches(args);
-    return args.out;
+    const Tensor to = workspace_.tensor(out.rows, weight.cols);
+    ops_.patches({from, images, geometry, to});
+    return to;
   };
   if (residual != kNone) backend_.copy(value(residual), out);
   {
@@ -340,10 +334,7 @@ Var Tape::convolution(Var x, const ImageShape& image, const ConvolutionShape& sh
                                       .dbias = gradient_of(b),
                                       .accumulate = plain,
                                       .dx = dpatches});
-                if (dx && !plain)
-                  ops_.patches_backward({dpatches, geometry.images, geometry.height, geometry.width,
-                                         geometry.upsample, geometry.kernel, geometry.stride,
-                                         geometry.pad_before, geometry.pad_after, dx});
+                if (dx && !plain) ops_.patches_backward({dpatches, images, geometry, dx});
                 pass(residual, dout);
               });
 }

@@ -38,13 +38,6 @@ struct AttentionShape {
   int64_t first_position;
 };
 
-struct ImageShape {
-  int64_t images, height, width;
-};
-struct ConvolutionShape {
-  int64_t kernel, stride, upsample, pad_before, pad_after;
-};
-
 class Tape {
  public:
   // `bf16`: matrix products round their operands to bfloat16. `gradients`: else losses only.
@@ -87,7 +80,7 @@ class Tape {
                 const std::vector<AttentionSpan>& spans);
   Var gather(int64_t rows, int64_t cols, std::vector<GatherPart> parts);
   // [images * height * width, in] -> [images * out height * out width, out]
-  Var convolution(Var x, const ImageShape& image, const ConvolutionShape& shape,
+  Var convolution(Var x, int64_t images, const ConvolutionGeometry& geometry,
                   const Parameter& weight, const Parameter& bias, Var residual = kNone);
   Var group_norm(Var x, int64_t images, int64_t groups, const Parameter& weight,
                  const Parameter& bias, float eps, bool silu);

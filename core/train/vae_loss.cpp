@@ -37,20 +37,21 @@ VaeLoss::Map VaeLoss::convolution(Tape& tape, const Map& in, const std::string& 
                                   Var residual) const {
   const Parameter& weight = at(name + ".weight");
   const int64_t kernel = weight.kernel, pad = kernel / 2;
-  return {tape.convolution(in.x, in.shape, {kernel, 1, 1, pad, pad}, weight, at(name + ".bias"),
-                           residual),
+  const auto& [images, height, width] = in.shape;
+  return {tape.convolution(in.x, images, {height, width, 1, kernel, 1, pad, pad}, weight,
+                           at(name + ".bias"), residual),
           in.shape, weight.rows};
 }
 
 // Up: pixels twice, then a convolution. Down: stride 2, padded to the right and below only.
 VaeLoss::Map VaeLoss::resample(Tape& tape, const Map& in, const std::string& name, bool up) const {
   const Parameter& weight = at(name + ".weight");
-  const ConvolutionShape shape =
-      up ? ConvolutionShape{3, 1, 2, 1, 1} : ConvolutionShape{3, 2, 1, 0, 1};
-  ImageShape image = in.shape;
-  image.height = up ? image.height * 2 : image.height / 2;
-  image.width = up ? image.width * 2 : image.width / 2;
-  return {tape.convolution(in.x, in.shape, shape, weight, at(name + ".bias")), image, weight.rows};
+  const auto& [images, height, width] = in.shape;
+  const ConvolutionGeometry geometry = up ? ConvolutionGeometry{height, width, 2, 3, 1, 1, 1}
+                                          : ConvolutionGeometry{height, width, 1, 3, 2, 0, 1};
+  return {tape.convolution(in.x, images, geometry, weight, at(name + ".bias")),
+          {images, geometry.out_height(), geometry.out_width()},
+          weight.rows};
 }
 
 VaeLoss::Map VaeLoss::group_norm(Tape& tape, const Map& in, const std::string& name,

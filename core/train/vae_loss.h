@@ -39,6 +39,9 @@ class VaeLoss {
            const DrawnAt& at, VaeLosses* losses) const;
 
  private:
+  struct ImageShape {
+    int64_t images, height, width;
+  };
   struct Map {
     Var x;
     ImageShape shape;

@@ -31,30 +31,31 @@ UNIFLUID_INLINE void copy(float* to, const float* from, int64_t count) {
 
 // The window of one output pixel, [kernel][kernel][in].
 void gather(const Plan& plan, int64_t pixel, float* to) {
-  const ConvolutionArgs& a = *plan.args;
-  const int64_t in = a.x.cols, height = a.height * a.upsample, width = a.width * a.upsample;
-  const int64_t top = pixel / plan.out_width * a.stride - a.pad_before;
-  const int64_t left = pixel % plan.out_width * a.stride - a.pad_before;
-  const float* x = static_cast<const float*>(a.x.data);
-  for (int64_t ky = 0; ky < a.kernel; ++ky) {
+  const Tensor& image = plan.args->x;
+  const ConvolutionGeometry& g = plan.args->geometry;
+  const int64_t in = image.cols, height = g.height * g.upsample, width = g.width * g.upsample;
+  const int64_t top = pixel / plan.out_width * g.stride - g.pad_before;
+  const int64_t left = pixel % plan.out_width * g.stride - g.pad_before;
+  const float* x = static_cast<const float*>(image.data);
+  for (int64_t ky = 0; ky < g.kernel; ++ky) {
     const int64_t y = top + ky;
     if (y < 0 || y >= height) {
-      __builtin_memset(to, 0, static_cast<size_t>(a.kernel * in) * sizeof(float));
-      to += a.kernel * in;
+      __builtin_memset(to, 0, static_cast<size_t>(g.kernel * in) * sizeof(float));
+      to += g.kernel * in;
       continue;
     }
-    const float* line = x + y / a.upsample * a.width * a.x.stride;
-    if (a.upsample == 1 && a.x.stride == in && left >= 0 && left + a.kernel <= width) {
-      copy(to, line + left * in, a.kernel * in);
-      to += a.kernel * in;
+    const float* line = x + y / g.upsample * g.width * image.stride;
+    if (g.upsample == 1 && image.stride == in && left >= 0 && left + g.kernel <= width) {
+      copy(to, line + left * in, g.kernel * in);
+      to += g.kernel * in;
       continue;
     }
-    for (int64_t kx = 0; kx < a.kernel; ++kx, to += in) {
+    for (int64_t kx = 0; kx < g.kernel; ++kx, to += in) {
       const int64_t at = left + kx;
       if (at < 0 || at >= width)
         __builtin_memset(to, 0, static_cast<size_t>(in) * sizeof(float));
       else
-        copy(to, line + at / a.upsample * a.x.stride, in);
+        copy(to, line + at / g.upsample * image.stride, in);
     }
   }
 }
@@ -106,11 +107,10 @@ bool convolution(const ConvolutionArgs& args, Products products, Parallel& paral
   plan.products = products;
   plan.parallel = &parallel;
   plan.window = args.weight.cols;
-  plan.out_width =
-      (args.width * args.upsample + args.pad_before + args.pad_after - args.kernel) / args.stride +
-      1;
-  plan.in_place = args.kernel == 1 && args.stride == 1 && args.upsample == 1 &&
-                  args.pad_before == 0 && args.pad_after == 0;
+  const ConvolutionGeometry& g = args.geometry;
+  plan.out_width = g.out_width();
+  plan.in_place =
+      g.kernel == 1 && g.stride == 1 && g.upsample == 1 && g.pad_before == 0 && g.pad_after == 0;
   const int64_t row_bytes = plan.window * static_cast<int64_t>(sizeof(float));
   int64_t pixels = kBlockRows;
   while (!plan.in_place && pixels > 16 && pixels * row_bytes > kGatheredBytes) pixels /= 2;

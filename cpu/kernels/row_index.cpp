@@ -42,44 +42,29 @@ void time_features_run(const TimeFeaturesArgs& a, int64_t first, int64_t end, in
 
 // ---- patches ----
 
-struct Geometry {
-  int64_t images, height, width, upsample, kernel, stride, pad_before, pad_after, channels;
-  int64_t out_height() const {
-    return (height * upsample + pad_before + pad_after - kernel) / stride + 1;
-  }
-  int64_t out_width() const {
-    return (width * upsample + pad_before + pad_after - kernel) / stride + 1;
-  }
-};
-
-template <class Args>
-Geometry geometry_of(const Args& a, int64_t channels) {
-  return {a.images, a.height,     a.width,     a.upsample, a.kernel,
-          a.stride, a.pad_before, a.pad_after, channels};
-}
-
 struct PatchWork {
-  Geometry g;
+  ConvolutionGeometry geometry;
   Tensor x, rows;
 };
 
 // One row of output pixels.
 void patches_task(void* context, int64_t task, int) {
   const PatchWork& w = *static_cast<const PatchWork*>(context);
-  const Geometry& g = w.g;
+  const ConvolutionGeometry& g = w.geometry;
+  const int64_t channels = w.x.cols;
   const int64_t image = task / g.out_height(), y = task % g.out_height();
   for (int64_t x = 0; x < g.out_width(); ++x) {
     float* to = mutable_row_of(w.rows, task * g.out_width() + x);
     for (int64_t ky = 0; ky < g.kernel; ++ky) {
       const int64_t sy = y * g.stride + ky - g.pad_before;
-      for (int64_t kx = 0; kx < g.kernel; ++kx, to += g.channels) {
+      for (int64_t kx = 0; kx < g.kernel; ++kx, to += channels) {
         const int64_t sx = x * g.stride + kx - g.pad_before;
         if (sy < 0 || sx < 0 || sy >= g.height * g.upsample || sx >= g.width * g.upsample) {
-          for (int64_t c = 0; c < g.channels; ++c) to[c] = 0;
+          for (int64_t c = 0; c < channels; ++c) to[c] = 0;
         } else {
           const float* from =
               row_of(w.x, (image * g.height + sy / g.upsample) * g.width + sx / g.upsample);
-          __builtin_memcpy(to, from, static_cast<size_t>(g.channels) * sizeof(float));
+          __builtin_memcpy(to, from, static_cast<size_t>(channels) * sizeof(float));
         }
       }
     }
@@ -89,20 +74,21 @@ void patches_task(void* context, int64_t task, int) {
 // One image: its pixels belong to no other.
 void patches_backward_task(void* context, int64_t image, int) {
   const PatchWork& w = *static_cast<const PatchWork*>(context);
-  const Geometry& g = w.g;
+  const ConvolutionGeometry& g = w.geometry;
+  const int64_t channels = w.x.cols;
   int64_t row = image * g.out_height() * g.out_width();
   for (int64_t y = 0; y < g.out_height(); ++y)
     for (int64_t x = 0; x < g.out_width(); ++x, ++row) {
       const float* from = row_of(w.rows, row);
       for (int64_t ky = 0; ky < g.kernel; ++ky) {
         const int64_t sy = y * g.stride + ky - g.pad_before;
-        for (int64_t kx = 0; kx < g.kernel; ++kx, from += g.channels) {
+        for (int64_t kx = 0; kx < g.kernel; ++kx, from += channels) {
           const int64_t sx = x * g.stride + kx - g.pad_before;
           if (sy < 0 || sx < 0 || sy >= g.height * g.upsample || sx >= g.width * g.upsample)
             continue;
           float* to =
               mutable_row_of(w.x, (image * g.height + sy / g.upsample) * g.width + sx / g.upsample);
-          each_vector(g.channels, [&](int64_t c, int n) {
+          each_vector(channels, [&](int64_t c, int n) {
             store_n(to + c, add(load_n(to + c, n), load_n(from + c, n)), n);
           });
         }
@@ -127,12 +113,12 @@ void time_features(const TimeFeaturesArgs& args, Parallel& parallel) {
 }
 
 void patches(const PatchesArgs& args, Parallel& parallel) {
-  PatchWork work{geometry_of(args, args.x.cols), args.x, args.out};
-  parallel.run(args.images * work.g.out_height(), patches_task, &work);
+  PatchWork work{args.geometry, args.x, args.out};
+  parallel.run(args.images * work.geometry.out_height(), patches_task, &work);
 }
 
 void patches_backward(const PatchesBackwardArgs& args, Parallel& parallel) {
-  PatchWork work{geometry_of(args, args.dx.cols), args.dx, args.dout};
+  PatchWork work{args.geometry, args.dx, args.dout};
   parallel.run(args.images, patches_backward_task, &work);
 }
 

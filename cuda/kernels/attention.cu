@@ -70,119 +70,143 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare(PrepareParams p) {
 
 bool memory_aligned16(const void* memory) { return reinterpret_cast<uintptr_t>(memory) % 16 == 0; }
 
-size_t to_piece(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 void add_tiles(std::vector<AttentionTile>& tiles, int32_t span, int64_t count, int64_t each) {
   // Later rows of a causal span see more: the longest tiles begin first.
   for (int64_t first = (count - 1) / each * each; first >= 0; first -= each)
     tiles.push_back({span, static_cast<int32_t>(first)});
 }
 
-template <class T>
-void attention(Queue& queue, const AttentionArgs& args, T) {
-  const int64_t d = args.head_dim, group = args.heads / args.kv_heads;
-  const size_t count = static_cast<size_t>(args.span_count);
-  const bool rotary = args.rope_theta > 0;
-  const bool tensor_cores = sizeof(T) == 2 && d <= kLargestTensorHead;
+// Which kernel takes which span.
+struct Plan {
+  bool aligned = false;  // q, out, keys and values, by 16 bytes
+  std::vector<AttentionTile> warpgroups, prefill, decode, plain;
+  std::vector<const AttentionSpan*> wide;
+  // Rows of the first, second and fourth that are rotated or appended before.
+  std::vector<AttentionTile> prepared;
+  bool cacheless = false;                    // a span that is not wide has no cache
+  int64_t score_rows = 0, score_stride = 0;  // of AttentionParams, for `decode`
+  size_t wide_bytes = 0;                     // of scratch; one span after another, in the same
 
-  bool aligned = d % 8 == 0 && aligned16(args.q) && aligned16(args.k) && aligned16(args.v) &&
-                 aligned16(args.out);
-  for (size_t i = 0; i < count; ++i)
+  bool empty() const {
+    return warpgroups.empty() && prefill.empty() && decode.empty() && plain.empty() && wide.empty();
+  }
+};
+
+bool all_aligned(const AttentionArgs& args) {
+  bool aligned = args.head_dim % 8 == 0 && aligned16(args.q) && aligned16(args.k) &&
+                 aligned16(args.v) && aligned16(args.out);
+  for (int64_t i = 0; i < args.span_count; ++i)
     aligned = aligned && memory_aligned16(args.spans[i].cache.keys) &&
               memory_aligned16(args.spans[i].cache.values);
+  return aligned;
+}
 
-  // ---- which kernel takes which span; what scratch is needed ----
-  std::vector<AttentionTile> warpgroups, prefill, decode, plain, prepared;
-  std::vector<const AttentionSpan*> wide;
-  size_t wide_bytes = 0;
-  int64_t capacity = 0, score_rows = 0;
-  bool cacheless = false;
-  for (size_t i = 0; i < count; ++i) {
+Plan plan_of(const Queue& queue, const AttentionArgs& args) {
+  const int64_t d = args.head_dim, group = args.heads / args.kv_heads;
+  const bool tensor_cores = args.q.type == DType::bf16 && d <= kLargestTensorHead;
+  Plan plan;
+  plan.aligned = all_aligned(args);
+  int64_t capacity = 0;
+  for (int64_t i = 0; i < args.span_count; ++i) {
     const AttentionSpan& span = args.spans[i];
     if (span.rows == 0) continue;
     const int32_t index = static_cast<int32_t>(i);
     const int64_t queries = span.rows * group;
     if (is_wide(args, span)) {
-      // One after another, in the same scratch.
-      wide.push_back(&span);
-      wide_bytes = std::max(wide_bytes, wide_scratch(args, span));
+      plan.wide.push_back(&span);
+      plan.wide_bytes = std::max(plan.wide_bytes, wide_scratch(args, span));
       continue;
     }
-    if (!span.cache.keys) cacheless = true;
+    if (!span.cache.keys) plan.cacheless = true;
     if (tensor_cores && is_decoded(span, group)) {
-      add_tiles(decode, index, queries, kDecodeQueries);
+      add_tiles(plan.decode, index, queries, kDecodeQueries);
       capacity = std::max(capacity, span.cache.keys ? span.cache.capacity : span.rows);
-      score_rows = std::max(score_rows, std::min<int64_t>(queries, kDecodeQueries));
+      plan.score_rows = std::max(plan.score_rows, std::min<int64_t>(queries, kDecodeQueries));
       continue;
     }
     if (!tensor_cores) {
-      add_tiles(plain, index, queries, kPlainQueries);
-    } else if (takes_warpgroups(queue, queries, d, aligned)) {
-      add_tiles(warpgroups, index, queries, kWarpgroupQueries);
+      add_tiles(plan.plain, index, queries, kPlainQueries);
+    } else if (takes_warpgroups(queue, queries, d, plan.aligned)) {
+      add_tiles(plan.warpgroups, index, queries, kWarpgroupQueries);
     } else {
-      add_tiles(prefill, index, queries, kPrefillQueries);
+      add_tiles(plan.prefill, index, queries, kPrefillQueries);
     }
-    if (rotary || span.cache.keys) add_tiles(prepared, index, span.rows, kPrepareRows);
+    if (args.rope_theta > 0 || span.cache.keys)
+      add_tiles(plan.prepared, index, span.rows, kPrepareRows);
   }
-  if (warpgroups.empty() && prefill.empty() && decode.empty() && plain.empty() && wide.empty())
-    return;
+  plan.score_stride = score_stride_of(capacity);
+  return plan;
+}
 
-  const int64_t score_stride = score_stride_of(capacity);
-  const size_t m = static_cast<size_t>(args.q.rows);
-  const size_t q_count = rotary && !prepared.empty() ? m * static_cast<size_t>(args.heads * d) : 0;
-  const size_t k_count = rotary && cacheless ? m * static_cast<size_t>(args.kv_heads * d) : 0;
-  const size_t score_count =
-      decode.size() * static_cast<size_t>(args.kv_heads * score_rows * score_stride);
-  queue.reserve_scratch(to_piece(q_count * sizeof(T)) + to_piece(k_count * sizeof(T)) +
-                        to_piece(score_count * sizeof(float)) + wide_bytes);
-  T* const rotated_q = q_count ? queue.scratch<T>(q_count) : nullptr;
-  T* const rotated_k = k_count ? queue.scratch<T>(k_count) : nullptr;
-  float* const scores = score_count ? queue.scratch<float>(score_count) : nullptr;
-  unsigned char* const wide_memory =
-      wide_bytes ? queue.scratch<unsigned char>(wide_bytes) : nullptr;
+// Each may be empty.
+struct Scratch {
+  Tensor rotated_q, rotated_k;  // rows as those of q and k
+  float* scores;
+  unsigned char* wide;
+};
 
-  // ---- where each span's keys and values are ----
-  const auto row_of = [](const Tensor& t, int64_t row) {
-    return static_cast<T*>(t.data) + row * t.stride;
+Scratch take_scratch(Queue& queue, const AttentionArgs& args, const Plan& plan) {
+  const bool rotary = args.rope_theta > 0;
+  const DType type = args.q.type;
+  Scratch s{};
+  if (rotary && !plan.prepared.empty())
+    s.rotated_q = Tensor(nullptr, type, args.q.rows, args.heads * args.head_dim);
+  if (rotary && plan.cacheless)
+    s.rotated_k = Tensor(nullptr, type, args.q.rows, args.kv_heads * args.head_dim);
+  const size_t score_bytes =
+      plan.decode.size() *
+      static_cast<size_t>(args.kv_heads * plan.score_rows * plan.score_stride) * sizeof(float);
+  queue.reserve_scratch(Queue::piece_bytes(s.rotated_q.bytes()) +
+                        Queue::piece_bytes(s.rotated_k.bytes()) + Queue::piece_bytes(score_bytes) +
+                        plan.wide_bytes);
+  const auto take = [&](size_t bytes) {
+    return bytes ? queue.scratch<unsigned char>(bytes) : nullptr;
   };
-  std::vector<AttendedSpan> spans(count);
-  for (size_t i = 0; i < count; ++i) {
-    const AttentionSpan& span = args.spans[i];
-    AttendedSpan s = attended_in_cache(span, d);
-    if (!span.cache.keys) {
-      s.writes_values = false;
-      s.values = row_of(args.v, span.first_row);
-      s.value_stride = args.v.stride;
-      s.key_head_stride = s.value_head_stride = d;
-      s.writes_keys = rotary;
-      s.key_stride = rotary ? args.kv_heads * d : args.k.stride;
-      s.keys = rotary ? rotated_k + span.first_row * s.key_stride : row_of(args.k, span.first_row);
-    }
-    spans[i] = s;
-  }
+  s.rotated_q.data = take(s.rotated_q.bytes());
+  s.rotated_k.data = take(s.rotated_k.bytes());
+  s.scores = reinterpret_cast<float*>(take(score_bytes));
+  s.wide = take(plan.wide_bytes);
+  return s;
+}
 
+// Where each span's keys and values are.
+std::vector<AttendedSpan> attended_spans(const AttentionArgs& args, const Tensor& rotated_k) {
+  const Tensor& k = rotated_k ? rotated_k : args.k;
+  std::vector<AttendedSpan> spans;
+  for (int64_t i = 0; i < args.span_count; ++i) {
+    const AttentionSpan& span = args.spans[i];
+    AttendedSpan s = attended_in_cache(span, args.head_dim);
+    if (!span.cache.keys) {
+      s.writes_keys = args.rope_theta > 0;
+      s.writes_values = false;
+      s.keys = k.row(span.first_row);
+      s.values = args.v.row(span.first_row);
+      s.key_stride = k.stride;
+      s.value_stride = args.v.stride;
+      s.key_head_stride = s.value_head_stride = args.head_dim;
+    }
+    spans.push_back(s);
+  }
+  return spans;
+}
+
+// All but what is staged.
+AttentionParams params_of(const AttentionArgs& args, const Plan& plan, const Scratch& scratch) {
+  const Tensor& q = scratch.rotated_q ? scratch.rotated_q : args.q;
   AttentionParams p{};
-  p.q = rotated_q ? rotated_q : args.q.data;
-  p.q_stride = rotated_q ? args.heads * d : args.q.stride;
+  p.q = q.data;
+  p.q_stride = q.stride;
   p.out = args.out.data;
   p.out_stride = args.out.stride;
   p.kv_heads = static_cast<int32_t>(args.kv_heads);
-  p.group = static_cast<int32_t>(group);
-  p.head_dim = static_cast<int32_t>(d);
+  p.group = static_cast<int32_t>(args.heads / args.kv_heads);
+  p.head_dim = static_cast<int32_t>(args.head_dim);
   p.window = static_cast<int32_t>(args.window);
   p.scale = args.scale;
   p.soft_cap = args.soft_cap;
-  p.scores = scores;
-  p.score_stride = score_stride;
-  p.score_rows = static_cast<int32_t>(score_rows);
-
-  // ---- staging, then launches ----
-  const auto stage = [&](const auto& list) { return queue.stage(list.data(), list.size()); };
-  p.spans = stage(spans);
-  const AttentionTile* const warpgroup_tiles = stage(warpgroups);
-  const AttentionTile* const prefill_tiles = stage(prefill);
-  const AttentionTile* const decode_tiles = stage(decode);
-  const AttentionTile* const plain_tiles = stage(plain);
+  p.scores = scratch.scores;
+  p.score_stride = plan.score_stride;
+  p.score_rows = static_cast<int32_t>(plan.score_rows);
   IncomingRows& in = p.incoming;
   in.q = args.q.data;
   in.k = args.k.data;
@@ -190,39 +214,15 @@ void attention(Queue& queue, const AttentionArgs& args, T) {
   in.q_stride = args.q.stride;
   in.k_stride = args.k.stride;
   in.v_stride = args.v.stride;
-  if (rotary) in.frequencies = stage(rope_frequencies(args.rope_theta, d));
   in.first_position = args.first_position;
-  if (!prepared.empty()) {
-    PrepareParams r{};
-    r.in = in;
-    r.rotated_q = rotated_q;
-    r.spans = p.spans;
-    r.tiles = stage(prepared);
-    r.heads = static_cast<int32_t>(args.heads);
-    r.kv_heads = p.kv_heads;
-    r.head_dim = p.head_dim;
-    queue.launch(prepare<T>,
-                 dim3(static_cast<unsigned>(prepared.size()),
-                      blocks_for(args.heads + args.kv_heads, kPrepareHeads)),
-                 dim3(kPrepareThreads), 0, r);
-  }
-  if (!warpgroups.empty()) {
-    p.tiles = warpgroup_tiles;
-    attend_warpgroups(queue, p, warpgroups.size());
-  }
-  if (!prefill.empty()) {
-    p.tiles = prefill_tiles;
-    attend_prefill(queue, p, prefill.size(), aligned);
-  }
-  if (!decode.empty()) {
-    p.tiles = decode_tiles;
-    attend_decode(queue, p, decode.size(), aligned);
-  }
-  if (!plain.empty()) {
-    p.tiles = plain_tiles;
-    attend_plain(queue, p, plain.size(), args.q.type);
-  }
-  for (const AttentionSpan* span : wide) attend_wide(queue, args, *span, wide_memory);
+  return p;
+}
+
+void launch_prepare(Queue& queue, const AttentionArgs& args, const PrepareParams& p, size_t tiles) {
+  const dim3 grid(static_cast<unsigned>(tiles),
+                  blocks_for(args.heads + args.kv_heads, kPrepareHeads));
+  with_type(args.q.type,
+            [&](auto t) { queue.launch(prepare<decltype(t)>, grid, dim3(kPrepareThreads), 0, p); });
 }
 
 }  // namespace
@@ -276,11 +276,53 @@ size_t attention_scratch(const StepSize& size, DType type) {
   const bool decodes = type == DType::bf16 && size.head_dim <= kLargestTensorHead;
   const size_t scores =
       decodes ? static_cast<size_t>(tiles * size.kv_heads * kDecodeQueries * score_stride) : 0;
-  return to_piece(q * size_of(type)) + to_piece(scores * sizeof(float));
+  return Queue::piece_bytes(q * size_of(type)) + Queue::piece_bytes(scores * sizeof(float));
 }
 
 void attention(Queue& queue, const AttentionArgs& args) {
-  with_type(args.q.type, [&](auto t) { attention(queue, args, t); });
+  const Plan plan = plan_of(queue, args);
+  if (plan.empty()) return;
+  const Scratch scratch = take_scratch(queue, args, plan);
+  AttentionParams p = params_of(args, plan, scratch);
+
+  const auto stage = [&](const auto& list) { return queue.stage(list.data(), list.size()); };
+  p.spans = stage(attended_spans(args, scratch.rotated_k));
+  const AttentionTile* const warpgroups = stage(plan.warpgroups);
+  const AttentionTile* const prefill = stage(plan.prefill);
+  const AttentionTile* const decode = stage(plan.decode);
+  const AttentionTile* const plain = stage(plan.plain);
+  if (args.rope_theta > 0)
+    p.incoming.frequencies = stage(rope_frequencies(args.rope_theta, args.head_dim));
+  const AttentionTile* const prepared = stage(plan.prepared);
+
+  if (!plan.prepared.empty()) {
+    PrepareParams r{};
+    r.in = p.incoming;
+    r.rotated_q = scratch.rotated_q.data;
+    r.spans = p.spans;
+    r.tiles = prepared;
+    r.heads = static_cast<int32_t>(args.heads);
+    r.kv_heads = p.kv_heads;
+    r.head_dim = p.head_dim;
+    launch_prepare(queue, args, r, plan.prepared.size());
+  }
+  if (!plan.warpgroups.empty()) {
+    p.tiles = warpgroups;
+    attend_warpgroups(queue, p, plan.warpgroups.size());
+  }
+  if (!plan.prefill.empty()) {
+    p.tiles = prefill;
+    attend_prefill(queue, p, plan.prefill.size(), plan.aligned);
+  }
+  if (!plan.decode.empty()) {
+    p.tiles = decode;
+    attend_decode(queue, p, plan.decode.size(), plan.aligned);
+  }
+  if (!plan.plain.empty()) {
+    p.tiles = plain;
+    attend_plain(queue, p, plan.plain.size(), args.q.type);
+  }
+  for (const AttentionSpan* span : plan.wide) attend_wide(queue, args, *span, scratch.wide);
 }
 
 }  // namespace unifluid::cuda

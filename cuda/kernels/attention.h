@@ -254,7 +254,7 @@ void attend_warpgroups(Queue&, const AttentionParams& p, size_t tiles);
 void attend_decode(Queue&, const AttentionParams& p, size_t tiles, bool aligned);
 // Larger heads in bfloat16, of a span without a cache whose rows all see each other.
 bool is_wide(const AttentionArgs&, const AttentionSpan&);
-// Bytes at `scratch`, a multiple of 256.
+// Bytes at `scratch`: whole pieces.
 size_t wide_scratch(const AttentionArgs&, const AttentionSpan&);
 void attend_wide(Queue&, const AttentionArgs&, const AttentionSpan&, unsigned char* scratch);
 // Any head size and type; all rows in one way.

@@ -372,43 +372,63 @@ void float_gradients(Queue& queue, const AttentionGradients& p, size_t tiles) {
     launch_all<Largest>(queue, p, tiles);
 }
 
-}  // namespace
-
-void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
-  const AttentionArgs& f = args.forward;
-  if (f.q.rows == 0) return;
-  const int64_t d = f.head_dim, rows = f.q.rows;
-  if (d > kLargestHead)
-    throw Error(error_code::kInvalidArgument,
-                "expected heads of at most " + std::to_string(kLargestHead) +
-                    " to train on a GPU but the model has heads of " + std::to_string(d));
-  const bool rounded = f.bf16 && takes_rounded(d);
-  const int tile_rows = rounded                 ? kRoundedTileRows
-                        : d <= Middle::kColumns ? Small::kRows
-                                                : Large::kRows;
+// What the kernels go over, and the position of each row.
+struct Lists {
   std::vector<GradientSpan> spans;
   std::vector<AttentionTile> tiles;
-  std::vector<int32_t> positions(static_cast<size_t>(rows));
+  std::vector<int32_t> positions;
+};
+
+Lists lists_of(const AttentionArgs& f, int tile_rows) {
+  Lists lists;
+  lists.positions.resize(static_cast<size_t>(f.q.rows));
   for (int64_t i = 0; i < f.span_count; ++i) {
     const AttentionSpan& s = f.spans[i];
     const int32_t count = static_cast<int32_t>(s.rows);
     for (int32_t first = 0; first < count; first += tile_rows)
-      tiles.push_back({static_cast<int32_t>(spans.size()), first});
-    spans.push_back({s.first_row, count, static_cast<int32_t>(s.prefix_end)});
+      lists.tiles.push_back({static_cast<int32_t>(i), first});
+    lists.spans.push_back({s.first_row, count, static_cast<int32_t>(s.prefix_end)});
     for (int64_t r = 0; r < s.rows; ++r)
-      positions[static_cast<size_t>(s.first_row + r)] = static_cast<int32_t>(f.first_position + r);
+      lists.positions[static_cast<size_t>(s.first_row + r)] =
+          static_cast<int32_t>(f.first_position + r);
   }
-  if (tiles.empty()) return;
+  return lists;
+}
 
-  const bool rotary = f.rope_theta > 0;
-  const size_t m = static_cast<size_t>(rows), heads = static_cast<size_t>(f.heads);
-  // Queries, and keys, as the kernels want them: rotated, rounded, or both.
+struct Scratch {
+  float *sums, *dots;
+  // As the kernels want them: q and k where they are rotated or rounded, v and dout where they are
+  // rounded; else empty.
+  Tensor q, k, v, dout;
+};
+
+Scratch take_scratch(Queue& queue, const AttentionArgs& f, bool rotary, bool rounded) {
   const bool changed = rotary || rounded;
   const DType type = rounded ? DType::bf16 : DType::f32;
-  const size_t q_bytes = m * heads * static_cast<size_t>(d) * size_of(type);
-  const size_t k_bytes = m * static_cast<size_t>(f.kv_heads * d) * size_of(type);
-  queue.reserve_scratch((changed ? q_bytes + k_bytes : 0) + (rounded ? q_bytes + k_bytes : 0) +
-                        2 * m * heads * sizeof(float) + 6 * 256);
+  const int64_t rows = f.q.rows;
+  const Tensor like_q(nullptr, type, rows, f.heads * f.head_dim);
+  const Tensor like_k(nullptr, type, rows, f.kv_heads * f.head_dim);
+  const size_t each = Queue::piece_bytes(like_q.bytes()) + Queue::piece_bytes(like_k.bytes());
+  const size_t row_heads = static_cast<size_t>(rows * f.heads);
+  queue.reserve_scratch((changed ? each : 0) + (rounded ? each : 0) +
+                        2 * Queue::piece_bytes(row_heads * sizeof(float)));
+  const auto take = [&](bool wanted, Tensor like) {
+    if (wanted) like.data = queue.scratch<char>(like.bytes());
+    return like;
+  };
+  Scratch s{};
+  s.sums = queue.scratch<float>(row_heads);
+  s.dots = queue.scratch<float>(row_heads);
+  s.q = take(changed, like_q);
+  s.k = take(changed, like_k);
+  s.v = take(rounded, like_k);
+  s.dout = take(rounded, like_q);
+  return s;
+}
+
+// All but what is staged, from the operands as they came.
+AttentionGradients params_of(const AttentionBackwardArgs& args, const Scratch& scratch) {
+  const AttentionArgs& f = args.forward;
   AttentionGradients p{};
   p.q = f.q;
   p.k = f.k;
@@ -420,62 +440,83 @@ void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
   p.dv = args.dv;
   p.heads = static_cast<int32_t>(f.heads);
   p.group = static_cast<int32_t>(f.heads / f.kv_heads);
-  p.head_dim = static_cast<int32_t>(d);
+  p.head_dim = static_cast<int32_t>(f.head_dim);
   p.window = static_cast<int32_t>(f.window);
   p.scale = f.scale;
   p.soft_cap = f.soft_cap;
-  p.sums = queue.scratch<float>(m * heads);
-  p.dots = queue.scratch<float>(m * heads);
-  const auto packed = [&](bool wanted, const Tensor& like, size_t bytes) {
-    return Tensor(wanted ? queue.scratch<char>(bytes) : nullptr, type, rows, like.cols);
-  };
-  const Tensor changed_q = packed(changed, f.q, q_bytes), changed_k = packed(changed, f.k, k_bytes);
-  const Tensor rounded_v = packed(rounded, f.v, k_bytes);
-  const Tensor rounded_dout = packed(rounded, f.q, q_bytes);
+  p.sums = scratch.sums;
+  p.dots = scratch.dots;
+  return p;
+}
 
-  p.spans = queue.stage(spans.data(), spans.size());
-  p.tiles = queue.stage(tiles.data(), tiles.size());
-  RotationParams r{};
+// All but where from and to.
+RotationParams stage_rotation(Queue& queue, const AttentionArgs& f,
+                              const std::vector<int32_t>& positions) {
+  RotationParams p{};
+  p.positions = queue.stage(positions.data(), positions.size());
+  const std::vector<float> frequencies = rope_frequencies(f.rope_theta, f.head_dim);
+  p.frequencies = queue.stage(frequencies.data(), frequencies.size());
+  p.half = static_cast<int32_t>(f.head_dim / 2);
+  return p;
+}
+
+void rotate(Queue& queue, RotationParams p, const Tensor& from, const Tensor& to, float sign) {
+  p.from = from;
+  p.to = to.data;
+  p.to_stride = to.stride;
+  p.sign = sign;
+  p.grid = ElementGrid(from.rows, from.cols / 2);
+  launch_elements(queue, to.type == DType::bf16 ? rotate_pair<bf16> : rotate_pair<float>, p.grid,
+                  p);
+}
+
+}  // namespace
+
+void attention_backward(Queue& queue, const AttentionBackwardArgs& args) {
+  const AttentionArgs& f = args.forward;
+  if (f.q.rows == 0) return;
+  if (f.head_dim > kLargestHead)
+    throw Error(error_code::kInvalidArgument,
+                "expected heads of at most " + std::to_string(kLargestHead) +
+                    " to train on a GPU but the model has heads of " + std::to_string(f.head_dim));
+  const bool rotary = f.rope_theta > 0, rounded = f.bf16 && takes_rounded(f.head_dim);
+  const int tile_rows = rounded                          ? kRoundedTileRows
+                        : f.head_dim <= Middle::kColumns ? Small::kRows
+                                                         : Large::kRows;
+  const Lists lists = lists_of(f, tile_rows);
+  if (lists.tiles.empty()) return;
+
+  const Scratch scratch = take_scratch(queue, f, rotary, rounded);
+  AttentionGradients p = params_of(args, scratch);
+  p.spans = queue.stage(lists.spans.data(), lists.spans.size());
+  p.tiles = queue.stage(lists.tiles.data(), lists.tiles.size());
+  RotationParams rotation{};
   if (rotary) {
-    r.positions = queue.stage(positions.data(), positions.size());
-    const std::vector<float> frequencies = rope_frequencies(f.rope_theta, d);
-    r.frequencies = queue.stage(frequencies.data(), frequencies.size());
-    r.half = static_cast<int32_t>(d / 2);
-  }
-  const auto rotate = [&](const Tensor& from, const Tensor& to, float sign) {
-    r.from = from;
-    r.to = to.data;
-    r.to_stride = to.stride;
-    r.sign = sign;
-    r.grid = ElementGrid(from.rows, from.cols / 2);
-    launch_elements(queue, to.type == DType::bf16 ? rotate_pair<bf16> : rotate_pair<float>, r.grid,
-                    r);
-  };
-  if (rotary) {
-    rotate(f.q, changed_q, 1);
-    rotate(f.k, changed_k, 1);
+    rotation = stage_rotation(queue, f, lists.positions);
+    rotate(queue, rotation, f.q, scratch.q, 1);
+    rotate(queue, rotation, f.k, scratch.k, 1);
   } else if (rounded) {
-    copy_rows(queue, f.q, changed_q);
-    copy_rows(queue, f.k, changed_k);
+    copy_rows(queue, f.q, scratch.q);
+    copy_rows(queue, f.k, scratch.k);
   }
   if (rounded) {
-    copy_rows(queue, f.v, rounded_v);
-    copy_rows(queue, args.dout, rounded_dout);
-    p.rounded_q = static_cast<const bf16*>(changed_q.data);
-    p.rounded_k = static_cast<const bf16*>(changed_k.data);
-    p.rounded_v = static_cast<const bf16*>(rounded_v.data);
-    p.rounded_dout = static_cast<const bf16*>(rounded_dout.data);
-    rounded_gradients(queue, p, tiles.size());
+    copy_rows(queue, f.v, scratch.v);
+    copy_rows(queue, args.dout, scratch.dout);
+    p.rounded_q = static_cast<const bf16*>(scratch.q.data);
+    p.rounded_k = static_cast<const bf16*>(scratch.k.data);
+    p.rounded_v = static_cast<const bf16*>(scratch.v.data);
+    p.rounded_dout = static_cast<const bf16*>(scratch.dout.data);
+    rounded_gradients(queue, p, lists.tiles.size());
   } else {
     if (rotary) {
-      p.q = changed_q;
-      p.k = changed_k;
+      p.q = scratch.q;
+      p.k = scratch.k;
     }
-    float_gradients(queue, p, tiles.size());
+    float_gradients(queue, p, lists.tiles.size());
   }
   if (rotary) {
-    rotate(args.dq, args.dq, -1);
-    rotate(args.dk, args.dk, -1);
+    rotate(queue, rotation, args.dq, args.dq, -1);
+    rotate(queue, rotation, args.dk, args.dk, -1);
   }
 }
 

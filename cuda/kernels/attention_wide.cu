@@ -50,15 +50,18 @@ int64_t queries_at_once(int64_t rows) {
   return std::clamp<int64_t>(kScores / stride_of(rows), 1, rows);
 }
 
-// Of the scratch: weights, values transposed, and scores, each aligned.
+// Bytes of the pieces of the scratch, in their order.
 struct Layout {
   size_t scores, weights, transposed;
   size_t bytes() const { return scores + weights + transposed; }
 };
-size_t aligned(int64_t bytes) { return static_cast<size_t>((bytes + 255) / 256 * 256); }
 Layout layout_of(const AttentionArgs& args, int64_t rows) {
+  const auto piece = [](int64_t count, DType type) {
+    return Queue::piece_bytes(static_cast<size_t>(count) * size_of(type));
+  };
   const int64_t scores = queries_at_once(rows) * stride_of(rows);
-  return {aligned(scores * 4), aligned(scores * 2), aligned(args.head_dim * stride_of(rows) * 2)};
+  return {piece(scores, DType::f32), piece(scores, DType::bf16),
+          piece(args.head_dim * stride_of(rows), DType::bf16)};
 }
 
 }  // namespace

@@ -300,19 +300,19 @@ __global__ void __launch_bounds__(kFewThreads) convolution_few(FewParams p) {
 }
 
 FewParams few_params(const ConvolutionArgs& args) {
+  const ConvolutionGeometry& g = args.geometry;
   FewParams p{};
   p.x = static_cast<const bf16*>(args.x.data);
   p.weight = static_cast<const bf16*>(args.weight.data);
   p.x_stride = args.x.stride;
   p.weight_stride = args.weight.stride;
-  p.height = static_cast<int32_t>(args.height);
-  p.width = static_cast<int32_t>(args.width);
+  p.height = static_cast<int32_t>(g.height);
+  p.width = static_cast<int32_t>(g.width);
   p.channels = static_cast<int32_t>(args.x.cols);
-  p.kernel = static_cast<int32_t>(args.kernel);
-  p.pad = static_cast<int32_t>(args.pad_before);
-  p.out_width =
-      static_cast<int32_t>(args.width + args.pad_before + args.pad_after - args.kernel + 1);
-  p.out_height = static_cast<int32_t>(args.out.rows) / p.out_width;
+  p.kernel = static_cast<int32_t>(g.kernel);
+  p.pad = static_cast<int32_t>(g.pad_before);
+  p.out_width = static_cast<int32_t>(g.out_width());
+  p.out_height = static_cast<int32_t>(g.out_height());
   p.across = static_cast<int32_t>(blocks_for(p.out_width, kFewWidth));
   p.part_width = kFewWidth + p.kernel - 1;
   p.pixels = (kFewHeight + p.kernel - 1) * p.part_width;
@@ -329,9 +329,9 @@ size_t few_shared(const FewParams& p) {
 
 // Whatever the size of the image.
 bool suits_few(const ConvolutionArgs& args, const DeviceLimits& limits) {
-  return args.x.type == DType::bf16 && args.out.cols <= kFewColumns && args.stride == 1 &&
-         args.upsample == 1 && args.x.cols % kFewDepth == 0 && args.x.cols <= 8 * kFewThreads &&
-         aligned16(args.x) && aligned16(args.weight) &&
+  return args.x.type == DType::bf16 && args.out.cols <= kFewColumns && args.geometry.stride == 1 &&
+         args.geometry.upsample == 1 && args.x.cols % kFewDepth == 0 &&
+         args.x.cols <= 8 * kFewThreads && aligned16(args.x) && aligned16(args.weight) &&
          few_shared(few_params(args)) <= limits.shared_bytes;
 }
 
@@ -414,21 +414,21 @@ void convolution(Queue& queue, const ConvolutionArgs& args) {
   if (queue.limits().warpgroups && args.out.cols > Narrow::kColumns && suits_warpgroups(args))
     return convolve_by_warpgroups(queue, args);
   if (suits_few(args, queue.limits())) return launch_few(queue, few_params(args));
+  const ConvolutionGeometry& g = args.geometry;
   Params p{};
   p.x = args.x.data;
   p.weight = args.weight.data;
   p.x_stride = args.x.stride;
   p.weight_stride = args.weight.stride;
-  p.height = static_cast<int32_t>(args.height * args.upsample);
-  p.width = static_cast<int32_t>(args.width * args.upsample);
-  p.row_pixels = static_cast<int32_t>(args.width);
-  p.enlarged = args.upsample == 2;
+  p.height = static_cast<int32_t>(g.height * g.upsample);
+  p.width = static_cast<int32_t>(g.width * g.upsample);
+  p.row_pixels = static_cast<int32_t>(g.width);
+  p.enlarged = g.upsample == 2;
   p.channels = static_cast<int32_t>(args.x.cols);
-  p.kernel = static_cast<int32_t>(args.kernel);
-  p.stride = static_cast<int32_t>(args.stride);
-  p.pad = static_cast<int32_t>(args.pad_before);
-  p.out_width = static_cast<int32_t>(
-      (p.width + args.pad_before + args.pad_after - args.kernel) / args.stride + 1);
+  p.kernel = static_cast<int32_t>(g.kernel);
+  p.stride = static_cast<int32_t>(g.stride);
+  p.pad = static_cast<int32_t>(g.pad_before);
+  p.out_width = static_cast<int32_t>(g.out_width());
   p.window = static_cast<int32_t>(args.weight.cols);
   p.out = epilogue_of(args.out, args.residual, args.bias, Activation::none);
   if (args.x.type == DType::f32)

@@ -65,15 +65,15 @@ LinearParams product_of(const ConvolutionArgs& args) {
 
 // All but the map.
 PixelRows rows_of(const ConvolutionArgs& args, int tile_rows) {
+  const ConvolutionGeometry& g = args.geometry;
   PixelRows rows{};
   const int tile_width = tile_rows / kTileLines;
   rows.channel_boxes = static_cast<int32_t>(args.x.cols / kBoxColumns);
-  rows.kernel = static_cast<int32_t>(args.kernel);
-  rows.pad = static_cast<int32_t>(args.pad_before);
-  rows.enlarged = args.upsample == 2;
-  rows.out_width = static_cast<int32_t>(args.width * args.upsample + args.pad_before +
-                                        args.pad_after - args.kernel + 1);
-  rows.out_height = static_cast<int32_t>(args.out.rows) / rows.out_width;
+  rows.kernel = static_cast<int32_t>(g.kernel);
+  rows.pad = static_cast<int32_t>(g.pad_before);
+  rows.enlarged = g.upsample == 2;
+  rows.out_width = static_cast<int32_t>(g.out_width());
+  rows.out_height = static_cast<int32_t>(g.out_height());
   rows.across = static_cast<int32_t>(
       blocks_for((rows.out_width + rows.enlarged) >> rows.enlarged, tile_width));
   rows.down = static_cast<int32_t>(
@@ -88,8 +88,9 @@ int64_t row_tiles(const PixelRows& rows) {
 }  // namespace
 
 bool suits_warpgroups(const ConvolutionArgs& args) {
-  return args.x.type == DType::bf16 && args.stride == 1 && args.x.cols % kBoxColumns == 0 &&
-         aligned16(args.x) && aligned16(args.weight) && product_of(args).out.pairs;
+  return args.x.type == DType::bf16 && args.geometry.stride == 1 &&
+         args.x.cols % kBoxColumns == 0 && aligned16(args.x) && aligned16(args.weight) &&
+         product_of(args).out.pairs;
 }
 
 void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args) {
@@ -111,7 +112,7 @@ void convolve_by_warpgroups(Queue& queue, const ConvolutionArgs& args, int colum
   with_wide_tile<false>(columns, [&](auto tile) {
     using T = decltype(tile);
     PixelRows rows = rows_of(args, T::kRows);
-    rows.map = image_map(args.x, args.width, T::kRows / kTileLines, kTileLines);
+    rows.map = image_map(args.x, args.geometry.width, T::kRows / kTileLines, kTileLines);
     const LinearParams product = product_of(args);
     launch_wide<T, false>(queue, rows, row_tiles(rows), &product, 1);
   });

@@ -69,6 +69,9 @@ bool takes_layer(const DecoderLayer& layer) {
   return true;
 }
 
+// Scratch of StepParams::arrivals.
+constexpr size_t kCounterBytes = Queue::piece_bytes(sizeof(uint32_t));
+
 size_t score_count(const DecoderStepArgs& args, size_t tiles, int64_t score_rows,
                    int64_t score_stride) {
   return tiles * static_cast<size_t>(args.kv_heads * score_rows * score_stride);
@@ -116,8 +119,7 @@ void decoder_step(Queue& queue, const DecoderStepArgs& args) {
   const std::vector<AttentionTile> tiles = decode_tiles(args.spans, args.span_count, group);
   const int64_t score_stride = score_stride_of(capacity);
   const size_t scores = score_count(args, tiles.size(), score_rows, score_stride);
-  constexpr size_t kAligned = 256;  // of pieces of scratch
-  queue.reserve_scratch((scores * sizeof(float) + kAligned - 1) / kAligned * kAligned + kAligned);
+  queue.reserve_scratch(Queue::piece_bytes(scores * sizeof(float)) + kCounterBytes);
 
   AttentionParams& a = p.attention;
   a.scores = queue.scratch<float>(scores);
@@ -159,7 +161,7 @@ void decoder_step(Queue& queue, const DecoderStepArgs& args) {
 
 // Scores as those of attention, and the counter.
 size_t decoder_step_scratch(const StepSize& size, DType type) {
-  return attention_scratch(size, type) + 256;
+  return attention_scratch(size, type) + kCounterBytes;
 }
 
 }  // namespace unifluid::cuda

@@ -156,8 +156,7 @@ class Pieces {
  public:
   explicit Pieces(Queue* queue) : queue_(queue) {}
   void* take(size_t bytes) {
-    constexpr size_t kAlignment = 256;
-    total_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    total_ += Queue::piece_bytes(bytes);
     return queue_ ? queue_->scratch<unsigned char>(bytes) : nullptr;
   }
   float* floats(int64_t count) {

@@ -5,13 +5,13 @@
 // UniFluid's size (W 1280, depth 8, 100 steps) has 1700 of them. So blocks stay, one to a
 // multiprocessor, divide the columns of every matrix among them, and rows go from one to the others
 // through the second-level cache, 2 depth + 2 times a step. How long that takes is what a small
-// step takes. Few rows are posted value by value (exchange.h): an element is computed upon when it
-// comes; inputs of mlp2, which are rounded to bf16 anyway, travel as pairs of two rows. Many rows
-// would double in bytes that way; they are stored, and the blocks of a team meet at a barrier.
-// Whatever does not depend on what comes is read before the wait: the next weights are on their way
-// to shared memory, biases, gates and what a norm multiplies by are in registers. With posts the
-// instructions of a product are most of what is left of its time, so that there all is known to be
-// aligned, and there is one tile of rows.
+// step takes. Few rows are posted value by value (diffusion_exchange.h): an element is computed
+// upon when it comes; inputs of mlp2, which are rounded to bf16 anyway, travel as pairs of two
+// rows. Many rows would double in bytes that way; they are stored, and the blocks of a team meet at
+// a barrier. Whatever does not depend on what comes is read before the wait: the next weights are
+// on their way to shared memory, biases, gates and what a norm multiplies by are in registers. With
+// posts the instructions of a product are most of what is left of its time, so that there all is
+// known to be aligned, and there is one tile of rows.
 //
 // Posts. A block can be one exchange behind the others, where it had no column to post and nobody
 // waited for it; not two, since all post columns of the hidden state. So words are used again after
@@ -49,6 +49,7 @@
 #include "cuda/device/math.h"
 #include "cuda/dispatch.h"
 #include "cuda/kernels/diffusion_elements.h"
+#include "cuda/kernels/diffusion_exchange.h"
 #include "cuda/kernels/diffusion_tile.h"
 #include "cuda/kernels/diffusion_weights.h"
 
@@ -83,7 +84,8 @@ class Worker {
         blocks(arena.take<uint64_t>(steps_field(params.depth, StepsField{}))),
         input(arena.take<float>(
             kPosts ? static_cast<uint32_t>(params.columns * (params.channels + 1)) : 0)),
-        weights(params, arena, blocks, first_column, columns) {}
+        weights(params, arena, blocks, first_column, columns),
+        exchange(params, team) {}
 
   UNIFLUID_DEVICE void run() {
     for (int i = thread(); i < team.tokens * p.channels; i += kThreads)
@@ -118,15 +120,8 @@ class Worker {
   // Results of a unit that a thread finishes: of one column, rows kRowsApart from each other.
   static constexpr int kRowsApart = kThreads / kTileColumns;
   static constexpr int kResults = (kTiles * kTileRows + kRowsApart - 1) / kRowsApart;
-  // Two rows in a word.
-  static constexpr bool kPairs = kPosts && sizeof(T) == 2;
-  // Rows of inputs that a thread waits for at once, and the words of each column that hold them.
-  static constexpr int kReceived = 2, kRowsOfWord = kPairs ? 2 : 1,
-                       kWords = kReceived / kRowsOfWord;
 
   UNIFLUID_DEVICE static int thread() { return static_cast<int>(threadIdx.x); }
-
-  // ---- the exchange of rows ----
 
   // What stays the same: the first layer's weights and biases, [columns, C + 1], and the zeros
   // behind the width of inputs, which nobody posts.
@@ -142,95 +137,13 @@ class Worker {
     const int pieces = p.width / kSize<T>, tail = share.all * 4 - pieces;
     for (int at = thread(); at < team.rows * tail; at += kThreads)
       store_piece(x, static_cast<uint32_t>(at / tail * x_stride + (pieces + at % tail) * 4), {});
-    handed_out = p.posts + static_cast<int64_t>(team.row) * p.posts_stride;
+    exchange.begin();
     const int row = thread() / kTileColumns;
     if (row < team.rows) own_token = p.row_token[team.row + row] - team.token;
   }
 
-  // What was handed out before it can be received after it, by the blocks of the team.
-  UNIFLUID_DEVICE void meet() {
-    if constexpr (kPosts) {
-      ++round;
-      received = handed_out;
-      post_slot = post_slot == kPostRounds - 1 ? 0 : post_slot + 1;
-      handed_out = p.posts + (static_cast<int64_t>(post_slot) * p.rows + team.row) * p.posts_stride;
-    } else {
-      team_barrier(p.arrivals + blockIdx.x / p.members, p.members, round);
-    }
-  }
-  UNIFLUID_DEVICE void hand_out_hidden(int row, int column, float v) const {
-    if constexpr (kPosts)
-      post(handed_out + row * p.posts_stride + post_place<T>(column), v, round + 1);
-    else
-      hidden_row(row)[column] = v;
-  }
-  // By all lanes of a warp together: `mine` where there is such an element. With pairs lane l + 16
-  // has the row after lane l's.
-  UNIFLUID_DEVICE void hand_out_inner(int row, int column, float v, bool mine) const {
-    if constexpr (kPairs) {
-      const float next = __shfl_down_sync(kAllLanes, v, kTileColumns);
-      if (mine && row % 2 == 0)
-        post(handed_out + row * p.posts_stride + post_place<T>(column),
-             __uint_as_float(pack_bf16(v, row + 1 < team.rows ? next : 0.0f)), round + 1);
-    } else if (mine) {
-      if constexpr (kPosts)
-        hand_out_hidden(row, column, v);
-      else
-        inner_row(row)[column] = from_float<T>(v);
-    }
-  }
-  UNIFLUID_DEVICE void hand_out_output(int row, int column, float v) const {
-    if constexpr (kPosts)
-      post(handed_out + row * p.posts_stride + column, v, round + 1);
-    else
-      p.out[static_cast<int64_t>(team.row + row) * p.outputs + column] = v;
-  }
-  // Outputs of the network, of (rows[i], of_columns[i]).
-  template <int kCount>
-  UNIFLUID_DEVICE void receive_outputs(const int (&rows)[kCount], const int (&of_columns)[kCount],
-                                       float (&values)[kCount]) const {
-    if constexpr (kPosts) {
-      const Posted* at[kCount];
-      for (int i = 0; i < kCount; ++i) at[i] = received + rows[i] * p.posts_stride + of_columns[i];
-      receive(at, round, values);
-    } else {
-      for (int i = 0; i < kCount; ++i)
-        values[i] = load_fresh(p.out + static_cast<int64_t>(team.row + rows[i]) * p.outputs +
-                               of_columns[i]);
-    }
-  }
-  // Looks at elements k .. of a row. 0: all have come.
-  UNIFLUID_DEVICE uint32_t look_at_piece(int row, int k, float (&values)[kSize<T>]) const {
-    const Posted* from = received + row * p.posts_stride + post_place<T>(k);
-    uint32_t other = 0;
-#pragma unroll
-    for (int i = 0; i < kSize<T>; i += 2) {
-      Posted now[2];
-      look(from + i * kWarp, now);
-      for (int e = 0; e < 2; ++e) {
-        values[i + e] = now[e].value;
-        other |= now[e].round ^ round;
-      }
-    }
-    return other;
-  }
-  UNIFLUID_DEVICE void load_hidden(int row, int k, float (&values)[kSize<T>]) const {
-    const float* from = hidden_row(row) + k;
-    for (int i = 0; i < kSize<T>; i += 4) {
-      const Piece four = piece_of(load_fresh(reinterpret_cast<const uint4*>(from + i)));
-      for (int e = 0; e < 4; ++e)
-        values[i + e] = k + i + e < p.width ? element<float>(four, e) : 0.0f;
-    }
-  }
-
   UNIFLUID_DEVICE const T* modulation_row(int row) const {
     return modulation + static_cast<int64_t>(row) * p.modulation_width;
-  }
-  UNIFLUID_DEVICE float* hidden_row(int row) const {
-    return p.hidden + static_cast<int64_t>(team.row + row) * p.stride;
-  }
-  UNIFLUID_DEVICE T* inner_row(int row) const {
-    return static_cast<T*>(p.inner) + static_cast<int64_t>(team.row + row) * p.stride;
   }
 
   // ---- products ----
@@ -244,7 +157,7 @@ class Worker {
   UNIFLUID_DEVICE void product(const T* weight, int first, int count, bool streamed, Before before,
                                Load load, After after) {
     if (count <= 0) {  // the inputs are for others
-      meet();
+      exchange.meet();
       __syncthreads();
     }
     for (int tile = 0; tile * kTileColumns < count; ++tile) {
@@ -324,7 +237,7 @@ class Worker {
         sum = fmaf(weight(c), rounded<T>(state.load(token * p.channels + c)), sum);
       sum += bias;
       own.store(row * p.columns + column, sum);
-      hand_out_hidden(row, first_column + column, sum);
+      exchange.hand_out_hidden(row, first_column + column, sum);
     };
     if constexpr (kPosts) {
       const int row = thread() / kTileColumns;
@@ -400,19 +313,19 @@ class Worker {
         [&](int row, int column, float sum, float2 bias_gate, bool mine) {
           sum += bias_gate.x;
           if (kind == Kind::expand) {
-            hand_out_inner(row, first + column, activate<Activation::silu>(sum), mine);
+            exchange.hand_out_inner(row, first + column, activate<Activation::silu>(sum), mine);
           } else if (!mine) {
             return;
           } else if (kind == Kind::contract) {
             const uint32_t at = static_cast<uint32_t>(row * p.columns + column);
             const float v = fmaf(bias_gate.y, sum, own.load(at));
             own.store(at, v);
-            hand_out_hidden(row, first + column, v);
+            exchange.hand_out_hidden(row, first + column, v);
           } else if (p.network_out) {
             static_cast<T*>(p.network_out)[(team.row + row) * p.network_stride + first + column] =
                 from_float<T>(sum);
           } else {
-            hand_out_output(row, first + column, sum);
+            exchange.hand_out_output(row, first + column, sum);
           }
         });
   }
@@ -488,7 +401,7 @@ class Worker {
     };
     prepare(0);
     const float inverse_size = p.parts.inverse[part];
-    meet();
+    exchange.meet();
     for (int first = 0, buffer = 0; first < team.rows; first += kRowsTogether, buffer ^= 1) {
       if (first > 0) prepare(first);
       float held[kRowsEach][kHeld<T>][kSize<T>];
@@ -499,7 +412,7 @@ class Worker {
 #pragma unroll
           for (int i = 0; i < kHeld<T>; ++i)
             if (rows[j] < team.rows && element_of(i) < end)
-              other |= look_or_load(rows[j], element_of(i), held[j][i]);
+              other |= exchange.look_at_hidden(rows[j], element_of(i), held[j][i]);
         if (other == 0) break;
       }
       // visit(k, i, values) for the lane's pieces of row j, in ascending order; i is kHeld for
@@ -510,7 +423,8 @@ class Worker {
           if (element_of(i) < end) visit(element_of(i), i, held[j][i]);
         for (int i = kHeld<T>; element_of(i) < end; ++i) {
           float values[kSize<T>];
-          for (Watch watch; look_or_load(rows[j], element_of(i), values) != 0;) watch.look_again();
+          for (Watch watch; exchange.look_at_hidden(rows[j], element_of(i), values) != 0;)
+            watch.look_again();
           visit(element_of(i), kHeld<T>, values);
         }
       };
@@ -566,71 +480,14 @@ class Worker {
     __syncthreads();
   }
 
-  UNIFLUID_DEVICE uint32_t look_or_load(int row, int k, float (&values)[kSize<T>]) const {
-    if constexpr (kPosts) {
-      return look_at_piece(row, k, values);
-    } else {
-      load_hidden(row, k, values);
-      return 0;
-    }
-  }
-
   // x = inner
   UNIFLUID_DEVICE void load_inner() {
-    meet();
-    const auto put = [&](int row, int piece, const Piece& values) {
+    exchange.meet();
+    // Posts end where the row does.
+    const int row_pieces = kPosts ? p.width / kSize<T> : share.all * 4;
+    exchange.receive_inner(row_pieces, [&](int row, int piece, const Piece& values) {
       store_piece(x, static_cast<uint32_t>(row * x_stride + piece * 4), values);
-    };
-    if constexpr (kPosts) {
-      const int row_pieces = p.width / kSize<T>;
-      for (int first = 0; first < team.rows; first += kReceived)
-        for (int piece = thread(); piece < row_pieces; piece += kThreads) {
-          float values[kWords][kSize<T>];
-          for (Watch watch;; watch.look_again()) {
-            uint32_t other = 0;
-#pragma unroll
-            for (int i = 0; i < kWords; ++i)
-              if (first + i * kRowsOfWord < team.rows)
-                other |= look_at_piece(first + i * kRowsOfWord, piece * kSize<T>, values[i]);
-            if (other == 0) break;
-          }
-#pragma unroll
-          for (int i = 0; i < kWords; ++i) {
-            const int row = first + i * kRowsOfWord;
-            if (row >= team.rows) break;
-            if constexpr (kPairs) {
-              Piece rows[2];
-              for (int w = 0; w < 4; ++w) {
-                const uint32_t even = __float_as_uint(values[i][2 * w]),
-                               odd = __float_as_uint(values[i][2 * w + 1]);
-                rows[0].word[w] = (even & 0xffffu) | odd << 16;
-                rows[1].word[w] = even >> 16 | (odd & 0xffff0000u);
-              }
-              put(row, piece, rows[0]);
-              if (row + 1 < team.rows) put(row + 1, piece, rows[1]);
-            } else {
-              put(row, piece, piece_of<T>(values[i]));
-            }
-          }
-        }
-    } else {
-      const int row_pieces = share.all * 4;
-      for (int row = 0, piece = thread();; piece += kThreads) {
-        for (; piece >= row_pieces; piece -= row_pieces) ++row;
-        if (row >= team.rows) break;
-        const int k = piece * kSize<T>;
-        Piece values{};
-        if (k < p.width)
-          values = piece_of(load_fresh(reinterpret_cast<const uint4*>(inner_row(row) + k)));
-        if (k + kSize < T >> p.width) {  // nobody wrote what lies behind the width
-          float inside[kSize<T>];
-          for (int i = 0; i < kSize<T>; ++i)
-            inside[i] = k + i < p.width ? element<T>(values, i) : 0.0f;
-          values = piece_of<T>(inside);
-        }
-        put(row, piece, values);
-      }
-    }
+    });
     __syncthreads();
   }
 
@@ -639,7 +496,7 @@ class Worker {
   // The latents after a step, from the network's outputs.
   UNIFLUID_DEVICE void update(int step_index) {
     const DiffusionStep step = p.step_table[step_index];
-    meet();
+    exchange.meet();
     for (int at = thread(); at < team.tokens * p.channels; at += kThreads) {
       const int token_index = team.token + at / p.channels, c = at % p.channels;
       const StepsToken token = p.token_table[token_index];
@@ -649,8 +506,8 @@ class Worker {
       const int row = token.row - team.row;
       // What there is not is the first once more.
       float outputs[3];
-      receive_outputs({row, token.rows > 1 ? row + 1 : row, row},
-                      {c, c, noisy ? p.channels + c : c}, outputs);
+      exchange.receive_outputs({row, token.rows > 1 ? row + 1 : row, row},
+                               {c, c, noisy ? p.channels + c : c}, outputs);
       state.store(at, updated(p, step, token, noisy, noise, state.load(at), outputs));
     }
     __syncthreads();
@@ -669,12 +526,8 @@ class Worker {
   const Shared<uint64_t> blocks;  // [depth] StepsBlock
   const Shared<float> input;      // [columns, C + 1], see begin_posts
   WeightStream<T> weights;
-  uint32_t round = 0;
-  // The team's posts of this round and of the next, and where that is among kPostRounds; the token
-  // of this thread's row in the first layer.
-  const Posted* received = nullptr;
-  Posted* handed_out = nullptr;
-  int post_slot = 0, own_token = 0;
+  RowExchange<T, kPosts> exchange;
+  int own_token = 0;              // of this thread's row in the first layer, see begin_posts
   const T* modulation = nullptr;  // of this step and the team's first row
 };
 

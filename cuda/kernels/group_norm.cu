@@ -332,7 +332,8 @@ void group_norm(Queue& queue, const GroupNormArgs& args) {
   p.groups = static_cast<int32_t>(args.groups);
   const size_t moments = static_cast<size_t>(p.runs) * static_cast<size_t>(p.groups);
   const size_t vector = static_cast<size_t>(channels);
-  queue.reserve_scratch(moments * sizeof(Moments) + 2 * vector * sizeof(float) + 3 * 256);
+  queue.reserve_scratch(Queue::piece_bytes(moments * sizeof(Moments)) +
+                        2 * Queue::piece_bytes(vector * sizeof(float)));
   p.moments = queue.scratch<Moments>(moments);
   p.center = queue.scratch<float>(vector);
   p.factor = queue.scratch<float>(vector);

@@ -293,7 +293,7 @@ void soft_cap(Queue& queue, const SoftCapArgs& args) {
 
 size_t sample_text_scratch(int64_t rows, int64_t vocab) {
   const size_t chunks = static_cast<size_t>(rows) * blocks_for(vocab, kChunk);
-  return chunks * (sizeof(Largest) + sizeof(double)) + 2 * 256;
+  return Queue::piece_bytes(chunks * sizeof(Largest)) + Queue::piece_bytes(chunks * sizeof(double));
 }
 
 void sample_text(Queue& queue, const SampleTextArgs& args) {

@@ -43,13 +43,10 @@ struct Operand {
   }
 };
 
-// Scratch begins at multiples of so many bytes.
-constexpr size_t kApart = 256;
-
 void gemm_as_linear(Queue& queue, const GemmArgs& args) {
   const DType type = args.bf16 ? DType::bf16 : DType::f32;
   const Operand a{args.a, args.transpose_a, type}, b{args.b, !args.transpose_b, type};
-  queue.reserve_scratch(a.bytes() + b.bytes() + 2 * kApart);
+  queue.reserve_scratch(Queue::piece_bytes(a.bytes()) + Queue::piece_bytes(b.bytes()));
   LinearArgs product{};
   product.x = a.prepare(queue);
   product.weight = b.prepare(queue);
@@ -73,7 +70,7 @@ void gemm_by_warpgroups(Queue& queue, const GemmArgs& args) {
   product.parts = !args.transpose_b;
   const size_t sums = partial_sums(product);
   queue.reserve_scratch(RoundedOperands::bytes(args.a) + RoundedOperands::bytes(args.b) +
-                        sums * sizeof(float) + kApart);
+                        Queue::piece_bytes(sums * sizeof(float)));
   RoundedOperands operands(queue);
   product.a = operands.add(args.a);
   product.b = operands.add(args.b);
@@ -111,13 +108,14 @@ void linear_backward(Queue& queue, const LinearBackwardArgs& args) {
   inputs.accumulate = args.accumulate;
   inputs.out = args.dx;
   const size_t runs = args.dbias ? static_cast<size_t>(sum_runs(dout.rows) * dout.cols) : 0;
-  size_t sums = 0, bytes = RoundedOperands::bytes(dout) + 2 * kApart;
+  size_t sums = 0, bytes = RoundedOperands::bytes(dout);
   for (const TrainingProduct* p : {&weights, &inputs})
     if (p->out) {
       sums = std::max(sums, partial_sums(*p));
       bytes += RoundedOperands::bytes(p->b);
     }
-  queue.reserve_scratch(bytes + (sums + runs) * sizeof(float));
+  queue.reserve_scratch(bytes + Queue::piece_bytes(sums * sizeof(float)) +
+                        Queue::piece_bytes(runs * sizeof(float)));
 
   RoundedOperands operands(queue);
   // What is rounded is summed beside it.

@@ -106,7 +106,7 @@ void group_norm_backward(Queue& queue, const GroupNormBackwardArgs& args) {
   if (args.x.size() == 0) return;
   const int64_t channels = args.x.cols;
   const size_t each = static_cast<size_t>(args.images * channels);
-  queue.reserve_scratch(2 * each * sizeof(float) + 2 * 256);
+  queue.reserve_scratch(2 * Queue::piece_bytes(each * sizeof(float)));
   Params p{};
   p.x = args.x;
   p.dout = args.dout;

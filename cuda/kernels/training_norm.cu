@@ -182,7 +182,8 @@ __global__ void __launch_bounds__(kElementThreads) modulated_weight_run(Modulate
 void rms_norm_backward(Queue& queue, const RmsNormBackwardArgs& args) {
   const int64_t rows = args.x.rows, cols = args.x.cols, runs = sum_runs(rows);
   if (rows == 0) return;
-  queue.reserve_scratch(static_cast<size_t>(rows + runs * cols) * sizeof(float) + 2 * 256);
+  queue.reserve_scratch(Queue::piece_bytes(static_cast<size_t>(rows) * sizeof(float)) +
+                        Queue::piece_bytes(static_cast<size_t>(runs * cols) * sizeof(float)));
   RmsParams p{};
   p.x = args.x;
   p.dout = args.dout;
@@ -221,8 +222,8 @@ void modulated_norm_backward(Queue& queue, const ModulatedNormBackwardArgs& args
   const int64_t rows = args.x.rows, cols = args.x.cols, runs = sum_runs(rows);
   if (rows == 0) return;
   const size_t partial = static_cast<size_t>(runs * cols);
-  queue.reserve_scratch(static_cast<size_t>(rows) * sizeof(Moments) + 2 * partial * sizeof(float) +
-                        3 * 256);
+  queue.reserve_scratch(Queue::piece_bytes(static_cast<size_t>(rows) * sizeof(Moments)) +
+                        2 * Queue::piece_bytes(partial * sizeof(float)));
   ModulatedBackwardParams p{};
   p.x = args.x;
   p.scale = args.scale;

@@ -56,9 +56,6 @@ __global__ void __launch_bounds__(kThreads) round_operands(const __grid_constant
   o.runs[run * o.cols + first_column + thread] = total;
 }
 
-// Scratch begins at multiples of so many bytes.
-constexpr size_t kApart = 256;
-
 int64_t padded(int64_t cols) { return (cols + kPiece - 1) / kPiece * kPiece; }
 int64_t elements(const Tensor& from) { return from.rows * padded(from.cols); }
 
@@ -66,7 +63,7 @@ int64_t elements(const Tensor& from) { return from.rows * padded(from.cols); }
 
 size_t RoundedOperands::bytes(const Tensor& from) {
   if (from.type == DType::bf16) return 0;
-  return static_cast<size_t>(elements(from)) * sizeof(bf16) + kApart;
+  return Queue::piece_bytes(static_cast<size_t>(elements(from)) * sizeof(bf16));
 }
 
 Tensor RoundedOperands::add(const Tensor& from, float* runs) {

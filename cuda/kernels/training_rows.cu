@@ -94,21 +94,19 @@ __global__ void __launch_bounds__(kElementThreads) patch_backward_element(PatchP
   p.image.at(at.row, at.column) += total;
 }
 
-template <class Args>
-PatchParams patch_params(const Args& a, const Tensor& image, const Tensor& patches) {
+PatchParams patch_params(const ConvolutionGeometry& g, const Tensor& image, const Tensor& patches) {
   PatchParams p{};
   p.image = image;
   p.patches = patches;
-  p.height = static_cast<int32_t>(a.height);
-  p.width = static_cast<int32_t>(a.width);
-  p.upsample = static_cast<int32_t>(a.upsample);
-  p.kernel = static_cast<int32_t>(a.kernel);
-  p.stride = static_cast<int32_t>(a.stride);
-  p.pad = static_cast<int32_t>(a.pad_before);
+  p.height = static_cast<int32_t>(g.height);
+  p.width = static_cast<int32_t>(g.width);
+  p.upsample = static_cast<int32_t>(g.upsample);
+  p.kernel = static_cast<int32_t>(g.kernel);
+  p.stride = static_cast<int32_t>(g.stride);
+  p.pad = static_cast<int32_t>(g.pad_before);
   p.channels = static_cast<int32_t>(image.cols);
-  const int64_t padded = a.pad_before + a.pad_after - a.kernel;
-  p.out_height = static_cast<int32_t>((a.height * a.upsample + padded) / a.stride + 1);
-  p.out_width = static_cast<int32_t>((a.width * a.upsample + padded) / a.stride + 1);
+  p.out_height = static_cast<int32_t>(g.out_height());
+  p.out_width = static_cast<int32_t>(g.out_width());
   return p;
 }
 
@@ -152,13 +150,13 @@ void scatter_rows(Queue& queue, const ScatterRowsArgs& args) {
 }
 
 void patches(Queue& queue, const PatchesArgs& args) {
-  PatchParams p = patch_params(args, args.x, args.out);
+  PatchParams p = patch_params(args.geometry, args.x, args.out);
   p.grid = ElementGrid(args.out.rows, args.out.cols);
   launch_elements(queue, patch_element, p.grid, p);
 }
 
 void patches_backward(Queue& queue, const PatchesBackwardArgs& args) {
-  PatchParams p = patch_params(args, args.dx, args.dout);
+  PatchParams p = patch_params(args.geometry, args.dx, args.dout);
   p.grid = ElementGrid(args.dx.rows, args.dx.cols);
   launch_elements(queue, patch_backward_element, p.grid, p);
 }

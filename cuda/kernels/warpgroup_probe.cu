@@ -114,12 +114,13 @@ bool agrees(Queue& queue) {
 
   ConvolutionArgs convolution_args{};
   convolution_args.x = x.tensor(DType::bf16, kHeight * kWidth, kChannels);
-  convolution_args.height = kHeight;
-  convolution_args.width = kWidth;
-  convolution_args.upsample = 2;
-  convolution_args.kernel = 3;
-  convolution_args.stride = 1;
-  convolution_args.pad_before = convolution_args.pad_after = 1;
+  convolution_args.geometry = {.height = kHeight,
+                               .width = kWidth,
+                               .upsample = 2,
+                               .kernel = 3,
+                               .stride = 1,
+                               .pad_before = 1,
+                               .pad_after = 1};
   convolution_args.weight = weights.tensor(DType::bf16, kOutputs, 9 * kChannels);
   convolution_args.bias = static_cast<const float*>(x.tensor(DType::f32, 1, kOutputs).data);
   convolution_args.out = out.tensor(DType::bf16, 4 * kHeight * kWidth, kOutputs);

@@ -3,29 +3,29 @@
 
 namespace unifluid::test {
 
+// { height, width, upsample?, kernel, stride, padBefore, padAfter }
+ConvolutionGeometry geometry_of(const Call& call) {
+  return {call.integer("height"),
+          call.integer("width"),
+          static_cast<int64_t>(call.number("upsample", 1)),
+          call.integer("kernel"),
+          call.integer("stride"),
+          call.integer("padBefore"),
+          call.integer("padAfter")};
+}
+
 // { x [height * width, in], height, width, upsample?, kernel, stride, padBefore, padAfter,
 //   weight: stored [out, in * kernel * kernel], bias, residual?, inPlace?, outStride? }
 Napi::Value convolution(Call& call) {
   ConvolutionArgs args{};
   args.x = call.input("x");
-  args.height = call.integer("height");
-  args.width = call.integer("width");
-  args.upsample = static_cast<int64_t>(call.number("upsample", 1));
-  args.kernel = call.integer("kernel");
-  args.stride = call.integer("stride");
-  args.pad_before = call.integer("padBefore");
-  args.pad_after = call.integer("padAfter");
+  args.geometry = geometry_of(call);
   args.weight = call.backend.convolution_weight(
-      stored_tensor(call.arguments.Get("weight").As<Napi::Object>()), args.kernel);
+      stored_tensor(call.arguments.Get("weight").As<Napi::Object>()), args.geometry.kernel);
   args.bias = call.vector("bias");
   args.residual = call.input("residual");
-  const auto outputs = [&](int64_t size) {
-    const int64_t padded = size * args.upsample + args.pad_before + args.pad_after;
-    return (padded - args.kernel) / args.stride + 1;
-  };
-  args.out = call.has("inPlace")
-                 ? args.residual
-                 : call.output(outputs(args.height) * outputs(args.width), args.weight.rows);
+  const int64_t pixels = args.geometry.out_height() * args.geometry.out_width();
+  args.out = call.has("inPlace") ? args.residual : call.output(pixels, args.weight.rows);
   call.backend.convolution(args);
   return call.result(args.out);
 }

@@ -75,6 +75,7 @@ class Call {
 
 // q, k, v and what an attention is, without its spans and its output.
 AttentionArgs attention_settings(Call&);
+ConvolutionGeometry geometry_of(const Call&);
 StoredTensor stored_tensor(Napi::Object value);
 uint64_t seed_of(Napi::Value value);
 std::vector<double> numbers(Napi::Value value);

@@ -279,18 +279,11 @@ void patches(Call& call, TrainingBackend& ops, Napi::Object out) {
   PatchesArgs a{};
   a.x = call.input("x");
   a.images = call.integer("images");
-  a.height = call.integer("height");
-  a.width = call.integer("width");
-  a.upsample = call.integer("upsample");
-  a.kernel = call.integer("kernel");
-  a.stride = call.integer("stride");
-  a.pad_before = call.integer("padBefore");
-  a.pad_after = call.integer("padAfter");
+  a.geometry = geometry_of(call);
   const Tensor dout = call.input("dout"), dx = call.input("start");
   a.out = call.output(dout.rows, dout.cols);
   ops.patches(a);
-  ops.patches_backward({dout, a.images, a.height, a.width, a.upsample, a.kernel, a.stride,
-                        a.pad_before, a.pad_after, dx});
+  ops.patches_backward({dout, a.images, a.geometry, dx});
   out.Set("out", call.result(a.out));
   out.Set("dx", call.result(dx));
 }
