@@ -80,6 +80,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
   if (gradients) parameters_->zero_gradients();
   DrawnAt at{options_.seed, static_cast<uint32_t>(step), 0, static_cast<uint32_t>(batches.size())};
   for (const auto& batch : batches) {
+    workspace_->trim(workspace_->bytes());  // else what only almost fits would be added each time
     Workspace::Scope scope(*workspace_);
     Tape tape(*backend_, *workspace_, options_.bf16, gradients);
     if constexpr (kVae)

@@ -1,7 +1,12 @@
 /** Training against PyTorch: gradients of every tensor, and fifty steps from the same batches and draws. */
 import { readdirSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { stringify } from "yaml";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { initCheckpoint } from "../../lib/init/init";
+import { trainingBytes } from "../../lib/memory";
 import type { NativeModelSpec, NativeTrainer, NativeTrainerOptions } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
 import { relativeError } from "../support/parity";
@@ -16,6 +21,7 @@ import {
   placeOf,
   readFloats,
   specOf,
+  TINY_MODEL,
   trained,
   trainersOfTests,
   trainingPlaces,
@@ -94,6 +100,35 @@ test("products of several layers of the shipped model give what each alone does"
 test("the fixtures belong to these tests", () => {
   expect(models.sort()).toEqual(["unifluid-flow-tiny", "unifluid-tiny"]);
   expect(expected.multiplier).toBe(MULTIPLIER);
+});
+
+test("steps whose batches grow bit by bit take no more memory than the largest", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "train-growing-"));
+  try {
+    const inner = 4096;
+    const text_config = { ...TINY_MODEL.text_config, intermediate_size: inner };
+    const sizes = join(folder, "sizes.yaml");
+    await writeFile(sizes, stringify({ ...TINY_MODEL, text_config }));
+    const parts = { seed: 1n, tokenizer: "shapes-64", vae: "shapes-64" };
+    const { spec } = await initCheckpoint(sizes, join(folder, "made"), parts);
+    const tensors = spec.tensors.filter(({ name }) => !name.startsWith("vae."));
+    const [emaDecay, lossesOnly, rows] = [0, true, 2400];
+    // The gate, what it is of and what they make, in float32: together they are larger than what one step adds in reserve.
+    const wide = 4 * rows * 3 * inner;
+    const maxMemory = trainingBytes(tensors, { emaDecay, lossesOnly }).onHost + 1.5 * wide;
+    const t = await trainer({ ...spec, tensors }, { emaDecay, lossesOnly, maxMemory });
+    for (const more of [0, 3, 6]) {
+      const sequences = Array.from({ length: 12 }, (_, i) => ({
+        task: "caption",
+        tokens: new Int32Array(200 + (i === 0 ? more : 0)).fill(7),
+        targetTokens: Int32Array.of(8),
+      }));
+      const result = await t.evaluate([sequences], { step: 1, ema: false });
+      expect(result).toMatchObject({ finite: true, rows: rows + more });
+    }
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 describe.each(models)("%s", (model) => {
