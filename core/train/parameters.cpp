@@ -229,21 +229,10 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
     if (average) write(p.name, ParameterState::average, values);
   }
   for (const std::vector<std::string>& group : shapes.groups) join(group);
-  find_runs();
-}
-
-void Parameters::find_runs() {
-  std::vector<const Parameter*> trained;
-  for (const Parameter& p : all_)
-    if (p.trainable) trained.push_back(&p);
-  std::sort(trained.begin(), trained.end(),
+  for (Parameter& p : all_)
+    if (p.trainable) trained_.push_back(&p);
+  std::sort(trained_.begin(), trained_.end(),
             [](const Parameter* a, const Parameter* b) { return a->offset < b->offset; });
-  for (const Parameter* p : trained) {
-    const bool goes_on = !runs_.empty() && runs_.back().matrix == p->matrix &&
-                         runs_.back().offset + runs_.back().count == p->offset;
-    if (!goes_on) runs_.push_back({p->offset, 0, p->matrix});
-    runs_.back().count += room_of(*p);
-  }
 }
 
 void Parameters::place(const std::vector<std::vector<std::string>>& groups) {
@@ -302,6 +291,7 @@ float* Parameters::piece(ParameterState what) const {
       return static_cast<float*>(first_.data());
     case ParameterState::second_moment:
       return static_cast<float*>(second_.data());
+    case ParameterState::updates:  // there are some where there are gradients
     case ParameterState::gradient:
       break;
   }
@@ -314,6 +304,28 @@ Tensor Parameters::tensor(const Parameter& p, ParameterState what) const {
 
 void Parameters::zero_gradients() {
   backend_.training()->fill(Tensor(gradients_.data(), DType::f32, 1, size_), 0);
+  for (Parameter* p : trained_) p->reached = false;
+}
+
+void Parameters::reach(const Parameter& parameter) {
+  const int64_t end = parameter.offset + parameter.rows * parameter.cols;
+  auto p = std::lower_bound(trained_.begin(), trained_.end(), parameter.offset,
+                            [](const Parameter* t, int64_t offset) { return t->offset < offset; });
+  for (; p != trained_.end() && (*p)->offset < end; ++p) (*p)->reached = true;
+}
+
+std::vector<ParameterRun> Parameters::count_updates() {
+  std::vector<ParameterRun> runs;
+  for (Parameter* p : trained_) {
+    if (!p->reached) continue;
+    ++p->updates;
+    const bool goes_on = !runs.empty() && runs.back().matrix == p->matrix &&
+                         runs.back().updates == p->updates &&
+                         runs.back().offset + runs.back().count == p->offset;
+    if (!goes_on) runs.push_back({p->offset, 0, p->matrix, p->updates});
+    runs.back().count += room_of(*p);
+  }
+  return runs;
 }
 
 void Parameters::expect(ParameterState what) const {
@@ -326,6 +338,7 @@ void Parameters::expect(ParameterState what) const {
 std::vector<float> Parameters::read(const std::string& name, ParameterState what) const {
   const Parameter& p = at(name);
   expect(what);
+  if (what == ParameterState::updates) return {static_cast<float>(p.updates)};
   std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
   backend_.read(tensor(p, what), values.data());
   return permuted(values, p, false);
@@ -335,10 +348,18 @@ void Parameters::write(const std::string& name, ParameterState what,
                        const std::vector<float>& values) {
   const Parameter& p = at(name);
   expect(what);
-  if (values.size() != static_cast<size_t>(p.rows * p.cols))
-    throw Error(error_code::kInvalidArgument, "expected " + std::to_string(p.rows * p.cols) +
+  const bool one = what == ParameterState::updates;
+  const int64_t wanted = one ? 1 : p.rows * p.cols;
+  if (values.size() != static_cast<size_t>(wanted))
+    throw Error(error_code::kInvalidArgument, "expected " + std::to_string(wanted) +
                                                   " values for " + name + " but received " +
                                                   std::to_string(values.size()));
+  if (one) {
+    if (!(values.front() >= 0 && values.front() < 0x1p62f))
+      throw Error(error_code::kInvalidArgument, "expected a count of updates for " + name);
+    all_[index_.at(name)].updates = static_cast<int64_t>(values.front());
+    return;
+  }
   backend_.write(permuted(values, p, true).data(), tensor(p, what));
 }
 

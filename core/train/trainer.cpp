@@ -88,6 +88,7 @@ StepResult Trainer::run(const std::vector<std::vector<Example>>& batches, int64_
     else
       unified_->add(tape, *backend_, *workspace_, batch, total, at, &result.losses);
     if (gradients) tape.backward();
+    for (const Parameter* used : tape.reached()) parameters_->reach(*used);
     ++at.first;
   }
   const double sum = result.losses.image.loss + result.losses.text.loss + result.vae.absolute +
@@ -103,7 +104,6 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   result->gradient_norm = std::sqrt(ops.sum_of_squares(gradient, p.size()));
   result->finite = result->finite && std::isfinite(result->gradient_norm);
   if (!result->finite) return;
-  const double n = static_cast<double>(step);
   AdamWArgs args{};
   args.gradient_scale = 1;
   if (options_.clip_norm > 0)  // as torch's clip_grad_norm_
@@ -113,11 +113,16 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   args.beta1 = options_.beta1;
   args.beta2 = options_.beta2;
   args.epsilon = options_.epsilon;
-  args.correction1 = static_cast<float>(1 - std::pow(static_cast<double>(options_.beta1), n));
-  args.correction2 = static_cast<float>(1 - std::pow(static_cast<double>(options_.beta2), n));
+  const double n = static_cast<double>(step);
   args.average_keep =
       static_cast<float>(std::min(static_cast<double>(options_.ema_decay), n / (n + 10)));
-  for (const ParameterRun& run : p.runs()) {
+  // What no example of the step uses stays as it is, as with PyTorch: it neither decays nor counts.
+  for (const ParameterRun& run : p.count_updates()) {
+    const double updates = static_cast<double>(run.updates);
+    args.correction1 =
+        static_cast<float>(1 - std::pow(static_cast<double>(options_.beta1), updates));
+    args.correction2 =
+        static_cast<float>(1 - std::pow(static_cast<double>(options_.beta2), updates));
     args.value = p.piece(ParameterState::weights) + run.offset;
     args.first = p.piece(ParameterState::first_moment) + run.offset;
     args.second = p.piece(ParameterState::second_moment) + run.offset;

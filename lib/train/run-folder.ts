@@ -21,7 +21,7 @@ import { readWeightFiles } from "../checkpoint/shards.js";
 import { InvalidCheckpointError } from "../errors.js";
 import { isThere, makeFolder } from "../files.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
-import type { NativeTrainerState } from "../native.js";
+import type { NativeTensor, NativeTrainerState } from "../native.js";
 import { systemCode } from "../system-code.js";
 import type { RecordsSeen } from "./broken-records.js";
 import { readJsonLines } from "./json-lines.js";
@@ -63,7 +63,11 @@ export interface SampleFigures {
   [figure: string]: number;
 }
 
-const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "second"];
+const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "second", "updates"];
+/** Of these a tensor has some while it is trained: after a time in which it was frozen they begin anew. */
+const OF_UPDATES: readonly NativeTrainerState[] = ["first", "second", "updates"];
+const shapeOf = (state: NativeTrainerState, { shape }: NativeTensor) =>
+  state === "updates" ? [1] : shape;
 /** The state of the optimizer beside a checkpoint's weights. */
 const STATE_FILE = "trainer.safetensors";
 /** Where each source of the run is. */
@@ -289,11 +293,11 @@ export class RunFolder {
       await writeSafetensors(
         join(beside, STATE_FILE),
         states.flatMap((state) =>
-          tensors.map(({ name, shape }) => ({
-            name: `${state}.${name}`,
+          tensors.map((tensor) => ({
+            name: `${state}.${tensor.name}`,
             dtype: "F32" as const,
-            shape,
-            bytes: () => native.read(name, state, "F32"),
+            shape: shapeOf(state, tensor),
+            bytes: () => native.read(tensor.name, state, "F32"),
           })),
         ),
       );
@@ -348,7 +352,7 @@ export class RunFolder {
   /**
    * Puts the state of a checkpoint into a subject's trainer. `average`: whether it keeps a moving average, which begins
    * with the weights where the checkpoint has none. That of tensors which are frozen now is their weights: what it was
-   * before would stay for ever, for it moves with training alone.
+   * before would stay for ever, for it moves with training alone. Their moments are given up.
    */
   async restore(
     step: number,
@@ -364,20 +368,29 @@ export class RunFolder {
       if (!names.has(name.slice(name.indexOf(".") + 1)))
         throw new InvalidCheckpointError(`${folder}: ${name} is not a tensor of this model`);
     const kept = found.has(`ema.${tensors[0]?.name}`);
+    const counted = found.has(`updates.${tensors[0]?.name}`);
     const file = await open(path);
     try {
       for (const state of STATES) {
         if (state === "ema" && !average) continue;
-        for (const { name, shape } of tensors) {
+        if (state === "updates" && !counted) continue;
+        for (const tensor of tensors) {
+          const { name } = tensor;
+          if (frozen.has(name) && OF_UPDATES.includes(state)) continue;
           const from = state === "ema" && (!kept || frozen.has(name)) ? "weights" : state;
-          const tensor = found.get(`${from}.${name}`);
-          if (!tensor)
+          const stored = found.get(`${from}.${name}`);
+          if (!stored)
             throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} has no ${from}.${name}`);
-          if (tensor.bytes !== 4 * shape.reduce((product, n) => product * n, 1))
+          if (stored.bytes !== 4 * shapeOf(state, tensor).reduce((product, n) => product * n, 1))
             throw new InvalidCheckpointError(`${folder}: ${from}.${name} has another size`);
-          const bytes = new Uint8Array(tensor.bytes);
-          await readFully(file, bytes, tensor.offset, path);
+          const bytes = new Uint8Array(stored.bytes);
+          await readFully(file, bytes, stored.offset, path);
           native.write(name, state, bytes);
+          // Earlier versions did not count: what has no moments was frozen, or no example used it.
+          if (state === "second" && !counted) {
+            const updates = Float32Array.of(bytes.some((byte) => byte !== 0) ? step : 0);
+            native.write(name, "updates", new Uint8Array(updates.buffer));
+          }
         }
       }
     } finally {

@@ -53,6 +53,45 @@ test("the average of a tensor that is frozen on the way is its weights", async (
   expect(after.floats(`ema.${other}`)).not.toEqual(after.floats(`weights.${other}`));
 });
 
+/** Rewrites the state of a run as versions did that kept no counts of updates. */
+async function forgetUpdates(out: string, step: number) {
+  const stored = state(out, step);
+  const tensors = stored.names
+    .filter((name) => !name.startsWith("updates."))
+    .map((name) => {
+      const { shape } = stored.get(name);
+      const bytes = () => new Uint8Array(Float32Array.from(stored.floats(name)).buffer);
+      return { name, dtype: "F32" as const, shape, bytes };
+    });
+  expect(tensors.length).toBeLessThan(stored.names.length);
+  await writeSafetensors(join(runs.checkpoint(out, step), "trainer.safetensors"), tensors);
+}
+
+test("a tensor that is thawed begins with updates of the size of the rate", async () => {
+  const rates = { learningRate: 1e-3, schedule: "constant", warmup: 0, weightDecay: 0 };
+  const change = { ...rates, compute: "float32", beta2: 0.999, epsilon: 1e-15 };
+  const name = "image_in.bias";
+  const freeze = ["image_in.*"];
+  const resume = { resume: true };
+  // Frozen from the beginning, and after it was trained.
+  await runs.train("thawed", { ...change, steps: 30, freeze });
+  await runs.train("paused", { ...change, steps: 3 });
+  await runs.train("paused", { ...change, steps: 30, freeze }, resume);
+  await cp(join(runs.folder, "thawed"), join(runs.folder, "older"), { recursive: true });
+  await forgetUpdates("older", 30);
+  for (const out of ["thawed", "paused", "older"]) {
+    await runs.train(out, { ...change, steps: 31 }, resume);
+    const [before, after] = [state(out, 30), state(out, 31)];
+    const was = before.floats(`weights.${name}`);
+    for (const [i, now] of after.floats(`weights.${name}`).entries())
+      expect(Math.abs(now - was[i]!) / rates.learningRate).toBeCloseTo(1, 1);
+    expect(Array.from(after.floats(`updates.${name}`))).toEqual([1]);
+    expect(Array.from(after.floats("updates.image_begin"))).toEqual([31]);
+  }
+  const [now, older] = [await runs.weightsOf("thawed", 31), await runs.weightsOf("older", 31)];
+  expect(Buffer.compare(now, older)).toBe(0);
+});
+
 test("the folder has the settings in force, and those before under another name", async () => {
   const change = { steps: 1, learningRate: 1e-3 };
   await runs.train("settings", change);

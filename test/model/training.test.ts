@@ -9,6 +9,7 @@ import { initCheckpoint } from "../../lib/init/init";
 import { trainingBytes } from "../../lib/memory";
 import type { NativeModelSpec, NativeTrainer, NativeTrainerOptions } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
+import { instructionSets } from "../support/ops";
 import { relativeError } from "../support/parity";
 import {
   batchOf,
@@ -207,7 +208,7 @@ describe.each(models)("%s", (model) => {
     };
     const a = await run(2, false);
     const b = await run(1, true);
-    const kinds = ["weights", "ema", "first", "second"] as const;
+    const kinds = ["weights", "ema", "first", "second", "updates"] as const;
     const same = (x: NativeTrainer, y: NativeTrainer) => {
       for (const name of trained(spec))
         for (const kind of kinds)
@@ -275,6 +276,40 @@ describe.each(models)("%s", (model) => {
     for (const [name, bytes] of now)
       expect(Buffer.compare(bytes, t.read(name, "weights", "F32"))).toBe(0);
   });
+
+  test.each([instructionSets.at(-1)!, "cuda-simulated"])(
+    "what no example of a step uses stays as it is, and is updated for the first time later (%s)",
+    async (place) => {
+      const weightDecay = 0.5;
+      const t = await trainer(spec, { ...base, ...placeOf(place), weightDecay });
+      const kinds = ["weights", "ema", "first", "second", "updates"] as const;
+      const bytes = () =>
+        trained(spec).map((n): [string, Buffer] => [
+          n,
+          Buffer.concat(kinds.map((kind) => t.read(n, kind, "F32"))),
+        ]);
+      const before = new Map(bytes());
+      const learningRate = 1e-3;
+      const texts = batchOf(spec, 1).filter(({ targetTokens }) => targetTokens);
+      for (const step of [1, 2, 3]) await t.step([texts], { step, learningRate });
+      const unused = trained(spec).filter((n) => /^(image_|diffusion_head\.)/.test(n));
+      expect(unused.length).toBeGreaterThan(10);
+      for (const [name, now] of bytes()) {
+        const same = Buffer.compare(now, before.get(name)!) === 0;
+        expect({ name, same }).toEqual({ name, same: unused.includes(name) });
+        expect(readFloats(t, name, "updates")).toEqual(Float32Array.of(same ? 0 : 3));
+      }
+      // In any batch of the step.
+      const drawings = batchOf(spec, 4).filter(({ targetLatents }) => targetLatents);
+      const name = "diffusion_head.final_layer.linear.bias";
+      const old = readFloats(t, name, "weights");
+      await t.step([drawings, texts], { step: 4, learningRate });
+      expect(readFloats(t, name, "updates")).toEqual(Float32Array.of(1));
+      // AdamW's first update is the rate, but for its epsilon.
+      for (const [i, value] of readFloats(t, name, "weights").entries())
+        expect(Math.abs(value - old[i]!) / learningRate).toBeCloseTo(1, 1);
+    },
+  );
 
   test("products of several layers give what each alone does", async () => {
     await expectApart(spec, base);
