@@ -5,7 +5,7 @@ import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { storedBytes } from "./checkpoint/stored-types.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { InsufficientMemoryError } from "./errors.js";
-import type { NativeTensor, NativeVaeConfig } from "./native.js";
+import type { NativeTensor, NativeTrainerOptions, NativeVaeConfig } from "./native.js";
 
 /** The parts of a model. */
 export type ModelPart = "text" | "vision" | "image" | "vae";
@@ -108,17 +108,27 @@ function headBytes({ spec, generation }: Checkpoint, deviceBytes: number): numbe
 }
 
 /**
- * Bytes of a trainer's float32 tensors: weights, gradients, two moments and the average, each of them a block.
- * Activations come on top.
+ * Bytes of a trainer's float32 tensors: weights, and of those that are trained gradients, two moments and the average,
+ * each of them a block. Activations come on top.
  */
 export function trainingBytes(
   tensors: readonly NativeTensor[],
-  { emaDecay, lossesOnly = false }: { emaDecay: number; lossesOnly?: boolean },
+  { emaDecay, lossesOnly = false, frozen = [] }: TrainedOptions,
 ): { onHost: number; onDevice: number } {
-  const copies = (lossesOnly ? 1 : 4) + (emaDecay > 0 ? 1 : 0);
-  const bytes = 4 * tensors.reduce((sum, tensor) => sum + elements(tensor), 0);
-  return { onHost: copies * bytes, onDevice: copies * blockBytes(bytes) };
+  const untrained = new Set(lossesOnly ? tensors.map(({ name }) => name) : frozen);
+  const bytesOf = (some: readonly NativeTensor[]) =>
+    4 * some.reduce((sum, tensor) => sum + elements(tensor), 0);
+  const weights = bytesOf(tensors);
+  const trained = bytesOf(tensors.filter(({ name }) => !untrained.has(name)));
+  const copies = emaDecay > 0 ? 4 : 3;
+  return {
+    onHost: weights + copies * trained,
+    onDevice: blockBytes(weights) + copies * blockBytes(trained),
+  };
 }
+
+type TrainedOptions = Pick<NativeTrainerOptions, "emaDecay"> &
+  Partial<Pick<NativeTrainerOptions, "lossesOnly" | "frozen">>;
 
 /**
  * Bytes that one step of training an autoencoder takes at least beside what `trainingBytes` counts: the results that the

@@ -199,7 +199,6 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
   }
   all_ = std::move(shapes.list);
   for (size_t i = 0; i < all_.size(); ++i) index_.emplace(all_[i].name, i);
-  place(shapes.groups);
   for (const std::string& name : frozen) {
     const auto found = index_.find(name);
     if (found == index_.end())
@@ -211,13 +210,18 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
   else if (std::none_of(all_.begin(), all_.end(), [](const Parameter& p) { return p.trainable; }))
     throw Error(error_code::kInvalidArgument, "every tensor is frozen: nothing is left to train");
 
-  const size_t bytes = static_cast<size_t>(size_) * sizeof(float);
-  std::vector<Block*> blocks = {&values_};
-  if (training) blocks.insert(blocks.end(), {&gradients_, &first_, &second_});
-  if (average) blocks.push_back(&average_);
-  for (Block* block : blocks) {
-    *block = Block(backend, bytes);
-    backend.training()->fill(Tensor(block->data(), DType::f32, 1, size_), 0);
+  place(shapes.groups, true);
+  trained_size_ = size_;
+  place(shapes.groups, false);
+
+  const auto make = [&](Block& block, int64_t size) {
+    block = Block(backend, static_cast<size_t>(size) * sizeof(float));
+    backend.training()->fill(Tensor(block.data(), DType::f32, 1, size), 0);
+  };
+  make(values_, size_);
+  if (training) {
+    for (Block* block : {&gradients_, &first_, &second_}) make(*block, trained_size_);
+    if (average) make(average_, trained_size_);
   }
   for (Parameter& p : all_) {
     p.value = tensor(p, ParameterState::weights);
@@ -226,7 +230,7 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
     std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
     convert_to_float(stored.data, stored.type, values.size(), values.data());
     write(p.name, ParameterState::weights, values);
-    if (average) write(p.name, ParameterState::average, values);
+    if (p.trainable && average) write(p.name, ParameterState::average, values);
   }
   for (const std::vector<std::string>& group : shapes.groups) join(group);
   for (Parameter& p : all_)
@@ -235,13 +239,13 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
             [](const Parameter* a, const Parameter* b) { return a->offset < b->offset; });
 }
 
-void Parameters::place(const std::vector<std::vector<std::string>>& groups) {
+void Parameters::place(const std::vector<std::vector<std::string>>& groups, bool trained) {
   std::unordered_map<std::string, const std::vector<std::string>*> group_of;
   for (const std::vector<std::string>& group : groups)
     for (const std::string& name : group) group_of.emplace(name, &group);
   std::vector<bool> placed(all_.size());
   const auto put = [&](size_t i) {
-    if (placed[i]) return;
+    if (placed[i] || all_[i].trainable != trained) return;
     placed[i] = true;
     all_[i].offset = size_;
     size_ += room_of(all_[i]);
@@ -303,7 +307,7 @@ Tensor Parameters::tensor(const Parameter& p, ParameterState what) const {
 }
 
 void Parameters::zero_gradients() {
-  backend_.training()->fill(Tensor(gradients_.data(), DType::f32, 1, size_), 0);
+  backend_.training()->fill(Tensor(gradients_.data(), DType::f32, 1, trained_size_), 0);
   for (Parameter* p : trained_) p->reached = false;
 }
 
@@ -340,6 +344,10 @@ std::vector<float> Parameters::read(const std::string& name, ParameterState what
   expect(what);
   if (what == ParameterState::updates) return {static_cast<float>(p.updates)};
   std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
+  if (!p.trainable) {
+    if (what != ParameterState::weights && what != ParameterState::average) return values;
+    what = ParameterState::weights;
+  }
   backend_.read(tensor(p, what), values.data());
   return permuted(values, p, false);
 }
@@ -348,6 +356,8 @@ void Parameters::write(const std::string& name, ParameterState what,
                        const std::vector<float>& values) {
   const Parameter& p = at(name);
   expect(what);
+  if (!p.trainable && what != ParameterState::weights)
+    throw Error(error_code::kInvalidArgument, name + " is frozen: it has weights alone");
   const bool one = what == ParameterState::updates;
   const int64_t wanted = one ? 1 : p.rows * p.cols;
   if (values.size() != static_cast<size_t>(wanted))
@@ -364,9 +374,13 @@ void Parameters::write(const std::string& name, ParameterState what,
 }
 
 void Parameters::swap_average() {
-  std::swap(values_, average_);
-  for (Parameter& p : all_) p.value = tensor(p, ParameterState::weights);
-  for (auto& [name, p] : joined_) p.value = tensor(p, ParameterState::weights);
+  averaged_ = !averaged_;
+  const auto swap = [&](Parameter& p) {
+    if (p.trainable)
+      p.value = tensor(p, averaged_ ? ParameterState::average : ParameterState::weights);
+  };
+  for (Parameter& p : all_) swap(p);
+  for (auto& [name, p] : joined_) swap(p);
 }
 
 }  // namespace unifluid

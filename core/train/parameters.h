@@ -1,5 +1,6 @@
 // The weights of a model in training: float32 masters, gradients, AdamW's moments and the moving
-// average, each kind in one piece of the backend's memory.
+// average, each kind in one piece of the backend's memory. Frozen tensors have weights alone, which
+// lie behind the others.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +52,7 @@ class Parameters {
   // the image part, or those of the autoencoder alone. `frozen`: names that are not trained. Throws
   // INVALID_CHECKPOINT where a tensor is missing or of another shape, INVALID_ARGUMENT where a
   // frozen name does not exist or nothing is left to train. Without `training` everything is
-  // frozen, and there are neither gradients nor moments.
+  // frozen.
   Parameters(const ModelConfig& config, bool autoencoder, const Weights& weights,
              const std::vector<std::string>& frozen, bool average, bool training, Backend& backend);
 
@@ -61,10 +62,10 @@ class Parameters {
   // layers with the same input, [sum of rows, cols], or their biases, [1, sum of cols]. Null where
   // some of them are frozen, or padding lies between them.
   const Parameter* joined(const std::string& first) const;
-  int64_t size() const { return size_; }
 
-  // All of a kind, `size()` elements.
+  // All of a kind, `trained_size()` elements that are trained; behind them of the weights the rest.
   float* piece(ParameterState what) const;
+  int64_t trained_size() const { return trained_size_; }
   bool has(ParameterState what) const { return piece(what) != nullptr; }
   void zero_gradients();
   // An operation has added to the gradient of this tensor, or of those that `joined` views as one.
@@ -73,7 +74,8 @@ class Parameters {
   // Padding is zeros of all kinds.
   std::vector<ParameterRun> count_updates();
 
-  // One tensor in the checkpoint's layout.
+  // One tensor in the checkpoint's layout. The moments of a frozen one read as zeros, its average
+  // as its weights; writing them throws INVALID_ARGUMENT.
   std::vector<float> read(const std::string& name, ParameterState what) const;
   void write(const std::string& name, ParameterState what, const std::vector<float>& values);
 
@@ -81,8 +83,9 @@ class Parameters {
   void swap_average();
 
  private:
-  // Gives every tensor its place; the tensors of a group come one behind the other.
-  void place(const std::vector<std::vector<std::string>>& groups);
+  // Gives every tensor that is trained, or that is not, its place; the tensors of a group come one
+  // behind the other.
+  void place(const std::vector<std::vector<std::string>>& groups, bool trained);
   void join(const std::vector<std::string>& group);
   Tensor tensor(const Parameter& p, ParameterState what) const;
   // Throws INVALID_ARGUMENT where a kind is not kept.
@@ -93,7 +96,8 @@ class Parameters {
   std::unordered_map<std::string, size_t> index_;
   std::unordered_map<std::string, Parameter> joined_;
   std::vector<Parameter*> trained_;  // by offset
-  int64_t size_ = 0;
+  int64_t size_ = 0, trained_size_ = 0;
+  bool averaged_ = false;  // values are the average's
   Block values_, gradients_, first_, second_, average_;
 };
 

@@ -101,7 +101,7 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   Parameters& p = *parameters_;
   float* gradient = p.piece(ParameterState::gradient);
   TrainingBackend& ops = *backend_->training();
-  result->gradient_norm = std::sqrt(ops.sum_of_squares(gradient, p.size()));
+  result->gradient_norm = std::sqrt(ops.sum_of_squares(gradient, p.trained_size()));
   result->finite = result->finite && std::isfinite(result->gradient_norm);
   if (!result->finite) return;
   AdamWArgs args{};

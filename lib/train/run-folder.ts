@@ -64,7 +64,7 @@ export interface SampleFigures {
 }
 
 const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "second", "updates"];
-/** Of these a tensor has some while it is trained: after a time in which it was frozen they begin anew. */
+/** What begins anew where a tensor was frozen. */
 const OF_UPDATES: readonly NativeTrainerState[] = ["first", "second", "updates"];
 const shapeOf = (state: NativeTrainerState, { shape }: NativeTensor) =>
   state === "updates" ? [1] : shape;
@@ -278,7 +278,7 @@ export class RunFolder {
    */
   async save(
     step: number,
-    { native, tensors }: Pick<Subject, "native" | "tensors">,
+    { native, tensors, frozen }: Pick<Subject, "native" | "tensors" | "frozen">,
     average: boolean,
     data: DataState,
     write: (folder: string) => Promise<void>,
@@ -293,12 +293,14 @@ export class RunFolder {
       await writeSafetensors(
         join(beside, STATE_FILE),
         states.flatMap((state) =>
-          tensors.map((tensor) => ({
-            name: `${state}.${tensor.name}`,
-            dtype: "F32" as const,
-            shape: shapeOf(state, tensor),
-            bytes: () => native.read(tensor.name, state, "F32"),
-          })),
+          tensors
+            .filter(({ name }) => state === "weights" || !frozen.has(name))
+            .map((tensor) => ({
+              name: `${state}.${tensor.name}`,
+              dtype: "F32" as const,
+              shape: shapeOf(state, tensor),
+              bytes: () => native.read(tensor.name, state, "F32"),
+            })),
         ),
       );
       await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(data.positions)}\n`);
@@ -351,8 +353,8 @@ export class RunFolder {
 
   /**
    * Puts the state of a checkpoint into a subject's trainer. `average`: whether it keeps a moving average, which begins
-   * with the weights where the checkpoint has none. That of tensors which are frozen now is their weights: what it was
-   * before would stay for ever, for it moves with training alone. Their moments are given up.
+   * with the weights where the checkpoint has none. Tensors that are frozen now have weights alone, and what was frozen
+   * until now begins anew.
    */
   async restore(
     step: number,
@@ -367,8 +369,8 @@ export class RunFolder {
     for (const { name } of stored)
       if (!names.has(name.slice(name.indexOf(".") + 1)))
         throw new InvalidCheckpointError(`${folder}: ${name} is not a tensor of this model`);
-    const kept = found.has(`ema.${tensors[0]?.name}`);
-    const counted = found.has(`updates.${tensors[0]?.name}`);
+    const has = (state: string) => stored.some(({ name }) => name.startsWith(`${state}.`));
+    const [kept, counted] = [has("ema"), has("updates")];
     const file = await open(path);
     try {
       for (const state of STATES) {
@@ -376,15 +378,21 @@ export class RunFolder {
         if (state === "updates" && !counted) continue;
         for (const tensor of tensors) {
           const { name } = tensor;
-          if (frozen.has(name) && OF_UPDATES.includes(state)) continue;
-          const from = state === "ema" && (!kept || frozen.has(name)) ? "weights" : state;
-          const stored = found.get(`${from}.${name}`);
-          if (!stored)
+          if (state !== "weights" && frozen.has(name)) continue;
+          const size = 4 * shapeOf(state, tensor).reduce((product, n) => product * n, 1);
+          const thawed = counted && !found.has(`updates.${name}`);
+          if (thawed && OF_UPDATES.includes(state)) {
+            native.write(name, state, new Uint8Array(size));
+            continue;
+          }
+          const from = state === "ema" && (!kept || thawed) ? "weights" : state;
+          const source = found.get(`${from}.${name}`);
+          if (!source)
             throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} has no ${from}.${name}`);
-          if (stored.bytes !== 4 * shapeOf(state, tensor).reduce((product, n) => product * n, 1))
+          if (source.bytes !== size)
             throw new InvalidCheckpointError(`${folder}: ${from}.${name} has another size`);
-          const bytes = new Uint8Array(stored.bytes);
-          await readFully(file, bytes, stored.offset, path);
+          const bytes = new Uint8Array(size);
+          await readFully(file, bytes, source.offset, path);
           native.write(name, state, bytes);
           // Earlier versions did not count: what has no moments was frozen, or no example used it.
           if (state === "second" && !counted) {

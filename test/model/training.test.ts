@@ -85,7 +85,9 @@ async function expectApart(spec: NativeModelSpec, base: Partial<NativeTrainerOpt
   for (const t of [together, apart]) {
     for (const name of trained(spec).filter((n) => /(q|k|gate)_proj\.weight$/.test(n))) {
       const doubled = readFloats(t, name, "weights").map((v) => 2 * v);
-      t.write(name, "ema", new Uint8Array(doubled.buffer));
+      // The average of a frozen tensor is its weights.
+      const what = t === apart && frozen.includes(name) ? "weights" : "ema";
+      t.write(name, what, new Uint8Array(doubled.buffer));
     }
     losses.push((await t.evaluate([batchOf(spec, 1)], { step: 1, ema: true })).textLoss);
   }
@@ -387,6 +389,25 @@ describe.each(models)("%s", (model) => {
     expect(only.read("image_begin", "weights", "F32")).toEqual(
       t.read("image_begin", "weights", "F32"),
     );
+  });
+
+  test("a frozen tensor takes the memory of its weights alone", async () => {
+    const frozen = trained(spec).filter((n) => !n.startsWith("image_in."));
+    const tensors = spec.tensors.filter(({ name }) => trained(spec).includes(name));
+    const options = { ...base, emaDecay: 0.9, frozen };
+    const { onHost } = trainingBytes(tensors, options);
+    // Tensors begin at whole cache lines.
+    const maxMemory = onHost + 64 * 5 * tensors.length;
+    const t = await trainer(spec, { ...options, maxMemory });
+    const [name] = frozen as [string];
+    expect(norm(readFloats(t, name, "second"))).toBe(0);
+    expect(t.read(name, "ema", "F32")).toEqual(t.read(name, "weights", "F32"));
+    expect(() => t.write(name, "ema", t.read(name, "ema", "F32"))).toThrow(
+      expect.objectContaining({ message: `${name} is frozen: it has weights alone` }),
+    );
+    await expect(trainer(spec, { ...options, frozen: [], maxMemory })).rejects.toMatchObject({
+      code: "INSUFFICIENT_MEMORY",
+    });
   });
 
   test("what does not fit the model is refused by name", async () => {
