@@ -24,7 +24,8 @@ ParameterState parameter_state(const std::string& name) {
   if (name == "ema") return ParameterState::average;
   if (name == "first") return ParameterState::first_moment;
   if (name == "second") return ParameterState::second_moment;
-  throw Error(error_code::kInvalidArgument, "expected weights, ema, first or second");
+  if (name == "updates") return ParameterState::updates;
+  throw Error(error_code::kInvalidArgument, "expected weights, ema, first, second or updates");
 }
 
 Napi::Object to_js(Napi::Env env, const LossSum& sum) {

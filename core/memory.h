@@ -102,7 +102,8 @@ class Workspace {
   // Makes room for `bytes` in one contiguous block (allow 64 bytes of alignment per tensor), so a
   // step of that size cannot run out midway. Throws INSUFFICIENT_MEMORY. No scope may be open.
   void reserve(size_t bytes);
-  // Gives blocks back to the backend if they exceed `keep` bytes. No scope may be open.
+  // Gives blocks back to the backend if they exceed `keep` bytes, else makes one of them. No scope
+  // may be open.
   void trim(size_t keep);
   size_t bytes() const;
 

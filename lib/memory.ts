@@ -108,16 +108,28 @@ function headBytes({ spec, generation }: Checkpoint, deviceBytes: number): numbe
 }
 
 /**
- * Bytes of a trainer's float32 tensors: weights, gradients, two moments and the average, each of them a block.
- * Activations come on top.
+ * Bytes of a trainer's float32 tensors: weights, and of those that are trained gradients, two moments and the average,
+ * each of them a block. Activations come on top.
  */
 export function trainingBytes(
   tensors: readonly NativeTensor[],
-  { optimizer }: { optimizer?: Pick<NativeOptimizerOptions, "emaDecay"> },
+  { optimizer, frozen = [] }: TrainedOptions,
 ): { onHost: number; onDevice: number } {
-  const copies = !optimizer ? 1 : optimizer.emaDecay > 0 ? 5 : 4;
-  const bytes = 4 * tensors.reduce((sum, tensor) => sum + elements(tensor), 0);
-  return { onHost: copies * bytes, onDevice: copies * blockBytes(bytes) };
+  const untrained = new Set(optimizer ? frozen : tensors.map(({ name }) => name));
+  const bytesOf = (some: readonly NativeTensor[]) =>
+    4 * some.reduce((sum, tensor) => sum + elements(tensor), 0);
+  const weights = bytesOf(tensors);
+  const trained = bytesOf(tensors.filter(({ name }) => !untrained.has(name)));
+  const copies = optimizer && optimizer.emaDecay > 0 ? 4 : 3;
+  return {
+    onHost: weights + copies * trained,
+    onDevice: blockBytes(weights) + copies * blockBytes(trained),
+  };
+}
+
+interface TrainedOptions {
+  optimizer?: Pick<NativeOptimizerOptions, "emaDecay">;
+  frozen?: readonly string[];
 }
 
 /**

@@ -407,7 +407,8 @@ export interface NativeStepResult {
   vae?: { loss: number; absolute: number; square: number; kl: number };
 }
 
-export type NativeTrainerState = "weights" | "ema" | "first" | "second";
+/** "updates": one number, how often a tensor was updated. */
+export type NativeTrainerState = "weights" | "ema" | "first" | "second" | "updates";
 
 /** One call at a time: a second is refused with INVALID_ARGUMENT. */
 export interface NativeTrainer {

@@ -199,7 +199,6 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
   }
   all_ = std::move(shapes.list);
   for (size_t i = 0; i < all_.size(); ++i) index_.emplace(all_[i].name, i);
-  place(shapes.groups);
   for (const std::string& name : frozen) {
     const auto found = index_.find(name);
     if (found == index_.end())
@@ -211,13 +210,18 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
   else if (std::none_of(all_.begin(), all_.end(), [](const Parameter& p) { return p.trainable; }))
     throw Error(error_code::kInvalidArgument, "every tensor is frozen: nothing is left to train");
 
-  const size_t bytes = static_cast<size_t>(size_) * sizeof(float);
-  std::vector<Block*> blocks = {&values_};
-  if (training) blocks.insert(blocks.end(), {&gradients_, &first_, &second_});
-  if (average) blocks.push_back(&average_);
-  for (Block* block : blocks) {
-    *block = Block(backend, bytes);
-    backend.training()->fill(Tensor(block->data(), DType::f32, 1, size_), 0);
+  place(shapes.groups, true);
+  trained_size_ = size_;
+  place(shapes.groups, false);
+
+  const auto make = [&](Block& block, int64_t size) {
+    block = Block(backend, static_cast<size_t>(size) * sizeof(float));
+    backend.training()->fill(Tensor(block.data(), DType::f32, 1, size), 0);
+  };
+  make(values_, size_);
+  if (training) {
+    for (Block* block : {&gradients_, &first_, &second_}) make(*block, trained_size_);
+    if (average) make(average_, trained_size_);
   }
   for (Parameter& p : all_) {
     p.value = tensor(p, ParameterState::weights);
@@ -226,33 +230,22 @@ Parameters::Parameters(const ModelConfig& config, bool autoencoder, const Weight
     std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
     convert_to_float(stored.data, stored.type, values.size(), values.data());
     write(p.name, ParameterState::weights, values);
-    if (average) write(p.name, ParameterState::average, values);
+    if (p.trainable && average) write(p.name, ParameterState::average, values);
   }
   for (const std::vector<std::string>& group : shapes.groups) join(group);
-  find_runs();
-}
-
-void Parameters::find_runs() {
-  std::vector<const Parameter*> trained;
-  for (const Parameter& p : all_)
-    if (p.trainable) trained.push_back(&p);
-  std::sort(trained.begin(), trained.end(),
+  for (Parameter& p : all_)
+    if (p.trainable) trained_.push_back(&p);
+  std::sort(trained_.begin(), trained_.end(),
             [](const Parameter* a, const Parameter* b) { return a->offset < b->offset; });
-  for (const Parameter* p : trained) {
-    const bool goes_on = !runs_.empty() && runs_.back().matrix == p->matrix &&
-                         runs_.back().offset + runs_.back().count == p->offset;
-    if (!goes_on) runs_.push_back({p->offset, 0, p->matrix});
-    runs_.back().count += room_of(*p);
-  }
 }
 
-void Parameters::place(const std::vector<std::vector<std::string>>& groups) {
+void Parameters::place(const std::vector<std::vector<std::string>>& groups, bool trained) {
   std::unordered_map<std::string, const std::vector<std::string>*> group_of;
   for (const std::vector<std::string>& group : groups)
     for (const std::string& name : group) group_of.emplace(name, &group);
   std::vector<bool> placed(all_.size());
   const auto put = [&](size_t i) {
-    if (placed[i]) return;
+    if (placed[i] || all_[i].trainable != trained) return;
     placed[i] = true;
     all_[i].offset = size_;
     size_ += room_of(all_[i]);
@@ -302,6 +295,7 @@ float* Parameters::piece(ParameterState what) const {
       return static_cast<float*>(first_.data());
     case ParameterState::second_moment:
       return static_cast<float*>(second_.data());
+    case ParameterState::updates:  // there are some where there are gradients
     case ParameterState::gradient:
       break;
   }
@@ -313,7 +307,29 @@ Tensor Parameters::tensor(const Parameter& p, ParameterState what) const {
 }
 
 void Parameters::zero_gradients() {
-  backend_.training()->fill(Tensor(gradients_.data(), DType::f32, 1, size_), 0);
+  backend_.training()->fill(Tensor(gradients_.data(), DType::f32, 1, trained_size_), 0);
+  for (Parameter* p : trained_) p->reached = false;
+}
+
+void Parameters::reach(const Parameter& parameter) {
+  const int64_t end = parameter.offset + parameter.rows * parameter.cols;
+  auto p = std::lower_bound(trained_.begin(), trained_.end(), parameter.offset,
+                            [](const Parameter* t, int64_t offset) { return t->offset < offset; });
+  for (; p != trained_.end() && (*p)->offset < end; ++p) (*p)->reached = true;
+}
+
+std::vector<ParameterRun> Parameters::count_updates() {
+  std::vector<ParameterRun> runs;
+  for (Parameter* p : trained_) {
+    if (!p->reached) continue;
+    ++p->updates;
+    const bool goes_on = !runs.empty() && runs.back().matrix == p->matrix &&
+                         runs.back().updates == p->updates &&
+                         runs.back().offset + runs.back().count == p->offset;
+    if (!goes_on) runs.push_back({p->offset, 0, p->matrix, p->updates});
+    runs.back().count += room_of(*p);
+  }
+  return runs;
 }
 
 void Parameters::expect(ParameterState what) const {
@@ -326,7 +342,12 @@ void Parameters::expect(ParameterState what) const {
 std::vector<float> Parameters::read(const std::string& name, ParameterState what) const {
   const Parameter& p = at(name);
   expect(what);
+  if (what == ParameterState::updates) return {static_cast<float>(p.updates)};
   std::vector<float> values(static_cast<size_t>(p.rows * p.cols));
+  if (!p.trainable) {
+    if (what != ParameterState::weights && what != ParameterState::average) return values;
+    what = ParameterState::weights;
+  }
   backend_.read(tensor(p, what), values.data());
   return permuted(values, p, false);
 }
@@ -335,17 +356,31 @@ void Parameters::write(const std::string& name, ParameterState what,
                        const std::vector<float>& values) {
   const Parameter& p = at(name);
   expect(what);
-  if (values.size() != static_cast<size_t>(p.rows * p.cols))
-    throw Error(error_code::kInvalidArgument, "expected " + std::to_string(p.rows * p.cols) +
+  if (!p.trainable && what != ParameterState::weights)
+    throw Error(error_code::kInvalidArgument, name + " is frozen: it has weights alone");
+  const bool one = what == ParameterState::updates;
+  const int64_t wanted = one ? 1 : p.rows * p.cols;
+  if (values.size() != static_cast<size_t>(wanted))
+    throw Error(error_code::kInvalidArgument, "expected " + std::to_string(wanted) +
                                                   " values for " + name + " but received " +
                                                   std::to_string(values.size()));
+  if (one) {
+    if (!(values.front() >= 0 && values.front() < 0x1p62f))
+      throw Error(error_code::kInvalidArgument, "expected a count of updates for " + name);
+    all_[index_.at(name)].updates = static_cast<int64_t>(values.front());
+    return;
+  }
   backend_.write(permuted(values, p, true).data(), tensor(p, what));
 }
 
 void Parameters::swap_average() {
-  std::swap(values_, average_);
-  for (Parameter& p : all_) p.value = tensor(p, ParameterState::weights);
-  for (auto& [name, p] : joined_) p.value = tensor(p, ParameterState::weights);
+  averaged_ = !averaged_;
+  const auto swap = [&](Parameter& p) {
+    if (p.trainable)
+      p.value = tensor(p, averaged_ ? ParameterState::average : ParameterState::weights);
+  };
+  for (Parameter& p : all_) swap(p);
+  for (auto& [name, p] : joined_) swap(p);
 }
 
 }  // namespace unifluid

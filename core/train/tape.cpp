@@ -18,7 +18,6 @@ constexpr int64_t kMostLogitRows = int64_t{1} << 15;
 
 bool trains(const Parameter* p) { return p && p->trainable; }
 const float* vector_of(const Parameter* p) { return p ? p->vector() : nullptr; }
-float* gradient_of(const Parameter* p) { return trains(p) ? p->gradient_vector() : nullptr; }
 
 }  // namespace
 
@@ -61,6 +60,12 @@ Tensor Tape::gradient(Var v, bool* accumulate, bool rounded) {
   n.written = true;
   if (n.whole != kNone) node(n.whole).written = true;
   return memory;
+}
+
+Tensor Tape::gradient_of(const Parameter* parameter) {
+  if (!trains(parameter)) return Tensor();
+  reached_.insert(parameter);
+  return parameter->gradient;
 }
 
 Tensor Tape::zeroed_gradient(Var v) {
@@ -141,8 +146,8 @@ Var Tape::linear(Var x, const Parameter& weight, const Parameter* bias, Var resi
                                              .x = value(x),
                                              .weight = w->value,
                                              .bf16 = bf16_,
-                                             .dweight = w->gradient,
-                                             .dbias = gradient_of(bias),
+                                             .dweight = gradient_of(w),
+                                             .dbias = vector_gradient_of(bias),
                                              .accumulate = accumulate,
                                              .dx = dx});
                        pass(residual, dout);
@@ -195,7 +200,8 @@ Var Tape::norm(Var x, const Parameter& weight, float eps, Var residual, const Te
     // What is added to a residual stream has no other use.
     const Tensor dx = needs(x) ? gradient(x, &accumulate, residual != kNone)
                                : workspace_.tensor(dout.rows, dout.cols);
-    ops_.rms_norm_backward({value(x), w->vector(), eps, dout, accumulate, dx, gradient_of(w)});
+    ops_.rms_norm_backward(
+        {value(x), w->vector(), eps, dout, accumulate, dx, vector_gradient_of(w)});
     pass(residual, dout);
   });
 }
@@ -210,21 +216,22 @@ Var Tape::modulated_norm(Var x, const Parameter* weight, const Parameter* bias, 
     scale = value(modulation).columns(n, n);
   }
   ops_.modulated_norm({in, vector_of(weight), vector_of(bias), shift, scale, eps, out});
-  return push(out, needs(x) || needs(modulation) || trains(weight) || trains(bias),
-              [=, this](const Tensor& dout) {
-                Tensor dshift, dscale;
-                if (needs(modulation)) {
-                  const Tensor g = only_gradient(modulation);
-                  dshift = g.columns(0, n);
-                  dscale = g.columns(n, n);
-                }
-                bool accumulate = false;
-                const Tensor dx =
-                    needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
-                ops_.modulated_norm_backward({value(x), vector_of(weight), vector_of(bias), shift,
-                                              scale, eps, dout, accumulate, dx, gradient_of(weight),
-                                              gradient_of(bias), dshift, dscale});
-              });
+  return push(
+      out, needs(x) || needs(modulation) || trains(weight) || trains(bias),
+      [=, this](const Tensor& dout) {
+        Tensor dshift, dscale;
+        if (needs(modulation)) {
+          const Tensor g = only_gradient(modulation);
+          dshift = g.columns(0, n);
+          dscale = g.columns(n, n);
+        }
+        bool accumulate = false;
+        const Tensor dx =
+            needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
+        ops_.modulated_norm_backward({value(x), vector_of(weight), vector_of(bias), shift, scale,
+                                      eps, dout, accumulate, dx, vector_gradient_of(weight),
+                                      vector_gradient_of(bias), dshift, dscale});
+      });
 }
 
 Var Tape::gated_add(Var x, Var modulation, Var y) {
@@ -288,7 +295,7 @@ Var Tape::gather(int64_t rows, int64_t cols, std::vector<GatherPart> parts) {
   return push(out, any, [=, this](const Tensor& dout) {
     for (const GatherPart& p : *kept) {
       if (trains(p.parameter))
-        ops_.scatter_rows({dout, p.index.data(), p.scale, p.parameter->gradient});
+        ops_.scatter_rows({dout, p.index.data(), p.scale, gradient_of(p.parameter)});
       else if (needs(p.table))
         ops_.scatter_rows({dout, p.index.data(), p.scale, zeroed_gradient(p.table)});
     }
@@ -330,8 +337,8 @@ Var Tape::convolution(Var x, int64_t images, const ConvolutionGeometry& geometry
                                       .x = w->trainable ? patches(value(x)) : Tensor(),
                                       .weight = w->value,
                                       .bf16 = bf16_,
-                                      .dweight = w->gradient,
-                                      .dbias = gradient_of(b),
+                                      .dweight = gradient_of(w),
+                                      .dbias = vector_gradient_of(b),
                                       .accumulate = plain,
                                       .dx = dpatches});
                 if (dx && !plain) ops_.patches_backward({dpatches, images, geometry, dx});
@@ -351,7 +358,7 @@ Var Tape::group_norm(Var x, int64_t images, int64_t groups, const Parameter& wei
     bool accumulate = false;
     const Tensor dx = needs(x) ? gradient(x, &accumulate) : workspace_.tensor(dout.rows, dout.cols);
     ops_.group_norm_backward({value(x), images, groups, w->vector(), b->vector(), eps, silu, dout,
-                              accumulate, dx, gradient_of(w), gradient_of(b)});
+                              accumulate, dx, vector_gradient_of(w), vector_gradient_of(b)});
   });
 }
 
@@ -393,7 +400,7 @@ void Tape::cross_entropy(Var hidden, const Parameter& weight, const std::vector<
                           .x = x,
                           .weight = weight.value,
                           .bf16 = bf16_,
-                          .dweight = weight.gradient,
+                          .dweight = gradient_of(&weight),
                           .accumulate = accumulate,
                           .dx = dhidden ? dhidden.slice(first, rows) : Tensor()});
   }

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <unordered_set>
 #include <vector>
 
 #include "core/backend.h"
@@ -108,6 +109,8 @@ class Tape {
 
   // Sends gradients back through everything noted.
   void backward() { backward_to(0); }
+  // The parameters whose gradients were added to.
+  const std::unordered_set<const Parameter*>& reached() const { return reached_; }
 
  private:
   struct Node {
@@ -141,6 +144,11 @@ class Tape {
   // dout is v's gradient or a part of it; it may be kept, so it must not be used any more.
   void pass(Var v, const Tensor& dout);
   void backward_to(size_t first);
+  // Where a parameter's gradient is added up: empty where it is not trained, or is none.
+  Tensor gradient_of(const Parameter* parameter);
+  float* vector_gradient_of(const Parameter* parameter) {
+    return static_cast<float*>(gradient_of(parameter).data);
+  }
 
   Backend& backend_;
   TrainingBackend& ops_;
@@ -148,6 +156,7 @@ class Tape {
   const bool bf16_;
   const bool gradients_;
   std::vector<Node> nodes_;
+  std::unordered_set<const Parameter*> reached_;
 };
 
 }  // namespace unifluid

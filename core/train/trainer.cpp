@@ -87,6 +87,7 @@ StepResult Trainer::run_as(const std::vector<std::vector<Example>>& batches, int
   if (gradients) parameters_->zero_gradients();
   DrawnAt at{options_.seed, static_cast<uint32_t>(step), 0, static_cast<uint32_t>(batches.size())};
   for (const auto& batch : batches) {
+    workspace_->trim(workspace_->bytes());  // else what only almost fits would be added each time
     Workspace::Scope scope(*workspace_);
     Tape tape(*backend_, *workspace_, options_.bf16, gradients);
     if constexpr (kVae)
@@ -94,6 +95,7 @@ StepResult Trainer::run_as(const std::vector<std::vector<Example>>& batches, int
     else
       unified_->add(tape, *backend_, *workspace_, batch, total, at, &result.losses);
     if (gradients) tape.backward();
+    for (const Parameter* used : tape.reached()) parameters_->reach(*used);
     ++at.first;
   }
   const double sum = result.losses.image.loss + result.losses.text.loss + result.vae.absolute +
@@ -107,10 +109,9 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   const OptimizerOptions& options = *options_.optimizer;
   float* gradient = p.piece(ParameterState::gradient);
   TrainingBackend& ops = *backend_->training();
-  result->gradient_norm = std::sqrt(ops.sum_of_squares(gradient, p.size()));
+  result->gradient_norm = std::sqrt(ops.sum_of_squares(gradient, p.trained_size()));
   result->finite = result->finite && std::isfinite(result->gradient_norm);
   if (!result->finite) return;
-  const double n = static_cast<double>(step);
   AdamWArgs args{};
   args.gradient_scale = 1;
   if (options.clip_norm > 0)  // as torch's clip_grad_norm_
@@ -120,11 +121,16 @@ void Trainer::update(StepResult* result, int64_t step, float learning_rate) {
   args.beta1 = options.beta1;
   args.beta2 = options.beta2;
   args.epsilon = options.epsilon;
-  args.correction1 = static_cast<float>(1 - std::pow(static_cast<double>(options.beta1), n));
-  args.correction2 = static_cast<float>(1 - std::pow(static_cast<double>(options.beta2), n));
+  const double n = static_cast<double>(step);
   args.average_keep =
       static_cast<float>(std::min(static_cast<double>(options.ema_decay), n / (n + 10)));
-  for (const ParameterRun& run : p.runs()) {
+  // What no example of the step uses stays as it is, as with PyTorch: it neither decays nor counts.
+  for (const ParameterRun& run : p.count_updates()) {
+    const double updates = static_cast<double>(run.updates);
+    args.correction1 =
+        static_cast<float>(1 - std::pow(static_cast<double>(options.beta1), updates));
+    args.correction2 =
+        static_cast<float>(1 - std::pow(static_cast<double>(options.beta2), updates));
     args.value = p.piece(ParameterState::weights) + run.offset;
     args.first = p.piece(ParameterState::first_moment) + run.offset;
     args.second = p.piece(ParameterState::second_moment) + run.offset;

@@ -1,6 +1,7 @@
 /** Training an autoencoder: pictures alone, and reconstructions as samples. */
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { orAborted } from "../abort.js";
 import { loadAddon } from "../addon.js";
 import { type Checkpoint, readCheckpoint } from "../checkpoint/checkpoint.js";
 import { bfloat16Bytes, writeSafetensors } from "../checkpoint/safetensors-writer.js";
@@ -145,7 +146,7 @@ export class AutoencoderSubject implements Subject {
   }
 
   /** A directory with the autoencoder alone, whose latents have mean 0 and spread 1. */
-  async writeCheckpoint(folder: string): Promise<void> {
+  async writeCheckpoint(folder: string, signal: AbortSignal): Promise<void> {
     const { checkpoint, config, tensors, frozen, fields } = this;
     const directory = join(folder, "vae");
     await mkdir(directory);
@@ -178,14 +179,18 @@ export class AutoencoderSubject implements Subject {
     this.keptFactors ??= await this.keepsFactors();
     if (this.keptFactors) return write({});
     await write({ scaling_factor: 1, shift_factor: 0 });
-    const statistics = await this.measureSomewhere(folder).catch((error) => {
-      if (!(error instanceof TrainingDataError || error instanceof InsufficientMemoryError))
-        throw error;
+    // Whoever stops a run may give it seconds, and goes on without the factors. Data that hang are left to themselves.
+    const measuring = orAborted(() => this.measureSomewhere(folder, signal), signal);
+    const statistics = await measuring.catch((error) => {
+      const stopped = signal.aborted && error === signal.reason;
+      const known = error instanceof TrainingDataError || error instanceof InsufficientMemoryError;
+      if (!stopped && !known) throw error;
       // What was learned is not to be lost with the data: the next checkpoint measures again.
       const instead = this.measured
         ? "it uses the factors of the previous one"
         : "it has no factors";
-      this.onNote(`the latents of a checkpoint were not measured, ${instead}: ${error.message}`);
+      const why = stopped ? "the run was stopped" : error.message;
+      this.onNote(`the latents of a checkpoint were not measured, ${instead}: ${why}`);
       return this.measured;
     });
     if (!statistics) return;
@@ -225,28 +230,35 @@ export class AutoencoderSubject implements Subject {
   }
 
   /** Where the run computes, or on the CPU where training leaves no room there. */
-  private measureSomewhere(folder: string): Promise<LatentStatistics> {
-    return this.measure(folder, this.config.device).catch((error) => {
+  private measureSomewhere(folder: string, signal: AbortSignal): Promise<LatentStatistics> {
+    return this.measure(folder, this.config.device, signal).catch((error) => {
       if (!(error instanceof InsufficientMemoryError)) throw error;
-      return this.measure(folder, "cpu");
+      return this.measure(folder, "cpu", signal);
     });
   }
 
   /** Of the latents of the first steps' pictures. */
-  private async measure(folder: string, device: Device): Promise<LatentStatistics> {
+  private async measure(
+    folder: string,
+    device: Device,
+    signal: AbortSignal,
+  ): Promise<LatentStatistics> {
     const { threads } = this.config;
-    await using model = await UniFluid.load(folder, { device, threads });
+    await using model = await UniFluid.load(folder, { device, threads, signal });
     const meter = new LatentMeter((this.checkpoint.spec.vae as NativeVaeConfig).latentChannels);
     const mixture = await Mixture.open(this.config, this.mixture.broken.uncounted());
     try {
       let left = this.config.latentPictures;
       for (let step = 1; left > 0; step++) {
-        const { examples } = await mixture.draw(step, (record, random) =>
-          pictureOf(record, random, this.size),
-        );
+        const { examples } = await mixture.draw(step, async (record, random) => {
+          signal.throwIfAborted();
+          return pictureOf(record, random, this.size);
+        });
         const pictures = examples.slice(0, left);
         left -= pictures.length;
-        for (const latents of await inTurn(pictures, (picture) => model.encodeImage(picture)))
+        for (const latents of await inTurn(pictures, (picture) =>
+          model.encodeImage(picture, { signal }),
+        ))
           meter.add(latents);
       }
     } finally {

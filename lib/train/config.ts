@@ -12,8 +12,20 @@ import { ORDERS } from "../generation-config.js";
 
 const positive = z.number().positive().finite();
 const share = z.number().min(0).max(1);
-/** Of what a moment keeps at each step: with 1 it would take nothing in, and be divided by 0. */
-const decay = z.number().min(0).lt(1);
+/**
+ * Of what a moment keeps at each step: with 1 it would take nothing in, and be divided by 0. This and epsilon are rounded
+ * to float32.
+ */
+const decay = z
+  .number()
+  .min(0)
+  .lt(1)
+  .refine((value) => Math.fround(value) < 1, {
+    error: "expected a number that is below 1 in float32",
+  });
+const epsilon = positive.refine((value) => Math.fround(value) > 0, {
+  error: "expected a number that is above 0 in float32",
+});
 const count = z.number().int().positive();
 
 const pattern = z.string().min(1);
@@ -63,7 +75,7 @@ const common = {
   /** Schedule "decay": the last share of all steps, over which the rate falls to 0. */
   decayShare: share.default(0.2),
   beta1: decay.default(0.9),
-  epsilon: positive.default(1e-8),
+  epsilon: epsilon.default(1e-8),
   clipNorm: z.number().min(0).default(1),
   /** Tensors not to train; * matches anything. */
   freeze: z.array(z.string().min(1)).default([]),

@@ -22,7 +22,7 @@ import { InvalidCheckpointError } from "../errors.js";
 import { isThere, makeFolder } from "../files.js";
 import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
 import { readJsonLines } from "../json-lines.js";
-import type { NativeTrainerState } from "../native.js";
+import type { NativeTensor, NativeTrainerState } from "../native.js";
 import { systemCode } from "../system-code.js";
 import { writeWhole } from "../write-whole.js";
 import type { RecordsSeen } from "./broken-records.js";
@@ -64,7 +64,11 @@ export interface SampleFigures {
   [figure: string]: number;
 }
 
-const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "second"];
+const STATES: readonly NativeTrainerState[] = ["weights", "ema", "first", "second", "updates"];
+/** What begins anew where a tensor was frozen. */
+const OF_UPDATES: readonly NativeTrainerState[] = ["first", "second", "updates"];
+const shapeOf = (state: NativeTrainerState, { shape }: NativeTensor) =>
+  state === "updates" ? [1] : shape;
 /** The state of the optimizer beside a checkpoint's weights. */
 const STATE_FILE = "trainer.safetensors";
 /** Where each source of the run is. */
@@ -274,7 +278,7 @@ export class RunFolder {
    */
   async save(
     step: number,
-    { native, tensors }: Pick<Subject, "native" | "tensors">,
+    { native, tensors, frozen }: Pick<Subject, "native" | "tensors" | "frozen">,
     average: boolean,
     data: DataState,
     write: (folder: string) => Promise<void>,
@@ -289,12 +293,14 @@ export class RunFolder {
       await writeSafetensors(
         join(beside, STATE_FILE),
         states.flatMap((state) =>
-          tensors.map(({ name, shape }) => ({
-            name: `${state}.${name}`,
-            dtype: "F32" as const,
-            shape,
-            bytes: () => native.read(name, state, "F32"),
-          })),
+          tensors
+            .filter(({ name }) => state === "weights" || !frozen.has(name))
+            .map((tensor) => ({
+              name: `${state}.${tensor.name}`,
+              dtype: "F32" as const,
+              shape: shapeOf(state, tensor),
+              bytes: () => native.read(tensor.name, state, "F32"),
+            })),
         ),
       );
       await writeFile(join(beside, POSITIONS_FILE), `${JSON.stringify(data.positions)}\n`);
@@ -347,8 +353,8 @@ export class RunFolder {
 
   /**
    * Puts the state of a checkpoint into a subject's trainer. `average`: whether it keeps a moving average, which begins
-   * with the weights where the checkpoint has none. That of tensors which are frozen now is their weights: what it was
-   * before would stay for ever, for it moves with training alone.
+   * with the weights where the checkpoint has none. Tensors that are frozen now have weights alone, and what was frozen
+   * until now begins anew.
    */
   async restore(
     step: number,
@@ -363,21 +369,36 @@ export class RunFolder {
     for (const { name } of stored)
       if (!names.has(name.slice(name.indexOf(".") + 1)))
         throw new InvalidCheckpointError(`${folder}: ${name} is not a tensor of this model`);
-    const kept = found.has(`ema.${tensors[0]?.name}`);
+    const has = (state: string) => stored.some(({ name }) => name.startsWith(`${state}.`));
+    const [kept, counted] = [has("ema"), has("updates")];
     const file = await open(path);
     try {
       for (const state of STATES) {
         if (state === "ema" && !average) continue;
-        for (const { name, shape } of tensors) {
-          const from = state === "ema" && (!kept || frozen.has(name)) ? "weights" : state;
-          const tensor = found.get(`${from}.${name}`);
-          if (!tensor)
+        if (state === "updates" && !counted) continue;
+        for (const tensor of tensors) {
+          const { name } = tensor;
+          if (state !== "weights" && frozen.has(name)) continue;
+          const size = 4 * shapeOf(state, tensor).reduce((product, n) => product * n, 1);
+          const thawed = counted && !found.has(`updates.${name}`);
+          if (thawed && OF_UPDATES.includes(state)) {
+            native.write(name, state, new Uint8Array(size));
+            continue;
+          }
+          const from = state === "ema" && (!kept || thawed) ? "weights" : state;
+          const source = found.get(`${from}.${name}`);
+          if (!source)
             throw new InvalidCheckpointError(`${folder}: ${STATE_FILE} has no ${from}.${name}`);
-          if (tensor.bytes !== 4 * shape.reduce((product, n) => product * n, 1))
+          if (source.bytes !== size)
             throw new InvalidCheckpointError(`${folder}: ${from}.${name} has another size`);
-          const bytes = new Uint8Array(tensor.bytes);
-          await readFully(file, bytes, tensor.offset, path);
+          const bytes = new Uint8Array(size);
+          await readFully(file, bytes, source.offset, path);
           native.write(name, state, bytes);
+          // Earlier versions did not count: what has no moments was frozen, or no example used it.
+          if (state === "second" && !counted) {
+            const updates = Float32Array.of(bytes.some((byte) => byte !== 0) ? step : 0);
+            native.write(name, "updates", new Uint8Array(updates.buffer));
+          }
         }
       }
     } finally {

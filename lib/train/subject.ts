@@ -44,8 +44,11 @@ export interface Subject {
   readonly frozen: ReadonlySet<string>;
   /** Throws what is wrong with a checkpoint that the run wrote, beside the run's own state in it. */
   check(folder: string): Promise<void>;
-  /** Writes the weights of now into an empty folder, so that it loads for inference. */
-  writeCheckpoint(folder: string): Promise<void>;
+  /**
+   * Writes the weights of now into an empty folder, so that it loads for inference. As `signal` aborts, without what
+   * takes long.
+   */
+  writeCheckpoint(folder: string, signal: AbortSignal): Promise<void>;
   /** Pictures made with the weights of a checkpoint, and figures of them. Rejects as `signal` aborts. */
   sample(
     checkpoint: string,

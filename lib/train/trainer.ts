@@ -2,8 +2,9 @@
 import { existsSync } from "node:fs";
 import { appendFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { stringify } from "yaml";
-import { onAbort } from "../abort.js";
+import { onAbort, orAborted } from "../abort.js";
 import {
   DisposedError,
   InsufficientMemoryError,
@@ -69,6 +70,9 @@ export interface TrainSummary {
   brokenRecords: number;
 }
 
+/** How long a trainer that is closed waits for data that are being read, in milliseconds: they may never come. */
+const PATIENCE = 5_000;
+
 /** One training run. */
 export class Trainer {
   private step: number;
@@ -86,6 +90,8 @@ export class Trainer {
   private readonly stopping = new AbortController();
   /** Leaves the signal, which may outlive the trainer. */
   private readonly unlisten: () => void = () => {};
+  /** The data of the next step. */
+  private next: ReturnType<Subject["batches"]> | undefined;
   /** The call of `run` that is at work. */
   private running: Promise<TrainSummary> | undefined;
   private closed: Promise<void> | undefined;
@@ -222,16 +228,17 @@ export class Trainer {
     const stop = this.stopping.signal;
     await this.sampleLeft();
     const started = performance.now() - (this.history.last?.seconds ?? 0) * 1000;
-    let next = this.step < config.steps ? subject.batches(this.step + 1) : undefined;
+    this.prepare(this.step + 1);
     while (this.step < config.steps && !stop.aborted) {
       const step = this.step + 1;
       const begun = performance.now(); // waiting for data is part of a step
-      const { batches, positions, records } = await this.orSaved(next!);
+      const data = await this.orSaved(this.unlessStopped(this.next!));
+      if (!data) break;
+      const { batches, positions, records } = data;
       const learningRate = learningRateAt(step, config);
       const work = subject.native.step(batches, { step, learningRate });
       // The next batch is made while this one is at work.
-      next = step < config.steps ? subject.batches(step + 1) : undefined;
-      next?.catch(() => {}); // told when it is waited for
+      this.prepare(step + 1);
       const result = await this.orSaved(work, beforeUpdate);
       const took = (performance.now() - begun) / 1000;
       const losses = subject.losses(result, took);
@@ -251,7 +258,6 @@ export class Trainer {
       if (config.samples && step % config.samples.every === 0) await this.sample();
       if (this.pace.due(performance.now())) await this.report();
     }
-    await next?.catch(() => {});
     this.throwIfClosed();
     if (this.saved !== this.step) await this.save();
     else await this.report();
@@ -262,6 +268,26 @@ export class Trainer {
       ...(this.step > 0 && { checkpoint: this.folder.checkpoint(this.step) }),
       brokenRecords: this.records.broken,
     };
+  }
+
+  /** Begins to make the data of a step, if it is to come. */
+  private prepare(step: number): void {
+    this.next = undefined;
+    if (step > this.config.steps || this.stopping.signal.aborted) return;
+    this.next = this.subject.batches(step);
+    this.next.catch(() => {}); // told when it is waited for
+  }
+
+  /** Undefined as soon as the run is to stop: the data may take long, and progress is to be saved. */
+  private async unlessStopped<T>(data: Promise<T>): Promise<T | undefined> {
+    const stop = this.stopping.signal;
+    try {
+      const made = await orAborted(() => data, stop);
+      return stop.aborted ? undefined : made;
+    } catch (error) {
+      if (stop.aborted && error === stop.reason) return undefined;
+      throw error;
+    }
   }
 
   /**
@@ -369,7 +395,7 @@ export class Trainer {
       subject,
       config.ema > 0,
       { positions, records: subject.mixture.broken.stateAt(this.records) },
-      (folder) => subject.writeCheckpoint(folder),
+      (folder) => subject.writeCheckpoint(folder, this.stopping.signal),
     );
     this.saved = this.step;
     await this.prune();
@@ -444,11 +470,22 @@ export class Trainer {
     this.stopping.abort(closedError());
     this.unlisten();
     await this.running?.catch(() => {}); // told to whoever waits for it
+    const patience = new AbortController();
+    const { signal } = patience;
     try {
-      await this.subject.close();
+      await Promise.race([
+        this.closeSubject(),
+        setTimeout(PATIENCE, undefined, { signal }).catch(() => {}),
+      ]);
     } finally {
+      patience.abort();
       await this.folder.close();
     }
+  }
+
+  private async closeSubject(): Promise<void> {
+    await this.next?.catch(() => {}); // it reads what is to be closed
+    await this.subject.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -89,7 +89,7 @@ test.each([86, 90])("the same bits again, recomputed and after a stop: %d", asyn
       await t.step([batchOf(spec, step)], { step, learningRate: 1e-3 });
     return t;
   };
-  const kinds = ["weights", "ema", "first", "second"] as const;
+  const kinds = ["weights", "ema", "first", "second", "updates"] as const;
   const same = (x: NativeTrainer, y: NativeTrainer) => {
     for (const name of trained(spec))
       for (const kind of kinds)

@@ -443,6 +443,42 @@ test("shards that are deleted stop the run with a checkpoint, whose latents are 
   );
 });
 
+test("a run that is stopped does not wait until latents are measured", async () => {
+  const controller = new AbortController();
+  const { encodeImage } = UniFluid.prototype;
+  const encoding = jest.spyOn(UniFluid.prototype, "encodeImage");
+  const notes: string[] = [];
+  const onNote = (message: string) => notes.push(message);
+  const change = { steps: 20, latentPictures: 40, checkpoint: { every: 4 } };
+  const onStep = ({ step }: { step: number }) => {
+    if (step !== 8) return;
+    encoding.mockImplementation(function (this: UniFluid, ...args) {
+      controller.abort();
+      return encodeImage.apply(this, args);
+    });
+  };
+  try {
+    const { signal } = controller;
+    expect(await train("hurried", change, { signal, onNote, onStep })).toMatchObject({
+      step: 8,
+      finished: false,
+    });
+  } finally {
+    encoding.mockRestore();
+  }
+  expect(notes).toEqual([
+    "the latents of a checkpoint were not measured, it uses the factors of the previous one: the run was stopped",
+  ]);
+  const checkpoints = join(folder, "hurried", "checkpoints");
+  const [before, last] = (await readdir(checkpoints)).slice(-2).map((n) => join(checkpoints, n));
+  expect(await vaeConfig(last!)).toEqual(await vaeConfig(before!));
+  // The next one measures again.
+  const on = { ...change, steps: 9 };
+  expect(await train("hurried", on, { resume: true })).toMatchObject({ step: 9, finished: true });
+  const resumed = join(checkpoints, "step-00000009");
+  expect(await vaeConfig(resumed)).not.toEqual(await vaeConfig(last!));
+});
+
 test("a run that is stopped while a sheet is made does not wait for it", async () => {
   const controller = new AbortController();
   const { decodeLatents } = UniFluid.prototype;

@@ -14,7 +14,7 @@ import { Sequences } from "../../lib/train/sequences";
 import { FIXTURES, Tensors } from "../support/fixtures";
 import { relativeError } from "../support/parity";
 import { Runs } from "../support/runs";
-import { TINY_MODEL } from "../support/training";
+import { bfloats, TINY_MODEL } from "../support/training";
 
 const runs = new Runs();
 beforeAll(() => runs.open(), 120_000);
@@ -49,8 +49,70 @@ test("the average of a tensor that is frozen on the way is its weights", async (
   const [frozen, other] = ["image_in.weight", "language_model.layers.0.mlp.up_proj.weight"];
   expect(before.floats(`ema.${frozen}`)).not.toEqual(before.floats(`weights.${frozen}`));
   expect(after.floats(`weights.${frozen}`)).toEqual(before.floats(`weights.${frozen}`));
-  expect(after.floats(`ema.${frozen}`)).toEqual(before.floats(`weights.${frozen}`));
+  expect(after.names.filter((n) => n.endsWith(frozen))).toEqual([`weights.${frozen}`]);
+  const model = new Tensors(join(runs.checkpoint("freezing", 3), "model.safetensors"));
+  const weights = before.floats(`weights.${frozen}`);
+  expect(relativeError(bfloats(model, frozen), Array.from(weights))).toBeLessThan(2 ** -8);
   expect(after.floats(`ema.${other}`)).not.toEqual(after.floats(`weights.${other}`));
+});
+
+test("a run with frozen tensors resumes bit for bit", async () => {
+  const change = { schedule: "constant", freeze: ["*q_proj.weight", "image_in.*"] };
+  await runs.train("frozen-whole", { ...change, steps: 4 });
+  await runs.train("frozen-parts", { ...change, steps: 2 });
+  await runs.train("frozen-parts", { ...change, steps: 4 }, { resume: true });
+  const [whole, parts] = [
+    await runs.weightsOf("frozen-whole", 4),
+    await runs.weightsOf("frozen-parts", 4),
+  ];
+  expect(Buffer.compare(whole, parts)).toBe(0);
+});
+
+/** Rewrites the state of a run as versions did that kept no counts of updates, and moments of frozen tensors as well. */
+async function forgetUpdates(out: string, step: number) {
+  const stored = state(out, step);
+  const names = stored.names.filter((n) => n.startsWith("weights.")).map((n) => n.slice(8));
+  const tensors = ["weights", "ema", "first", "second"].flatMap((kind) =>
+    names.map((name) => {
+      const { shape } = stored.get(`weights.${name}`);
+      const floats = Float32Array.from(stored.floats(`weights.${name}`));
+      const own = `${kind}.${name}`;
+      if (stored.names.includes(own)) floats.set(stored.floats(own));
+      else if (kind !== "ema") floats.fill(0);
+      return {
+        name: own,
+        dtype: "F32" as const,
+        shape,
+        bytes: () => new Uint8Array(floats.buffer),
+      };
+    }),
+  );
+  await writeSafetensors(join(runs.checkpoint(out, step), "trainer.safetensors"), tensors);
+}
+
+test("a tensor that is thawed begins with updates of the size of the rate", async () => {
+  const rates = { learningRate: 1e-3, schedule: "constant", warmup: 0, weightDecay: 0 };
+  const change = { ...rates, compute: "float32", beta2: 0.999, epsilon: 1e-15 };
+  const name = "image_in.bias";
+  const freeze = ["image_in.*"];
+  const resume = { resume: true };
+  // Frozen from the beginning, and after it was trained.
+  await runs.train("thawed", { ...change, steps: 30, freeze });
+  await runs.train("paused", { ...change, steps: 3 });
+  await runs.train("paused", { ...change, steps: 30, freeze }, resume);
+  await cp(join(runs.folder, "thawed"), join(runs.folder, "older"), { recursive: true });
+  await forgetUpdates("older", 30);
+  for (const out of ["thawed", "paused", "older"]) {
+    await runs.train(out, { ...change, steps: 31 }, resume);
+    const [before, after] = [state(out, 30), state(out, 31)];
+    const was = before.floats(`weights.${name}`);
+    for (const [i, now] of after.floats(`weights.${name}`).entries())
+      expect(Math.abs(now - was[i]!) / rates.learningRate).toBeCloseTo(1, 1);
+    expect(Array.from(after.floats(`updates.${name}`))).toEqual([1]);
+    expect(Array.from(after.floats("updates.image_begin"))).toEqual([31]);
+  }
+  const [now, older] = [await runs.weightsOf("thawed", 31), await runs.weightsOf("older", 31)];
+  expect(Buffer.compare(now, older)).toBe(0);
 });
 
 test("the folder has the settings in force, and those before under another name", async () => {

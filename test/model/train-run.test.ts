@@ -456,7 +456,11 @@ test("settings are checked before anything starts", async () => {
   await refused({ learningrate: 1 }, /learningrate/);
   await refused({ schedule: "none" }, /schedule/);
   // A moment that takes nothing in is divided by nothing.
-  for (const name of ["beta1", "beta2"]) await refused({ [name]: 1 }, new RegExp(name));
+  for (const name of ["beta1", "beta2"]) {
+    await refused({ [name]: 1 }, new RegExp(name));
+    await refused({ [name]: 0.99999999 }, new RegExp(`${name}: .* below 1 in float32`));
+  }
+  await refused({ epsilon: 1e-46 }, /epsilon: .* above 0 in float32/);
   await expect(train("learns")).rejects.toMatchObject({ code: "INVALID_OPTION" });
   await expect(train("refused", { model: join(folder, "none") })).rejects.toMatchObject({
     code: "CHECKPOINT_NOT_FOUND",

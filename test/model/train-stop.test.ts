@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { InsufficientMemoryError, Trainer, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import type { NativeTrainer } from "../../lib/native";
+import { Mixture } from "../../lib/train/mixture";
 import { Runs } from "../support/runs";
 import { TINY_MODEL } from "../support/training";
 
@@ -89,6 +90,62 @@ test("where what was done cannot be saved, that is a note beside what stopped th
   expect(notes).toContainEqual(
     expect.stringMatching(/^progress since step 0 could not be saved: ENOTDIR/),
   );
+});
+
+test.each(["while a step is at work", "while it waits for them"])(
+  "a run whose data hang is stopped %s and saves at once",
+  async (when) => {
+    const controller = new AbortController();
+    const { draw } = Mixture.prototype;
+    let give = () => {};
+    const drawing = jest.spyOn(Mixture.prototype, "draw").mockImplementation(function (
+      this: Mixture,
+      step,
+      make,
+    ) {
+      if (step < 3) return draw.call(this, step, make);
+      if (when === "while a step is at work") controller.abort();
+      return new Promise((_, reject) => {
+        give = () => reject(new Error("they came after all"));
+      });
+    } as typeof draw);
+    const onStep = ({ step }: { step: number }) => {
+      if (step === 2) setImmediate(() => controller.abort());
+    };
+    try {
+      const options = { signal: controller.signal, onStep };
+      expect(await runs.train(when, { checkpoint: { every: 9 } }, options)).toEqual({
+        step: 2,
+        finished: false,
+        checkpoint: runs.checkpoint(when, 2),
+        brokenRecords: 0,
+      });
+    } finally {
+      drawing.mockRestore();
+      give();
+    }
+    expect(await runs.train(when, {}, { resume: true })).toMatchObject({ step: 8, finished: true });
+  },
+);
+
+test("data that come as the run is stopped begin no further step", async () => {
+  const controller = new AbortController();
+  const { draw } = Mixture.prototype;
+  const drawing = jest.spyOn(Mixture.prototype, "draw").mockImplementation(async function (
+    this: Mixture,
+    ...args: Parameters<typeof draw>
+  ) {
+    const drawn = await draw.apply(this, args);
+    if (args[0] === 3) controller.abort();
+    return drawn;
+  } as typeof draw);
+  try {
+    const { signal } = controller;
+    // The second step is at work meanwhile, or done.
+    expect(await runs.train("comes", {}, { signal })).toMatchObject({ step: 2, finished: false });
+  } finally {
+    drawing.mockRestore();
+  }
 });
 
 test("a run that is stopped while samples are drawn does not wait for them", async () => {

@@ -1,10 +1,16 @@
 /** Training against PyTorch: gradients of every tensor, and fifty steps from the same batches and draws. */
 import { readdirSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { stringify } from "yaml";
 import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { initCheckpoint } from "../../lib/init/init";
+import { trainingBytes } from "../../lib/memory";
 import type { NativeModelSpec, NativeTrainer } from "../../lib/native";
 import { FIXTURES, fixtureJson, Tensors } from "../support/fixtures";
+import { instructionSets } from "../support/ops";
 import { relativeError } from "../support/parity";
 import {
   batchOf,
@@ -18,6 +24,7 @@ import {
   placeOf,
   readFloats,
   specOf,
+  TINY_MODEL,
   type TrainerChange,
   trained,
   trainerOptions,
@@ -82,7 +89,9 @@ async function expectApart(spec: NativeModelSpec, base: TrainerChange) {
   for (const t of [together, apart]) {
     for (const name of trained(spec).filter((n) => /(q|k|gate)_proj\.weight$/.test(n))) {
       const doubled = readFloats(t, name, "weights").map((v) => 2 * v);
-      t.write(name, "ema", new Uint8Array(doubled.buffer));
+      // The average of a frozen tensor is its weights.
+      const what = t === apart && frozen.includes(name) ? "weights" : "ema";
+      t.write(name, what, new Uint8Array(doubled.buffer));
     }
     losses.push((await t.evaluate([batchOf(spec, 1)], { step: 1, ema: true })).textLoss);
   }
@@ -98,6 +107,35 @@ test("products of several layers of the shipped model give what each alone does"
 test("the fixtures belong to these tests", () => {
   expect(models.sort()).toEqual(["unifluid-flow-tiny", "unifluid-tiny"]);
   expect(expected.multiplier).toBe(MULTIPLIER);
+});
+
+test("steps whose batches grow bit by bit take no more memory than the largest", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "train-growing-"));
+  try {
+    const inner = 4096;
+    const text_config = { ...TINY_MODEL.text_config, intermediate_size: inner };
+    const sizes = join(folder, "sizes.yaml");
+    await writeFile(sizes, stringify({ ...TINY_MODEL, text_config }));
+    const parts = { seed: 1n, tokenizer: "shapes-64", vae: "shapes-64" };
+    const { spec } = await initCheckpoint(sizes, join(folder, "made"), parts);
+    const tensors = spec.tensors.filter(({ name }) => !name.startsWith("vae."));
+    const rows = 2400;
+    // The gate, what it is of and what they make, in float32: together they are larger than what one step adds in reserve.
+    const wide = 4 * rows * 3 * inner;
+    const maxMemory = trainingBytes(tensors, {}).onHost + 1.5 * wide;
+    const t = await trainer({ ...spec, tensors }, { optimizer: null, maxMemory });
+    for (const more of [0, 3, 6]) {
+      const sequences = Array.from({ length: 12 }, (_, i) => ({
+        task: "caption",
+        tokens: new Int32Array(200 + (i === 0 ? more : 0)).fill(7),
+        targetTokens: Int32Array.of(8),
+      }));
+      const result = await t.evaluate([sequences], { step: 1, ema: false });
+      expect(result).toMatchObject({ finite: true, rows: rows + more });
+    }
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 describe.each(models)("%s", (model) => {
@@ -179,7 +217,7 @@ describe.each(models)("%s", (model) => {
     };
     const a = await run(2, false);
     const b = await run(1, true);
-    const kinds = ["weights", "ema", "first", "second"] as const;
+    const kinds = ["weights", "ema", "first", "second", "updates"] as const;
     const same = (x: NativeTrainer, y: NativeTrainer) => {
       for (const name of trained(spec))
         for (const kind of kinds)
@@ -247,6 +285,40 @@ describe.each(models)("%s", (model) => {
     for (const [name, bytes] of now)
       expect(Buffer.compare(bytes, t.read(name, "weights", "F32"))).toBe(0);
   });
+
+  test.each([instructionSets.at(-1)!, "cuda-simulated"])(
+    "what no example of a step uses stays as it is, and is updated for the first time later (%s)",
+    async (place) => {
+      const optimizer = { weightDecay: 0.5 };
+      const t = await trainer(spec, { ...base, ...placeOf(place), optimizer });
+      const kinds = ["weights", "ema", "first", "second", "updates"] as const;
+      const bytes = () =>
+        trained(spec).map((n): [string, Buffer] => [
+          n,
+          Buffer.concat(kinds.map((kind) => t.read(n, kind, "F32"))),
+        ]);
+      const before = new Map(bytes());
+      const learningRate = 1e-3;
+      const texts = batchOf(spec, 1).filter(({ targetTokens }) => targetTokens);
+      for (const step of [1, 2, 3]) await t.step([texts], { step, learningRate });
+      const unused = trained(spec).filter((n) => /^(image_|diffusion_head\.)/.test(n));
+      expect(unused.length).toBeGreaterThan(10);
+      for (const [name, now] of bytes()) {
+        const same = Buffer.compare(now, before.get(name)!) === 0;
+        expect({ name, same }).toEqual({ name, same: unused.includes(name) });
+        expect(readFloats(t, name, "updates")).toEqual(Float32Array.of(same ? 0 : 3));
+      }
+      // In any batch of the step.
+      const drawings = batchOf(spec, 4).filter(({ targetLatents }) => targetLatents);
+      const name = "diffusion_head.final_layer.linear.bias";
+      const old = readFloats(t, name, "weights");
+      await t.step([drawings, texts], { step: 4, learningRate });
+      expect(readFloats(t, name, "updates")).toEqual(Float32Array.of(1));
+      // AdamW's first update is the rate, but for its epsilon.
+      for (const [i, value] of readFloats(t, name, "weights").entries())
+        expect(Math.abs(value - old[i]!) / learningRate).toBeCloseTo(1, 1);
+    },
+  );
 
   test("products of several layers give what each alone does", async () => {
     await expectApart(spec, base);
@@ -324,6 +396,25 @@ describe.each(models)("%s", (model) => {
     expect(only.read("image_begin", "weights", "F32")).toEqual(
       t.read("image_begin", "weights", "F32"),
     );
+  });
+
+  test("a frozen tensor takes the memory of its weights alone", async () => {
+    const frozen = trained(spec).filter((n) => !n.startsWith("image_in."));
+    const tensors = spec.tensors.filter(({ name }) => trained(spec).includes(name));
+    const options = { ...base, optimizer: { emaDecay: 0.9 }, frozen };
+    const { onHost } = trainingBytes(tensors, options);
+    // Tensors begin at whole cache lines.
+    const maxMemory = onHost + 64 * 5 * tensors.length;
+    const t = await trainer(spec, { ...options, maxMemory });
+    const [name] = frozen as [string];
+    expect(norm(readFloats(t, name, "second"))).toBe(0);
+    expect(t.read(name, "ema", "F32")).toEqual(t.read(name, "weights", "F32"));
+    expect(() => t.write(name, "ema", t.read(name, "ema", "F32"))).toThrow(
+      expect.objectContaining({ message: `${name} is frozen: it has weights alone` }),
+    );
+    await expect(trainer(spec, { ...options, frozen: [], maxMemory })).rejects.toMatchObject({
+      code: "INSUFFICIENT_MEMORY",
+    });
   });
 
   test("what does not fit the model is refused by name", async () => {
