@@ -54,7 +54,7 @@ test.each([
   [
     2 ** 15,
     "sides that are encoded",
-    ["lib/model.ts", /MOST_ENCODED = /],
+    ["lib/latent-grid.ts", /MOST_ENCODED = /],
     ["core/request.cpp", /kLargestSide = /],
   ],
   [
