@@ -301,6 +301,10 @@ test("the limits and names that are asked for hold", async () => {
     "MODEL_NOT_FOUND",
   ]);
   expect(await ask({ prompt: "a", steps: 4 })).toEqual([422, "INVALID_OPTION"]);
+  // The model's own default is more than that.
+  const drawn = async (body: object) =>
+    (await post(generations(service), { prompt: "a", seed: 1, ...body })).body.data;
+  expect(await drawn({})).toEqual(await drawn({ steps: 3 }));
   expect(await ask({ prompt: "a", n: 2 })).toEqual([422, "INVALID_OPTION"]);
   expect(await ask({ prompt: "a circle" })).toEqual([422, "PROMPT_TOO_LONG"]);
   expect((await fetch(`${service.url}/`)).status).toBe(404);
