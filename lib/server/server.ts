@@ -64,7 +64,8 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
     // Its own 503 has not the form of our errors; the hook below answers while the server closes.
     return503OnClosing: false,
     requestTimeout: settings.receiveTimeout * 1000,
-    keepAliveTimeout: 30_000,
+    // Longer than proxies keep theirs, usually 60 s: one that sends a request just then would get none answered.
+    keepAliveTimeout: 75_000,
     // Slower than this is no client but an attempt to hold connections.
     http: {
       headersTimeout: settings.receiveTimeout * 1000,
@@ -79,7 +80,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
     },
     requestIdHeader: false,
     genReqId: requestIds(trusted),
-    forceCloseConnections: "idle",
+    forceCloseConnections: true,
     routerOptions: { maxParamLength: 200 },
   });
   const context: ServerContext = {
@@ -197,20 +198,34 @@ async function limitRate(
 }
 
 function addDrain(app: FastifyInstance, context: ServerContext): void {
+  /** Requests of any kind that are not over. */
+  let under = 0;
+  let last = Infinity;
+  const wait = async (holds: () => boolean) => {
+    while (holds() && Date.now() < last) await new Promise((resolve) => setTimeout(resolve, 20));
+  };
+  app.addHook("onRequest", async (_request, { raw }) => {
+    under++;
+    finished(raw, () => {
+      under--;
+    });
+  });
+  // `close` then ends all connections, at every address: also those that are kept, or on which nothing was ever said.
+  app.addHook("preClose", async () => {
+    context.draining = true;
+    await wait(() => under > 0);
+  });
   app.decorate("draining", { getter: () => context.draining });
   app.decorate("drain", async (milliseconds: number) => {
     context.draining = true;
-    const deadline = Date.now() + milliseconds;
+    last = Date.now() + milliseconds;
     // Until their answers are sent: a result that is ready may have a slow reader.
-    while (context.open > 0 && Date.now() < deadline) {
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
+    await wait(() => context.open > 0);
     for (const controller of context.active) {
       controller.abort(new HttpError(503, "SHUTTING_DOWN", "the server is shutting down"));
     }
-    const closed = app.close();
     // What was given up is answered within a moment; a client that does not read must not hold the end up.
-    const force = setTimeout(() => app.server.closeAllConnections(), 1000);
-    await closed.finally(() => clearTimeout(force));
+    last = Date.now() + 1000;
+    await app.close();
   });
 }
