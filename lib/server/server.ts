@@ -75,6 +75,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
     clientErrorHandler: handleClientError,
     // Paths that lead to no route at all; hooks do not run for them.
     frameworkErrors: (error, request, reply) => {
+      metrics.count(request, reply);
       protect(request, reply);
       handleError(error, request, reply);
     },
@@ -103,7 +104,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
     throw new HttpError(404, "NOT_FOUND", `there is no ${request.method} ${request.url}`);
   });
   // Before whatever refuses: that is counted, and the pages that may call are to see why.
-  const registry = collectMetrics(app, context);
+  const metrics = collectMetrics(app, context);
   app.addHook("onRequest", async (request, reply) => protect(request, reply));
   watchConnections(app, settings.stallTimeout * 1000);
   allowOrigins(app, settings);
@@ -124,7 +125,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
   });
   app.register(async (scope) => {
     await limitRate(scope, keys, settings);
-    registerMetrics(scope, registry);
+    registerMetrics(scope, metrics.registry);
     registerSystem(scope, context);
     registerImages(scope, context);
     registerChat(scope, context);
