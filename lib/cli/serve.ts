@@ -123,13 +123,12 @@ class KeyReloader {
     const { flags, server } = this;
     // Those of the environment stay as they are.
     if (!server || flags.apiKeys === undefined) return;
-    readKeys(flags).then(
-      (list) => {
+    readKeys(flags)
+      .then((list) => {
         server.setApiKeys(list);
         server.log.info({ keys: list.length }, "keys reloaded");
-      },
-      (error: Error) => server.log.error(`the old keys stay: ${error.message}`),
-    );
+      })
+      .catch((error: Error) => server.log.error(`the old keys stay: ${error.message}`));
   };
 }
 

@@ -31,7 +31,7 @@ export type { ServerOptions } from "./options.js";
 export interface UniFluidServer extends FastifyInstance {
   /** Whether new work is refused. */
   readonly draining: boolean;
-  /** Replaces the API keys. */
+  /** Replaces the API keys; a server that has keys must keep some. Throws `INVALID_OPTION`. */
   setApiKeys(keys: readonly string[]): void;
   /**
    * Shuts the server down: refuses new work with 503, gives running requests this many milliseconds to finish,
