@@ -115,7 +115,7 @@ void Engine::run() {
       if (done)
         wake_.wait(lock, [&] {
           return stopping_ || !inbox_.empty() || !cancelled_.empty() || !running_.empty() ||
-                 !undecoded_.empty() || !waiting_.empty();
+                 !undecoded_.empty() || !waiting_.empty() || !waiting_images_.empty();
         });
       else
         wake_.wait_for(lock, kRetryAfter, [&] { return stopping_; });
@@ -126,6 +126,7 @@ void Engine::run() {
   for (int tries = 0; !say_disposed() && tries < kLastTries; ++tries)
     std::this_thread::sleep_for(kRetryAfter);
   waiting_.clear();
+  waiting_images_.clear();
   running_.clear();
   undecoded_.clear();
   workspace_.reset();
@@ -169,11 +170,11 @@ bool Engine::say_disposed() noexcept {
   try {
     take_inbox();
     const Error disposed(error_code::kDisposed, "the model was disposed");
-    while (!waiting_.empty()) {
-      fail(waiting_.front().id, disposed);
-      unqueue(waiting_.front().id);
-      waiting_.pop_front();
-    }
+    for (RequestQueue* queue : {&waiting_, &waiting_images_})
+      for (; !queue->empty(); queue->pop_front()) {
+        fail(queue->front().id, disposed);
+        unqueue(queue->front().id);
+      }
     fail_all(disposed);
     sweep();
     flush();
@@ -193,13 +194,16 @@ void Engine::take_inbox() {
   std::unordered_set<uint64_t> gone;
   {
     std::lock_guard lock(mutex_);
-    for (; !inbox_.empty(); inbox_.pop_front()) waiting_.push(std::move(inbox_.front()));
+    for (; !inbox_.empty(); inbox_.pop_front()) {
+      Waiting& next = inbox_.front();
+      (takes_sequence(next.request) ? waiting_ : waiting_images_).push(std::move(next));
+    }
     gone.insert(cancelled_.begin(), cancelled_.end());
     cancelled_.clear();
   }
   if (gone.empty()) return;
   const auto is_gone = [&](uint64_t id) { return gone.count(id) != 0; };
-  size_t count = waiting_.erase_if(is_gone);
+  size_t count = waiting_.erase_if(is_gone) + waiting_images_.erase_if(is_gone);
   count += std::erase_if(undecoded_, [&](const Undecoded& u) { return is_gone(u.id); });
   count += std::erase_if(running_, [&](const auto& s) { return is_gone(s->id); });
   cancelled_count_ += static_cast<int64_t>(count);

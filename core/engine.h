@@ -94,6 +94,7 @@ class Engine {
   bool say_disposed() noexcept;
   void take_inbox();
   void admit();
+  void admit_from(RequestQueue& queue);
   size_t running_bytes() const;
   size_t step_bytes(int64_t rows, int64_t logits_rows) const;
   StepSize largest_step(const Waiting& next, bool alone) const;
@@ -168,7 +169,8 @@ class Engine {
   std::unique_ptr<Workspace> workspace_;
   Block token_ids_;  // int32 [max_sequences]: those sampled last, in the backend's memory
   std::deque<SampledTokens> sampled_;
-  RequestQueue waiting_;
+  RequestQueue waiting_;                            // for a sequence
+  RequestQueue waiting_images_;                     // those that take none
   std::vector<std::unique_ptr<Sequence>> running_;  // by rank
   std::deque<Undecoded> undecoded_;
   // A request that others on this device have left no memory for, and how many sequences ran then:

@@ -135,14 +135,25 @@ void Engine::begin_workspace(size_t bytes) {
   if (bytes > 0 && backend.allocated_size(bytes) <= backend.available()) workspace_->reserve(bytes);
 }
 
+// Images alone take no sequence and are done at once, so neither kind waits for the other. Each has
+// its own share of a step.
+void Engine::admit() {
+  admit_from(waiting_images_);
+  admit_from(waiting_);
+}
+
 // By rank. A request that must wait for memory holds back those behind it, or a stream of small
 // ones would keep a large one out for good.
-void Engine::admit() {
+void Engine::admit_from(RequestQueue& queue) {
+  const auto has_place = [&] {
+    return static_cast<int64_t>(std::max(running_.size(), undecoded_.size())) <
+           limits_.max_sequences;
+  };
   int64_t prefill = 0;
-  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < limits_.max_sequences &&
-         static_cast<int64_t>(undecoded_.size()) < limits_.max_sequences &&
-         prefill < kPrefillRows) {
-    Waiting& next = waiting_.front();
+  while (!queue.empty() && prefill < kPrefillRows) {
+    Waiting& next = queue.front();
+    const bool sequence = takes_sequence(next.request);
+    if (sequence && !has_place()) return;
     const uint64_t id = next.id;
     if (id == starved_.id && running_.size() >= starved_.running) return;
     bool fits = false;
@@ -150,7 +161,7 @@ void Engine::admit() {
       if (!make_room(next)) return;
       expect_host_memory(next.request, *model_);
       // Of images alone make_room knows nothing: they are tried once.
-      fits = std::visit([](const auto& r) { return requires { r.prefix; }; }, next.request);
+      fits = sequence;
       start(std::move(next), prefill);
     } catch (const std::exception& error) {
       if (fits && lacks_memory(error) && !running_.empty()) {
@@ -160,7 +171,7 @@ void Engine::admit() {
       fail(id, error);
     }
     unqueue(id);
-    waiting_.pop_front();
+    queue.pop_front();
   }
 }
 

@@ -64,6 +64,11 @@ struct DecodeRequest {
 using Request = std::variant<TextRequest, ScoreRequest, DrawRequest, EncodeRequest, FeaturesRequest,
                              DecodeRequest>;
 
+// Whether the decoder runs for it; the others are of images alone.
+inline bool takes_sequence(const Request& request) {
+  return std::visit([](const auto& r) { return requires { r.prefix; }; }, request);
+}
+
 struct TokenEvent {
   int32_t token;
 };

@@ -28,6 +28,12 @@ export async function orAborted<T>(
   }
 }
 
+/** Aborts the controller when the signal does, until the function that is returned is called. */
+export function follow(controller: AbortController, signal: AbortSignal): () => void {
+  if (signal.aborted) controller.abort(signal.reason);
+  return onAbort(signal, () => controller.abort(signal.reason));
+}
+
 /**
  * Runs work under one signal that aborts when any of several does. `AbortSignal.any` would hold on to what it made
  * as long as its sources live.
@@ -39,7 +45,7 @@ export async function underEach<T>(
   const sources = signals.filter((signal) => signal !== undefined);
   const controller = new AbortController();
   for (const signal of sources) signal.throwIfAborted();
-  const offs = sources.map((signal) => onAbort(signal, () => controller.abort(signal.reason)));
+  const offs = sources.map((signal) => follow(controller, signal));
   try {
     return await work(controller.signal);
   } catch (error) {
@@ -49,4 +55,39 @@ export async function underEach<T>(
   } finally {
     for (const off of offs) off();
   }
+}
+
+/**
+ * A generator whose work is aborted as soon as it is left. By themselves `return` and `throw`, which `Readable.from`
+ * calls when its reader is gone, wait until a `next` that is pending has its value.
+ */
+export function leavable<T, R>(
+  make: (work: AbortController) => AsyncGenerator<T, R, undefined>,
+): AsyncGenerator<T, R, undefined> {
+  const work = new AbortController();
+  let left = false;
+  const leave = () => {
+    left = true;
+    work.abort();
+  };
+  const generator = make(work);
+  const { next, return: end, throw: fail } = generator;
+  return Object.assign(generator, {
+    next: async (): Promise<IteratorResult<T, R>> => {
+      try {
+        return await next.call(generator);
+      } catch (error) {
+        if (left) return { done: true, value: undefined as R };
+        throw error;
+      }
+    },
+    return: (value: R) => {
+      leave();
+      return end.call(generator, value);
+    },
+    throw: (error: unknown) => {
+      leave();
+      return fail.call(generator, error);
+    },
+  });
 }

@@ -5,7 +5,7 @@
 
 import { setImmediate as otherWork, setTimeout as sleep } from "node:timers/promises";
 import { types } from "node:util";
-import { onAbort } from "./abort.js";
+import { follow, leavable, onAbort } from "./abort.js";
 import { show } from "./checkpoint/fields.js";
 import { CancelledError, endsModel, UniFluidError } from "./errors.js";
 import {
@@ -118,17 +118,21 @@ function asError(reason: unknown): Error {
  * `stopOnError` give up what runs, wait for its end and close the source; so does an error after which the model
  * does nothing more. `QUEUE_FULL` is waited out.
  */
-export async function* runAll<Item, Value>(
+export function runAll<Item, Value>(
+  items: AnyIterable<Item>,
+  call: (item: Item, index: number, signal: AbortSignal) => Promise<Value>,
+  settings: Settings,
+): AsyncGenerator<BulkResult<Item, Value>, void, undefined> {
+  return leavable((leave) => results(items, call, settings, leave));
+}
+
+async function* results<Item, Value>(
   items: AnyIterable<Item>,
   call: (item: Item, index: number, signal: AbortSignal) => Promise<Value>,
   { concurrency, ordered, stopOnError, signal }: Settings,
+  leave: AbortController,
 ): AsyncGenerator<BulkResult<Item, Value>, void, undefined> {
   const source = iteratorOf(items);
-  const leave = new AbortController();
-  const abort = () => {
-    leave.abort(signal!.reason);
-    wake();
-  };
   let wake = () => {};
   const finished: BulkResult<Item, Value>[] = [];
   const running = new Set<Promise<void>>();
@@ -178,10 +182,11 @@ export async function* runAll<Item, Value>(
   };
 
   signal?.throwIfAborted();
-  const off = signal ? onAbort(signal, abort) : undefined;
+  const unhook = signal && follow(leave, signal);
+  onAbort(leave.signal, () => wake());
   try {
     for (;;) {
-      signal?.throwIfAborted();
+      leave.signal.throwIfAborted();
       if (!ended && !reading && open < concurrency) reading = read();
       const result = next();
       if (result) {
@@ -202,7 +207,7 @@ export async function* runAll<Item, Value>(
       });
     }
   } finally {
-    off?.();
+    unhook?.();
     leave.abort(signal?.reason);
     await Promise.all(running);
     if (!ended) {

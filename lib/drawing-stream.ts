@@ -1,5 +1,6 @@
 /** An image as it is drawn: one step for each image token. */
 
+import type { CallOptions } from "./call-options.js";
 import type { Image } from "./image.js";
 import type { DoneEvent, StreamEvent } from "./requests.js";
 
@@ -8,6 +9,8 @@ interface DrawnCell {
   /** The token, [token channels]. */
   values: Float32Array;
 }
+
+type Decode = (latents: Float32Array, options: CallOptions | undefined) => Promise<Image>;
 
 /** Progress of a drawing. */
 export class DrawingProgress {
@@ -24,7 +27,7 @@ export class DrawingProgress {
     done: number,
     total: number,
     image: Image | undefined,
-    private readonly decode: (latents: Float32Array) => Promise<Image>,
+    private readonly decode: Decode,
   ) {
     this.done = done;
     this.total = total;
@@ -53,10 +56,11 @@ export class DrawingProgress {
 
   /**
    * Decodes the picture as of this step; takes one run of the autoencoder, or none at the last step. It is a request
-   * of its own: throws `QUEUE_FULL` if the queue is full.
+   * of its own: throws `QUEUE_FULL` if the queue is full. It ends with the drawing's signal, too, and has its priority
+   * unless the options have one.
    */
-  async preview(): Promise<Image> {
-    return this.image ?? this.decode(this.latents);
+  async preview(options?: CallOptions): Promise<Image> {
+    return this.image ?? this.decode(this.latents, options);
   }
 }
 
@@ -67,7 +71,7 @@ export async function* drawingSteps(
   events: AsyncGenerator<StreamEvent>,
   total: number,
   toImage: (done: DoneEvent) => Image,
-  decode: (latents: Float32Array) => Promise<Image>,
+  decode: Decode,
 ): AsyncGenerator<DrawingProgress, void, undefined> {
   const drawn: DrawnCell[] = [];
   for await (const event of events) {

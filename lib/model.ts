@@ -1,6 +1,6 @@
 /** The model as people use it. */
 
-import { underEach } from "./abort.js";
+import { follow, leavable, underEach } from "./abort.js";
 import { findAddon } from "./addon.js";
 import {
   type AnyIterable,
@@ -67,6 +67,9 @@ interface BulkKind<Options> {
   options: readonly (keyof Options & string)[];
   check(options: Options): void;
 }
+
+/** Reads what a call is about, images above all. */
+type MakePrefixes = (signal?: AbortSignal) => Promise<Prefix[]>;
 
 /** A loaded model. Calls may run concurrently; the engine batches their work. */
 export class UniFluid implements AsyncDisposable {
@@ -143,12 +146,14 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /** Draws a prompt, yielding a step per image token; the last has the `image`. */
-  async *generateStream(
+  generateStream(
     prompt: string,
     options?: DrawOptions,
   ): AsyncGenerator<DrawingProgress, void, undefined> {
-    requireAbility(this.checkpoint, "generate");
-    yield* this.drawStream(this.generatePrefixes([stringOption("prompt", prompt)]), options);
+    return this.drawStream(() => {
+      requireAbility(this.checkpoint, "generate");
+      return this.generatePrefixes([stringOption("prompt", prompt)]);
+    }, options);
   }
 
   /** Like `generate`, but returns latents: [grid * grid, token channels], cells in raster order. */
@@ -187,14 +192,15 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /** Edits an image, yielding a step per image token; the last has the `image`. */
-  async *editStream(
+  editStream(
     image: ImageInput,
     instruction: string,
     options?: DrawOptions,
   ): AsyncGenerator<DrawingProgress, void, undefined> {
-    requireAbility(this.checkpoint, "edit");
-    const pair = [image, stringOption("instruction", instruction)] as const;
-    yield* this.drawStream(this.editPrefixes([pair]), options);
+    return this.drawStream(() => {
+      requireAbility(this.checkpoint, "edit");
+      return this.editPrefixes([[image, stringOption("instruction", instruction)]]);
+    }, options);
   }
 
   /** Like `edit`, but returns latents: [grid * grid, token channels], cells in raster order. */
@@ -233,16 +239,15 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /** Yields a caption in pieces as it is written; returns token counts and how it ended. */
-  async *captionStream(
+  captionStream(
     image: ImageInput,
     options?: WriteOptions,
   ): AsyncGenerator<string, WrittenText, undefined> {
-    requireAbility(this.checkpoint, "caption");
-    return yield* this.writeStream(
-      (signal) => this.prefixes.read("caption", [[image, ""]], signal),
-      options,
-      true,
-    );
+    const begin = () => {
+      requireAbility(this.checkpoint, "caption");
+      return (signal?: AbortSignal) => this.prefixes.read("caption", [[image, ""]], signal);
+    };
+    return this.writeStream(begin, options, true);
   }
 
   /**
@@ -281,18 +286,17 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /** Yields an answer in pieces as it is written; returns token counts and how it ended. */
-  async *answerStream(
+  answerStream(
     image: ImageInput,
     question: string,
     options?: WriteOptions,
   ): AsyncGenerator<string, WrittenText, undefined> {
-    requireAbility(this.checkpoint, "answer");
-    const pair = [image, stringOption("question", question)] as const;
-    return yield* this.writeStream(
-      (signal) => this.prefixes.read("answer", [pair], signal),
-      options,
-      true,
-    );
+    const begin = () => {
+      requireAbility(this.checkpoint, "answer");
+      const pair = [image, stringOption("question", question)] as const;
+      return (signal?: AbortSignal) => this.prefixes.read("answer", [pair], signal);
+    };
+    return this.writeStream(begin, options, true);
   }
 
   /** Continues a text, or several at once; returns only the continuation. */
@@ -310,13 +314,16 @@ export class UniFluid implements AsyncDisposable {
   }
 
   /** Yields a continuation in pieces as it is written; returns token counts and how it ended. */
-  async *completeStream(
+  completeStream(
     text: string,
     options?: WriteOptions,
   ): AsyncGenerator<string, WrittenText, undefined> {
-    requireAbility(this.checkpoint, "complete");
-    const prefix = this.prefixes.plain(stringOption("text", text));
-    return yield* this.writeStream(async () => [prefix], options, false);
+    const begin = () => {
+      requireAbility(this.checkpoint, "complete");
+      const prefix = this.prefixes.plain(stringOption("text", text));
+      return async () => [prefix];
+    };
+    return this.writeStream(begin, options, false);
   }
 
   // ---- many items ----
@@ -556,7 +563,7 @@ export class UniFluid implements AsyncDisposable {
   }
 
   private async draw<T>(
-    makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
+    makePrefixes: MakePrefixes,
     options: DrawOptions | undefined,
     decode: boolean,
     result: (done: DoneEvent, seed: bigint) => T,
@@ -568,19 +575,41 @@ export class UniFluid implements AsyncDisposable {
     return done.map((event, i) => result(event, seedOfItem(seed, i)));
   }
 
-  private async *drawStream(
-    makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
+  /** `begin` checks the call, once the stream is read, and gives what makes its prefix. */
+  private drawStream(
+    begin: () => MakePrefixes,
     options: DrawOptions | undefined,
   ): AsyncGenerator<DrawingProgress, void, undefined> {
+    return leavable((work) => this.drawSteps(begin, options, work));
+  }
+
+  private async *drawSteps(
+    begin: () => MakePrefixes,
+    options: DrawOptions | undefined,
+    work: AbortController,
+  ): AsyncGenerator<DrawingProgress, void, undefined> {
+    const makePrefixes = begin();
     const { request, signal, seed } = this.drawing(options);
-    const [prefix] = await this.requests.prepare(makePrefixes, signal);
-    const events = this.requests.stream({ ...request(prefix!, seed, true), stream: true }, signal);
-    yield* drawingSteps(
-      events,
-      this.checkpoint.spec.image!.grid ** 2,
-      (done) => toImage(done, seed),
-      (latents) => this.decodeLatents(latents, { signal }),
-    );
+    // A step may be asked for its preview also when the stream was left.
+    const decode = async (latents: Float32Array, given: CallOptions | undefined) => {
+      const { signal: own, priority = options?.priority } = callOptions(given);
+      return underEach([signal, own], (ends) =>
+        this.decodeLatents(latents, { signal: ends, priority }),
+      );
+    };
+    const unhook = signal && follow(work, signal);
+    try {
+      const [prefix] = await this.requests.prepare(makePrefixes, work.signal);
+      const drawing = { ...request(prefix!, seed, true), stream: true };
+      yield* drawingSteps(
+        this.requests.stream(drawing, work.signal),
+        this.checkpoint.spec.image!.grid ** 2,
+        (done) => toImage(done, seed),
+        decode,
+      );
+    } finally {
+      unhook?.();
+    }
   }
 
   /** The settings of a drawing, as a maker of requests. */
@@ -612,7 +641,7 @@ export class UniFluid implements AsyncDisposable {
   }
 
   private async write(
-    makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
+    makePrefixes: MakePrefixes,
     options: WriteOptions | undefined,
   ): Promise<string[]> {
     const { request, signal, seed } = this.writing(options);
@@ -622,16 +651,32 @@ export class UniFluid implements AsyncDisposable {
     return done.map(({ tokens }) => this.checkpoint.tokenizer!.decode(tokens!));
   }
 
-  private async *writeStream(
-    makePrefixes: (signal?: AbortSignal) => Promise<Prefix[]>,
+  private writeStream(
+    begin: () => MakePrefixes,
     options: WriteOptions | undefined,
     stripped: boolean,
   ): AsyncGenerator<string, WrittenText, undefined> {
+    return leavable((work) => this.writtenPieces(begin, options, stripped, work));
+  }
+
+  private async *writtenPieces(
+    begin: () => MakePrefixes,
+    options: WriteOptions | undefined,
+    stripped: boolean,
+    work: AbortController,
+  ): AsyncGenerator<string, WrittenText, undefined> {
+    const makePrefixes = begin();
     const { request, signal, seed } = this.writing(options);
-    const [prefix] = await this.requests.prepare(makePrefixes, signal);
-    const events = this.requests.stream({ ...request(prefix!, seed), stream: true }, signal);
-    const end = yield* textPieces(events, this.checkpoint.tokenizer!, stripped);
-    return { promptTokens: prefix!.rows, ...end };
+    const unhook = signal && follow(work, signal);
+    try {
+      const [prefix] = await this.requests.prepare(makePrefixes, work.signal);
+      const text = { ...request(prefix!, seed), stream: true };
+      const events = this.requests.stream(text, work.signal);
+      const end = yield* textPieces(events, this.checkpoint.tokenizer!, stripped);
+      return { promptTokens: prefix!.rows, ...end };
+    } finally {
+      unhook?.();
+    }
   }
 
   /** The settings of a text, as a maker of requests. */

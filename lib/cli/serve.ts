@@ -5,6 +5,7 @@ import type { AddressInfo } from "node:net";
 import { isIP } from "node:net";
 import { type Command, Option } from "commander";
 import { SERVER_COUNTS, SERVER_DEFAULTS, type ServerOptions } from "../server/options.js";
+import type { UniFluidServer } from "../server/server.js";
 import { type Context, note, type OutputFlags, runCommand } from "./context.js";
 import { UsageError } from "./exit-codes.js";
 import { addFlags, integerFlag, MODEL_FLAGS } from "./flags.js";
@@ -121,6 +122,49 @@ export function addServe(program: Command): void {
 }
 
 async function serve(flags: ServeFlags, context: Context): Promise<void> {
+  const reloader = new KeyReloader(flags);
+  // Without keys it ends with its terminal, as any program.
+  if (!keysExpected(flags)) return serveUntilTold(flags, context, reloader);
+  // From the beginning to the end: a signal that nobody hears ends the process.
+  process.on("SIGHUP", reloader.reload);
+  try {
+    await serveUntilTold(flags, context, reloader);
+  } finally {
+    process.off("SIGHUP", reloader.reload);
+  }
+}
+
+/** Reads the file of keys again when it is told to: at once, or as soon as there is a server. */
+class KeyReloader {
+  private server: UniFluidServer | undefined;
+  private told = false;
+
+  constructor(private readonly flags: ServeFlags) {}
+
+  attach(server: UniFluidServer): void {
+    this.server = server;
+    if (this.told) this.reload();
+  }
+
+  readonly reload = (): void => {
+    this.told = true;
+    const { flags, server } = this;
+    // Those of the environment stay as they are.
+    if (!server || flags.apiKeys === undefined) return;
+    readKeys(flags)
+      .then((list) => {
+        server.setApiKeys(list);
+        server.log.info({ keys: list.length }, "keys reloaded");
+      })
+      .catch((error: Error) => server.log.error(`the old keys stay: ${error.message}`));
+  };
+}
+
+async function serveUntilTold(
+  flags: ServeFlags,
+  context: Context,
+  reloader: KeyReloader,
+): Promise<void> {
   const { createServer } = await import("../server/server.js");
   const keys = await readKeys(flags);
   const limits = { maxSequences: flags.maxSequences, maxQueue: flags.maxQueue };
@@ -128,16 +172,7 @@ async function serve(flags: ServeFlags, context: Context): Promise<void> {
   await withModel(load, context.signal, async (model) => {
     const app = createServer(model, serverOptions(flags, keys));
     const { signal } = context;
-    const reload = () => {
-      readKeys(flags).then(
-        (list) => {
-          app.setApiKeys(list);
-          app.log.info({ keys: list.length }, "keys reloaded");
-        },
-        (error: Error) => app.log.error(`the old keys stay: ${error.message}`),
-      );
-    };
-    if (flags.apiKeys !== undefined) process.on("SIGHUP", reload);
+    reloader.attach(app);
     try {
       await app.listen({ host: flags.host, port: flags.port }).catch((error: Error) => {
         throw new UsageError(`cannot listen on ${flags.host}:${flags.port}: ${error.message}`);
@@ -154,7 +189,6 @@ async function serve(flags: ServeFlags, context: Context): Promise<void> {
       });
       note(context, `shutting down: at most ${flags.drainTimeout} s for running requests`);
     } finally {
-      process.off("SIGHUP", reload);
       await app.drain(flags.drainTimeout * 1000);
     }
   });
@@ -186,6 +220,9 @@ function serverOptions(flags: ServeFlags, apiKeys: string[]): ServerOptions {
     logger: flags.logLevel === "silent" ? false : { level: flags.logLevel },
   };
 }
+
+const keysExpected = ({ apiKeys }: ServeFlags): boolean =>
+  apiKeys !== undefined || process.env.UNIFLUID_API_KEYS !== undefined;
 
 /** Keys of the file, or else of the environment. Throws where one of them is given and holds none. */
 async function readKeys({ apiKeys: path }: ServeFlags): Promise<string[]> {

@@ -3,7 +3,11 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import { normalizeIP } from "@fastify/rate-limit";
 import type { FastifyRequest } from "fastify";
+import { InvalidOptionError } from "../errors.js";
 import { HttpError } from "./http-error.js";
+
+/** What a header can hold: no other key would ever match. */
+const KEY = /^[\x21-\x7e]+$/;
 
 const digest = (text: string): Buffer => createHash("sha256").update(text).digest();
 
@@ -19,7 +23,20 @@ export class ApiKeys {
     this.replace(keys);
   }
 
+  /** Throws `INVALID_OPTION`, whose text tells no key. */
   replace(keys: readonly string[]): void {
+    if (!Array.isArray(keys)) throw new InvalidOptionError("expected an array of API keys");
+    if (keys.length === 0 && !this.open) {
+      throw new InvalidOptionError(
+        "expected API keys: without any the server would be open to all",
+      );
+    }
+    const wrong = keys.findIndex((key) => typeof key !== "string" || !KEY.test(key));
+    if (wrong >= 0) {
+      throw new InvalidOptionError(
+        `expected API keys of visible ASCII characters, without spaces, but key ${wrong + 1} is none`,
+      );
+    }
     this.digests = keys.map(digest);
   }
 

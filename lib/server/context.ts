@@ -4,6 +4,7 @@ import type { FastifyReply, FastifyRequest } from "fastify";
 import { isUniFluidError } from "../errors.js";
 import { checkImage } from "../image-input.js";
 import type { UniFluid } from "../model.js";
+import type { NativeStats } from "../native.js";
 import type { Task } from "../tasks.js";
 import { HttpError } from "./http-error.js";
 import type { ServerSettings } from "./options.js";
@@ -29,6 +30,16 @@ export interface ServerContext {
 /** Remembers what probes are to tell. */
 export function noteFault(context: ServerContext, error: unknown): void {
   if (isUniFluidError(error) && error.code === "DEVICE_ERROR") context.failed = true;
+}
+
+/** What the model tells of itself; nothing once its caller, who may at any time, has disposed of it. */
+export function statsOf({ model }: ServerContext): NativeStats | undefined {
+  try {
+    return model.stats();
+  } catch (error) {
+    if (isUniFluidError(error) && error.code === "DISPOSED") return undefined;
+    throw error;
+  }
 }
 
 /** Milliseconds that another host has for sending an image. */

@@ -15,27 +15,33 @@ export interface ServerEvent {
 const line = ({ event, data }: ServerEvent): string =>
   `${event ? `event: ${event}\n` : ""}data: ${typeof data === "string" ? data : JSON.stringify(data)}\n\n`;
 
-async function* texts(
+/** Bytes handed over at a time: one that reads slowly is given so much time for each, not for an event of any size. */
+const PIECE = 16 * 1024;
+
+async function* pieces(
   first: IteratorResult<ServerEvent>,
   rest: AsyncIterator<ServerEvent>,
   { raw, log }: FastifyReply,
   context: ServerContext,
-): AsyncGenerator<string> {
+): AsyncGenerator<Buffer> {
   const { stallTimeout } = context.settings;
   let stall: NodeJS.Timeout | undefined;
   try {
     for (let next = first; !next.done; next = await rest.next()) {
-      // It goes on when there is room for more, that is, when the client has read.
-      stall = setTimeout(() => raw.destroy(), stallTimeout * 1000);
-      yield line(next.value);
-      clearTimeout(stall);
+      const bytes = Buffer.from(line(next.value));
+      for (let at = 0; at < bytes.length; at += PIECE) {
+        // It goes on when there is room for more, that is, when the client has read.
+        stall = setTimeout(() => raw.destroy(), stallTimeout * 1000);
+        yield bytes.subarray(at, at + PIECE);
+        clearTimeout(stall);
+      }
     }
   } catch (error) {
     noteFault(context, error);
     const { status, body } = toHttp(error);
     if (status >= 500) log.error({ err: error }, "request failed");
     // The status has been sent; what is left to say it with is an event.
-    yield line({ event: "error", data: body });
+    yield Buffer.from(line({ event: "error", data: body }));
   } finally {
     clearTimeout(stall);
     // What is still on its way is watched by the socket.
@@ -60,5 +66,5 @@ export async function sendEvents(
     .header("cache-control", "no-cache, no-transform")
     // nginx would collect the events.
     .header("x-accel-buffering", "no");
-  return Readable.from(texts(first, events, reply, context), { objectMode: false });
+  return Readable.from(pieces(first, events, reply, context), { objectMode: false });
 }

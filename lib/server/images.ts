@@ -68,7 +68,10 @@ async function answer(
 ): Promise<unknown> {
   checkDrawing(context, body);
   logPrompt(context, request, body.prompt);
-  const { n = 1, output_format: format = "png", steps, guidance, temperature, order } = body;
+  const { n = 1, output_format: format = "png", guidance, temperature, order } = body;
+  // The limit is also one on the model's own default.
+  const steps =
+    body.steps ?? Math.min(context.model.info.generation.image.steps, mostSteps(context));
   // Decided here, so that the answer can tell it.
   const seed = parseSeed(body.seed);
   const options: DrawOptions = { seed, steps, guidance, temperature, order };
@@ -103,12 +106,15 @@ const gridOf = ({ model }: ServerContext): number => model.info.image!.grid;
 const cellsOf = (context: ServerContext): number => gridOf(context) ** 2;
 const sizeOf = ({ model }: ServerContext): string =>
   `${model.info.image!.size}x${model.info.image!.size}`;
+const mostSteps = ({ model, settings }: ServerContext): number =>
+  settings.maxSteps ?? model.info.image!.timesteps;
 /** Seeds that a number would round are sent as text. */
 const seedText = (seed: number | bigint) => (typeof seed === "bigint" ? String(seed) : seed);
 
 /** What a schema cannot know: the model and the server's limits. */
 function checkDrawing(context: ServerContext, body: DrawingBody): void {
-  const { maxImages, maxSteps = context.model.info.image!.timesteps } = context.settings;
+  const { maxImages } = context.settings;
+  const maxSteps = mostSteps(context);
   checkPrompt(context, body.prompt, "prompt");
   const expect = (holds: boolean, expected: string, param: keyof DrawingBody) => {
     if (holds) return;
@@ -124,49 +130,100 @@ function checkDrawing(context: ServerContext, body: DrawingBody): void {
   expect((body.steps ?? 1) <= maxSteps, `at most ${maxSteps} steps`, "steps");
 }
 
+/** Pictures under way at once: the engine makes one in the step after that in which it was asked for. */
+const AHEAD = 2;
+
 /**
- * Events of a drawing: pictures of it at `partial` moments, evenly spread, then the image. Each also tells
- * which cell was drawn last, so that a page can show the order.
+ * Events of a drawing: pictures of it at `partial` moments, evenly spread, then the image. Each also tells which cells
+ * were drawn, so that a page can show the order. The drawing goes on while a picture is made, and does not wait for
+ * it: the next one is of the drawing as it stands by then, and its end comes at once.
  */
-async function* drawingEvents(
+export async function* drawingEvents(
   name: Kind["event"],
   steps: AsyncGenerator<DrawingProgress>,
   partial: number,
   format: ImageFormat,
   details: object,
 ): AsyncGenerator<ServerEvent> {
+  const over = new AbortController();
+  const momentOf = ({ done, total }: DrawingProgress) => Math.floor((done * (partial + 1)) / total);
   let sent = 0;
-  for await (const step of steps) {
-    const unifluid = {
-      cell: step.cell,
-      position: step.done - 1,
-      cells: step.total,
-      grid: Math.sqrt(step.total),
-    };
-    if (step.image) {
-      const type = `${name}.completed`;
-      const b64_json = (await step.image.toBuffer(format)).toString("base64");
-      const seed = seedText(step.image.seed!);
-      yield { event: type, data: { type, b64_json, ...details, seed, unifluid } };
-    } else if (step.done >= ((sent + 1) * step.total) / (partial + 1)) {
-      const picture = await preview(step);
-      if (!picture) continue;
-      const type = `${name}.partial_image`;
-      const b64_json = (await picture.toBuffer(format)).toString("base64");
-      yield {
-        event: type,
-        data: { type, partial_image_index: sent++, b64_json, ...details, unifluid },
-      };
+  let moment = 0;
+  try {
+    let next = watched(steps.next());
+    const pictures: Promise<Preview>[] = [];
+    let step: DrawingProgress | undefined;
+    for (;;) {
+      const arrived = await Promise.race([...pictures.slice(0, 1), next]);
+      if ("base64" in arrived) {
+        pictures.shift();
+        if (arrived.base64 === undefined) {
+          // Tried again with the next step.
+          moment = Math.min(moment, momentOf(arrived.step) - 1);
+          continue;
+        }
+        const type = `${name}.partial_image`;
+        const unifluid = placeOf(arrived.step);
+        const partial_image_index = sent++;
+        const b64_json = arrived.base64;
+        yield { event: type, data: { type, partial_image_index, b64_json, ...details, unifluid } };
+      } else if (arrived.done) {
+        return;
+      } else {
+        step = arrived.value;
+        if (step.image) {
+          over.abort();
+          const type = `${name}.completed`;
+          const b64_json = (await step.image.toBuffer(format)).toString("base64");
+          const seed = seedText(step.image.seed!);
+          const unifluid = placeOf(step);
+          yield { event: type, data: { type, b64_json, ...details, seed, unifluid } };
+          return;
+        }
+        next = watched(steps.next());
+      }
+      if (step && momentOf(step) > moment && pictures.length < AHEAD) {
+        moment = momentOf(step);
+        pictures.push(watched(preview(step, format, over.signal)));
+      }
     }
+  } finally {
+    over.abort();
+    await steps.return(undefined);
   }
 }
 
-/** The picture so far; nothing while the model has more important things to do. */
-async function preview(step: DrawingProgress): Promise<Image | undefined> {
+/** What fails while nobody waits for it is told to who waits next, not to the process. */
+function watched<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => {});
+  return promise;
+}
+
+/** Where a drawing stands, as its events tell it. */
+const placeOf = ({ cell, cells, done, total }: DrawingProgress) => ({
+  cell,
+  drawn: cells,
+  position: done - 1,
+  cells: total,
+  grid: Math.sqrt(total),
+});
+
+interface Preview {
+  step: DrawingProgress;
+  /** The picture's file; none while the model has more important things to do. */
+  base64: string | undefined;
+}
+
+async function preview(
+  step: DrawingProgress,
+  format: ImageFormat,
+  signal: AbortSignal,
+): Promise<Preview> {
   try {
-    return await step.preview();
+    const picture = await step.preview({ signal });
+    return { step, base64: (await picture.toBuffer(format)).toString("base64") };
   } catch (error) {
-    if (isUniFluidError(error) && error.code === "QUEUE_FULL") return undefined;
+    if (isUniFluidError(error) && error.code === "QUEUE_FULL") return { step, base64: undefined };
     throw error;
   }
 }

@@ -1,9 +1,9 @@
 /** GET /metrics for Prometheus. */
 
-import type { FastifyInstance } from "fastify";
+import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 import type { NativeStats } from "../native.js";
-import type { ServerContext } from "./context.js";
+import { type ServerContext, statsOf } from "./context.js";
 
 const BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
 
@@ -52,10 +52,29 @@ const ENGINE: readonly [string, keyof NativeStats, "gauge" | "counter", string][
   ],
 ];
 
+/**
+ * What is the process's own. It is measured once, however many servers there are: what watches for it is never let go
+ * of by its library.
+ */
+let processRegistry: Registry | undefined;
+
+function processMetrics(): Registry {
+  if (!processRegistry) {
+    processRegistry = new Registry();
+    collectDefaultMetrics({ register: processRegistry });
+  }
+  return processRegistry;
+}
+
+export interface Metrics {
+  registry: Registry;
+  /** For requests that hooks do not see. */
+  count(request: FastifyRequest, reply: FastifyReply): void;
+}
+
 /** Counts all that `app` answers, also at paths that lead to no route: a hook of a scope would not see those. */
-export function collectMetrics(app: FastifyInstance, context: ServerContext): Registry {
+export function collectMetrics(app: FastifyInstance, context: ServerContext): Metrics {
   const registry = new Registry();
-  collectDefaultMetrics({ register: registry });
   const labelNames = ["method", "route", "status"] as const;
   const requests = new Counter({
     name: "unifluid_http_requests_total",
@@ -72,34 +91,38 @@ export function collectMetrics(app: FastifyInstance, context: ServerContext): Re
   });
   new Gauge({
     name: "unifluid_http_active_requests",
-    help: "Requests whose work is not done.",
+    help: "Requests in progress, whatever they wait for.",
     registers: [registry],
     collect() {
-      this.set(context.active.size);
+      this.set(context.open);
     },
   });
   for (const [name, field, kind, help] of ENGINE) {
     const settings = { name: `unifluid_engine_${name}`, help, registers: [registry] };
-    const value = () => context.model.stats()[field];
+    const value = () => statsOf(context)?.[field];
     if (kind === "gauge") {
       new Gauge({
         ...settings,
         collect() {
-          this.set(value());
+          const now = value();
+          if (now === undefined) this.remove();
+          else this.set(now);
         },
       });
     } else {
       new Counter({
         ...settings,
         collect() {
+          const now = value();
+          if (now === undefined) return this.remove();
           this.reset();
-          this.inc(value());
+          this.inc(now);
         },
       });
     }
   }
 
-  app.addHook("onRequest", async (request, reply) => {
+  const count = (request: FastifyRequest, reply: FastifyReply) => {
     // Also where the client leaves or is cut off, of which fastify's onResponse is not told.
     reply.raw.once("close", () => {
       // The pattern, not the path: what clients make up must not become labels.
@@ -109,8 +132,9 @@ export function collectMetrics(app: FastifyInstance, context: ServerContext): Re
       requests.inc(labels);
       seconds.observe(labels, reply.elapsedTime / 1000);
     });
-  });
-  return registry;
+  };
+  app.addHook("onRequest", async (request, reply) => count(request, reply));
+  return { registry: Registry.merge([processMetrics(), registry]), count };
 }
 
 export function registerMetrics(app: FastifyInstance, registry: Registry): void {

@@ -88,8 +88,7 @@ export async function fetchRemoteImage(text: string, options: RemoteImageOptions
   }
   if (url.username !== "" || url.password !== "") throw refused("a URL with a user is not fetched");
   if (hosts.length === 0) throw refused("this server fetches no images: send it as a data URL");
-  const listed = hosts.map((host) => host.toLowerCase());
-  if (!listed.includes(url.host) && !listed.includes(url.hostname)) {
+  if (!hosts.some((host) => isOf(url, host))) {
     throw refused(`this server fetches no images from ${url.host}`);
   }
   // The parser has made 127.0.0.1 of 0x7f.1, 2130706433 and the like by now. Names go through `lookup`.
@@ -107,6 +106,15 @@ export async function fetchRemoteImage(text: string, options: RemoteImageOptions
     if (deadline.aborted) throw failed(`${url.host} did not send the image in ${timeout} ms`);
     throw failed(`${url.host}: ${(error as Error).message}`);
   }
+}
+
+/** Whether a URL is of a listed host; of any port, unless the list has one. */
+function isOf(url: URL, host: string): boolean {
+  // The same parser writes names in one way, and leaves out the port that the scheme has anyway.
+  const text = `${url.protocol}//${host}`;
+  if (!URL.canParse(text)) return false;
+  const listed = new URL(text);
+  return /:\d+$/.test(host) ? listed.host === url.host : listed.hostname === url.hostname;
 }
 
 /** Resolves a name and gives on only addresses that may be connected to. */

@@ -31,7 +31,7 @@ export type { ServerOptions } from "./options.js";
 export interface UniFluidServer extends FastifyInstance {
   /** Whether new work is refused. */
   readonly draining: boolean;
-  /** Replaces the API keys. */
+  /** Replaces the API keys; a server that has keys must keep some. Throws `INVALID_OPTION`. */
   setApiKeys(keys: readonly string[]): void;
   /**
    * Shuts the server down: refuses new work with 503, gives running requests this many milliseconds to finish,
@@ -64,7 +64,8 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
     // Its own 503 has not the form of our errors; the hook below answers while the server closes.
     return503OnClosing: false,
     requestTimeout: settings.receiveTimeout * 1000,
-    keepAliveTimeout: 30_000,
+    // Longer than proxies keep theirs, usually 60 s: one that sends a request just then would get none answered.
+    keepAliveTimeout: 75_000,
     // Slower than this is no client but an attempt to hold connections.
     http: {
       headersTimeout: settings.receiveTimeout * 1000,
@@ -74,12 +75,13 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
     clientErrorHandler: handleClientError,
     // Paths that lead to no route at all; hooks do not run for them.
     frameworkErrors: (error, request, reply) => {
+      metrics.count(request, reply);
       protect(request, reply);
       handleError(error, request, reply);
     },
     requestIdHeader: false,
     genReqId: requestIds(trusted),
-    forceCloseConnections: "idle",
+    forceCloseConnections: true,
     routerOptions: { maxParamLength: 200 },
   });
   const context: ServerContext = {
@@ -102,7 +104,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
     throw new HttpError(404, "NOT_FOUND", `there is no ${request.method} ${request.url}`);
   });
   // Before whatever refuses: that is counted, and the pages that may call are to see why.
-  const registry = collectMetrics(app, context);
+  const metrics = collectMetrics(app, context);
   app.addHook("onRequest", async (request, reply) => protect(request, reply));
   watchConnections(app, settings.stallTimeout * 1000);
   allowOrigins(app, settings);
@@ -123,7 +125,7 @@ export function createServer(model: UniFluid, options?: ServerOptions): UniFluid
   });
   app.register(async (scope) => {
     await limitRate(scope, keys, settings);
-    registerMetrics(scope, registry);
+    registerMetrics(scope, metrics.registry);
     registerSystem(scope, context);
     registerImages(scope, context);
     registerChat(scope, context);
@@ -197,20 +199,34 @@ async function limitRate(
 }
 
 function addDrain(app: FastifyInstance, context: ServerContext): void {
+  /** Requests of any kind that are not over. */
+  let under = 0;
+  let last = Infinity;
+  const wait = async (holds: () => boolean) => {
+    while (holds() && Date.now() < last) await new Promise((resolve) => setTimeout(resolve, 20));
+  };
+  app.addHook("onRequest", async (_request, { raw }) => {
+    under++;
+    finished(raw, () => {
+      under--;
+    });
+  });
+  // `close` then ends all connections, at every address: also those that are kept, or on which nothing was ever said.
+  app.addHook("preClose", async () => {
+    context.draining = true;
+    await wait(() => under > 0);
+  });
   app.decorate("draining", { getter: () => context.draining });
   app.decorate("drain", async (milliseconds: number) => {
     context.draining = true;
-    const deadline = Date.now() + milliseconds;
+    last = Date.now() + milliseconds;
     // Until their answers are sent: a result that is ready may have a slow reader.
-    while (context.open > 0 && Date.now() < deadline) {
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
+    await wait(() => context.open > 0);
     for (const controller of context.active) {
       controller.abort(new HttpError(503, "SHUTTING_DOWN", "the server is shutting down"));
     }
-    const closed = app.close();
     // What was given up is answered within a moment; a client that does not read must not hold the end up.
-    const force = setTimeout(() => app.server.closeAllConnections(), 1000);
-    await closed.finally(() => clearTimeout(force));
+    last = Date.now() + 1000;
+    await app.close();
   });
 }

@@ -1,9 +1,7 @@
 /** What a service needs besides: models, health, readiness. */
 
 import type { FastifyInstance, FastifyReply } from "fastify";
-import { isUniFluidError } from "../errors.js";
-import type { UniFluid } from "../model.js";
-import type { ServerContext } from "./context.js";
+import { type ServerContext, statsOf } from "./context.js";
 import { HttpError } from "./http-error.js";
 import { openApi } from "./openapi.js";
 
@@ -33,20 +31,9 @@ export function registerSystem(app: FastifyInstance, context: ServerContext): vo
   /** Requests will be served. */
   app.get("/ready", async (_request, reply) => {
     if (context.failed) return unavailable(reply, FAILED);
-    if (isDisposed(model)) return unavailable(reply, "the model was disposed");
+    if (!statsOf(context)) return unavailable(reply, "the model was disposed");
     return context.draining ? unavailable(reply, "shutting down") : { status: "ready" };
   });
   const document = openApi(context);
   app.get("/openapi.json", async () => document);
-}
-
-/** The model is its caller's, who may dispose of it at any time. */
-function isDisposed(model: UniFluid): boolean {
-  try {
-    model.stats();
-    return false;
-  } catch (error) {
-    if (isUniFluidError(error) && error.code === "DISPOSED") return true;
-    throw error;
-  }
 }

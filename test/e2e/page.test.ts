@@ -2,6 +2,8 @@
 /** The page in a real Chromium. */
 
 import { mkdirSync } from "node:fs";
+import { createServer, request as httpRequest } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import type { Browser, BrowserContextOptions, Page } from "playwright-core";
 import { UniFluid } from "../../lib/index";
@@ -213,6 +215,37 @@ withChromium("the page", () => {
     } finally {
       await page.goto("about:blank");
       await locked.app.drain(0);
+    }
+  });
+
+  test("works under a path that a proxy puts it at", async () => {
+    const proxy = createServer((incoming, answer) => {
+      const path = incoming.url!.replace(/^\/pictures\//, "/");
+      // What is asked for beside the path is not there.
+      if (path === incoming.url) {
+        answer.writeHead(404).end();
+        return;
+      }
+      const { method, headers } = incoming;
+      const passed = httpRequest(server.url + path, { method, headers }, (response) => {
+        response.pipe(answer.writeHead(response.statusCode!, response.headers));
+      });
+      incoming.pipe(passed);
+    });
+    await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+    try {
+      const { port } = proxy.address() as AddressInfo;
+      await open({}, `http://127.0.0.1:${port}/pictures/`);
+      await enabled("Draw");
+      await page.fill("#text", "a red circle");
+      await page.fill("#steps", "2");
+      await page.click("#go");
+      await page.waitForFunction(() => document.querySelectorAll("#history li").length === 1);
+      expect(problems).toEqual([]);
+    } finally {
+      await page.goto("about:blank");
+      proxy.closeAllConnections();
+      proxy.close();
     }
   });
 

@@ -38,7 +38,11 @@ interface Service {
 }
 
 /** Starts `unifluid serve` on a free port; `url` is empty where it ended instead. */
-async function serve(args: string[] = [], env: Record<string, string> = {}): Promise<Service> {
+async function serve(
+  args: string[] = [],
+  env: Record<string, string> = {},
+  started: (child: ChildProcess) => void = () => {},
+): Promise<Service> {
   const { UNIFLUID_API_KEYS: _, ...inherited } = process.env;
   const child = spawn(process.execPath, [main, "serve", "--port", "0", ...args], {
     cwd: folder,
@@ -46,6 +50,7 @@ async function serve(args: string[] = [], env: Record<string, string> = {}): Pro
     stdio: ["ignore", "pipe", "pipe"],
   });
   children.push(child);
+  started(child);
   const text = { out: "", err: "" };
   const ended = once(child, "close").then(([code]) => code as number | null);
   const url = await new Promise<string>((resolve) => {
@@ -73,6 +78,16 @@ const running = async ({ url }: Service, headers = {}): Promise<number> => {
   return Number(/^unifluid_engine_running_requests (\d+)$/m.exec(text)![1]);
 };
 const ready = async ({ url }: Service) => (await fetch(`${url}/ready`)).status;
+/** Makes `unifluid serve` tell when it loads its model, and wait a moment. */
+const SLOW_LOAD = `
+const { UniFluid } = require(${JSON.stringify(join(root, "dist/model.js"))});
+const { load } = UniFluid;
+UniFluid.load = async (...args) => {
+  process.stderr.write("loading\\n");
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  return load.apply(UniFluid, args);
+};
+`;
 /** Enough to be still under way when the next thing happens. */
 const LONG = { prompt: "a red circle", seed: 3, steps: 1000, n: 4 };
 
@@ -151,14 +166,49 @@ describe("keys", () => {
     await until(async () => (await status(service, "third-key")) === 200);
     expect(await status(service, "first-key")).toBe(401);
 
-    writeFileSync(file, "# nothing\n");
-    service.child.kill("SIGHUP");
-    await until(() => service.out().includes("the old keys stay"));
+    for (const [i, text] of ["# nothing\n", "fourth key\n"].entries()) {
+      writeFileSync(file, text);
+      service.child.kill("SIGHUP");
+      await until(() => service.out().split("the old keys stay").length === i + 2);
+    }
     expect(await status(service, "third-key")).toBe(200);
     expect(await status(service, "")).toBe(401);
-    for (const key of ["first-key", "second-key", "third-key"]) {
+    for (const key of ["first-key", "second-key", "third-key", "fourth key"]) {
       expect(service.out() + service.err()).not.toContain(key);
     }
+  });
+
+  test("are read again, too, when SIGHUP comes before the server is there, and by its end", async () => {
+    const file = join(folder, "keys");
+    writeFileSync(file, "first-key\n");
+    // In the midst of loading, which it is made to wait in.
+    writeFileSync(join(folder, "slow.cjs"), SLOW_LOAD);
+    const service = await serve(
+      ["--api-keys", file, "--drain-timeout", "600"],
+      { NODE_OPTIONS: `--require ${join(folder, "slow.cjs")}` },
+      (child) =>
+        child.stderr!.on("data", (chunk) => {
+          if (!String(chunk).includes("loading")) return;
+          writeFileSync(file, "second-key\n");
+          child.kill("SIGHUP");
+        }),
+    );
+    await until(async () => (await status(service, "second-key")) === 200);
+    expect(await status(service, "first-key")).toBe(401);
+    const under = post(generations(service), { ...LONG, n: 1, steps: 300 }, bearer("second-key"));
+    await until(async () => (await running(service, bearer("second-key"))) > 0);
+    service.child.kill("SIGTERM");
+    await until(async () => (await ready(service)) === 503);
+    service.child.kill("SIGHUP");
+    expect((await under).status).toBe(200);
+    expect(await service.ended).toBe(0);
+  });
+
+  test("of the environment stay at SIGHUP", async () => {
+    const service = await serve([], { UNIFLUID_API_KEYS: "first-key" });
+    service.child.kill("SIGHUP");
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    expect(await status(service, "first-key")).toBe(200);
   });
 
   test("come of the environment", async () => {
@@ -301,6 +351,10 @@ test("the limits and names that are asked for hold", async () => {
     "MODEL_NOT_FOUND",
   ]);
   expect(await ask({ prompt: "a", steps: 4 })).toEqual([422, "INVALID_OPTION"]);
+  // The model's own default is more than that.
+  const drawn = async (body: object) =>
+    (await post(generations(service), { prompt: "a", seed: 1, ...body })).body.data;
+  expect(await drawn({})).toEqual(await drawn({ steps: 3 }));
   expect(await ask({ prompt: "a", n: 2 })).toEqual([422, "INVALID_OPTION"]);
   expect(await ask({ prompt: "a circle" })).toEqual([422, "PROMPT_TOO_LONG"]);
   expect((await fetch(`${service.url}/`)).status).toBe(404);

@@ -497,6 +497,33 @@ describe("keys", () => {
     expect(await status({ authorization: "Bearer third-key" })).toBe(200);
   });
 
+  test.each([
+    [[]],
+    [undefined],
+    ["a-key"],
+    [[5]],
+    [["a key"]],
+    [["good-key", "schlüssel"]],
+    [[""]],
+  ])("%j in their place is refused, and the old ones stay", async (keys) => {
+    locked.app.setApiKeys(["third-key"]);
+    expect(() => locked.app.setApiKeys(keys as string[])).toThrow(
+      expect.objectContaining({
+        code: "INVALID_OPTION",
+        message: expect.not.stringMatching(/a-key|a key|good-key|schlüssel/),
+      }),
+    );
+    expect(await status({})).toBe(401);
+    expect(await status({ authorization: "Bearer third-key" })).toBe(200);
+  });
+
+  test("that could never match are refused from the beginning, and none stay none", () => {
+    expect(() => createServer(model, { apiKeys: ["a key"] })).toThrow(
+      expect.objectContaining({ code: "INVALID_OPTION" }),
+    );
+    createServer(model).setApiKeys([]);
+  });
+
   test("health, readiness, the page and the description are open", async () => {
     for (const path of ["/health", "/ready", "/", "/page/page.mjs", "/openapi.json"]) {
       expect(await status({}, path)).toBe(200);

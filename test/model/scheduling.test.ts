@@ -2,8 +2,9 @@
 
 import { getEventListeners } from "node:events";
 import { join } from "node:path";
+import { Readable } from "node:stream";
 import { loadAddon } from "../../lib/addon";
-import { UniFluid } from "../../lib/index";
+import { type DrawingProgress, UniFluid } from "../../lib/index";
 import { CheckpointCopy } from "../support/checkpoints";
 
 const tiny = join(__dirname, "..", "fixtures", "unifluid-tiny");
@@ -62,9 +63,9 @@ describe("priorities", () => {
       .generateLatents("a", { steps: 1000, signal: controller.signal })
       .catch(() => {});
     await until(() => model.stats().running === 1);
-    const latents = new Float32Array(64 * 16);
-    const early = model.decodeLatents(latents);
-    const later = Array.from({ length: 100 }, () => model.decodeLatents(latents, { priority: 1 }));
+    const write = (priority: number) => model.complete("a", { maxNewTokens: 1, priority });
+    const early = write(0);
+    const later = Array.from({ length: 100 }, () => write(1));
     controller.abort();
     const order = await finishing({
       early,
@@ -80,6 +81,108 @@ describe("priorities", () => {
       code: "INVALID_OPTION",
     });
   });
+});
+
+describe("what needs no sequence", () => {
+  const latents = new Float32Array(64 * 16);
+
+  test("is done beside those that run, without a place among them", async () => {
+    const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 1 });
+    try {
+      const controller = new AbortController();
+      const options = { steps: 1000, signal: controller.signal };
+      const held = [0, 1].map(() => model.generateLatents("a", options).catch(() => {}));
+      await until(() => model.stats().running === 1 && model.stats().waiting === 1);
+      await Promise.all([
+        model.decodeLatents(latents),
+        model.encodeImage(picture),
+        model.imageFeatures(picture),
+      ]);
+      expect(model.stats()).toMatchObject({ running: 1, waiting: 1, completed: 3 });
+      controller.abort();
+      await Promise.all(held);
+    } finally {
+      await model.dispose();
+    }
+  });
+
+  test("holds up no sequence, however much of it there is", async () => {
+    const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 1 });
+    try {
+      const images = Array.from({ length: 100 }, () =>
+        model.decodeLatents(latents, { priority: 1000 }),
+      );
+      const work = { text: model.complete("a", { maxNewTokens: 1 }), half: images[50]! };
+      expect(await finishing(work)).toEqual(["text", "half"]);
+      await Promise.all(images);
+    } finally {
+      await model.dispose();
+    }
+  });
+});
+
+describe("a stream that is left while it waits gives up its place at once", () => {
+  const streams: [string, (model: UniFluid) => AsyncGenerator<unknown, unknown, undefined>][] = [
+    ["a drawing", (model) => model.generateStream("a", { steps: 1 })],
+    ["an edit", (model) => model.editStream(picture, "a", { steps: 1 })],
+    ["a caption", (model) => model.captionStream(picture)],
+    ["an answer", (model) => model.answerStream(picture, "what?")],
+    ["a text", (model) => model.completeStream("a")],
+    ["a run over items", (model) => model.generateAll(["a"], { steps: 1 })],
+  ];
+
+  test.each(streams)("%s", async (_name, begin) => {
+    const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 1 });
+    try {
+      const controller = new AbortController();
+      const options = { steps: 1000, signal: controller.signal };
+      const running = model.generateLatents("a", options).catch(() => {});
+      await until(() => model.stats().running === 1);
+      const waits = async () => {
+        const stream = begin(model);
+        const next = stream.next();
+        await until(() => model.stats().waiting === 1);
+        return { stream, next };
+      };
+      const returned = await waits();
+      const end = returned.stream.return(undefined);
+      expect(model.stats().waiting).toBe(0);
+      expect(await returned.next).toEqual({ done: true, value: undefined });
+      expect(await end).toEqual({ done: true, value: undefined });
+      const thrown = await waits();
+      const failure = thrown.stream.throw(new Error("gone"));
+      expect(model.stats().waiting).toBe(0);
+      await expect(failure).rejects.toThrow("gone");
+      // As a route of HTTP does when its client is gone.
+      const readable = Readable.from(begin(model)).on("data", () => {});
+      await until(() => model.stats().waiting === 1);
+      readable.destroy();
+      await until(() => model.stats().waiting === 0);
+      expect(model.stats()).toMatchObject({ running: 1, completed: 0 });
+      controller.abort();
+      await running;
+    } finally {
+      await model.dispose();
+    }
+  });
+});
+
+test("a preview ends by a signal of its own, and the drawing goes on", async () => {
+  const model = await UniFluid.load(tiny, { threads: 1 });
+  try {
+    let last: DrawingProgress | undefined;
+    for await (const step of model.generateStream("a", { steps: 1 })) {
+      const controller = new AbortController();
+      const preview = step.image ? undefined : step.preview({ signal: controller.signal });
+      controller.abort("enough");
+      if (preview) await expect(preview).rejects.toBe("enough");
+      last = step;
+    }
+    expect(last!.image).toBeDefined();
+    await expect(last!.preview({ priority: 0 })).resolves.toBe(last!.image);
+  } finally {
+    await model.dispose();
+  }
 });
 
 describe("a full queue", () => {

@@ -116,6 +116,31 @@ describe("what is refused before anything is asked", () => {
     });
   });
 
+  // They are resolved, so they are allowed.
+  test.each([
+    ["example.com:443", "https://example.com/a.png"],
+    ["example.com:80", "http://example.com/a.png"],
+    ["example.com", "https://example.com:8443/a.png"],
+    ["bücher.example", "https://bücher.example/a.png"],
+    ["BÜCHER.example:8443", "https://xn--bcher-kva.example:8443/a.png"],
+  ])("not so with %s in the list: %s", async (host, url) => {
+    await expect(fetchOf(url, [host])).rejects.toMatchObject({
+      message: expect.stringContaining("a name was resolved"),
+    });
+  });
+
+  test.each([
+    ["example.com:443", "http://example.com/a.png"],
+    ["example.com:443", "https://example.com:8443/a.png"],
+    ["example.com:8443", "https://example.com/a.png"],
+    ["not a host", "https://example.com/a.png"],
+    ["::1", "http://[::1]/a.png"],
+  ])("with %s in the list: %s", async (host, url) => {
+    await expect(fetchOf(url, [host])).rejects.toMatchObject({
+      message: expect.stringContaining("fetches no images from"),
+    });
+  });
+
   test("everything, where no host is listed", async () => {
     await expect(fetchOf("https://images.example/a.png", [])).rejects.toMatchObject({
       code: "IMAGE_URL_REFUSED",

@@ -90,3 +90,22 @@ test("a reader that takes nothing is cut off, and what it asked for is ended", a
   await once(stream, "close");
   expect(left).toBe(true);
 });
+
+test("a reader that takes a little at a time is not cut off, however large the event", async () => {
+  const data = "ä".repeat(200_000);
+  async function* events(): AsyncGenerator<ServerEvent> {
+    yield { data };
+  }
+  const reply = new FakeReply();
+  const cutOff = jest.fn();
+  reply.raw.on("destroyed", cutOff);
+  const stream = await send(reply, events(), 0.2);
+  const taken: Buffer[] = [];
+  while (!stream.readableEnded) {
+    const chunk = stream.read(16 * 1024) ?? stream.read();
+    if (chunk) taken.push(chunk);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  expect(cutOff).not.toHaveBeenCalled();
+  expect(Buffer.concat(taken).toString()).toBe(`data: ${data}\n\n`);
+});

@@ -1,4 +1,4 @@
-/** The server's routes, as the page uses them. */
+/** The server's routes, as the page uses them: relative to it, since a proxy may put the server under any path. */
 
 /** What the server refused, in its own words. */
 export class ApiError extends Error {
@@ -49,13 +49,13 @@ async function* chunks(stream) {
 
 /** The model that the server has: its name, its tasks and its defaults. */
 export async function model(key) {
-  const { data } = await (await ask("/v1/models", { key })).json();
+  const { data } = await (await ask("v1/models", { key })).json();
   return data[0];
 }
 
 /** Draws, as events of partial images and then the whole. */
 export async function* draw(prompt, settings, { key, signal }) {
-  const response = await ask("/v1/images/generations", {
+  const response = await ask("v1/images/generations", {
     key,
     signal,
     method: "POST",
@@ -72,14 +72,14 @@ export async function* edit(image, prompt, settings, { key, signal }) {
   for (const [name, value] of Object.entries({ prompt, stream: true, ...settings })) {
     body.set(name, String(value));
   }
-  yield* events(await ask("/v1/images/edits", { key, signal, method: "POST", body }));
+  yield* events(await ask("v1/images/edits", { key, signal, method: "POST", body }));
 }
 
 /** What the model writes about an image, a data URL: an answer, or a caption where there is no question. */
 export async function* read(image, question, name, { key, signal }) {
   const content = [{ type: "image_url", image_url: { url: image } }];
   if (question) content.unshift({ type: "text", text: question });
-  const response = await ask("/v1/chat/completions", {
+  const response = await ask("v1/chat/completions", {
     key,
     signal,
     method: "POST",

@@ -125,7 +125,7 @@ async function paint(text, options) {
   let cells;
   let last;
   for await (const step of steps) {
-    const { cell, cells: total, position, grid } = step.unifluid;
+    const { cell, drawn, cells: total, position, grid } = step.unifluid;
     if (!cells) {
       showImage(undefined, text);
       cells = showCells(grid);
@@ -134,7 +134,8 @@ async function paint(text, options) {
     }
     last?.classList.remove("last");
     last = cells[cell];
-    last.classList.add("drawn", "last");
+    last.classList.add("last");
+    for (const each of drawn) cells[each].classList.add("drawn");
     $("picture").src = `data:image/png;base64,${step.b64_json}`;
     $("picture").hidden = false;
     $("progress").value = (position + 1) / total;
