@@ -5,7 +5,6 @@
  */
 
 import { basename } from "node:path";
-import { finished } from "node:stream";
 import cors from "@fastify/cors";
 import multipart from "@fastify/multipart";
 import rateLimit from "@fastify/rate-limit";
@@ -178,7 +177,7 @@ function addGuards(app: FastifyInstance, keys: ApiKeys, context: ServerContext):
       throw new HttpError(429, "QUEUE_FULL", message);
     }
     context.open++;
-    finished(reply.raw, () => {
+    reply.raw.once("close", () => {
       context.open--;
     });
   });
@@ -207,7 +206,7 @@ function addDrain(app: FastifyInstance, context: ServerContext): void {
   };
   app.addHook("onRequest", async (_request, { raw }) => {
     under++;
-    finished(raw, () => {
+    raw.once("close", () => {
       under--;
     });
   });
