@@ -21,6 +21,7 @@ struct Split {
 
 Split split(int64_t rows, int64_t outputs, int threads) {
   Split s{rows, outputs, 0, 0, 0, 0};
+  if (rows == 0) return s;  // no tasks
   // Equal blocks of whole tiles.
   s.row_blocks = divide_up(rows, kBlockRows);
   s.block_rows = divide_up(divide_up(rows, s.row_blocks), 4) * 4;

@@ -11,6 +11,7 @@ import { contactSheet } from "../contact-sheet.js";
 import { decoding } from "../decoding.js";
 import type { Device } from "../device.js";
 import { InsufficientMemoryError, InvalidConfigError, TrainingDataError } from "../errors.js";
+import { isFile } from "../files.js";
 import { Image } from "../image.js";
 import { decodeImage } from "../image-input.js";
 import { vaeTrainingActivations } from "../memory.js";
@@ -25,6 +26,7 @@ import type {
 import { Random } from "../philox.js";
 import { resize, toVaePixels } from "../preprocess.js";
 import { psnr } from "../psnr.js";
+import { writeWhole } from "../write-whole.js";
 import { BrokenRecords } from "./broken-records.js";
 import { frozenBy } from "./changed-settings.js";
 import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
@@ -181,11 +183,12 @@ export class AutoencoderSubject implements Subject {
     await write({ scaling_factor: 1, shift_factor: 0 });
     // Whoever stops a run may give it seconds, and goes on without the factors. Data that hang are left to themselves.
     const measuring = orAborted(() => this.measureSomewhere(folder, signal), signal);
-    const statistics = await measuring.catch((error) => {
+    const statistics = await measuring.catch(async (error) => {
       const stopped = signal.aborted && error === signal.reason;
       const known = error instanceof TrainingDataError || error instanceof InsufficientMemoryError;
       if (!stopped && !known) throw error;
       // What was learned is not to be lost with the data: the next checkpoint measures again.
+      this.measured ??= await folderStatistics(this.folder);
       const instead = this.measured
         ? "it uses the factors of the previous one"
         : "it has no factors";
@@ -194,7 +197,10 @@ export class AutoencoderSubject implements Subject {
       return this.measured;
     });
     if (!statistics) return;
-    this.measured = statistics;
+    if (statistics !== this.measured) {
+      this.measured = statistics;
+      await writeWhole(this.folder.latents, Buffer.from(`${JSON.stringify(statistics)}\n`));
+    }
     const { quantConv, postQuantConv } = checkpoint.spec.vae as NativeVaeConfig;
     const foldable =
       quantConv &&
@@ -271,9 +277,11 @@ export class AutoencoderSubject implements Subject {
   async sample(checkpoint: string, signal: AbortSignal) {
     const { config, size, mixture } = this;
     const { pictures: count } = config.samples!;
-    const pictures = await shownOf(config, count, mixture.broken.uncounted(), (record, random) =>
-      pictureOf(record, random, size),
-    );
+    const shown = () =>
+      shownOf(config, count, mixture.broken.uncounted(), (record, random) =>
+        pictureOf(record, random, size),
+      );
+    const pictures = await orAborted(shown, signal);
     // "auto" takes the CPU where training fills the GPU.
     const { device, threads } = config;
     await using model = await UniFluid.load(checkpoint, { device, threads, signal });
@@ -384,4 +392,10 @@ async function inTurn<T, R>(items: readonly T[], make: (item: T) => Promise<R>):
   for (let i = 0; i < items.length; i += AT_ONCE)
     out.push(...(await Promise.all(items.slice(i, i + AT_ONCE).map(make))));
   return out;
+}
+
+/** Of the last checkpoint of an earlier process that measured its latents; undefined: there is none. */
+async function folderStatistics({ latents }: RunFolder): Promise<LatentStatistics | undefined> {
+  if (!(await isFile(latents))) return undefined;
+  return JSON.parse(await readFile(latents, "utf8"));
 }

@@ -173,6 +173,11 @@ export class RunFolder {
     return join(this.path, "metrics.jsonl");
   }
 
+  /** What was last measured of an autoencoder's latents. */
+  get latents(): string {
+    return join(this.path, "latents.json");
+  }
+
   get figures(): string {
     return join(this.path, "samples.jsonl");
   }

@@ -88,6 +88,7 @@ export class Trainer {
   private readonly pace = new ReportPace();
   /** Aborts as the run is to stop: by its signal, or as the trainer is closed. */
   private readonly stopping = new AbortController();
+  private readonly closing = new AbortController();
   /** Leaves the signal, which may outlive the trainer. */
   private readonly unlisten: () => void = () => {};
   /** The data of the next step. */
@@ -390,12 +391,14 @@ export class Trainer {
 
   private async save(): Promise<void> {
     const { subject, config, positions } = this;
+    // The last checkpoint is the one that is used: nothing is left out of it, unless the trainer is closed.
+    const { signal } = this.step < config.steps ? this.stopping : this.closing;
     await this.folder.save(
       this.step,
       subject,
       config.ema > 0,
       { positions, records: subject.mixture.broken.stateAt(this.records) },
-      (folder) => subject.writeCheckpoint(folder, this.stopping.signal),
+      (folder) => subject.writeCheckpoint(folder, signal),
     );
     this.saved = this.step;
     await this.prune();
@@ -468,8 +471,10 @@ export class Trainer {
 
   private async shut(): Promise<void> {
     this.stopping.abort(closedError());
+    this.closing.abort(closedError());
     this.unlisten();
     await this.running?.catch(() => {}); // told to whoever waits for it
+    this.subject.native.dispose(); // whatever becomes of the data
     const patience = new AbortController();
     const { signal } = patience;
     try {

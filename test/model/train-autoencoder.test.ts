@@ -279,6 +279,8 @@ test("latents are measured on the CPU where training leaves no room, and not at 
     expect(notes).toEqual([]);
     loading.mockRestore();
     loading = full(["auto", "cpu"]);
+    // As in a run that never measured any.
+    await rm(join(folder, "no-room", "latents.json"));
     const next = await train("no-room", { steps: 8 }, { resume: true, onNote });
     expect(next).toMatchObject({ step: 8, finished: true });
     expect(notes).toContainEqual(
@@ -471,12 +473,24 @@ test("a run that is stopped does not wait until latents are measured", async () 
   ]);
   const checkpoints = join(folder, "hurried", "checkpoints");
   const [before, last] = (await readdir(checkpoints)).slice(-2).map((n) => join(checkpoints, n));
-  expect(await vaeConfig(last!)).toEqual(await vaeConfig(before!));
-  // The next one measures again.
-  const on = { ...change, steps: 9 };
-  expect(await train("hurried", on, { resume: true })).toMatchObject({ step: 9, finished: true });
-  const resumed = join(checkpoints, "step-00000009");
-  expect(await vaeConfig(resumed)).not.toEqual(await vaeConfig(last!));
+  const measured = await vaeConfig(before!);
+  expect(await vaeConfig(last!)).toEqual(measured);
+  // Of a process that has not measured yet, too.
+  const later = new AbortController();
+  const stopped = await train("hurried", change, {
+    resume: true,
+    signal: later.signal,
+    onStep: () => later.abort(),
+  });
+  expect(stopped).toMatchObject({ step: 9, finished: false });
+  expect(await vaeConfig(join(checkpoints, "step-00000009"))).toEqual(measured);
+  // The last one of a run is measured whatever happens.
+  const end = new AbortController();
+  const on = { ...change, steps: 10 };
+  expect(
+    await train("hurried", on, { resume: true, signal: end.signal, onStep: () => end.abort() }),
+  ).toMatchObject({ step: 10, finished: true });
+  expect(await vaeConfig(join(checkpoints, "step-00000010"))).not.toEqual(measured);
 });
 
 test("a run that is stopped while a sheet is made does not wait for it", async () => {

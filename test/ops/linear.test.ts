@@ -115,6 +115,13 @@ function withoutGaps(out: Float32Array, rows: number, cols: number, stride: numb
 }
 
 describeBackends("linear", (backend) => {
+  test("no rows", () => {
+    withRandom((random) => {
+      const x = random.matrix(0, 9);
+      expect(backend().linear({ x, weight: scaled(random, "f32", 5, 9) })).toHaveLength(0);
+    })();
+  });
+
   describe.each(TYPES)("%s weights", (type) => {
     test.each(SHAPES)("[%d, %d] by %d outputs", (m, k, n) => {
       withRandom((random) => {
