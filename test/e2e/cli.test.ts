@@ -68,6 +68,8 @@ function run(args: string[], { input, env, mostKib, started }: RunOptions = {}):
   });
 }
 
+/** As on a machine without a GPU. */
+const NO_GPU = { UNIFLUID_CUDA_LIBRARY: "/nothing/unifluid_cuda.so" };
 const onLinux = process.platform === "linux" ? test : test.skip;
 /** Of processors that a child has used: what Linux counts in hundredths. */
 const secondsOf = ({ pid }: ChildProcess): number => {
@@ -389,7 +391,7 @@ describe("info", () => {
 });
 
 test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async () => {
-  const plain = await run(["doctor"]);
+  const plain = await run(["doctor"], { env: NO_GPU });
   expect(plain.code).toBe(0);
   for (const line of [
     /^package +unifluid \d/m,
@@ -413,7 +415,7 @@ test("doctor has one line for each fact, and says what UNIFLUID_ISA does", async
       known,
     });
   }
-  const [facts] = documents((await run(["doctor", "--json"])).out);
+  const [facts] = documents((await run(["doctor", "--json"], { env: NO_GPU })).out);
   expect(facts).toEqual({
     version: expect.any(String),
     node: process.versions.node,
@@ -539,7 +541,13 @@ describe("what goes wrong", () => {
     ["a task that the weights cannot do", 3, "UNSUPPORTED_TASK", ["generate", "x", "-m", gemma]],
     ["a prompt that is too long", 3, "PROMPT_TOO_LONG", ["generate", "word ".repeat(999)]],
     ["too little memory", 4, "INSUFFICIENT_MEMORY", ["generate", "x", "--max-memory", "0.01"]],
-    ["a device that is not there", 5, "DEVICE_UNAVAILABLE", ["generate", "x", "--device", "cuda"]],
+    [
+      "a device that is not there",
+      5,
+      "DEVICE_UNAVAILABLE",
+      ["generate", "x", "--device", "cuda"],
+      NO_GPU,
+    ],
     ["no native part", 5, "NATIVE_NOT_FOUND", ["generate", "x"], { UNIFLUID_NATIVE: missing }],
     ["no native part for doctor", 5, "NATIVE_NOT_FOUND", ["doctor"], { UNIFLUID_NATIVE: missing }],
     ["help of an unknown command", 2, "USAGE", ["help", "paint"]],

@@ -44,7 +44,7 @@ function run(
 ): Promise<Ending> {
   const child = spawn(process.execPath, [main, ...args], {
     cwd: folder,
-    env: { ...process.env, UNIFLUID_QUEUE: redis?.url ?? "" },
+    env: { ...process.env, UNIFLUID_QUEUE: redis?.url ?? "redis://127.0.0.1:1" },
   });
   started(child);
   let [out, err] = ["", ""];

@@ -26,12 +26,13 @@ afterAll(async () => {
 const extra = (fields: Record<string, unknown>) => fields as object;
 
 test("draws the image of a seed", async () => {
+  const options = { seed: 7, steps: 4, guidance: 1.5, temperature: 0.7 };
   const answer = await client.images.generate({
     prompt: "a red circle",
     model: "shapes-64",
-    ...extra({ seed: 7, steps: 4 }),
+    ...extra(options),
   });
-  const drawn = await model.generate("a red circle", { seed: 7, steps: 4 });
+  const drawn = await model.generate("a red circle", options);
   expect(answer.data).toEqual([{ b64_json: (await drawn.toBuffer()).toString("base64"), seed: 7 }]);
   expect(answer.created).toBeGreaterThan(1.7e9);
 });
@@ -197,6 +198,20 @@ test("streams an answer", async () => {
   expect(usage?.completion_tokens).toBe(model.tokenize(text).length);
 });
 
+test("samples an answer by the temperature and the seed", async () => {
+  const answer = await client.chat.completions.create({
+    model: "shapes-64",
+    temperature: 2,
+    seed: 5,
+    messages: [ask("")],
+  });
+  const sampled = await model.caption(photo, { temperature: 2, seed: 5 });
+  expect(answer.choices[0]!.message.content).toBe(sampled);
+  // Either of them counts.
+  expect(sampled).not.toBe(await model.caption(photo));
+  expect(sampled).not.toBe(await model.caption(photo, { temperature: 2, seed: 6 }));
+});
+
 test("a limit of tokens ends an answer", async () => {
   const answer = await client.chat.completions.create({
     model: "shapes-64",
@@ -216,9 +231,9 @@ test("lists the model", async () => {
 describe("errors are those of OpenAI's client", () => {
   test("401", async () => {
     const stranger = new OpenAI({ apiKey: "guess", baseURL: `${server.url}/v1`, maxRetries: 0 });
-    await expect(stranger.images.generate({ prompt: "a" })).rejects.toBeInstanceOf(
-      OpenAI.AuthenticationError,
-    );
+    const asked = stranger.images.generate({ prompt: "a" });
+    await expect(asked).rejects.toBeInstanceOf(OpenAI.AuthenticationError);
+    await expect(asked).rejects.toMatchObject({ code: "INVALID_API_KEY" });
   });
 
   test("404 for another model", async () => {

@@ -130,8 +130,9 @@ export const cases: CudaCase[] = [
       name: `diffusion_sample: ${named(shape)}`,
       deviceOnly: isLarge(shape),
       bf16Only: isLarge(shape),
-      // Guidance adds three times the difference of two outputs.
-      tolerance: 6 * pathRoundings(shape.depth),
+      // Guidance adds three times the difference of two outputs. DDPM's noise has a scale of its own output, v: in the
+      // second step exp(1.95 v). The largest outputs are about 3, and so it is off by six times their relative error.
+      tolerance: (shape.flow ? 6 : 12) * pathRoundings(shape.depth),
       run(backend, random) {
         const z = new Inputs(random).matrix(6, shape.condition);
         return backend.diffusionSample({
