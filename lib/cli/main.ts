@@ -29,7 +29,7 @@ function endAfterSignal(): void {
   const { exitCode } = process;
   if (exitCode !== ExitCode.interrupted && exitCode !== ExitCode.terminated) return;
   const signal = exitCode === ExitCode.interrupted ? "SIGINT" : "SIGTERM";
-  setTimeout(() => process.kill(process.pid, signal), 1000).unref();
+  setTimeout(() => process.kill(process.pid, signal), 5000).unref();
 }
 
 const args = process.argv.slice(2);
