@@ -28,7 +28,8 @@ export async function readJsonLines(
       for (;;) {
         const end = bytes.indexOf(LINE_BREAK, start);
         if (end < 0) break;
-        const value = objectOf(Buffer.concat([...begun, bytes.subarray(start, end)]));
+        const rest = bytes.subarray(start, end);
+        const value = objectOf(length > 0 ? Buffer.concat([...begun, rest]) : rest);
         [begun, length] = [[], 0];
         start = end + 1;
         if (value) see(value, at + start);

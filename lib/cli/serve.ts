@@ -38,6 +38,7 @@ interface ServeFlags extends ModelFlags, OutputFlags {
 /** A count of proxies, or their addresses with commas between. */
 const proxies = (text: string): number | string[] =>
   /^\d+$/.test(text) ? integerFlag(1, 100)(text) : text.split(",").map((address) => address.trim());
+
 /** An option whose range and default are the server's. */
 function serverCount(flag: string, description: string, name: keyof typeof SERVER_COUNTS): Option {
   const { min, max } = SERVER_COUNTS[name];
@@ -45,6 +46,7 @@ function serverCount(flag: string, description: string, name: keyof typeof SERVE
     .argParser(integerFlag(min, max))
     .default(SERVER_DEFAULTS[name]);
 }
+
 const MEBIBYTE = 2 ** 20;
 const mebibytes = integerFlag(1, SERVER_COUNTS.maxBodyBytes.max / MEBIBYTE);
 const collect = (value: string, list: string[]): string[] => [...list, value];

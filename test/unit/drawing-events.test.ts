@@ -3,8 +3,8 @@
 import { leavable } from "../../lib/abort";
 import type { DrawingProgress } from "../../lib/drawing-stream";
 import { QueueFullError } from "../../lib/errors";
+import { drawingEvents } from "../../lib/server/drawing-events";
 import type { ServerEvent } from "../../lib/server/events";
-import { drawingEvents } from "../../lib/server/images";
 
 const TOTAL = 8;
 const file = (text: string) => ({ toBuffer: async () => Buffer.from(text) });
