@@ -85,7 +85,7 @@ export type LogitsOptions = CallOptions &
 
 /** Options of `decodeLatents`. */
 export interface DecodeLatentsOptions extends CallOptions {
-  /** In pixels; default: the latents form a square. */
+  /** In pixels, together with `height`; default: the latents form a square. */
   width?: number;
   height?: number;
 }

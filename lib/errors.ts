@@ -81,7 +81,10 @@ export class NonFiniteWeightError extends UniFluidError<"NON_FINITE_WEIGHT"> {
   }
 }
 
-/** A field of one of the checkpoint's JSON files is missing, of the wrong type, out of range or unsupported. */
+/**
+ * A field of a checkpoint's JSON files or of a settings file in YAML is missing, of the wrong type, out of range or
+ * unsupported; or there is no such file.
+ */
 export class InvalidConfigError extends UniFluidError<"INVALID_CONFIG"> {
   constructor(message: string, options?: UniFluidErrorOptions) {
     super("INVALID_CONFIG", message, options);

@@ -20,7 +20,7 @@ export function addQueueFlags(command: Command): Command {
   return command
     .option(
       "--queue <url>",
-      "Redis server, redis://[user:password@]host:port[/db] (default: UNIFLUID_QUEUE, or this machine)",
+      "Redis server, redis://[user:password@]host:port[/db], rediss:// for TLS (default: UNIFLUID_QUEUE, or this machine)",
     )
     .option("--queue-name <name>", "name of the queue on the server", "unifluid");
 }

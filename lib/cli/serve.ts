@@ -72,7 +72,7 @@ export function addServe(program: Command): void {
     .addOption(
       serverCount(
         "--max-steps <n>",
-        "diffusion steps per request (default: the model's)",
+        "diffusion steps per request (default: the model's timesteps)",
         "maxSteps",
       ),
     )

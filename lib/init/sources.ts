@@ -17,7 +17,7 @@ import {
   storedName,
 } from "../checkpoint/tensor-names.js";
 import type { NamedTensor } from "../checkpoint/tensor-table.js";
-import { paligemmaText } from "../checkpoint/text-config.js";
+import { eosTokens, paligemmaText } from "../checkpoint/text-config.js";
 import { parseVaeConfig } from "../checkpoint/vae-config.js";
 import { PALIGEMMA_VISION, parseVisionConfig } from "../checkpoint/vision-config.js";
 import { CheckpointNotFoundError, InvalidConfigError, InvalidOptionError } from "../errors.js";
@@ -72,6 +72,7 @@ export async function openText(model: string): Promise<Part> {
   const section = kind === "gemma" || kind === "gemma2" ? json : textFields(json);
   // One place of the rotary base, which a file of sizes may change: transformers 5 writes another.
   const { rope_parameters, rope_scaling, ...fields } = section;
+  const stops = await generationStops(directory, text.vocabSize);
   const { path, files, tensors } = await readWeightFiles(directory, "model");
   return new Part({
     source: model,
@@ -86,6 +87,7 @@ export async function openText(model: string): Promise<Part> {
       ...Object.fromEntries(Object.entries(fields).filter(([name]) => !FOREIGN.test(name))),
       model_type: text.gemma2 ? "gemma2" : "gemma",
       rope_theta: text.ropeTheta,
+      ...(stops && { eos_token_id: stops }),
     },
     sizes: {
       model_type: text.gemma2 ? "gemma2" : "gemma",
@@ -103,6 +105,12 @@ export async function openText(model: string): Promise<Part> {
     spellings: spellingsOf(kind),
     tensors: named(files, tensors, (n) => canonicalName(n, kind), PARTS.text),
   });
+}
+
+/** The end tokens of its `generation_config.json`, which stand above those of `config.json`: a chat model has more. */
+async function generationStops(directory: string, vocab: number): Promise<number[] | undefined> {
+  const path = join(directory, "generation_config.json");
+  return eosTokens(Fields.of(await readJson(path, {}), path), vocab);
 }
 
 /** Of a model with images; PaliGemma may give ids at the top, and leave the section out. */

@@ -288,12 +288,25 @@ test("every exit code is explained", () => {
     expect(page).toMatch(new RegExp(`^\\| ${code}\\b`, "m"));
 });
 
+/** The anchors that GitHub gives a page's headings. */
+const anchors = (page: string) =>
+  [...page.matchAll(/^#+ (.*)$/gm)].map(([, heading]) =>
+    heading!
+      .toLowerCase()
+      .replace(/[^\w\- ]/g, "")
+      .replaceAll(" ", "-"),
+  );
+
 test("links within the repository lead somewhere", () => {
   for (const page of pages) {
-    for (const [, target] of read(page).matchAll(/\]\(([^)#\s]+)(?:#[^)]*)?\)/g)) {
+    for (const [link, target, anchor] of read(page).matchAll(/\]\(([^)#\s]*)(?:#([^)]*))?\)/g)) {
       if (/^https?:/.test(target!)) continue;
-      const path = relative(root, join(root, dirname(page), target!));
+      const path = target ? relative(root, join(root, dirname(page), target)) : page;
       expect(() => read(path)).not.toThrow();
+      if (anchor)
+        expect({ link, anchors: anchors(read(path)) }).toMatchObject({
+          anchors: expect.arrayContaining([anchor]),
+        });
     }
   }
 });

@@ -513,6 +513,16 @@ describe("what a model says beside its sections", () => {
     });
   });
 
+  test("ends texts at the tokens of a decoder's generation_config.json, unless the file says", async () => {
+    const chat = join(folder, "chat");
+    await cp(plain, chat, { recursive: true });
+    await writeFile(join(chat, "generation_config.json"), JSON.stringify({ eos_token_id: [1, 3] }));
+    const parts = { text: chat, image: plain, vae: plain };
+    expect((await init({}, parts)).config!.eosTokens).toEqual([1, 3]);
+    const given = { text_config: { eos_token_id: 1 } };
+    expect((await init(given, parts)).config!.eosTokens).toEqual([1]);
+  });
+
   test("is refused where two models differ in what the file does not say", async () => {
     const parts = { text: own(), image: plain, vae: plain };
     await refused(
