@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "cuda/size_class.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -35,8 +36,6 @@ void put(std::vector<unsigned char>& to, const T& value) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(&value);
   to.insert(to.end(), bytes, bytes + sizeof value);
 }
-
-size_t rounded_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 }  // namespace
 
@@ -110,26 +109,24 @@ void Queue::reserve_scratch(size_t bytes) {
   if (scratch_used_ > 0 || operation_staged_)
     throw Error(error_code::kInternal,
                 "reserve_scratch() called after the operation's first stage()");
-  grow_scratch(bytes, rounded_up(bytes, kScratchStep));
+  replace_scratch(bytes, device_bytes(rounded_up(bytes, kScratchStep)));
 }
 
 void Queue::resize_scratch(size_t bytes) {
   fault_.expect_none();
   scratch_used_ = 0;
   operation_staged_ = false;
-  const size_t size = piece_bytes(bytes);
+  const size_t size = bytes > 0 ? device_bytes(bytes) : 0;
   if (size == scratch_size_) return;
-  if (size < scratch_size_) {
-    synchronize();
-    drop_scratch();
-  }
-  if (size > 0) grow_scratch(size, size);
+  if (size > 0) return replace_scratch(size, size);
+  synchronize();
+  drop_scratch();
 }
 
 // A piece that cannot be had costs nobody the one that is there: sequences run that count on it.
-void Queue::grow_scratch(size_t bytes, size_t size) {
+void Queue::replace_scratch(size_t bytes, size_t size) {
   synchronize();  // launches before this one may still use what is freed here
-  const size_t least = piece_bytes(bytes), before = scratch_size_;
+  const size_t least = device_bytes(bytes), before = scratch_size_;
   void* memory = memory_.allocate(size);
   if (!memory && give_back_) {
     give_back_();

@@ -261,7 +261,7 @@ class Queue {
   bool launch_graph();
   cudaGraph_t captured();  // the list
   std::vector<unsigned char> identity() const;
-  void grow_scratch(size_t bytes, size_t size);  // to `size`, or at least to `bytes`
+  void replace_scratch(size_t bytes, size_t size);  // by `size`, or at least by `bytes`
   void drop_scratch() noexcept;
 
   DeviceMemory& memory_;

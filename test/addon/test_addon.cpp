@@ -84,7 +84,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
     backend_ = guarded(info.Env(), [&] {
       if (!library.IsUndefined())
         return cuda::make_cuda_backend(library.ToString().Utf8Value(),
-                                       {0, bf16 ? DType::bf16 : DType::f32, max_memory});
+                                       {0, bf16 ? DType::bf16 : DType::f32, max_memory, 0});
       return make_cpu_backend(threads, name.empty() ? nullptr : name.c_str(), max_memory, bf16);
     });
   }

@@ -53,6 +53,22 @@ test("memory is aligned, reused, and refused beyond the limit", () => {
   });
 });
 
+test("what the driver takes counts: whole pages of 2 MiB for blocks of more than 1 MiB", () => {
+  const MiB = 1 << 20;
+  withBackend({ ...f32, maxMemory: STAGING + 8 * MiB }, (backend) => {
+    const blocks = (count: number, size: number) => Array<number>(count).fill(size);
+    backend.allocateAndRelease(blocks(8, MiB));
+    backend.allocateAndRelease(blocks(4, 1.5 * MiB));
+    backend.allocateAndRelease(blocks(2, 2 * MiB + 1));
+    for (const sizes of [blocks(9, MiB), blocks(5, 1.5 * MiB), blocks(3, 2 * MiB + 1)])
+      expect(() => backend.allocateAndRelease(sizes)).toThrow(
+        expect.objectContaining({ code: "INSUFFICIENT_MEMORY" }),
+      );
+    expect(backend.resizeScratch(7 * MiB)).toBe(8 * MiB);
+    expect(backend.available()).toBe(0);
+  });
+});
+
 /** Bytes that a backend opened now could have. */
 const free = () => withBackend(f32, (backend) => backend.available());
 

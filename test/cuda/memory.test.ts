@@ -7,7 +7,9 @@ import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { promisify } from "node:util";
 import { estimateMemory, UniFluid } from "../../lib";
+import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { weightsOnDevice } from "../../lib/memory";
 import { createTrainer } from "../../lib/train/native-trainer";
 import { FIXTURES } from "../support/fixtures";
 import { expectSameBits, simulate, simulatedLibrary, withBackend } from "../support/ops";
@@ -20,6 +22,7 @@ const options = { seed: 7, steps: 2 };
 const STEPS = 1000;
 /** What a backend takes for staging, whatever the model. */
 const STAGING = 4 << 20;
+const MiB = 1 << 20;
 
 beforeAll(() => {
   process.env.UNIFLUID_CUDA_LIBRARY = simulatedLibrary;
@@ -111,6 +114,18 @@ describe("the device that auto takes", () => {
   });
 });
 
+test("what a model has allocated is what the driver has taken for it: its weights in one block", async () => {
+  const source = join(__dirname, "../../models/shapes-64");
+  const { free } = await loadAddon().cudaMemory(simulatedLibrary, 0);
+  await using model = await UniFluid.load(source, { device: "cuda" });
+  const { allocatedBytes } = model.stats();
+  expect(free - (await loadAddon().cudaMemory(simulatedLibrary, 0)).free).toBe(allocatedBytes);
+  const weights = weightsOnDevice(await readCheckpoint(source), "bfloat16");
+  expect(allocatedBytes - STAGING).toBeGreaterThanOrEqual(weights);
+  // Beside them there is a block for token ids.
+  expect(allocatedBytes - STAGING).toBeLessThan(weights + 2 * MiB + 4096);
+});
+
 test("maxMemory bounds all that a model takes of the GPU", async () => {
   const maxMemory = await needed();
   await using model = await UniFluid.load(directory, { device: "cuda", maxMemory });
@@ -174,16 +189,23 @@ test("a request that would fit waits for what runs, where others have taken the 
 });
 
 test("a workspace takes no more than it needs, and stays untidy, where others have taken the memory", () => {
-  const MiB = 1 << 20;
   withBackend({ library: simulatedLibrary, compute: "f32" }, (backend) => {
     const { grown, tidied } = backend.workspace({
-      pieces: [(72 * MiB) / 4, (9 * MiB) / 4],
+      pieces: [(72 * MiB) / 4, (10 * MiB) / 4],
       // Beside the second piece there is no room for what would be of use later. As one block, both would be rounded up
       // to 88 MiB.
       between: (allocated) => simulate({ memory: allocated + 12 * MiB }),
     });
-    expect(grown).toBe(81 * MiB);
+    expect(grown).toBe(82 * MiB);
     expect(tidied).toBe(0);
+  });
+});
+
+test("scratch that is made smaller is not given away before there is another", () => {
+  withBackend({ library: simulatedLibrary, compute: "f32" }, (backend) => {
+    backend.resizeScratch(16 * MiB);
+    simulate({ memory: 32 * MiB, greed: true });
+    expect(backend.resizeScratch(4 * MiB)).toBe(4 * MiB);
   });
 });
 
