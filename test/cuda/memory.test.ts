@@ -6,7 +6,7 @@ import { execFile } from "node:child_process";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { promisify } from "node:util";
-import { estimateMemory, UniFluid } from "../../lib";
+import { estimateMemory, UniFluid, type UniFluidError } from "../../lib";
 import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
 import { weightsOnDevice } from "../../lib/memory";
@@ -208,6 +208,28 @@ test("scratch that is made smaller is not given away before there is another", (
     expect(backend.resizeScratch(4 * MiB)).toBe(4 * MiB);
   });
 });
+
+/** A kernel takes memory when it is launched for the first time. */
+test.each([7, 50, 111])(
+  "where every launch of %d finds no memory, requests fail for that or draw what is right",
+  async (shortage) => {
+    await using model = await UniFluid.load(directory, { device: "cuda" });
+    const alone = await draw(model);
+    const outcomes = async () => {
+      const drawings = [draw(model), draw(model), draw(model)];
+      return Promise.all(
+        drawings.map((drawing) => drawing.catch((error: UniFluidError) => error.code)),
+      );
+    };
+    simulate({ shortage });
+    const short = [...(await outcomes()), ...(await outcomes())];
+    expect(short).toContain("INSUFFICIENT_MEMORY");
+    for (const outcome of short)
+      if (outcome !== "INSUFFICIENT_MEMORY") expectSameBits(outcome as Float32Array, alone);
+    simulate();
+    for (const outcome of await outcomes()) expectSameBits(outcome as Float32Array, alone);
+  },
+);
 
 test("a fault that is told late rejects what runs and what comes", async () => {
   const model = await UniFluid.load(directory, { device: "cuda" });
