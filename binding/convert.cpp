@@ -255,6 +255,9 @@ static Resources resources(const Napi::Object& o) {
     r.cuda_library = text(cuda, "library");
     r.cuda_device = static_cast<int>(integer(cuda, "device"));
     r.cuda_type = type == "float32" ? DType::f32 : DType::bf16;
+    const int64_t weights = present(cuda, "weights") ? integer(cuda, "weights") : 0;
+    if (weights < 0) wrong("weights", "an integer that is not negative");
+    r.cuda_weights = static_cast<size_t>(weights);
   }
   return r;
 }

@@ -17,6 +17,7 @@ struct Resources {
   std::string cuda_library;  // empty: the CPU
   int cuda_device = 0;
   DType cuda_type = DType::bf16;
+  size_t cuda_weights = 0;  // bytes that a model's weights will take
 };
 
 // Throws what make_cpu_backend and make_cuda_backend do.

@@ -11,21 +11,13 @@
 namespace unifluid::cuda {
 namespace {
 
-// Small weights, such as norms, share blocks. They double from the first size to the last, so that
-// little is left over in a small model and few blocks are needed in a large one.
-constexpr size_t kFirstSlab = size_t{256} << 10, kLastSlab = size_t{4} << 20;
 constexpr size_t kLargest = std::numeric_limits<size_t>::max() / 2;
 constexpr const char* kWeights = "weights";
 constexpr const char* kTensors = "caches and activations";
 
-size_t rounded_up(size_t bytes) {
-  return (std::max<size_t>(bytes, 1) + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
-}
-
 }  // namespace
 
-Arena::Arena(Queue& queue, DeviceMemory& memory)
-    : queue_(queue), memory_(memory), next_slab_(kFirstSlab) {
+Arena::Arena(Queue& queue, DeviceMemory& memory) : queue_(queue), memory_(memory) {
   queue.on_shortage([this] { free_cached(); });
 }
 
@@ -48,9 +40,10 @@ void Arena::free_cached(size_t wanted) noexcept {
 }
 
 void* Arena::from_device(size_t bytes, const char* purpose) {
-  if (bytes > memory_.left() && !cached_.empty()) {
+  const size_t taken = device_bytes(bytes);
+  if (taken > memory_.left() && !cached_.empty()) {
     queue_.synchronize();  // what is freed may still be in use
-    free_cached(bytes - memory_.left());
+    free_cached(taken - memory_.left());
   }
   void* memory = memory_.allocate(bytes);
   if (!memory && !cached_.empty()) {
@@ -93,20 +86,19 @@ void* Arena::block_forever(size_t bytes) {
 }
 
 void* Arena::allocate_forever(size_t bytes) {
-  if (bytes > kLargest || bytes > available()) memory_.refuse(bytes, kWeights, cached_bytes_);
-  const size_t size = rounded_up(bytes);
-  if (size > next_slab_ / 4) return block_forever(size);
-  if (size > slab_left_) {
-    // The last pieces may be all that there is room for.
-    const size_t slab = available() >= next_slab_ ? next_slab_ : size;
-    slab_ = static_cast<unsigned char*>(block_forever(slab));
-    slab_left_ = slab;
-    next_slab_ = std::min(2 * next_slab_, kLastSlab);
-  }
+  if (bytes > kLargest) memory_.refuse(bytes, kWeights, cached_bytes_);
+  const size_t size = rounded_up(std::max<size_t>(bytes, 1), kBlockAlignment);
+  if (size > slab_left_) return block_forever(size);
   unsigned char* memory = slab_;
   slab_ += size;
   slab_left_ -= size;
   return memory;
+}
+
+void Arena::reserve_forever(size_t bytes) {
+  if (bytes > kLargest) memory_.refuse(bytes, kWeights, cached_bytes_);
+  slab_ = static_cast<unsigned char*>(block_forever(bytes));
+  slab_left_ = device_bytes(bytes);
 }
 
 }  // namespace unifluid::cuda

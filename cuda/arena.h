@@ -27,8 +27,10 @@ class Arena {
   // Aligned to 256 bytes. Throws INSUFFICIENT_MEMORY.
   void* allocate(size_t bytes);
   void release(void* memory, size_t bytes) noexcept;
-  // For as long as the arena lives; small pieces share blocks.
+  // For as long as the arena lives, in the block of `reserve_forever` as long as that has room.
   void* allocate_forever(size_t bytes);
+  // One block for pieces of `bytes` in all, each rounded up to kBlockAlignment (cuda/size_class.h).
+  void reserve_forever(size_t bytes);
 
   // Bytes that can still be allocated: what is kept for reuse counts. Any thread.
   size_t available() const;
@@ -46,9 +48,8 @@ class Arena {
   std::multimap<size_t, void*> cached_;  // released, by size
   std::atomic<size_t> cached_bytes_{0};
   std::vector<std::pair<void*, size_t>> forever_;
-  unsigned char* slab_ = nullptr;  // the rest of the latest shared block
+  unsigned char* slab_ = nullptr;  // the rest of the block of `reserve_forever`
   size_t slab_left_ = 0;
-  size_t next_slab_;  // bytes of the next one
 };
 
 }  // namespace unifluid::cuda

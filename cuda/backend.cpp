@@ -11,6 +11,7 @@
 #include "core/memory.h"
 #include "cuda/kernels.h"
 #include "cuda/kernels/warpgroup_probe.h"
+#include "cuda/size_class.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -77,6 +78,7 @@ CudaBackend::CudaBackend(const OpenOptions& options)
     if (state == WarpgroupState::used) description_ += ", wgmma";
     if (state == WarpgroupState::differs) description_ += ", no wgmma: it rounds otherwise here";
   }
+  if (options.weights > 0) arena_.reserve_forever(options.weights);
 }
 
 CudaBackend::~CudaBackend() {
@@ -89,9 +91,11 @@ CudaBackend::~CudaBackend() {
 
 // Operations follow each other in the same scratch: the largest counts.
 size_t CudaBackend::scratch_needed(const StepSize& size) const {
-  return std::max({attention_scratch(size, compute_), decoder_step_scratch(size, compute_),
-                   sample_text_scratch(size.texts, size.vocab),
-                   diffusion_scratch(size, compute_, queue_.limits())});
+  const size_t bytes =
+      std::max({attention_scratch(size, compute_), decoder_step_scratch(size, compute_),
+                sample_text_scratch(size.texts, size.vocab),
+                diffusion_scratch(size, compute_, queue_.limits())});
+  return bytes > 0 ? device_bytes(bytes) : 0;
 }
 
 // Into the compute type on the way up, so that kernels know one type of matrix.

@@ -29,6 +29,9 @@ struct OpenOptions {
   int32_t device;
   DType compute;        // f32 or bf16: activations, caches and matrices
   uint64_t max_memory;  // bytes; 0: what the device has
+  // Bytes that weights will take, each rounded up to kBlockAlignment (cuda/size_class.h): they lie
+  // in one block. What goes beyond them takes blocks of its own.
+  uint64_t weights;
 };
 
 struct Description {

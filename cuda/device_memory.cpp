@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "cuda/size_class.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -34,7 +35,8 @@ DeviceMemory::DeviceMemory(int device, size_t max_memory, Fault& fault)
 size_t DeviceMemory::left() const { return limit_ - std::min<size_t>(limit_, held_); }
 
 void* DeviceMemory::allocate(size_t bytes) {
-  if (bytes > left()) return nullptr;
+  const size_t taken = device_bytes(bytes);
+  if (taken > left()) return nullptr;
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -42,14 +44,14 @@ void* DeviceMemory::allocate(size_t bytes) {
     return nullptr;
   }
   fault_.check(status, "allocating memory");
-  held_ += bytes;
+  held_ += taken;
   return memory;
 }
 
 void DeviceMemory::release(void* memory, size_t bytes) noexcept {
   if (!memory) return;
   cudaFree(memory);
-  held_ -= bytes;
+  held_ -= device_bytes(bytes);
 }
 
 void DeviceMemory::refuse(size_t bytes, const char* purpose, size_t own) const {

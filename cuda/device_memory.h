@@ -1,4 +1,4 @@
-// The device memory that one backend may have: all that it asks of cudaMalloc is counted here,
+// The device memory that one backend may have: all that cudaMalloc takes for it is counted here,
 // weights, tensors, scratch and staging, against one limit.
 //
 // What the driver takes by itself is not: the context, the code of kernels, which comes when they

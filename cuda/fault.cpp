@@ -23,9 +23,8 @@ void check(cudaError_t status, const char* what) {
 }
 
 void Fault::check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  happened_ = true;
-  throw Error(error_code::kDevice, describe(status, what));
+  happened_ = happened_ || (status != cudaSuccess && status != cudaErrorMemoryAllocation);
+  cuda::check(status, what);
 }
 
 void Fault::expect_none() const {

@@ -15,7 +15,8 @@ void check(cudaError_t status, const char* what);
 class Fault {
  public:
   // For calls that give the device work or wait for it: throws DEVICE_ERROR where `status` is an
-  // error, after which `expect_none` does so too.
+  // error, after which `expect_none` does so too; but where memory is what lacks, as for a kernel
+  // that is launched for the first time, INSUFFICIENT_MEMORY, and the device is as it was.
   void check(cudaError_t status, const char* what);
   void mark() { happened_ = true; }
   // Throws DEVICE_ERROR.

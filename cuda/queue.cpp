@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "cuda/size_class.h"
 
 namespace unifluid::cuda {
 namespace {
@@ -35,8 +36,6 @@ void put(std::vector<unsigned char>& to, const T& value) {
   const auto* bytes = reinterpret_cast<const unsigned char*>(&value);
   to.insert(to.end(), bytes, bytes + sizeof value);
 }
-
-size_t rounded_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 }  // namespace
 
@@ -88,7 +87,7 @@ void Queue::settle() noexcept {
 void Queue::begin_operation() {
   fault_.expect_none();
   // Half of the staging memory is always left for one operation.
-  if (staged_ > kStagingBytes / 2) flush();
+  if (staged_ > kStagingBytes / 2 || kept_) flush();
   scratch_used_ = 0;
   operation_staged_ = false;
 }
@@ -110,26 +109,24 @@ void Queue::reserve_scratch(size_t bytes) {
   if (scratch_used_ > 0 || operation_staged_)
     throw Error(error_code::kInternal,
                 "reserve_scratch() called after the operation's first stage()");
-  grow_scratch(bytes, rounded_up(bytes, kScratchStep));
+  replace_scratch(bytes, device_bytes(rounded_up(bytes, kScratchStep)));
 }
 
 void Queue::resize_scratch(size_t bytes) {
   fault_.expect_none();
   scratch_used_ = 0;
   operation_staged_ = false;
-  const size_t size = piece_bytes(bytes);
+  const size_t size = bytes > 0 ? device_bytes(bytes) : 0;
   if (size == scratch_size_) return;
-  if (size < scratch_size_) {
-    synchronize();
-    drop_scratch();
-  }
-  if (size > 0) grow_scratch(size, size);
+  if (size > 0) return replace_scratch(size, size);
+  synchronize();
+  drop_scratch();
 }
 
 // A piece that cannot be had costs nobody the one that is there: sequences run that count on it.
-void Queue::grow_scratch(size_t bytes, size_t size) {
+void Queue::replace_scratch(size_t bytes, size_t size) {
   synchronize();  // launches before this one may still use what is freed here
-  const size_t least = piece_bytes(bytes), before = scratch_size_;
+  const size_t least = device_bytes(bytes), before = scratch_size_;
   void* memory = memory_.allocate(size);
   if (!memory && give_back_) {
     give_back_();
@@ -204,9 +201,10 @@ void Queue::allow_shared(const void* kernel, size_t shared) {
 // Clusters of more than eight blocks must be asked for.
 void Queue::allow_clusters([[maybe_unused]] const void* kernel) {
 #ifndef UNIFLUID_SIMT
-  if (!clusters_allowed_.insert(kernel).second) return;
+  if (clusters_allowed_.count(kernel)) return;
   fault_.check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
                "allowing a kernel large clusters");
+  clusters_allowed_.insert(kernel);
 #endif
 }
 
@@ -230,13 +228,13 @@ void Queue::flush() {
   fault_.expect_none();
   if (forking_) throw Error(error_code::kInternal, "flush() called inside together()");
   if (commands_.empty()) return;
+  const bool staged = staged_ > 0;
   try {
-    if (staged_ > 0) {
+    if (staged) {
       fault_.check(cudaMemcpyAsync(staging_device_, staging_host_ + segment_ * kStagingBytes,
                                    staged_, cudaMemcpyHostToDevice, stream_),
                    "copying a step's arrays");
       fault_.check(cudaEventRecord(free_[segment_], stream_), "recording an event");
-      segment_ = (segment_ + 1) % kSegments;
     }
     if (launch_graph()) {
       ++graph_launches_;
@@ -245,18 +243,32 @@ void Queue::flush() {
       ++plain_launches_;
     }
     fork_launches_ += static_cast<int64_t>(forks_.size());
-    if (staged_ > 0) fault_.check(cudaEventSynchronize(free_[segment_]), "running a step");
-  } catch (...) {
-    fault_.mark();
-    commands_.clear();
-    forks_.clear();
+  } catch (const std::exception& error) {
+    if (lacks_memory(error))
+      keep_rest();
+    else
+      fault_.mark();
     throw;
   }
   commands_.clear();
+  issued_ = 0;
+  kept_ = false;
   forks_.clear();
   offsets_.clear();
   arguments_.clear();
   staged_ = 0;
+  if (!staged) return;
+  segment_ = (segment_ + 1) % kSegments;
+  fault_.check(cudaEventSynchronize(free_[segment_]), "running a step");
+}
+
+// All one stream again: of a pair of `together` one half may have been issued.
+void Queue::keep_rest() noexcept {
+  settle();
+  commands_.erase(commands_.begin(), commands_.begin() + static_cast<ptrdiff_t>(issued_));
+  issued_ = 0;
+  kept_ = true;
+  forks_.clear();
 }
 
 void Queue::synchronize() {
@@ -269,10 +281,11 @@ void Queue::synchronize() {
 void Queue::prepare(const Command& c) {
   allow_shared(c.kernel, c.shared);
   if (c.kind.way == Way::clusters) allow_clusters(c.kernel);
-  if (!c.overlaps || !made_alike_.insert(c.kernel).second) return;
+  if (!c.overlaps || made_alike_.count(c.kernel)) return;
   fault_.check(cudaFuncSetAttribute(c.kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                     cudaSharedmemCarveoutMaxShared),
                "setting a kernel's shared memory carveout");
+  made_alike_.insert(c.kernel);
 }
 
 // What a list begins with comes after copies and other lists, and what follows a launch of another
@@ -297,6 +310,7 @@ void Queue::issue(size_t first, size_t end, cudaStream_t stream) {
     const Way way = commands_[i].kind.way;
     const bool early = way != Way::dependent || before == Way::dependent;
     issue(commands_[i], early ? way : Way::plain, stream);
+    ++issued_;
     before = way;
   }
 }
@@ -367,8 +381,10 @@ cudaGraph_t Queue::captured() {
     // While a thread captures it can free no memory. This ends what the second stream captures too.
     cudaStreamEndCapture(stream_, &graph);
     if (graph) cudaGraphDestroy(graph);
+    issued_ = 0;
     throw;
   }
+  issued_ = 0;
   fault_.check(cudaStreamEndCapture(stream_, &graph), "ending a capture");
   return graph;
 }
@@ -387,6 +403,10 @@ bool Queue::launch_graph() {
     constexpr size_t kMostSeen = 4096;
     if (seen_.size() > kMostSeen) seen_.clear();
     if (seen_.insert(key).second) return false;
+    if (lists_without_graph_ > 0) {
+      --lists_without_graph_;
+      return false;
+    }
     for (const Command& c : commands_) prepare(c);
     cudaGraph_t graph = captured();
     cudaGraphExec_t executable = nullptr;
@@ -394,10 +414,7 @@ bool Queue::launch_graph() {
     const cudaError_t status = cudaGraphInstantiate(
         &executable, graph, forks_.empty() ? 0 : cudaGraphInstantiateFlagUseNodePriority);
     cudaGraphDestroy(graph);
-    if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
-      return false;  // a graph takes device memory; the list can do without
-    }
+    if (status == cudaErrorMemoryAllocation) return do_without_graph();
     fault_.check(status, "instantiating a graph");
     graphs_.push_front({key, std::move(bytes), executable});
     if (graphs_.size() > kMostGraphs) {
@@ -405,8 +422,21 @@ bool Queue::launch_graph() {
       graphs_.pop_back();
     }
   }
-  fault_.check(cudaGraphLaunch(graphs_.front().executable, stream_), "launching a graph");
+  const cudaError_t status = cudaGraphLaunch(graphs_.front().executable, stream_);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGraphExecDestroy(graphs_.front().executable);
+    graphs_.pop_front();
+    return do_without_graph();
+  }
+  fault_.check(status, "launching a graph");
   return true;
+}
+
+// A graph takes device memory, when it is made and when it is first launched.
+bool Queue::do_without_graph() noexcept {
+  cudaGetLastError();
+  lists_without_graph_ = kListsWithoutGraph;
+  return false;
 }
 
 }  // namespace unifluid::cuda

@@ -142,9 +142,11 @@ class Queue {
 
   // ---- for the backend ----
 
-  // Every operation begins with this.
+  // Every operation begins with this. Flushes where half of the staging memory is full, or where an
+  // earlier `flush` left something.
   void begin_operation();
-  // Issues what was appended.
+  // Issues what was appended. Where memory lacks for a launch (INSUFFICIENT_MEMORY) that and what
+  // is behind it stay for the next time: whoever appended it counts on it.
   void flush();
   // Flushes and waits.
   void synchronize();
@@ -176,6 +178,8 @@ class Queue {
   // Fewer launches than this are not worth a graph.
   static constexpr size_t kGraphLaunches = 4;
   static constexpr size_t kMostGraphs = 32;
+  // So many lists are not captured after memory lacked for a graph: each would take the time again.
+  static constexpr int kListsWithoutGraph = 256;
   static constexpr size_t kMostArguments = 24;
 
   enum class Way : uint8_t { plain, dependent, cooperative, clusters };
@@ -253,15 +257,17 @@ class Queue {
   void allow_shared(const void* kernel, size_t shared);
   void allow_clusters(const void* kernel);
   void open_side();
+  void keep_rest() noexcept;
   void issue();
   void issue(size_t first, size_t end, cudaStream_t stream);  // commands
   void issue(const Command& command, Way way, cudaStream_t stream);
   void wait_for(cudaStream_t other, cudaEvent_t event, cudaStream_t stream);
   void prepare(const Command& command);
   bool launch_graph();
+  bool do_without_graph() noexcept;
   cudaGraph_t captured();  // the list
   std::vector<unsigned char> identity() const;
-  void grow_scratch(size_t bytes, size_t size);  // to `size`, or at least to `bytes`
+  void replace_scratch(size_t bytes, size_t size);  // by `size`, or at least by `bytes`
   void drop_scratch() noexcept;
 
   DeviceMemory& memory_;
@@ -274,6 +280,8 @@ class Queue {
   cudaEvent_t forked_ = nullptr, joined_ = nullptr;
 
   std::vector<Command> commands_;
+  size_t issued_ = 0;        // of them, by a flush that is under way
+  bool kept_ = false;        // a flush has left them
   std::vector<Fork> forks_;  // in the order of the commands
   bool forking_ = false;
   std::vector<uint32_t> offsets_;  // into arguments_
@@ -292,6 +300,7 @@ class Queue {
   size_t scratch_used_ = 0;
 
   std::list<Graph> graphs_;                         // the latest used first
+  int lists_without_graph_ = 0;                     // to come
   std::unordered_set<uint64_t> seen_;               // keys of lists that were issued once
   std::unordered_set<const void*> shared_allowed_;  // kernels
   std::unordered_set<const void*> clusters_allowed_;

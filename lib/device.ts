@@ -275,11 +275,11 @@ export function shortage(
   );
 }
 
-/** What the native side gets of the choice. */
-export const nativeCuda = (chosen: ChosenDevice): { cuda?: NativeCuda } =>
+/** What the native side gets of the choice. `weights`: bytes that a model's will take. */
+export const nativeCuda = (chosen: ChosenDevice, weights = 0): { cuda?: NativeCuda } =>
   chosen.kind === "cpu"
     ? {}
-    : { cuda: { library: chosen.library, device: chosen.index, dtype: chosen.dtype } };
+    : { cuda: { library: chosen.library, device: chosen.index, dtype: chosen.dtype, weights } };
 
 const listed = (devices: readonly NativeCudaDevice[]): string =>
   devices.map(({ name }, i) => `cuda:${i} (${name})`).join(", ") || "none";

@@ -12,7 +12,7 @@ import {
 } from "./device.js";
 import { fromNative } from "./errors.js";
 import type { ParsedLoadOptions } from "./load-options.js";
-import { checkMemory, estimateMemory } from "./memory.js";
+import { checkMemory, estimateMemory, weightsOnDevice } from "./memory.js";
 import type { NativeModel } from "./native.js";
 import { Requests } from "./requests.js";
 
@@ -50,7 +50,11 @@ export async function loadModel(
     const native = await addon
       .loadModel(
         checkpoint.spec,
-        { ...options, activations, ...nativeCuda(chosen) },
+        {
+          ...options,
+          activations,
+          ...nativeCuda(chosen, weightsOnDevice(checkpoint, parsed.dtype)),
+        },
         requests.onEvents,
       )
       .catch((failure) => {

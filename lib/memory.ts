@@ -5,7 +5,12 @@ import type { Checkpoint } from "./checkpoint/checkpoint.js";
 import { storedBytes } from "./checkpoint/stored-types.js";
 import { visionRows } from "./checkpoint/vision-config.js";
 import { InsufficientMemoryError } from "./errors.js";
-import type { NativeOptimizerOptions, NativeTensor, NativeVaeConfig } from "./native.js";
+import type {
+  NativeComputeType,
+  NativeOptimizerOptions,
+  NativeTensor,
+  NativeVaeConfig,
+} from "./native.js";
 
 /** The parts of a model. */
 export type ModelPart = "text" | "vision" | "image" | "vae";
@@ -44,13 +49,23 @@ function partOf(name: string): ModelPart {
 
 /** What pieces of a GPU's memory are rounded up to (cuda/size_class.h). */
 const ALIGNMENT = 256;
-const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+const roundedUp = (bytes: number, unit: number): number => Math.ceil(bytes / unit) * unit;
+
+/** What the driver takes of a GPU's memory: above half a page of 2 MiB, whole pages (cuda/size_class.h). */
+const PAGE = 2 ** 21;
+const deviceBytes = (bytes: number): number =>
+  roundedUp(bytes, bytes > PAGE / 2 ? PAGE : ALIGNMENT);
 
 /** What a block of a GPU's memory takes: eighths of its power of two (cuda/size_class.h). */
-function blockBytes(bytes: number): number {
-  const step = Math.max(ALIGNMENT, 2 ** Math.floor(Math.log2(bytes) - 3));
-  return Math.ceil(bytes / step) * step;
-}
+const blockBytes = (bytes: number): number =>
+  deviceBytes(roundedUp(bytes, Math.max(ALIGNMENT, 2 ** Math.floor(Math.log2(bytes) - 3))));
+
+/** Bytes that the weights take on a GPU that computes in `dtype`: they lie in one block. */
+export const weightsOnDevice = ({ spec }: Checkpoint, dtype: NativeComputeType): number =>
+  spec.tensors.reduce((sum, tensor) => {
+    const width = tensor.shape.length === 1 || dtype === "float32" ? 4 : 2;
+    return sum + roundedUp(elements(tensor) * width, ALIGNMENT);
+  }, 0);
 
 /** `dtype`: what a GPU computes in. */
 export function estimateMemory(
@@ -58,12 +73,11 @@ export function estimateMemory(
   dtype: "bfloat16" | "float32" = "bfloat16",
 ): MemoryEstimate {
   const { spec } = checkpoint;
-  const deviceBytes = dtype === "bfloat16" ? 2 : 4;
-  let [weights, copied, uploaded] = [0, 0, 0];
+  const width = dtype === "bfloat16" ? 2 : 4;
+  let [weights, copied] = [0, 0];
   for (const tensor of spec.tensors) {
     const bytes = storedBytes(tensor);
     weights += bytes;
-    uploaded += aligned(elements(tensor) * (tensor.shape.length === 1 ? 4 : deviceBytes));
     // Matrices are used where they lie; vectors become float32, convolutions are reordered.
     if (tensor.shape.length === 1) copied += elements(tensor) * 4;
     else if (tensor.shape.length > 2) copied += bytes;
@@ -76,18 +90,20 @@ export function estimateMemory(
   const largestStep = Math.max(fixed, (vision ? visionRows(vision) + 1 : 1) * row);
   // Drawn with guidance, an image has a second sequence for the empty prompt.
   const streams = image ? 2 : 1;
-  const sequence =
-    streams * rows * cached * deviceBytes + (image ? headBytes(checkpoint, deviceBytes) : 0);
+  const cache = rows * cached * width;
+  const head = image ? headBytes(checkpoint, width) : 0;
   return {
     weights,
     copied,
     cachePerRow,
     minimum: copied + cachePerRow * rows,
-    // Pieces are rounded up by an eighth at most (cuda/size_class.h); of activations, which lie in a few of them, the
-    // ends are lost as well.
-    onDevice: Math.ceil(
-      uploaded + (9 / 8) * sequence + (5 / 4) * (largestStep * (deviceBytes / 4)),
-    ),
+    // Blocks are rounded up by an eighth at most, and to pages (cuda/size_class.h); of activations, which lie in a few
+    // of them, the ends are lost as well.
+    onDevice:
+      deviceBytes(weightsOnDevice(checkpoint, dtype)) +
+      streams * deviceBytes((9 / 8) * cache) +
+      deviceBytes((9 / 8) * head) +
+      deviceBytes((5 / 4) * largestStep * (width / 4)),
   };
 }
 
@@ -98,12 +114,12 @@ const MODULATION_ROWS = 2048;
  * What the diffusion head takes on a GPU for one image token with guidance, at the checkpoint's own number of sampling
  * steps: embedded timesteps, modulations and noise.
  */
-function headBytes({ spec, generation }: Checkpoint, deviceBytes: number): number {
+function headBytes({ spec, generation }: Checkpoint, width: number): number {
   const { headWidth, headDepth, tokenChannels } = spec.image!;
   const { steps } = generation.image;
   const lines = Math.min(2 * steps, MODULATION_ROWS);
-  const modulated = lines * (3 * headDepth + 3) * headWidth * deviceBytes;
-  const times = steps * ((256 + headWidth) * deviceBytes + 4 * headWidth);
+  const modulated = lines * (3 * headDepth + 3) * headWidth * width;
+  const times = steps * ((256 + headWidth) * width + 4 * headWidth);
   return modulated + times + 4 * steps * tokenChannels;
 }
 

@@ -123,6 +123,8 @@ export interface NativeCuda {
   library: string;
   device: number;
   dtype: NativeComputeType;
+  /** Bytes that a model's weights will take (`weightsOnDevice`). */
+  weights?: number;
 }
 
 export interface NativeCudaDevice {

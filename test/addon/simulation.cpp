@@ -29,13 +29,22 @@ void* open_library(const Napi::Value& path) {
   return dlopen(path.ToString().Utf8Value().c_str(), RTLD_NOW | RTLD_LOCAL);
 }
 
+Napi::Value count_of(const Napi::CallbackInfo& info, const char* name) {
+  void* library = open_library(info[0]);
+  using Count = uint64_t (*)();
+  const auto count = library ? reinterpret_cast<Count>(dlsym(library, name)) : nullptr;
+  if (!count) throw Napi::Error::New(info.Env(), "no such library");
+  return Napi::Number::New(info.Env(), static_cast<double>(count()));
+}
+
 // (library) -> how often the host waited for all that a stream had to do
 Napi::Value simulation_waits(const Napi::CallbackInfo& info) {
-  void* library = open_library(info[0]);
-  using Waits = uint64_t (*)();
-  const auto waits = library ? reinterpret_cast<Waits>(dlsym(library, "simt_waits")) : nullptr;
-  if (!waits) throw Napi::Error::New(info.Env(), "no such library");
-  return Napi::Number::New(info.Env(), static_cast<double>(waits()));
+  return count_of(info, "simt_waits");
+}
+
+// (library) -> how often a list of launches was captured
+Napi::Value simulation_captures(const Napi::CallbackInfo& info) {
+  return count_of(info, "simt_captures");
 }
 
 // (library, name, value): sets what the simulated library simulates (test/simt/runtime.cpp).
@@ -55,6 +64,7 @@ void export_simulation(Napi::Env env, Napi::Object exports) {
   exports.Set("simulationDefects", Napi::Function::New(env, list_defects));
   exports.Set("simulate", Napi::Function::New(env, simulate));
   exports.Set("simulationWaits", Napi::Function::New(env, simulation_waits));
+  exports.Set("simulationCaptures", Napi::Function::New(env, simulation_captures));
   exports.Set("runDefect", Napi::Function::New(env, run_defect));
 }
 

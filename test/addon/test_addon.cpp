@@ -41,6 +41,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
             {InstanceMethod<&TestBackend::description>("description"),
              InstanceMethod<&TestBackend::available>("available"),
              InstanceMethod<&TestBackend::allocate_and_release>("allocateAndRelease"),
+             InstanceMethod<&TestBackend::resize_scratch>("resizeScratch"),
              InstanceMethod<&TestBackend::create_cache>("createCache"),
              InstanceMethod<&TestBackend::read_cache>("readCache"),
              InstanceMethod<&TestBackend::repeat>("repeat"),
@@ -83,7 +84,7 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
     backend_ = guarded(info.Env(), [&] {
       if (!library.IsUndefined())
         return cuda::make_cuda_backend(library.ToString().Utf8Value(),
-                                       {0, bf16 ? DType::bf16 : DType::f32, max_memory});
+                                       {0, bf16 ? DType::bf16 : DType::f32, max_memory, 0});
       return make_cpu_backend(threads, name.empty() ? nullptr : name.c_str(), max_memory, bf16);
     });
   }
@@ -139,6 +140,14 @@ class TestBackend : public Napi::ObjectWrap<TestBackend> {
         remainders.Set(i, static_cast<double>(reinterpret_cast<uintptr_t>(taken[i].first) % 64));
       give_back();
       return Napi::Value(remainders);
+    });
+  }
+
+  // (bytes) -> bytes of scratch there are
+  Napi::Value resize_scratch(const Napi::CallbackInfo& info) {
+    return guarded(info.Env(), [&] {
+      backend().resize_scratch(static_cast<size_t>(info[0].ToNumber().Int64Value()));
+      return Napi::Value(Napi::Number::New(info.Env(), static_cast<double>(backend().scratch())));
     });
   }
 

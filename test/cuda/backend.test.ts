@@ -53,6 +53,22 @@ test("memory is aligned, reused, and refused beyond the limit", () => {
   });
 });
 
+test("what the driver takes counts: whole pages of 2 MiB for blocks of more than 1 MiB", () => {
+  const MiB = 1 << 20;
+  withBackend({ ...f32, maxMemory: STAGING + 8 * MiB }, (backend) => {
+    const blocks = (count: number, size: number) => Array<number>(count).fill(size);
+    backend.allocateAndRelease(blocks(8, MiB));
+    backend.allocateAndRelease(blocks(4, 1.5 * MiB));
+    backend.allocateAndRelease(blocks(2, 2 * MiB + 1));
+    for (const sizes of [blocks(9, MiB), blocks(5, 1.5 * MiB), blocks(3, 2 * MiB + 1)])
+      expect(() => backend.allocateAndRelease(sizes)).toThrow(
+        expect.objectContaining({ code: "INSUFFICIENT_MEMORY" }),
+      );
+    expect(backend.resizeScratch(7 * MiB)).toBe(8 * MiB);
+    expect(backend.available()).toBe(0);
+  });
+});
+
 /** Bytes that a backend opened now could have. */
 const free = () => withBackend(f32, (backend) => backend.available());
 
@@ -71,7 +87,7 @@ test("what is kept for reuse counts as held, and is given back before more is ta
 });
 
 /** Attention over `rows` rows, which rotates that many queries in scratch: 256 bytes each. */
-const attend = (backend: Backend, rows: number) => {
+const attend = (backend: Backend, rows: number, cache?: number) => {
   const random = new Random(4);
   const headDim = 64;
   const matrix = () => random.matrix(rows, headDim);
@@ -80,7 +96,7 @@ const attend = (backend: Backend, rows: number) => {
     k: matrix(),
     v: matrix(),
     ...{ heads: 1, kvHeads: 1, headDim, scale: 1, ropeTheta: 100, firstPosition: 0 },
-    spans: [{ firstRow: 0, rows, index: 0, prefixEnd: 0 }],
+    spans: [{ firstRow: 0, rows, index: 0, prefixEnd: 0, cache }],
   });
 };
 
@@ -150,9 +166,60 @@ test("a step runs without a graph where there is no memory for one", () => {
     withBackend(f32, (backend) => backend.repeat({ x: { ...x, data: x.data.slice() }, weight }, 6));
   const { out } = run();
   simulate({ fail: "graphs" });
+  const captures = addon.simulationCaptures(simulatedLibrary);
   const without = run();
   expect(without.graphs).toBe(0);
   expectSameBits(without.out, out);
+  // To capture takes time, and is not tried again at once.
+  expect(addon.simulationCaptures(simulatedLibrary)).toBe(captures + 1);
+});
+
+test("steps are graphs again a while after there was no memory for one", () => {
+  const random = new Random(3);
+  const step = { x: random.matrix(5, 48), weight: random.floats(48) };
+  withBackend(f32, (backend) => {
+    simulate({ fail: "graphs" });
+    expect(backend.repeat(step, 3).graphs).toBe(0);
+    simulate();
+    expect(backend.repeat(step, 10).graphs).toBe(0);
+    expect(backend.repeat(step, 300).graphs).toBeGreaterThan(10);
+  });
+});
+
+// Attention appends keys and values in its first launch.
+test.each([1, 2])(
+  "launch %d, which finds no memory, is no fault: it and what is behind it come later",
+  (shortage) => {
+    const refused = expect.objectContaining({
+      code: "INSUFFICIENT_MEMORY",
+      message: expect.stringMatching(/launching a kernel: out of memory/),
+    });
+    const rows = 3;
+    withBackend(f32, (backend) => {
+      const [first, second] = [0, 1].map(() => backend.createCache(1, rows, 64));
+      const right = attend(backend, rows, first);
+      simulate({ shortage });
+      for (let i = 0; i < 3; i++) expect(() => attend(backend, rows, second)).toThrow(refused);
+      simulate();
+      const { keys, values } = backend.readCache(second!);
+      expectSameBits(keys, backend.readCache(first!).keys);
+      expectSameBits(values, backend.readCache(first!).values);
+      expectSameBits(attend(backend, rows), right);
+    });
+  },
+);
+
+test("a graph that finds no memory to be launched is done without", () => {
+  const random = new Random(3);
+  const step = { x: random.matrix(5, 48), weight: random.floats(48) };
+  const right = withBackend(f32, (backend) => backend.repeat(step, 3).out);
+  withBackend(f32, (backend) => {
+    // A list launch by launch, of four, and two graphs: the latter is refused.
+    const at = 4 + 4 + 1 + 1;
+    simulate({ shortage: at });
+    expectSameBits(backend.repeat(step, 3).out, right);
+    expect(backend.graphs()).toBe(1);
+  });
 });
 
 test("a capture that fails is ended, or the device's memory could not be freed", () => {

@@ -6,8 +6,10 @@ import { execFile } from "node:child_process";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { promisify } from "node:util";
-import { estimateMemory, UniFluid } from "../../lib";
+import { estimateMemory, UniFluid, type UniFluidError } from "../../lib";
+import { loadAddon } from "../../lib/addon";
 import { readCheckpoint } from "../../lib/checkpoint/checkpoint";
+import { weightsOnDevice } from "../../lib/memory";
 import { createTrainer } from "../../lib/train/native-trainer";
 import { FIXTURES } from "../support/fixtures";
 import { expectSameBits, simulate, simulatedLibrary, withBackend } from "../support/ops";
@@ -20,6 +22,7 @@ const options = { seed: 7, steps: 2 };
 const STEPS = 1000;
 /** What a backend takes for staging, whatever the model. */
 const STAGING = 4 << 20;
+const MiB = 1 << 20;
 
 beforeAll(() => {
   process.env.UNIFLUID_CUDA_LIBRARY = simulatedLibrary;
@@ -111,6 +114,19 @@ describe("the device that auto takes", () => {
   });
 });
 
+test("what a model has allocated is what the driver has taken for it: its weights in one block", async () => {
+  const source = join(__dirname, "../../models/shapes-64");
+  const { free } = await loadAddon().cudaMemory(simulatedLibrary, 0);
+  await using model = await UniFluid.load(source, { device: "cuda" });
+  const { allocatedBytes } = model.stats();
+  expect(free - (await loadAddon().cudaMemory(simulatedLibrary, 0)).free).toBe(allocatedBytes);
+  const weights = weightsOnDevice(await readCheckpoint(source), "bfloat16");
+  const block = Math.ceil(weights / (2 * MiB)) * 2 * MiB;
+  // Beside them there are token ids.
+  expect(allocatedBytes - STAGING - block).toBeGreaterThan(0);
+  expect(allocatedBytes - STAGING - block).toBeLessThan(4096);
+});
+
 test("maxMemory bounds all that a model takes of the GPU", async () => {
   const maxMemory = await needed();
   await using model = await UniFluid.load(directory, { device: "cuda", maxMemory });
@@ -174,18 +190,47 @@ test("a request that would fit waits for what runs, where others have taken the 
 });
 
 test("a workspace takes no more than it needs, and stays untidy, where others have taken the memory", () => {
-  const MiB = 1 << 20;
   withBackend({ library: simulatedLibrary, compute: "f32" }, (backend) => {
     const { grown, tidied } = backend.workspace({
-      pieces: [(72 * MiB) / 4, (9 * MiB) / 4],
+      pieces: [(72 * MiB) / 4, (10 * MiB) / 4],
       // Beside the second piece there is no room for what would be of use later. As one block, both would be rounded up
       // to 88 MiB.
       between: (allocated) => simulate({ memory: allocated + 12 * MiB }),
     });
-    expect(grown).toBe(81 * MiB);
+    expect(grown).toBe(82 * MiB);
     expect(tidied).toBe(0);
   });
 });
+
+test("scratch that is made smaller is not given away before there is another", () => {
+  withBackend({ library: simulatedLibrary, compute: "f32" }, (backend) => {
+    backend.resizeScratch(16 * MiB);
+    simulate({ memory: 32 * MiB, greed: true });
+    expect(backend.resizeScratch(4 * MiB)).toBe(4 * MiB);
+  });
+});
+
+/** A kernel takes memory when it is launched for the first time. */
+test.each([7, 50, 111])(
+  "where every launch of %d finds no memory, requests fail for that or draw what is right",
+  async (shortage) => {
+    await using model = await UniFluid.load(directory, { device: "cuda" });
+    const alone = await draw(model);
+    const outcomes = async () => {
+      const drawings = [draw(model), draw(model), draw(model)];
+      return Promise.all(
+        drawings.map((drawing) => drawing.catch((error: UniFluidError) => error.code)),
+      );
+    };
+    simulate({ shortage });
+    const short = [...(await outcomes()), ...(await outcomes())];
+    expect(short).toContain("INSUFFICIENT_MEMORY");
+    for (const outcome of short)
+      if (outcome !== "INSUFFICIENT_MEMORY") expectSameBits(outcome as Float32Array, alone);
+    simulate();
+    for (const outcome of await outcomes()) expectSameBits(outcome as Float32Array, alone);
+  },
+);
 
 test("a fault that is told late rejects what runs and what comes", async () => {
   const model = await UniFluid.load(directory, { device: "cuda" });

@@ -7,7 +7,10 @@
 //                             they are captured; 3: there is no memory for graphs; 4: kernels
 //                             fault, and the host hears of it when it waits for them; 5: there
 //                             is no code for the device; default 0
+//   UNIFLUID_SIMT_SHORTAGE    every so manieth launch from now on finds no memory for its kernel;
+//                             default 0: none
 //   UNIFLUID_SIMT_TAKEN       bytes that others have taken since free memory was told; default 0
+//   UNIFLUID_SIMT_GREED       1: where some is freed, others take all there is; default 0
 //   UNIFLUID_SIMT_CAPABILITY  compute capability, as 86 or 90; default 86
 //   UNIFLUID_SIMT_PROCESSORS  multiprocessors; default 4
 //   UNIFLUID_SIMT_ROUNDING    1: products of warpgroups round otherwise than those of warps;
@@ -42,7 +45,8 @@ struct Setting {
 };
 Setting devices("UNIFLUID_SIMT_DEVICES", 1), memory_size("UNIFLUID_SIMT_MEMORY", kDefaultMemory),
     order_seed("UNIFLUID_SIMT_SEED", 1), failing("UNIFLUID_SIMT_FAIL", 0),
-    taken("UNIFLUID_SIMT_TAKEN", 0), capability("UNIFLUID_SIMT_CAPABILITY", 86),
+    shortage("UNIFLUID_SIMT_SHORTAGE", 0), taken("UNIFLUID_SIMT_TAKEN", 0),
+    greed("UNIFLUID_SIMT_GREED", 0), capability("UNIFLUID_SIMT_CAPABILITY", 86),
     rounding("UNIFLUID_SIMT_ROUNDING", 0), processors("UNIFLUID_SIMT_PROCESSORS", 4);
 
 size_t shared_bytes() { return capability.value / 10 == 9 ? kHopperShared : kLeastShared; }
@@ -53,7 +57,9 @@ std::unordered_map<const void*, size_t>
     dynamic_shared;  // that kernels were allowed, by the latest call
 size_t allocated = 0;
 std::atomic<uint64_t> launches{0};
-std::atomic<uint64_t> waits{0};  // of the host for all that a stream had to do
+std::atomic<uint64_t> asked{0};     // for launches and graphs, where memory may lack for them
+std::atomic<uint64_t> captured{0};  // lists of launches
+std::atomic<uint64_t> waits{0};     // of the host for all that a stream had to do
 
 thread_local int current_device = 0;  // of this thread, as on CUDA
 thread_local int captures = 0;        // under way; they keep the thread from some calls
@@ -119,6 +125,10 @@ size_t allowed_shared(const void* kernel) {
   return found == dynamic_shared.end() ? kAlways : std::max(kAlways, found->second);
 }
 
+// Whether memory lacks for the launch that is asked for: that of its kernel, which a device gets
+// when it is launched for the first time.
+bool lacks_memory() { return shortage.value != 0 && ++asked % shortage.value == 0; }
+
 // What a wait for the stream's work comes to.
 cudaError_t waited(cudaStream_t stream) {
   if (stream->fault == cudaSuccess) stream->fault = stream->untold;
@@ -167,6 +177,7 @@ cudaError_t launch(const void* kernel, void (*invoke)(const void*, void**), dim3
   r.arguments.assign(arguments, arguments + bytes);
   r.offsets.assign(offsets, offsets + count);
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
+  if (lacks_memory()) return cudaErrorMemoryAllocation;
   if (stream->capture) {
     if (failing.value == 2) return cudaErrorInvalidValue;
     r.behind = std::exchange(stream->latest, {stream->capture->launches.size()});
@@ -184,16 +195,18 @@ bool rounds_otherwise() { return rounding.value != 0; }
 
 // Sets what is named as in the environment; false where there is no such thing.
 extern "C" __attribute__((visibility("default"))) bool simt_set(const char* name, uint64_t value) {
-  for (Setting* setting :
-       {&devices, &memory_size, &order_seed, &failing, &taken, &capability, &rounding, &processors})
+  for (Setting* setting : {&devices, &memory_size, &order_seed, &failing, &shortage, &taken, &greed,
+                           &capability, &rounding, &processors})
     if (std::strcmp(setting->name, name) == 0) {
       setting->value = value;
+      if (setting == &shortage) asked = 0;
       return true;
     }
   return false;
 }
 
 extern "C" __attribute__((visibility("default"))) uint64_t simt_waits() { return waits; }
+extern "C" __attribute__((visibility("default"))) uint64_t simt_captures() { return captured; }
 
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
@@ -271,7 +284,10 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
   if (captures > 0) return cudaErrorStreamCaptureUnsupported;
   std::lock_guard lock(mutex);
   if (bytes == 0) return cudaSuccess;
-  const size_t rounded = (bytes + 255) / 256 * 256;
+  // As the driver: pieces of more than half a page of 2 MiB take whole ones.
+  constexpr size_t kPage = size_t{2} << 20;
+  const size_t unit = bytes > kPage / 2 ? kPage : 256;
+  const size_t rounded = (bytes + unit - 1) / unit * unit;
   if (rounded < bytes || allocated + rounded + taken.value.load() > memory_size.value.load())
     return cudaErrorMemoryAllocation;
   *memory = std::aligned_alloc(256, rounded);
@@ -289,6 +305,7 @@ cudaError_t cudaFree(void* memory) {
   const auto found = allocations.find(memory);
   if (found == allocations.end()) return cudaErrorInvalidValue;
   allocated -= found->second;
+  if (greed.value) taken.value = memory_size.value - std::min<size_t>(memory_size.value, allocated);
   allocations.erase(found);
   std::free(memory);
   return cudaSuccess;
@@ -351,6 +368,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  ++captured;
   stream->capture = std::make_shared<Capture>();
   stream->capture->streams.insert(stream);
   ++captures;
@@ -380,6 +398,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   if (const cudaError_t status = usable(stream); status != cudaSuccess) return status;
+  if (lacks_memory()) return cudaErrorMemoryAllocation;
   // In any order that they allow.
   std::mt19937_64 random(order_seed.value * 0x9E3779B97F4A7C15u + launches);
   const size_t count = graph->launches.size();

@@ -126,6 +126,8 @@ export interface Backend {
   available(): number;
   /** Allocates pieces of these sizes, releases them all, and returns their addresses modulo 64. */
   allocateAndRelease(bytes: number[]): number[];
+  /** Makes scratch so large, and returns what it takes. */
+  resizeScratch(bytes: number): number;
   /**
    * Bytes of a workspace that has given two tensors of `pieces` floats, and those after it was tidied. `between` them it
    * hears of the bytes that the backend has allocated.
@@ -360,6 +362,8 @@ export interface TestAddon {
   simulate(library: string, name: string, value: number): void;
   /** How often the host has waited for all that a simulated stream had to do. */
   simulationWaits(library: string): number;
+  /** How often it has captured a list of launches. */
+  simulationCaptures(library: string): number;
   /**
    * All events of some requests to one engine, whose first `failures` attempts to tell them find no memory. `stop`: it
    * is ended as soon as they are submitted.
@@ -404,7 +408,7 @@ const FAILURES = ["nothing", "launches", "captures", "graphs", "waits", "code"] 
 
 /**
  * What the simulated device is like: number of devices, bytes of memory and how many of them others took since free
- * memory was told, what fails (launches, as by a fault; launches into a capture; memory for graphs; waits, which tell of
+ * memory was told, whether others take all there is where some is freed, every how manieth launch finds no memory (0: none), what fails (launches, as by a fault; launches into a capture; memory for graphs; waits, which tell of
  * a fault of a kernel before; code for this device, which the library lacks), 10 times its compute capability, whether its warpgroups round otherwise than its warps, how many
  * multiprocessors it has.
  */
@@ -412,6 +416,8 @@ export function simulate({
   devices = 1,
   memory = 2 ** 31,
   taken = 0,
+  greed = false,
+  shortage = 0,
   fail = "nothing" as (typeof FAILURES)[number],
   capability = 86,
   rounding = false,
@@ -420,6 +426,8 @@ export function simulate({
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_DEVICES", devices);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_MEMORY", memory);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_TAKEN", taken);
+  addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_GREED", greed ? 1 : 0);
+  addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_SHORTAGE", shortage);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_FAIL", FAILURES.indexOf(fail));
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_CAPABILITY", capability);
   addon.simulate(simulatedLibrary, "UNIFLUID_SIMT_ROUNDING", rounding ? 1 : 0);
