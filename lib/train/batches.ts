@@ -49,9 +49,11 @@ export class Batches {
 
   /** Step `step`, from 1, as `accumulation` batches. */
   async of(step: number): Promise<StepData<NativeTrainingSequence>> {
-    const { examples, ...after } = await this.mixture.draw(step, async (record, random, place) =>
-      this.sequences.of(record.example(random), this.pictures[place] as Pictures, random),
-    );
+    const { examples, ...after } = await this.mixture.draw(step, async (record, random, place) => {
+      // Whether a record is broken must not be a matter of what is drawn of it, nor of whether its prompt is emptied.
+      this.sequences.expectAll(record.texts());
+      return this.sequences.of(record.example(random), this.pictures[place] as Pictures, random);
+    });
     return { batches: dealt(examples, this.config.accumulation), ...after };
   }
 

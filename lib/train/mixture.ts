@@ -69,13 +69,14 @@ export class Mixture {
   }
 
   /**
-   * The examples of step `step`, from 1: what `make` makes of records, source by source. They follow from the
-   * seed, the step and the positions, whatever is ready first: a broken record is replaced by what comes after
-   * all that its source gave. Calls follow one another, as the steps do. Throws `TRAINING_DATA`.
+   * The examples of step `step`, from 1: what `make` makes of records, source by source; `suspect` is as
+   * `BrokenRecords.attempt` has it. They follow from the seed, the step and the positions, whatever is ready first: a
+   * broken record is replaced by what comes after all that its source gave. Calls follow one another, as the steps do.
+   * Throws `TRAINING_DATA`.
    */
   async draw<T>(
     step: number,
-    make: (record: SourceRecord, random: Random, place: number) => Promise<T>,
+    make: (record: SourceRecord, random: Random, place: number, suspect: boolean) => Promise<T>,
   ): Promise<Drawn<T>> {
     let first = 0;
     const parts: Promise<T[]>[] = [];
@@ -83,9 +84,9 @@ export class Mixture {
       const at = PICK_STREAM + first;
       first += examples;
       parts.push(
-        this.take(place, (record, k) =>
+        this.take(place, (record, k, suspect) =>
           // Each attempt draws from the beginning.
-          make(record, new Random(BigInt(this.config.seed), at + k, step), place),
+          make(record, new Random(BigInt(this.config.seed), at + k, step), place, suspect),
         ),
       );
     }
@@ -96,7 +97,7 @@ export class Mixture {
 
   private async take<T>(
     place: number,
-    make: (record: SourceRecord, k: number) => Promise<T>,
+    make: (record: SourceRecord, k: number, suspect: boolean) => Promise<T>,
   ): Promise<T[]> {
     const source = this.sources[place] as Source;
     const count = (this.config.sources[place] as SourceConfig).examples;
@@ -109,8 +110,8 @@ export class Mixture {
       await Promise.all(
         missing.map(async (k, i) => {
           const record = records[i] as SourceRecord;
-          await this.broken.attempt(record, async () => {
-            made.set(k, await make(record, k));
+          await this.broken.attempt(record, async (suspect) => {
+            made.set(k, await make(record, k, suspect));
           });
         }),
       );

@@ -8,7 +8,8 @@ import { imageRows } from "../prefixes.js";
 import { normalizedPlanes } from "../preprocess.js";
 import { fillTemplate, type TemplateTask } from "../prompts.js";
 import type { Pictures } from "./pictures.js";
-import type { TrainingExample } from "./source.js";
+import type { Said } from "./record.js";
+import type { Texts, TrainingExample } from "./source.js";
 
 /**
  * What ends a text that is learned: `<eos>`, which a list of stop tokens may name after others, such as
@@ -84,12 +85,20 @@ export class Sequences {
    * What is read and what is written, without the tokens at their ends. Throws `INVALID_RECORD` where the model lacks a
    * part or has no room.
    */
-  tokensOf({ task, prompt, text }: TrainingExample): { template: number[]; learned?: number[] } {
+  tokensOf({ task, prompt, text }: Said & { task: TemplateTask }): {
+    template: number[];
+    learned?: number[];
+  } {
     this.expectTask(task);
     const template = this.ids(fillTemplate(this.checkpoint.config!.templates, task, prompt));
     const learned = text === undefined ? undefined : this.ids(text);
     this.expectLength(task, 1 + template.length, learned && learned.length + 1);
     return { template, learned };
+  }
+
+  /** Throws `INVALID_RECORD` unless the model can learn all that may be said. */
+  expectAll({ task, said }: Texts): void {
+    for (const one of said) this.tokensOf({ task, ...one });
   }
 
   /** Rows that a sequence of the model may have. */

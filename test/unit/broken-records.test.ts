@@ -113,6 +113,34 @@ test("one that was mended since a stop is used and no longer counted, from the s
   expect(broken.stateAt(between)).toEqual({ seen: 11, broken: ["record 2"] });
 });
 
+test("one of before a stop must be usable as a whole; one that is not is skipped from then on", async () => {
+  const broken = new BrokenRecords(0.1, () => {});
+  broken.restore({ seen: 10, broken: ["record 1", "record 2"] });
+  const suspects: [string, boolean][] = [];
+  const attempt = (name: string, error?: Error) =>
+    broken.attempt(named(name), async (suspect) => {
+      suspects.push([name, suspect]);
+      if (error) throw error;
+    });
+  for (let again = 0; again < 2; again++) {
+    await attempt("record 1");
+    await attempt("record 2", new InvalidRecordError("no task"));
+    await attempt("record 3");
+  }
+  expect(suspects).toEqual([
+    ["record 1", true],
+    ["record 2", true],
+    ["record 3", false],
+    ["record 1", false],
+    ["record 3", false],
+  ]);
+  // What is read beside the steps does as they did when they first came to it.
+  broken.restore({ seen: 10, broken: ["record 4"] });
+  await broken.uncounted().attempt(named("record 4"), async (suspect) => {
+    expect(suspect).toBe(false);
+  });
+});
+
 test("one that comes twice at once and is broken once stays counted, for it is skipped", async () => {
   const broken = new BrokenRecords(0.1, () => {});
   let end = () => {};
