@@ -96,7 +96,7 @@ export class ManifestSource implements Source {
   }
 
   private record(index: number): SourceRecord {
-    const value = () => parseRecordText(this.lines.text(index));
+    const value = () => parseRecordText(this.lines.at(index));
     const at = (path: string) => resolve(this.folder, path);
     const counted = `${this.name}: record ${index}`;
     return {
@@ -126,7 +126,7 @@ export class ManifestSource implements Source {
     const records = this.lines.length;
     const probes = Math.min(PROBES, records);
     this.hashes ??= Array.from({ length: probes }, (_, i) => {
-      const line = this.lines.text(Math.floor((i * records) / probes));
+      const line = this.lines.at(Math.floor((i * records) / probes)).toString();
       return createHash("sha256").update(line.trim()).digest("hex").slice(0, 8);
     });
     return { manifest: basename(this.name), records, hashes: this.hashes };

@@ -6,7 +6,7 @@ import { InvalidRecordError, TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
 import { listFiles } from "./file-patterns.js";
 import type { PackedPicture } from "./pictures.js";
-import { parseRecord, parseRecordText, pickSaid } from "./record.js";
+import { decodeText, parseRecord, parseRecordText, pickSaid } from "./record.js";
 import { IMAGE_EXTENSIONS, readShard, type ShardSample } from "./shards.js";
 import { ShuffleBuffer } from "./shuffle-buffer.js";
 import {
@@ -284,12 +284,13 @@ function recordOf(path: string, sample: ShardSample, plain: PlainTask) {
 function textsOf(sample: ShardSample, plain: PlainTask): object {
   const { key, files } = sample;
   const json = files.get("json");
-  const value = json && parseRecordText(json.toString());
+  const value = json && parseRecordText(json);
   if (typeof value === "object" && value !== null && "task" in value) return value;
-  const text = files.get("txt")?.toString().trim();
-  if (text === undefined)
+  const txt = files.get("txt");
+  if (txt === undefined)
     throw new InvalidRecordError(
       `expected ${key}.json with a task, or ${key}.txt${linked(sample)}`,
     );
+  const text = decodeText(txt).trim();
   return plain === "caption" ? { task: plain, text } : { task: plain, prompt: text };
 }

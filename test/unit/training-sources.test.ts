@@ -289,7 +289,10 @@ describe("samples of a shard", () => {
 });
 
 describe("records of shards", () => {
-  const examples = async (files: Record<string, string>, task?: "caption" | "generate") => {
+  const examples = async (
+    files: Record<string, string | Uint8Array>,
+    task?: "caption" | "generate",
+  ) => {
     const path = join(folder, "a.tar");
     await writeTar(path, files);
     const source = await ShardSource.open([path], { ...order, task });
@@ -327,14 +330,14 @@ describe("records of shards", () => {
   });
 
   test("a plain text is a caption, or a prompt where the source says so; metadata beside it is none", async () => {
-    const files = { "0.jpg": "p", "0.txt": "a red star\n", "0.json": '{"url": "somewhere"}' };
+    const files = { "0.jpg": "p", "0.txt": "\ufeffa red star\n", "0.json": '{"url": "somewhere"}' };
     const [caption] = await examples(files);
     expect(caption!.example(random())).toMatchObject({ task: "caption", text: "a red star" });
     const [prompt] = await examples(files, "generate");
     expect(prompt!.example(random())).toMatchObject({ task: "generate", prompt: "a red star" });
   });
 
-  test.each<[string, Record<string, string>, RegExp]>([
+  test.each<[string, Record<string, string | Uint8Array>, RegExp]>([
     ["without a picture", { "0.txt": "a" }, /such as 0\.png/],
     ["without a text", { "0.png": "p" }, /0\.json with a task, or 0\.txt/],
     ["with JSON that is none", { "0.png": "p", "0.json": "{" }, /not JSON/],
@@ -345,6 +348,26 @@ describe("records of shards", () => {
     ],
     ["of an unknown task", { "0.png": "p", "0.json": '{"task": "sing"}' }, /task/],
     ["with an empty text", { "0.png": "p", "0.txt": " \n" }, /text/],
+    [
+      "with a text in Latin-1",
+      { "0.png": "p", "0.txt": Buffer.from("\u00e9", "latin1") },
+      /^expected UTF-8 text$/,
+    ],
+    [
+      "with JSON in Latin-1",
+      { "0.png": "p", "0.json": Buffer.from('{"task": "caption", "text": "\u00e9"}', "latin1") },
+      /^expected UTF-8 text$/,
+    ],
+    [
+      "with a text in UTF-16 and its mark",
+      { "0.png": "p", "0.txt": Buffer.from("\ufeffa star", "utf16le") },
+      /^expected UTF-8 text$/,
+    ],
+    [
+      "with a text in UTF-16",
+      { "0.png": "p", "0.txt": Buffer.from("a star", "utf16le") },
+      /^expected UTF-8 text but found a NUL$/,
+    ],
   ])("one %s is named", async (_, files, message) => {
     const [record] = await examples(files);
     expect(() => record!.example(random())).toThrow(
@@ -523,7 +546,7 @@ describe("manifests", () => {
     await writeFile(join(folder, name), content);
     return ManifestSource.open(join(folder, name), order);
   };
-  const outcomes = async (content: string) => {
+  const outcomes = async (content: string | Uint8Array) => {
     const out: [string, unknown][] = [];
     for await (const record of (await open(content)).all()) {
       const name = record.name.replace(/.*a\.jsonl: /, "");
@@ -544,6 +567,18 @@ describe("manifests", () => {
       ["record 0 (line 1)", "a"],
       ["record 1 (line 3)", "a"],
       ["record 2 (line 4)", expect.stringMatching(/^not JSON/)],
+    ]);
+  });
+
+  test("in another encoding than UTF-8 have broken records where it tells", async () => {
+    const line = JSON.stringify({ ...caption, text: "caf\u00e9" });
+    const lines = [Buffer.from(line, "latin1"), Buffer.from("\n"), Buffer.from(line)];
+    expect(await outcomes(Buffer.concat(lines))).toEqual([
+      ["record 0 (line 1)", "expected UTF-8 text"],
+      ["record 1 (line 2)", "caf\u00e9"],
+    ]);
+    expect(await outcomes(Buffer.from(JSON.stringify(caption), "utf16le"))).toEqual([
+      ["record 0 (line 1)", "expected UTF-8 text but found a NUL"],
     ]);
   });
 
