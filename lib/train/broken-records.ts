@@ -1,10 +1,10 @@
 /** Records of training that cannot be used: each is told once, and too many stop the run. */
 import { InvalidImageError, InvalidRecordError, TrainingDataError } from "../errors.js";
-import { isUnreadable, machinesFault } from "../machines-fault.js";
+import { machinesFault } from "../machines-fault.js";
 import type { SourceRecord } from "./source.js";
 
 const isRecords = (error: unknown) =>
-  error instanceof InvalidRecordError || error instanceof InvalidImageError || isUnreadable(error);
+  error instanceof InvalidRecordError || error instanceof InvalidImageError;
 
 /** Records seen before a share of broken ones means anything. */
 const LEAST_SEEN = 200;

@@ -15,7 +15,7 @@ import { ENCODER_TENSORS } from "../checkpoint/vae-config.js";
 import { decoding } from "../decoding.js";
 import { CheckpointNotFoundError, DisposedError, TrainingDataError } from "../errors.js";
 import { makeFolder } from "../files.js";
-import { type DecodedImage, decodeImage } from "../image-input.js";
+import { type DecodedImage, decodeImage, unreadImage } from "../image-input.js";
 import { readJsonLines } from "../json-lines.js";
 import type { LoadOptions } from "../load-options.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
@@ -112,7 +112,9 @@ export const cacheFolder = (parent: string, cache?: string): string =>
 const keyOf = ({ path, bytes, modified }: Stamp) => `${path}\n${bytes}\n${modified}`;
 
 async function stampOf(path: string): Promise<Stamp> {
-  const { size: bytes, mtimeMs: modified } = await stat(path);
+  const { size: bytes, mtimeMs: modified } = await stat(path).catch((cause) => {
+    throw unreadImage(path, cause);
+  });
   return { path, bytes, modified };
 }
 

@@ -1,5 +1,6 @@
 /** The cache of prepared pictures: what is in it is right, whoever filled it and however it was left. */
 import { execFile } from "node:child_process";
+import { promises } from "node:fs";
 import {
   appendFile,
   cp,
@@ -350,6 +351,37 @@ test("a cache that goes away is no picture's fault, before the first is kept or 
       expect(broken.counts.broken).toBe(0);
     });
   }
+});
+
+test("a disk that fails at a picture that is kept is no record's fault, one that is gone is", async () => {
+  const data = await fresh("failing");
+  await read(data);
+  const [path] = paths(data) as [string];
+  const attempt = (pictures: Pictures, broken: BrokenRecords) =>
+    broken.attempt({ name: "record 0", counted: "record 0" }, async () => {
+      await pictures.get(path);
+    });
+  await using(data, async (pictures) => {
+    const cause = Object.assign(new Error("EIO: i/o error, stat"), {
+      code: "EIO",
+      errno: -5,
+      syscall: "stat",
+    });
+    const statting = jest.spyOn(promises, "stat").mockRejectedValueOnce(cause);
+    try {
+      await expect(attempt(pictures, new BrokenRecords(1, () => {}))).rejects.toMatchObject({
+        code: "TRAINING_DATA",
+        message: `record 0: cannot read ${path}: EIO: i/o error, stat`,
+        cause,
+      });
+    } finally {
+      statting.mockRestore();
+    }
+    await rm(path);
+    const told: string[] = [];
+    await attempt(pictures, new BrokenRecords(1, (message) => told.push(message)));
+    expect(told).toEqual([`skipped record 0: there is no file ${path}`]);
+  });
 });
 
 test("pictures of several folders may be kept in one that is named, by a run and by prepare", async () => {
