@@ -368,10 +368,11 @@ async function shownOf<T>(
 }
 
 /** The source of the pictures that sheets show. */
-function openShown({ samples, sources, seed }: AutoencoderRunConfig): Promise<Source> {
+function openShown({ samples, sources, ...config }: AutoencoderRunConfig): Promise<Source> {
+  const seed = BigInt(config.seed);
   return samples?.manifest
-    ? openSource({ manifest: samples.manifest }, BigInt(seed), SHEET_STREAM)
-    : openSource(sources[0] as SourceConfig, BigInt(seed), 0);
+    ? openSource({ manifest: samples.manifest }, { seed, place: SHEET_STREAM })
+    : openSource(sources[0] as SourceConfig, { seed, place: 0 });
 }
 
 /** The side of a run's pictures. */

@@ -75,11 +75,15 @@ export class BrokenRecords {
     return { seen, broken: [...found] };
   }
 
-  /** Goes on counting after a stop. `has`: whether there still is a record of a name. */
-  restore({ seen, broken }: RecordsSeen, has: (name: string) => boolean = () => true): void {
+  /** Goes on counting after a stop. `countedAs`: the name that a record has now, if it is still there. */
+  restore(
+    { seen, broken }: RecordsSeen,
+    countedAs: (kept: string) => string | undefined = (kept) => kept,
+  ): void {
     this.seen = seen;
-    for (const name of broken) {
-      if (!has(name)) continue;
+    for (const kept of broken) {
+      const name = countedAs(kept);
+      if (name === undefined) continue;
       this.change(name, true);
       this.suspects.add(name);
     }

@@ -10,6 +10,7 @@ import { decodeText, parseRecord, parseRecordText, pickSaid } from "./record.js"
 import { IMAGE_EXTENSIONS, readShard, type ShardSample } from "./shards.js";
 import { ShuffleBuffer } from "./shuffle-buffer.js";
 import {
+  countedIn,
   mostlyAlike,
   type OrderOptions,
   orderStream,
@@ -97,8 +98,17 @@ export class ShardSource implements Source {
     return dirname(this.paths[0] as string);
   }
 
-  has(counted: string): boolean {
-    return this.paths.some((path) => counted.startsWith(`${path}: sample `));
+  /** Not by its key: that of an archive that is damaged at its beginning is known once it is mended. */
+  private counted(shard: number, sample: number): string {
+    return `${countedIn(this.options)}shard ${shard}: sample ${sample}`;
+  }
+
+  countedAs(kept: string): string | undefined {
+    if (kept.startsWith(`${countedIn(this.options)}shard `)) return kept;
+    // Earlier versions named the file and the key.
+    const [, path, sample] = /^(.*): sample (\d+) \(.*\)$/s.exec(kept) ?? [];
+    const shard = path === undefined ? -1 : this.paths.indexOf(path);
+    return shard < 0 ? undefined : this.counted(shard, Number(sample));
   }
 
   private get shuffle(): number {
@@ -226,11 +236,10 @@ export class ShardSource implements Source {
   private record(shard: number, sample: ShardSample): SourceRecord {
     const path = this.paths[shard] as string;
     const plain = this.options.task ?? "caption";
-    // A key may occur twice, where shards were joined.
-    const name = `${path}: sample ${sample.index} (${sample.key})`;
     return {
-      name,
-      counted: name,
+      // A key may occur twice, where shards were joined.
+      name: `${path}: sample ${sample.index} (${sample.key})`,
+      counted: this.counted(shard, sample.index),
       texts: () => recordOf(path, sample, plain).record,
       example: (random) => {
         const { record, image, target } = recordOf(path, sample, plain);

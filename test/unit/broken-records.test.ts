@@ -70,7 +70,9 @@ test("the share is of different records, however often epochs read them", async 
 test("what is read beside the steps does not count, and is told once, here or there", async () => {
   const told: string[] = [];
   const broken = new BrokenRecords(0, (message) => told.push(message));
-  broken.restore({ seen: 10, broken: ["record 1", "gone"] }, (name) => name !== "gone");
+  broken.restore({ seen: 10, broken: ["record 1", "gone"] }, (kept) =>
+    kept === "gone" ? undefined : kept,
+  );
   const invalid = () => failing(new InvalidRecordError("no task"));
   for (let again = 0; again < 2; again++) {
     const beside = broken.uncounted();

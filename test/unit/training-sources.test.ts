@@ -486,15 +486,28 @@ test("a source knows how many different records it has given, and which names ar
   const manifest = await ManifestSource.open(path, order);
   const shards = await ShardSource.open([pattern], order);
   expect([manifest.given, shards.given]).toEqual([0, 0]);
-  const { counted } = await shards.next();
-  expect([manifest, shards].map((source) => source.has(counted))).toEqual([false, true]);
-  for (const [name, has] of [
-    [(await manifest.next()).counted, true],
-    [`${path}: record 4`, false],
-    [`${path}x: record 1`, false],
-    [`${join(folder, "b-0.tar")}: sample 0 (0)`, false],
-  ] as const)
-    expect([name, manifest.has(name), shards.has(name)]).toEqual([name, has, false]);
+  const ofManifest = (await manifest.next()).counted;
+  const ofShards = (await shards.next()).counted;
+  const [third, sample] = ["source 0: record 3", "source 0: shard 1: sample 0"];
+  for (const [kept, inManifest, inShards] of [
+    [ofManifest, ofManifest, undefined],
+    [ofShards, undefined, ofShards],
+    ["source 1: record 3", undefined, undefined],
+    // Of earlier versions.
+    [`${path}: record 3`, third, undefined],
+    [`${path}x: record 3`, undefined, undefined],
+    [`${join(folder, "a-1.tar")}: sample 0 (its beginning)`, undefined, sample],
+    [`${join(folder, "b-1.tar")}: sample 0 (0)`, undefined, undefined],
+  ])
+    expect([kept, manifest.countedAs(kept!), shards.countedAs(kept!)]).toEqual([
+      kept,
+      inManifest,
+      inShards,
+    ]);
+  expect([ofManifest, ofShards]).toEqual([
+    expect.stringMatching(/^source 0: record \d$/),
+    expect.stringMatching(/^source 0: shard \d: sample \d$/),
+  ]);
   expect([manifest.given, shards.given]).toEqual([1, 1]);
   await Promise.all([take(manifest, 6), take(shards, 5)]);
   expect([manifest.given, shards.given]).toEqual([4, 5]);
