@@ -34,8 +34,14 @@ export function expectLearner(checkpoint: Checkpoint): void {
     );
 }
 
+/** Tokens that are remembered of texts at most, each text with what it takes beside its tokens, counted as some. */
+const MOST_TOKENS = 4_000_000;
+const TOKENS_BESIDE = 40;
+
 export class Sequences {
-  private readonly encoded = new Map<string, number[]>();
+  /** Prompts repeat; what does not should not fill the memory. */
+  private readonly encoded = new Map<string, Int32Array>();
+  private remembered = 0;
 
   /** @param settings.promptDropout How often the prompt of a drawing is emptied. */
   constructor(
@@ -86,8 +92,8 @@ export class Sequences {
    * part or has no room.
    */
   tokensOf({ task, prompt, text }: Said & { task: TemplateTask }): {
-    template: number[];
-    learned?: number[];
+    template: Int32Array;
+    learned?: Int32Array;
   } {
     this.expectTask(task);
     const template = this.ids(fillTemplate(this.checkpoint.config!.templates, task, prompt));
@@ -118,19 +124,25 @@ export class Sequences {
     );
   }
 
-  private ids(text: string): number[] {
-    let ids = this.encoded.get(text);
-    if (!ids) {
-      try {
-        ids = this.checkpoint.tokenizer!.encode(text, this.limit);
-      } catch (error) {
-        if (!(error instanceof PromptTooLongError)) throw error;
-        throw new InvalidRecordError(error.message);
-      }
-      // Prompts repeat; what does not should not fill the memory.
-      if (this.encoded.size > 100_000) this.encoded.clear();
-      this.encoded.set(text, ids);
+  private ids(text: string): Int32Array {
+    const known = this.encoded.get(text);
+    if (known) return known;
+    const ids = this.encode(text);
+    this.remembered += ids.length + TOKENS_BESIDE;
+    if (this.remembered > MOST_TOKENS) {
+      this.encoded.clear();
+      this.remembered = ids.length + TOKENS_BESIDE;
     }
+    this.encoded.set(text, ids);
     return ids;
+  }
+
+  private encode(text: string): Int32Array {
+    try {
+      return Int32Array.from(this.checkpoint.tokenizer!.encode(text, this.limit));
+    } catch (error) {
+      if (!(error instanceof PromptTooLongError)) throw error;
+      throw new InvalidRecordError(error.message);
+    }
   }
 }

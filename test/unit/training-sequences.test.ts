@@ -99,6 +99,34 @@ describe("a sequence has room in the model", () => {
   });
 });
 
+test("tokens of texts are remembered, though not more than fit the memory, however long texts are", async () => {
+  const checkpoint = await readCheckpoint(await locateCheckpoint("shapes-64"));
+  const { config, tokenizer } = checkpoint;
+  const encode = jest.fn((text: string) => Array.from<number>({ length: text.length }).fill(300));
+  const sequences = new Sequences(
+    {
+      ...checkpoint,
+      config: { ...config!, text: { ...config!.text, maxPositions: 2 ** 20 } },
+      tokenizer: Object.assign(Object.create(tokenizer!), { encode }),
+    },
+    { promptDropout: 0 },
+  );
+  const learn = (text: string) => sequences.tokensOf({ task: "caption", prompt: "", text });
+  const most = 4_000_000;
+  let [tokens, highest] = [0, 0];
+  for (let i = 0; i < 50; i++) {
+    learn(String(i).padEnd(200_000));
+    tokens = 0;
+    for (const ids of Reflect.get(sequences, "encoded").values()) tokens += ids.length;
+    highest = Math.max(highest, tokens);
+  }
+  expect(highest).toBeGreaterThan(most / 2);
+  expect(highest).toBeLessThanOrEqual(most);
+  const calls = encode.mock.calls.length;
+  learn("49".padEnd(200_000));
+  expect(encode).toHaveBeenCalledTimes(calls);
+});
+
 describe("prompts are emptied as often as promptDropout says", () => {
   const picture: Picture = { pixels: new Uint8Array(0), latents: new Float32Array(0) };
   const pictures = { get: async () => picture } as Partial<Pictures> as Pictures;
