@@ -333,7 +333,14 @@ test("on a full disk the commands say where, and end with the code of outputs", 
     code: 6,
     stderr: expect.stringMatching(`OUTPUT: cannot write to ${path}: .*EFBIG`),
   });
-  await expect(limited(20, "prepare", settings)).rejects.toMatchObject(failed(cache));
+  // Where not one picture has room nothing is left, and where one has, nothing of the others.
+  for (const [kib, left] of [
+    [8, []],
+    [20, [expect.stringMatching(/\.bin$/), expect.stringMatching(/\.jsonl$/)]],
+  ] as const) {
+    await expect(limited(kib, "prepare", settings)).rejects.toMatchObject(failed(cache));
+    expect((await readdir(cache)).sort()).toEqual(left);
+  }
   await expect(limited(500, "train", settings, "--out", at("full"))).rejects.toMatchObject(
     failed(at("full")),
   );
