@@ -33,6 +33,12 @@ const MAX_SAMPLE_BYTES = 512 * 1024 * 1024;
 /** Of pictures that can be decoded. */
 export const IMAGE_EXTENSIONS = ["png", "jpg", "jpeg", "webp", "avif", "gif", "tif", "tiff"];
 
+/**
+ * Archives of old programs, and of tar --format=v7, do not name their format; checksums are verified all the same. The
+ * option is missing in the types.
+ */
+const EXTRACTING: object = { allowUnknownFormat: true };
+
 /** Zero bytes that end an archive: two blocks, of which some programs write one. */
 const END_MARK = 512;
 
@@ -74,7 +80,7 @@ export async function* readShard(
   most = MAX_SAMPLE_BYTES,
 ): AsyncGenerator<ShardSample, void> {
   const { mtimeMs: modified } = await stat(path);
-  const archive = extract();
+  const archive = extract(EXTRACTING);
   const bytes = createReadStream(path);
   // How many bytes there are, and how many zeros at their end.
   let [length, zeros] = [0, 0];

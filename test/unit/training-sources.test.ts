@@ -237,6 +237,28 @@ describe("samples of a shard", () => {
     await expect(samples(join(folder, "other.tar"))).rejects.toMatchObject({ code: "ENOENT" });
   });
 
+  test("may be of the oldest format, which has no name", async () => {
+    const path = join(folder, "a.tar");
+    await writeTar(path, { "0.png": "one", "0.txt": "text" });
+    const bytes = await readFile(path);
+    const CHECKSUM = { at: 148, length: 8 };
+    for (const header of [bytes.subarray(0, 512), bytes.subarray(1024, 1536)]) {
+      header.fill(0, 257);
+      header.fill(" ", CHECKSUM.at, CHECKSUM.at + CHECKSUM.length);
+      const sum = header.reduce((total, byte) => total + byte, 0);
+      header.write(`${sum.toString(8).padStart(6, "0")}\0 `, CHECKSUM.at);
+    }
+    await writeFile(path, bytes);
+    expect(await samples(path)).toEqual([
+      { key: "0", index: 0, files: ["png", "txt"], fault: undefined },
+    ]);
+    bytes[1024]! ^= 1;
+    await writeFile(path, bytes);
+    expect((await samples(path)).map(({ fault }) => fault)).toEqual([
+      expect.stringContaining("damaged"),
+    ]);
+  });
+
   test("whose files are too large together are at fault, and hold nothing", async () => {
     const path = join(folder, "a.tar");
     const half = new Uint8Array(600);
