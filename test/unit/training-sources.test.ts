@@ -167,6 +167,13 @@ test("a shuffle buffer with room for all gives every order alike", () => {
   for (const count of counts.values()) expect(Math.abs(count - 1000)).toBeLessThan(150);
 });
 
+/** Writes the checksum of a header that was changed. */
+function sign(header: Buffer): void {
+  header.fill(" ", 148, 156);
+  const sum = header.reduce((total, byte) => total + byte, 0);
+  header.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148);
+}
+
 describe("samples of a shard", () => {
   const samples = async (path: string) => {
     const out = [];
@@ -237,17 +244,43 @@ describe("samples of a shard", () => {
     await expect(samples(join(folder, "other.tar"))).rejects.toMatchObject({ code: "ENOENT" });
   });
 
+  test("with a file that tar -S stored are at fault, and say so", async () => {
+    const path = join(folder, "a.tar");
+    const sparse = "its png is stored sparse, which is not read: pack without tar -S";
+    const archive = pack();
+    const pax = { "GNU.sparse.major": "1", "GNU.sparse.name": "x/0.png" };
+    archive.entry({ name: "x/GNUSparseFile.1/0.png", pax }, "holes");
+    for (const name of ["x/0.txt", "1.png", "1.txt", "2.png"]) archive.entry({ name }, "text");
+    archive.finalize();
+    await pipeline(archive, createWriteStream(path));
+    const bytes = await readFile(path);
+    const retype = (name: string, type: string) => {
+      const at = bytes.indexOf(name);
+      bytes.write(type, at + 156);
+      sign(bytes.subarray(at, at + 512));
+    };
+    // As GNU tar's own format has it.
+    retype("1.png", "S");
+    await writeFile(path, bytes);
+    const first = { key: "x/0", index: 0, files: ["txt"], fault: sparse };
+    const second = { key: "1", index: 1, files: ["txt"], fault: sparse };
+    const third = { key: "2", index: 2, files: ["png"], fault: undefined };
+    expect(await samples(path)).toEqual([first, second, third]);
+    // With many holes, blocks follow that read as damage.
+    bytes.fill(1, bytes.indexOf("1.txt"), bytes.indexOf("1.txt") + 512);
+    await writeFile(path, bytes);
+    expect(await samples(path)).toEqual([
+      first,
+      { ...second, files: [], fault: expect.stringMatching(`^${sparse}; .*damaged here`) },
+    ]);
+  });
+
   test("may be of the oldest format, which has no name", async () => {
     const path = join(folder, "a.tar");
     await writeTar(path, { "0.png": "one", "0.txt": "text" });
     const bytes = await readFile(path);
-    const CHECKSUM = { at: 148, length: 8 };
-    for (const header of [bytes.subarray(0, 512), bytes.subarray(1024, 1536)]) {
-      header.fill(0, 257);
-      header.fill(" ", CHECKSUM.at, CHECKSUM.at + CHECKSUM.length);
-      const sum = header.reduce((total, byte) => total + byte, 0);
-      header.write(`${sum.toString(8).padStart(6, "0")}\0 `, CHECKSUM.at);
-    }
+    for (const header of [bytes.subarray(0, 512), bytes.subarray(1024, 1536)])
+      sign(header.fill(0, 257));
     await writeFile(path, bytes);
     expect(await samples(path)).toEqual([
       { key: "0", index: 0, files: ["png", "txt"], fault: undefined },
