@@ -303,11 +303,16 @@ async function readFileBytes(name: string, signal: AbortSignal | undefined): Pro
   } catch (cause) {
     if (cause instanceof InvalidImageError) throw cause;
     signal?.throwIfAborted();
-    const { code } = cause as NodeJS.ErrnoException;
-    const reason =
-      code === "ENOENT" ? `there is no file ${name}` : `cannot read ${name}: ${messageOf(cause)}`;
-    throw new InvalidImageError("IMAGE_NOT_FOUND", reason, { cause });
+    throw unreadImage(name, cause);
   }
+}
+
+/** Of what the file system says of an image's file. */
+export function unreadImage(name: string, cause: unknown): InvalidImageError {
+  const { code } = cause as NodeJS.ErrnoException;
+  const reason =
+    code === "ENOENT" ? `there is no file ${name}` : `cannot read ${name}: ${messageOf(cause)}`;
+  return new InvalidImageError("IMAGE_NOT_FOUND", reason, { cause });
 }
 
 /**

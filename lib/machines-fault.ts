@@ -13,11 +13,9 @@ const UNREADABLE = new Set([
   "ENXIO", // a socket
 ]);
 
-/** Whether the system says of an error that a file is not there or not to be read. */
-export const isUnreadable = (error: unknown): boolean => UNREADABLE.has(systemCode(error) ?? "");
-
 /** Why a picture could not be read, where the system said it and no record is to blame. */
 export function machinesFault(error: unknown): Error | undefined {
   const { cause } = error as Error;
-  return systemCode(cause) === undefined || isUnreadable(cause) ? undefined : (cause as Error);
+  const code = systemCode(cause);
+  return code === undefined || UNREADABLE.has(code) ? undefined : (cause as Error);
 }

@@ -53,6 +53,8 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
   const progress = startTraining(context);
   const run = await readRunConfig(config);
   const settings = flags.device === undefined ? run : { ...run, device: flags.device };
+  // The disk of the data may be the one that is full.
+  const caches = await cachesOf(run);
   const trainer = await Trainer.open(settings, {
     out: flags.out,
     resume: flags.resume,
@@ -62,11 +64,11 @@ async function train(config: string, flags: TrainFlags, context: Context): Promi
       progress.clear();
       note(context, message);
     },
-  }).catch(writingFailed(flags.out));
+  })
+    .catch(keepingFailed(caches))
+    .catch(writingFailed(flags.out, ...caches));
   try {
     note(context, `${trainer.description}; step ${trainer.done} done`);
-    // The disk of the data may be the one that is full.
-    const caches = await cachesOf(run);
     const summary = await trainer
       .run()
       .catch(keepingFailed(caches))
@@ -116,15 +118,17 @@ async function prepare(config: string, context: Context): Promise<void> {
       `${config} trains an autoencoder: there are no latents to compute ahead`,
     );
   const checkpoint = await readCheckpoint(await locateCheckpoint(run.model));
+  const caches = await cachesOf(run);
   let progress: RecordProgress | undefined;
   const batches = await Batches.open(checkpoint, run, (message) => {
     progress?.clear();
     note(context, message);
-  });
+  })
+    .catch(keepingFailed(caches))
+    .catch(writingFailed(...caches));
   let pictures = 0;
   progress = startRecords(context, undefined);
   try {
-    const caches = await cachesOf(run);
     pictures = await batches
       .prepare(() => progress?.step("done"), context.signal)
       .catch(keepingFailed(caches))

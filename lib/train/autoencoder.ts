@@ -33,6 +33,7 @@ import type { AutoencoderRunConfig, SourceConfig } from "./config.js";
 import { equalizeLatents, LatentMeter, type LatentStatistics, latentFactors } from "./latents.js";
 import { dealt, largestBatch, Mixture, openSource, SUBSTITUTES } from "./mixture.js";
 import { createTrainer } from "./native-trainer.js";
+import type { PictureFile } from "./pictures.js";
 import { startingCheckpoint } from "./resume.js";
 import type { Losses, RunFolder } from "./run-folder.js";
 import type { Source, SourceRecord } from "./source.js";
@@ -112,9 +113,12 @@ export class AutoencoderSubject implements Subject {
 
   async batches(step: number): Promise<StepData<NativeVaeExample>> {
     const { size } = this;
-    const { examples, ...after } = await this.mixture.draw(step, async (record, random) => ({
-      pixels: await toVaePixels(await pictureOf(record, random, size), size, size, loadAddon()),
-    }));
+    const make = async (record: SourceRecord, random: Random, _: number, suspect: boolean) => {
+      if (suspect) await expectPictures(record);
+      const picture = await pictureOf(record, random, size);
+      return { pixels: await toVaePixels(picture, size, size, loadAddon()) };
+    };
+    const { examples, ...after } = await this.mixture.draw(step, make);
     return { batches: dealt(examples, this.config.accumulation), ...after };
   }
 
@@ -308,9 +312,13 @@ export class AutoencoderSubject implements Subject {
 }
 
 /** Of a record with two pictures, one is drawn. */
-async function decodedOf(record: SourceRecord, random: Random) {
-  const file = random.pick(record.pictures());
-  return decodeImage(typeof file === "string" ? file : file.bytes);
+const decodedOf = (record: SourceRecord, random: Random) => decoded(random.pick(record.pictures()));
+
+const decoded = (file: PictureFile) => decodeImage(typeof file === "string" ? file : file.bytes);
+
+/** Throws where one of a record's pictures cannot be read. */
+async function expectPictures(record: SourceRecord): Promise<void> {
+  for (const file of record.pictures()) await decoding.run(() => decoded(file));
 }
 
 /** At the size of the run. */
@@ -360,10 +368,11 @@ async function shownOf<T>(
 }
 
 /** The source of the pictures that sheets show. */
-function openShown({ samples, sources, seed }: AutoencoderRunConfig): Promise<Source> {
+function openShown({ samples, sources, ...config }: AutoencoderRunConfig): Promise<Source> {
+  const seed = BigInt(config.seed);
   return samples?.manifest
-    ? openSource({ manifest: samples.manifest }, BigInt(seed), SHEET_STREAM)
-    : openSource(sources[0] as SourceConfig, BigInt(seed), 0);
+    ? openSource({ manifest: samples.manifest }, { seed, place: SHEET_STREAM })
+    : openSource(sources[0] as SourceConfig, { seed, place: 0 });
 }
 
 /** The side of a run's pictures. */

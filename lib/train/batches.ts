@@ -49,14 +49,19 @@ export class Batches {
 
   /** Step `step`, from 1, as `accumulation` batches. */
   async of(step: number): Promise<StepData<NativeTrainingSequence>> {
-    const { examples, ...after } = await this.mixture.draw(step, async (record, random, place) =>
-      this.sequences.of(record.example(random), this.pictures[place] as Pictures, random),
-    );
+    const make = async (record: SourceRecord, random: Random, place: number, suspect: boolean) => {
+      if (suspect) this.sequences.expectAll(record.texts());
+      return this.sequences.of(record.example(random), this.pictures[place] as Pictures, random);
+    };
+    const { examples, ...after } = await this.mixture.draw(step, make);
     return { batches: dealt(examples, this.config.accumulation), ...after };
   }
 
   /** Computes what pictures lack of latents, before training; gives their number. */
   async prepare(onPicture: () => void, signal?: AbortSignal): Promise<number> {
+    const { broken, sources } = this.mixture;
+    // Each comes once here, and the sources do not count what they list.
+    broken.among(() => broken.counts.seen);
     const done = new Set<string>();
     const random = new Random(0n, 0, 0);
     const prepare = async (record: SourceRecord, pictures: Pictures) => {
@@ -68,14 +73,12 @@ export class Batches {
         done.add(path);
       }
     };
-    for (const [place, source] of this.mixture.sources.entries()) {
+    for (const [place, source] of sources.entries()) {
       const records = source.all();
       const work = async () => {
         for await (const record of records) {
           signal?.throwIfAborted();
-          await this.mixture.broken.attempt(record, () =>
-            prepare(record, this.pictures[place] as Pictures),
-          );
+          await broken.attempt(record, () => prepare(record, this.pictures[place] as Pictures));
         }
       };
       const workers = Array.from({ length: TOGETHER }, work);

@@ -1,10 +1,10 @@
 /** Records of training that cannot be used: each is told once, and too many stop the run. */
 import { InvalidImageError, InvalidRecordError, TrainingDataError } from "../errors.js";
-import { isUnreadable, machinesFault } from "../machines-fault.js";
+import { machinesFault } from "../machines-fault.js";
 import type { SourceRecord } from "./source.js";
 
 const isRecords = (error: unknown) =>
-  error instanceof InvalidRecordError || error instanceof InvalidImageError || isUnreadable(error);
+  error instanceof InvalidRecordError || error instanceof InvalidImageError;
 
 /** Records seen before a share of broken ones means anything. */
 const LEAST_SEEN = 200;
@@ -31,7 +31,9 @@ export class BrokenRecords {
   private readonly found = new Set<string>();
   /** How `found` came about: a step's data are read before the step before is done, and saved. */
   private readonly changes: { name: string; broken: boolean }[] = [];
-  /** Those that are not tried again. One found before a stop is: it may have been mended since. */
+  /** Those found before a stop that were not tried since: they may have been mended. */
+  private readonly suspects = new Set<string>();
+  /** Those that are not tried again. */
   private readonly skipped = new Set<string>();
   /** What was told. */
   private readonly told = new Set<string>();
@@ -73,28 +75,37 @@ export class BrokenRecords {
     return { seen, broken: [...found] };
   }
 
-  /** Goes on counting after a stop. `has`: whether there still is a record of a name. */
-  restore({ seen, broken }: RecordsSeen, has: (name: string) => boolean = () => true): void {
+  /** Goes on counting after a stop. `countedAs`: the name that a record has now, if it is still there. */
+  restore(
+    { seen, broken }: RecordsSeen,
+    countedAs: (kept: string) => string | undefined = (kept) => kept,
+  ): void {
     this.seen = seen;
-    for (const name of broken) if (has(name)) this.change(name, true);
+    for (const kept of broken) {
+      const name = countedAs(kept);
+      if (name === undefined) continue;
+      this.change(name, true);
+      this.suspects.add(name);
+    }
   }
 
   /**
-   * Does `work` with a record, unless it is known to be broken or `work` finds it so. Throws `TRAINING_DATA` where
-   * there are too many of those or the machine could not read a picture, and what else the record is not to blame for.
+   * Does `work` with a record, unless it is known to be broken or `work` finds it so. `suspect`: it was found broken
+   * before a stop. Then all of it must be usable, also what is not drawn this time: a run that had not stopped would
+   * skip it whatever is drawn. Throws `TRAINING_DATA` where there are too many of those or the machine could not read
+   * a picture, and what else the record is not to blame for.
    */
-  async attempt(record: Named, work: () => Promise<void>): Promise<void> {
+  async attempt(record: Named, work: (suspect: boolean) => Promise<void>): Promise<void> {
     const { counted } = record;
     if (this.skipped.has(counted)) return;
     this.seen++;
     try {
-      await work();
+      await work(this.suspects.has(counted));
     } catch (error) {
       this.note(record, error);
       return;
     }
-    // It was mended, unless it came twice at once, with the one of its pictures that can be used and the other.
-    if (this.found.has(counted) && !this.skipped.has(counted)) this.change(counted, false);
+    if (this.suspects.delete(counted)) this.change(counted, false); // it was mended
   }
 
   private change(name: string, broken: boolean): void {
@@ -116,6 +127,7 @@ export class BrokenRecords {
       throw new TrainingDataError(`${name}: ${(error as Error).message}`, { cause: fault });
     if (!isRecords(error)) throw error;
     this.skipped.add(counted);
+    this.suspects.delete(counted);
     if (this.found.has(counted)) return; // it came twice at once, or was told before a stop
     this.change(counted, true);
     this.remark(`skipped ${name}: ${(error as Error).message}`);

@@ -59,9 +59,10 @@ export class Lines {
     return this.numbers[index] as number;
   }
 
-  text(index: number): string {
+  /** Its bytes. */
+  at(index: number): Buffer {
     const start = this.starts[index] as number;
-    return textOf(this.bytes, start, endOf(this.bytes, start));
+    return this.bytes.subarray(start, endOf(this.bytes, start));
   }
 }
 
@@ -70,8 +71,6 @@ function endOf(bytes: Buffer, start: number): number {
   const found = Uint8Array.prototype.indexOf.call(bytes, LINE_BREAK, start);
   return found < 0 ? bytes.length : found;
 }
-const textOf = (bytes: Buffer, start: number, end: number) =>
-  bytes.subarray(start, end).toString("utf8");
 
 /** First byte, end and number of each line, blank or not. */
 function* linesOf(bytes: Buffer): Generator<[number, number, number], void> {
@@ -87,7 +86,7 @@ function isBlank(bytes: Buffer, start: number, end: number): boolean {
   const first = bytes[start] as number;
   // Most lines begin with a brace: only what may be a space, of which Unicode has some, is looked at.
   const space = first === 0x20 || (first >= 0x09 && first <= 0x0d) || first > 0x7f;
-  return start === end || (space && textOf(bytes, start, end).trim() === "");
+  return start === end || (space && bytes.subarray(start, end).toString().trim() === "");
 }
 
 async function readAll(file: FileHandle, path: string): Promise<Buffer> {

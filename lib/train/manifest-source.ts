@@ -10,6 +10,7 @@ import { parsePictures, parseRecord, parseRecordText, pickSaid } from "./record.
 import { isShardName } from "./shards.js";
 import { ShuffleBuffer } from "./shuffle-buffer.js";
 import {
+  countedIn,
   mostlyAlike,
   type OrderOptions,
   orderStream,
@@ -59,9 +60,15 @@ export class ManifestSource implements Source {
     return Math.min(this.drawn, this.lines.length);
   }
 
-  has(counted: string): boolean {
+  private counted(index: number | string): string {
+    return `${countedIn(this.options)}record ${index}`;
+  }
+
+  countedAs(kept: string): string | undefined {
+    if (kept.startsWith(this.counted(""))) return kept;
+    // Earlier versions named the file.
     const start = `${this.name}: record `;
-    return counted.startsWith(start) && Number(counted.slice(start.length)) < this.lines.length;
+    return kept.startsWith(start) ? this.counted(kept.slice(start.length)) : undefined;
   }
 
   private rule(epoch: number): Rule {
@@ -96,12 +103,11 @@ export class ManifestSource implements Source {
   }
 
   private record(index: number): SourceRecord {
-    const value = () => parseRecordText(this.lines.text(index));
+    const value = () => parseRecordText(this.lines.at(index));
     const at = (path: string) => resolve(this.folder, path);
-    const counted = `${this.name}: record ${index}`;
     return {
-      name: `${counted} (line ${this.lines.number(index)})`,
-      counted,
+      name: `${this.name}: record ${index} (line ${this.lines.number(index)})`,
+      counted: this.counted(index),
       texts: () => parseRecord(value()),
       example: (random) => {
         const record = parseRecord(value());
@@ -126,7 +132,7 @@ export class ManifestSource implements Source {
     const records = this.lines.length;
     const probes = Math.min(PROBES, records);
     this.hashes ??= Array.from({ length: probes }, (_, i) => {
-      const line = this.lines.text(Math.floor((i * records) / probes));
+      const line = this.lines.at(Math.floor((i * records) / probes)).toString();
       return createHash("sha256").update(line.trim()).digest("hex").slice(0, 8);
     });
     return { manifest: basename(this.name), records, hashes: this.hashes };

@@ -6,7 +6,7 @@ import type { BrokenRecords, RecordCounts } from "./broken-records.js";
 import type { RunConfig, SourceConfig } from "./config.js";
 import { ManifestSource } from "./manifest-source.js";
 import { ShardSource } from "./shard-source.js";
-import type { Source, SourceRecord } from "./source.js";
+import type { OrderOptions, Source, SourceRecord } from "./source.js";
 
 /** Records that may be tried in the place of a broken one, one after another. */
 export const SUBSTITUTES = 100;
@@ -22,17 +22,17 @@ export interface Drawn<T> {
   records: RecordCounts;
 }
 
-/** `place`: that of the source among those of the run, which names its randomness. Throws `TRAINING_DATA`. */
+/** `options` but for those that the source's own settings have. Throws `TRAINING_DATA`. */
 export function openSource(
   { manifest, shards, shuffle, task }: Omit<SourceConfig, "examples">,
-  seed: bigint,
-  place: number,
-  onRemark?: (message: string) => void,
+  options: Omit<OrderOptions, "shuffle">,
 ): Promise<Source> {
   return shards
-    ? ShardSource.open(shards, { seed, place, shuffle, task, onRemark })
-    : ManifestSource.open(manifest!, { seed, place, shuffle });
+    ? ShardSource.open(shards, { ...options, shuffle, task })
+    : ManifestSource.open(manifest!, { ...options, shuffle });
 }
+
+const filesOf = ({ manifest, shards }: SourceConfig): string => manifest ?? shards!.join("\n");
 
 export class Mixture {
   /** Sources that a resumed run begins anew. */
@@ -47,8 +47,12 @@ export class Mixture {
   /** At the beginning of each source. Throws `TRAINING_DATA`. */
   static async open(config: RunConfig, broken: BrokenRecords): Promise<Mixture> {
     const sources: Source[] = [];
-    for (const [place, settings] of config.sources.entries())
-      sources.push(await openSource(settings, BigInt(config.seed), place, (m) => broken.remark(m)));
+    const seed = BigInt(config.seed);
+    const onRemark = (message: string) => broken.remark(message);
+    for (const [place, settings] of config.sources.entries()) {
+      const sharing = config.sources.findIndex((other) => filesOf(other) === filesOf(settings));
+      sources.push(await openSource(settings, { seed, place, sharing, onRemark }));
+    }
     const mixture = new Mixture(config, sources, broken);
     broken.among(() => mixture.given);
     return mixture;
@@ -63,19 +67,24 @@ export class Mixture {
     return [...counts.values()].reduce((sum, count) => sum + count, 0);
   }
 
-  /** Whether a record is counted under a name: one of a source that was gone on with. */
-  has(counted: string): boolean {
-    return this.sources.some((source) => !this.anew.has(source) && source.has(counted));
+  /** As a source has it, but for those that begin anew. */
+  countedAs(kept: string): string | undefined {
+    for (const source of this.sources) {
+      const counted = this.anew.has(source) ? undefined : source.countedAs(kept);
+      if (counted !== undefined) return counted;
+    }
+    return undefined;
   }
 
   /**
-   * The examples of step `step`, from 1: what `make` makes of records, source by source. They follow from the
-   * seed, the step and the positions, whatever is ready first: a broken record is replaced by what comes after
-   * all that its source gave. Calls follow one another, as the steps do. Throws `TRAINING_DATA`.
+   * The examples of step `step`, from 1: what `make` makes of records, source by source; `suspect` is as
+   * `BrokenRecords.attempt` has it. They follow from the seed, the step and the positions, whatever is ready first: a
+   * broken record is replaced by what comes after all that its source gave. Calls follow one another, as the steps do.
+   * Throws `TRAINING_DATA`.
    */
   async draw<T>(
     step: number,
-    make: (record: SourceRecord, random: Random, place: number) => Promise<T>,
+    make: (record: SourceRecord, random: Random, place: number, suspect: boolean) => Promise<T>,
   ): Promise<Drawn<T>> {
     let first = 0;
     const parts: Promise<T[]>[] = [];
@@ -83,9 +92,9 @@ export class Mixture {
       const at = PICK_STREAM + first;
       first += examples;
       parts.push(
-        this.take(place, (record, k) =>
+        this.take(place, (record, k, suspect) =>
           // Each attempt draws from the beginning.
-          make(record, new Random(BigInt(this.config.seed), at + k, step), place),
+          make(record, new Random(BigInt(this.config.seed), at + k, step), place, suspect),
         ),
       );
     }
@@ -96,7 +105,7 @@ export class Mixture {
 
   private async take<T>(
     place: number,
-    make: (record: SourceRecord, k: number) => Promise<T>,
+    make: (record: SourceRecord, k: number, suspect: boolean) => Promise<T>,
   ): Promise<T[]> {
     const source = this.sources[place] as Source;
     const count = (this.config.sources[place] as SourceConfig).examples;
@@ -109,8 +118,8 @@ export class Mixture {
       await Promise.all(
         missing.map(async (k, i) => {
           const record = records[i] as SourceRecord;
-          await this.broken.attempt(record, async () => {
-            made.set(k, await make(record, k));
+          await this.broken.attempt(record, async (suspect) => {
+            made.set(k, await make(record, k, suspect));
           });
         }),
       );

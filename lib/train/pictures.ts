@@ -5,7 +5,7 @@
  */
 import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { appendFile, type FileHandle, open, readdir, stat } from "node:fs/promises";
+import { appendFile, type FileHandle, open, readdir, rm, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { loadAddon } from "../addon.js";
 import type { Checkpoint } from "../checkpoint/checkpoint.js";
@@ -15,7 +15,7 @@ import { ENCODER_TENSORS } from "../checkpoint/vae-config.js";
 import { decoding } from "../decoding.js";
 import { CheckpointNotFoundError, DisposedError, TrainingDataError } from "../errors.js";
 import { makeFolder } from "../files.js";
-import { type DecodedImage, decodeImage } from "../image-input.js";
+import { type DecodedImage, decodeImage, unreadImage } from "../image-input.js";
 import { readJsonLines } from "../json-lines.js";
 import type { LoadOptions } from "../load-options.js";
 import { type ResizeFilter, resize } from "../preprocess.js";
@@ -112,7 +112,9 @@ export const cacheFolder = (parent: string, cache?: string): string =>
 const keyOf = ({ path, bytes, modified }: Stamp) => `${path}\n${bytes}\n${modified}`;
 
 async function stampOf(path: string): Promise<Stamp> {
-  const { size: bytes, mtimeMs: modified } = await stat(path);
+  const { size: bytes, mtimeMs: modified } = await stat(path).catch((cause) => {
+    throw unreadImage(path, cause);
+  });
   return { path, bytes, modified };
 }
 
@@ -159,8 +161,8 @@ export class Pictures {
   /** This process's own pack, once there is something to add. */
   private own: Pack | undefined;
   private closed = false;
-  /** Index lines are written after their slots, one after another. */
-  private writing: Promise<void> = Promise.resolve();
+  /** Index lines are written after their slots, one after another. Once one cannot be, none is: each would try anew. */
+  private writing: Promise<unknown> = Promise.resolve();
 
   private constructor(
     private readonly checkpoint: Checkpoint,
@@ -261,15 +263,8 @@ export class Pictures {
       return this.pixelsOf(input);
     });
     await this.addLatents(slot, image);
-    const write = this.writing
-      .then(() => this.append(stamp, slot))
-      .catch((cause) => {
-        throw cannotKeep(cause);
-      });
-    this.writing = write.then(
-      () => {},
-      () => {},
-    );
+    const write = this.writing.then(() => this.append(stamp, slot));
+    this.writing = write;
     return write;
   }
 
@@ -316,24 +311,33 @@ export class Pictures {
   }
 
   private async append(stamp: Stamp, bytes: Buffer): Promise<Place> {
-    const pack = this.own ?? (await this.begin());
-    // A pack in which something failed half-way has no more whole slots to come.
-    this.own = undefined;
-    const { number, index } = pack;
-    await this.packs[number]!.data.appendFile(bytes);
-    const line: Line = { ...stamp, slot: pack.slots++ };
-    await appendFile(index, `${JSON.stringify(line)}\n`);
-    this.own = pack;
-    const place = { pack: number, slot: line.slot };
-    this.places.set(keyOf(stamp), place);
-    return place;
+    try {
+      this.own ??= await this.begin();
+      const { number, index, slots: slot } = this.own;
+      await this.packs[number]!.data.appendFile(bytes);
+      const line: Line = { ...stamp, slot };
+      await appendFile(index, `${JSON.stringify(line)}\n`);
+      this.own.slots++;
+      const place = { pack: number, slot };
+      this.places.set(keyOf(stamp), place);
+      return place;
+    } catch (cause) {
+      if (this.own?.slots === 0) await this.discard(this.own);
+      throw cannotKeep(cause);
+    }
+  }
+
+  /** Removes a pack that holds nothing: on a full disk every try would leave one more. */
+  private async discard({ number, index }: Pack): Promise<void> {
+    const { data, path } = this.packs[number]!;
+    await Promise.allSettled([data.close(), rm(path), rm(index)]);
   }
 
   /** Waits for pictures that are being prepared: where one of a batch fails, nobody waits for the others. */
   async close(): Promise<void> {
     this.closed = true;
     await Promise.allSettled(this.waiting.values());
-    await this.writing;
+    await this.writing.catch(() => {}); // told to whom it was to be kept for
     await allSettled([
       ...this.packs.map(({ data }) => data.close()),
       this.loading?.then((encoder) => encoder.dispose()),

@@ -103,11 +103,27 @@ export function parsePictures(value: unknown): string[] {
   return target === undefined ? [image] : [image, target];
 }
 
-/** Parses the text of a record. Throws `INVALID_RECORD`. */
-export function parseRecordText(text: string): unknown {
+/** Without a byte order mark, which some programs begin a file with. */
+const UTF8 = new TextDecoder("utf-8", { fatal: true });
+
+/** The text of UTF-8 bytes: what is not must not be learned as U+FFFD. Throws `INVALID_RECORD`. */
+export function decodeText(bytes: Uint8Array): string {
+  let text: string;
   try {
-    // Some programs begin a file of UTF-8 with a byte order mark.
-    return JSON.parse(text.replace(/^\uFEFF/, ""));
+    text = UTF8.decode(bytes);
+  } catch (cause) {
+    throw new InvalidRecordError("expected UTF-8 text", { cause });
+  }
+  // UTF-16 without a mark is UTF-8 as well, with a NUL beside each letter.
+  if (text.includes("\0")) throw new InvalidRecordError("expected UTF-8 text but found a NUL");
+  return text;
+}
+
+/** Parses the JSON text of a record. Throws `INVALID_RECORD`. */
+export function parseRecordText(bytes: Uint8Array): unknown {
+  const text = decodeText(bytes);
+  try {
+    return JSON.parse(text);
   } catch (cause) {
     throw new InvalidRecordError(`not JSON: ${(cause as Error).message}`, { cause });
   }

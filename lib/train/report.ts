@@ -1,5 +1,4 @@
 /** `report.html` of a run: its curves and its samples, readable while it goes on. */
-import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { writeWhole } from "../write-whole.js";
 import type { Curve, Point } from "./curve.js";
@@ -61,7 +60,7 @@ export async function writeReport(
   figures: readonly SampleFigures[],
 ): Promise<void> {
   const curves = history.curves(figures).map(([title, curve]) => drawn(title, curve));
-  const samples = (await readdir(join(folder.path, "samples")).catch(() => [])).sort().reverse();
+  const samples = (await folder.sheets().catch(() => [])).reverse();
   const { last } = history;
   const broken = last?.brokenRecords ?? 0;
   const html = `<!doctype html>

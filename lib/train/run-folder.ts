@@ -24,7 +24,7 @@ import { freeLock, takeLock, thisOwner } from "../folder-lock.js";
 import { readJsonLines } from "../json-lines.js";
 import type { NativeTensor, NativeTrainerState } from "../native.js";
 import { systemCode } from "../system-code.js";
-import { writeWhole } from "../write-whole.js";
+import { HALF_WRITTEN_ENDING, writeWhole } from "../write-whole.js";
 import type { RecordsSeen } from "./broken-records.js";
 import type { Subject } from "./subject.js";
 
@@ -84,6 +84,8 @@ const recordsSchema: z.ZodType<RecordsSeen> = z.object({
 });
 /** What is of one step is named by it, so that names sort as steps do. */
 export const stepName = (step: number) => `step-${String(step).padStart(8, "0")}`;
+const SHEET = /^step-(\d+)\.png$/;
+const HALF_WRITTEN_SHEET = new RegExp(`^step-\\d+\\.png${HALF_WRITTEN_ENDING}$`);
 const FORMER_SETTINGS = /^run-until-step-(\d+)\.yaml$/;
 
 /** Where a run's data are at a checkpoint. */
@@ -457,12 +459,17 @@ export class RunFolder {
     return figures;
   }
 
-  /** The same of the sheets of samples. */
+  /** The same of the sheets of samples. What a kill left half-written is removed. */
   async keepSheets(step: number): Promise<void> {
-    for (const name of await unlessAbsent(readdir(this.samples), [])) {
-      const digits = /^step-(\d+)\.png$/.exec(name)?.[1];
-      if (Number(digits) > step) await rm(join(this.samples, name), { force: true });
-    }
+    for (const name of await unlessAbsent(readdir(this.samples), []))
+      if (HALF_WRITTEN_SHEET.test(name) || Number(SHEET.exec(name)?.[1]) > step)
+        await rm(join(this.samples, name), { force: true });
+  }
+
+  /** Names of the sheets of samples, the first first. */
+  async sheets(): Promise<string[]> {
+    const names = await unlessAbsent(readdir(this.samples), []);
+    return names.filter((name) => SHEET.test(name)).sort();
   }
 }
 

@@ -8,7 +8,8 @@ import { imageRows } from "../prefixes.js";
 import { normalizedPlanes } from "../preprocess.js";
 import { fillTemplate, type TemplateTask } from "../prompts.js";
 import type { Pictures } from "./pictures.js";
-import type { TrainingExample } from "./source.js";
+import type { Said } from "./record.js";
+import type { Texts, TrainingExample } from "./source.js";
 
 /**
  * What ends a text that is learned: `<eos>`, which a list of stop tokens may name after others, such as
@@ -33,8 +34,14 @@ export function expectLearner(checkpoint: Checkpoint): void {
     );
 }
 
+/** Tokens that are remembered of texts at most, each text with what it takes beside its tokens, counted as some. */
+const MOST_TOKENS = 4_000_000;
+const TOKENS_BESIDE = 40;
+
 export class Sequences {
-  private readonly encoded = new Map<string, number[]>();
+  /** Prompts repeat; what does not should not fill the memory. */
+  private readonly encoded = new Map<string, Int32Array>();
+  private remembered = 0;
 
   /** @param settings.promptDropout How often the prompt of a drawing is emptied. */
   constructor(
@@ -84,12 +91,20 @@ export class Sequences {
    * What is read and what is written, without the tokens at their ends. Throws `INVALID_RECORD` where the model lacks a
    * part or has no room.
    */
-  tokensOf({ task, prompt, text }: TrainingExample): { template: number[]; learned?: number[] } {
+  tokensOf({ task, prompt, text }: Said & { task: TemplateTask }): {
+    template: Int32Array;
+    learned?: Int32Array;
+  } {
     this.expectTask(task);
     const template = this.ids(fillTemplate(this.checkpoint.config!.templates, task, prompt));
     const learned = text === undefined ? undefined : this.ids(text);
     this.expectLength(task, 1 + template.length, learned && learned.length + 1);
     return { template, learned };
+  }
+
+  /** Throws `INVALID_RECORD` unless the model can learn all that may be said. */
+  expectAll({ task, said }: Texts): void {
+    for (const one of said) this.tokensOf({ task, ...one });
   }
 
   /** Rows that a sequence of the model may have. */
@@ -109,19 +124,25 @@ export class Sequences {
     );
   }
 
-  private ids(text: string): number[] {
-    let ids = this.encoded.get(text);
-    if (!ids) {
-      try {
-        ids = this.checkpoint.tokenizer!.encode(text, this.limit);
-      } catch (error) {
-        if (!(error instanceof PromptTooLongError)) throw error;
-        throw new InvalidRecordError(error.message);
-      }
-      // Prompts repeat; what does not should not fill the memory.
-      if (this.encoded.size > 100_000) this.encoded.clear();
-      this.encoded.set(text, ids);
+  private ids(text: string): Int32Array {
+    const known = this.encoded.get(text);
+    if (known) return known;
+    const ids = this.encode(text);
+    this.remembered += ids.length + TOKENS_BESIDE;
+    if (this.remembered > MOST_TOKENS) {
+      this.encoded.clear();
+      this.remembered = ids.length + TOKENS_BESIDE;
     }
+    this.encoded.set(text, ids);
     return ids;
+  }
+
+  private encode(text: string): Int32Array {
+    try {
+      return Int32Array.from(this.checkpoint.tokenizer!.encode(text, this.limit));
+    } catch (error) {
+      if (!(error instanceof PromptTooLongError)) throw error;
+      throw new InvalidRecordError(error.message);
+    }
   }
 }

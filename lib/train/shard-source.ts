@@ -6,10 +6,11 @@ import { InvalidRecordError, TrainingDataError } from "../errors.js";
 import { Random } from "../philox.js";
 import { listFiles } from "./file-patterns.js";
 import type { PackedPicture } from "./pictures.js";
-import { parseRecord, parseRecordText, pickSaid } from "./record.js";
+import { decodeText, parseRecord, parseRecordText, pickSaid } from "./record.js";
 import { IMAGE_EXTENSIONS, readShard, type ShardSample } from "./shards.js";
 import { ShuffleBuffer } from "./shuffle-buffer.js";
 import {
+  countedIn,
   mostlyAlike,
   type OrderOptions,
   orderStream,
@@ -97,8 +98,17 @@ export class ShardSource implements Source {
     return dirname(this.paths[0] as string);
   }
 
-  has(counted: string): boolean {
-    return this.paths.some((path) => counted.startsWith(`${path}: sample `));
+  /** Not by its key: that of an archive that is damaged at its beginning is known once it is mended. */
+  private counted(shard: number, sample: number): string {
+    return `${countedIn(this.options)}shard ${shard}: sample ${sample}`;
+  }
+
+  countedAs(kept: string): string | undefined {
+    if (kept.startsWith(`${countedIn(this.options)}shard `)) return kept;
+    // Earlier versions named the file and the key.
+    const [, path, sample] = /^(.*): sample (\d+) \(.*\)$/s.exec(kept) ?? [];
+    const shard = path === undefined ? -1 : this.paths.indexOf(path);
+    return shard < 0 ? undefined : this.counted(shard, Number(sample));
   }
 
   private get shuffle(): number {
@@ -226,11 +236,10 @@ export class ShardSource implements Source {
   private record(shard: number, sample: ShardSample): SourceRecord {
     const path = this.paths[shard] as string;
     const plain = this.options.task ?? "caption";
-    // A key may occur twice, where shards were joined.
-    const name = `${path}: sample ${sample.index} (${sample.key})`;
     return {
-      name,
-      counted: name,
+      // A key may occur twice, where shards were joined.
+      name: `${path}: sample ${sample.index} (${sample.key})`,
+      counted: this.counted(shard, sample.index),
       texts: () => recordOf(path, sample, plain).record,
       example: (random) => {
         const { record, image, target } = recordOf(path, sample, plain);
@@ -284,12 +293,13 @@ function recordOf(path: string, sample: ShardSample, plain: PlainTask) {
 function textsOf(sample: ShardSample, plain: PlainTask): object {
   const { key, files } = sample;
   const json = files.get("json");
-  const value = json && parseRecordText(json.toString());
+  const value = json && parseRecordText(json);
   if (typeof value === "object" && value !== null && "task" in value) return value;
-  const text = files.get("txt")?.toString().trim();
-  if (text === undefined)
+  const txt = files.get("txt");
+  if (txt === undefined)
     throw new InvalidRecordError(
       `expected ${key}.json with a task, or ${key}.txt${linked(sample)}`,
     );
+  const text = decodeText(txt).trim();
   return plain === "caption" ? { task: plain, text } : { task: plain, prompt: text };
 }

@@ -7,7 +7,7 @@ import { stat } from "node:fs/promises";
 import { posix } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { createGunzip } from "node:zlib";
-import { extract } from "tar-stream";
+import { extract, type Header } from "tar-stream";
 import { systemCode } from "../system-code.js";
 
 export interface ShardSample {
@@ -33,6 +33,12 @@ const MAX_SAMPLE_BYTES = 512 * 1024 * 1024;
 /** Of pictures that can be decoded. */
 export const IMAGE_EXTENSIONS = ["png", "jpg", "jpeg", "webp", "avif", "gif", "tif", "tiff"];
 
+/**
+ * Archives of old programs, and of tar --format=v7, do not name their format; checksums are verified all the same. The
+ * option is missing in the types.
+ */
+const EXTRACTING: object = { allowUnknownFormat: true };
+
 /** Zero bytes that end an archive: two blocks, of which some programs write one. */
 const END_MARK = 512;
 
@@ -42,6 +48,16 @@ function splitName(name: string): { key: string; extension: string } | undefined
   const dot = base.indexOf(".");
   if (dot < 1 || dot === base.length - 1) return undefined;
   return { key: posix.join(dir, base.slice(0, dot)), extension: base.slice(dot + 1).toLowerCase() };
+}
+
+/** The name of a file that is stored without its holes, as by tar -S; undefined: it is none. */
+function sparseName({ name, type, size, pax }: Header): string | undefined {
+  // A type that tar-stream does not know. Of GNU's others, a label has no bytes, and a folder's name ends in a slash.
+  if ((type as Header["type"] | null) === null)
+    return size > 0 && !name.endsWith("/") ? name : undefined;
+  const fields = (pax ?? {}) as Record<string, string>;
+  const sparse = Object.keys(fields).some((field) => field.startsWith("GNU.sparse."));
+  return sparse ? (fields["GNU.sparse.name"] ?? name) : undefined;
 }
 
 interface OpenSample {
@@ -74,7 +90,7 @@ export async function* readShard(
   most = MAX_SAMPLE_BYTES,
 ): AsyncGenerator<ShardSample, void> {
   const { mtimeMs: modified } = await stat(path);
-  const archive = extract();
+  const archive = extract(EXTRACTING);
   const bytes = createReadStream(path);
   // How many bytes there are, and how many zeros at their end.
   let [length, zeros] = [0, 0];
@@ -115,12 +131,19 @@ export async function* readShard(
         entry.resume();
         continue;
       }
-      const name = type === "file" ? splitName(entry.header.name) : undefined;
+      const sparse = sparseName(entry.header);
+      const stored = sparse ?? (type === "file" ? entry.header.name : undefined);
+      const name = stored === undefined ? undefined : splitName(stored);
       if (name && name.key !== current?.key) {
         if (current) yield finish();
         current = { key: name.key, files: new Map(), links: linksOf(name.key), bytes: 0 };
       }
       if (!name || !current) {
+        entry.resume();
+        continue;
+      }
+      if (sparse !== undefined) {
+        current.fault = `its ${name.extension} is stored sparse, which is not read: pack without tar -S`;
         entry.resume();
         continue;
       }
@@ -155,7 +178,10 @@ export async function* readShard(
   } catch (error) {
     // A disk that fails, say, is not the archive's damage.
     if (systemCode(error) !== undefined) throw error;
-    current = broken(`the archive is damaged here: ${(error as Error).message}`, current?.key);
+    const damage = `the archive is damaged here: ${(error as Error).message}`;
+    // What is sparse with many holes looks like damage.
+    const fault = current?.fault === undefined ? damage : `${current.fault}; ${damage}`;
+    current = broken(fault, current?.key);
   }
   if (current) yield finish();
 }

@@ -18,7 +18,7 @@ export type Texts = Pick<TrainingRecord, "task" | "said">;
 export interface SourceRecord {
   /** The file and the record in it, for messages. */
   readonly name: string;
-  /** The same as broken records are counted and kept: whatever the record's line, so that blank lines come and go. */
+  /** What it is counted under if it is broken: the same wherever the data lie, whatever its line and its key. */
   readonly counted: string;
   /** All that may be said of its pictures. Throws `INVALID_RECORD`. */
   texts(): Texts;
@@ -35,8 +35,11 @@ export interface Source {
   readonly folder: string;
   /** How many different records it has given, also before a stop. */
   readonly given: number;
-  /** Whether a record of it is counted under a name. */
-  has(counted: string): boolean;
+  /**
+   * What a record is counted under that a checkpoint, maybe of an earlier version, has as `kept`; undefined: it is
+   * none of this source.
+   */
+  countedAs(kept: string): string | undefined;
   /** The next record. Calls follow one another. Throws `TRAINING_DATA`. */
   next(): Promise<SourceRecord>;
   /** What `restore` needs to go on from here, as JSON. */
@@ -56,6 +59,8 @@ export interface OrderOptions {
   seed: bigint;
   /** That of the source among those of the run: it names the source's randomness. */
   place: number;
+  /** The place of the first source of the same files, with which it shares its broken records. Default: `place`. */
+  sharing?: number;
   /** Records in the shuffle buffer; 1: as they lie. */
   shuffle?: number;
 }
@@ -63,6 +68,9 @@ export interface OrderOptions {
 /** The streams of randomness of a source (`Random`), which no other part of a run draws from. */
 export const orderStream = (place: number) => 100 + place;
 export const shardStream = (place: number) => 500_000 + place;
+
+/** How names begin that records are counted under. */
+export const countedIn = ({ place, sharing = place }: OrderOptions) => `source ${sharing}: `;
 
 /**
  * Whether data are those that a position is of, by marks of their parts: at least half are as they were, for some may

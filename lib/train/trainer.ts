@@ -168,7 +168,7 @@ export class Trainer {
         await mixture.restore(step, restored.data.positions, (name) =>
           onNote(`${name} is new or has changed: it is read from its beginning`),
         );
-        mixture.broken.restore(restored.data.records, (name) => mixture.has(name));
+        mixture.broken.restore(restored.data.records, (kept) => mixture.countedAs(kept));
       } else if (resume) {
         onNote(
           begun

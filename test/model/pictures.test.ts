@@ -1,5 +1,6 @@
 /** The cache of prepared pictures: what is in it is right, whoever filled it and however it was left. */
 import { execFile } from "node:child_process";
+import { promises } from "node:fs";
 import {
   appendFile,
   cp,
@@ -256,10 +257,7 @@ test("closing closes all, also where some of it fails", async () => {
   } finally {
     dispose.mockRestore();
   }
-  const settings = { model: "shapes-64", steps: 1, learningRate: 1, threads: 2 };
-  const sources = [{ manifest: join(data, "caption.jsonl"), examples: 1 }];
-  const config = parseRunConfig({ ...settings, sources }, "", "/") as UnifiedRunConfig;
-  const batches = await Batches.open(checkpoint, config, () => {});
+  const batches = await Batches.open(checkpoint, runOf(join(data, "caption.jsonl")), () => {});
   jest.spyOn(batches.mixture, "close").mockRejectedValueOnce(new Error("EIO"));
   const closed = jest.spyOn(Pictures.prototype, "close");
   try {
@@ -268,6 +266,46 @@ test("closing closes all, also where some of it fails", async () => {
   } finally {
     closed.mockRestore();
   }
+});
+
+/** A run of one manifest in `data`. */
+const runOf = (manifest: string, change: object = {}) =>
+  parseRunConfig(
+    {
+      model: "shapes-64",
+      steps: 1,
+      learningRate: 1,
+      threads: 2,
+      sources: [{ manifest, examples: 1 }],
+      ...change,
+    },
+    "",
+    "/",
+  ) as UnifiedRunConfig;
+
+test("before training, too many broken records are a share of those that were read", async () => {
+  const data = await fresh("many");
+  const manifest = join(data, "many.jsonl");
+  const prepare = async (broken: number) => {
+    const record = (i: number) => ({
+      task: "caption",
+      image: i < 420 - broken ? "images/000000.png" : "images/none.png",
+      text: "a",
+    });
+    const lines = Array.from({ length: 420 }, (_, i) => JSON.stringify(record(i)));
+    await writeFile(manifest, lines.join("\n"));
+    const batches = await Batches.open(checkpoint, runOf(manifest), () => {});
+    try {
+      return [await batches.prepare(() => {}), batches.mixture.broken.counts.broken];
+    } finally {
+      await batches.close();
+    }
+  };
+  expect(await prepare(4)).toEqual([1, 4]);
+  await expect(prepare(5)).rejects.toMatchObject({
+    code: "TRAINING_DATA",
+    message: expect.stringMatching(/^5 of 420 records seen are broken/),
+  });
 });
 
 test("a model with another decoder reads what was prepared, one with another encoder does not", async () => {
@@ -313,6 +351,37 @@ test("a cache that goes away is no picture's fault, before the first is kept or 
       expect(broken.counts.broken).toBe(0);
     });
   }
+});
+
+test("a disk that fails at a picture that is kept is no record's fault, one that is gone is", async () => {
+  const data = await fresh("failing");
+  await read(data);
+  const [path] = paths(data) as [string];
+  const attempt = (pictures: Pictures, broken: BrokenRecords) =>
+    broken.attempt({ name: "record 0", counted: "record 0" }, async () => {
+      await pictures.get(path);
+    });
+  await using(data, async (pictures) => {
+    const cause = Object.assign(new Error("EIO: i/o error, stat"), {
+      code: "EIO",
+      errno: -5,
+      syscall: "stat",
+    });
+    const statting = jest.spyOn(promises, "stat").mockRejectedValueOnce(cause);
+    try {
+      await expect(attempt(pictures, new BrokenRecords(1, () => {}))).rejects.toMatchObject({
+        code: "TRAINING_DATA",
+        message: `record 0: cannot read ${path}: EIO: i/o error, stat`,
+        cause,
+      });
+    } finally {
+      statting.mockRestore();
+    }
+    await rm(path);
+    const told: string[] = [];
+    await attempt(pictures, new BrokenRecords(1, (message) => told.push(message)));
+    expect(told).toEqual([`skipped record 0: there is no file ${path}`]);
+  });
 });
 
 test("pictures of several folders may be kept in one that is named, by a run and by prepare", async () => {

@@ -346,6 +346,24 @@ test("records need no task, and broken ones are named", async () => {
   expect(summary.brokenRecords).toBe(2);
 });
 
+test("a record with one picture that cannot be read is skipped after a stop as it was before", async () => {
+  const manifest = join(folder, "data", "half.jsonl");
+  const image = (i: number) => `images/00000${i}.png`;
+  const records = [
+    ...[0, 1].map((i) => ({ image: image(i) })),
+    ...[2, 3, 4, 5, 6].map((i) => ({ image: image(i), target: "images/none.png" })),
+  ];
+  await writeFile(manifest, records.map((record) => JSON.stringify(record)).join("\n"));
+  const sources = [{ manifest, examples: 3 }];
+  const change = { schedule: "constant", sources, brokenShare: 1, latentPictures: 3 };
+  await train("half-whole", change);
+  for (const steps of [2, 4, 6])
+    await train("half-parts", { ...change, steps }, { resume: steps > 2 });
+  const state = (out: string) =>
+    readFile(join(folder, out, "checkpoints", "step-00000006", "trainer.safetensors"));
+  expect(Buffer.compare(await state("half-parts"), await state("half-whole"))).toBe(0);
+});
+
 test("broken records that only latents and sheets come to are told once, and not counted", async () => {
   const manifest = await manifestWithBroken("late.jsonl");
   const notes: string[] = [];

@@ -308,6 +308,28 @@ test("on a terminal notes begin a line of their own", async () => {
   ).rejects.toMatchObject({ killed: false, stderr: expect.stringContaining("TRAINING_DATA") });
 });
 
+test("where the disk has no room for the cache's folder the commands say so, with the code of outputs", async () => {
+  const cache = at("roomless");
+  await writeFile(
+    at("roomless.cjs"),
+    `const promises = require("node:fs/promises");
+    const { mkdir } = promises;
+    promises.mkdir = (path, ...rest) => path === ${JSON.stringify(cache)}
+      ? Promise.reject(Object.assign(new Error("ENOSPC: no room, mkdir"), { code: "ENOSPC", errno: -28, syscall: "mkdir", path }))
+      : mkdir(path, ...rest);`,
+  );
+  await writeFile(at("roomless.yaml"), stringify(runs.config({ cache })));
+  const main = resolve(__dirname, "../../dist/cli/main.js");
+  for (const args of [["prepare"], ["train", "--out", at("roomless-run")]]) {
+    const [command, ...rest] = args as [string, ...string[]];
+    const all = ["-r", at("roomless.cjs"), main, command, at("roomless.yaml"), ...rest];
+    await expect(promisify(execFile)(process.execPath, all)).rejects.toMatchObject({
+      code: 6,
+      stderr: expect.stringMatching(`OUTPUT: cannot write to ${cache}: .*ENOSPC`),
+    });
+  }
+});
+
 /** Files of a process may have so many KiB: what comes behind fails to be written, as on a full disk. */
 async function limited(kib: number, ...args: string[]) {
   const main = resolve(__dirname, "../../dist/cli/main.js");
@@ -333,7 +355,14 @@ test("on a full disk the commands say where, and end with the code of outputs", 
     code: 6,
     stderr: expect.stringMatching(`OUTPUT: cannot write to ${path}: .*EFBIG`),
   });
-  await expect(limited(20, "prepare", settings)).rejects.toMatchObject(failed(cache));
+  // Where not one picture has room nothing is left, and where one has, nothing of the others.
+  for (const [kib, left] of [
+    [8, []],
+    [20, [expect.stringMatching(/\.bin$/), expect.stringMatching(/\.jsonl$/)]],
+  ] as const) {
+    await expect(limited(kib, "prepare", settings)).rejects.toMatchObject(failed(cache));
+    expect((await readdir(cache)).sort()).toEqual(left);
+  }
   await expect(limited(500, "train", settings, "--out", at("full"))).rejects.toMatchObject(
     failed(at("full")),
   );

@@ -163,11 +163,21 @@ test("sheets of samples behind the checkpoint go with the metrics of the part th
   await runs.train("sheets", change);
   const sheets = () => readdir(join(runs.folder, "sheets", "samples"));
   expect(await sheets()).toEqual(["step-00000002.png", "step-00000004.png"]);
-  await writeFile(join(runs.folder, "sheets", "samples", "mine.png"), "");
+  // A person's own, and what a kill left half-written.
+  const others = ["mine.png", "step-00000002.png.0123abcd.tmp"];
+  for (const name of others) await writeFile(join(runs.folder, "sheets", "samples", name), "");
   await rm(runs.checkpoint("sheets", 4), { recursive: true });
   const options = { out: join(runs.folder, "sheets"), resume: true };
-  await (await Trainer.open(runs.config(change), options)).close();
+  await using trainer = await Trainer.open(runs.config(change), options);
   expect(await sheets()).toEqual(["mine.png", "step-00000002.png"]);
+  // Neither is shown.
+  await writeFile(join(runs.folder, "sheets", "samples", others[1]!), "");
+  await trainer.run();
+  const report = await readFile(join(runs.folder, "sheets", "report.html"), "utf8");
+  expect(report.match(/samples\/[^"]*/g)).toEqual([
+    "samples/step-00000004.png",
+    "samples/step-00000002.png",
+  ]);
 });
 
 test.each<[string, (tensor: { name: string; rows: number }) => object, string]>([

@@ -113,6 +113,29 @@ test("stopped at any step and taken up again, a run ends with the same bits", as
   expect(await train("parts", { compute: "float32" }, { resume: true })).toMatchObject({ step: 8 });
 });
 
+test("a record with one text that is too long is skipped after a stop as it was before, whatever is drawn of it", async () => {
+  const long = "red ".repeat(400);
+  const image = (i: number) => `images/00000${i}.png`;
+  const records = [
+    ...[0, 1].map((i) => ({ task: "generate", image: image(i), prompt: "a red circle" })),
+    ...[2, 3].map((i) => ({ task: "generate", image: image(i), prompt: ["a red circle", long] })),
+    { task: "generate", image: image(4), prompt: long },
+    { task: "caption", image: image(5), text: ["a red circle", long] },
+  ];
+  const manifest = join(folder, "data", "long.jsonl");
+  await writeFile(manifest, records.map((record) => JSON.stringify(record)).join("\n"));
+  const sources = [{ manifest, examples: 3 }];
+  const rates = { compute: "float32", schedule: "constant" };
+  const change = { ...rates, sources, promptDropout: 0.5, brokenShare: 1 };
+  expect(await train("long-whole", change)).toMatchObject({ step: 8, brokenRecords: 4 });
+  for (const steps of [2, 4, 6, 8])
+    await train("long-parts", { ...change, steps }, { resume: steps > 2 });
+  const counts = async (out: string) => (await metricsOf(out)).map((m) => m.brokenRecords);
+  expect(await counts("long-parts")).toEqual(await counts("long-whole"));
+  const [whole, parts] = [await weightsOf("long-whole", 8), await weightsOf("long-parts", 8)];
+  expect(Buffer.compare(whole, parts)).toBe(0);
+});
+
 test("shards are learned from, and a run of them that was stopped ends with the same bits", async () => {
   await writeDataset(join(folder, "shards"), { count: 24, seed: 1n, shards: 3 });
   // A sample that is broken, and one cut off: what replaces them is the same as well.

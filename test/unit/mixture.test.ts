@@ -1,5 +1,5 @@
 /** What a run's sources give together, and which of their records are counted as broken. */
-import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rename, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { InvalidRecordError } from "../../lib/errors";
@@ -84,8 +84,76 @@ test("broken records of a source that begins anew are not counted any more", asy
   const names: string[] = [];
   const { positions } = await before.draw(1, async (record) => names.push(record.counted));
   const after = await open();
-  expect(names.map((name) => after.has(name))).toEqual([true, true]);
+  expect(names.map((name) => after.countedAs(name))).toEqual(names);
   await after.restore(1, JSON.parse(JSON.stringify([positions[0], {}])), () => {});
-  expect(names.map((name) => after.has(name))).toEqual([true, false]);
+  expect(names.map((name) => after.countedAs(name))).toEqual([names[0], undefined]);
   await Promise.all([before.close(), after.close()]);
+});
+
+test("broken records stay counted after data were moved, also where two manifests have one name", async () => {
+  const [old, moved] = [join(folder, "old"), join(folder, "new")];
+  for (const name of ["a", "b"]) await mkdir(join(old, name), { recursive: true });
+  const told: string[] = [];
+  const open = (parent: string) => {
+    const manifest = (name: string) => ({ manifest: join(parent, name, "a.jsonl"), examples: 4 });
+    const sources = [manifest("a"), manifest("b"), manifest("b")];
+    const run = { model: "shapes-64", steps: 1, learningRate: 1, brokenShare: 1 };
+    const shards = { shards: join(parent, "a-{0..1}.tar"), examples: 4 };
+    const config = parseRunConfig({ ...run, sources: [...sources, shards] }, "run.yaml", "/");
+    return Mixture.open(config, new BrokenRecords(1, (message) => told.push(message)));
+  };
+  await captionManifest(join(old, "a"), 4);
+  await captionManifest(join(old, "b"), 4);
+  await captionShards(old, [2, 2]);
+  /** Broken are the third record of a, the first of b, and the second of the shards. */
+  const broken = [/a\/a\.jsonl: record 2 /, /b\/a\.jsonl: record 0 /, /a-0\.tar: sample 1 /];
+  const draw = (mixture: Mixture, step: number) =>
+    mixture.draw(step, async ({ name }) => {
+      if (broken.some((pattern) => pattern.test(name))) throw new InvalidRecordError("broken");
+    });
+  const before = await open(old);
+  const { positions, records } = await draw(before, 1);
+  const state = JSON.parse(JSON.stringify(before.broken.stateAt(records)));
+  // A manifest that is there twice has one.
+  expect(state.broken).toHaveLength(3);
+  expect(told).toHaveLength(3);
+  await before.close();
+  await rename(old, moved);
+  const after = await open(moved);
+  await after.restore(1, JSON.parse(JSON.stringify(positions)), () => {});
+  after.broken.restore(state, (kept) => after.countedAs(kept));
+  expect(after.broken.counts.broken).toBe(3);
+  await draw(after, 2);
+  expect(after.broken.counts.broken).toBe(3);
+  expect(told).toHaveLength(3);
+  await after.close();
+});
+
+test("a shard that was damaged at its beginning is not counted any more once it was mended", async () => {
+  const pattern = await captionShards(folder, [2, 2, 2]);
+  const path = join(folder, "a-1.tar");
+  const whole = await readFile(path);
+  await writeFile(path, "");
+  const run = { model: "shapes-64", steps: 1, learningRate: 1, brokenShare: 1 };
+  const sources = [{ shards: pattern, examples: 6 }];
+  const config = parseRunConfig({ ...run, sources }, "run.yaml", folder);
+  const open = () => Mixture.open(config, new BrokenRecords(1, () => {}));
+  const draw = (mixture: Mixture, step: number) =>
+    mixture.draw(step, async (record) => record.example(new Random(0n, 0, 0)).text);
+  const before = await open();
+  const { positions, records } = await draw(before, 1);
+  const state = before.broken.stateAt(records);
+  await before.close();
+  expect(state.broken).toHaveLength(1);
+  await writeFile(path, whole);
+  // Earlier versions kept it with its key.
+  for (const broken of [state.broken, [`${path}: sample 0 (its beginning)`]]) {
+    const after = await open();
+    await after.restore(1, JSON.parse(JSON.stringify(positions)), () => {});
+    after.broken.restore({ ...state, broken }, (kept) => after.countedAs(kept));
+    expect(after.broken.counts.broken).toBe(1);
+    for (let step = 2; step <= 4; step++) await draw(after, step);
+    expect(after.broken.counts.broken).toBe(0);
+    await after.close();
+  }
 });

@@ -46,7 +46,6 @@ describe("a sequence has room in the model", () => {
       code: "INVALID_RECORD",
       message: expect.stringMatching(new RegExp(parts.join(".*"))),
     });
-  const image = "a.png";
 
   test.each(["generate", "edit"] as const)("with what %s draws", (task) => {
     const made = checkpoint.spec.image!.grid ** 2;
@@ -54,9 +53,9 @@ describe("a sequence has room in the model", () => {
     const rows = (prompt: string) => prefixRows(checkpoint, task, prompt);
     const fits = prompts.filter((prompt) => rows(prompt) + made <= limit());
     expect(rows(fits.at(-1)!) + made).toBe(limit());
-    sequences.tokensOf({ task, image, prompt: fits.at(-1)! });
+    sequences.tokensOf({ task, prompt: fits.at(-1)! });
     const long = prompts[fits.length]!;
-    expect(() => sequences.tokensOf({ task, image, prompt: long })).toThrow(
+    expect(() => sequences.tokensOf({ task, prompt: long })).toThrow(
       refused(`prompt takes ${rows(long)} rows`, `image ${made}:`, limit() + 1, `most ${limit()}`),
     );
   });
@@ -69,24 +68,63 @@ describe("a sequence has room in the model", () => {
     expect(one).toBe(1);
     const text = (tokens: number) => "!".repeat(tokens - tokenizer!.encode("!").length + 1);
     const most = limit() - rows - 1;
-    expect(sequences.tokensOf({ task, image, prompt, text: text(most) }).learned).toHaveLength(
-      most,
-    );
-    expect(() => sequences.tokensOf({ task, image, prompt, text: text(most + 1) })).toThrow(
+    expect(sequences.tokensOf({ task, prompt, text: text(most) }).learned).toHaveLength(most);
+    expect(() => sequences.tokensOf({ task, prompt, text: text(most + 1) })).toThrow(
       refused(`prompt takes ${rows} rows`, `text ${most + 2}:`, limit() + 1, `most ${limit()}`),
     );
+  });
+
+  test("whatever is said of it this time", () => {
+    const long = "!".repeat(limit() + 1);
+    sequences.expectAll({ task: "generate", said: [{ prompt: "a" }, { prompt: "b" }] });
+    expect(() =>
+      sequences.expectAll({ task: "generate", said: [{ prompt: "a" }, { prompt: long }] }),
+    ).toThrow(refused("prompt takes \\d+ rows"));
+    const said = [
+      { prompt: "what?", text: "a" },
+      { prompt: "what?", text: long },
+    ];
+    expect(() => sequences.expectAll({ task: "answer", said })).toThrow(refused("text \\d+"));
   });
 
   test("which an absurdly long text has not", () => {
     const text = "a".repeat(10_000_000);
     for (const example of [
-      { task: "generate", image, prompt: text },
-      { task: "caption", image, prompt: "", text },
+      { task: "generate", prompt: text },
+      { task: "caption", prompt: "", text },
     ] as const)
       expect(() => sequences.tokensOf(example)).toThrow(
         refused("characters takes at least \\d+ rows", `most ${limit()}`),
       );
   });
+});
+
+test("tokens of texts are remembered, though not more than fit the memory, however long texts are", async () => {
+  const checkpoint = await readCheckpoint(await locateCheckpoint("shapes-64"));
+  const { config, tokenizer } = checkpoint;
+  const encode = jest.fn((text: string) => Array.from<number>({ length: text.length }).fill(300));
+  const sequences = new Sequences(
+    {
+      ...checkpoint,
+      config: { ...config!, text: { ...config!.text, maxPositions: 2 ** 20 } },
+      tokenizer: Object.assign(Object.create(tokenizer!), { encode }),
+    },
+    { promptDropout: 0 },
+  );
+  const learn = (text: string) => sequences.tokensOf({ task: "caption", prompt: "", text });
+  const most = 4_000_000;
+  let [tokens, highest] = [0, 0];
+  for (let i = 0; i < 50; i++) {
+    learn(String(i).padEnd(200_000));
+    tokens = 0;
+    for (const ids of Reflect.get(sequences, "encoded").values()) tokens += ids.length;
+    highest = Math.max(highest, tokens);
+  }
+  expect(highest).toBeGreaterThan(most / 2);
+  expect(highest).toBeLessThanOrEqual(most);
+  const calls = encode.mock.calls.length;
+  learn("49".padEnd(200_000));
+  expect(encode).toHaveBeenCalledTimes(calls);
 });
 
 describe("prompts are emptied as often as promptDropout says", () => {

@@ -167,6 +167,13 @@ test("a shuffle buffer with room for all gives every order alike", () => {
   for (const count of counts.values()) expect(Math.abs(count - 1000)).toBeLessThan(150);
 });
 
+/** Writes the checksum of a header that was changed. */
+function sign(header: Buffer): void {
+  header.fill(" ", 148, 156);
+  const sum = header.reduce((total, byte) => total + byte, 0);
+  header.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148);
+}
+
 describe("samples of a shard", () => {
   const samples = async (path: string) => {
     const out = [];
@@ -237,6 +244,54 @@ describe("samples of a shard", () => {
     await expect(samples(join(folder, "other.tar"))).rejects.toMatchObject({ code: "ENOENT" });
   });
 
+  test("with a file that tar -S stored are at fault, and say so", async () => {
+    const path = join(folder, "a.tar");
+    const sparse = "its png is stored sparse, which is not read: pack without tar -S";
+    const archive = pack();
+    const pax = { "GNU.sparse.major": "1", "GNU.sparse.name": "x/0.png" };
+    archive.entry({ name: "x/GNUSparseFile.1/0.png", pax }, "holes");
+    for (const name of ["x/0.txt", "1.png", "1.txt", "2.png"]) archive.entry({ name }, "text");
+    archive.finalize();
+    await pipeline(archive, createWriteStream(path));
+    const bytes = await readFile(path);
+    const retype = (name: string, type: string) => {
+      const at = bytes.indexOf(name);
+      bytes.write(type, at + 156);
+      sign(bytes.subarray(at, at + 512));
+    };
+    // As GNU tar's own format has it.
+    retype("1.png", "S");
+    await writeFile(path, bytes);
+    const first = { key: "x/0", index: 0, files: ["txt"], fault: sparse };
+    const second = { key: "1", index: 1, files: ["txt"], fault: sparse };
+    const third = { key: "2", index: 2, files: ["png"], fault: undefined };
+    expect(await samples(path)).toEqual([first, second, third]);
+    // With many holes, blocks follow that read as damage.
+    bytes.fill(1, bytes.indexOf("1.txt"), bytes.indexOf("1.txt") + 512);
+    await writeFile(path, bytes);
+    expect(await samples(path)).toEqual([
+      first,
+      { ...second, files: [], fault: expect.stringMatching(`^${sparse}; .*damaged here`) },
+    ]);
+  });
+
+  test("may be of the oldest format, which has no name", async () => {
+    const path = join(folder, "a.tar");
+    await writeTar(path, { "0.png": "one", "0.txt": "text" });
+    const bytes = await readFile(path);
+    for (const header of [bytes.subarray(0, 512), bytes.subarray(1024, 1536)])
+      sign(header.fill(0, 257));
+    await writeFile(path, bytes);
+    expect(await samples(path)).toEqual([
+      { key: "0", index: 0, files: ["png", "txt"], fault: undefined },
+    ]);
+    bytes[1024]! ^= 1;
+    await writeFile(path, bytes);
+    expect((await samples(path)).map(({ fault }) => fault)).toEqual([
+      expect.stringContaining("damaged"),
+    ]);
+  });
+
   test("whose files are too large together are at fault, and hold nothing", async () => {
     const path = join(folder, "a.tar");
     const half = new Uint8Array(600);
@@ -289,7 +344,10 @@ describe("samples of a shard", () => {
 });
 
 describe("records of shards", () => {
-  const examples = async (files: Record<string, string>, task?: "caption" | "generate") => {
+  const examples = async (
+    files: Record<string, string | Uint8Array>,
+    task?: "caption" | "generate",
+  ) => {
     const path = join(folder, "a.tar");
     await writeTar(path, files);
     const source = await ShardSource.open([path], { ...order, task });
@@ -327,14 +385,14 @@ describe("records of shards", () => {
   });
 
   test("a plain text is a caption, or a prompt where the source says so; metadata beside it is none", async () => {
-    const files = { "0.jpg": "p", "0.txt": "a red star\n", "0.json": '{"url": "somewhere"}' };
+    const files = { "0.jpg": "p", "0.txt": "\ufeffa red star\n", "0.json": '{"url": "somewhere"}' };
     const [caption] = await examples(files);
     expect(caption!.example(random())).toMatchObject({ task: "caption", text: "a red star" });
     const [prompt] = await examples(files, "generate");
     expect(prompt!.example(random())).toMatchObject({ task: "generate", prompt: "a red star" });
   });
 
-  test.each<[string, Record<string, string>, RegExp]>([
+  test.each<[string, Record<string, string | Uint8Array>, RegExp]>([
     ["without a picture", { "0.txt": "a" }, /such as 0\.png/],
     ["without a text", { "0.png": "p" }, /0\.json with a task, or 0\.txt/],
     ["with JSON that is none", { "0.png": "p", "0.json": "{" }, /not JSON/],
@@ -345,6 +403,26 @@ describe("records of shards", () => {
     ],
     ["of an unknown task", { "0.png": "p", "0.json": '{"task": "sing"}' }, /task/],
     ["with an empty text", { "0.png": "p", "0.txt": " \n" }, /text/],
+    [
+      "with a text in Latin-1",
+      { "0.png": "p", "0.txt": Buffer.from("\u00e9", "latin1") },
+      /^expected UTF-8 text$/,
+    ],
+    [
+      "with JSON in Latin-1",
+      { "0.png": "p", "0.json": Buffer.from('{"task": "caption", "text": "\u00e9"}', "latin1") },
+      /^expected UTF-8 text$/,
+    ],
+    [
+      "with a text in UTF-16 and its mark",
+      { "0.png": "p", "0.txt": Buffer.from("\ufeffa star", "utf16le") },
+      /^expected UTF-8 text$/,
+    ],
+    [
+      "with a text in UTF-16",
+      { "0.png": "p", "0.txt": Buffer.from("a star", "utf16le") },
+      /^expected UTF-8 text but found a NUL$/,
+    ],
   ])("one %s is named", async (_, files, message) => {
     const [record] = await examples(files);
     expect(() => record!.example(random())).toThrow(
@@ -463,15 +541,28 @@ test("a source knows how many different records it has given, and which names ar
   const manifest = await ManifestSource.open(path, order);
   const shards = await ShardSource.open([pattern], order);
   expect([manifest.given, shards.given]).toEqual([0, 0]);
-  const { counted } = await shards.next();
-  expect([manifest, shards].map((source) => source.has(counted))).toEqual([false, true]);
-  for (const [name, has] of [
-    [(await manifest.next()).counted, true],
-    [`${path}: record 4`, false],
-    [`${path}x: record 1`, false],
-    [`${join(folder, "b-0.tar")}: sample 0 (0)`, false],
-  ] as const)
-    expect([name, manifest.has(name), shards.has(name)]).toEqual([name, has, false]);
+  const ofManifest = (await manifest.next()).counted;
+  const ofShards = (await shards.next()).counted;
+  const [third, sample] = ["source 0: record 3", "source 0: shard 1: sample 0"];
+  for (const [kept, inManifest, inShards] of [
+    [ofManifest, ofManifest, undefined],
+    [ofShards, undefined, ofShards],
+    ["source 1: record 3", undefined, undefined],
+    // Of earlier versions.
+    [`${path}: record 3`, third, undefined],
+    [`${path}x: record 3`, undefined, undefined],
+    [`${join(folder, "a-1.tar")}: sample 0 (its beginning)`, undefined, sample],
+    [`${join(folder, "b-1.tar")}: sample 0 (0)`, undefined, undefined],
+  ])
+    expect([kept, manifest.countedAs(kept!), shards.countedAs(kept!)]).toEqual([
+      kept,
+      inManifest,
+      inShards,
+    ]);
+  expect([ofManifest, ofShards]).toEqual([
+    expect.stringMatching(/^source 0: record \d$/),
+    expect.stringMatching(/^source 0: shard \d: sample \d$/),
+  ]);
   expect([manifest.given, shards.given]).toEqual([1, 1]);
   await Promise.all([take(manifest, 6), take(shards, 5)]);
   expect([manifest.given, shards.given]).toEqual([4, 5]);
@@ -523,7 +614,7 @@ describe("manifests", () => {
     await writeFile(join(folder, name), content);
     return ManifestSource.open(join(folder, name), order);
   };
-  const outcomes = async (content: string) => {
+  const outcomes = async (content: string | Uint8Array) => {
     const out: [string, unknown][] = [];
     for await (const record of (await open(content)).all()) {
       const name = record.name.replace(/.*a\.jsonl: /, "");
@@ -544,6 +635,18 @@ describe("manifests", () => {
       ["record 0 (line 1)", "a"],
       ["record 1 (line 3)", "a"],
       ["record 2 (line 4)", expect.stringMatching(/^not JSON/)],
+    ]);
+  });
+
+  test("in another encoding than UTF-8 have broken records where it tells", async () => {
+    const line = JSON.stringify({ ...caption, text: "caf\u00e9" });
+    const lines = [Buffer.from(line, "latin1"), Buffer.from("\n"), Buffer.from(line)];
+    expect(await outcomes(Buffer.concat(lines))).toEqual([
+      ["record 0 (line 1)", "expected UTF-8 text"],
+      ["record 1 (line 2)", "caf\u00e9"],
+    ]);
+    expect(await outcomes(Buffer.from(JSON.stringify(caption), "utf16le"))).toEqual([
+      ["record 0 (line 1)", "expected UTF-8 text but found a NUL"],
     ]);
   });
 
