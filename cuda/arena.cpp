@@ -98,7 +98,7 @@ void* Arena::allocate_forever(size_t bytes) {
 void Arena::reserve_forever(size_t bytes) {
   if (bytes > kLargest) memory_.refuse(bytes, kWeights, cached_bytes_);
   slab_ = static_cast<unsigned char*>(block_forever(bytes));
-  slab_left_ = device_bytes(bytes);
+  slab_left_ = bytes;
 }
 
 }  // namespace unifluid::cuda

@@ -25,7 +25,7 @@ export async function writeWhole(path: string, data: Uint8Array, name = path): P
 function errorOfPath(cause: NodeJS.ErrnoException, path: string): Error {
   const { code, errno, syscall, message } = cause;
   if (code === undefined) return cause;
-  const words = message.replace(/, \w+ '.*$/s, "");
+  const words = message.replace(/, \w+( '.*)?$/s, "");
   const error = new Error(`${words}, write '${path}'`, { cause });
   return Object.assign(error, { code, errno, syscall, path });
 }

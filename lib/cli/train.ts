@@ -100,7 +100,8 @@ const FULL = new Set(["ENOSPC", "EDQUOT", "EFBIG", "EROFS"]);
 /** Data are only read, but for pictures that are kept: where a full disk ends a run by its data, it is theirs. */
 const keepingFailed = (caches: readonly string[]) => (error: Error) => {
   const { code } = (error.cause ?? {}) as NodeJS.ErrnoException;
-  if (!FULL.has(code ?? "")) throw error;
+  const ofData = (error as NodeJS.ErrnoException).code === "TRAINING_DATA";
+  if (!ofData || !FULL.has(code ?? "")) throw error;
   throw new OutputError(`cannot write to ${caches.join(" or ")}: ${error.message}`, {
     cause: error,
   });

@@ -68,7 +68,8 @@ export class ManifestSource implements Source {
     if (kept.startsWith(this.counted(""))) return kept;
     // Earlier versions named the file.
     const start = `${this.name}: record `;
-    return kept.startsWith(start) ? this.counted(kept.slice(start.length)) : undefined;
+    const index = kept.startsWith(start) ? /^\d+/.exec(kept.slice(start.length))?.[0] : undefined;
+    return index === undefined ? undefined : this.counted(index);
   }
 
   private rule(epoch: number): Rule {

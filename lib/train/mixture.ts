@@ -32,7 +32,13 @@ export function openSource(
     : ManifestSource.open(manifest!, { ...options, shuffle });
 }
 
-const filesOf = ({ manifest, shards }: SourceConfig): string => manifest ?? shards!.join("\n");
+/** Whose records are the same, and say the same: a plain text is a caption to one task and a prompt to the other. */
+const recordsOf = ({ manifest, shards, task = "caption" }: SourceConfig): string =>
+  manifest ?? [task, ...shards!].join("\n");
+
+/** The place of the first source that has the records of the one at `place`. */
+const sharingOf = ({ sources }: RunConfig, place: number): number =>
+  sources.findIndex((other) => recordsOf(other) === recordsOf(sources[place] as SourceConfig));
 
 export class Mixture {
   /** Sources that a resumed run begins anew. */
@@ -50,7 +56,7 @@ export class Mixture {
     const seed = BigInt(config.seed);
     const onRemark = (message: string) => broken.remark(message);
     for (const [place, settings] of config.sources.entries()) {
-      const sharing = config.sources.findIndex((other) => filesOf(other) === filesOf(settings));
+      const sharing = sharingOf(config, place);
       sources.push(await openSource(settings, { seed, place, sharing, onRemark }));
     }
     const mixture = new Mixture(config, sources, broken);
@@ -60,11 +66,12 @@ export class Mixture {
 
   /** How many different records the sources have given. */
   private get given(): number {
-    // Two may have one manifest.
-    const counts = new Map<string, number>();
-    for (const { name, given } of this.sources)
-      counts.set(name, Math.max(given, counts.get(name) ?? 0));
-    return [...counts.values()].reduce((sum, count) => sum + count, 0);
+    const counts: number[] = this.sources.map(() => 0);
+    for (const [place, { given }] of this.sources.entries()) {
+      const sharing = sharingOf(this.config, place);
+      counts[sharing] = Math.max(given, counts[sharing] as number);
+    }
+    return counts.reduce((sum, count) => sum + count, 0);
   }
 
   /** As a source has it, but for those that begin anew. */

@@ -308,26 +308,34 @@ test("on a terminal notes begin a line of their own", async () => {
   ).rejects.toMatchObject({ killed: false, stderr: expect.stringContaining("TRAINING_DATA") });
 });
 
-test("where the disk has no room for the cache's folder the commands say so, with the code of outputs", async () => {
-  const cache = at("roomless");
+test("where the disk of the cache, or of the run, is full at the beginning the commands say which", async () => {
+  const [cache, run] = [at("roomless"), at("run-without-room")];
   await writeFile(
     at("roomless.cjs"),
     `const promises = require("node:fs/promises");
-    const { mkdir } = promises;
-    promises.mkdir = (path, ...rest) => path === ${JSON.stringify(cache)}
-      ? Promise.reject(Object.assign(new Error("ENOSPC: no room, mkdir"), { code: "ENOSPC", errno: -28, syscall: "mkdir", path }))
-      : mkdir(path, ...rest);`,
+    for (const [name, full] of [["mkdir", process.env.FULL_CACHE], ["writeFile", process.env.FULL_RUN]]) {
+      const work = promises[name];
+      promises[name] = (path, ...rest) => full && String(path).startsWith(full)
+        ? Promise.reject(Object.assign(new Error("ENOSPC: no room, " + name), { code: "ENOSPC", errno: -28, syscall: name, path }))
+        : work(path, ...rest);
+    }`,
   );
   await writeFile(at("roomless.yaml"), stringify(runs.config({ cache })));
   const main = resolve(__dirname, "../../dist/cli/main.js");
-  for (const args of [["prepare"], ["train", "--out", at("roomless-run")]]) {
-    const [command, ...rest] = args as [string, ...string[]];
-    const all = ["-r", at("roomless.cjs"), main, command, at("roomless.yaml"), ...rest];
-    await expect(promisify(execFile)(process.execPath, all)).rejects.toMatchObject({
-      code: 6,
-      stderr: expect.stringMatching(`OUTPUT: cannot write to ${cache}: .*ENOSPC`),
+  const command = (env: object, ...args: string[]) =>
+    promisify(execFile)(process.execPath, ["-r", at("roomless.cjs"), main, ...args], {
+      env: { ...process.env, ...env },
     });
-  }
+  const [prepare, train] = ["prepare", "train"].map((name) => [name, at("roomless.yaml")]);
+  const says = (path: string) => ({
+    code: 6,
+    stderr: expect.stringMatching(`OUTPUT: cannot write to ${path}: .*ENOSPC: no room`),
+  });
+  const fullCache = { FULL_CACHE: cache };
+  await expect(command(fullCache, ...prepare!)).rejects.toMatchObject(says(cache));
+  await expect(command(fullCache, ...train!, "--out", run)).rejects.toMatchObject(says(cache));
+  const fullRun = { FULL_RUN: join(run, "run.yaml") };
+  await expect(command(fullRun, ...train!, "--out", run)).rejects.toMatchObject(says(run));
 });
 
 /** Files of a process may have so many KiB: what comes behind fails to be written, as on a full disk. */

@@ -129,6 +129,20 @@ test("broken records stay counted after data were moved, also where two manifest
   await after.close();
 });
 
+test("sources of the same shards share their broken records where plain texts are the same to both", async () => {
+  const shards = await captionShards(folder, [3]);
+  const source = (task: string) => ({ shards, task, examples: 3, shuffle: 1 });
+  const sources = ["caption", "generate", "caption"].map(source);
+  const run = { model: "shapes-64", steps: 1, learningRate: 1, brokenShare: 1, sources };
+  const broken = new BrokenRecords(1, () => {});
+  const mixture = await Mixture.open(parseRunConfig(run, "run.yaml", folder), broken);
+  const names: string[][] = [[], [], []];
+  await mixture.draw(1, async ({ counted }, _, place) => names[place]!.push(counted));
+  expect(names[2]!.sort()).toEqual(names[0]!.sort());
+  expect(new Set([...names[0]!, ...names[1]!]).size).toBe(6);
+  await mixture.close();
+});
+
 test("a shard that was damaged at its beginning is not counted any more once it was mended", async () => {
   const pattern = await captionShards(folder, [2, 2, 2]);
   const path = join(folder, "a-1.tar");

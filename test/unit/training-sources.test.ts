@@ -550,6 +550,7 @@ test("a source knows how many different records it has given, and which names ar
     ["source 1: record 3", undefined, undefined],
     // Of earlier versions.
     [`${path}: record 3`, third, undefined],
+    [`${path}: record 3 (line 5)`, third, undefined],
     [`${path}x: record 3`, undefined, undefined],
     [`${join(folder, "a-1.tar")}: sample 0 (its beginning)`, undefined, sample],
     [`${join(folder, "b-1.tar")}: sample 0 (0)`, undefined, undefined],
