@@ -393,6 +393,48 @@ describe("the memory budget", () => {
     }
   });
 
+  test("keeps room for the logits of a score beside the rows of another prompt", async () => {
+    const instruction = "make the red circle blue";
+    const tokens = Array(240).fill(5);
+    const small = await UniFluid.load(SLOW, {
+      threads: 1,
+      maxMemory: bytes.weights + bytes.edit,
+    });
+    /** Bytes of cache and of the largest step. */
+    const needs = async (call: Promise<unknown>) => {
+      const { message } = (await call.catch((error: Error) => error)) as Error;
+      const [cache, step] = message
+        .match(/needs (\d+) bytes .* (\d+) for its largest step/)!
+        .slice(1);
+      return Number(cache) + Number(step);
+    };
+    const both =
+      bytes.weights +
+      (await needs(small.edit(picture, instruction))) +
+      (await needs(small.logits({ tokens })));
+    await small.dispose();
+    // Around what it takes to start both in the same step: they do, or one waits for the other.
+    for (let more = -200_000; more <= 200_000; more += 50_000) {
+      const options = { threads: 1, maxSequences: 2, maxMemory: both + more };
+      const model = await UniFluid.load(SLOW, options);
+      try {
+        const controller = new AbortController();
+        const long = { steps: 1000, guidance: 1, signal: controller.signal };
+        const held = Promise.allSettled([1, 2].map(() => model.generateLatents("a", long)));
+        await until(() => model.stats().running === 2);
+        const edited = model.editLatents(picture, instruction, { steps: 1 });
+        const scored = model.logits({ tokens, priority: 1 });
+        await until(() => model.stats().waiting === 2);
+        controller.abort();
+        expect(await edited).toHaveLength(64 * 16);
+        expect(await scored).toHaveLength(tokens.length * model.info.vocabSize!);
+        await held;
+      } finally {
+        await model.dispose();
+      }
+    }
+  });
+
   test("refuses what can never fit while others run, naming both sizes", async () => {
     // Room for an edit's cache, but not for its steps as well.
     const maxMemory = bytes.weights + bytes.edit;
