@@ -440,6 +440,7 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, plain ? "complete" : "answer");
     this.requests.model();
     const { vocabSize } = this.checkpoint.spec.text!;
+    const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
     let prefix: Prefix;
     if (plain) {
       for (const name of ["image", "task", "question"] as const)
@@ -452,7 +453,6 @@ export class UniFluid implements AsyncDisposable {
       const read = (ends: AbortSignal) => this.prefixes.read(task, [pair], ends);
       [prefix] = (await this.requests.prepare(read, signal)) as [Prefix];
     }
-    const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
     this.prefixes.checkLength(prefix.rows, suffix.length);
     const request = { kind: "score", prefix: prefix.native, suffix, priority } as const;
     return (await this.requests.run(request, signal)).logits!;
