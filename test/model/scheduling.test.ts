@@ -1,6 +1,7 @@
 /** Who runs when: priorities, the length of the queue, the memory budget, and what the statistics tell of it. */
 
 import { getEventListeners } from "node:events";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { loadAddon } from "../../lib/addon";
@@ -324,6 +325,31 @@ test("a run over items waits for room in a full queue, and names an item that is
       }),
       8,
     ]);
+  } finally {
+    await model.dispose();
+  }
+});
+
+test("an item that waits for room in a full queue has its image read once", async () => {
+  const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 1, maxQueue: 0 });
+  try {
+    const controller = new AbortController();
+    const options = { steps: 1000, signal: controller.signal };
+    const running = model.generateLatents("a", options).catch(() => {});
+    await until(() => model.stats().running === 1);
+    const file = await readFile(picture);
+    const items = [new Response(file), new Response(file)];
+    const spies = items.map((item) => jest.spyOn(item, "arrayBuffer"));
+    const texts = (async () => {
+      const values = [];
+      for await (const { value, error } of model.captionAll(items)) values.push(value ?? error);
+      return values;
+    })();
+    await until(() => model.stats().refused >= 4);
+    controller.abort();
+    expect(await texts).toEqual(Array(2).fill(await model.caption(picture)));
+    for (const spy of spies) expect(spy).toHaveBeenCalledTimes(1);
+    await running;
   } finally {
     await model.dispose();
   }
