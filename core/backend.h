@@ -309,6 +309,7 @@ struct StepSize {
   int64_t heads = 1, kv_heads = 1, head_dim = 0;
   bool rotary = false;
   int64_t texts = 0, vocab = 0;                // rows of logits that a token is sampled from
+  int64_t scored = 0;                          // rows of logits that are handed out, at a time
   const DiffusionHeadWeights* head = nullptr;  // host; null: nothing is drawn
   int64_t tokens = 0, token_rows = 0;          // image tokens, and rows of z behind them
   int64_t sampling_steps = 0;                  // of any of them

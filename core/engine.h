@@ -97,6 +97,7 @@ class Engine {
   void admit_from(RequestQueue& queue);
   size_t running_bytes() const;
   size_t step_bytes(int64_t rows, int64_t logits_rows) const;
+  size_t step_bytes(const StepSize& size) const;
   StepSize largest_step(const Waiting& next, bool alone) const;
   size_t image_activation_bytes(const Request& request) const;
   bool make_room(const Waiting& next);

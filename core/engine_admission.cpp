@@ -67,6 +67,10 @@ StepSize Engine::largest_step(const Waiting& next, bool alone) const {
   return size;
 }
 
+size_t Engine::step_bytes(const StepSize& size) const {
+  return step_bytes(size.rows, std::max(size.texts, size.scored));
+}
+
 // What the images of a sequence take before its cache is there, and after it is gone.
 size_t Engine::image_activation_bytes(const Request& request) const {
   size_t in_float32 = 0;
@@ -96,10 +100,9 @@ bool Engine::make_room(const Waiting& next) {
   const size_t available = backend.available() + backend.scratch() + held;
   // Even with all that runs out of the way.
   const size_t most = available + running_bytes();
-  const size_t more = alone.streams == 0
-                          ? 0
-                          : backend.allocated_size(step_bytes(alone.rows, alone.texts)) +
-                                backend.scratch_needed(alone);
+  const size_t more = alone.streams == 0 ? 0
+                                         : backend.allocated_size(step_bytes(alone)) +
+                                               backend.scratch_needed(alone);
   const size_t cache = bytes - image_rows_bytes(next.request, *model_);
   if (std::max(bytes, cache + more) > most)
     throw Error(error_code::kInsufficientMemory,
@@ -111,7 +114,7 @@ bool Engine::make_room(const Waiting& next) {
                 "the image needs about " + std::to_string(image) + " bytes, but at most " +
                     std::to_string(most) + " are available even with nothing else running");
   size_t step = limits_.fixed_activation_bytes;
-  if (model_->config.text) step = std::max(step, step_bytes(together.rows, together.texts));
+  if (model_->config.text) step = std::max(step, step_bytes(together));
   step = backend.allocated_size(step);
   const size_t scratch = backend.scratch_needed(together);
   if (!running_.empty() && bytes + step + scratch > available) return false;

@@ -18,10 +18,6 @@ namespace unifluid {
 
 namespace {
 
-// Rows of logits made at a time when a whole sequence is scored: bounds memory at large
-// vocabularies.
-constexpr int64_t kScoreRows = 64;
-
 Error drawing_not_finite() {
   return Error(error_code::kNumerical,
                "the drawing holds values that are not finite: a weight is NaN or infinite, or the "

@@ -218,6 +218,10 @@ void add_text(const Model& model, StepSize& size) {
   size.vocab = model.config.text->vocab_size;
 }
 
+void add_score(int64_t rows, StepSize& size) {
+  size.scored = std::max(size.scored, std::min(kScoreRows, rows));
+}
+
 void add_drawing(const DrawRequest& request, int64_t streams, const Model& model, StepSize& size) {
   size.head = &model.image->head();
   ++size.tokens;
@@ -237,6 +241,7 @@ void add_sequence(const Request& request, const Model& model, StepSize& size) {
   const int64_t suffix = std::visit(SuffixRows{model}, request);
   for (const PendingRows& prefix : prefixes) add_stream(prefix.left + suffix, size);
   if (std::holds_alternative<TextRequest>(request)) add_text(model, size);
+  if (std::holds_alternative<ScoreRequest>(request)) add_score(prefixes.front().left, size);
   if (const auto* draw = std::get_if<DrawRequest>(&request))
     add_drawing(*draw, static_cast<int64_t>(prefixes.size()), model, size);
 }
@@ -244,6 +249,8 @@ void add_sequence(const Request& request, const Model& model, StepSize& size) {
 void add_sequence(const Sequence& sequence, const Model& model, StepSize& size) {
   for (const Stream& stream : sequence.streams) add_stream(stream.capacity, size);
   if (std::holds_alternative<TextState>(sequence.state)) add_text(model, size);
+  if (std::holds_alternative<ScoreState>(sequence.state))
+    add_score(sequence.streams.front().capacity, size);
   if (const auto* draw = std::get_if<DrawState>(&sequence.state))
     add_drawing(draw->request, static_cast<int64_t>(sequence.streams.size()), model, size);
 }

@@ -38,6 +38,10 @@ struct TextState {
   bool complete() const { return sampled == request.max_new_tokens; }
 };
 
+// Rows of logits made at a time when a whole sequence is scored: bounds memory at large
+// vocabularies.
+inline constexpr int64_t kScoreRows = 64;
+
 struct ScoreState {
   int64_t first_row = 0;  // the first row whose logits are wanted
   HostShare share;

@@ -3,11 +3,11 @@
  * come. Memory is bounded by the concurrency, however long the source is.
  */
 
-import { setImmediate as otherWork, setTimeout as sleep } from "node:timers/promises";
+import { setImmediate as otherWork } from "node:timers/promises";
 import { types } from "node:util";
 import { follow, leavable, onAbort } from "./abort.js";
 import { show } from "./checkpoint/fields.js";
-import { CancelledError, endsModel, UniFluidError } from "./errors.js";
+import { CancelledError, endsModel } from "./errors.js";
 import {
   booleanOption,
   integerOption,
@@ -83,24 +83,6 @@ function iteratorOf<T>(items: AnyIterable<T>): Iterator<T> | AsyncIterator<T> {
 
 /** Results after which whatever else the process has to do gets its turn, where items fail without a wait. */
 const TURN = 32;
-/** Milliseconds until a refused item is tried again: the first, and the longest after doubling. */
-const FIRST_WAIT = 10;
-const LONGEST_WAIT = 500;
-
-/**
- * Waits for room where the model's queue is full of other users' requests: a run over many items is there to
- * wait its turn. The item is then begun anew; at most the reading of its image was in vain.
- */
-async function untilRoom<T>(call: () => Promise<T>, signal: AbortSignal): Promise<T> {
-  for (let wait = FIRST_WAIT; ; wait = Math.min(2 * wait, LONGEST_WAIT)) {
-    try {
-      return await call();
-    } catch (error) {
-      if (!(error instanceof UniFluidError && error.code === "QUEUE_FULL")) throw error;
-    }
-    await sleep(wait, undefined, { signal });
-  }
-}
 
 /** An error as it is, also one of another realm; any other reason as the cause of one. */
 function asError(reason: unknown): Error {
@@ -116,7 +98,7 @@ function asError(reason: unknown): Error {
  * Runs `call` for each item, at most `concurrency` of them at once. An item counts until its result is taken,
  * so a reader that falls behind slows the source down. Leaving the loop, an abort and a first error under
  * `stopOnError` give up what runs, wait for its end and close the source; so does an error after which the model
- * does nothing more. `QUEUE_FULL` is waited out.
+ * does nothing more.
  */
 export function runAll<Item, Value>(
   items: AnyIterable<Item>,
@@ -149,11 +131,7 @@ async function* results<Item, Value>(
     open++;
     const run = (async (): Promise<BulkResult<Item, Value>> => {
       try {
-        return {
-          index,
-          item,
-          value: await untilRoom(() => call(item, index, leave.signal), leave.signal),
-        };
+        return { index, item, value: await call(item, index, leave.signal) };
       } catch (error) {
         return { index, item, error: asError(error) };
       }
@@ -181,7 +159,6 @@ async function* results<Item, Value>(
     return finished.splice(at, at < 0 ? 0 : 1)[0];
   };
 
-  signal?.throwIfAborted();
   const unhook = signal && follow(leave, signal);
   onAbort(leave.signal, () => wake());
   try {

@@ -70,80 +70,103 @@ const MAX_FILE_BYTES = 512 * 1024 * 1024;
  *
  * Throws `InvalidImageError`, or the signal's reason.
  */
-export async function decodeImage(
-  input: ImageInput,
-  options: DecodeOptions = {},
-): Promise<DecodedImage> {
-  const decode = await openImage(input, options);
-  return decode();
+export function decodeImage(input: ImageInput, options: DecodeOptions = {}): Promise<DecodedImage> {
+  return orAborted(async () => {
+    const decode = await openImage(input, options);
+    return decode();
+  }, options.signal);
 }
 
 /**
  * What `work` makes of an image, decoded as `decodeImage` does it. Few images are in memory at once, those of all
  * calls together: `work` keeps nothing of their size, and asks for no other. The wait for an image that comes slowly
- * keeps nobody waiting, since it is read before.
+ * keeps nobody waiting, since it is read before. A signal ends the call at once, but the decoder and the addon finish
+ * what they have begun: until then the image is one of the few.
  */
-export async function withImage<T>(
+export function withImage<T>(
   input: ImageInput,
   options: DecodeOptions,
   work: (image: DecodedImage) => Promise<T>,
 ): Promise<T> {
-  const decode = await openImage(input, options);
-  return decoding.run(async () => work(await decode()), options.signal);
+  const { signal } = options;
+  return orAborted(async () => {
+    const decode = await openImage(input, options);
+    return decoding.run(async () => work(await decode()), signal);
+  }, signal);
 }
 
-/** Reads an image; what it gives decodes it. */
+/** Finds an image; what it gives decodes it. */
 async function openImage(
   input: ImageInput,
   { maxPixels = MAX_PIXELS, signal }: DecodeOptions,
 ): Promise<() => Promise<DecodedImage>> {
-  signal?.throwIfAborted();
   if (isRawPixels(input)) {
     const raw = checkRawPixels(input, maxPixels);
     return () => fromRawPixels(raw, signal);
   }
-  const { bytes, name } = await orAborted(() => readInput(input, signal), signal);
-  return () => decodeBytes(bytes, name, maxPixels, signal);
+  const { name, read } = await findImage(input, signal);
+  return async () => decodeBytes(await read(), name, maxPixels, signal);
 }
 
 /**
  * Reads an image and its header, as `decodeImage` does before it decodes: whether it is there, of a known format and
  * not too large. Throws `InvalidImageError`, or the signal's reason.
  */
-export async function checkImage(input: ImageInput, options: DecodeOptions = {}): Promise<void> {
+export function checkImage(input: ImageInput, options: DecodeOptions = {}): Promise<void> {
   const { maxPixels = MAX_PIXELS, signal } = options;
-  signal?.throwIfAborted();
-  if (isRawPixels(input)) {
-    checkRawPixels(input, maxPixels);
-    return;
-  }
-  const { bytes, name } = await orAborted(() => readInput(input, signal), signal);
-  await checkHeader(asBuffer(bytes), name, maxPixels, signal);
+  return orAborted(async () => {
+    if (isRawPixels(input)) {
+      checkRawPixels(input, maxPixels);
+      return;
+    }
+    const { name, read } = await findImage(input, signal);
+    const bytes = await read();
+    await checkHeader(bytes(), name, maxPixels, signal);
+  }, signal);
 }
 
-interface NamedBytes {
-  bytes: Uint8Array;
+/** The bytes of an image file. Throws where they are the caller's and their buffer was transferred since. */
+type Bytes = () => Buffer;
+
+interface FoundImage {
   /** What messages call it. */
   name: string;
+  /** A regular file is read only now: while others are decoded its bytes would but take memory. */
+  read(): Promise<Bytes>;
 }
 
-async function readInput(input: unknown, signal: AbortSignal | undefined): Promise<NamedBytes> {
+function given(bytes: Uint8Array, name: string): FoundImage {
+  // Memory that may be taken away is copied: the decoder reads it on other threads.
+  const file = isResizable(bytes.buffer) ? Buffer.from(bytes) : asBuffer(bytes);
+  const { length } = file;
+  const unlessTransferred = () => {
+    if (file.length !== length) throw transferred("bytes");
+    return file;
+  };
+  return { name, read: async () => unlessTransferred };
+}
+
+/** Not among the types of the oldest supported JavaScript. */
+const isResizable = (buffer: ArrayBufferLike) =>
+  (buffer as { resizable?: boolean }).resizable === true;
+
+async function findImage(input: unknown, signal: AbortSignal | undefined): Promise<FoundImage> {
   if (isBytes(input)) {
     const bytes = bytesOf(input);
-    return { bytes, name: nameOfBytes(bytes) };
+    return given(bytes, nameOfBytes(bytes));
   }
   if (isBlob(input)) return readBlob(input);
   const text = typeof input === "string" ? input : isUrl(input) ? input.href : undefined;
   if (text === undefined || text === "") throw unsupported(input);
   if (/^data:/i.test(text)) return readDataUri(text);
-  if (/^file:/i.test(text)) return readFileBytes(pathOfUrl(text), signal);
+  if (/^file:/i.test(text)) return findFile(pathOfUrl(text), signal);
   if (typeof input !== "string" || /^[a-z][a-z0-9+.-]*:\/\//i.test(text)) {
     throw new InvalidImageError(
       "IMAGE_UNSUPPORTED_INPUT",
       `images are not fetched over the network: fetch ${shorten(text)} and give its bytes`,
     );
   }
-  return readFileBytes(text, signal);
+  return findFile(text, signal);
 }
 
 function isBytes(value: unknown): value is ArrayBufferView | ArrayBuffer {
@@ -198,7 +221,7 @@ function isBlob(value: unknown): value is BlobLike {
   );
 }
 
-async function readBlob(blob: BlobLike): Promise<NamedBytes> {
+async function readBlob(blob: BlobLike): Promise<FoundImage> {
   if (typeof blob.size === "number") checkFileSize("the image", blob.size);
   let buffer: unknown;
   try {
@@ -211,7 +234,7 @@ async function readBlob(blob: BlobLike): Promise<NamedBytes> {
   const bytes = bytesOf(buffer);
   const name = nameOfBytes(bytes);
   checkFileSize(name, bytes.length);
-  return { bytes, name };
+  return given(bytes, name);
 }
 
 function checkFileSize(name: string, size: number): void {
@@ -252,7 +275,7 @@ function pathOfUrl(url: string): string {
 }
 
 /** `data:[<type>][;base64],<data>` */
-function readDataUri(uri: string): NamedBytes {
+function readDataUri(uri: string): FoundImage {
   const comma = uri.indexOf(",");
   const header = uri.slice(0, Math.max(comma, 0));
   const body = uri.slice(comma + 1);
@@ -266,16 +289,18 @@ function readDataUri(uri: string): NamedBytes {
   } catch (cause) {
     throw undecodable("has invalid percent-encoding", cause);
   }
-  if (!/;\s*base64\s*$/i.test(header)) return { bytes: data, name };
+  if (!/;\s*base64\s*$/i.test(header)) return given(data, name);
   // Buffer skips what is not base64; a damaged URI must not become a shorter file.
   const text = asBuffer(data).toString("latin1").replace(/\s+/g, "");
   if (!/^[A-Za-z0-9+/_-]*={0,2}$/.test(text)) throw undecodable("is not base64");
-  return { bytes: Buffer.from(text, "base64"), name };
+  return given(Buffer.from(text, "base64"), name);
 }
 
+/** Characters beyond ASCII, which a URI need not have encoded, are those of UTF-8. */
 function percentDecode(text: string): Uint8Array {
+  const bytes = Buffer.from(text, "utf8").toString("latin1");
   return Buffer.from(
-    text.replace(/%([0-9a-f]{2})|%/gi, (_, hex) => {
+    bytes.replace(/%([0-9a-f]{2})|%/gi, (_, hex) => {
       if (hex === undefined) throw new URIError("% without two hexadecimal digits");
       return String.fromCharCode(Number.parseInt(hex, 16));
     }),
@@ -284,22 +309,40 @@ function percentDecode(text: string): Uint8Array {
 }
 
 /** @param name A path, as it was given: messages have it so. */
-async function readFileBytes(name: string, signal: AbortSignal | undefined): Promise<NamedBytes> {
+async function findFile(name: string, signal: AbortSignal | undefined): Promise<FoundImage> {
+  const [path, found] = await orNotFound(name, signal, async () => {
+    const place = absolute(name);
+    return [place, await stat(place)] as const;
+  });
+  if (found.isDirectory()) {
+    throw new InvalidImageError("IMAGE_NOT_FOUND", `${name} is a directory, not an image`);
+  }
+  checkFileSize(name, found.size);
+  const read = () =>
+    orNotFound(name, signal, async () => {
+      if (found.isFile() && found.size > 0) return readFile(path, { signal });
+      const stream = found.isFIFO() ? await openPipe(path) : createReadStream(path);
+      return readStream(stream, name, signal);
+    });
+  // What comes as slowly as somebody writes it is read at once, and keeps no other image waiting.
+  if (!found.isFile()) return given(await read(), name);
+  return {
+    name,
+    read: async () => {
+      const file = await read();
+      return () => file;
+    },
+  };
+}
+
+/** What the work on a file gives; what the system says is an error of that image. */
+async function orNotFound<T>(
+  name: string,
+  signal: AbortSignal | undefined,
+  work: () => Promise<T>,
+): Promise<T> {
   try {
-    const path = absolute(name);
-    const found = await stat(path);
-    if (found.isDirectory()) {
-      throw new InvalidImageError("IMAGE_NOT_FOUND", `${name} is a directory, not an image`);
-    }
-    checkFileSize(name, found.size);
-    if (found.isFIFO()) {
-      return { bytes: await readStream(await openPipe(path), name, signal), name };
-    }
-    const bytes =
-      found.isFile() && found.size > 0
-        ? await readFile(path, { signal })
-        : await readStream(createReadStream(path), name, signal);
-    return { bytes, name };
+    return await work();
   } catch (cause) {
     if (cause instanceof InvalidImageError) throw cause;
     signal?.throwIfAborted();
@@ -324,12 +367,14 @@ async function openPipe(path: string): Promise<Socket> {
   return new Socket({ fd, readable: true, writable: false });
 }
 
-const undecodable = (name: string, cause: unknown) =>
-  new InvalidImageError(
-    "IMAGE_UNDECODABLE",
-    `cannot decode ${name}: ${firstLine(messageOf(cause))}`,
-    { cause },
-  );
+async function orUndecodable<T>(name: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (cause) {
+    const message = `cannot decode ${name}: ${firstLine(messageOf(cause))}`;
+    throw new InvalidImageError("IMAGE_UNDECODABLE", message, { cause });
+  }
+}
 
 /** The header is enough to refuse a picture that would not fit the memory. */
 async function checkHeader(
@@ -345,34 +390,30 @@ async function checkHeader(
       `${name} is a HEIC image, which is not read here: convert it to JPEG or PNG first`,
     );
   }
-  const header = await sharp(file, { limitInputPixels: false })
-    .metadata()
-    .catch((cause) => {
-      throw undecodable(name, cause);
-    });
+  const header = await orUndecodable(name, () =>
+    sharp(file, { limitInputPixels: false }).metadata(),
+  );
   signal?.throwIfAborted();
   checkSize(name, header.width, header.height, maxPixels);
 }
 
 async function decodeBytes(
-  bytes: Uint8Array,
+  bytes: Bytes,
   name: string,
   maxPixels: number,
   signal: AbortSignal | undefined,
 ): Promise<DecodedImage> {
-  const file = asBuffer(bytes);
-  await checkHeader(file, name, maxPixels, signal);
+  await checkHeader(bytes(), name, maxPixels, signal);
+  const file = bytes();
   // failOn: a truncated file must not become a picture that is grey from there on. Warnings are let pass:
   // many cameras and programs write files that cause some.
-  const image = sharp(file, { failOn: "error", limitInputPixels: maxPixels, autoOrient: true })
-    .flatten({ background: "#ffffff" })
-    .toColourspace("srgb");
-  const { data, info } = await image
-    .raw({ depth: "uchar" })
-    .toBuffer({ resolveWithObject: true })
-    .catch((cause) => {
-      throw undecodable(name, cause);
-    });
+  const { data, info } = await orUndecodable(name, () =>
+    sharp(file, { failOn: "error", limitInputPixels: maxPixels, autoOrient: true })
+      .flatten({ background: "#ffffff" })
+      .toColourspace("srgb")
+      .raw({ depth: "uchar" })
+      .toBuffer({ resolveWithObject: true }),
+  );
   signal?.throwIfAborted();
   const { width, height, channels } = info;
   const pixels = channels === 3 ? data : await rgbOf(data, width * height, channels, signal);

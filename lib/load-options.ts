@@ -41,8 +41,8 @@ export interface LoadOptions {
   /** Requests that may run at once; more wait. Default 16. */
   maxSequences?: number;
   /**
-   * Requests that may wait; one more is refused with code `QUEUE_FULL` before any work. 0: a request that cannot run
-   * immediately is refused. Default: no limit.
+   * Requests that may wait beside those; one more is refused with code `QUEUE_FULL` before any work. 0: none waits for
+   * a place, but those that have one may wait for memory. Default: no limit.
    */
   maxQueue?: number;
   /** Cancels loading. */

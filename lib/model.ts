@@ -55,7 +55,7 @@ import {
 } from "./options.js";
 import { type Prefix, PrefixBuilder } from "./prefixes.js";
 import { toVaePixels, toVisionPixels } from "./preprocess.js";
-import type { DoneEvent, Requests } from "./requests.js";
+import type { DoneEvent, Requests, WhenFull } from "./requests.js";
 import { parseSeed, type Seed, seedOfItem } from "./seed.js";
 import { requireAbility, type Task } from "./tasks.js";
 import { strip, textPieces, type WrittenText } from "./text-stream.js";
@@ -341,7 +341,7 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, "generate");
     const draw = (item: Item, given: DrawOptions) => {
       const { prompt } = typeof item === "string" ? { prompt: item } : (item as PromptItem);
-      return this.generate(stringOption("prompt", prompt), given);
+      return this.drawItem(this.generatePrefixes([stringOption("prompt", prompt)]), given);
     };
     return this.all<Item, Image, DrawOptions>(prompts, options, this.drawn(["prompt"]), draw);
   }
@@ -353,7 +353,10 @@ export class UniFluid implements AsyncDisposable {
   ): AsyncGenerator<BulkResult<Item, Image>, void, undefined> {
     requireAbility(this.checkpoint, "edit");
     const edit = ({ image, instruction }: Item, given: DrawOptions) =>
-      this.edit(oneImage(image), stringOption("instruction", instruction), given);
+      this.drawItem(
+        this.editPrefixes([[oneImage(image), stringOption("instruction", instruction)]]),
+        given,
+      );
     const kind = this.drawn(["image", "instruction"]);
     return this.all<Item, Image, DrawOptions>(items, options, kind, edit);
   }
@@ -365,7 +368,7 @@ export class UniFluid implements AsyncDisposable {
   ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
     requireAbility(this.checkpoint, "caption");
     const caption = (item: CaptionItem, given: WriteOptions) =>
-      this.caption(oneImage(hasImage(item) ? item.image : item), given);
+      this.writeItem("caption", oneImage(hasImage(item) ? item.image : item), "", given);
     return this.all<Item, string, WriteOptions>(images, options, this.written(["image"]), caption);
   }
 
@@ -376,9 +379,26 @@ export class UniFluid implements AsyncDisposable {
   ): AsyncGenerator<BulkResult<Item, string>, void, undefined> {
     requireAbility(this.checkpoint, "answer");
     const answer = ({ image, question }: Item, given: WriteOptions) =>
-      this.answer(oneImage(image), stringOption("question", question), given);
+      this.writeItem("answer", oneImage(image), stringOption("question", question), given);
     const kind = this.written(["image", "question"]);
     return this.all<Item, string, WriteOptions>(items, options, kind, answer);
+  }
+
+  /** Of a bulk run: its items wait for room in the queue. */
+  private async drawItem(prefixes: MakePrefixes, options: DrawOptions): Promise<Image> {
+    const [image] = await this.draw(prefixes, options, true, toImage, "wait");
+    return image!;
+  }
+
+  private async writeItem(
+    task: "caption" | "answer",
+    image: ImageInput,
+    question: string,
+    options: WriteOptions,
+  ): Promise<string> {
+    const read: MakePrefixes = (signal) => this.prefixes.read(task, [[image, question]], signal);
+    const [text] = await this.write(read, options, "wait");
+    return strip(text!);
   }
 
   private drawn(fields: string[]): BulkKind<DrawOptions> {
@@ -440,6 +460,7 @@ export class UniFluid implements AsyncDisposable {
     requireAbility(this.checkpoint, plain ? "complete" : "answer");
     this.requests.model();
     const { vocabSize } = this.checkpoint.spec.text!;
+    const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
     let prefix: Prefix;
     if (plain) {
       for (const name of ["image", "task", "question"] as const)
@@ -452,7 +473,6 @@ export class UniFluid implements AsyncDisposable {
       const read = (ends: AbortSignal) => this.prefixes.read(task, [pair], ends);
       [prefix] = (await this.requests.prepare(read, signal)) as [Prefix];
     }
-    const suffix = tokensOption("suffix", o.suffix ?? [], vocabSize, { empty: true });
     this.prefixes.checkLength(prefix.rows, suffix.length);
     const request = { kind: "score", prefix: prefix.native, suffix, priority } as const;
     return (await this.requests.run(request, signal)).logits!;
@@ -567,11 +587,12 @@ export class UniFluid implements AsyncDisposable {
     options: DrawOptions | undefined,
     decode: boolean,
     result: (done: DoneEvent, seed: bigint) => T,
+    whenFull: WhenFull = "refuse",
   ): Promise<T[]> {
     const { request, signal, seed } = this.drawing(options);
     const prefixes = await this.requests.prepare(makePrefixes, signal);
     const requests = prefixes.map((prefix, i) => request(prefix, seedOfItem(seed, i), decode));
-    const done = await this.requests.runAll(requests, signal);
+    const done = await this.requests.runAll(requests, signal, whenFull);
     return done.map((event, i) => result(event, seedOfItem(seed, i)));
   }
 
@@ -643,11 +664,12 @@ export class UniFluid implements AsyncDisposable {
   private async write(
     makePrefixes: MakePrefixes,
     options: WriteOptions | undefined,
+    whenFull: WhenFull = "refuse",
   ): Promise<string[]> {
     const { request, signal, seed } = this.writing(options);
     const prefixes = await this.requests.prepare(makePrefixes, signal);
     const requests = prefixes.map((prefix, i) => request(prefix, seedOfItem(seed, i)));
-    const done = await this.requests.runAll(requests, signal);
+    const done = await this.requests.runAll(requests, signal, whenFull);
     return done.map(({ tokens }) => this.checkpoint.tokenizer!.decode(tokens!));
   }
 

@@ -3,8 +3,9 @@
  * and a signal, a `break` or `dispose` frees the sequence.
  */
 
+import { setTimeout as sleep } from "node:timers/promises";
 import { onAbort, underEach } from "./abort.js";
-import { DisposedError, fromNative } from "./errors.js";
+import { DisposedError, fromNative, QueueFullError } from "./errors.js";
 import type { NativeEvent, NativeModel, NativeRequest } from "./native.js";
 
 export type DoneEvent = Extract<NativeEvent, { type: "done" }>;
@@ -16,6 +17,13 @@ interface Listener {
   /** Nothing follows. `atOnce`: what was not yet taken is not wanted any more. */
   fail(error: unknown, atOnce: boolean): void;
 }
+
+/** What becomes of requests that find the queue full of others: `wait` tries again until there is room. */
+export type WhenFull = "refuse" | "wait";
+
+/** Milliseconds until what was refused is tried again: the first, and the longest after doubling. */
+const FIRST_WAIT = 10;
+const LONGEST_WAIT = 500;
 
 /** A request under way. */
 interface Ticket {
@@ -93,7 +101,27 @@ export class Requests {
   }
 
   /** Runs requests together. If one fails the others are cancelled. */
-  async runAll(requests: readonly NativeRequest[], signal?: AbortSignal): Promise<DoneEvent[]> {
+  async runAll(
+    requests: readonly NativeRequest[],
+    signal?: AbortSignal,
+    whenFull: WhenFull = "refuse",
+  ): Promise<DoneEvent[]> {
+    for (let wait = FIRST_WAIT; ; wait = Math.min(2 * wait, LONGEST_WAIT)) {
+      try {
+        return await this.runNow(requests, signal);
+      } catch (error) {
+        if (whenFull === "refuse" || !(error instanceof QueueFullError)) throw error;
+      }
+      const waited = (ends: AbortSignal) =>
+        sleep(wait, undefined, { signal: ends }).catch(() => Promise.reject(ends.reason));
+      await this.prepare(waited, signal);
+    }
+  }
+
+  private async runNow(
+    requests: readonly NativeRequest[],
+    signal: AbortSignal | undefined,
+  ): Promise<DoneEvent[]> {
     const tickets: Ticket[] = [];
     try {
       const results = requests.map(

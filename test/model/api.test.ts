@@ -568,6 +568,11 @@ test("numbers of a reading task", async () => {
   const suffix = uni.tokenize("two stars");
   const logits = await uni.logits({ image: picture, task: "caption", suffix });
   expect(logits).toHaveLength((suffix.length + 1) * uni.info.vocabSize!);
+  // Those it had when the call was made.
+  const changed = uni.logits({ image: picture, task: "caption", suffix });
+  suffix.push(suffix[0]!);
+  expect(await changed).toEqual(logits);
+  suffix.pop();
   const first = await uni.logits({ image: picture, task: "caption" });
   expect(first).toEqual(logits.slice(0, uni.info.vocabSize));
   expect(uni.detokenize(suffix)).toBe("two stars");

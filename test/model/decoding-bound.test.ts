@@ -1,8 +1,9 @@
 /** However many images a call has, or examples a step, few are decoded at once. */
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import files, { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
+import sharp from "sharp";
 import { stringify } from "yaml";
 import { locateCheckpoint, readCheckpoint, UniFluid } from "../../lib";
 import { loadAddon } from "../../lib/addon";
@@ -159,6 +160,85 @@ describe("images of calls", () => {
     const most = await mostDuring(calls[name]!);
     expect(most).toBeGreaterThan(1);
     expect(most).toBeLessThanOrEqual(8);
+  });
+
+  /** Resizing that goes on until the gate is opened. */
+  function gated() {
+    const addon = loadAddon();
+    const resize = addon.resizeImage;
+    let open = () => {};
+    const gate = new Promise<void>((resolve) => {
+      open = resolve;
+    });
+    const spy = jest.spyOn(addon, "resizeImage").mockImplementation(async (...args) => {
+      await gate;
+      return resize(...args);
+    });
+    const begun = async (count: number) => {
+      while (spy.mock.calls.length < count) await setTimeout(5);
+    };
+    return { spy, open, begun };
+  }
+
+  test("a call that ends does not wait for its image, which keeps its place until it is done", async () => {
+    const other = await UniFluid.load("shapes-64", { device: "cpu", threads: 1 });
+    const { spy, open, begun } = gated();
+    try {
+      const disposed = other.caption(image(1));
+      const run = model.captionAll([image(1)]);
+      const left = run.next();
+      const controller = new AbortController();
+      const { signal } = controller;
+      const calls = [
+        model.caption(image(1), { signal }),
+        model.answerStream(image(1), "how many?", { signal }).next(),
+        model.edit(image(1), "make it blue", { signal }),
+        model.encodeImage(image(1), { signal }),
+        model.imageFeatures(image(1), { signal }),
+        model.logits({ image: image(1), task: "caption", signal }),
+      ];
+      await begun(8);
+      const reason = new Error("enough");
+      controller.abort(reason);
+      for (const call of calls) await expect(call).rejects.toBe(reason);
+      await run.return();
+      expect(await left).toEqual({ done: true, value: undefined });
+      await other.dispose();
+      await expect(disposed).rejects.toMatchObject({ code: "DISPOSED" });
+      const next = model.caption(image(1), { maxNewTokens: 1 });
+      await setTimeout(20);
+      expect(spy).toHaveBeenCalledTimes(8);
+      open();
+      expect(await next).toEqual(expect.any(String));
+    } finally {
+      open();
+      spy.mockRestore();
+      await other.dispose();
+    }
+  });
+
+  test("files are read as their turn comes", async () => {
+    const path = join(folder, "large.png");
+    await sharp({ create: { width: 90, height: 70, channels: 3, background: "red" } }).toFile(path);
+    const reads = jest.spyOn(files, "readFile");
+    const { spy, open, begun } = gated();
+    try {
+      const captions = Array.from({ length: 24 }, () => model.caption(path, { maxNewTokens: 1 }));
+      // One that is not there need not wait to be told.
+      await expect(model.caption(join(folder, "none.png"))).rejects.toMatchObject({
+        code: "IMAGE_NOT_FOUND",
+      });
+      await begun(8);
+      await setTimeout(20);
+      expect(reads).toHaveBeenCalledTimes(8);
+      open();
+      expect(await Promise.all(captions)).toHaveLength(24);
+      expect(reads).toHaveBeenCalledTimes(24);
+    } finally {
+      open();
+      spy.mockRestore();
+      reads.mockRestore();
+    }
   });
 
   test("one that comes slowly keeps no other waiting", async () => {

@@ -1,6 +1,7 @@
 /** Who runs when: priorities, the length of the queue, the memory budget, and what the statistics tell of it. */
 
 import { getEventListeners } from "node:events";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { loadAddon } from "../../lib/addon";
@@ -329,6 +330,31 @@ test("a run over items waits for room in a full queue, and names an item that is
   }
 });
 
+test("an item that waits for room in a full queue has its image read once", async () => {
+  const model = await UniFluid.load(SLOW, { threads: 1, maxSequences: 1, maxQueue: 0 });
+  try {
+    const controller = new AbortController();
+    const options = { steps: 1000, signal: controller.signal };
+    const running = model.generateLatents("a", options).catch(() => {});
+    await until(() => model.stats().running === 1);
+    const file = await readFile(picture);
+    const items = [new Response(file), new Response(file)];
+    const spies = items.map((item) => jest.spyOn(item, "arrayBuffer"));
+    const texts = (async () => {
+      const values = [];
+      for await (const { value, error } of model.captionAll(items)) values.push(value ?? error);
+      return values;
+    })();
+    await until(() => model.stats().refused >= 4);
+    controller.abort();
+    expect(await texts).toEqual(Array(2).fill(await model.caption(picture)));
+    for (const spy of spies) expect(spy).toHaveBeenCalledTimes(1);
+    await running;
+  } finally {
+    await model.dispose();
+  }
+});
+
 describe("the memory budget", () => {
   /** Bytes of a model at rest, and of sequences at work. */
   async function measure() {
@@ -390,6 +416,48 @@ describe("the memory budget", () => {
       expect(model.stats()).toMatchObject({ completed: 33, failed: 0 });
     } finally {
       await model.dispose();
+    }
+  });
+
+  test("keeps room for the logits of a score beside the rows of another prompt", async () => {
+    const instruction = "make the red circle blue";
+    const tokens = Array(240).fill(5);
+    const small = await UniFluid.load(SLOW, {
+      threads: 1,
+      maxMemory: bytes.weights + bytes.edit,
+    });
+    /** Bytes of cache and of the largest step. */
+    const needs = async (call: Promise<unknown>) => {
+      const { message } = (await call.catch((error: Error) => error)) as Error;
+      const [cache, step] = message
+        .match(/needs (\d+) bytes .* (\d+) for its largest step/)!
+        .slice(1);
+      return Number(cache) + Number(step);
+    };
+    const both =
+      bytes.weights +
+      (await needs(small.edit(picture, instruction))) +
+      (await needs(small.logits({ tokens })));
+    await small.dispose();
+    // Around what it takes to start both in the same step: they do, or one waits for the other.
+    for (let more = -200_000; more <= 200_000; more += 50_000) {
+      const options = { threads: 1, maxSequences: 2, maxMemory: both + more };
+      const model = await UniFluid.load(SLOW, options);
+      try {
+        const controller = new AbortController();
+        const long = { steps: 1000, guidance: 1, signal: controller.signal };
+        const held = Promise.allSettled([1, 2].map(() => model.generateLatents("a", long)));
+        await until(() => model.stats().running === 2);
+        const edited = model.editLatents(picture, instruction, { steps: 1 });
+        const scored = model.logits({ tokens, priority: 1 });
+        await until(() => model.stats().waiting === 2);
+        controller.abort();
+        expect(await edited).toHaveLength(64 * 16);
+        expect(await scored).toHaveLength(tokens.length * model.info.vocabSize!);
+        await held;
+      } finally {
+        await model.dispose();
+      }
     }
   });
 

@@ -2,7 +2,7 @@
 
 import events from "node:events";
 import { type BulkOptions, bulkSettings, runAll } from "../../lib/bulk";
-import { DisposedError, QueueFullError } from "../../lib/errors";
+import { DisposedError } from "../../lib/errors";
 
 const settings = (options: BulkOptions & { signal?: AbortSignal } = {}) =>
   bulkSettings(options, 3, ["signal"]).settings;
@@ -192,32 +192,6 @@ test("many runs may share one signal", async () => {
   }
 });
 
-test("an item that finds the queue full waits for room", async () => {
-  let refusals = 3;
-  const call = async (item: string) => {
-    if (item === "b" && refusals-- > 0) throw new QueueFullError("full");
-    return item.toUpperCase();
-  };
-  const results = [];
-  for await (const { value, error } of runAll(["a", "b", "c"], call, settings())) {
-    results.push(value ?? error);
-  }
-  expect(results.sort()).toEqual(["A", "B", "C"]);
-  expect(refusals).toBe(-1);
-});
-
-test("an abort ends the wait for room", async () => {
-  const controller = new AbortController();
-  const full = async () => {
-    throw new QueueFullError("full");
-  };
-  const next = runAll([1], full, settings({ signal: controller.signal })).next();
-  await tick();
-  const reason = new Error("enough");
-  controller.abort(reason);
-  await expect(next).rejects.toBe(reason);
-});
-
 test("leaving the loop gives up what runs and closes the source", async () => {
   const calls = new Calls();
   const seen = { taken: 0, closed: false };
@@ -244,6 +218,14 @@ test("an abort throws its reason, also while the source has nothing", async () =
   await expect(next).rejects.toBe(reason);
   const aborted = settings({ signal: controller.signal });
   await expect(runAll([1], async (i) => i, aborted).next()).rejects.toBe(reason);
+  // Nothing is taken of a source, and yet it is closed.
+  const source = {
+    next: jest.fn(),
+    return: jest.fn(async () => ({ done: true as const, value: 0 })),
+  };
+  const closed = runAll({ [Symbol.asyncIterator]: () => source }, async (i) => i, aborted);
+  await expect(closed.next()).rejects.toBe(reason);
+  expect([source.next, source.return].map((f) => f.mock.calls.length)).toEqual([0, 1]);
 });
 
 test("a source that breaks is told after what came before it", async () => {

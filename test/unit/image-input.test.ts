@@ -22,6 +22,9 @@ for (let y = 0; y < height; y++) {
 }
 const picture = (): Sharp => sharp(Buffer.from(pixels), { raw: { width, height, channels: 3 } });
 
+/** An image of whatever content. */
+const BLANK = { width: 1, height: 1, channels: 3, background: "red" } as const;
+
 const folder = mkdtempSync(join(tmpdir(), "unifluid-image-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -82,6 +85,15 @@ describe("inputs", () => {
     ["an Image", () => Image.fromPixels(pixels, width, height)],
   ])("%s", async (_, input) => {
     expect(await decodeImage(input())).toEqual(same);
+  });
+
+  test("a data URI with characters beyond ASCII, which are UTF-8", async () => {
+    const svg =
+      '<svg xmlns="http://www.w3.org/2000/svg" width="8" height="4"><title>é 日本 😀</title>' +
+      '<rect width="8" height="4" fill="red"/></svg>';
+    const expected = await decodeImage(Buffer.from(svg));
+    expect(await decodeImage(`data:image/svg+xml,${svg}`)).toEqual(expected);
+    expect(await decodeImage(`data:image/svg+xml,${encodeURIComponent(svg)}`)).toEqual(expected);
   });
 
   test("transparent pixels are laid on white", async () => {
@@ -151,6 +163,63 @@ test("bytes that were transferred", async () => {
       expect.stringMatching(/transferred/),
     ]);
   }
+});
+
+describe("bytes whose buffer is taken away while the call runs", () => {
+  /** What happens between two steps of the call. */
+  const turns = async (count: number) => {
+    for (let i = 0; i < count; i++) await Promise.resolve();
+  };
+
+  test("are refused when they were transferred before the decoder has them", async () => {
+    const png = await picture().png().toBuffer();
+    const message = "the bytes of the image are no longer available: their buffer was transferred";
+    for (const read of [decodeImage, checkImage]) {
+      for (let count = 0; count < 5; count++) {
+        const bytes = new Uint8Array(png);
+        const reading = read(bytes).catch((error) => error);
+        await turns(count);
+        structuredClone(bytes, { transfer: [bytes.buffer] });
+        const error = await reading;
+        // Later on the decoder has read them.
+        if (error instanceof Error || count === 0)
+          expect(error).toMatchObject({ code: "IMAGE_UNSUPPORTED_INPUT", message });
+      }
+    }
+  });
+
+  test("are refused when they were transferred between the header and the pixels", async () => {
+    const bytes = new Uint8Array(await picture().png().toBuffer());
+    const prototype = Object.getPrototypeOf(sharp({ create: BLANK }));
+    const { metadata } = prototype;
+    const spy = jest.spyOn(prototype, "metadata").mockImplementation(async function (this: Sharp) {
+      const header = await metadata.call(this);
+      structuredClone(bytes, { transfer: [bytes.buffer] });
+      return header;
+    });
+    try {
+      expect(await failure(bytes)).toEqual([
+        "IMAGE_UNSUPPORTED_INPUT",
+        expect.stringMatching(/transferred/),
+      ]);
+    } finally {
+      spy.mockRestore();
+    }
+  });
+
+  test("are copied if they may shrink", async () => {
+    const png = await picture().png().toBuffer();
+    // Not among the types of this JavaScript.
+    const Resizable = ArrayBuffer as unknown as new (
+      length: number,
+      options: { maxByteLength: number },
+    ) => ArrayBuffer & { resize(length: number): void };
+    const buffer = new Resizable(png.length, { maxByteLength: png.length });
+    new Uint8Array(buffer).set(png);
+    const reading = decodeImage(buffer);
+    buffer.resize(0);
+    expect(await reading).toEqual({ pixels, width, height });
+  });
 });
 
 test("pixels that were transferred, also while they are converted", async () => {
@@ -260,6 +329,33 @@ describe("a signal ends the reading", () => {
     expect((await decodeImage("/dev/null", { signal }).catch((e) => e)).code).toBe("IMAGE_EMPTY");
     expect(getEventListeners(signal, "abort")).toHaveLength(0);
   });
+});
+
+test.each(["metadata", "toBuffer"])("a signal ends the call while %s is at work", async (step) => {
+  const png = await picture().png().toBuffer();
+  const prototype = Object.getPrototypeOf(sharp({ create: BLANK }));
+  let fail = (_: Error) => {};
+  const spy = jest.spyOn(prototype, step).mockImplementation(
+    () =>
+      new Promise((_, reject) => {
+        fail = reject;
+      }),
+  );
+  try {
+    for (const read of step === "metadata" ? [decodeImage, checkImage] : [decodeImage]) {
+      const controller = new AbortController();
+      const { signal } = controller;
+      const reading = read(png, { signal });
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      controller.abort(new Error("enough"));
+      await expect(reading).rejects.toThrow("enough");
+      expect(getEventListeners(signal, "abort")).toHaveLength(0);
+      // Nobody hears of what becomes of it.
+      fail(new Error("late"));
+    }
+  } finally {
+    spy.mockRestore();
+  }
 });
 
 describe("HEIC", () => {

@@ -122,6 +122,39 @@ describe("several together", () => {
   });
 });
 
+describe("a full queue", () => {
+  const full = { code: "QUEUE_FULL", message: "full" };
+
+  test("refuses, or is waited out where that was asked for", async () => {
+    const { requests, native } = start();
+    native.refusal = full;
+    await expect(requests.runAll([request])).rejects.toMatchObject({ code: "QUEUE_FULL" });
+    const submit = jest.spyOn(native, "submit");
+    const waiting = requests.runAll([request], undefined, "wait");
+    while (submit.mock.calls.length < 3) await new Promise((resolve) => setTimeout(resolve, 5));
+    native.refusal = undefined;
+    while (native.requests.length === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+    native.send(1, done);
+    expect(await waiting).toHaveLength(1);
+  });
+
+  test("is waited for until a signal, or the end of the model", async () => {
+    const { requests, native } = start();
+    native.refusal = full;
+    const controller = new AbortController();
+    const { signal } = controller;
+    const given = requests.runAll([request], signal, "wait");
+    const other = requests.runAll([request], undefined, "wait");
+    await new Promise((resolve) => setImmediate(resolve));
+    const reason = new Error("enough");
+    controller.abort(reason);
+    await expect(given).rejects.toBe(reason);
+    expect(getEventListeners(signal, "abort")).toHaveLength(0);
+    await requests.dispose();
+    await expect(other).rejects.toMatchObject({ code: "DISPOSED" });
+  });
+});
+
 describe("a signal", () => {
   test("already aborted: nothing is submitted", async () => {
     const { requests, native } = start();
