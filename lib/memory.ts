@@ -61,11 +61,12 @@ const blockBytes = (bytes: number): number =>
   deviceBytes(roundedUp(bytes, Math.max(ALIGNMENT, 2 ** Math.floor(Math.log2(bytes) - 3))));
 
 /** Bytes that the weights take on a GPU that computes in `dtype`: they lie in one block. */
-export const weightsOnDevice = ({ spec }: Checkpoint, dtype: NativeComputeType): number =>
-  spec.tensors.reduce((sum, tensor) => {
+export function weightsOnDevice(checkpoint: Checkpoint, dtype: NativeComputeType): number {
+  return checkpoint.spec.tensors.reduce((sum, tensor) => {
     const width = tensor.shape.length === 1 || dtype === "float32" ? 4 : 2;
     return sum + roundedUp(elements(tensor) * width, ALIGNMENT);
   }, 0);
+}
 
 /** `dtype`: what a GPU computes in. */
 export function estimateMemory(
