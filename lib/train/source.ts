@@ -59,7 +59,7 @@ export interface OrderOptions {
   seed: bigint;
   /** That of the source among those of the run: it names the source's randomness. */
   place: number;
-  /** The place of the first source of the same files, with which it shares its broken records. Default: `place`. */
+  /** The place of the first source of the same records: what is broken is counted once. Default: `place`. */
   sharing?: number;
   /** Records in the shuffle buffer; 1: as they lie. */
   shuffle?: number;
